@@ -1,0 +1,133 @@
+"""The vocabulary of rpo: what a batch of latents, a grid, a conditioning and a trajectory are.
+
+Every process here is x_t = alpha_t x_0 + sigma_t eps. Time runs from noise (t = 1) to data (t = 0), so a grid starts at
+its noisiest node and a step goes from node `t` to the less noisy node `s`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Latents = Float[Tensor, "batch c h w"]
+"""Any point of the latent space: clean `x_0`, noisy `x_t`, noise `eps`, a network output."""
+
+Images = Float[Tensor, "batch 3 height width"]
+"""RGB in [0, 1]."""
+
+PerSample = Float[Tensor, " batch"]
+"""One number per image: a reward, an error, a log-density."""
+
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
+"""What the network puts out; `flow` is eps - x_0 (rectified flow), `v_prediction` is alpha eps - sigma x_0."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One moment of the process: x_t = alpha x_0 + sigma eps, with the number the network is told.
+
+    The three tensors have one shape: `[]` for a whole batch at one moment, or `[batch, 1, 1, 1]` with one moment per
+    sample. `timestep` is what the network is fed (an integer for a UNet).
+    """
+
+    alpha: Float[Tensor, "..."]
+    sigma: Float[Tensor, "..."]
+    timestep: Float[Tensor, "..."] | Int[Tensor, "..."]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A discretisation of the process from noise to data: `num_steps + 1` nodes, the last one at the data end."""
+
+    alpha: Float[Tensor, " nodes"]
+    sigma: Float[Tensor, " nodes"]
+    timestep: Float[Tensor, " nodes"] | Int[Tensor, " nodes"]
+
+    @property
+    def num_steps(self) -> int:
+        """Number of transitions."""
+        return self.alpha.shape[0] - 1
+
+    def __getitem__(self, index: int) -> Node:
+        """The node at `index`, 0 … num_steps; step k goes from node k to node k + 1."""
+        return Node(self.alpha[index], self.sigma[index], self.timestep[index])
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the network is told about each image: its prompt, and what guidance pushes away from."""
+
+    prompt_embeds: Float[Tensor, "batch tokens dim"]
+    negative_embeds: Float[Tensor, "batch tokens dim"]
+
+    def __len__(self) -> int:
+        """Number of images it describes."""
+        return self.prompt_embeds.shape[0]
+
+    def select(self, index: Int[Tensor, " picked"] | slice) -> "Conditioning":
+        """The conditioning of some of the images, in the order asked for; an index may repeat."""
+        return Conditioning(self.prompt_embeds[index], self.negative_embeds[index])
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Isotropic Gaussian over latents; `std` is the standard deviation of the step, 0 for a deterministic one."""
+
+    mean: Float[Tensor, "batch c h w"]
+    std: Float[Tensor, "..."]
+
+    def sample(self, noise: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:
+        """The point that unit Gaussian `noise` selects."""
+        return self.mean + self.std * noise
+
+    def log_prob(self, x_s: Float[Tensor, "batch c h w"]) -> Float[Tensor, " batch"]:
+        """Joint log-density in float32 or better, summed over all dimensions.
+
+        Divide by `num_dims` before taking a clipped ratio. A deterministic step (`std` = 0) has no density: the answer is
+        NaN there, never a number that looks like one.
+        """
+        wide = torch.promote_types(self.mean.dtype, torch.float32)
+        mean, std, x_s = self.mean.to(wide), self.std.to(wide), x_s.to(wide)
+        log_two_pi = 1.8378770664093453
+        per_dim = -0.5 * ((x_s - mean) / std) ** 2 - std.log() - 0.5 * log_two_pi
+        return torch.where(std > 0, per_dim, torch.nan).sum(dim=(1, 2, 3))
+
+    @property
+    def num_dims(self) -> int:
+        """Dimensions of one sample."""
+        return self.mean[0].numel()
+
+
+Kernel = Callable[[Latents, Latents, Node, Node], Gaussian]
+"""A rule for one reverse step: (x0_hat, eps_hat, node t, node s) → p(x_s | x_t)."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A finished rollout: every point on the way, and how likely each step was under the policy that drew it."""
+
+    latents: Float[Tensor, "nodes batch c h w"]
+    log_probs: Float[Tensor, "steps batch"]
+    conditioning: Conditioning
+    grid: Grid
+
+    @property
+    def x_0(self) -> Float[Tensor, "batch c h w"]:
+        """The final latents."""
+        return self.latents[-1]
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a trainer's loss hands to `fit`: the scalar to descend, one loss per sample, and what to log.
+
+    `sample_losses` lets `fit` name the record behind a loss that is not finite. Metrics are detached scalars on the
+    training device; their names are those of `training/log.py`.
+    """
+
+    loss: Float[Tensor, ""]
+    sample_losses: Float[Tensor, " batch"]
+    metrics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
