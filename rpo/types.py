@@ -4,11 +4,9 @@ Every process here is x_t = alpha_t x_0 + sigma_t eps. Time runs from noise (t =
 its noisiest node and a step goes from node `t` to the less noisy node `s`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -70,39 +68,6 @@ class Conditioning:
     def select(self, index: Int[Tensor, " picked"] | slice) -> "Conditioning":
         """The conditioning of some of the images, in the order asked for; an index may repeat."""
         return Conditioning(self.prompt_embeds[index], self.negative_embeds[index])
-
-
-@dataclass(frozen=True)
-class Gaussian:
-    """Isotropic Gaussian over latents; `std` is the standard deviation of the step, 0 for a deterministic one."""
-
-    mean: Float[Tensor, "batch c h w"]
-    std: Float[Tensor, "..."]
-
-    def sample(self, noise: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:
-        """The point that unit Gaussian `noise` selects."""
-        return self.mean + self.std * noise
-
-    def log_prob(self, x_s: Float[Tensor, "batch c h w"]) -> Float[Tensor, " batch"]:
-        """Joint log-density in float32 or better, summed over all dimensions.
-
-        Divide by `num_dims` before taking a clipped ratio. A deterministic step (`std` = 0) has no density: the answer is
-        NaN there, never a number that looks like one.
-        """
-        wide = torch.promote_types(self.mean.dtype, torch.float32)
-        mean, std, x_s = self.mean.to(wide), self.std.to(wide), x_s.to(wide)
-        log_two_pi = 1.8378770664093453
-        per_dim = -0.5 * ((x_s - mean) / std) ** 2 - std.log() - 0.5 * log_two_pi
-        return torch.where(std > 0, per_dim, torch.nan).sum(dim=(1, 2, 3))
-
-    @property
-    def num_dims(self) -> int:
-        """Dimensions of one sample."""
-        return self.mean[0].numel()
-
-
-Kernel = Callable[[Latents, Latents, Node, Node], Gaussian]
-"""A rule for one reverse step: (x0_hat, eps_hat, node t, node s) → p(x_s | x_t)."""
 
 
 @dataclass(frozen=True)

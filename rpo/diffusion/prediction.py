@@ -1,0 +1,75 @@
+"""Predictions: what the network puts out, and what it says about the clean data and the noise.
+
+With x_t = alpha x_0 + sigma eps, every prediction is one linear view of the pair (x_0, eps):
+
+    epsilon       eps
+    v_prediction  alpha eps - sigma x_0        (Salimans & Ho, arXiv:2202.00512; needs alpha² + sigma² = 1)
+    sample        x_0
+    flow          eps - x_0                    (rectified flow; needs alpha + sigma = 1)
+    score         -eps / sigma                 (grad log p_t(x_t))
+
+`flow` and `v_prediction` are two different things that the field both calls velocity; here they never share a name.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from rpo.types import Node, PredictionType
+
+
+def to_x0_eps(
+    noise_pred: Float[Tensor, "batch c h w"],
+    x_t: Float[Tensor, "batch c h w"],
+    node: Node,
+    prediction_type: PredictionType,
+) -> tuple[Float[Tensor, "batch c h w"], Float[Tensor, "batch c h w"]]:
+    """Read a network output as (x0_hat, eps_hat).
+
+    Args:
+        noise_pred: The raw network output, whatever its type.
+        x_t: The noisy latents it was computed at.
+        node: Where on the schedule that is.
+        prediction_type: What the output means.
+    """
+    alpha, sigma = node.alpha, node.sigma
+    if prediction_type == "epsilon":
+        return (x_t - sigma * noise_pred) / alpha, noise_pred
+    if prediction_type == "v_prediction":
+        return alpha * x_t - sigma * noise_pred, alpha * noise_pred + sigma * x_t
+    if prediction_type == "sample":
+        return noise_pred, (x_t - alpha * noise_pred) / sigma
+    return x_t - sigma * noise_pred, x_t + alpha * noise_pred
+
+
+def from_x0_eps(
+    x_0: Float[Tensor, "batch c h w"],
+    eps: Float[Tensor, "batch c h w"],
+    node: Node,
+    prediction_type: PredictionType,
+) -> Float[Tensor, "batch c h w"]:
+    """The network output that stands for (x_0, eps): with the true pair, this is the training target."""
+    alpha, sigma = node.alpha, node.sigma
+    if prediction_type == "epsilon":
+        return eps
+    if prediction_type == "v_prediction":
+        return alpha * eps - sigma * x_0
+    if prediction_type == "sample":
+        return x_0
+    return eps - x_0
+
+
+def add_noise(
+    x_0: Float[Tensor, "batch c h w"], eps: Float[Tensor, "batch c h w"], node: Node
+) -> Float[Tensor, "batch c h w"]:
+    """The forward process: x_t = alpha x_0 + sigma eps."""
+    return node.alpha * x_0 + node.sigma * eps
+
+
+def eps_to_score(eps: Float[Tensor, "batch c h w"], node: Node) -> Float[Tensor, "batch c h w"]:
+    """Score of the marginal at the node; `node.sigma` must not be 0."""
+    return -eps / node.sigma
+
+
+def score_to_eps(score: Float[Tensor, "batch c h w"], node: Node) -> Float[Tensor, "batch c h w"]:
+    """Inverse of `eps_to_score`."""
+    return -node.sigma * score

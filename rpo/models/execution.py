@@ -1,0 +1,57 @@
+"""How a denoiser is executed: attention kernels, memory format, compilation. None of it changes what is computed."""
+
+import warnings
+from typing import Literal
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import XFormersAttnProcessor
+
+Attention = Literal["sdpa", "xformers"]
+"""`sdpa` is torch's scaled-dot-product attention, which picks flash or memory-efficient kernels by itself."""
+
+
+def prepare_denoiser(
+    denoiser: UNet2DConditionModel,
+    *,
+    compute_dtype: torch.dtype,
+    attention: Attention = "sdpa",
+    channels_last: bool = False,
+    compile_denoiser: bool = False,
+) -> None:
+    """Set up how `denoiser` runs, in place.
+
+    Args:
+        denoiser: The network, already on its device.
+        compute_dtype: What it computes in; xformers is probed in this type, not in float32, for which newer GPUs have no kernel.
+        attention: Which attention to use; see `Attention`.
+        channels_last: Put its weights in channels-last memory format.
+        compile_denoiser: Compile its forward on first use. In place, so that parameter names stay those of the checkpoint.
+    """
+    if attention == "xformers":
+        fault = xformers_fault(denoiser.device, compute_dtype)
+        if fault is None:
+            denoiser.set_attn_processor(XFormersAttnProcessor())
+        else:
+            warnings.warn(f"xformers was asked for but does not run here ({fault}); using torch's SDPA", stacklevel=2)
+    if channels_last:
+        denoiser.to(memory_format=torch.channels_last)
+    if compile_denoiser:
+        denoiser.compile()
+
+
+def xformers_fault(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why xformers' attention cannot run on this device in this type; None when it can.
+
+    A wheel may install and import without kernels for the GPU or the CUDA at hand, so only a trial call tells.
+    """
+    try:
+        import xformers.ops  # noqa: PLC0415
+    except (ImportError, OSError) as error:
+        return f"{error}; pip install 'rpo[xformers]'"
+    trial = torch.zeros(1, 2, 1, 40, device=device, dtype=dtype)
+    try:
+        xformers.ops.memory_efficient_attention(trial, trial, trial)
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        return str(error).strip().splitlines()[0]
+    return None

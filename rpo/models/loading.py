@@ -1,0 +1,160 @@
+"""From a source a person names to a `StableDiffusionPipeline`, refused at the door when it is none or is incomplete."""
+
+import json
+import re
+import struct
+from os import PathLike
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from safetensors import SafetensorError
+
+import rpo.shapes
+
+COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+WEIGHTED = ("unet", "vae", "text_encoder")
+SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt")
+
+OTHER_DENOISERS = {8: "an instruct-pix2pix UNet (an editor)", 9: "an inpainting UNet"}
+"""UNets of the same shape but for their input channels, which need more than a prompt."""
+
+
+def load_pipeline(
+    source: str | PathLike[str] | StableDiffusionPipeline,
+    *,
+    dtype: torch.dtype = torch.float32,
+    config: str | PathLike[str] | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+) -> StableDiffusionPipeline:
+    """Load a Stable Diffusion pipeline from a folder, a hub id, a single file, or take one as it is.
+
+    The safety checker is left out: training judges latents, and a blacked-out image is no sample of the model. It stays in the
+    checkpoint itself, and in whatever pipeline the trained adapter is loaded into.
+
+    Args:
+        source: A pipeline object, folder, hub id ("owner/name"), single `.safetensors` / `.ckpt` file, or "shapes".
+        dtype: Of all weights; given explicitly since libraries differ in what they do without.
+        config: For a single file, the diffusers folder or hub id that tells its architecture.
+        revision: Of a hub id.
+        variant: File variant, such as "fp16".
+
+    Raises:
+        ValueError: If it is not there, is no Stable Diffusion 1.x/2.x checkpoint, or is incomplete or damaged.
+    """
+    if isinstance(source, DiffusionPipeline):
+        check_pipeline(source)
+        return source
+    if source == "shapes":
+        source = rpo.shapes.path()
+    path = Path(source)
+    if path.is_file():
+        return _load_single_file(path, dtype=dtype, config=config)
+    if path.is_dir():
+        check_folder(path, variant=variant)
+    elif not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise ValueError(f"'{source}' is neither a folder, a file nor a hub id; give a path that exists or owner/name")
+    try:
+        return StableDiffusionPipeline.from_pretrained(
+            source,
+            dtype=dtype,
+            revision=revision,
+            variant=variant,
+            safety_checker=None,
+            requires_safety_checker=False,
+        )
+    except (SafetensorError, OSError, RuntimeError, KeyError) as error:
+        raise ValueError(f"'{source}' does not load as a Stable Diffusion pipeline: {error}") from error
+
+
+def _load_single_file(
+    path: Path, *, dtype: torch.dtype, config: str | PathLike[str] | None
+) -> StableDiffusionPipeline:
+    if path.suffix not in SINGLE_FILE_SUFFIXES:
+        raise ValueError(f"'{path}' is a {path.suffix or 'nameless'} file, but a checkpoint is .safetensors or .ckpt")
+    if path.suffix == ".safetensors":
+        check_safetensors(path)
+    try:
+        return StableDiffusionPipeline.from_single_file(
+            str(path), dtype=dtype, config=None if config is None else str(config)
+        )
+    except (SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"'{path}' does not load as a single-file Stable Diffusion checkpoint: {error}; if its architecture is not "
+            "SD 1.5's, or there is no network, give config=<a diffusers folder of the same architecture>"
+        ) from error
+
+
+def check_pipeline(pipe: DiffusionPipeline) -> None:
+    """Refuse a pipeline that is not Stable Diffusion 1.x/2.x text-to-image, or lacks a component.
+
+    Raises:
+        ValueError: Saying what it is and what is needed.
+    """
+    if not isinstance(pipe, StableDiffusionPipeline):
+        raise ValueError(
+            f"the pipeline is a {type(pipe).__name__}, but Stable Diffusion 1.x/2.x text-to-image is needed; load the "
+            "checkpoint with StableDiffusionPipeline (SDXL and other families have other networks)"
+        )
+    missing = [name for name in COMPONENTS if pipe.components[name] is None]
+    if missing:
+        raise ValueError(f"the pipeline has no {', '.join(missing)}; load it with all of {', '.join(COMPONENTS)}")
+    config = pipe.unet.config
+    if config["in_channels"] != pipe.vae.config["latent_channels"]:
+        kind = OTHER_DENOISERS.get(config["in_channels"], "another kind of UNet")
+        raise ValueError(
+            f"the UNet takes {config['in_channels']} channels: {kind}, but a text-to-image UNet takes "
+            f"{pipe.vae.config['latent_channels']}; use the text-to-image checkpoint that it was made from"
+        )
+    for key, kind in (("addition_embed_type", "SDXL"), ("time_cond_proj_dim", "a guidance-distilled UNet (LCM)")):
+        if config[key] is not None:
+            raise ValueError(f"the UNet has {key}={config[key]!r}: {kind}, but SD 1.x/2.x is needed; use its own base")
+    prediction_type = pipe.scheduler.config["prediction_type"]
+    if prediction_type not in ("epsilon", "v_prediction", "sample"):
+        raise ValueError(f"the scheduler says prediction_type={prediction_type!r}; epsilon, v_prediction or sample is needed")
+
+
+def check_folder(folder: Path, *, variant: str | None = None) -> None:
+    """Refuse a diffusers folder with a missing component or truncated weights, before anything is loaded.
+
+    Raises:
+        ValueError: Naming the component or the file.
+    """
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise ValueError(f"'{folder}' has no model_index.json, so it is no diffusers pipeline; give the folder that holds it")
+    class_name = json.loads(index.read_text())["_class_name"]
+    if class_name.startswith(("StableDiffusionXL", "StableDiffusion3", "Flux")):
+        raise ValueError(f"'{folder}' is a {class_name}, but Stable Diffusion 1.x/2.x is needed; give such a checkpoint")
+    for component in COMPONENTS:
+        if not (folder / component).is_dir():
+            raise ValueError(f"'{folder}' lacks its component {component}/; copy or download the whole checkpoint again")
+    for component in WEIGHTED:
+        stem = f".{variant}." if variant else "."
+        files = sorted((folder / component).glob(f"*{stem}safetensors")) or sorted((folder / component).glob(f"*{stem}bin"))
+        if not files:
+            raise ValueError(f"'{folder / component}' holds no weights (*{stem}safetensors); download it again")
+        for file in files:
+            if file.suffix == ".safetensors":
+                check_safetensors(file)
+
+
+def check_safetensors(file: Path) -> None:
+    """Refuse a safetensors file whose size is not what its header announces.
+
+    Raises:
+        ValueError: Naming the file, its size and the size announced.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        header_size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        header = stream.read(header_size) if header_size < size else b""
+    try:
+        tensors = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
+        announced = 8 + header_size + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"'{file}' ({size} bytes) has no readable safetensors header; it is damaged, get it again") from error
+    if announced != size:
+        raise ValueError(f"'{file}' has {size} bytes, but its header announces {announced}; it is truncated, get it again")
