@@ -1,7 +1,7 @@
 """Tiny pipelines of the real diffusers and transformers classes, with random weights: built in memory, no network.
 
-The latent is 8 x 8 x 4 (64 px images), as for `rpo.shapes`. The same `seed` gives the same weights; the global generator is
-left as it was.
+The latent is 8 x 8 x 4 (64 px images), as for `rpo.shapes`. The same `seed` gives the same weights; the global
+generator is left as it was.
 """
 
 from pathlib import Path

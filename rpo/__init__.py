@@ -1,0 +1,64 @@
+"""The place where a diffusers pipeline goes to be aligned.
+
+These are the public names. Each is imported when it is first asked for, so that `import rpo` loads neither torch nor
+diffusers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from rpo.config import load_config
+    from rpo.data.preference import PreferencePair, read_pairs
+    from rpo.diffusion.transition import ddim
+    from rpo.lora import add_lora, reference, save_lora
+    from rpo.models.stable_diffusion import StableDiffusion
+    from rpo.sampler import generate, replay, sample
+    from rpo.trainers.dpo import DPOConfig, DPOTrainer
+
+__all__ = [
+    "DPOConfig",
+    "DPOTrainer",
+    "PreferencePair",
+    "StableDiffusion",
+    "__version__",
+    "add_lora",
+    "ddim",
+    "generate",
+    "load_config",
+    "read_pairs",
+    "reference",
+    "replay",
+    "sample",
+    "save_lora",
+]
+
+_HOME = {
+    "DPOConfig": "rpo.trainers.dpo",
+    "DPOTrainer": "rpo.trainers.dpo",
+    "PreferencePair": "rpo.data.preference",
+    "StableDiffusion": "rpo.models.stable_diffusion",
+    "add_lora": "rpo.lora",
+    "ddim": "rpo.diffusion.transition",
+    "generate": "rpo.sampler",
+    "load_config": "rpo.config",
+    "read_pairs": "rpo.data.preference",
+    "reference": "rpo.lora",
+    "replay": "rpo.sampler",
+    "sample": "rpo.sampler",
+    "save_lora": "rpo.lora",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module when it is first asked for."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'rpo' has no attribute {name!r}; its public names are {', '.join(__all__)}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return __all__
