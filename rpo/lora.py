@@ -1,0 +1,247 @@
+"""The adapter layer: LoRA (Hu et al., arXiv:2106.09685) on a diffusers network, its reference, and a file that is checked.
+
+    W x  →  W x + (alpha / rank) B A x,    B = 0 at the start, so the first forward is the base's, bit for bit.
+
+The reference policy of every trainer is the same network with its adapters off: no second copy of the weights. Adapters are
+switched by their own flag on a collected list of layers; peft's enable/disable pair walks the whole network each time and makes
+frozen adapters trainable again.
+
+A saved file is read back into a fresh pipeline and compared on one seeded denoise before `save_lora` returns: the most common
+complaint about fine-tuned LoRAs anywhere is that the file changes nothing.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from rpo.models.stable_diffusion import StableDiffusion
+from rpo.types import Latents
+
+ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+"""Where LoRA goes in a denoiser by default: the attention projections, as in diffusers' own scripts."""
+
+TEXT_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
+"""The same places in a CLIP text encoder."""
+
+WEIGHT_FILE = "pytorch_lora_weights.safetensors"
+"""The name that `load_lora_weights` looks for first."""
+
+ADAPTER = "default"
+
+
+def add_lora(
+    network: nn.Module,
+    *,
+    rank: int = 16,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    target_modules: Sequence[str] = ATTENTION_PROJECTIONS,
+    seed: int = 0,
+) -> list[nn.Parameter]:
+    """Freeze `network`, add a LoRA adapter to it in place, and return the adapter's parameters, which are float32.
+
+    Args:
+        network: A diffusers denoiser or a transformers text encoder.
+        rank: Of the update, >= 1; 4 to 64 are usual.
+        alpha: Strength; the update is scaled by alpha / rank. Equal to `rank` by default, which is the only value that every
+            program that loads LoRAs agrees on.
+        dropout: On the adapter's input, in [0, 1). Leave it 0 where the reference must equal the start.
+        target_modules: Name endings of the layers to adapt.
+        seed: Of the adapter's initial A; the global random state is left alone.
+
+    Raises:
+        ValueError: If there is an adapter already, no layer matches, or `rank` is not positive.
+    """
+    if rank < 1:
+        raise ValueError(f"rank is {rank}, but a LoRA needs rank >= 1; 4 to 64 are usual")
+    if adapter_layers(network):
+        raise ValueError(
+            f"{type(network).__name__} already carries an adapter, which would become part of neither policy nor reference; "
+            "fuse it first (pipe.fuse_lora(); pipe.unload_lora_weights()) or load the base without it"
+        )
+    names = [name for name, _ in network.named_modules() if name.endswith(tuple(target_modules))]
+    if not names:
+        raise ValueError(f"no layer of {type(network).__name__} ends in {tuple(target_modules)}; see named_modules()")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank if alpha is None else alpha,
+        lora_dropout=dropout,
+        target_modules=list(target_modules),
+        init_lora_weights="gaussian",
+    )
+    network.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network.add_adapter(config, adapter_name=ADAPTER)
+    for parameter in lora_parameters(network):
+        parameter.data = parameter.data.float()
+    return lora_parameters(network)
+
+
+def adapter_layers(network: nn.Module) -> list[BaseTunerLayer]:
+    """The layers of `network` that carry an adapter; collect them once, outside loops."""
+    return [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def lora_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """The adapter's parameters, in a fixed order."""
+    return [parameter for name, parameter in network.named_parameters() if ".lora_" in name]
+
+
+@contextmanager
+def reference(network: nn.Module, layers: Sequence[BaseTunerLayer] | None = None) -> Iterator[None]:
+    """Inside, `network` is the reference policy: adapters off and no gradient. Outside, it is as it was, also after an error.
+
+    Equals the base bit for bit, and freezes or unfreezes nothing.
+
+    Args:
+        network: What `add_lora` was called on.
+        layers: Its `adapter_layers`, if they have been collected already.
+
+    Raises:
+        ValueError: If there is no adapter to switch off, or one is merged into the weights.
+
+    Example:
+        >>> with reference(model.denoiser):                                    # doctest: +SKIP
+        ...     reference_pred = model.predict(x_t, timestep, cond)
+    """
+    layers = adapter_layers(network) if layers is None else layers
+    if not layers:
+        raise ValueError(f"{type(network).__name__} carries no adapter, so it has no reference; call add_lora first")
+    if any(layer.merged for layer in layers):
+        raise ValueError("the adapter is merged into the weights, so it cannot be switched off; unmerge or unfuse it first")
+    before = [layer._disable_adapters for layer in layers]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        with torch.no_grad():
+            yield
+    finally:
+        for layer, was_disabled in zip(layers, before, strict=True):
+            layer._disable_adapters = was_disabled
+
+
+def save_lora(model: StableDiffusion, folder: str | PathLike[str]) -> Path:
+    """Write the adapter as a LoRA file that stock diffusers loads, and prove that it does.
+
+    The file is written beside its place, verified there (see `verify_lora`) and moved in whole, so that a crash or a full disk
+    leaves an older file as it was.
+
+    Args:
+        model: The live model; adapters on its denoiser, and on its text encoder if there are any, are saved.
+        folder: Where to put `pytorch_lora_weights.safetensors`; `pipe.load_lora_weights(folder)` reads it.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: If there is no adapter, or verification fails.
+        OSError: If it cannot be written, for want of space for instance.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    try:
+        _write(model, staging)
+        verify_lora(model, staging)
+        os.replace(staging / WEIGHT_FILE, folder / WEIGHT_FILE)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"the LoRA was not saved ({error.strerror}; {shutil.disk_usage(folder).free} bytes are free); the adapter is still in "
+            "memory and an earlier file untouched: free some space and save again",
+            str(folder),
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder / WEIGHT_FILE
+
+
+def _write(model: StableDiffusion, folder: Path) -> None:
+    layers, metadata = {}, {}
+    for part, network in (("unet", model.denoiser), ("text_encoder", model.text_encoder)):
+        if adapter_layers(network):
+            state = get_peft_model_state_dict(network, adapter_name=ADAPTER)
+            layers[part] = {name: tensor.contiguous() for name, tensor in convert_state_dict_to_diffusers(state).items()}
+            metadata[part] = network.peft_config[ADAPTER].to_dict()
+    if not layers:
+        raise ValueError("the model carries no adapter, so there is no LoRA to save; call add_lora (or train) first")
+    StableDiffusionPipeline.save_lora_weights(
+        folder,
+        unet_lora_layers=layers.get("unet"),
+        text_encoder_lora_layers=layers.get("text_encoder"),
+        unet_lora_adapter_metadata=metadata.get("unet"),
+        text_encoder_lora_adapter_metadata=metadata.get("text_encoder"),
+        weight_name=WEIGHT_FILE,
+    )
+
+
+@torch.no_grad()
+def verify_lora(model: StableDiffusion, folder: str | PathLike[str]) -> None:
+    """Load a LoRA file into a fresh pipeline and compare one seeded denoise with the live model and with the base.
+
+    The fresh pipeline shares the frozen weights with the live one, so this costs no memory to speak of and three forwards.
+
+    Args:
+        model: The live model.
+        folder: Where the file is.
+
+    Raises:
+        ValueError: If the adapter changes nothing, or the file does not reproduce it.
+    """
+    fresh = StableDiffusion(_fresh_pipeline(model.pipe), compute_dtype=model.compute_dtype)
+    base_pred = _probe(fresh)
+    fresh.pipe.load_lora_weights(str(folder))
+    fresh_pred, live_pred = _probe(fresh), _probe(model)
+    effect = (live_pred - base_pred).abs().max().item()
+    error = (fresh_pred - live_pred).abs().max().item()
+    if effect == 0:
+        raise ValueError(
+            "the adapter changes nothing: with it, a seeded denoise equals the base's bit for bit; train it before saving (an "
+            "untrained LoRA has B = 0)"
+        )
+    # Relative to the effect: a wrong strength is off by a factor, rounding by far less.
+    tolerance = effect * (1e-3 if model.compute_dtype == torch.float32 else 5e-2) + 1e-6
+    if not error <= tolerance:
+        raise ValueError(
+            f"the file does not reproduce the adapter: loaded into a fresh pipeline it is off by {error:.3g}, where the adapter's "
+            f"effect is {effect:.3g}; is the base half-precision, or was the adapter changed by hand (alpha, DoRA)?"
+        )
+
+
+def _probe(model: StableDiffusion) -> Latents:
+    generator = torch.Generator("cpu").manual_seed(0)
+    x_t = torch.randn(2, *model.latent_shape, generator=generator).to(model.device)
+    timestep = torch.full((2,), model.num_train_timesteps // 2, device=model.device)
+    return model.predict(x_t, timestep, model.encode_prompts(["", "a photo of a red circle"]))
+
+
+def _fresh_pipeline(pipe: DiffusionPipeline) -> StableDiffusionPipeline:
+    parts = dict(pipe.components)
+    with torch.device("meta"):
+        unet = type(pipe.unet).from_config(pipe.unet.config)
+    unet.load_state_dict(_base_state(pipe.unet), assign=True)
+    parts["unet"] = unet.eval()
+    if adapter_layers(pipe.text_encoder):
+        text_encoder = type(pipe.text_encoder)(pipe.text_encoder.config)
+        text_encoder.load_state_dict(_base_state(pipe.text_encoder))
+        parts["text_encoder"] = text_encoder.to(pipe.text_encoder.device, pipe.text_encoder.dtype).eval()
+    parts |= {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+    return StableDiffusionPipeline(**parts, requires_safety_checker=False)
+
+
+def _base_state(network: nn.Module) -> dict[str, Tensor]:
+    return {
+        name.replace(".base_layer", ""): tensor for name, tensor in network.state_dict().items() if ".lora_" not in name
+    }

@@ -1,0 +1,151 @@
+"""The one sampler: `sample` draws trajectories, `replay` computes the same step again with a gradient.
+
+Both go through one private step, so that a policy that has not changed gives a transition with the very same mean, and a
+likelihood ratio of exactly 1. Each image has a generator of its own, seeded by (seed, prompt, image): it is the same image
+whatever batch it is drawn in, and `pipe(prompt, generator=image_generator(...))` starts from the same noise.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from tqdm.auto import tqdm
+
+from rpo.diffusion.prediction import to_x0_eps
+from rpo.diffusion.transition import Gaussian, Kernel, ddim
+from rpo.models.base import DiffusionModel
+from rpo.types import Conditioning, Grid, Images, Latents, Trajectory
+
+
+def image_generator(seed: int, prompt_index: int, image_index: int) -> torch.Generator:
+    """The generator of one image, on the CPU so that every device draws the same noise.
+
+    Args:
+        seed: Of the whole run.
+        prompt_index: Which prompt of the run.
+        image_index: Which image of that prompt.
+    """
+    # Neighbouring integer seeds give correlated Mersenne states, hence the hash.
+    digest = hashlib.sha256(f"{seed}/{prompt_index}/{image_index}".encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+@torch.no_grad()
+def sample(
+    model: DiffusionModel,
+    cond: Conditioning,
+    grid: Grid,
+    kernel: Kernel,
+    *,
+    guidance_scale: float,
+    generators: Sequence[torch.Generator],
+) -> Trajectory:
+    """Draw one trajectory per row of `cond`, from pure noise to data.
+
+    Costs `num_steps` denoiser forwards per image, twice that with guidance. Nothing in the loop waits for the device: all
+    noise is drawn first, into the tensor that the trajectory then overwrites.
+
+    Args:
+        model: The checkpoint.
+        cond: One row per image.
+        grid: Nodes from noise to data; see `model.grid`.
+        kernel: The reverse step, such as `partial(ddim, eta=1.0)`.
+        guidance_scale: 1 is no guidance.
+        generators: One per image; see `image_generator`.
+
+    Raises:
+        ValueError: If the number of generators is not the number of images.
+    """
+    if len(generators) != len(cond):
+        raise ValueError(
+            f"{len(generators)} generators were given for {len(cond)} images; give one generator per row of cond"
+        )
+    noise = [torch.randn(grid.num_steps + 1, *model.latent_shape, generator=one) for one in generators]
+    latents = torch.stack(noise, dim=1).to(model.device)
+    log_probs = torch.empty(grid.num_steps, len(cond), device=model.device)
+    for step in range(grid.num_steps):
+        transition = _step(model, latents[step], cond, grid, step, kernel, guidance_scale)
+        latents[step + 1] = transition.sample(latents[step + 1])
+        log_probs[step] = transition.log_prob(latents[step + 1])
+    return Trajectory(latents, log_probs, cond, grid)
+
+
+def replay(
+    model: DiffusionModel, trajectory: Trajectory, step: int, kernel: Kernel, *, guidance_scale: float
+) -> Gaussian:
+    """The transition of one step of a finished trajectory, under the policy as it is now and with its gradient.
+
+    With unchanged weights and the same batch, `replay(...).log_prob(trajectory.latents[step + 1])` equals
+    `trajectory.log_probs[step]` exactly.
+
+    Args:
+        model: The checkpoint.
+        trajectory: From `sample`.
+        step: Which transition, 0 … num_steps - 1.
+        kernel: The kernel the trajectory was drawn with.
+        guidance_scale: The scale it was drawn with.
+    """
+    return _step(model, trajectory.latents[step], trajectory.conditioning, trajectory.grid, step, kernel, guidance_scale)
+
+
+def _step(
+    model: DiffusionModel,
+    x_t: Latents,
+    cond: Conditioning,
+    grid: Grid,
+    step: int,
+    kernel: Kernel,
+    guidance_scale: float,
+) -> Gaussian:
+    t, s = grid[step], grid[step + 1]
+    noise_pred = model.predict(x_t, t.timestep, cond, guidance_scale)
+    x0_hat, eps_hat = to_x0_eps(noise_pred, x_t, t, model.prediction_type)
+    return kernel(x0_hat, eps_hat, t, s)
+
+
+def generate(
+    model: DiffusionModel,
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    images_per_prompt: int = 1,
+    num_steps: int = 50,
+    guidance_scale: float = 7.5,
+    eta: float = 0.0,
+    batch_size: int = 16,
+    progress: str | None = None,
+) -> Images:
+    """Images of every prompt, on the CPU in float32, those of one prompt beside each other.
+
+    Args:
+        model: The checkpoint.
+        prompts: Each is encoded once.
+        seed: With it, image k of prompt i is always the same.
+        images_per_prompt: How many of each.
+        num_steps: Denoising steps; 20 to 50 are usual.
+        guidance_scale: 1 is no guidance; 7.5 is usual for Stable Diffusion.
+        eta: 0 is deterministic DDIM, 1 ancestral sampling.
+        batch_size: Images at once; changes speed and memory, not images (but for float error).
+        progress: Label of a progress bar; None for none.
+    """
+    cond = model.encode_prompts(prompts)
+    jobs = [(prompt, image) for prompt in range(len(prompts)) for image in range(images_per_prompt)]
+    bar = tqdm(total=len(jobs), desc=progress, unit="image", disable=progress is None, dynamic_ncols=True)
+    images = []
+    grid = model.grid(num_steps)
+    for start in range(0, len(jobs), batch_size):
+        batch = jobs[start : start + batch_size]
+        rows = torch.tensor([prompt for prompt, _ in batch], device=model.device)
+        trajectory = sample(
+            model,
+            cond.select(rows),
+            grid,
+            partial(ddim, eta=eta),
+            guidance_scale=guidance_scale,
+            generators=[image_generator(seed, prompt, image) for prompt, image in batch],
+        )
+        images.append(model.decode(trajectory.x_0).cpu())
+        bar.update(len(batch))
+    bar.close()
+    return torch.cat(images)
