@@ -25,7 +25,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "blue": (30, 50, 200),
     "magenta": (210, 50, 210),
 }
-"""Near the six chromatic corners of the RGB cube, at least 168 apart, so that a lossy autoencoder cannot confuse two.
+"""Near the six chromatic corners of the RGB cube, at least 169 apart, so that a lossy autoencoder cannot confuse two.
 
 No name starts with a vowel: the article is always "a".
 """
@@ -104,8 +104,8 @@ def parse_prompt(text: str) -> Prompt:
         return _by_text()[text]
     nearest = difflib.get_close_matches(text, _by_text(), n=1, cutoff=0.0)
     raise ValueError(
-        f"prompt {text!r} is not a sentence of the shapes world, which knows one object, two or three alike, two joined "
-        f"by 'and', and two in a relation ({', '.join(RELATIONS)}); the nearest it knows is {nearest[0]!r}"
+        f"prompt {text!r} is not a sentence of the shapes world, which knows one object, two or three alike, two "
+        f"joined by 'and', and two in a relation ({', '.join(RELATIONS)}); the nearest it knows is {nearest[0]!r}"
     )
 
 
@@ -126,8 +126,8 @@ def prompts(split: Split) -> list[Prompt]:
 def sample_prompts(split: Split, count: int, seed: int) -> list[Prompt]:
     """Draw prompts with an equal share of each kind.
 
-    The kinds take turns, so every multiple of four is balanced. Within a kind no prompt comes twice before all have come
-    once; small pools do repeat (out of domain there are only three single objects).
+    The kinds take turns, so every multiple of four is balanced. Within a kind no prompt comes twice before all have
+    come once; small pools do repeat (out of domain there are only three single objects).
 
     Args:
         split: The split to draw from.
@@ -181,8 +181,9 @@ def _splits() -> dict[Split, tuple[Prompt, ...]]:
 def _is_out_of_domain(prompt: Prompt) -> bool:
     if not HELD_OUT_COMBINATIONS.isdisjoint(prompt.objects):
         return True
+    names_a_pairing = prompt.kind in ("conjunction", "relation")
     pairing = " with ".join(sorted(map(str, prompt.objects)))
-    return len(prompt.objects) == 2 and _fraction(pairing) < HELD_OUT_PAIRING_SHARE
+    return names_a_pairing and _fraction(pairing) < HELD_OUT_PAIRING_SHARE
 
 
 def _meaning(prompt: Prompt) -> str:
