@@ -5,7 +5,6 @@ likelihood ratio of exactly 1. Each image has a generator of its own, seeded by 
 whatever batch it is drawn in, and `pipe(prompt, generator=image_generator(...))` starts from the same noise.
 """
 
-import hashlib
 from collections.abc import Sequence
 from functools import partial
 
@@ -15,6 +14,7 @@ from tqdm.auto import tqdm
 from rpo.diffusion.prediction import to_x0_eps
 from rpo.diffusion.transition import Gaussian, Kernel, ddim
 from rpo.models.base import DiffusionModel
+from rpo.randomness import keyed_generator
 from rpo.types import Conditioning, Grid, Images, Latents, Trajectory
 
 
@@ -26,9 +26,7 @@ def image_generator(seed: int, prompt_index: int, image_index: int) -> torch.Gen
         prompt_index: Which prompt of the run.
         image_index: Which image of that prompt.
     """
-    # Neighbouring integer seeds give correlated Mersenne states, hence the hash.
-    digest = hashlib.sha256(f"{seed}/{prompt_index}/{image_index}".encode()).digest()
-    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return keyed_generator(seed, prompt_index, image_index)
 
 
 @torch.no_grad()

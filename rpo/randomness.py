@@ -1,0 +1,15 @@
+"""Randomness by name: a generator is a function of what it is for, never of what was drawn before."""
+
+import hashlib
+
+import torch
+
+
+def keyed_generator(*key: object) -> torch.Generator:
+    """A CPU generator whose state is a hash of `key`: the same key is the same randomness, whatever else happened.
+
+    On the CPU so that every device draws the same numbers, and hashed since neighbouring integer seeds give correlated
+    Mersenne states.
+    """
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -1,0 +1,1 @@
+"""The trainers: each file is one algorithm, readable alone from top to bottom."""

@@ -1,0 +1,89 @@
+"""The policy that a trainer moves and the reference it must stay near, for LoRA and for full fine-tuning alike.
+
+With LoRA the reference is the same network with its adapters off. Full fine-tuning keeps one frozen copy of the denoiser and
+puts it in the model's place for as long as the reference is asked.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import nn
+
+from rpo.lora import adapter_layers, add_lora, reference, save_lora
+from rpo.models.stable_diffusion import StableDiffusion
+
+
+@final
+class LoraPolicy:
+    """A LoRA adapter on the model's denoiser.
+
+    Attributes:
+        model: The model it moves.
+        parameters: What the optimiser updates, float32.
+    """
+
+    def __init__(
+        self, model: StableDiffusion, *, rank: int, alpha: float | None, target_modules: tuple[str, ...], seed: int
+    ):
+        """Add the adapter to `model.denoiser`; see `add_lora` for the arguments."""
+        self.model = model
+        self.parameters = add_lora(model.denoiser, rank=rank, alpha=alpha, target_modules=target_modules, seed=seed)
+        self._layers = adapter_layers(model.denoiser)
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside, `model` is the reference: the base, without gradient."""
+        return reference(self.model.denoiser, self._layers)
+
+    def save(self, folder: str | PathLike[str]) -> Path:
+        """Write a verified LoRA file; see `save_lora`."""
+        return save_lora(self.model, folder)
+
+
+@final
+class FullPolicy:
+    """All weights of the model's denoiser, with one frozen copy of how they were.
+
+    Attributes:
+        model: The model it moves.
+        parameters: What the optimiser updates, float32.
+    """
+
+    def __init__(self, model: StableDiffusion):
+        """Unfreeze the denoiser and keep a copy.
+
+        Raises:
+            ValueError: If the weights are half-precision, which the optimiser's small steps would not change.
+        """
+        if model.weight_dtype != torch.float32:
+            raise ValueError(
+                f"full fine-tuning needs float32 weights, but they are {model.weight_dtype}; load the model with "
+                "dtype=torch.float32 and compute_dtype=torch.bfloat16 for mixed precision, or train a LoRA"
+            )
+        self.model = model
+        self._frozen = copy.deepcopy(model.denoiser)
+        model.denoiser.requires_grad_(True)
+        self.parameters: list[nn.Parameter] = list(model.denoiser.parameters())
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, `model` is the reference: the frozen copy, without gradient."""
+        policy = self.model.denoiser
+        self.model.denoiser = self._frozen
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.denoiser = policy
+
+    def save(self, folder: str | PathLike[str]) -> Path:
+        """Write the whole pipeline, with its new denoiser, as a diffusers folder."""
+        self.model.pipe.save_pretrained(folder)
+        return Path(folder)
+
+
+Policy = LoraPolicy | FullPolicy
