@@ -13,6 +13,7 @@ Because e is a mean, beta depends on the size of the latents: the paper's 5000 o
 0.305 per dimension, which is 78 on 256 dimensions. `beta_for_dims` converts.
 """
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -44,8 +45,9 @@ def beta_for_dims(num_dims: int, *, beta: float = PAPER_BETA, tuned_dims: int = 
 def squared_error(
     noise_pred: Float[Tensor, "batch c h w"], target: Float[Tensor, "batch c h w"]
 ) -> Float[Tensor, " batch"]:
-    """Squared error per sample, averaged over its dimensions, in float32."""
-    return ((noise_pred.float() - target.float()) ** 2).mean(dim=(1, 2, 3))
+    """Squared error per sample, averaged over its dimensions, in float32 or better."""
+    wide = torch.promote_types(noise_pred.dtype, torch.float32)
+    return ((noise_pred.to(wide) - target.to(wide)) ** 2).mean(dim=(1, 2, 3))
 
 
 def diffusion_dpo(
