@@ -1,0 +1,40 @@
+"""The embedded default: a small world of flat shapes, its ground-truth verifier, and a checkpoint trained on it.
+
+The checkpoint is an ordinary diffusers folder: `StableDiffusionPipeline.from_pretrained(rpo.shapes.path())`.
+"""
+
+from pathlib import Path
+
+GUIDANCE_SCALE = 3.0
+"""Guidance at which the checkpoint is meant to be sampled and at which its accuracy is quoted."""
+
+NUM_STEPS = 20
+"""DDIM steps at which the checkpoint is meant to be sampled and at which its accuracy is quoted."""
+
+
+def path() -> Path:
+    """Find the embedded checkpoint.
+
+    Returns:
+        The diffusers folder inside this package.
+
+    Raises:
+        FileNotFoundError: The weights are not there, as in an installation without package data.
+    """
+    folder = Path(__file__).parent / "assets"
+    missing = [name for name in _FILES if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"the shapes checkpoint in {folder} lacks {', '.join(missing)}, which a complete installation has; install "
+            f"rpo again, or train it with `python -m rpo.shapes.pretrain --out {folder}`"
+        )
+    return folder
+
+
+_FILES = (
+    "model_index.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+    "tokenizer/tokenizer.json",
+)
