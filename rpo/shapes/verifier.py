@@ -196,9 +196,11 @@ def _is_related(relation: Relation, first: ReadObject, second: ReadObject) -> bo
 
 def _checked_pixels(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     expected = (IMAGE_SIZE, IMAGE_SIZE, 3)
-    if image.dtype != np.uint8 or image.shape != expected:
+    is_array = isinstance(image, np.ndarray)
+    if not is_array or image.dtype != np.uint8 or image.shape != expected:
+        given = f"an array of {image.dtype} {list(image.shape)}" if is_array else f"a {type(image).__name__}"
         raise ValueError(
-            f"got an array of {image.dtype} {list(image.shape)}, expected uint8 {list(expected)}; "
+            f"got {given}, expected an array of uint8 {list(expected)}; "
             "give a rendered scene, or a float tensor [3, 64, 64] in [0, 1]"
         )
     return image
