@@ -38,7 +38,7 @@ test: lint ## Lint, then run the default tests
 lint: $(READY) ## Run ruff, pydoclint and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pydoclint --quiet $(CHECKED)
+	$(BIN)/flake8 $(CHECKED)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 unit: $(READY) ## Run the default tests only

@@ -1,0 +1,283 @@
+"""Configurations are nested frozen dataclasses; a YAML file and `a.b=value` overrides fill them, strictly.
+
+OmegaConf reads YAML and dotlists, merges them and resolves `${...}`; the dataclass's own type hints then decide what
+each value may be. An unknown key and a wrong type are errors that say where the value stands and what was meant.
+"""
+
+import ast
+import difflib
+import inspect
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+Config = TypeVar("Config")
+
+TYPE_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+    NoneType: "null",
+}
+
+
+@dataclass(frozen=True)
+class FieldInfo:
+    """One line of a configuration's help: a key and what it means."""
+
+    key: str
+    type_name: str
+    default: str
+    doc: str
+
+
+def load_config(cls: type[Config], path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Build `cls` from its defaults, the YAML file at `path` and the `a.b=value` overrides, the later ones winning.
+
+    Args:
+        cls: A dataclass of plain values, paths, literals, lists, tuples, dicts, other dataclasses, and unions of them.
+        path: A YAML file; None for the defaults alone.
+        overrides: Words such as `beta=80` or `loop.learning_rate=1e-4`; the value is read as YAML.
+
+    Raises:
+        ValueError: A key that `cls` does not have, a value of another type, a missing value, or text that is no YAML.
+    """
+    trees: dict[str, Any] = {}
+    if path is not None:
+        trees[f"'{path}'"] = _read_yaml(Path(path))
+    for word in overrides:
+        trees[f"the override '{word}'"] = _read_override(word)
+    source_of = {key: source for source, tree in trees.items() for key in _leaf_keys(tree)}
+    try:
+        values = OmegaConf.to_container(OmegaConf.merge({}, *trees.values()), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"the configuration of {cls.__name__} does not resolve: {_one_line(error)}") from error
+    return _Builder(cls, source_of).dataclass(cls, values, "")
+
+
+def to_yaml(config: object) -> str:
+    """The YAML of a configuration, every value written out; `load_config` of it gives the configuration back."""
+    return OmegaConf.to_yaml(OmegaConf.create(_plain(asdict(cast(Any, config)))))
+
+
+def describe_fields(cls: type) -> list[FieldInfo]:
+    """Every key of a configuration class, with type, default and the docstring under the field, in source order."""
+    docs = _field_docs(cls)
+    described: list[FieldInfo] = []
+    for field, hint in _hints(cls):
+        if nested := _section(hint):
+            for inner in describe_fields(nested):
+                described.append(FieldInfo(f"{field.name}.{inner.key}", inner.type_name, inner.default, inner.doc))
+        else:
+            described.append(FieldInfo(field.name, _type_name(hint), _default(field), docs.get(field.name, "")))
+    return described
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """Makes typed values out of plain ones; knows where each key was set, so that its errors can say so."""
+
+    root: type
+    source_of: Mapping[str, str]
+
+    def dataclass(self, cls: type[Config], value: Any, key: str) -> Config:
+        """One section, from a mapping of its keys."""
+        if not isinstance(value, Mapping):
+            raise self.mismatch(key, value, f"a section with keys {', '.join(field.name for field, _ in _hints(cls))}")
+        hints = {field.name: (field, hint) for field, hint in _hints(cls)}
+        for name in value:
+            if name not in hints:
+                raise self.unknown(_join(key, name))
+        for name, (field, _) in hints.items():
+            if name not in value and _default(field) == "required":
+                raise ValueError(f"{self.root.__name__} needs {_join(key, name)}, which is not set; set it")
+        return cls(**{name: self.value(hints[name][1], one, _join(key, name)) for name, one in value.items()})
+
+    def value(self, hint: Any, value: Any, key: str) -> Any:
+        """One value of the type that `hint` asks for."""
+        origin = get_origin(hint)
+        if is_dataclass(hint):
+            return self.dataclass(cast(type[object], hint), value, key)
+        if origin in (Union, UnionType):
+            return self.union(hint, value, key)
+        if origin in (list, tuple, Sequence) and isinstance(value, list):
+            return self.items(hint, value, key)
+        if origin in (dict, Mapping) and isinstance(value, Mapping):
+            return {name: self.value(get_args(hint)[1], one, _join(key, name)) for name, one in value.items()}
+        return self.scalar(hint, value, key)
+
+    def scalar(self, hint: Any, value: Any, key: str) -> Any:
+        """A value without parts; a whole number also passes for a number, text for a path."""
+        if type(value) is hint or hint is Any:
+            return value
+        if any(value == one and type(value) is type(one) for one in get_args(hint)):
+            return value
+        if hint is float and type(value) is int:
+            return float(value)
+        if hint is Path and isinstance(value, str):
+            return Path(value)
+        raise self.mismatch(key, value, _type_name(hint))
+
+    def union(self, hint: Any, value: Any, key: str) -> Any:
+        """The first member that takes the value; with a single one beside None, its own error tells more."""
+        members = [member for member in get_args(hint) if member is not NoneType]
+        if value is None and len(members) < len(get_args(hint)):
+            return None
+        if len(members) == 1:
+            return self.value(members[0], value, key)
+        for member in members:
+            try:
+                return self.value(member, value, key)
+            except ValueError:
+                continue
+        raise self.mismatch(key, value, _type_name(hint))
+
+    def items(self, hint: Any, value: list[Any], key: str) -> Any:
+        """A list, or a tuple of any or of a fixed length."""
+        args = get_args(hint)
+        is_fixed = get_origin(hint) is tuple and args[-1] is not Ellipsis
+        if is_fixed and len(value) != len(args):
+            raise self.mismatch(key, value, _type_name(hint))
+        hints = args if is_fixed else args[:1] * len(value)
+        built = [
+            self.value(one, item, f"{key}[{index}]") for index, (one, item) in enumerate(zip(hints, value, strict=True))
+        ]
+        return built if get_origin(hint) is list else tuple(built)
+
+    def unknown(self, key: str) -> ValueError:
+        """The error for a key that the configuration does not have."""
+        full_key, source = self.locate(key)
+        last = full_key.rpartition(".")[2]
+        keys = [info.key for info in describe_fields(self.root)]
+        namesakes = [one for one in keys if one.rpartition(".")[2] == last]
+        nearest = difflib.get_close_matches(full_key, namesakes or keys, n=1, cutoff=0)
+        advice = f"did you mean '{nearest[0]}'?" if nearest else "it has no keys at all"
+        return ValueError(f"{source} sets '{full_key}', but {self.root.__name__} has no such key; {advice}")
+
+    def mismatch(self, key: str, value: Any, expected: str) -> ValueError:
+        """The error for a value of the wrong type."""
+        _, source = self.locate(key)
+        defaults = {info.key: info.default for info in describe_fields(self.root)}
+        advice = f"the default is {defaults[key]}" if key in defaults else "change it"
+        if expected == "text" and isinstance(value, bool | int | float):
+            advice = "put it in quotes"
+        shown = "null" if value is None else repr(value)
+        return ValueError(f"{source} sets '{key}' to {shown}, but {expected} is needed; {advice}")
+
+    def locate(self, key: str) -> tuple[str, str]:
+        """The full path that was set at, within or around `key`, and where: the file or the override."""
+        for full_key, source in self.source_of.items():
+            if full_key == key or full_key.startswith(f"{key}."):
+                return full_key, source
+        around = [full_key for full_key in self.source_of if key.startswith((f"{full_key}[", f"{full_key}."))]
+        return (around[0], self.source_of[around[0]]) if around else (key, "the configuration")
+
+
+def _read_yaml(path: Path) -> Any:
+    if not path.is_file():
+        raise ValueError(f"there is no configuration file '{path}'; give the path of a YAML file")
+    try:
+        tree = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"'{path}' cannot be read as YAML: {_one_line(error)}") from error
+    if not OmegaConf.is_dict(tree):
+        raise ValueError(f"'{path}' holds a list, but a configuration is lines of `key: value`; write it so")
+    return tree
+
+
+def _read_override(word: str) -> Any:
+    key, equals, _ = word.partition("=")
+    if not (key.strip() and equals):
+        raise ValueError(f"the override '{word}' is not of the form key=value; write for example seed=1")
+    try:
+        return OmegaConf.from_dotlist([word])
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"the override '{word}' cannot be read as YAML: {_one_line(error)}") from error
+
+
+def _leaf_keys(tree: Any, prefix: str = "") -> Iterator[str]:
+    for name, value in tree.items_ex(resolve=False) if OmegaConf.is_dict(tree) else ():
+        if OmegaConf.is_dict(value) and len(value) > 0:
+            yield from _leaf_keys(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _hints(cls: Any) -> list[tuple[Field[Any], Any]]:
+    hints = get_type_hints(cls)
+    return [(field, hints[field.name]) for field in fields(cls)]
+
+
+def _section(hint: Any) -> type | None:
+    """The dataclass that a hint names, alone or beside None."""
+    return next(
+        (member for member in (hint, *get_args(hint)) if is_dataclass(member) and isinstance(member, type)), None
+    )
+
+
+def _field_docs(cls: type) -> dict[str, str]:
+    """The string literals under the fields of a class, each on one line."""
+    body = cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]).body
+    docs: dict[str, str] = {}
+    for statement, below in zip(body, body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            match below:
+                case ast.Expr(value=ast.Constant(value=str(text))):
+                    docs[statement.target.id] = " ".join(text.split())
+                case _:
+                    pass
+    return docs
+
+
+def _default(field: Field[Any]) -> str:
+    """The default as YAML on one line, or the word "required"."""
+    if field.default_factory is not MISSING:
+        return _yaml_value(field.default_factory())
+    return "required" if field.default is MISSING else _yaml_value(field.default)
+
+
+def _yaml_value(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower() if value is not None else "null"
+    return str(_plain(value))
+
+
+def _type_name(hint: Any) -> str:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(str(one) for one in args)
+    if origin in (Union, UnionType):
+        return " or ".join(_type_name(member) for member in args)
+    if origin is tuple and args[-1] is not Ellipsis:
+        return f"a list ({', '.join(_type_name(member) for member in args)})"
+    if origin in (list, tuple, Sequence):
+        return f"a list (each {_type_name(args[0])})"
+    if origin in (dict, Mapping):
+        return f"a mapping (each {_type_name(args[1])})"
+    return TYPE_NAMES.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _plain(value: Any) -> Any:
+    """What YAML can write: lists for tuples, text for paths."""
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _join(key: str, name: object) -> str:
+    return f"{key}.{name}" if key else str(name)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
