@@ -5,6 +5,7 @@ run draws; on a CPU the weights are then equal bit for bit.
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -132,7 +133,7 @@ class _Meter:
 
     def report(self, done: int, log: TrainingLog) -> None:
         loss = self._sum.item() / (done - self._last)
-        if not np.isfinite(loss):
+        if not math.isfinite(loss):
             raise ValueError(
                 f"{self._phase.name}: the mean loss of steps {self._last + 1} to {done} is {loss}, expected a finite "
                 f"number; lower --lr or change --seed and start again with --fresh"
@@ -164,7 +165,7 @@ def one_cycle(step: int, *, steps: int, peak: float) -> float:
         low, high, progress = peak / 25, peak, step / rise
     else:
         low, high, progress = peak / 1e4, peak, 1 - (step - rise) / (steps - rise)
-    return low + (high - low) * (1 - np.cos(np.pi * progress)) / 2
+    return low + (high - low) * (1 - math.cos(math.pi * progress)) / 2
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
