@@ -5,6 +5,7 @@ import re
 import struct
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
@@ -56,7 +57,7 @@ def load_pipeline(
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise ValueError(f"'{source}' is neither a folder, a file nor a hub id; give a path that exists or owner/name")
     try:
-        return StableDiffusionPipeline.from_pretrained(
+        pipe = StableDiffusionPipeline.from_pretrained(
             source,
             dtype=dtype,
             revision=revision,
@@ -66,6 +67,8 @@ def load_pipeline(
         )
     except (SafetensorError, OSError, RuntimeError, KeyError) as error:
         raise ValueError(f"'{source}' does not load as a Stable Diffusion pipeline: {error}") from error
+    check_nothing_missing(pipe, path)
+    return pipe
 
 
 def _load_single_file(
@@ -140,6 +143,30 @@ def check_folder(folder: Path, *, variant: str | None = None) -> None:
                 check_safetensors(file)
 
 
+def check_nothing_missing(pipe: StableDiffusionPipeline, folder: Path) -> None:
+    """Refuse a pipeline some of whose tensors were not in its files: libraries go on with a warning and random weights.
+
+    Raises:
+        ValueError: Naming the component and the first tensors it lacks.
+    """
+    for part in ("unet", "vae"):
+        _refuse_missing(folder / part, [name for name, tensor in pipe.components[part].named_parameters() if tensor.is_meta])
+    files = list((folder / "text_encoder").glob("*.safetensors"))
+    if files:
+        # Older files have one more level, text_model., than newer classes.
+        stored = {name.removeprefix("text_model.") for file in files for name in _announced_tensors(file)}
+        wanted = (name.removeprefix("text_model.") for name, _ in pipe.text_encoder.named_parameters())
+        _refuse_missing(folder / "text_encoder", [name for name in wanted if name not in stored])
+
+
+def _refuse_missing(part: Path, missing: list[str]) -> None:
+    if missing:
+        raise ValueError(
+            f"'{part}' lacks {len(missing)} tensor{'s' * (len(missing) > 1)}, among them {missing[0]}; its weights do not "
+            "belong to its config.json, or are incomplete: get the checkpoint again"
+        )
+
+
 def check_safetensors(file: Path) -> None:
     """Refuse a safetensors file whose size is not what its header announces.
 
@@ -147,14 +174,19 @@ def check_safetensors(file: Path) -> None:
         ValueError: Naming the file, its size and the size announced.
     """
     size = file.stat().st_size
-    with file.open("rb") as stream:
-        prefix = stream.read(8)
-        header_size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-        header = stream.read(header_size) if header_size < size else b""
     try:
-        tensors = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
-        announced = 8 + header_size + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+        tensors = _announced_tensors(file)
+        ends = [entry["data_offsets"][1] for entry in tensors.values()]
+    except (ValueError, AttributeError, KeyError, TypeError, struct.error, MemoryError, OverflowError) as error:
         raise ValueError(f"'{file}' ({size} bytes) has no readable safetensors header; it is damaged, get it again") from error
+    with file.open("rb") as stream:
+        announced = 8 + struct.unpack("<Q", stream.read(8))[0] + max(ends, default=0)
     if announced != size:
         raise ValueError(f"'{file}' has {size} bytes, but its header announces {announced}; it is truncated, get it again")
+
+
+def _announced_tensors(file: Path) -> dict[str, dict[str, Any]]:
+    with file.open("rb") as stream:
+        header_size = struct.unpack("<Q", stream.read(8))[0]
+        header = stream.read(min(header_size, file.stat().st_size))
+    return {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
