@@ -6,7 +6,7 @@ the *same* prompts and seeds is the mean difference per image, with a percentile
 images of one prompt resemble each other, so resampling images would claim a precision that is not there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -135,8 +135,7 @@ def paired_gain(
 
 def accuracy_by(holds: ArrayLike, labels: Sequence[str], *, groups: Sequence[object]) -> list[Accuracy]:
     """One `Accuracy` per label (a kind of prompt, say), in the order in which labels first appear."""
-    claims = _claims(holds, "holds")
-    rows: list[Accuracy] = []
+    claims, rows = _claims(holds, "holds"), list[Accuracy]()
     for label, picked in _by_label(labels, len(claims)):
         prompts = [groups[i] for i in picked]
         share = accuracy(claims[picked], groups=prompts)
@@ -177,7 +176,7 @@ def compare_by(
     """One `Comparison` per label, in the order in which labels first appear."""
     claims_before, claims_after = _claims(before, "before"), _claims(after, "after")
     _same_length(claims_before, claims_after)
-    rows: list[Comparison] = []
+    rows = list[Comparison]()
     for label, picked in _by_label(labels, len(claims_before)):
         prompts = [groups[i] for i in picked]
         rows.append(compare(label, claims_before[picked], claims_after[picked], groups=prompts, seed=seed))
@@ -197,22 +196,20 @@ def outcomes(before: ArrayLike, after: ArrayLike) -> list[Outcome]:
     return [names[bool(b), bool(a)] for b, a in zip(claims_before, claims_after, strict=True)]
 
 
-def draw_examples(found: Sequence[Outcome], *, per_outcome: int, seed: int) -> dict[Outcome, list[int]]:
-    """Indices of up to `per_outcome` images of every outcome, drawn at random by `seed`: nobody picked them.
+def draw_examples(found: Sequence[Outcome], *, counts: Mapping[Outcome, int], seed: int) -> dict[Outcome, list[int]]:
+    """Indices of some images of every outcome, drawn at random by `seed`: nobody picked them.
 
     Args:
         found: The outcome of every image, of `outcomes`.
-        per_outcome: How many to draw of each; fewer where there are fewer.
+        counts: How many to draw of each; fewer are drawn where there are fewer.
         seed: Of the draw.
 
     Returns:
-        For every outcome, indices in rising order.
+        Indices in rising order, by outcome.
     """
     order = np.random.default_rng(seed).permutation(len(found))
-    drawn: dict[Outcome, list[int]] = {
-        outcome: [int(i) for i in order if found[i] == outcome][:per_outcome] for outcome in OUTCOMES
-    }
-    return {outcome: sorted(indices) for outcome, indices in drawn.items()}
+    pools = {outcome: [int(i) for i in order if found[i] == outcome] for outcome in counts}
+    return {outcome: sorted(pools[outcome][:count]) for outcome, count in counts.items()}
 
 
 def format_share(share: Interval) -> str:
@@ -300,5 +297,4 @@ def _by_label(labels: Sequence[str], count: int) -> list[tuple[str, np.ndarray]]
             f"labels has {len(labels)} entries for {count} images, but every image needs one; "
             "repeat each prompt's label once per image"
         )
-    names = np.asarray(labels)
-    return [(label, np.flatnonzero(names == label)) for label in dict.fromkeys(labels)]
+    return [(label, np.flatnonzero(np.asarray(labels) == label)) for label in dict.fromkeys(labels)]

@@ -191,13 +191,15 @@ def test_outcomes_names_all_four():
 def test_examples_are_drawn_by_seed_from_the_outcome_they_stand_for():
     rng = np.random.default_rng(10)
     found = outcomes(rng.random(300) < 0.5, rng.random(300) < 0.98)
-    drawn = draw_examples(found, per_outcome=20, seed=3)
-    assert drawn == draw_examples(found, per_outcome=20, seed=3)
-    assert drawn != draw_examples(found, per_outcome=20, seed=4)
+    counts = dict.fromkeys(OUTCOMES, 20)
+    drawn = draw_examples(found, counts=counts, seed=3)
+    assert drawn == draw_examples(found, counts=counts, seed=3)
+    assert drawn != draw_examples(found, counts=counts, seed=4)
     for outcome, indices in drawn.items():
         assert len(indices) == len(set(indices)) == min(20, found.count(outcome))
         assert all(found[i] == outcome for i in indices)
     assert max(drawn["fixed"]) > 150  # from the whole list, not from its beginning
+    assert draw_examples(found, counts={"broken": 1, "fixed": 0}, seed=3)["fixed"] == []
 
 
 def test_formats():
