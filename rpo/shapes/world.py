@@ -203,7 +203,8 @@ def draw_scene(prompt: Prompt, rng: np.random.Generator) -> Scene:
 
 def _draw_radii(count: int, rng: np.random.Generator) -> NDArray[np.float64]:
     smallest, largest = RADII[count]
-    return smallest + RADIUS_STEP * rng.integers(0, round((largest - smallest) / RADIUS_STEP) + 1, count)
+    steps = rng.integers(0, round((largest - smallest) / RADIUS_STEP) + 1, count)
+    return smallest + RADIUS_STEP * steps.astype(np.float64)
 
 
 def _keeps_apart(layouts: NDArray[np.int64], reach: NDArray[np.float64]) -> NDArray[np.bool_]:
