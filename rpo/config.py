@@ -160,8 +160,9 @@ class _Builder:
         keys = [info.key for info in describe_fields(self.root)]
         namesakes = [one for one in keys if one.rpartition(".")[2] == last]
         nearest = difflib.get_close_matches(full_key, namesakes or keys, n=1, cutoff=0)
-        advice = f"did you mean '{nearest[0]}'?" if nearest else "it has no keys at all"
-        return ValueError(f"{source} sets '{full_key}', but {self.root.__name__} has no such key; {advice}")
+        return ValueError(
+            f"{source} sets '{full_key}', but {self.root.__name__} has no such key; the nearest is '{''.join(nearest)}'"
+        )
 
     def mismatch(self, key: str, value: Any, expected: str) -> ValueError:
         """The error for a value of the wrong type."""

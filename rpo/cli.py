@@ -1,0 +1,221 @@
+"""The `rpo` command: a table of commands, each a few lines that load a configuration and call the library.
+
+A handler imports what it needs when it runs, so that `rpo --help` answers at once. A mistake in the input ends in one
+line on stderr and exit code 2; its traceback is shown under `--debug`.
+"""
+
+import argparse
+import json
+import os
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from rpo import __version__
+
+INPUT_ERRORS = (ValueError, OSError, ImportError)
+"""What wrong input raises; anything else is a defect of rpo and keeps its traceback."""
+
+TRAINERS = {"dpo": "rpo.trainers.dpo"}
+"""Module of each trainer; it has a dataclass `RunConfig` and a function `run(config, resume)`."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One line of the table: what a command is for, what it accepts, what it does."""
+
+    summary: str
+    """One line for the help."""
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    """Declares what it accepts."""
+    run: Callable[[argparse.Namespace], None]
+    """Does it."""
+    config: str = ""
+    """`module:class` of the configuration that `key=value` words fill; its keys are listed in the help."""
+
+
+def quickstart(args: argparse.Namespace) -> None:
+    """Align the embedded model and write a report."""
+    from rpo.config import load_config
+    from rpo.quickstart import QuickstartConfig, run
+
+    run(load_config(QuickstartConfig, None, _overrides(args)), resume=args.resume)
+
+
+def train_dpo(args: argparse.Namespace) -> None:
+    """Train by Diffusion-DPO what a YAML file describes."""
+    from rpo.config import load_config
+
+    trainer = import_module(TRAINERS["dpo"])
+    trainer.run(load_config(trainer.RunConfig, args.config, _overrides(args)), resume=args.resume)
+
+
+def data_check(args: argparse.Namespace) -> None:
+    """Read a pair set and say what it is."""
+    from rpo.data.check import check_pairs, format_report
+
+    print(format_report(check_pairs(args.path)))
+
+
+def shapes_evaluate(args: argparse.Namespace) -> None:
+    """Measure the embedded model, with or without a LoRA, by its verifier."""
+    from rpo.shapes.evaluate import evaluate_shapes, format_accuracies
+
+    print(format_accuracies(evaluate_shapes(lora=args.lora, images=args.images, seed=args.seed)))
+
+
+def shapes_pretrain(args: argparse.Namespace) -> None:
+    """Train the embedded checkpoint from nothing."""
+    from rpo.config import load_config
+    from rpo.shapes.pretrain import PretrainConfig, pretrain
+
+    pretrain(load_config(PretrainConfig, None, args.overrides))
+
+
+def _takes_run(parser: argparse.ArgumentParser) -> None:
+    _takes_overrides(parser)
+    parser.add_argument(
+        "--resume", action="store_true", help="continue where an earlier run of the same output stopped"
+    )
+    parser.add_argument("--output", metavar="DIR", help="folder of the run; the same as output=DIR")
+
+
+def _takes_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="YAML file of the run, such as those in configs/")
+    _takes_run(parser)
+
+
+def _takes_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="a setting to change, such as seed=1"
+    )
+
+
+def _takes_pairs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", help="folder, file or hub id of a pair set")
+
+
+def _takes_evaluation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--lora", metavar="PATH", type=Path, help="LoRA to load into the embedded model")
+    parser.add_argument("--images", metavar="N", type=int, default=400, help="images per split (default 400)")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the initial noise (default 0)")
+
+
+COMMANDS = {
+    "quickstart": Command(
+        "align the embedded model on this machine and write a report",
+        _takes_run,
+        quickstart,
+        "rpo.quickstart:QuickstartConfig",
+    ),
+    "train dpo": Command(
+        "fine-tune a Stable Diffusion checkpoint on preference pairs",
+        _takes_config,
+        train_dpo,
+        f"{TRAINERS['dpo']}:RunConfig",
+    ),
+    "data check": Command("say what a pair set holds and what is wrong with it", _takes_pairs, data_check),
+    "shapes evaluate": Command(
+        "measure the embedded model, or a LoRA of it, by its verifier", _takes_evaluation, shapes_evaluate
+    ),
+    "shapes pretrain": Command(
+        "train the embedded checkpoint from nothing",
+        _takes_overrides,
+        shapes_pretrain,
+        "rpo.shapes.pretrain:PretrainConfig",
+    ),
+}
+
+
+GROUPS = {"train": "train a checkpoint", "data": "look at preference data", "shapes": "the embedded model"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that `argv` names.
+
+    Args:
+        argv: The words after `rpo`; None for those of this process.
+
+    Returns:
+        The exit code: 0, 2 for wrong input, 130 when interrupted.
+    """
+    # What these libraries say at import (an image processor without torchvision, …) concerns nothing that rpo does.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    args = _parse(list(sys.argv[1:] if argv is None else argv))
+    try:
+        args.command.run(args)
+    except KeyboardInterrupt:
+        advice = "; run the same command with --resume to continue from the last checkpoint" if "resume" in args else ""
+        print(f"\nrpo: interrupted{advice}", file=sys.stderr)
+        return 130
+    except INPUT_ERRORS as error:
+        if args.debug:
+            traceback.print_exc()
+        else:
+            print(f"rpo: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="rpo", description="Align diffusers pipelines.")
+    parser.add_argument("--version", action="version", version=f"rpo {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    groups = {"": parser.add_subparsers(metavar="COMMAND", required=True)}
+    for name, command in COMMANDS.items():
+        group, _, last = name.rpartition(" ")
+        if group not in groups:
+            inner = groups[""].add_parser(group, help=GROUPS[group], description=GROUPS[group])
+            groups[group] = inner.add_subparsers(metavar="COMMAND", required=True)
+        one = groups[group].add_parser(
+            last,
+            help=command.summary,
+            description=command.summary,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=_settings(command) if _asks_for_help(words, name) else None,
+        )
+        command.add_arguments(one)
+        one.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+        )
+        one.set_defaults(command=command)
+    args, left_over = parser.parse_known_args(words)
+    # argparse takes positional words from one place only; those after an option are left over.
+    strangers = [word for word in left_over if word.startswith("-") or not args.command.config]
+    if strangers:
+        parser.error(f"unrecognized arguments: {' '.join(strangers)}")
+    if left_over:
+        args.overrides = [*args.overrides, *left_over]
+    return args
+
+
+def _asks_for_help(words: list[str], name: str) -> bool:
+    return words[: len(name.split())] == name.split() and not {"-h", "--help"}.isdisjoint(words)
+
+
+def _settings(command: Command) -> str | None:
+    """The keys of a command's configuration, for the end of its help."""
+    if not command.config:
+        return None
+    from rpo.config import describe_fields
+
+    module, _, name = command.config.partition(":")
+    lines = ["settings:"]
+    for field in describe_fields(vars(import_module(module))[name]):
+        lines.append(f"  {field.key}={field.default}  ({field.type_name})")
+        lines += textwrap.wrap(field.doc, 100, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines)
+
+
+def _overrides(args: argparse.Namespace) -> list[str]:
+    """The `key=value` words, with --output as one of them; JSON quotes the folder for YAML."""
+    return [*args.overrides, f"output={json.dumps(args.output)}"] if args.output else args.overrides
+
+
+if __name__ == "__main__":
+    sys.exit(main())
