@@ -11,7 +11,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from rpo.config import load_config
-    from rpo.data.preference import PreferencePair, read_pairs
+    from rpo.data.preference import PreferencePair
+    from rpo.data.readers import read_pairs
     from rpo.diffusion.transition import ddim
     from rpo.lora import add_lora, reference, save_lora
     from rpo.models.stable_diffusion import StableDiffusion
@@ -44,7 +45,7 @@ _HOME = {
     "ddim": "rpo.diffusion.transition",
     "generate": "rpo.sampler",
     "load_config": "rpo.config",
-    "read_pairs": "rpo.data.preference",
+    "read_pairs": "rpo.data.readers",
     "reference": "rpo.lora",
     "replay": "rpo.sampler",
     "sample": "rpo.sampler",

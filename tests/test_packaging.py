@@ -1,0 +1,108 @@
+"""What an installation gets: the wheel, its metadata, and the constraints it is tested with."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+from packaging.requirements import Requirement
+
+import rpo
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+BROUGHT_BY = {
+    "PIL": "pillow",
+    "filelock": "huggingface_hub",
+    "fsspec": "datasets",
+    "pyarrow": "datasets",
+    "tokenizers": "transformers",
+    "yaml": "omegaconf",
+}
+"""Modules that a requirement of another name installs, and hands out in its own interface."""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
+    """The wheel, built from a copy so that the checkout stays as it is."""
+    source = tmp_path_factory.mktemp("source")
+    shutil.copytree(ROOT / "rpo", source / "rpo", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = "import setuptools.build_meta as backend; backend.build_wheel('dist')"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
+    return ZipFile(next((source / "dist").glob("*.whl")))
+
+
+def test_wheel_holds_every_file_of_the_package(wheel: ZipFile) -> None:
+    tracked = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "rpo").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    packed = {name for name in wheel.namelist() if name.startswith("rpo/")}
+    assert packed == tracked
+
+
+@pytest.mark.parametrize("part", ["rpo/py.typed", "rpo/templates/report.html.j2", "rpo/shapes/assets/model_index.json"])
+def test_wheel_holds(part: str, wheel: ZipFile) -> None:
+    assert part in wheel.namelist()
+
+
+def test_embedded_checkpoint_is_small(wheel: ZipFile) -> None:
+    assets = [info for info in wheel.infolist() if info.filename.startswith("rpo/shapes/assets/")]
+    assert 0 < sum(info.file_size for info in assets) <= 16 * 2**20
+
+
+def test_wheel_metadata(wheel: ZipFile) -> None:
+    info = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")).rpartition("/")[0]
+    metadata = wheel.read(f"{info}/METADATA").decode()
+    assert f"\nVersion: {rpo.__version__}\n" in metadata
+    assert "\nLicense-Expression: Apache-2.0\n" in metadata
+    assert "\nRequires-Python: >=3.11\n" in metadata
+    assert b"rpo = rpo.cli:main" in wheel.read(f"{info}/entry_points.txt")
+    assert f"{info}/licenses/LICENSE" in wheel.namelist()
+
+
+def test_every_requirement_has_a_lower_bound_and_nothing_more() -> None:
+    for text in [*PROJECT["dependencies"], *(text for extra in EXTRAS.values() for text in extra)]:
+        assert re.search(r"^[^<=!~,]+>=[\d.]+[^<=!~,]*$", text.split(";")[0]), text
+
+
+def test_no_extra_touches_torch() -> None:
+    assert not [text for extra in EXTRAS.values() for text in extra if Requirement(text).name == "torch"]
+
+
+def test_constraints_pin_all_that_is_needed_and_match_the_bounds() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.lower().replace("_", "-").split("==") for line in lines if line and not line.startswith("#"))
+    for text in [*PROJECT["dependencies"], *EXTRAS["dev"]]:
+        needed = Requirement(text)
+        assert needed.specifier.contains(pins[needed.name.lower().replace("_", "-")]), text
+
+
+def test_declared_requirements_are_those_that_are_imported() -> None:
+    declared = {Requirement(text).name.lower().replace("-", "_") for text in PROJECT["dependencies"]}
+    optional = {Requirement(text).name.lower() for extra in EXTRAS.values() for text in extra}
+    imports = re.compile(r"^\s*(?:from|import) (\w+)", re.MULTILINE)
+    found: set[str] = set()
+    for path in (ROOT / "rpo").rglob("*.py"):
+        found |= set(imports.findall(path.read_text()))
+    needed = {BROUGHT_BY.get(name, name) for name in found - sys.stdlib_module_names - {"rpo"} - optional}
+    assert needed == declared
+
+
+def test_installed_requirements_meet_the_bounds() -> None:
+    for text in PROJECT["dependencies"]:
+        needed = Requirement(text)
+        try:
+            assert needed.specifier.contains(version(needed.name), prereleases=True), text
+        except PackageNotFoundError:
+            pytest.fail(f"{text} is not installed")
+    assert requires("torch") is not None

@@ -1,0 +1,209 @@
+"""The shape of the code itself: which way imports point, how long things are, and what `import rpo` costs."""
+
+import ast
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+
+import rpo
+from rpo.training.log import METRICS
+from rpo.types import Grid
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "rpo").rglob("*.py"))
+TREES = {path: ast.parse(path.read_text()) for path in SOURCES}
+
+# types ← diffusion ← objectives ← models, lora ← sampler ← trainers ← cli, and what stands beside that line. The file
+# rpo/shapes/__init__.py is only a path and two numbers; the modules of that folder are "shapes.*".
+MAY_IMPORT = {
+    "types": set(),
+    "randomness": set(),
+    "intervals": set(),
+    "config": set(),
+    "shapes": set(),
+    "diffusion": {"types"},
+    "objectives": {"types", "diffusion"},
+    "models": {"types", "diffusion", "objectives", "shapes"},
+    "lora": {"types", "diffusion", "objectives", "models"},
+    "sampler": {"types", "randomness", "diffusion", "models", "lora"},
+    "training": {"types", "randomness"},
+    "data": {"types", "randomness", "models"},
+    "trainers": {
+        *("types", "randomness", "config", "diffusion", "objectives", "models", "lora", "sampler", "training", "data"),
+        "shapes",
+    },
+    "evaluate": {"intervals"},
+    "shapes.*": {"types", "randomness", "config", "diffusion", "models", "lora", "sampler", "evaluate", "shapes"},
+    "charts": set(),
+    "sections": {"charts", "evaluate", "intervals"},
+    "report": {"charts", "sections", "evaluate", "intervals"},
+    "publish": {"evaluate", "intervals", "report"},
+}
+"""What each part may import; `rpo/__init__.py`, the command line and the quickstart may import everything."""
+TOP = {"__init__", "cli", "quickstart"}
+
+ONLY_HERE = {
+    "accelerate": {"training"},
+    "peft": {"lora"},
+    "diffusers": {"models", "lora", "shapes.*"},
+    "transformers": {"models", "shapes.*"},
+    "datasets": {"data"},
+    "matplotlib": {"charts"},
+}
+"""Libraries that few parts know."""
+
+MAY_PRINT = {"cli", "quickstart", "shapes.*"}
+
+
+def part_of(module: str) -> str:
+    """The part of the package that a module belongs to: rpo.shapes.world → shapes.*, rpo.models.base → models."""
+    first, *rest = module.split(".")[1:]
+    return "shapes.*" if first == "shapes" and rest else first
+
+
+def own_part(path: Path) -> str:
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return part_of(module.removesuffix(".__init__") if module != "rpo.__init__" else module)
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module and node.level == 0, "imports are absolute"
+            yield node.module
+
+
+def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def test_imports_point_one_way() -> None:
+    wrong = []
+    for path, tree in TREES.items():
+        part = own_part(path)
+        if part in TOP:
+            continue
+        assert part in MAY_IMPORT, f"{path} is in no layer; add it to MAY_IMPORT"
+        others = {part_of(module) for module in imported(tree) if module.startswith("rpo.")} - {part}
+        wrong += [f"{path.relative_to(ROOT)} imports {other}" for other in others - MAY_IMPORT[part]]
+    assert not wrong
+
+
+def test_layers_have_no_cycle() -> None:
+    left, done = dict(MAY_IMPORT), set[str]()
+    while ready := {part for part, needs in left.items() if needs <= done}:
+        done |= ready
+        left = {part: needs for part, needs in left.items() if part not in done}
+    assert not left
+
+
+@pytest.mark.parametrize("library", ONLY_HERE)
+def test_few_parts_know_a_library(library: str) -> None:
+    knowing = {
+        own_part(path) for path, tree in TREES.items() if library in {name.split(".")[0] for name in imported(tree)}
+    }
+    assert knowing <= ONLY_HERE[library]
+
+
+def test_only_models_and_the_making_of_shapes_name_a_unet() -> None:
+    allowed = re.compile(r"rpo/models/|rpo/shapes/(networks|pretrain\w*)\.py")
+    wrong = []
+    for path, tree in TREES.items():
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+        if any("UNet" in name for name in names) and not allowed.match(str(path.relative_to(ROOT))):
+            wrong.append(path)
+    assert not wrong
+
+
+def test_only_command_line_layers_print() -> None:
+    calls = [
+        (path, node)
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert not [f"{path}:{node.lineno}" for path, node in calls if own_part(path) not in MAY_PRINT]
+
+
+def test_files_and_functions_are_short() -> None:
+    long = [f"{path} has {lines} lines" for path in SOURCES if (lines := len(path.read_text().splitlines())) > 300]
+    for path, tree in TREES.items():
+        for node in functions(tree):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            if length > 60:
+                long.append(f"{path}:{node.lineno} {node.name} has {length} lines")
+    assert not long
+
+
+def test_every_module_says_its_idea_and_none_is_a_drawer() -> None:
+    assert not [path for path, tree in TREES.items() if not ast.get_docstring(tree)]
+    assert not [path for path in SOURCES if path.stem in {"utils", "common", "helpers", "misc"}]
+
+
+def test_every_folder_of_modules_is_a_package() -> None:
+    assert not [path.parent for path in SOURCES if not (path.parent / "__init__.py").is_file()]
+
+
+def test_shapes_are_not_hidden_from_jaxtyping() -> None:
+    postponed = [path for path, tree in TREES.items() if "__future__" in set(imported(tree))]
+    assert not postponed
+
+
+def test_every_metric_is_defined_and_every_definition_is_logged() -> None:
+    areas = {name.split("/")[0] for name in METRICS}
+    logged = set[str]()
+    for path, tree in TREES.items():
+        if path == ROOT / "rpo/training/log.py":
+            continue
+        texts = {
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        logged |= {text for text in texts if re.fullmatch(rf"({'|'.join(areas)})/\w+", text)}
+    assert logged == set(METRICS)
+
+
+def test_import_is_fast_and_light() -> None:
+    heavy = ("torch", "diffusers", "transformers", "numpy")
+    code = f"import sys, rpo; print([name for name in {heavy} if name in sys.modules])"
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert time.perf_counter() - start < 1
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("name", sorted(set(rpo.__all__) - {"__version__"}))
+def test_public_name_is_that_of_its_module(name: str) -> None:
+    assert getattr(rpo, name) is getattr(sys.modules[rpo._HOME[name]], name)
+
+
+def test_type_checkers_see_the_same_public_names() -> None:
+    guarded = next(node for node in TREES[ROOT / "rpo/__init__.py"].body if isinstance(node, ast.If))
+    seen = {
+        alias.name: node.module for node in guarded.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert seen == rpo._HOME
+    assert {*seen, "__version__"} == set(rpo.__all__) == set(dir(rpo))
+
+
+def test_unknown_public_name() -> None:
+    with pytest.raises(
+        AttributeError, match="^module 'rpo' has no attribute 'GRPOTrainer'; its public names are DPOConfig,"
+    ):
+        rpo.GRPOTrainer  # noqa: B018 # pyright: ignore
+
+
+def test_shapes_of_tensors_are_checked_in_tests() -> None:
+    nodes = torch.linspace(0, 1, 4)
+    Grid(nodes, nodes, nodes)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        Grid(nodes, nodes[:3], nodes)
