@@ -1,0 +1,104 @@
+"""A LoRA file as it lies on the disk: what it holds, and whether it can change anything.
+
+`save_lora` proves a file against the live model that wrote it. This reads a file of whatever origin, without a base:
+before it is published, and before it is loaded, where diffusers takes a file that changes nothing without a word.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+WEIGHT_FILE = "pytorch_lora_weights.safetensors"
+"""The name that `load_lora_weights` looks for first."""
+
+DOWN = (".lora.down.weight", ".lora_A.weight", ".lora_down.weight")
+UP = (".lora.up.weight", ".lora_B.weight", ".lora_up.weight")
+"""Endings of the two factors in the dialects of diffusers, peft and kohya."""
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """What a LoRA file holds; `alpha` is None where the file does not say."""
+
+    path: Path
+    sha256: str
+    size_bytes: int
+    num_parameters: int
+    num_layers: int
+    parts: tuple[str, ...]
+    """Networks that it adapts: "unet", "text_encoder"."""
+    ranks: tuple[int, ...]
+    """The ranks that occur, in rising order; usually one."""
+    alpha: float | None
+
+    @property
+    def is_portable(self) -> bool:
+        """Whether programs that know nothing of the metadata load it at the right strength: alpha = rank everywhere."""
+        return self.alpha is None or self.ranks == (self.alpha,)
+
+
+def inspect_lora(path: str | PathLike[str]) -> LoraFile:
+    """Read a LoRA file and refuse one that is damaged, is no LoRA, or changes nothing.
+
+    Args:
+        path: A safetensors file, or a folder with `pytorch_lora_weights.safetensors`.
+
+    Raises:
+        ValueError: If there is no such file or it is not a working LoRA.
+    """
+    file = Path(path) / WEIGHT_FILE if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise ValueError(
+            f"there is no LoRA at {path}: expected a folder with {WEIGHT_FILE} or a .safetensors file; save one there"
+        )
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, it is no dict
+            metadata = opened.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a complete safetensors file ({error}); save or download it again") from error
+    downs = {name: tensor for name, tensor in tensors.items() if name.endswith(DOWN)}
+    _check_tensors(file, tensors, downs)
+    return LoraFile(
+        path=file,
+        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        size_bytes=file.stat().st_size,
+        num_parameters=sum(tensor.numel() for name, tensor in tensors.items() if name.endswith(DOWN + UP)),
+        num_layers=len(downs),
+        parts=tuple(sorted({name.split(".")[0] for name in downs})),
+        ranks=tuple(sorted({tensor.shape[0] for tensor in downs.values()})),
+        alpha=_alpha(metadata),
+    )
+
+
+def _check_tensors(file: Path, tensors: Mapping[str, Tensor], downs: Mapping[str, Tensor]) -> None:
+    ups = {name: tensor for name, tensor in tensors.items() if name.endswith(UP)}
+    if not downs or len(ups) != len(downs):
+        raise ValueError(
+            f"{file} has {len(downs)} down and {len(ups)} up factors among {len(tensors)} tensors, but a LoRA has "
+            "as many of both and at least one; give a LoRA file, not another kind of checkpoint"
+        )
+    broken = [
+        name for name, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+    ]
+    if broken:
+        raise ValueError(f"{file} holds numbers that are not finite, in {broken[0]}; go back to an earlier checkpoint")
+    if not any(tensor.any() for tensor in ups.values()):
+        raise ValueError(
+            f"{file} changes nothing: every up factor is zero, as before the first update; train before saving, or "
+            "check that the trained parameters are those that were saved"
+        )
+
+
+def _alpha(metadata: Mapping[str, str]) -> float | None:
+    """The alpha that diffusers' adapter metadata tells, if it is one for all networks."""
+    settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    alphas = {float(value) for name, value in settings.items() if name.endswith(".lora_alpha")}
+    return alphas.pop() if len(alphas) == 1 else None
