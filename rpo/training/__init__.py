@@ -1,0 +1,1 @@
+"""The loop that every trainer shares: one update, its checkpoints, its log. It knows no algorithm."""

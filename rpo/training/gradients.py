@@ -1,0 +1,82 @@
+"""The gradients of all parameters as one flat tensor.
+
+Every `param.grad` is a view of it, so that averaging over processes is one all-reduce, clipping one norm and one
+multiplication, and clearing one fill, whatever the number of parameters.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class FlatGradients:
+    """Owns the `.grad` of the parameters while it lives; a parameter that no loss reaches has the gradient 0."""
+
+    def __init__(self, params: Sequence[nn.Parameter]) -> None:
+        """Take over the gradients of the parameters, as zeros.
+
+        Args:
+            params: Distinct leaf parameters, all of one dtype (float32 or wider) on one device.
+        """
+        _check(params)
+        self.params = list(params)
+        self.flat = torch.zeros(sum(p.numel() for p in params), dtype=params[0].dtype, device=params[0].device)
+        self._views: list[Tensor] = []
+        start = 0
+        for param in self.params:
+            # The parameter's own strides: fused optimizers refuse a gradient laid out otherwise (channels-last).
+            view = self.flat.as_strided(param.shape, param.stride(), start)
+            self._views.append(view)
+            param.grad = view
+            start += param.numel()
+
+    def clear(self) -> None:
+        """Set every gradient to zero."""
+        self.flat.zero_()
+
+    def divide(self, divisor: float) -> None:
+        """Divide every gradient by a number."""
+        if divisor != 1.0:
+            self.flat.div_(divisor)
+
+    def clip(self, max_norm: float) -> Tensor:
+        """Shorten the gradient to `max_norm` if it is longer, without synchronising the device.
+
+        Args:
+            max_norm: Largest norm over all parameters together.
+
+        Returns:
+            The norm before clipping, as a scalar on the device.
+        """
+        assert all(p.grad is view for p, view in zip(self.params, self._views, strict=True)), "a .grad was replaced"
+        norm = torch.linalg.vector_norm(self.flat)
+        self.flat.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+    def release(self) -> None:
+        """Give the memory back: no parameter has a gradient afterwards."""
+        for param in self.params:
+            param.grad = None
+        self._views.clear()
+
+
+def _check(params: Sequence[nn.Parameter]) -> None:
+    if not params:
+        raise ValueError("params is empty; expected the parameters to train: add an adapter or unfreeze some first")
+    if len({id(param) for param in params}) != len(params):
+        raise ValueError("params holds a parameter twice; expected each once: remove duplicates of shared weights")
+    first = params[0]
+    for index, param in enumerate(params):
+        if not param.requires_grad:
+            raise ValueError(f"params[{index}] has requires_grad=False; expected trainable parameters: leave it out")
+        if param.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"params[{index}] is {param.dtype}; expected float32, because updates are lost in the rounding of a "
+                "16-bit weight: cast what is trained to float32 and let the model's autocast lower it"
+            )
+        if (param.dtype, param.device) != (first.dtype, first.device):
+            raise ValueError(
+                f"params[{index}] is {param.dtype} on {param.device}, but params[0] is {first.dtype} on "
+                f"{first.device}; expected one dtype and one device: move them together first"
+            )

@@ -1,0 +1,167 @@
+"""What is logged and where: one table of every metric, one JSON line per logged update, a progress bar, trackers.
+
+A name that is not in `METRICS` cannot be logged, so this table is the complete answer to "what does this curve mean?".
+"""
+
+import difflib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+METRICS: dict[str, str] = {
+    "loop/loss": "the scalar that the update descends, mean over its micro-batches and processes",
+    "loop/grad_norm": "norm of the gradient over all trained parameters, before clipping",
+    "loop/learning_rate": "learning rate of this update",
+    "loop/loss_scale": "factor on the loss against underflow of fp16 gradients (fp16 only)",
+    "loop/skipped": "1 if the update was left out because fp16 gradients overflowed, else 0 (fp16 only)",
+    "loop/update_seconds": "wall time of the update, drawing its micro-batches included",
+    "loop/samples_per_second": "samples of the update, over all processes, by its wall time",
+    "dpo/loss": "the preference term of the loss alone; log 2 = 0.693 at the start",
+    "dpo/implicit_accuracy": "share of pairs whose margin is positive; 0.5 is chance",
+    "dpo/margin": "argument of the preference link, beta/2 times how much the policy favours chosen over rejected",
+    "dpo/chosen_error": "denoising error of the policy on the chosen image, mean over dimensions",
+    "dpo/rejected_error": "denoising error of the policy on the rejected image, mean over dimensions",
+    "dpo/chosen_error_ratio": "chosen error of the policy by that of the reference; climbs when the policy breaks",
+    "dpo/rejected_error_ratio": "rejected error of the policy by that of the reference; grows as rejection is learnt",
+    "dpo/sft_loss": "the term that holds on to the chosen images: their denoising error under the policy",
+}
+
+HEADLINE = ("loop/loss", "dpo/implicit_accuracy", "dpo/chosen_error_ratio", "loop/grad_norm")
+"""What the progress bar shows, where present."""
+
+TIMINGS = ("seconds", "loop/update_seconds", "loop/samples_per_second")
+"""The only entries of a line in which two equal runs differ."""
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def check_metric_names(names: Iterable[str]) -> None:
+    """Refuse a metric that nobody defined.
+
+    Args:
+        names: What is about to be logged.
+
+    Raises:
+        ValueError: If one is not in `METRICS`; names the nearest that is.
+    """
+    for name in names:
+        if name not in METRICS:
+            nearest = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"metric {name!r} is not defined; expected a name of METRICS in rpo/training/log.py, the nearest is "
+                f"{nearest!r}: use that, or add a line saying what {name!r} means"
+            )
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The logged lines of a run, oldest first; a last line that a kill cut short is left out."""
+    file = folder / METRICS_FILE
+    if not file.is_file():
+        return []
+    lines = file.read_text().splitlines(keepends=True)
+    entries: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        if number == len(lines) and not line.endswith("\n"):
+            break
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{file}, line {number} is not JSON ({error.msg}); expected one object per line: remove that line"
+            ) from error
+    return entries
+
+
+def cut_metrics(folder: Path, update: int) -> None:
+    """Drop the lines after an update, so that a run resumed there writes them once."""
+    kept = [json.dumps(entry) + "\n" for entry in read_metrics(folder) if entry["update"] <= update]
+    temporary = folder / f"{METRICS_FILE}.tmp"
+    temporary.write_text("".join(kept))
+    os.replace(temporary, folder / METRICS_FILE)
+
+
+class MetricLog:
+    """Writes the metrics of one process's run; silent on every process but the main one."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        updates: int,
+        first_update: int = 0,
+        is_main: bool = True,
+        progress: bool = True,
+        trackers: tuple[str, ...] = (),
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Open the log of a run, or continue it.
+
+        Args:
+            folder: Of the run; `metrics.jsonl` lies in it.
+            updates: Length of the run, for the progress bar.
+            first_update: Updates already done.
+            is_main: Whether this process writes.
+            progress: Whether to show the progress bar.
+            trackers: Names that accelerate knows, such as "tensorboard" and "wandb".
+            config: Flat settings of the run, for the trackers.
+
+        Raises:
+            ImportError: If a tracker is not installed.
+        """
+        self._accelerator = _accelerator_with(trackers, folder) if trackers else None
+        self._file = (folder / METRICS_FILE).open("a") if is_main else None
+        self._bar = tqdm(
+            total=updates, initial=first_update, unit="update", disable=not (progress and is_main), dynamic_ncols=True
+        )
+        if self._accelerator is not None:
+            flat = {key: value for key, value in (config or {}).items() if isinstance(value, str | int | float | bool)}
+            self._accelerator.init_trackers("rpo", config=flat, init_kwargs={"wandb": {"name": folder.name}})
+
+    def write(self, entry: Mapping[str, float]) -> None:
+        """Log one update: its "update", "samples" and "seconds", and its metrics; not-a-number becomes null."""
+        clean = {key: value if math.isfinite(value) else None for key, value in entry.items()}
+        if self._file is not None:
+            self._file.write(json.dumps(clean) + "\n")
+            self._file.flush()
+        if self._accelerator is not None:
+            metrics = {key: value for key, value in entry.items() if key in METRICS}
+            self._accelerator.log(metrics, step=int(entry["update"]))
+
+    def advance(self, metrics: Mapping[str, float]) -> None:
+        """Move the progress bar by one update."""
+        shown = {name.split("/")[1]: f"{metrics[name]:.4g}" for name in HEADLINE if name in metrics}
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update()
+
+    def sync(self) -> None:
+        """Have everything written so far on the disk."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close file, bar and trackers."""
+        self._bar.close()
+        if self._file is not None:
+            self._file.close()
+        if self._accelerator is not None:
+            # Not end_training(): that would also end the process group, and with it the caller's next run.
+            for tracker in self._accelerator.trackers:
+                tracker.finish()
+
+
+def _accelerator_with(trackers: tuple[str, ...], folder: Path) -> Accelerator:
+    accelerator = Accelerator(log_with=list(trackers), project_dir=folder)
+    usable = {str(tracker) for tracker in accelerator.log_with}
+    # accelerate leaves a tracker whose library is missing out without a word.
+    if missing := [name for name in trackers if name not in usable]:
+        raise ImportError(
+            f"tracker {missing[0]!r} is not installed; expected the library of every tracker asked for: "
+            f"pip install {missing[0]}, or leave it out (metrics.jsonl is always written)"
+        )
+    return accelerator

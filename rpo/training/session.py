@@ -1,0 +1,275 @@
+"""One session of a run: begin or resume in its folder, do updates, save.
+
+What holds at every moment: the state in memory is that of a complete update, and so is every checkpoint on the disk.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+from torch import nn
+
+from rpo.training.checkpoint import (
+    checkpoint_path,
+    checkpoints,
+    read_part,
+    remove_leftovers,
+    save_checkpoint,
+    verify_checkpoint,
+)
+from rpo.training.interrupts import uninterrupted
+from rpo.training.log import METRICS_FILE, MetricLog, cut_metrics
+from rpo.training.loop_config import LoopConfig, check_unchanged, plain
+from rpo.training.processes import Processes
+from rpo.training.randomness import seed_all, undisturbed_randomness
+from rpo.training.schedule import learning_rate
+from rpo.training.state import Stateful, TrainingState, own_name
+from rpo.training.step import Accumulated, Accumulator, NonFiniteLossError
+
+B = TypeVar("B")
+Guard = Callable[[dict[str, float]], str | None]
+OnUpdate = Callable[[int, dict[str, float]], None]
+
+
+class Session(Generic[B]):
+    """The state of a run, its folder, and the moves that lead from one to the other."""
+
+    def __init__(
+        self,
+        params: Sequence[nn.Parameter],
+        loop: LoopConfig,
+        folder: Path,
+        processes: Processes,
+        *,
+        objects: Mapping[str, Stateful],
+        on_checkpoint: Callable[[Path], None] | None,
+    ) -> None:
+        """Prepare a session that has not begun.
+
+        Args:
+            params: What is trained.
+            loop: The settings.
+            folder: Of the run.
+            processes: Who trains.
+            objects: What of the caller's has to survive a kill, by name.
+            on_checkpoint: Writes further files into a checkpoint.
+        """
+        self.loop, self.folder, self.processes, self.on_checkpoint = loop, folder, processes, on_checkpoint
+        self.state = TrainingState(
+            params,
+            _optimizer(params, loop),
+            ema_decay=loop.ema_decay,
+            is_scaled=loop.mixed_precision == "fp16",
+            objects=objects,
+        )
+        self._seconds_before, self._started = 0.0, time.perf_counter()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no update is left to do."""
+        return self.state.update >= self.loop.updates or self.state.stopped_because is not None
+
+    @property
+    def _is_logged(self) -> bool:
+        """Whether the last update is one of those that get a line."""
+        return self.state.update % self.loop.log_every == 0 or self.state.update == self.loop.updates
+
+    def start(self, *, resume: bool) -> None:
+        """Begin at the newest checkpoint, or at the beginning."""
+        error: Exception | None = None
+        if self.processes.is_main:
+            try:
+                _claim(self.folder, resume=resume)
+            except (OSError, ValueError) as caught:
+                error = caught
+        self.processes.fail_together(error)
+        seed_all(self.loop.seed + self.processes.index)
+        newest = checkpoints(self.folder)[-1:]
+        seen = self.processes.gather([path.name for path in newest])
+        if any(other != seen[0] for other in seen):
+            raise ValueError(
+                f"the processes see different checkpoints in {self.folder}: {seen}; expected one folder that all of "
+                "them share: put it on a file system that every machine mounts"
+            )
+        if newest:
+            self._resume(newest[0])
+        if self.processes.is_main:
+            cut_metrics(self.folder, self.state.update)
+        self.state.mark()
+        self.state.own_part()  # refuses unsuitable objects before the first update instead of at the first checkpoint
+
+    def train(
+        self,
+        batches: Iterator[B],
+        accumulator: Accumulator[B],
+        on_update: OnUpdate | None,
+        guard: Guard | None,
+    ) -> None:
+        """Do the updates that are left."""
+        loop, state = self.loop, self.state
+        log = MetricLog(
+            self.folder,
+            updates=loop.updates,
+            first_update=state.update,
+            is_main=self.processes.is_main,
+            progress=loop.progress,
+            trackers=loop.trackers,
+            config=plain(loop),
+        )
+        with closing(log):
+            while not self.is_done:
+                try:
+                    self._update(batches, accumulator, log)
+                    log.advance(state.metrics)
+                    self._call_hooks(on_update, guard)
+                    if state.stopped_because is not None and not self._is_logged:
+                        log.write(self._line())
+                except NonFiniteLossError:
+                    raise
+                except BaseException as error:
+                    self._rescue(error)
+                    raise
+                if self.is_done or state.update % loop.checkpoint_every == 0:
+                    log.sync()
+                    self.save()
+
+    def finish(self) -> Path:
+        """Save the end if it is not saved, and leave the averages in the parameters if they are kept."""
+        path = self.save()
+        if self.state.ema is not None:
+            self.state.ema.copy_to_params()
+        return path
+
+    def save(self) -> Path:
+        """Write the checkpoint of the last complete update, unless it is there; every process has to take part."""
+        state = self.state
+        own = self.processes.gather(state.own_part())
+        path = checkpoint_path(self.folder, state.update)
+        error: Exception | None = None
+        if self.processes.is_main:
+            run = {**state.progress(), "loop": plain(self.loop), "processes": self.processes.count}
+            parts = {**state.shared_parts(), "run.json": run, **{own_name(i): part for i, part in enumerate(own)}}
+            try:
+                with uninterrupted():
+                    save_checkpoint(path, parts, keep=self.loop.keep_checkpoints, extra=self._write_extra)
+            except Exception as caught:
+                error = caught
+        self.processes.fail_together(error)
+        return path
+
+    def _write_extra(self, path: Path) -> None:
+        if self.on_checkpoint is not None:
+            with self.state.averaged(), undisturbed_randomness(self.state.device):
+                self.on_checkpoint(path)
+
+    def _resume(self, path: Path) -> None:
+        verify_checkpoint(path)
+        run = read_part(path, "run.json")
+        check_unchanged(self.loop, run["loop"], str(path))
+        if run["processes"] != self.processes.count:
+            raise ValueError(
+                f"{path} was trained by {run['processes']} processes, now there are {self.processes.count}; expected "
+                f"the same number to continue it: launch {run['processes']}, or start in a new folder"
+            )
+        if run["update"] > self.loop.updates:
+            raise ValueError(
+                f"{path} is past the end, updates={self.loop.updates}; expected updates={run['update']} or more: raise "
+                "updates, or delete the later checkpoints"
+            )
+        self.state.load(path, process=self.processes.index)
+        self._seconds_before = self.state.seconds
+
+    def _update(self, batches: Iterator[B], accumulator: Accumulator[B], log: MetricLog) -> None:
+        state, started = self.state, time.perf_counter()
+        done = accumulator.run(
+            batches, update=state.update + 1, scale=state.scale.value, scale_may_shrink=state.scale.may_shrink
+        )
+        if done.problem is not None:
+            raise NonFiniteLossError(done.problem, state.update + 1, self.save() if state.update > 0 else None)
+        if done.samples * state.update != state.samples:
+            raise ValueError(
+                f"update {state.update + 1} has {done.samples} samples, those before had "
+                f"{state.samples // state.update}; expected the same: resume with the micro-batch size of the run, or "
+                "start in a new folder"
+            )
+        rate = self._learning_rate()
+        now = time.perf_counter()
+        with uninterrupted():
+            state.commit(
+                learning_rate=rate,
+                is_finite=done.has_finite_gradient,
+                samples=done.samples,
+                metrics=self._metrics(done, rate, now - started),
+                seconds=self._seconds_before + now - self._started,
+            )
+            if self._is_logged:
+                log.write(self._line())
+
+    def _learning_rate(self) -> float:
+        loop = self.loop
+        return learning_rate(
+            self.state.update,
+            peak=loop.learning_rate,
+            schedule=loop.lr_schedule,
+            warmup_updates=loop.warmup_updates,
+            updates=loop.updates,
+        )
+
+    def _metrics(self, done: Accumulated, rate: float, seconds: float) -> dict[str, float]:
+        metrics = {**done.metrics, "loop/learning_rate": rate}
+        if self.state.scale.is_dynamic:
+            metrics["loop/loss_scale"] = self.state.scale.value
+            metrics["loop/skipped"] = 0.0 if done.has_finite_gradient else 1.0
+        return {**metrics, "loop/update_seconds": seconds, "loop/samples_per_second": done.samples / seconds}
+
+    def _line(self) -> dict[str, float]:
+        state = self.state
+        return {"update": state.update, "samples": state.samples, "seconds": state.seconds, **state.metrics}
+
+    def _call_hooks(self, on_update: OnUpdate | None, guard: Guard | None) -> None:
+        if on_update is None and guard is None:
+            return
+        with undisturbed_randomness(self.state.device):
+            if on_update is not None:
+                on_update(self.state.update, dict(self.state.metrics))
+            if guard is not None:
+                self.state.stopped_because = guard(dict(self.state.metrics))
+        self.state.mark()
+
+    def _rescue(self, error: BaseException) -> None:
+        """Save the last complete update before `error` ends the session."""
+        if self.processes.count > 1 or self.state.update == 0 or not self.state.is_whole:
+            return
+        try:
+            path = self.save()
+        except OSError as failure:
+            error.add_note(f"The last complete update could not be kept: {failure}")
+        else:
+            error.add_note(f"The state after {self.state.update} updates is kept in {path}; resume continues there.")
+
+
+def _claim(folder: Path, *, resume: bool) -> None:
+    """Make the folder this run's own, or refuse it; a run that ended before its first update left nothing to keep."""
+    metrics = folder / METRICS_FILE
+    if not resume and ((metrics.exists() and metrics.stat().st_size > 0) or any(folder.glob("checkpoint-*"))):
+        raise ValueError(
+            f"{folder} already holds a run; expected a new folder: choose another, or pass resume=True to continue it"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+
+
+def _optimizer(params: Sequence[nn.Parameter], loop: LoopConfig) -> torch.optim.AdamW:
+    is_cuda = params[0].device.type == "cuda"
+    return torch.optim.AdamW(
+        params,
+        lr=loop.learning_rate,
+        betas=(loop.adam_beta1, loop.adam_beta2),
+        eps=loop.adam_eps,
+        weight_decay=loop.weight_decay,
+        fused=is_cuda,
+        foreach=not is_cuda,
+    )

@@ -1,0 +1,225 @@
+"""Everything that training changes, and hence everything that a checkpoint holds.
+
+The parameters move only in `commit`, which also remembers the generators and the caller's own objects as the update
+left them. So whatever interrupts the next update, the state of the last complete one can still be written. Only an
+optimizer that fails half-way leaves nothing worth keeping: then `is_whole` is false.
+"""
+
+import copy
+import io
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from rpo.training.checkpoint import read_part
+from rpo.training.ema import ExponentialAverage
+from rpo.training.loss_scale import LossScale
+from rpo.training.randomness import random_state, set_random_state
+
+_PLAIN = (torch.Tensor, nn.Parameter, bool, int, float, str, bytes, type(None))
+
+
+class Stateful(Protocol):
+    """Something of the caller's that has to survive a kill: a sampler's cursor, running statistics, a rollout."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers, strings and containers of them; copied after every update, so keep it small."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
+        """Continue from there."""
+        ...
+
+
+class TrainingState:
+    """Parameters, optimizer, average, loss scale, generators, the caller's objects, and how far the run is."""
+
+    def __init__(
+        self,
+        params: Sequence[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        *,
+        ema_decay: float | None = None,
+        is_scaled: bool = False,
+        objects: Mapping[str, Stateful] | None = None,
+    ) -> None:
+        """Start before the first update.
+
+        Args:
+            params: What is trained.
+            optimizer: Over these parameters.
+            ema_decay: Decay of their average; none is kept without.
+            is_scaled: Whether the loss is scaled, as for fp16.
+            objects: The caller's, by name.
+        """
+        self.params = list(params)
+        self.optimizer = optimizer
+        self.ema = None if ema_decay is None else ExponentialAverage(self.params, ema_decay)
+        self.scale = LossScale(is_scaled)
+        self.objects = dict(objects or {})
+        self.update = 0
+        self.samples = 0
+        self.seconds = 0.0
+        self.metrics: dict[str, float] = {}
+        self.stopped_because: str | None = None
+        self.is_whole = True
+        self._marked: dict[str, Any] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.params[0].device
+
+    def commit(
+        self, *, learning_rate: float, is_finite: bool, samples: int, metrics: dict[str, float], seconds: float
+    ) -> None:
+        """Take the optimizer's step along the gradient that is in the parameters, and count the update as done.
+
+        Args:
+            learning_rate: Of this step.
+            is_finite: Whether the gradient is; if not, only the loss scale changes.
+            samples: Of this update.
+            metrics: Of this update.
+            seconds: That the run has taken by now.
+        """
+        snapshot = self._snapshot()
+        self.is_whole = False
+        if is_finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+            self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update()
+        self.scale.adjust(is_finite)
+        self._marked = snapshot
+        self.update, self.samples = self.update + 1, self.samples + samples
+        self.metrics, self.seconds = metrics, seconds
+        self.is_whole = True
+
+    def mark(self) -> None:
+        """Remember the generators and the caller's objects as they are now."""
+        self._marked = self._snapshot()
+
+    def _snapshot(self) -> dict[str, Any]:
+        return {
+            "random": random_state(self.device),
+            "objects": {name: copy.deepcopy(item.state_dict()) for name, item in self.objects.items()},
+        }
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Have the averaged parameters in place inside the block, if an average is kept."""
+        if self.ema is None:
+            yield
+        else:
+            with self.ema.applied():
+                yield
+
+    def shared_parts(self) -> dict[str, Any]:
+        """What is the same on every process: the files of a checkpoint but `run.json` and the processes' own."""
+        return {
+            "weights.pt": {
+                "params": [param.detach() for param in self.params],
+                "ema": None if self.ema is None else self.ema.state_dict(),
+            },
+            "optimizer.pt": self.optimizer.state_dict(),
+        }
+
+    def progress(self) -> dict[str, Any]:
+        """How far the run is, in plain numbers and strings."""
+        return {
+            "update": self.update,
+            "samples": self.samples,
+            "seconds": self.seconds,
+            "metrics": self.metrics,
+            "stopped_because": self.stopped_because,
+            "loss_scale": self.scale.state_dict(),
+        }
+
+    def own_part(self) -> bytes:
+        """What is this process's alone, as last marked, checked to be readable without executing anything.
+
+        Returns:
+            The content of its file in the checkpoint.
+
+        Raises:
+            ValueError: If an object's state holds more than tensors and plain values.
+        """
+        for name, value in self._marked["objects"].items():
+            if foreign := _foreign(value, name):
+                raise ValueError(
+                    f"state {foreign}, which a checkpoint cannot hold; expected tensors, Python numbers, strings, and "
+                    "lists, tuples and dicts of them: convert it in its state_dict()"
+                )
+        buffer = io.BytesIO()
+        torch.save(self._marked, buffer)
+        return buffer.getvalue()
+
+    def load(self, path: Any, *, process: int) -> None:
+        """Continue from a verified checkpoint.
+
+        Args:
+            path: The folder of the checkpoint.
+            process: Index of this process.
+        """
+        run, weights, own = (
+            read_part(path, "run.json"),
+            read_part(path, "weights.pt"),
+            read_part(path, own_name(process)),
+        )
+        self._load_params(path, weights["params"])
+        if self.ema is not None:
+            self.ema.load_state_dict(weights["ema"])
+        self.optimizer.load_state_dict(read_part(path, "optimizer.pt"))
+        self.scale.load_state_dict(run["loss_scale"])
+        self.update, self.samples, self.seconds = run["update"], run["samples"], run["seconds"]
+        self.metrics, self.stopped_because = run["metrics"], run["stopped_because"]
+        self._load_objects(path, own["objects"])
+        set_random_state(own["random"], self.device)
+
+    @torch.no_grad()
+    def _load_params(self, path: Any, values: Sequence[torch.Tensor]) -> None:
+        found, expected = [tuple(v.shape) for v in values], [tuple(p.shape) for p in self.params]
+        if found != expected:
+            if len(found) != len(expected):
+                what = f"{len(found)} parameters, this run trains {len(expected)}"
+            else:
+                first = next(i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b)
+                what = f"params[{first}] of shape {found[first]}, this run's has {expected[first]}"
+            raise ValueError(
+                f"{path} holds {what}; expected the same network and adapter: restore their settings, or start in a "
+                "new folder"
+            )
+        for param, value in zip(self.params, values, strict=True):
+            param.copy_(value)
+
+    def _load_objects(self, path: Any, states: Mapping[str, dict[str, Any]]) -> None:
+        if states.keys() != self.objects.keys():
+            raise ValueError(
+                f"{path} holds the state of {sorted(states)}, this run keeps {sorted(self.objects)}; expected the same "
+                "names: pass the same `state`, or start in a new folder"
+            )
+        for name, item in self.objects.items():
+            item.load_state_dict(states[name])
+
+
+def own_name(process: int) -> str:
+    """The file of one process in a checkpoint."""
+    return f"process-{process:03d}.pt"
+
+
+def _foreign(value: Any, path: str) -> str | None:
+    """Where in a state something lies that cannot be read back without executing code, and what it is."""
+    if type(value) in _PLAIN:
+        return None
+    if type(value) in (dict, OrderedDict):
+        items = [(f"{path}[{key!r}]", part) for key, part in value.items()]
+    elif type(value) in (list, tuple):
+        items = [(f"{path}[{index}]", part) for index, part in enumerate(value)]
+    else:
+        return f"{path} is a {type(value).__name__}"
+    return next((found for place, part in items if (found := _foreign(part, place))), None)

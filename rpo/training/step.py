@@ -1,0 +1,209 @@
+"""One update up to the optimizer: micro-batches in, one averaged and clipped gradient out.
+
+Three things are settled here, before anything is changed: that every micro-batch has the same number of samples (an
+update that silently sees fewer is the classic accumulation trap), that all processes agree on the numbers, and that
+loss and gradient are finite. The host waits for the device once, to read all numbers of the update together.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from rpo.training.gradients import FlatGradients
+from rpo.training.log import check_metric_names
+from rpo.training.processes import Processes
+from rpo.types import StepOutput
+
+B = TypeVar("B")
+_NAMED_RECORDS = 8
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why an update must not be applied: what is not finite, and the records that it was computed from."""
+
+    what: str
+    records: list[str]
+
+
+class NonFiniteLossError(ValueError):
+    """A loss or a gradient is not finite; the update was not applied and the state before it is saved."""
+
+    def __init__(self, problem: Problem, update: int, checkpoint: Path | None) -> None:
+        """Say what is broken, where, and where the state before it is.
+
+        Args:
+            problem: What is not finite, and of which records.
+            update: Number of the update, from 1.
+            checkpoint: Where the state before it lies, if there is any.
+        """
+        self.records, self.update, self.checkpoint = problem.records, update, checkpoint
+        named = ", ".join(repr(name) for name in problem.records[:_NAMED_RECORDS])
+        more = f" and {unnamed} more" if (unnamed := len(problem.records) - _NAMED_RECORDS) > 0 else ""
+        kept = "nothing was trained before it" if checkpoint is None else f"the state before it is kept in {checkpoint}"
+        super().__init__(
+            f"the {problem.what} of update {update} is not finite, for the records {named}{more}; expected finite "
+            "numbers: repair or remove these records and resume, or start anew with a lower learning rate. The update "
+            f"was not applied; {kept}"
+        )
+
+
+@dataclass(frozen=True)
+class Accumulated:
+    """An update ready to be applied: its metrics, mean over micro-batches and processes, and whether it is sound."""
+
+    metrics: dict[str, float]
+    samples: int
+    problem: Problem | None
+
+    @property
+    def has_finite_gradient(self) -> bool:
+        """Whether the gradient norm is a number; only fp16 goes on without."""
+        return math.isfinite(self.metrics["loop/grad_norm"])
+
+
+@dataclass(frozen=True)
+class _MicroBatch:
+    """What is kept of a micro-batch after its backward, on the device."""
+
+    numbers: Tensor
+    sample_losses: Tensor
+    records: list[str]
+
+
+class Accumulator(Generic[B]):
+    """Turns `accumulate` micro-batches into one gradient, the same on every process."""
+
+    def __init__(
+        self,
+        loss_fn: Callable[[B], StepOutput],
+        names: Callable[[B], Sequence[str]],
+        *,
+        gradients: FlatGradients,
+        processes: Processes,
+        accumulate: int,
+        max_grad_norm: float,
+    ) -> None:
+        """Prepare for micro-batches whose size and metrics the first one sets.
+
+        Args:
+            loss_fn: From a micro-batch to its loss.
+            names: From a micro-batch to the names of its records, one per sample, without touching the device.
+            gradients: Where backward adds up.
+            processes: Over whom to average.
+            accumulate: Micro-batches per update and process.
+            max_grad_norm: Where the gradient is clipped.
+        """
+        self._loss_fn, self._names = loss_fn, names
+        self._gradients, self._processes = gradients, processes
+        self._accumulate, self._max_grad_norm = accumulate, max_grad_norm
+        self._samples: int | None = None
+        self._metric_names: tuple[str, ...] | None = None
+
+    def run(self, batches: Iterator[B], *, update: int, scale: float, scale_may_shrink: bool) -> Accumulated:
+        """Draw, differentiate, average, clip and read one update.
+
+        Args:
+            batches: Where the micro-batches come from.
+            update: Number of the update, from 1; for messages.
+            scale: Factor on the loss, divided out of the gradients.
+            scale_may_shrink: Whether a gradient that is not finite can be that factor's fault.
+
+        Returns:
+            The numbers of the update; its gradient is in the parameters.
+        """
+        self._gradients.clear()
+        done = [self._backward(batches, update, part, scale) for part in range(1, self._accumulate + 1)]
+        numbers = torch.stack([part.numbers for part in done]).mean(dim=0)
+        self._processes.average(self._gradients.flat)
+        self._processes.average(numbers)
+        self._gradients.divide(scale)
+        norm = self._gradients.clip(self._max_grad_norm)
+        loss, samples, *metrics, grad_norm = torch.cat([numbers, norm[None]]).tolist()  # the only wait for the device
+        self._check_processes(samples, update)
+        assert self._samples is not None and self._metric_names is not None
+        named = dict(zip(self._metric_names, metrics, strict=True))
+        problem = None
+        if not math.isfinite(loss):
+            problem = Problem("loss", self._broken_records(done))
+        elif not (math.isfinite(grad_norm) or scale_may_shrink):
+            problem = Problem("gradient", self._gather([name for part in done for name in part.records]))
+        return Accumulated(
+            {"loop/loss": loss, "loop/grad_norm": grad_norm, **named},
+            self._samples * self._accumulate * self._processes.count,
+            problem,
+        )
+
+    def _backward(self, batches: Iterator[B], update: int, part: int, scale: float) -> _MicroBatch:
+        where = f"micro-batch {part} of {self._accumulate} of update {update}"
+        try:
+            batch = next(batches)
+        except StopIteration:
+            raise ValueError(
+                f"the batches ended at {where}; expected {self._accumulate} for each update: draw from an endless "
+                "sampler, or ask for fewer updates"
+            ) from None
+        output, records = self._loss_fn(batch), list(self._names(batch))
+        self._check(output, records, where)
+        (output.loss * (scale / self._accumulate)).backward()
+        numbers = [output.loss, output.loss.new_tensor(len(records)), *output.metrics.values()]
+        return _MicroBatch(
+            torch.stack([number.detach().to(self._gradients.flat.dtype) for number in numbers]),
+            output.sample_losses.detach(),
+            records,
+        )
+
+    def _check(self, output: StepOutput, records: list[str], where: str) -> None:
+        samples, metric_names = output.sample_losses.shape[0], tuple(output.metrics)
+        if self._samples is None or self._metric_names is None:
+            check_metric_names(metric_names)
+            self._samples, self._metric_names = samples, metric_names
+        if samples != self._samples:
+            raise ValueError(
+                f"{where} has {samples} samples, but the first one had {self._samples}; expected the same number in "
+                "each, or an update would silently see fewer: draw from an endless sampler, or drop the short last one"
+            )
+        if len(records) != samples:
+            raise ValueError(
+                f"{where} has {samples} samples but {len(records)} names; expected one name per sample: correct `names`"
+            )
+        if metric_names != self._metric_names:
+            raise ValueError(
+                f"{where} has the metrics {list(metric_names)}, but the first one had {list(self._metric_names)}; "
+                "expected the same in each: return every metric always"
+            )
+        if not output.loss.requires_grad:
+            raise ValueError(
+                f"the loss of {where} does not depend on the parameters; expected a loss to descend: compute it "
+                "outside `torch.no_grad()` and `reference()`, with the adapter switched on"
+            )
+
+    def _check_processes(self, mean_samples: float, update: int) -> None:
+        if self._processes.count > 1 and mean_samples != self._samples:
+            counts = self._processes.gather(self._samples)
+            raise ValueError(
+                f"the processes have micro-batches of {counts} samples in update {update}; expected the same number in "
+                "each, or their mean would favour the small one: give every process the same micro-batch size"
+            )
+
+    def _broken_records(self, done: list[_MicroBatch]) -> list[str]:
+        finite = [part.sample_losses.isfinite().tolist() for part in done]
+        broken = [
+            name
+            for part, ok in zip(done, finite, strict=True)
+            for name, is_fine in zip(part.records, ok, strict=True)
+            if not is_fine
+        ]
+        gathered = self._gather(broken)
+        # A loss can be broken by a term that belongs to no sample; then its whole micro-batch is named.
+        return gathered or self._gather(
+            [name for part in done if not math.isfinite(part.numbers[0].item()) for name in part.records]
+        )
+
+    def _gather(self, records: list[str]) -> list[str]:
+        return [name for part in self._processes.gather(records) for name in part]

@@ -1,0 +1,194 @@
+"""Checkpoints are whole or absent: on a full disk, on damage, on pruning."""
+
+import errno
+import json
+import os
+import pickle
+import re
+import resource
+import shutil
+
+import pytest
+import torch
+
+from rpo.training.checkpoint import (
+    checkpoint_path,
+    checkpoints,
+    read_part,
+    remove_leftovers,
+    save_checkpoint,
+    verify_checkpoint,
+)
+
+
+def parts(value=1.0, size=1000):
+    return {
+        "weights.pt": {"params": [torch.full((size,), float(value))]},
+        "run.json": {"update": 3},
+        "own.pt": b"bytes",
+    }
+
+
+def save(folder, update, *, keep=2, extra=None, size=1000):
+    save_checkpoint(checkpoint_path(folder, update), parts(update, size), keep=keep, extra=extra)
+
+
+def test_round_trip(tmp_path):
+    save(tmp_path, 7)
+    (path,) = checkpoints(tmp_path)
+    assert path.name == "checkpoint-000007"
+    verify_checkpoint(path)
+    assert torch.equal(read_part(path, "weights.pt")["params"][0], torch.full((1000,), 7.0))
+    assert read_part(path, "run.json") == {"update": 3}
+    assert (path / "own.pt").read_bytes() == b"bytes"
+
+
+def test_the_oldest_go_and_the_newest_stay_in_numerical_order(tmp_path):
+    for update in (999_999, 1_000_000, 1_000_001):
+        save(tmp_path, update, keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1000000", "checkpoint-1000001"]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_pruning_waits_until_the_new_one_is_in_place(tmp_path):
+    save(tmp_path, 1, keep=1)
+    seen = []
+    save(tmp_path, 2, keep=1, extra=lambda path: seen.append(checkpoints(tmp_path)[0].name))
+    assert seen == ["checkpoint-000001"]
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-000002"]
+
+
+def test_a_checkpoint_that_is_there_is_left_alone(tmp_path):
+    save(tmp_path, 1)
+    before = (tmp_path / "checkpoint-000001" / "weights.pt").stat().st_mtime_ns
+    save(tmp_path, 1, size=5)
+    assert (tmp_path / "checkpoint-000001" / "weights.pt").stat().st_mtime_ns == before
+
+
+def test_extra_files_belong_to_the_checkpoint(tmp_path):
+    def extra(path):
+        (path / "lora").mkdir()
+        (path / "lora" / "a.txt").write_text("hello")
+
+    save(tmp_path, 1, extra=extra)
+    (path,) = checkpoints(tmp_path)
+    (path / "lora" / "a.txt").write_text("HELLO")
+    with pytest.raises(ValueError, match=r"lora/a\.txt was altered"):
+        verify_checkpoint(path)
+
+
+def test_a_failing_extra_leaves_nothing_behind(tmp_path):
+    def extra(path):
+        raise RuntimeError("the LoRA changes nothing")
+
+    with pytest.raises(RuntimeError, match="changes nothing"):
+        save(tmp_path, 1, extra=extra)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("part", [100, 2000], ids=["in the first part", "in the large part"])
+def test_a_disk_that_takes_no_more_is_one_clear_error(tmp_path, part):
+    save(tmp_path, 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (part, hard))
+    try:
+        with pytest.raises(OSError) as caught:
+            save(tmp_path, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    assert re.search(
+        rf"could not save {tmp_path}/checkpoint-000002: File too large; it needs about 40\d\d bytes and \d+ are free: "
+        r"make room, then resume from checkpoint-000001",
+        str(caught.value),
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000001"]
+    verify_checkpoint(tmp_path / "checkpoint-000001")
+
+
+def test_a_full_disk_found_only_at_sync_is_the_same_error(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        OSError, match="No space left on device; it needs about .* resume from the start, as there is no"
+    ):
+        save(tmp_path, 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def truncate(path):
+    content = (path / "weights.pt").read_bytes()
+    (path / "weights.pt").write_bytes(content[:-100])
+    return rf"weights\.pt is truncated: it has {len(content) - 100} bytes, expected {len(content)}"
+
+
+def tamper(path):
+    content = bytearray((path / "weights.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (path / "weights.pt").write_bytes(content)
+    return r"weights\.pt was altered"
+
+
+def remove_file(path):
+    (path / "run.json").unlink()
+    return r"run\.json is missing"
+
+
+def remove_manifest(path):
+    (path / "manifest.json").unlink()
+    return r"has no manifest\.json"
+
+
+@pytest.mark.parametrize("damage", [truncate, tamper, remove_file, remove_manifest])
+def test_damage_names_the_file_and_the_way_out(tmp_path, damage):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    newest = checkpoints(tmp_path)[-1]
+    message = damage(newest)
+    with pytest.raises(ValueError, match=f"{message}.*delete the folder {newest} to continue from checkpoint-000001"):
+        verify_checkpoint(newest)
+    shutil.rmtree(newest)
+    verify_checkpoint(checkpoints(tmp_path)[-1])
+
+
+def test_damage_to_the_only_one_sends_to_the_start(tmp_path):
+    save(tmp_path, 1)
+    (path,) = checkpoints(tmp_path)
+    tamper(path)
+    with pytest.raises(ValueError, match="to continue from the start"):
+        verify_checkpoint(path)
+
+
+def test_half_written_ones_do_not_count_and_are_cleaned_up(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / "checkpoint-000002.tmp").mkdir()
+    (tmp_path / "checkpoint-000002.tmp" / "weights.pt").write_text("half")
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-000001"]
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000001"]
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.mkdir, ("executed",))
+
+
+def test_reading_executes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(Evil(), tmp_path / "weights.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        read_part(tmp_path, "weights.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_manifest_lists_every_file(tmp_path):
+    save(tmp_path, 1)
+    (path,) = checkpoints(tmp_path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert manifest.keys() == {"weights.pt", "run.json", "own.pt"}
+    assert manifest["own.pt"] == {
+        "bytes": 5,
+        "sha256": "277089d91c0bdf4f2e6862ba7e4a07605119431f5d13f726dd352b06f1b206a9",
+    }

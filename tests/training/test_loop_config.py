@@ -1,0 +1,79 @@
+"""The settings: what they refuse, what may change on resuming, what they come to."""
+
+import dataclasses
+import json
+
+import pytest
+from omegaconf import OmegaConf
+
+from rpo.training.loop_config import LoopConfig, check_unchanged, describe, plain
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"updates": 0}, "updates=0; expected at least 1: correct the loop's settings"),
+        ({"accumulate": 0}, "accumulate=0; expected at least 1"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints=0; expected at least 1"),
+        ({"warmup_updates": -1}, "warmup_updates=-1; expected 0 or more"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0; expected a number above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan; expected a number above 0"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm=0.0; expected a number above 0, or inf for no clipping"),
+        ({"adam_beta2": 1.0}, "adam_beta2=1.0; expected at least 0 and below 1"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0; expected between 0 and 1, or nothing for no average"),
+        ({"lr_schedule": "cosin"}, "lr_schedule='cosin'; expected constant, cosine or linear"),
+        ({"mixed_precision": "fp8"}, "mixed_precision='fp8'; expected no, bf16 or fp16"),
+    ],
+)
+def test_impossible_numbers_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        LoopConfig(**wrong)
+
+
+def test_no_clipping_is_possible():
+    assert LoopConfig(max_grad_norm=float("inf")).max_grad_norm == float("inf")
+
+
+def resumed_with(**changes):
+    loop = LoopConfig(trackers=("wandb",), max_grad_norm=float("inf"))
+    saved = json.loads(json.dumps(plain(loop)))
+    check_unchanged(dataclasses.replace(loop, **changes), saved, "checkpoint-000005")
+
+
+def test_the_same_settings_survive_json():
+    resumed_with()
+
+
+def test_cadence_and_length_may_change():
+    resumed_with(updates=500, checkpoint_every=7, keep_checkpoints=1, log_every=3, trackers=(), progress=False)
+
+
+def test_what_decides_the_result_may_not():
+    message = (
+        r"checkpoint-000005 was trained with learning_rate=0.0003 \(now 0.01\), seed=0 \(now 1\); expected the same "
+        "settings to continue it: put them back, or start in a new folder"
+    )
+    with pytest.raises(ValueError, match=message):
+        resumed_with(learning_rate=0.01, seed=1)
+
+
+def test_the_length_may_not_change_where_the_learning_rate_depends_on_it():
+    loop = LoopConfig(lr_schedule="cosine")
+    with pytest.raises(ValueError, match=r"updates=100 \(now 200\)"):
+        check_unchanged(dataclasses.replace(loop, updates=200), plain(loop), "checkpoint-000005")
+
+
+def test_description_multiplies_out():
+    loop = LoopConfig(updates=100, accumulate=4)
+    assert describe(loop, 8, 2, unit="pairs") == (
+        "8 pairs × 4 micro-batches × 2 processes = 64 pairs per update; 100 updates = 6,400 pairs"
+    )
+    assert describe(LoopConfig(updates=3), 8) == (
+        "8 samples × 1 micro-batch = 8 samples per update; 3 updates = 24 samples"
+    )
+
+
+def test_it_is_a_structured_config():
+    merged = OmegaConf.merge(OmegaConf.structured(LoopConfig), OmegaConf.from_dotlist(["updates=7", "ema_decay=0.9"]))
+    loop = OmegaConf.to_object(merged)
+    assert (loop.updates, loop.ema_decay, tuple(loop.trackers)) == (7, 0.9, ())

@@ -1,0 +1,171 @@
+"""10 updates = 5 + kill -9 + 5, to the bit: parameters, average, generators, the caller's state, and the log."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rpo.training.checkpoint import checkpoints
+from rpo.training.log import TIMINGS, read_metrics
+from rpo.training.loop import fit
+from tests.training.toy import CONFIG, RunningMean, names, noisy_loss, toy_batches, toy_model, train_noisy
+
+ROOT = Path(__file__).parents[2]
+
+
+def everything(folder, trained):
+    model, mean, result = trained
+    lines = [{key: value for key, value in line.items() if key not in TIMINGS} for line in read_metrics(folder)]
+    metrics = {key: value for key, value in result.metrics.items() if key not in TIMINGS}
+    last = torch.load(result.checkpoint / "weights.pt", weights_only=True)
+    return {
+        "params": [param.tolist() for param in model.parameters()],
+        "live": [param.tolist() for param in last["params"]],
+        "mean": (mean.value.tolist(), mean.calls),
+        "lines": lines,
+        "metrics": metrics,
+        "lora": (result.checkpoint / "lora.txt").read_text(),
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return everything(folder, train_noisy(folder))
+
+
+def test_two_runs_are_equal(tmp_path, undisturbed):
+    assert everything(tmp_path, train_noisy(tmp_path)) == undisturbed
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """Runs that were killed with SIGKILL, by what they were doing."""
+    folder = tmp_path_factory.mktemp("killed")
+    arguments = [sys.executable, "-m", "tests.training.toy", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
+def test_killed_in_an_update(killed, undisturbed):
+    folder = killed / "update"
+    assert [path.name for path in checkpoints(folder)] == ["checkpoint-000002", "checkpoint-000004"]
+    assert [line["update"] for line in read_metrics(folder)] == [3]
+    assert everything(folder, train_noisy(folder, resume=True)) == undisturbed
+
+
+def test_killed_again_in_saving(killed, undisturbed):
+    folder = killed / "saving"
+    assert [path.name for path in checkpoints(folder)] == ["checkpoint-000004", "checkpoint-000006"]
+    assert (folder / "checkpoint-000008.tmp" / "weights.pt").is_file()
+    assert everything(folder, train_noisy(folder, resume=True)) == undisturbed
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_killed_before_the_first_checkpoint_starts_anew(killed, undisturbed):
+    folder = killed / "early"
+    assert checkpoints(folder) == []
+    assert everything(folder, train_noisy(folder, resume=True)) == undisturbed
+
+
+def test_resuming_a_finished_run_only_loads_it(tmp_path, undisturbed):
+    train_noisy(tmp_path)
+    assert everything(tmp_path, train_noisy(tmp_path, resume=True, kill_in_call=1)) == undisturbed
+
+
+def test_an_interrupt_in_the_middle_does_not_leak_into_the_checkpoint(tmp_path, undisturbed):
+    model, mean = toy_model(), RunningMean()
+    loss_fn, calls = noisy_loss(model, mean), 0
+
+    def interrupted(batch):
+        nonlocal calls
+        calls += 1
+        output = loss_fn(batch)  # draws from every generator and changes the running mean
+        if calls == 13:
+            raise KeyboardInterrupt
+        return output
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            toy_batches(accumulate=2),
+            interrupted,
+            list(model.parameters()),
+            CONFIG,
+            folder=tmp_path,
+            names=names,
+            state={"mean": mean},
+        )
+    assert checkpoints(tmp_path)[-1].name == "checkpoint-000006"
+    assert everything(tmp_path, train_noisy(tmp_path, resume=True)) == undisturbed
+
+
+def test_a_constant_rate_may_be_prolonged(tmp_path):
+    loop = dataclasses.replace(CONFIG, lr_schedule="constant", log_every=1)
+    train_noisy(tmp_path / "a", loop=dataclasses.replace(loop, updates=5))
+    prolonged = train_noisy(tmp_path / "a", loop=loop, resume=True)
+    whole = train_noisy(tmp_path / "b", loop=loop)
+    assert everything(tmp_path / "a", prolonged) == everything(tmp_path / "b", whole)
+
+
+def resumed_with(folder, **changes):
+    arguments = {
+        "batches": toy_batches(accumulate=2),
+        "loop": CONFIG,
+        "model": toy_model(),
+        "state": {"mean": RunningMean()},
+        **changes,
+    }
+    model = arguments["model"]
+    fit(
+        arguments["batches"],
+        noisy_loss(model, RunningMean()),
+        list(model.parameters()),
+        arguments["loop"],
+        folder=folder,
+        names=names,
+        resume=True,
+        state=arguments["state"],
+    )
+
+
+@pytest.fixture
+def five_updates(tmp_path):
+    loop = dataclasses.replace(CONFIG, lr_schedule="constant", updates=5, ema_decay=None)
+    train_noisy(tmp_path, loop=loop)
+    return tmp_path, dataclasses.replace(loop, updates=10)
+
+
+def test_what_does_not_fit_the_checkpoint_is_refused(five_updates):
+    folder, loop = five_updates
+    wider = torch.nn.Sequential(torch.nn.Linear(6, 17), torch.nn.Linear(17, 1))
+    cases = [
+        ({"loop": dataclasses.replace(loop, seed=1)}, r"was trained with seed=0 \(now 1\)"),
+        ({"loop": dataclasses.replace(loop, updates=4)}, "is past the end, updates=4; expected updates=5 or more"),
+        ({"model": wider}, r"holds params\[0\] of shape \(16, 6\), this run's has \(17, 6\)"),
+        ({"model": torch.nn.Linear(6, 1)}, "holds 4 parameters, this run trains 2"),
+        ({"state": {}}, r"holds the state of \['mean'\], this run keeps \[\]; expected the same names"),
+        ({"batches": toy_batches(micro_batch=3, accumulate=2)}, "update 6 has 6 samples, those before had 8"),
+    ]
+    for change, message in cases:
+        with pytest.raises(ValueError, match=message):
+            resumed_with(folder, **{"loop": loop, **change})
+    resumed_with(folder, loop=loop)
+
+
+def test_a_damaged_checkpoint_says_how_to_go_on(tmp_path, undisturbed):
+    train_noisy(tmp_path)
+    newest = checkpoints(tmp_path)[-1]
+    content = (newest / "optimizer.pt").read_bytes()
+    (newest / "optimizer.pt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"optimizer\.pt is truncated.*to continue from checkpoint-000008"):
+        train_noisy(tmp_path, resume=True)
+    for file in newest.iterdir():
+        file.unlink()
+    newest.rmdir()
+    assert everything(tmp_path, train_noisy(tmp_path, resume=True)) == undisturbed
