@@ -1,6 +1,7 @@
 """The `rpo` command: dispatch, help, and what a person sees when something is wrong."""
 
 import argparse
+import runpy
 import subprocess
 import sys
 import time
@@ -160,9 +161,10 @@ def test_misspelt_key_is_an_error_with_the_nearest(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == expected
 
 
-def test_exit_code_reaches_the_shell() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "rpo.cli", "shapes", "pretrain", "stps=3"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("rpo: error: ") and done.stderr.count("\n") == 1
+def test_exit_code_reaches_the_shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["rpo", "shapes", "pretrain", "stps=3"])
+    monkeypatch.delitem(sys.modules, "rpo.cli")
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("rpo.cli", run_name="__main__")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("rpo: error: ")

@@ -22,33 +22,27 @@ TREES = {path: ast.parse(path.read_text()) for path in SOURCES}
 
 # types ← diffusion ← objectives ← models, lora ← sampler ← trainers ← cli, and what stands beside that line. The file
 # rpo/shapes/__init__.py is only a path and two numbers; the modules of that folder are "shapes.*".
-MAY_IMPORT = {
-    "types": set(),
-    "randomness": set(),
-    "intervals": set(),
-    "config": set(),
-    "lora_file": set(),
-    "shapes": set(),
+LEAVES = {"types", "randomness", "config", "intervals", "lora_file", "charts", "shapes"}
+PROCESS = {"types", "randomness", "diffusion", "objectives"}
+MODEL = PROCESS | {"models", "lora", "lora_file", "sampler", "shapes"}
+RESULTS = {"intervals", "evaluate", "charts", "sections", "report"}
+MAY_IMPORT: dict[str, set[str]] = {
+    **{leaf: set() for leaf in LEAVES},
     "diffusion": {"types"},
     "objectives": {"types", "diffusion"},
-    "models": {"types", "diffusion", "objectives", "shapes"},
-    "lora": {"types", "diffusion", "objectives", "models", "lora_file"},
-    "sampler": {"types", "randomness", "diffusion", "models", "lora"},
+    "models": PROCESS | {"shapes"},
+    "lora": PROCESS | {"models", "lora_file"},
+    "sampler": PROCESS | {"models", "lora"},
     "training": {"types", "randomness"},
     "data": {"types", "randomness", "models"},
-    "trainers": {
-        *("types", "randomness", "config", "diffusion", "objectives", "models", "lora", "sampler", "training", "data"),
-        *("shapes", "lora_file", "publish"),
-    },
     "evaluate": {"intervals"},
-    "shapes.*": {
-        *("types", "randomness", "intervals", "config", "diffusion", "models", "lora", "lora_file", "sampler"),
-        *("evaluate", "shapes"),
-    },
-    "charts": set(),
     "sections": {"charts", "evaluate", "intervals"},
     "report": {"charts", "sections", "evaluate", "intervals"},
-    "publish": {"evaluate", "intervals", "report"},
+    "report_dpo": RESULTS,
+    "model_card": {"evaluate", "intervals", "lora_file"},
+    "publish": {"model_card", "lora_file", "models"},
+    "shapes.*": MODEL | RESULTS | {"config"},
+    "trainers": MODEL | {"config", "data", "training", "model_card", "publish"},
 }
 """What each part may import; `rpo/__init__.py`, the command line and the quickstart may import everything."""
 TOP = {"__init__", "cli", "quickstart"}
