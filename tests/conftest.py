@@ -21,3 +21,11 @@ torch.set_num_threads(1)
 def tiny_pipeline() -> Callable[..., StableDiffusionPipeline]:
     """Builds a fresh tiny Stable Diffusion pipeline at every call; see `tests.tiny.tiny_sd` for its options."""
     return tiny_sd
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
