@@ -1,0 +1,91 @@
+"""JSON lines that are only ever appended to, so that a killed writer costs at most the line it was writing."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+
+def append_line(path: Path, row: Mapping[str, object]) -> None:
+    """Append one object as a line, in a single write.
+
+    Raises:
+        OSError: The disk is full; the lines before are untouched.
+    """
+    line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+    try:
+        with path.open("ab", buffering=0) as file:
+            if file.write(line) != len(line):  # a nearly full disk takes a part without an error
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise name_full_disk(error, path) from error
+
+
+def parse_line(text: str, name: str) -> dict[str, object]:
+    """The object that one line holds.
+
+    Args:
+        text: The line.
+        name: What to call it in messages.
+
+    Raises:
+        ValueError: The line is not a JSON object.
+    """
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}: not JSON ({error}); expected one object a line; mend or remove the line") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{name}: a JSON {type(row).__name__}; expected one object a line; mend or remove the line")
+    return row
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Name ("metadata.jsonl:17") and text of every line that is not blank; none if there is no file."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, text in enumerate(file, start=1):
+            if text.strip():
+                yield f"{path.name}:{number}", text
+
+
+def read_lines(path: Path) -> Iterator[dict[str, object]]:
+    """The objects of a file; none if there is no file.
+
+    Raises:
+        ValueError: A line is not a JSON object.
+    """
+    for name, text in numbered_lines(path):
+        yield parse_line(text, name)
+
+
+def mend_last_line(path: Path) -> None:
+    """Make a file ready for appending: cut off a half-written last line, and end a whole one that has no line end.
+
+    A last line counts as half-written when it is not JSON and no line end follows it.
+    """
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    start = data.rfind(b"\n") + 1
+    if start == len(data):
+        return
+    try:
+        json.loads(data[start:])
+    except ValueError:
+        os.truncate(path, start)
+    else:
+        with path.open("ab") as file:
+            file.write(b"\n")
+
+
+def name_full_disk(error: OSError, path: Path) -> OSError:
+    """The error to raise instead: for a full disk, one that names the file, the free space and the remedy."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    free_mib = shutil.disk_usage(path.parent).free / 2**20
+    message = f"no space left for {path} ({free_mib:.1f} MiB free); free some and run again: what was stored is kept"
+    return OSError(errno.ENOSPC, message)

@@ -1,0 +1,288 @@
+"""The preference record: a prompt, the image that was preferred for it, and the one that was not.
+
+An image stays encoded (a file, bytes, or a cell of a table) until somebody asks for its pixels, so that a set of any
+length can be held. Every error names the record, because a set is repaired record by record.
+"""
+
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, TypeVar, overload
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+T = TypeVar("T")
+
+ImageSource = str | Path | bytes | Callable[[], bytes]
+"""An encoded image: a file, its bytes, or a function that reads its bytes from where they are."""
+
+Side = Literal["chosen", "rejected"]
+SIDES: tuple[Side, Side] = ("chosen", "rejected")
+
+DETAIL_COLUMNS = (
+    "prompt_id",
+    "critique",
+    "edit_instruction",
+    "generator_model",
+    "editor_model",
+    "critic_model",
+    "label_source",
+    "source_row",
+)
+"""Optional columns that say how a record came to be; they are kept, and nothing is trained on them."""
+
+_UPRIGHT = 1
+_SIDEWAYS_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+_DEEP_MODES = ("I", "F")  # and I;16…: Pillow saturates these at 255 instead of scaling them
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What is known of an image without decoding it."""
+
+    digest: str
+    """sha256 of the encoded bytes."""
+    size: tuple[int, int]
+    """Upright (width, height) in pixels."""
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """One preference: for `prompt`, `chosen` is better than `rejected`.
+
+    Example:
+        >>> pair = PreferencePair("a red circle", chosen="good.png", rejected="bad.png", name="first")
+    """
+
+    prompt: str
+    chosen: ImageSource = field(repr=False)
+    rejected: ImageSource = field(repr=False)
+    chosen_score: float | None = None
+    """Score that a judge gave to the chosen image, on the judge's own scale; higher is better."""
+    rejected_score: float | None = None
+    """Score of the rejected image from the same judge."""
+    source: str = ""
+    """Where the pair comes from: a data set, or the tool that made it."""
+    seed: int | None = None
+    """Seed that the images were sampled with."""
+    details: Mapping[str, str | int | float] = field(default_factory=dict, hash=False)
+    """Further provenance, named as in `DETAIL_COLUMNS`."""
+    name: str = field(default="", compare=False)
+    """What a person calls the record ("metadata.jsonl:17"); every error about it begins so."""
+    _facts: dict[Side, ImageFacts] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def margin(self) -> float | None:
+        """Chosen minus rejected score; None unless both are known."""
+        if self.chosen_score is None or self.rejected_score is None:
+            return None
+        return self.chosen_score - self.rejected_score
+
+    @property
+    def key(self) -> str:
+        """Identity of the record: sha256 of the prompt and of both images' bytes, in this order."""
+        return pair_key(self.prompt, self.facts("chosen").digest, self.facts("rejected").digest)
+
+    def encoded(self, side: Side) -> bytes:
+        """The encoded bytes of one image.
+
+        Raises:
+            ValueError: The image is missing or cannot be read.
+        """
+        source = self._source(side)
+        try:
+            return _read(source)
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"{self._image_name(side)} does not exist; expected an image file; restore it or remove the record"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{self._image_name(side)} cannot be read ({error}); expected a readable image file; "
+                "restore it or remove the record"
+            ) from error
+
+    def facts(self, side: Side) -> ImageFacts:
+        """Content hash and size of one image, read once from its bytes and header.
+
+        Raises:
+            ValueError: The image is missing, or its header is not that of an image.
+        """
+        if side not in self._facts:
+            data = self.encoded(side)
+            size = _guarded(_upright_size, data, self._image_name(side))
+            self._facts[side] = ImageFacts(_digest(data), size)
+        return self._facts[side]
+
+    def decode(self, side: Side) -> Image.Image:
+        """The upright RGB pixels of one image.
+
+        Raises:
+            ValueError: The image is missing or corrupt, or was changed since its content hash was taken.
+        """
+        data = self.encoded(side)
+        image = _guarded(_upright_rgb, data, self._image_name(side))
+        if side in self._facts and self._facts[side].digest != _digest(data):
+            raise ValueError(
+                f"{self._image_name(side)} was changed while it was in use; expected the content it had when the set "
+                "was read; start again"
+            )
+        return image
+
+    def _source(self, side: Side) -> ImageSource:
+        return self.chosen if side == "chosen" else self.rejected
+
+    def _image_name(self, side: Side) -> str:
+        source = self._source(side)
+        place = str(source) if isinstance(source, str | Path) else "stored in the record"
+        return f"{self.name or 'a nameless record'}: the {side} image ({place})"
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """Preference records in order, where they came from, and how many rows were left out and why."""
+
+    pairs: tuple[PreferencePair, ...]
+    origin: str = "memory"
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Rows left out, by reason: "tie", "unlabelled"."""
+    ignored_columns: tuple[str, ...] = ()
+    """Columns that were found and not used; a misspelt optional column shows up here."""
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[PreferencePair]:
+        """The records in order."""
+        return iter(self.pairs)
+
+    @overload
+    def __getitem__(self, index: int) -> PreferencePair: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "PairSet": ...
+
+    def __getitem__(self, index: int | slice) -> "PreferencePair | PairSet":
+        """One record, or a smaller set of the same origin."""
+        if isinstance(index, slice):
+            return replace(self, pairs=self.pairs[index])
+        return self.pairs[index]
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The distinct prompts, in order of first appearance."""
+        return tuple(dict.fromkeys(pair.prompt for pair in self.pairs))
+
+
+def pair_set(
+    pairs: Iterable[PreferencePair],
+    *,
+    origin: str = "memory",
+    allow_size_mismatch: bool = False,
+    allow_empty_prompts: bool = False,
+) -> PairSet:
+    """A set of records made in memory: named where they have no name, and checked as those of a file are.
+
+    Args:
+        pairs: The records.
+        origin: What to call the set in messages.
+        allow_size_mismatch: Accept pairs whose two images differ in size; the transform then centres each on its own.
+        allow_empty_prompts: Accept records without a prompt.
+
+    Raises:
+        ValueError: The set is empty, or a record is not sound.
+    """
+    named = tuple(pair if pair.name else replace(pair, name=f"{origin}:{i}") for i, pair in enumerate(pairs))
+    if not named:
+        raise ValueError(f"{origin}: no preference pairs; expected at least one; give records")
+    for pair in named:
+        require_sound(pair, allow_size_mismatch=allow_size_mismatch, allow_empty_prompts=allow_empty_prompts)
+    return PairSet(named, origin)
+
+
+def require_sound(pair: PreferencePair, *, allow_size_mismatch: bool, allow_empty_prompts: bool) -> None:
+    """Refuse a record that cannot be trained on, as far as its text and its images' headers tell.
+
+    Raises:
+        ValueError: The prompt is empty, an image is missing or no image, or the two sizes differ.
+    """
+    if not allow_empty_prompts and not pair.prompt.strip():
+        raise ValueError(
+            f"{pair.name}: the prompt is empty; expected a caption; "
+            "write one, or pass allow_empty_prompts=True to train on it without a caption"
+        )
+    if allow_size_mismatch:
+        return  # without a comparison there is no need to read every image before the first step
+    chosen, rejected = (pair.facts(side).size for side in SIDES)
+    if chosen != rejected:
+        raise ValueError(
+            f"{pair.name}: the chosen image is {chosen[0]}x{chosen[1]}, the rejected one {rejected[0]}x{rejected[1]}; "
+            "expected two images of one size; resize them, or pass allow_size_mismatch=True to let the transform "
+            "bring both to one size"
+        )
+
+
+def pair_key(prompt: str, chosen_digest: str, rejected_digest: str) -> str:
+    """Identity of a record from its prompt and the content hashes of its two images."""
+    text = hashlib.sha256(prompt.encode("utf-8")).hexdigest()
+    return hashlib.sha256(f"{text}{chosen_digest}{rejected_digest}".encode()).hexdigest()
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Encode uint8 RGB pixels [height, width, 3] as PNG, without loss."""
+    if pixels.dtype != np.uint8 or pixels.shape[2:] != (3,):
+        raise ValueError(
+            f"pixels are {pixels.dtype} {list(pixels.shape)}; expected uint8 [height, width, 3]; "
+            "convert an image in [0, 1] by (image * 255).round()"
+        )
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def _read(source: ImageSource) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, str | Path):
+        return Path(source).read_bytes()
+    return source()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _guarded(read: Callable[[bytes], T], data: bytes, image_name: str) -> T:
+    """Read from encoded bytes, and turn whatever a decoder raises into one error that names the image."""
+    try:
+        return read(data)
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, …
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{image_name} cannot be decoded ({reason}); expected a whole 8-bit PNG, JPEG or WebP image; "
+            "replace it or remove the record"
+        ) from error
+
+
+def _upright_size(data: bytes) -> tuple[int, int]:
+    with Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+        return (height, width) if _orientation(image) in _SIDEWAYS_ORIENTATIONS else (width, height)
+
+
+def _upright_rgb(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data)) as image:
+        if image.mode in _DEEP_MODES or image.mode.startswith("I;16"):
+            raise TypeError(f"mode {image.mode} has more than 8 bits a channel")
+        upright = image if _orientation(image) == _UPRIGHT else ImageOps.exif_transpose(image)
+        return upright.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "PNG" and "exif" not in image.info:
+        return _UPRIGHT  # Pillow would decode all pixels to look for a chunk behind them
+    return image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT)

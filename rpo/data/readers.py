@@ -1,0 +1,207 @@
+"""Finding preference records: a folder with `metadata.jsonl`, parquet, Pick-a-Pic, any `datasets` id.
+
+`scan` reads everything and collects what is wrong with single records; `read_pairs` is `scan` and refuses a set in
+which anything is wrong. Rows without a preference (ties, unlabelled ones) are left out and counted: a tie that is kept
+would count as a win of its first image.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rpo.data.columns import FORMS, Dropped, FormName, Row, ignored, parse, recognise
+from rpo.data.jsonl import numbered_lines, parse_line
+from rpo.data.preference import ImageSource, PairSet, PreferencePair, require_sound
+from rpo.data.streams import local_copy
+from rpo.data.tables import image_in, open_table
+from rpo.data.writers import METADATA
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a source was found to hold, sound or not."""
+
+    origin: str
+    pairs: list[PreferencePair] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    """One message for each row that is no record."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Rows that hold no preference, by reason."""
+    ignored_columns: tuple[str, ...] = ()
+
+    def take(self, read: Callable[[], PreferencePair | Dropped]) -> None:
+        """Read one row and put it where it belongs."""
+        try:
+            found = read()
+        except ValueError as error:
+            self.faults.append(str(error))
+            return
+        if isinstance(found, Dropped):
+            self.dropped[found.reason] += 1
+        else:
+            self.pairs.append(found)
+
+
+def read_pairs(
+    source: str | Path,
+    *,
+    split: str = "train",
+    form: FormName | Literal["auto"] = "auto",
+    limit: int | None = None,
+    streaming: bool = False,
+    cache_dir: str | Path | None = None,
+    allow_size_mismatch: bool = False,
+    allow_empty_prompts: bool = False,
+    skip_faulty: bool = False,
+) -> PairSet:
+    """Read a preference set, and refuse it if any of its records is not sound.
+
+    Args:
+        source: A folder with `metadata.jsonl`, a `.jsonl` or `.parquet` file, a folder of parquet files, a table saved
+            by `datasets`, or a `datasets` id.
+        split: Which split of a source that has several.
+        form: The columns to expect: "native" (prompt, chosen, rejected), "files" (prompt, chosen_file_name,
+            rejected_file_name) or "pickapic" (caption, jpg_0, jpg_1, label_0); "auto" looks.
+        limit: Read only the first rows of the source; ties count as rows.
+        streaming: Take the first `limit` rows of a remote source without downloading the rest. They are kept in a
+            local folder, and a later call goes on where an earlier one ended.
+        cache_dir: Where downloads and streamed rows are kept; None for the place where `datasets` keeps its own.
+        allow_size_mismatch: Accept pairs of two sizes, as Pick-a-Pic has them. Images are then not opened before use.
+        allow_empty_prompts: Accept records without a prompt.
+        skip_faulty: Leave out and count records that are not sound, instead of refusing the set; for sets of the size
+            of Pick-a-Pic.
+
+    Raises:
+        ValueError: The source cannot be opened, holds no preference, or a record is not sound; the message names it.
+
+    Example:
+        >>> pairs = read_pairs("yuvalkirstain/pickapic_v2", streaming=True, limit=1000, allow_size_mismatch=True)
+    """
+    found = scan(source, split=split, form=form, limit=limit, streaming=streaming, cache_dir=cache_dir)
+    check = partial(require_sound, allow_size_mismatch=allow_size_mismatch, allow_empty_prompts=allow_empty_prompts)
+    pairs, faults = _sound(found.pairs, check)
+    faults = found.faults + faults
+    if faults and not skip_faulty:
+        more = f" (and {len(faults) - 1} more; `rpo data check` lists them)" if len(faults) > 1 else ""
+        raise ValueError(faults[0] + more)
+    dropped = found.dropped + Counter(faulty=len(faults))
+    if not pairs:
+        raise ValueError(_why_empty(found.origin, dropped))
+    return PairSet(tuple(pairs), found.origin, dict(dropped), found.ignored_columns)
+
+
+def scan(
+    source: str | Path,
+    *,
+    split: str = "train",
+    form: FormName | Literal["auto"] = "auto",
+    limit: int | None = None,
+    streaming: bool = False,
+    cache_dir: str | Path | None = None,
+) -> Scan:
+    """Read every row of a source, and collect the faults of single rows instead of stopping at the first.
+
+    Args:
+        source: As for `read_pairs`.
+        split: As for `read_pairs`.
+        form: As for `read_pairs`.
+        limit: As for `read_pairs`.
+        streaming: As for `read_pairs`.
+        cache_dir: As for `read_pairs`.
+
+    Raises:
+        ValueError: The source cannot be opened, or its columns are of no known form.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}; expected at least 1 row; leave it out to read all")
+    metadata = _metadata_file(source)
+    if metadata is not None:
+        if streaming:
+            raise ValueError(f"{metadata} is on this disk already; expected a remote source; do not stream it")
+        return _scan_jsonl(metadata, form, limit)
+    if streaming:
+        copy = local_copy(source, split=split, form=form, limit=limit, cache_dir=cache_dir)
+        kept = _scan_jsonl(copy.metadata, "files", limit=None)
+        pairs = [pair for pair in kept.pairs if _is_before(pair, limit)]
+        return Scan(str(source), pairs, [*copy.faults, *kept.faults], copy.dropped, copy.ignored_columns)
+    return _scan_table(open_table(source, split=split, cache_dir=cache_dir), str(source), form, limit)
+
+
+def _sound(
+    pairs: Iterable[PreferencePair], check: Callable[[PreferencePair], None]
+) -> tuple[list[PreferencePair], list[str]]:
+    sound: list[PreferencePair] = []
+    faults: list[str] = []
+    for pair in pairs:
+        try:
+            check(pair)
+            sound.append(pair)
+        except ValueError as error:
+            faults.append(str(error))
+    return sound, faults
+
+
+def _why_empty(origin: str, dropped: Counter[str]) -> str:
+    expected = "expected at least one row with a preferred image"
+    if not dropped:
+        return f"{origin} holds no records; {expected}; look at how the file was written"
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
+    return f"{origin}: all {dropped.total()} rows were left out ({reasons}); {expected}; label more pairs"
+
+
+def _metadata_file(source: str | Path) -> Path | None:
+    """The JSONL file that a source names, if it names one."""
+    path = Path(source)
+    if path.suffix == ".jsonl" and path.is_file():
+        return path
+    return path / METADATA if (path / METADATA).is_file() else None
+
+
+def _scan_jsonl(path: Path, form: FormName | Literal["auto"], limit: int | None) -> Scan:
+    columns: set[str] = set()
+
+    def read(text: str, name: str) -> PreferencePair | Dropped:
+        row = parse_line(text, name)
+        found_form = recognise(row, name, form)
+        columns.update(ignored(row, found_form))
+        return parse(found_form, row, partial(_named_file, row, path.parent, name), name=name)
+
+    found = Scan(str(path))
+    for name, text in islice(numbered_lines(path), limit):
+        found.take(partial(read, text, name))
+    return replace(found, ignored_columns=tuple(sorted(columns)))
+
+
+def _named_file(row: Row, folder: Path, name: str, column: str) -> Path:
+    file_name = row[column]
+    if not isinstance(file_name, str) or not file_name:
+        raise ValueError(f"{name}: {column} is {file_name!r}; expected a file name; mend or remove the record")
+    return folder / file_name
+
+
+def _scan_table(table: "Dataset", origin: str, form: FormName | Literal["auto"], limit: int | None) -> Scan:
+    found_form = recognise(table.column_names, origin, form)
+    columns = FORMS[found_form]
+    found = Scan(origin, ignored_columns=ignored(table.column_names, found_form))
+    images = {column: table.select_columns([column]) for column in columns.images}
+    text = [column for column in table.column_names if column in columns.text + columns.optional]
+    for index, row in enumerate(islice(table.select_columns(text), limit)):  # no image is read here
+        image_of = partial(_cell, images, index)
+        found.take(partial(parse, found_form, row, image_of, name=f"{origin} row {index}"))
+    return found
+
+
+def _cell(images: Mapping[str, "Dataset"], index: int, column: str) -> ImageSource:
+    return image_in(images[column], index, column)
+
+
+def _is_before(pair: PreferencePair, limit: int | None) -> bool:
+    number = pair.details["source_row"]
+    return isinstance(number, int) and (limit is None or number < limit)

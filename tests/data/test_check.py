@@ -1,0 +1,103 @@
+import json
+
+from rpo.data.check import Margins, check_pairs, format_report
+from rpo.data.preference import pair_set
+from rpo.data.writers import write_pairs
+from tests.data.samples import pair, png, write_file
+
+
+def test_a_sound_set(tmp_path):
+    scores = [(0.9, 0.1), (0.5, 0.7), (1.0, 0.5)]
+    prompts = ["a", "a b", "a b c"]
+    write_pairs(
+        tmp_path,
+        [pair(i, prompt=prompts[i], chosen_score=high, rejected_score=low) for i, (high, low) in enumerate(scores)],
+    )
+    seen = []
+    report = check_pairs(tmp_path, progress=lambda done, total: seen.append((done, total)))
+    assert report.is_trainable
+    assert (report.records, report.distinct_prompts, report.prompt_words) == (3, 3, (1, 2, 3))
+    assert report.sizes == {(16, 16): 6}
+    assert report.margins == Margins(count=3, minimum=0.5 - 0.7, median=0.5, maximum=0.8, negative=1)
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert format_report(report) == (
+        f"{tmp_path}/metadata.jsonl\n"
+        "  records    3\n"
+        "  prompts    3 distinct, 1 to 3 words (median 2)\n"
+        "  images     16x16 (6)\n"
+        "  margins    -0.2 to 0.8 (median 0.5) over 3 records; 33.3% negative\n"
+        "  can be trained on as it is"
+    )
+
+
+def faulty_folder(folder):
+    cut = write_file(folder / "cut.png", png(0, (64, 64))[:-200])
+    write_pairs(folder, [pair(0), pair(1), pair(2, rejected=png(5, (8, 12))), pair(3, chosen=png(7))])
+    lines = (folder / "metadata.jsonl").read_text().splitlines()
+    first = json.loads(lines[0])
+    swapped = first | {
+        "chosen_file_name": first["rejected_file_name"],
+        "rejected_file_name": first["chosen_file_name"],
+    }
+    lines += [
+        '{"prompt": "p", "chosen": "gone.png", "rejected": "cut.png"}',
+        "{torn",
+        lines[1],
+        json.dumps(swapped),
+        lines[1].replace("prompt 1", ""),
+        lines[1].replace('"key"', '"mood"'),
+    ]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return cut
+
+
+def test_every_fault_is_found_in_one_pass(tmp_path):
+    cut = faulty_folder(tmp_path)
+    report = check_pairs(tmp_path)
+    assert not report.is_trainable
+    assert report.records == 9
+    assert [fault.split(" (")[0] for fault in report.faults] == ["metadata.jsonl:6: not JSON"]
+    missing, corrupt = report.unreadable
+    assert missing.startswith(f"metadata.jsonl:5: the chosen image ({tmp_path}/gone.png) does not exist")
+    assert corrupt.startswith(f"metadata.jsonl:5: the rejected image ({cut}) cannot be decoded")
+    assert report.mismatched_sizes == ("metadata.jsonl:3 (16x16 and 8x12)",)
+    assert report.same_image == ("metadata.jsonl:4",)
+    assert report.duplicates == (
+        "metadata.jsonl:7 (of metadata.jsonl:2)",
+        "metadata.jsonl:10 (of metadata.jsonl:2)",
+    )
+    assert report.conflicts == ("metadata.jsonl:8 (against metadata.jsonl:1)",)
+    assert report.empty_prompts == ("metadata.jsonl:9",)
+    assert report.ignored_columns == ("mood",)
+    assert report.margins is None
+    assert report.sizes == {(16, 16): 15, (8, 12): 1}
+    text = format_report(report)
+    for line in (
+        "  margins    no record has both scores",
+        "  not used   columns mood",
+        "  unreadable images: 2",
+        "  duplicates: 2",
+        "    metadata.jsonl:8 (against metadata.jsonl:1)",
+        "  cannot be trained on as it is",
+    ):
+        assert line in text.splitlines()
+
+
+def test_long_lists_are_cut_short():
+    report = check_pairs(pair_set([pair(0) for _ in range(9)]))
+    assert len(report.duplicates) == 8
+    assert format_report(report).splitlines()[-7:-1] == [
+        *[f"    memory:{i} (of memory:0)" for i in range(1, 6)],
+        "    … and 3 more",
+    ]
+
+
+def test_an_empty_set_is_reported_and_not_trainable(tmp_path):
+    write_file(tmp_path / "metadata.jsonl", b"")
+    report = check_pairs(tmp_path)
+    assert not report.is_trainable
+    assert format_report(report).splitlines()[1:4] == [
+        "  records    0",
+        "  prompts    0 distinct, 0 to 0 words (median 0)",
+        "  images     none",
+    ]

@@ -1,0 +1,56 @@
+import errno
+import os
+
+import pytest
+
+from rpo.data.jsonl import append_line, mend_last_line, name_full_disk, numbered_lines, parse_line, read_lines
+
+
+def test_lines_come_back_with_their_numbers(tmp_path):
+    path = tmp_path / "a.jsonl"
+    append_line(path, {"text": "ein Käse\nzwei"})
+    with path.open("a") as file:
+        file.write("\n")
+    append_line(path, {"number": 1})
+    assert list(read_lines(path)) == [{"text": "ein Käse\nzwei"}, {"number": 1}]
+    assert [name for name, _ in numbered_lines(path)] == ["a.jsonl:1", "a.jsonl:3"]
+
+
+@pytest.mark.parametrize("kept", [b"", b'{"a": 1}\n'])
+def test_a_half_written_last_line_is_cut_off(tmp_path, kept):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(kept + b'{"prompt": "a r')
+    mend_last_line(path)
+    assert path.read_bytes() == kept
+
+
+def test_a_whole_last_line_without_end_is_kept(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": 2}')
+    mend_last_line(path)
+    append_line(path, {"a": 3})
+    assert [row["a"] for row in read_lines(path)] == [1, 2, 3]
+
+
+def test_what_is_no_object_is_named():
+    with pytest.raises(ValueError) as error:
+        parse_line("[1]", "a.jsonl:4")
+    assert str(error.value) == "a.jsonl:4: a JSON list; expected one object a line; mend or remove the line"
+    with pytest.raises(ValueError, match=r"^a\.jsonl:5: not JSON \(.*\); expected one object a line; mend or remove"):
+        parse_line('{"a":', "a.jsonl:5")
+
+
+def test_a_full_disk_is_named_and_other_errors_are_left_alone(tmp_path):
+    full = name_full_disk(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), tmp_path / "x.png")
+    assert full.errno == errno.ENOSPC
+    assert f"no space left for {tmp_path}/x.png (" in str(full)
+    other = PermissionError(errno.EACCES, "no")
+    assert name_full_disk(other, tmp_path / "x.png") is other
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs the device that is always full")
+def test_appending_to_a_full_disk_says_so():
+    from pathlib import Path
+
+    with pytest.raises(OSError, match=r"no space left for /dev/full \(.* MiB free\)"):
+        append_line(Path("/dev/full"), {"a": 1})
