@@ -1,0 +1,162 @@
+"""From a preference set to the micro-batches of a preference trainer, each a function of its position in the run alone.
+
+Position p of the run is one *visit*: a pair, and a draw for it (mirroring, time, noise, whether the caption is dropped). The two
+sides of a pair share all of these. With `draws_per_pair` the draws repeat from then on, so that what depends on them alone, the
+reference's errors, can be computed once and used again in later epochs and in other runs.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from rpo.data.cache import EmbeddingCache, LatentCache, LatentRequest, latent_requests
+from rpo.data.order import visit
+from rpo.data.preference import PreferencePair
+from rpo.data.transform import PairTransform, caption_dropped
+from rpo.models.stable_diffusion import StableDiffusion
+from rpo.randomness import keyed_generator
+from rpo.types import Conditioning
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """A micro-batch of preference pairs, on the training device."""
+
+    x_0: Float[Tensor, "twice_batch c h w"]
+    """Clean latents: all chosen sides, then all rejected ones."""
+    eps: Float[Tensor, "batch c h w"]
+    """The noise that both sides of a pair share."""
+    timestep: Int[Tensor, " batch"]
+    """The time that both sides of a pair share."""
+    conditioning: Conditioning
+    """One row per pair."""
+    names: tuple[str, ...]
+    """What a person calls the records."""
+    draws: tuple[str, ...]
+    """What identifies each visit: equal strings are equal latents, noise, time and caption."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of every update this process computes."""
+
+    micro_batch: int
+    """Pairs per micro-batch on this process."""
+    accumulate: int
+    """Micro-batches per update."""
+    process: int = 0
+    processes: int = 1
+
+
+@final
+class PairBatches:
+    """The endless stream of micro-batches of one run; calling it with an update gives the stream from there.
+
+    Args:
+        model: Encodes what the caches do not have, and says where batches go.
+        pairs: The set.
+        transform: How images become pixels.
+        share: Of this process.
+        latents: Moments of images.
+        embeddings: Of prompts.
+        caption_dropout: Share of visits whose caption is emptied.
+        draws_per_pair: How many draws a pair has before they repeat; None for a new one at each visit.
+        seed: Of the run.
+    """
+
+    def __init__(
+        self,
+        model: StableDiffusion,
+        pairs: Sequence[PreferencePair],
+        *,
+        transform: PairTransform,
+        share: Share,
+        latents: LatentCache,
+        embeddings: EmbeddingCache,
+        caption_dropout: float,
+        draws_per_pair: int | None,
+        seed: int,
+    ):
+        self.model = model
+        self.pairs = pairs
+        self.transform = transform
+        self.share = share
+        self.latents = latents
+        self.embeddings = embeddings
+        self.caption_dropout = caption_dropout
+        self.draws_per_pair = draws_per_pair
+        self.seed = seed
+
+    def __call__(self, first_update: int) -> Iterator[PairBatch]:
+        """The micro-batches of this process from update `first_update` (0 is the first) on, without end."""
+        share = self.share
+        step = share.micro_batch * share.processes
+        position = first_update * share.accumulate * step + share.process * share.micro_batch
+        while True:
+            yield self.at(range(position, position + share.micro_batch))
+            position += step
+
+    def at(self, positions: Sequence[int]) -> PairBatch:
+        """The micro-batch of the visits at `positions`."""
+        visits = [self._visit(position) for position in positions]
+        requests = [self._requests(pair, draw) for pair, draw in visits]
+        chosen, rejected = zip(*requests, strict=True)
+        mean, std = self.latents.moments([*chosen, *rejected])
+        randomness = [self._noise(pair, draw, mean.shape[1:]) for pair, draw in visits]
+        timestep, eps, chosen_noise, rejected_noise = map(torch.stack, zip(*randomness, strict=True))
+        captions = [self._caption(pair, draw) for pair, draw in visits]
+        embeds = self.embeddings.embed([*captions, ""]).to(self.model.device)
+        return PairBatch(
+            (mean + std * torch.cat([chosen_noise, rejected_noise])).to(self.model.device),
+            eps.to(self.model.device),
+            timestep.to(self.model.device),
+            Conditioning(embeds[:-1], embeds[-1:].expand(len(visits), -1, -1)),
+            tuple(self.pairs[pair].name for pair, _ in visits),
+            tuple(self._identity(pair, draw) for pair, draw in visits),
+        )
+
+    def fill_caches(self, updates: int, *, progress: bool) -> None:
+        """Encode everything that a run of `updates` will visit and the caches lack; goes on where a killed call stopped.
+
+        Args:
+            updates: Length of the run.
+            progress: Whether to show progress bars.
+        """
+        share = self.share
+        visits = updates * share.accumulate * share.micro_batch * share.processes
+        distinct = dict.fromkeys(self._visit(position) for position in range(visits))
+        mine = list(distinct)[share.process :: share.processes]
+        requests: dict[LatentRequest, None] = {}
+        for pair, draw in mine:
+            requests |= dict.fromkeys(self._requests(pair, draw))
+        with tqdm(total=len(requests), desc="encoding images", unit="image", disable=not progress) as bar:
+            self.latents.prefetch(list(requests), progress=lambda done, _: bar.update(done - bar.n))
+        prompts = dict.fromkeys(["", *(self.pairs[pair].prompt for pair, _ in mine)])
+        self.embeddings.prefetch(list(prompts))
+
+    def _visit(self, position: int) -> tuple[int, int]:
+        pair, epoch = visit(len(self.pairs), self.seed, position)
+        return pair, epoch if self.draws_per_pair is None else epoch % self.draws_per_pair
+
+    def _requests(self, pair: int, draw: int) -> tuple[LatentRequest, LatentRequest]:
+        how = self.transform.draw(seed=self.seed, pair_index=pair, draw_index=draw)
+        return latent_requests(self.pairs[pair], self.transform, how)
+
+    def _noise(self, pair: int, draw: int, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        generator = keyed_generator("noise", self.seed, pair, draw)
+        timestep = torch.randint(self.model.num_train_timesteps, (), generator=generator)
+        eps, chosen_noise, rejected_noise = torch.randn(3, *shape, generator=generator)
+        return timestep, eps, chosen_noise, rejected_noise
+
+    def _caption(self, pair: int, draw: int) -> str:
+        is_dropped = caption_dropped(seed=self.seed, pair_index=pair, draw_index=draw, rate=self.caption_dropout)
+        return "" if is_dropped else self.pairs[pair].prompt
+
+    def _identity(self, pair: int, draw: int) -> str:
+        chosen, rejected = self._requests(pair, draw)
+        return repr((self.seed, pair, draw, self._caption(pair, draw), chosen, rejected))
