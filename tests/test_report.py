@@ -123,7 +123,7 @@ def test_every_number_and_every_word_is_in_the_page():
         "52.1 %", "66.3 %", "+14.2 points", "95 % interval +9.8 to +18.5", "clear gain", "480 images of 120 prompts",
         "31.0 %", "30.2 %", "−0.8 points", "95 % interval −5.0 to +3.0", "no significant change",
         "240 images of 57 prompts",
-        "47.6 to 56.6", "61.9 to 70.4", "24.0 to 36.0", "Judged by the verifier.", "Elsewhere",
+        "47.6 to 56.6", "480 120 prompts", "61.9 to 70.4", "24.0 to 36.0", "Judged by the verifier.", "Elsewhere",
         "fixed 61", "broken 9", "of 70 images", "2 shown of 61", "1 shown of 9 · the price",
         "Drawn at random with seed 0 from all 480 images.", "missing: a blue square", "✗ fails", "✓ holds", "relation",
         "Starts at log 2.", "Faint: every update.", "log 2", "One paragraph.", "0.69 to 0.65 is normal.", "Load it",

@@ -51,17 +51,24 @@ def summary(before: ShapesEvaluation, after: ShapesEvaluation, *, seed: int = 0)
         seed: Of the bootstrap.
     """
     table = comparisons(before, after, seed=seed)
-    return " ".join(_sentence(domain, rows[0]) for domain, rows in table.items())
+    subjects = ["the share of images that show what was asked for", *["it"] * (len(table) - 1)]
+    sentences = (_sentence(domain, rows[0], it) for (domain, rows), it in zip(table.items(), subjects, strict=True))
+    return " ".join(sentences)
 
 
-def _sentence(domain: str, row: Comparison) -> str:
-    shares = f"{100 * row.before.value:.1f} % to {100 * row.after.value:.1f} %"
-    what = f"images of {readable(domain)} prompts that show what was asked for"
+def _sentence(domain: str, row: Comparison, subject: str) -> str:
+    shares = f"from {_percent(row.before.value)} to {_percent(row.after.value)}"
     if row.gain.is_above_zero:
-        return f"The share of {what} rose from {shares}."
-    if row.gain.is_below_zero:
-        return f"The share of {what} fell from {shares}."
-    return f"The share of {what} did not change significantly ({shares})."
+        change = f"rose {shares}"
+    elif row.gain.is_below_zero:
+        change = f"fell {shares}"
+    else:
+        change = f"did not change significantly ({shares})"
+    return f"On {readable(domain)} prompts, {subject} {change}."
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
 def _numbers(table: Mapping[str, list[Comparison]]) -> NumbersSection:

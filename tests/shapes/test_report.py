@@ -58,10 +58,12 @@ def test_examples_are_of_the_outcome_they_stand_under_and_counted(two):
 
 
 def test_the_summary_says_no_more_than_the_intervals(two):
-    text = summary(*two)
-    assert "in-domain prompts that show what was asked for rose from 37.5 % to 81.2 %." in text
-    assert "out-of-domain prompts that show what was asked for did not change significantly (96.9 % to 96.9 %)." in text
-    assert "in-domain prompts that show what was asked for fell from 81.2 % to 37.5 %." in summary(*reversed(two))
+    text = summary(*two).replace("\N{NO-BREAK SPACE}", " ")
+    assert text == (
+        "On in-domain prompts, the share of images that show what was asked for rose from 37.5 % to 81.2 %. "
+        "On out-of-domain prompts, it did not change significantly (from 96.9 % to 96.9 %)."
+    )
+    assert "asked for fell from 81.2 % to 37.5 %." in summary(*reversed(two)).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_the_sections_make_a_page(two):
