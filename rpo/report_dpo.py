@@ -11,8 +11,8 @@ READING_GUIDE = TextSection(
     (
         "A preference pair says: of these two images for one prompt, this one is better. Diffusion-DPO trains the "
         "model to remove noise from the better image relatively more precisely than from the worse one, compared with "
-        "the model that it started from. It never sees the judge, only pairs; whether it learnt what the pairs mean "
-        "shows on prompts that it was not trained on, which is what the result above measures.",
+        "the model that it started from. Whether it learnt what the pairs mean, and not the pairs by heart, shows on "
+        "prompts that it was not trained on, which is what the result above measures.",
     ),
     (
         (
@@ -50,15 +50,15 @@ READING_GUIDE = TextSection(
 )
 
 
-def curves_section(entries: Iterable[Mapping[str, float | None]], *, error_ratio_limit: float | None) -> CurvesSection:
+def curves_section(entries: Iterable[Mapping[str, float | None]], *, error_ratio_limit: float) -> CurvesSection:
     """The curves of a run's `metrics.jsonl`; a chart of which nothing was logged is left out.
 
     Args:
         entries: Its lines.
-        error_ratio_limit: Of the chosen images, where training stops; None if it does not.
+        error_ratio_limit: Of the chosen images, where training stops; infinite if it does not.
     """
     lines = list(entries)
-    limits = () if error_ratio_limit is None else (Mark("limit", error_ratio_limit),)
+    limits = (Mark("limit", error_ratio_limit),) if math.isfinite(error_ratio_limit) else ()
     charts = (
         Chart(
             "Loss",

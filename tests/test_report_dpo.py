@@ -37,18 +37,18 @@ def test_marks_tell_start_chance_and_limit():
     charts = curves_section(ENTRIES, error_ratio_limit=1.5).charts
     marks = {mark.label: mark.value for chart in charts for mark in chart.marks}
     assert marks == {"log 2": math.log(2), "chance": 0.5, "start": 0.0, "base": 1.0, "limit": 1.5}
-    assert "limit" not in {mark.label for mark in curves_section(ENTRIES, error_ratio_limit=None).charts[3].marks}
+    assert "limit" not in {mark.label for mark in curves_section(ENTRIES, error_ratio_limit=math.inf).charts[3].marks}
 
 
 def test_the_preference_term_is_shown_where_it_is_logged_apart():
     entries = [entry | {"dpo/loss": 0.6} for entry in ENTRIES]
-    assert curves_section(entries, error_ratio_limit=None).charts[0].series[0].y == (0.6,) * 30
+    assert curves_section(entries, error_ratio_limit=math.inf).charts[0].series[0].y == (0.6,) * 30
 
 
 def test_what_was_never_logged_has_no_chart():
     entries = [{"update": 1, "loop/loss": 0.69}, {"update": 2, "loop/loss": None}]
-    assert [chart.title for chart in curves_section(entries, error_ratio_limit=None).charts] == ["Loss"]
-    assert curves_section([], error_ratio_limit=None).charts == ()
+    assert [chart.title for chart in curves_section(entries, error_ratio_limit=math.inf).charts] == ["Loss"]
+    assert curves_section([], error_ratio_limit=math.inf).charts == ()
 
 
 def test_it_makes_a_page_that_explains_itself():
