@@ -20,7 +20,7 @@ from rpo import __version__
 INPUT_ERRORS = (ValueError, OSError, ImportError)
 """What wrong input raises; anything else is a defect of rpo and keeps its traceback."""
 
-TRAINERS = {"dpo": "rpo.trainers.dpo"}
+TRAINERS = {"dpo": "rpo.trainers.dpo_run"}
 """Module of each trainer; it has a dataclass `RunConfig` and a function `run(config, resume)`."""
 
 

@@ -1,0 +1,217 @@
+"""The whole way on one machine: find where a model fails its prompts, align it, prove that it got better, show it.
+
+Images of the training prompts are drawn from the embedded model and judged by the verifier of its world; the better and the worse
+image of a prompt become a preference pair; Diffusion-DPO trains a LoRA on the pairs; base and LoRA are compared on prompts that
+were not trained on, with the same noise; the LoRA is saved, verified and described in a report.
+
+Every stage leaves its result in the run's folder, so that a killed run continues with `resume`.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from rpo.config import to_yaml
+from rpo.data.preference import PairSet
+from rpo.data.readers import read_pairs
+from rpo.data.writers import write_pairs
+from rpo.models.stable_diffusion import StableDiffusion
+from rpo.quickstart_report import Findings, write_quickstart_report
+from rpo.shapes.evaluate import Measurement, evaluate, format_accuracies, held_out_prompts
+from rpo.shapes.evaluation import Sampling, ShapesEvaluation, comparisons
+from rpo.shapes.pairing import preference_pairs
+from rpo.shapes.prompts import sample_prompts
+from rpo.trainers.dpo import DPOConfig, DPOTrainer
+from rpo.training.loop import LoopConfig, TrainResult
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """Settings of the quickstart; the defaults take a few minutes on two CPU cores."""
+
+    output: str = "runs/quickstart"
+    """The run's folder: pairs, metrics, LoRA, report."""
+
+    seed: int = 0
+    """Of prompts, noise and training; the same seed gives the same numbers."""
+
+    prompts: int = 320
+    """Training prompts to draw images of. More give more pairs: 100 to 690."""
+
+    images_per_prompt: int = 4
+    """Images drawn of each training prompt; 2 to 8."""
+
+    pairs_per_prompt: int = 2
+    """Pairs made of one prompt's images at most; no image is used twice."""
+
+    min_margin: float = 0.25
+    """Least difference of the verifier's scores within a pair, 0 to 1."""
+
+    evaluation_prompts: int = 320
+    """Held-out prompts of each domain, one image each by base and by LoRA. More narrow the intervals."""
+
+    batch_size: int = 64
+    """Images drawn at once."""
+
+    device: str = "auto"
+    """"auto" takes the GPU when there is one."""
+
+    dpo: DPOConfig = field(
+        default_factory=lambda: DPOConfig(
+            beta=150.0,
+            rank=16,
+            pairs_per_update=32,
+            micro_batch=32,
+            caption_dropout=0.1,
+            loop=LoopConfig(updates=200, learning_rate=3e-4, warmup_updates=10, checkpoint_every=50),
+        )
+    )
+    """Of the training; its folder and seed are those of the run."""
+
+
+@dataclass(frozen=True)
+class QuickstartResult:
+    """What a quickstart found."""
+
+    measured: Measurement
+    trained: TrainResult
+    num_pairs: int
+    report: Path
+    lora: Path
+
+
+def run(config: QuickstartConfig, *, resume: bool = False) -> QuickstartResult:
+    """Go the whole way, with progress on the terminal.
+
+    Args:
+        config: The settings.
+        resume: Continue a killed run in the same folder.
+
+    Raises:
+        ValueError: If the folder holds a run and `resume` was not asked for, or that run had other settings.
+    """
+    folder = Path(config.output)
+    _claim(folder, config, resume=resume)
+    stages = Stages(folder / "stages.jsonl")
+    model = StableDiffusion.load("shapes", device=_device(config.device))
+    held_out = held_out_prompts(config.evaluation_prompts, config.seed)
+    sampling = Sampling(config.seed)
+
+    with stages.timed("evaluate the base model"):
+        base = evaluate(model, held_out, sampling, batch_size=config.batch_size, progress="base model")
+    tqdm.write(format_accuracies(Measurement(base)) + "\n")
+    with stages.timed("make preference pairs"):
+        pairs = make_pairs(model, folder / "pairs", config)
+    tqdm.write(f"{len(pairs)} preference pairs of {config.prompts} prompts in {folder / 'pairs'}\n")
+
+    dpo = replace(config.dpo, folder=str(folder / "dpo"), seed=config.seed)
+    trainer = DPOTrainer(model, pairs, dpo)
+    with stages.timed("train the LoRA"):
+        trained = trainer.train(resume=resume)
+    with stages.timed("save and verify the LoRA"):
+        lora = trainer.save(folder / "lora")
+    with stages.timed("evaluate the aligned model"):
+        aligned = evaluate(model, held_out, sampling, batch_size=config.batch_size, progress="aligned model")
+
+    measured = Measurement(base, aligned)
+    tqdm.write("\n" + format_accuracies(measured, seed=config.seed))
+    _write_results(folder / "results.json", measured, trained, len(pairs), config)
+    findings = Findings(base, aligned, trained, len(pairs), lora, stages.seconds, to_yaml(config), config.seed)
+    report = write_quickstart_report(findings, folder / "report.html", dpo)
+    tqdm.write(f"\nLoRA:   {lora}\nreport: {report}  (open it in a browser)")
+    return QuickstartResult(measured, trained, len(pairs), report, lora)
+
+
+def make_pairs(model: StableDiffusion, folder: Path, config: QuickstartConfig) -> PairSet:
+    """Draw images of the training prompts, judge them, and write the pairs; what is there already is not drawn again.
+
+    Args:
+        model: The model that is to be aligned.
+        folder: Where the pairs go.
+        config: How many, from which seed.
+
+    Raises:
+        ValueError: If no two images of one prompt differ enough.
+    """
+    finished = folder / "finished"
+    if not finished.exists():
+        judged = judged_samples(model, config)
+        pairs = preference_pairs(judged, pairs_per_prompt=config.pairs_per_prompt, min_margin=config.min_margin)
+        if not pairs:
+            raise ValueError(
+                f"none of {config.prompts} prompts has two images whose scores differ by {config.min_margin}; draw more "
+                "images_per_prompt, or lower min_margin"
+            )
+        write_pairs(folder, pairs)
+        finished.touch()
+    return read_pairs(folder)
+
+
+def judged_samples(model: StableDiffusion, config: QuickstartConfig) -> ShapesEvaluation:
+    """Images of the training prompts, judged; their noise is not that of any evaluation."""
+    sampling = Sampling(config.seed + 1_000_003, images_per_prompt=config.images_per_prompt)
+    prompts = {"train": sample_prompts("train", config.prompts, config.seed)}
+    return evaluate(model, prompts, sampling, batch_size=config.batch_size, progress="training prompts")
+
+
+class Stages:
+    """Seconds of each stage, kept over restarts: a stage done twice is counted twice, as it was waited for twice."""
+
+    def __init__(self, file: Path):
+        self._file = file
+        self.seconds: dict[str, float] = {}
+        if file.exists():
+            for line in file.read_text().splitlines():
+                entry = json.loads(line)
+                self.seconds[entry["stage"]] = self.seconds.get(entry["stage"], 0.0) + entry["seconds"]
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Count what happens inside as `stage`."""
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        with self._file.open("a") as lines:
+            lines.write(json.dumps({"stage": stage, "seconds": round(seconds, 3)}) + "\n")
+
+
+def _claim(folder: Path, config: QuickstartConfig, *, resume: bool) -> None:
+    settings = folder / "settings.yaml"
+    text = to_yaml(config)
+    if settings.exists():
+        if not resume:
+            raise ValueError(f"{folder} holds a run already; give --resume to continue it, or --output for another folder")
+        if settings.read_text() != text:
+            raise ValueError(f"{folder} was started with other settings ({settings}); repeat them, or use another --output")
+    folder.mkdir(parents=True, exist_ok=True)
+    settings.write_text(text)
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+def _write_results(
+    file: Path, measured: Measurement, trained: TrainResult, num_pairs: int, config: QuickstartConfig
+) -> None:
+    assert measured.aligned is not None
+    table = comparisons(measured.base, measured.aligned, seed=config.seed)
+    accuracy: dict[str, Any] = {domain: {row.name: _row(row) for row in rows} for domain, rows in table.items()}
+    results = {"pairs": num_pairs, "updates": trained.updates, "stopped_because": trained.stopped_because, "accuracy": accuracy}
+    file.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def _row(row: Any) -> dict[str, Any]:
+    parts: Sequence[tuple[str, Any]] = (("base", row.before), ("aligned", row.after), ("gain", row.gain))
+    numbers = {name: [round(one, 5) for one in (part.value, part.low, part.high)] for name, part in parts}
+    return {"images": row.num_images, **numbers}

@@ -1,0 +1,146 @@
+"""A Diffusion-DPO run from a file: which checkpoint, which pairs, which settings. What `rpo train dpo` and the examples run."""
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from rpo.config import to_yaml
+from rpo.data.readers import read_pairs
+from rpo.models.execution import Attention
+from rpo.models.stable_diffusion import StableDiffusion
+from rpo.trainers.dpo import DPOConfig, DPOTrainer
+from rpo.training.loop import TrainResult
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which checkpoint is trained, and how it runs."""
+
+    source: str = "shapes"
+    """Folder, hub id, single .safetensors / .ckpt file, or "shapes" for the checkpoint inside the package."""
+
+    dtype: DType = "float32"
+    """Of all weights. bfloat16 (float16 on older GPUs) halves memory; adapters stay float32."""
+
+    compute_dtype: DType | None = None
+    """What the UNet computes in; nothing means `dtype`. bfloat16 over float32 weights is mixed precision."""
+
+    device: str = "auto"
+    """"auto" takes this process's GPU when there is one."""
+
+    single_file_config: str | None = None
+    """For a single file: a diffusers folder or hub id with its architecture; nothing means SD 1.5's, from the hub."""
+
+    revision: str | None = None
+    """Of a hub id."""
+
+    variant: str | None = None
+    """File variant, such as "fp16"."""
+
+    attention: Attention = "sdpa"
+    """"sdpa" (torch's own), or "xformers", which falls back to sdpa with a warning where it does not run."""
+
+    channels_last: bool = False
+    """Memory format of the UNet; faster convolutions on CUDA."""
+
+    compile: bool = False
+    """Compile the UNet on first use; pays off in runs of thousands of updates on CUDA."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which preference pairs are trained on."""
+
+    source: str = ""
+    """Folder, .jsonl or parquet file, or the id of a data set on the hub; see `rpo data check`."""
+
+    split: str = "train"
+    """Of a data set with several."""
+
+    limit: int | None = None
+    """At most this many rows are read; nothing means all."""
+
+    streaming: bool = False
+    """Fetch only the rows that are needed, `limit` of them, and keep them in the local cache."""
+
+    allow_size_mismatch: bool = False
+    """Accept pairs of images of different sizes (Pick-a-Pic has them); each is cropped at its own centre."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run: `rpo train dpo CONFIG key=value …`."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The checkpoint."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """The pairs."""
+
+    dpo: DPOConfig = field(default_factory=DPOConfig)
+    """The training."""
+
+    output: str | None = None
+    """The run's folder; the same as `dpo.folder`."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended, and where its result is."""
+
+    trained: TrainResult
+    saved: Path
+
+
+def run(config: RunConfig, *, resume: bool = False) -> RunResult:
+    """Load, train, save.
+
+    Args:
+        config: The run.
+        resume: Continue a killed run of the same folder.
+
+    Raises:
+        ValueError: If the checkpoint, the pairs or the settings cannot be used; says which and why.
+    """
+    if not config.data.source:
+        raise ValueError("data.source is empty; give a folder, file or data set of preference pairs: data.source=PATH")
+    dpo = replace(config.dpo, folder=config.output) if config.output else config.dpo
+    pairs = read_pairs(
+        config.data.source,
+        split=config.data.split,
+        limit=config.data.limit,
+        streaming=config.data.streaming,
+        allow_size_mismatch=config.data.allow_size_mismatch,
+    )
+    trainer = DPOTrainer(load_model(config.model), pairs, dpo)
+    trainer.folder.mkdir(parents=True, exist_ok=True)
+    (trainer.folder / "run.yaml").write_text(to_yaml(config))
+    trained = trainer.train(resume=resume)
+    return RunResult(trained, trainer.save())
+
+
+def load_model(config: ModelConfig) -> StableDiffusion:
+    """The checkpoint that a configuration names, on this process's device."""
+    return StableDiffusion.load(
+        config.source,
+        device=_device(config.device),
+        dtype=getattr(torch, config.dtype),
+        compute_dtype=getattr(torch, config.compute_dtype) if config.compute_dtype else None,
+        config=config.single_file_config,
+        revision=config.revision,
+        variant=config.variant,
+        attention=config.attention,
+        channels_last=config.channels_last,
+        compile_denoiser=config.compile,
+    )
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
