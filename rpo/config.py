@@ -9,7 +9,7 @@ import difflib
 import inspect
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -69,16 +69,23 @@ def to_yaml(config: object) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(_plain(asdict(cast(Any, config)))))
 
 
-def describe_fields(cls: type) -> list[FieldInfo]:
-    """Every key of a configuration class, with type, default and the docstring under the field, in source order."""
+def describe_fields(cls: type, default: object = None) -> list[FieldInfo]:
+    """Every key of a configuration class, with type, default and the docstring under the field, in source order.
+
+    Args:
+        cls: The dataclass.
+        default: An instance whose values are the defaults; None for those of the class.
+    """
     docs = _field_docs(cls)
     described: list[FieldInfo] = []
     for field, hint in _hints(cls):
+        value = _default(field, default)
         if nested := _section(hint):
-            for inner in describe_fields(nested):
+            for inner in describe_fields(nested, value if is_dataclass(value) else None):
                 described.append(FieldInfo(f"{field.name}.{inner.key}", inner.type_name, inner.default, inner.doc))
         else:
-            described.append(FieldInfo(field.name, _type_name(hint), _default(field), docs.get(field.name, "")))
+            shown = "required" if value is MISSING else _yaml_value(value)
+            described.append(FieldInfo(field.name, _type_name(hint), shown, docs.get(field.name, "")))
     return described
 
 
@@ -89,8 +96,8 @@ class _Builder:
     root: type
     source_of: Mapping[str, str]
 
-    def dataclass(self, cls: type[Config], value: Any, key: str) -> Config:
-        """One section, from a mapping of its keys."""
+    def dataclass(self, cls: type[Config], value: Any, key: str, default: object = None) -> Config:
+        """One section, from a mapping of its keys; what they leave out is as in `default`, or as the class has it."""
         if not isinstance(value, Mapping):
             raise self.mismatch(key, value, f"a section with keys {', '.join(field.name for field, _ in _hints(cls))}")
         hints = {field.name: (field, hint) for field, hint in _hints(cls)}
@@ -98,17 +105,21 @@ class _Builder:
             if name not in hints:
                 raise self.unknown(_join(key, name))
         for name, (field, _) in hints.items():
-            if name not in value and _default(field) == "required":
+            if name not in value and _default(field, default) is MISSING:
                 raise ValueError(f"{self.root.__name__} needs {_join(key, name)}, which is not set; set it")
-        return cls(**{name: self.value(hints[name][1], one, _join(key, name)) for name, one in value.items()})
+        built: dict[str, Any] = {}
+        for name, one in value.items():
+            field, hint = hints[name]
+            built[name] = self.value(hint, one, _join(key, name), _default(field, default))
+        return replace(cast(Any, default), **built) if isinstance(default, cls) else cls(**built)
 
-    def value(self, hint: Any, value: Any, key: str) -> Any:
-        """One value of the type that `hint` asks for."""
+    def value(self, hint: Any, value: Any, key: str, default: object = None) -> Any:
+        """One value of the type that `hint` asks for; `default` is what a section starts from."""
         origin = get_origin(hint)
         if is_dataclass(hint):
-            return self.dataclass(cast(type[object], hint), value, key)
+            return self.dataclass(cast(type[object], hint), value, key, default)
         if origin in (Union, UnionType):
-            return self.union(hint, value, key)
+            return self.union(hint, value, key, default)
         if origin in (list, tuple, Sequence) and isinstance(value, list):
             return self.items(hint, value, key)
         if origin in (dict, Mapping) and isinstance(value, Mapping):
@@ -127,13 +138,13 @@ class _Builder:
             return Path(value)
         raise self.mismatch(key, value, _type_name(hint))
 
-    def union(self, hint: Any, value: Any, key: str) -> Any:
+    def union(self, hint: Any, value: Any, key: str, default: object) -> Any:
         """The first member that takes the value; with a single one beside None, its own error tells more."""
         members = [member for member in get_args(hint) if member is not NoneType]
         if value is None and len(members) < len(get_args(hint)):
             return None
         if len(members) == 1:
-            return self.value(members[0], value, key)
+            return self.value(members[0], value, key, default)
         for member in members:
             try:
                 return self.value(member, value, key)
@@ -239,17 +250,17 @@ def _field_docs(cls: type) -> dict[str, str]:
     return docs
 
 
-def _default(field: Field[Any]) -> str:
-    """The default as YAML on one line, or the word "required"."""
-    if field.default_factory is not MISSING:
-        return _yaml_value(field.default_factory())
-    return "required" if field.default is MISSING else _yaml_value(field.default)
+def _default(field: Field[Any], instance: object = None) -> Any:
+    """What a field is when nobody sets it: as in `instance`, or as its class says; MISSING if it must be set."""
+    if is_dataclass(instance):
+        return getattr(instance, field.name)
+    return field.default_factory() if field.default_factory is not MISSING else field.default
 
 
 def _yaml_value(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return str(value).lower() if value is not None else "null"
-    return str(_plain(value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(_plain(value))
 
 
 def _type_name(hint: Any) -> str:

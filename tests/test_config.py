@@ -186,3 +186,25 @@ def test_fields_are_described_by_the_text_under_them() -> None:
     assert described[2] == FieldInfo("beta", "a number", "80.0", "Strength of the preference.")
     assert FieldInfo("output", "a path or null", "null", "") in described
     assert describe_fields(Needy) == [FieldInfo("pairs", "text", "required", "")]
+
+
+@dataclass(frozen=True)
+class Inner:
+    rate: float = 0.1
+    """Of learning."""
+    steps: int = 10
+    """How many."""
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Inner = field(default_factory=lambda: Inner(rate=0.5, steps=99))
+    """Its defaults differ from those of the class."""
+    spare: Inner | None = Inner(rate=0.7)
+
+
+def test_a_section_keeps_its_own_defaults_where_it_is_not_set() -> None:
+    assert load_config(Outer, None, ["inner.steps=3"]) == Outer(inner=Inner(rate=0.5, steps=3))
+    assert load_config(Outer, None, ["spare.steps=3"]) == Outer(spare=Inner(rate=0.7, steps=3))
+    shown = {info.key: info.default for info in describe_fields(Outer)}
+    assert shown == {"inner.rate": "0.5", "inner.steps": "99", "spare.rate": "0.7", "spare.steps": "10"}
