@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trainers": MODEL | {"config", "data", "training", "model_card", "publish"},
 }
 """What each part may import; `rpo/__init__.py`, the command line and the quickstart may import everything."""
-TOP = {"__init__", "cli", "quickstart"}
+TOP = {"__init__", "cli", "quickstart", "quickstart_report"}
 
 ONLY_HERE = {
     "accelerate": {"training"},
