@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report_dpo": RESULTS,
     "model_card": {"evaluate", "intervals", "lora_file"},
     "publish": {"model_card", "lora_file", "models"},
-    "shapes.*": MODEL | RESULTS | {"config"},
+    "shapes.*": MODEL | RESULTS | {"config", "data"},
     "trainers": MODEL | {"config", "data", "training", "model_card", "publish"},
 }
 """What each part may import; `rpo/__init__.py`, the command line and the quickstart may import everything."""
