@@ -14,7 +14,7 @@ from rpo.data.columns import FormName
 from rpo.data.preference import SIDES, PairSet, PreferencePair, pair_key
 from rpo.data.readers import Scan, scan
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], object]
 """Called with (records done, records in all)."""
 
 _SHOWN = 5  # items of one kind that the text names before it counts the rest

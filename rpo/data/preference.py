@@ -95,14 +95,11 @@ class PreferencePair:
         source = self._source(side)
         try:
             return _read(source)
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"{self._image_name(side)} does not exist; expected an image file; restore it or remove the record"
-            ) from error
         except (OSError, ValueError) as error:
+            is_gone = isinstance(error, FileNotFoundError) and isinstance(source, str | Path)
+            fault = "does not exist" if is_gone else f"cannot be read ({error})"
             raise ValueError(
-                f"{self._image_name(side)} cannot be read ({error}); expected a readable image file; "
-                "restore it or remove the record"
+                f"{self._image_name(side)} {fault}; expected a readable image file; restore it or remove the record"
             ) from error
 
     def facts(self, side: Side) -> ImageFacts:

@@ -15,7 +15,7 @@ from torch import Tensor
 from rpo.data.store import TensorStore
 
 Request = TypeVar("Request")
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], object]
 """Called with (entries present, entries in all)."""
 
 

@@ -91,11 +91,9 @@ def encoded_bytes(value: object) -> bytes:
 
         with fsspec.open(value, "rb") as file:
             return file.read()
-    if isinstance(value, str):
-        return Path(value).read_bytes()
-    if isinstance(value, bytes) and value:
-        return value
-    raise ValueError(f"the cell holds {'nothing' if not value else type(value).__name__}, not an encoded image")
+    if not value or not isinstance(value, str | bytes):
+        raise ValueError(f"the cell holds {type(value).__name__ if value else 'nothing'}, not an encoded image")
+    return Path(value).read_bytes() if isinstance(value, str) else value
 
 
 def _cell_bytes(table: "Dataset", index: int, column: str) -> bytes:

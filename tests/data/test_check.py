@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from rpo.data.check import Margins, check_pairs, format_report
 from rpo.data.preference import pair_set
 from rpo.data.writers import write_pairs
@@ -81,6 +83,27 @@ def test_every_fault_is_found_in_one_pass(tmp_path):
         "  cannot be trained on as it is",
     ):
         assert line in text.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("columns", "is_trainable"),
+    [
+        ({}, True),
+        ({"prompt": ""}, False),
+        ({"rejected": png(1, (8, 8))}, False),
+        ({"rejected": png(1)[:-40]}, False),
+        ({"rejected": "nowhere.png"}, False),
+        ({"rejected": png(0)}, True),
+        ({"seed": "x"}, False),
+    ],
+)
+def test_one_broken_record_makes_a_set_untrainable(tmp_path, columns, is_trainable):
+    given = {"prompt": "p", "chosen": png(0), "rejected": png(1)} | columns
+    for side in ("chosen", "rejected"):
+        if isinstance(given[side], bytes):
+            given[side] = write_file(tmp_path / f"{side}.png", given[side]).name
+    write_file(tmp_path / "metadata.jsonl", json.dumps(given).encode())
+    assert check_pairs(tmp_path).is_trainable == is_trainable
 
 
 def test_long_lists_are_cut_short():

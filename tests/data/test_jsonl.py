@@ -1,5 +1,9 @@
 import errno
+import multiprocessing
 import os
+import resource
+import signal
+from pathlib import Path
 
 import pytest
 
@@ -48,9 +52,33 @@ def test_a_full_disk_is_named_and_other_errors_are_left_alone(tmp_path):
     assert name_full_disk(other, tmp_path / "x.png") is other
 
 
+def write_until_full(path, queue):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    size = path.stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, size + 10))
+    try:
+        append_line(path, {"text": "longer than what is left"})
+    except OSError as error:
+        queue.put((error.errno, str(error)))
+
+
+def test_a_line_written_in_part_is_an_error_and_is_mended(tmp_path):
+    path = tmp_path / "a.jsonl"
+    append_line(path, {"a": 1})
+    fork = multiprocessing.get_context("fork")
+    queue = fork.Queue()
+    process = fork.Process(target=write_until_full, args=(path, queue))
+    process.start()
+    number, message = queue.get(timeout=60)
+    process.join()
+    assert number == errno.ENOSPC
+    assert f"no space left for {path}" in message
+    assert path.read_bytes() == b'{"a": 1}\n{"text": "'
+    mend_last_line(path)
+    assert list(read_lines(path)) == [{"a": 1}]
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs the device that is always full")
 def test_appending_to_a_full_disk_says_so():
-    from pathlib import Path
-
     with pytest.raises(OSError, match=r"no space left for /dev/full \(.* MiB free\)"):
         append_line(Path("/dev/full"), {"a": 1})

@@ -78,7 +78,7 @@ def test_missing_image_names_record_and_file(tmp_path):
     with pytest.raises(ValueError) as error:
         record.decode("rejected")
     assert str(error.value) == (
-        f"records.jsonl:17: the rejected image ({tmp_path}/gone.png) does not exist; expected an image file; "
+        f"records.jsonl:17: the rejected image ({tmp_path}/gone.png) does not exist; expected a readable image file; "
         "restore it or remove the record"
     )
 

@@ -1,5 +1,7 @@
 import json
 import pickle
+import subprocess
+import sys
 
 import datasets
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from rpo.data.preference import PreferencePair
 from rpo.data.readers import read_pairs, scan
+from rpo.data.tables import encoded_bytes
 from rpo.data.writers import write_pairs, write_parquet
 from tests.data.samples import noise, pair, png, write_file
 
@@ -185,8 +188,8 @@ def test_a_missing_image_names_record_and_file(tmp_path):
     with pytest.raises(ValueError) as error:
         read_pairs(tmp_path)
     assert str(error.value) == (
-        f"metadata.jsonl:2: the rejected image ({tmp_path}/img/gone.png) does not exist; expected an image file; "
-        "restore it or remove the record"
+        f"metadata.jsonl:2: the rejected image ({tmp_path}/img/gone.png) does not exist; expected a readable image "
+        "file; restore it or remove the record"
     )
 
 
@@ -204,6 +207,14 @@ def test_an_empty_cell_names_the_row(tmp_path):
         f"{path} row 1: the rejected image (stored in the record) cannot be read (the cell holds nothing, not an "
         "encoded image); expected a readable image file; restore it or remove the record"
     )
+
+
+def test_a_path_in_a_cell_that_leads_nowhere_is_named(tmp_path):
+    path = parquet(tmp_path / "set", {"prompt": ["p"], "chosen": ["/no/such.png"], "rejected": [png(1)]})
+    with pytest.raises(
+        ValueError, match=r"row 0: the chosen image .* cannot be read \(.*'/no/such\.png'\); expected"
+    ):
+        read_pairs(path, cache_dir=tmp_path / "cache")
 
 
 def test_two_sizes_and_empty_prompts_need_permission(tmp_path):
@@ -278,6 +289,26 @@ def test_table_records_can_be_sent_to_a_worker(tmp_path):
     write_parquet(tmp_path / "a.parquet", [pair(0)])
     pairs = read_pairs(tmp_path / "a.parquet", cache_dir=tmp_path / "cache")
     assert pickle.loads(pickle.dumps(pairs))[0].key == pair(0).key
+
+
+def test_a_cell_may_hold_bytes_a_path_or_an_address(tmp_path):
+    path = write_file(tmp_path / "a.png", png(0))
+    cells = [png(0), str(path), path.as_uri(), {"bytes": png(0), "path": None}, {"bytes": None, "path": str(path)}]
+    assert [encoded_bytes(cell) for cell in cells] == [png(0)] * 5
+    for empty in (None, "", b"", {"bytes": None, "path": None}):
+        with pytest.raises(ValueError, match="the cell holds nothing, not an encoded image"):
+            encoded_bytes(empty)
+    with pytest.raises(ValueError, match="the cell holds int, not an encoded image"):
+        encoded_bytes(3)
+
+
+def test_checking_a_folder_loads_neither_torch_nor_datasets(tmp_path):
+    jsonl(tmp_path, row())
+    code = (
+        "import sys; from rpo.data.check import check_pairs; assert check_pairs(sys.argv[1]).is_trainable; "
+        "assert not {'torch', 'datasets', 'pyarrow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
 
 
 def test_scan_collects_instead_of_stopping(tmp_path):

@@ -78,6 +78,8 @@ def test_an_interrupted_stream_is_continued(source, monkeypatch):
     (folder,) = folders(source)
     with (folder / "metadata.jsonl").open("a") as file:
         file.write('{"prompt": "half a li')
+    with (folder / "left_out.jsonl").open("a") as file:
+        file.write('{"source_row": 4, "rea')
     streamed = stream(source, 6)
     assert [record.details["source_row"] for record in streamed] == [0, 2, 3, 5]
     assert [json.loads(line)["source_row"] for line in (folder / "left_out.jsonl").read_text().splitlines()] == [1, 4]

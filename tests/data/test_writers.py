@@ -39,6 +39,10 @@ def test_images_are_named_by_their_content_and_kept_once(tmp_path):
     assert len(files) == 5
     assert f"{pair(0).facts('chosen').digest}.png" in files
     assert sum(name.endswith(".jpeg") for name in files) == 1
+    shared = tmp_path / "images" / f"{pair(0).facts('chosen').digest}.png"
+    before = shared.stat()
+    write_pairs(tmp_path, [pair(4, chosen=png(0))])
+    assert (shared.stat().st_ino, shared.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def test_writing_again_adds_nothing_and_more_records_append(tmp_path):
@@ -46,7 +50,7 @@ def test_writing_again_adds_nothing_and_more_records_append(tmp_path):
     before = (tmp_path / "metadata.jsonl").read_bytes()
     assert write_pairs(tmp_path, [pair(0), pair(1)]) == 0
     assert (tmp_path / "metadata.jsonl").read_bytes() == before
-    assert write_pairs(tmp_path, [pair(0), pair(2)]) == 1
+    assert write_pairs(tmp_path, [pair(0), pair(2), pair(2)]) == 1
     assert [record.prompt for record in read_pairs(tmp_path)] == ["prompt 0", "prompt 1", "prompt 2"]
 
 
