@@ -211,9 +211,7 @@ def test_an_empty_cell_names_the_row(tmp_path):
 
 def test_a_path_in_a_cell_that_leads_nowhere_is_named(tmp_path):
     path = parquet(tmp_path / "set", {"prompt": ["p"], "chosen": ["/no/such.png"], "rejected": [png(1)]})
-    with pytest.raises(
-        ValueError, match=r"row 0: the chosen image .* cannot be read \(.*'/no/such\.png'\); expected"
-    ):
+    with pytest.raises(ValueError, match=r"row 0: the chosen image .* cannot be read \(.*'/no/such\.png'\); expected"):
         read_pairs(path, cache_dir=tmp_path / "cache")
 
 
