@@ -1,11 +1,11 @@
-"""What one Diffusion-DPO update costs: seconds, memory, and counted network calls, against a bare loop of the same work.
+"""What one Diffusion-DPO update costs in seconds, memory and network calls, against a bare loop of the same work.
 
-    python benchmarks/dpo_step.py                                        # a small Stable Diffusion, CPU, about two minutes
+    python benchmarks/dpo_step.py                  # a small Stable Diffusion on the CPU, about two minutes
     python benchmarks/dpo_step.py --preset sd15 --device cuda --dtype bfloat16 --micro-batch 1
 
-The networks are real and random: weights do not change what an update costs. The bare loop runs the same forwards and the same
-backward on tensors of the same shapes, in the same process, before and after the trainer, so that the ratio does not depend on
-the machine. Prints one JSON object.
+The networks are real and random: weights do not change what an update costs. The bare loop runs the same forwards and
+the same backward on tensors of the same shapes, in the same process, before and after the trainer, so that the ratio
+does not depend on the machine. Prints one JSON object.
 """
 
 import argparse
@@ -29,13 +29,20 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from rpo.data.preference import PreferencePair, encode_png, pair_set
 from rpo.lora import adapter_layers, reference
 from rpo.models.stable_diffusion import StableDiffusion
-from rpo.trainers.dpo import DPOConfig, DPOTrainer
+from rpo.trainers.dpo import DPOTrainer
+from rpo.trainers.dpo_config import DPOConfig
 from rpo.training.log import read_metrics
 from rpo.training.loop import LoopConfig
 
 PRESETS = {
     "small": {"channels": (64, 128, 256), "layers": 1, "text": (128, 2), "vae": (32, 64, 64, 64), "resolution": 128},
-    "sd15": {"channels": (320, 640, 1280, 1280), "layers": 2, "text": (768, 12), "vae": (128, 256, 512, 512), "resolution": 512},
+    "sd15": {
+        "channels": (320, 640, 1280, 1280),
+        "layers": 2,
+        "text": (768, 12),
+        "vae": (128, 256, 512, 512),
+        "resolution": 512,
+    },
 }
 """`sd15` has the sizes of Stable Diffusion 1.5; `small` has its structure in about a hundredth."""
 
@@ -77,7 +84,12 @@ def build(preset: dict, dtype: torch.dtype, device: str) -> StableDiffusion:
         latent_channels=4,
     )
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
     )
     pipe = StableDiffusionPipeline(
         vae, CLIPTextModel(text), tokenizer, unet, scheduler, None, None, requires_safety_checker=False
@@ -202,7 +214,9 @@ def main() -> None:
         },
         "denoisers_in_memory": denoisers_in_memory(),
         "peak_memory_gib": round(
-            (torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30, 3
+            (torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+            / 2**30,
+            3,
         ),
     }
     print(json.dumps(report, indent=2))

@@ -23,7 +23,9 @@ from rpo.training.log import read_metrics
 def demonstration_pairs(folder: Path, count: int = 64) -> None:
     """Pairs whose chosen image shows the prompt, and whose rejected image shows another prompt of the same kind."""
     prompts = sample_prompts("train", count, seed=0)
-    scenes = [encode_png(render(draw_scene(prompt, np.random.default_rng(index)))) for index, prompt in enumerate(prompts)]
+    scenes = [
+        encode_png(render(draw_scene(prompt, np.random.default_rng(index)))) for index, prompt in enumerate(prompts)
+    ]
     pairs = [
         PreferencePair(prompt.text, chosen=scene, rejected=scenes[index - 4], source="examples/train_dpo.py")
         for index, (prompt, scene) in enumerate(zip(prompts, scenes, strict=True))
@@ -37,7 +39,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", help="YAML file, such as those in configs/")
     parser.add_argument("--resume", action="store_true", help="continue a killed run")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change, such as dpo.loop.updates=10")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings to change, such as dpo.loop.updates=10"
+    )
     args = parser.parse_args(arguments)
 
     overrides = list(args.overrides)

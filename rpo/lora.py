@@ -1,13 +1,13 @@
-"""The adapter layer: LoRA (Hu et al., arXiv:2106.09685) on a diffusers network, its reference, and a file that is checked.
+"""The adapter layer: LoRA (arXiv:2106.09685) on a diffusers network, its reference, and a file that is checked.
 
     W x  →  W x + (alpha / rank) B A x,    B = 0 at the start, so the first forward is the base's, bit for bit.
 
-The reference policy of every trainer is the same network with its adapters off: no second copy of the weights. Adapters are
-switched by their own flag on a collected list of layers; peft's enable/disable pair walks the whole network each time and makes
-frozen adapters trainable again.
+The reference policy of every trainer is the same network with its adapters off: no second copy of the weights.
+Adapters are switched by their own flag on a collected list of layers; peft's enable/disable pair walks the whole
+network each time and makes frozen adapters trainable again.
 
-A saved file is read back into a fresh pipeline and compared on one seeded denoise before `save_lora` returns: the most common
-complaint about fine-tuned LoRAs anywhere is that the file changes nothing.
+A saved file is read back into a fresh pipeline and compared on one seeded denoise before `save_lora` returns: the most
+common complaint about fine-tuned LoRAs anywhere is that the file changes nothing.
 """
 
 import os
@@ -19,12 +19,14 @@ from os import PathLike
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin, StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from rpo.lora_file import WEIGHT_FILE
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.types import Latents
 
@@ -34,14 +36,14 @@ ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 TEXT_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 """The same places in a CLIP text encoder."""
 
-WEIGHT_FILE = "pytorch_lora_weights.safetensors"
-"""The name that `load_lora_weights` looks for first."""
-
 ADAPTER = "default"
+
+AdapterHost = ModelMixin | PreTrainedModel
+"""What can carry an adapter: a diffusers network or a transformers one; both add and keep it in the same way."""
 
 
 def add_lora(
-    network: nn.Module,
+    network: AdapterHost,
     *,
     rank: int = 16,
     alpha: float | None = None,
@@ -54,8 +56,8 @@ def add_lora(
     Args:
         network: A diffusers denoiser or a transformers text encoder.
         rank: Of the update, >= 1; 4 to 64 are usual.
-        alpha: Strength; the update is scaled by alpha / rank. Equal to `rank` by default, which is the only value that every
-            program that loads LoRAs agrees on.
+        alpha: Strength; the update is scaled by alpha / rank. Equal to `rank` by default, which is the only value that
+            every program that loads LoRAs agrees on.
         dropout: On the adapter's input, in [0, 1). Leave it 0 where the reference must equal the start.
         target_modules: Name endings of the layers to adapt.
         seed: Of the adapter's initial A; the global random state is left alone.
@@ -67,7 +69,7 @@ def add_lora(
         raise ValueError(f"rank is {rank}, but a LoRA needs rank >= 1; 4 to 64 are usual")
     if adapter_layers(network):
         raise ValueError(
-            f"{type(network).__name__} already carries an adapter, which would become part of neither policy nor reference; "
+            f"{type(network).__name__} already carries an adapter, which would be neither policy nor reference; "
             "fuse it first (pipe.fuse_lora(); pipe.unload_lora_weights()) or load the base without it"
         )
     names = [name for name, _ in network.named_modules() if name.endswith(tuple(target_modules))]
@@ -101,7 +103,7 @@ def lora_parameters(network: nn.Module) -> list[nn.Parameter]:
 
 @contextmanager
 def reference(network: nn.Module, layers: Sequence[BaseTunerLayer] | None = None) -> Iterator[None]:
-    """Inside, `network` is the reference policy: adapters off and no gradient. Outside, it is as it was, also after an error.
+    """Inside, `network` is the reference policy: adapters off, no gradient. Outside, it is as it was, errors or not.
 
     Equals the base bit for bit, and freezes or unfreezes nothing.
 
@@ -120,7 +122,9 @@ def reference(network: nn.Module, layers: Sequence[BaseTunerLayer] | None = None
     if not layers:
         raise ValueError(f"{type(network).__name__} carries no adapter, so it has no reference; call add_lora first")
     if any(layer.merged for layer in layers):
-        raise ValueError("the adapter is merged into the weights, so it cannot be switched off; unmerge or unfuse it first")
+        raise ValueError(
+            "the adapter is merged into the weights, so it cannot be switched off; unmerge or unfuse it first"
+        )
     before = [layer._disable_adapters for layer in layers]
     try:
         for layer in layers:
@@ -135,8 +139,8 @@ def reference(network: nn.Module, layers: Sequence[BaseTunerLayer] | None = None
 def save_lora(model: StableDiffusion, folder: str | PathLike[str]) -> Path:
     """Write the adapter as a LoRA file that stock diffusers loads, and prove that it does.
 
-    The file is written beside its place, verified there (see `verify_lora`) and moved in whole, so that a crash or a full disk
-    leaves an older file as it was.
+    The file is written beside its place, verified there (see `verify_lora`) and moved in whole, so that a crash or a
+    full disk leaves an older file as it was.
 
     Args:
         model: The live model; adapters on its denoiser, and on its text encoder if there are any, are saved.
@@ -159,8 +163,8 @@ def save_lora(model: StableDiffusion, folder: str | PathLike[str]) -> Path:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"the LoRA was not saved ({error.strerror}; {shutil.disk_usage(folder).free} bytes are free); the adapter is still in "
-            "memory and an earlier file untouched: free some space and save again",
+            f"the LoRA was not saved ({error.strerror}; {shutil.disk_usage(folder).free} bytes are free); the adapter "
+            "is still in memory and an earlier file untouched: free some space and save again",
             str(folder),
         ) from error
     finally:
@@ -173,7 +177,9 @@ def _write(model: StableDiffusion, folder: Path) -> None:
     for part, network in (("unet", model.denoiser), ("text_encoder", model.text_encoder)):
         if adapter_layers(network):
             state = get_peft_model_state_dict(network, adapter_name=ADAPTER)
-            layers[part] = {name: tensor.contiguous() for name, tensor in convert_state_dict_to_diffusers(state).items()}
+            layers[part] = {
+                name: tensor.contiguous() for name, tensor in convert_state_dict_to_diffusers(state).items()
+            }
             metadata[part] = network.peft_config[ADAPTER].to_dict()
     if not layers:
         raise ValueError("the model carries no adapter, so there is no LoRA to save; call add_lora (or train) first")
@@ -191,7 +197,8 @@ def _write(model: StableDiffusion, folder: Path) -> None:
 def verify_lora(model: StableDiffusion, folder: str | PathLike[str]) -> None:
     """Load a LoRA file into a fresh pipeline and compare one seeded denoise with the live model and with the base.
 
-    The fresh pipeline shares the frozen weights with the live one, so this costs no memory to speak of and three forwards.
+    The fresh pipeline shares the frozen weights with the live one, so this costs no memory to speak of and three
+    forwards.
 
     Args:
         model: The live model.
@@ -208,15 +215,15 @@ def verify_lora(model: StableDiffusion, folder: str | PathLike[str]) -> None:
     error = (fresh_pred - live_pred).abs().max().item()
     if effect == 0:
         raise ValueError(
-            "the adapter changes nothing: with it, a seeded denoise equals the base's bit for bit; train it before saving (an "
-            "untrained LoRA has B = 0)"
+            "the adapter changes nothing: with it, a seeded denoise equals the base's bit for bit; train it before "
+            "saving (an untrained LoRA has B = 0)"
         )
     # Relative to the effect: a wrong strength is off by a factor, rounding by far less.
     tolerance = effect * (1e-3 if model.compute_dtype == torch.float32 else 5e-2) + 1e-6
     if not error <= tolerance:
         raise ValueError(
-            f"the file does not reproduce the adapter: loaded into a fresh pipeline it is off by {error:.3g}, where the adapter's "
-            f"effect is {effect:.3g}; is the base half-precision, or was the adapter changed by hand (alpha, DoRA)?"
+            f"the file does not reproduce the adapter: loaded into a fresh pipeline it is off by {error:.3g}, where "
+            f"the adapter's effect is {effect:.3g}; was the adapter changed by hand (alpha, DoRA)?"
         )
 
 

@@ -1,8 +1,9 @@
 """The whole way on one machine: find where a model fails its prompts, align it, prove that it got better, show it.
 
-Images of the training prompts are drawn from the embedded model and judged by the verifier of its world; the better and the worse
-image of a prompt become a preference pair; Diffusion-DPO trains a LoRA on the pairs; base and LoRA are compared on prompts that
-were not trained on, with the same noise; the LoRA is saved, verified and described in a report.
+Images of the training prompts are drawn from the embedded model and judged by the verifier of its world; the better
+and the worse image of a prompt become a preference pair; Diffusion-DPO trains a LoRA on the pairs; base and LoRA are
+compared on prompts that were not trained on, with the same noise; the LoRA is saved, verified and described in a
+report.
 
 Every stage leaves its result in the run's folder, so that a killed run continues with `resume`.
 """
@@ -28,7 +29,8 @@ from rpo.shapes.evaluate import Measurement, evaluate, format_accuracies, held_o
 from rpo.shapes.evaluation import Sampling, ShapesEvaluation, comparisons
 from rpo.shapes.pairing import preference_pairs
 from rpo.shapes.prompts import sample_prompts
-from rpo.trainers.dpo import DPOConfig, DPOTrainer
+from rpo.trainers.dpo import DPOTrainer
+from rpo.trainers.dpo_config import DPOConfig
 from rpo.training.loop import LoopConfig, TrainResult
 
 
@@ -146,8 +148,8 @@ def make_pairs(model: StableDiffusion, folder: Path, config: QuickstartConfig) -
         pairs = preference_pairs(judged, pairs_per_prompt=config.pairs_per_prompt, min_margin=config.min_margin)
         if not pairs:
             raise ValueError(
-                f"none of {config.prompts} prompts has two images whose scores differ by {config.min_margin}; draw more "
-                "images_per_prompt, or lower min_margin"
+                f"none of {config.prompts} prompts has two images whose scores differ by {config.min_margin}; draw "
+                "more images_per_prompt, or lower min_margin"
             )
         write_pairs(folder, pairs)
         finished.touch()
@@ -165,6 +167,7 @@ class Stages:
     """Seconds of each stage, kept over restarts: a stage done twice is counted twice, as it was waited for twice."""
 
     def __init__(self, file: Path):
+        """Read what earlier sessions of the run took, if `file` is there."""
         self._file = file
         self.seconds: dict[str, float] = {}
         if file.exists():
@@ -188,9 +191,13 @@ def _claim(folder: Path, config: QuickstartConfig, *, resume: bool) -> None:
     text = to_yaml(config)
     if settings.exists():
         if not resume:
-            raise ValueError(f"{folder} holds a run already; give --resume to continue it, or --output for another folder")
+            raise ValueError(
+                f"{folder} holds a run already; give --resume to continue it, or --output for another folder"
+            )
         if settings.read_text() != text:
-            raise ValueError(f"{folder} was started with other settings ({settings}); repeat them, or use another --output")
+            raise ValueError(
+                f"{folder} was started with other settings ({settings}); repeat them, or use another --output"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     settings.write_text(text)
 
@@ -207,7 +214,12 @@ def _write_results(
     assert measured.aligned is not None
     table = comparisons(measured.base, measured.aligned, seed=config.seed)
     accuracy: dict[str, Any] = {domain: {row.name: _row(row) for row in rows} for domain, rows in table.items()}
-    results = {"pairs": num_pairs, "updates": trained.updates, "stopped_because": trained.stopped_because, "accuracy": accuracy}
+    results = {
+        "pairs": num_pairs,
+        "updates": trained.updates,
+        "stopped_because": trained.stopped_because,
+        "accuracy": accuracy,
+    }
     file.write_text(json.dumps(results, indent=2) + "\n")
 
 

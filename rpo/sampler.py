@@ -1,8 +1,8 @@
 """The one sampler: `sample` draws trajectories, `replay` computes the same step again with a gradient.
 
-Both go through one private step, so that a policy that has not changed gives a transition with the very same mean, and a
-likelihood ratio of exactly 1. Each image has a generator of its own, seeded by (seed, prompt, image): it is the same image
-whatever batch it is drawn in, and `pipe(prompt, generator=image_generator(...))` starts from the same noise.
+Both go through one private step, so that a policy that has not changed gives a transition with the very same mean, and
+a likelihood ratio of exactly 1. Each image has a generator of its own, seeded by (seed, prompt, image): it is the same
+image whatever batch it is drawn in, and `pipe(prompt, generator=image_generator(...))` starts from the same noise.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from rpo.diffusion.prediction import to_x0_eps
 from rpo.diffusion.transition import Gaussian, Kernel, ddim
 from rpo.models.base import DiffusionModel
 from rpo.randomness import keyed_generator
-from rpo.types import Conditioning, Grid, Images, Latents, Trajectory
+from rpo.types import Conditioning, Grid, Images, Trajectory
 
 
 def image_generator(seed: int, prompt_index: int, image_index: int) -> torch.Generator:
@@ -41,8 +41,8 @@ def sample(
 ) -> Trajectory:
     """Draw one trajectory per row of `cond`, from pure noise to data.
 
-    Costs `num_steps` denoiser forwards per image, twice that with guidance. Nothing in the loop waits for the device: all
-    noise is drawn first, into the tensor that the trajectory then overwrites.
+    Costs `num_steps` denoiser forwards per image, twice that with guidance. Nothing in the loop waits for the device:
+    all noise is drawn first, into the tensor that the trajectory then overwrites.
 
     Args:
         model: The checkpoint.
@@ -61,12 +61,12 @@ def sample(
         )
     noise = [torch.randn(grid.num_steps + 1, *model.latent_shape, generator=one) for one in generators]
     latents = torch.stack(noise, dim=1).to(model.device)
-    log_probs = torch.empty(grid.num_steps, len(cond), device=model.device)
+    trajectory = Trajectory(latents, torch.empty(grid.num_steps, len(cond), device=model.device), cond, grid)
     for step in range(grid.num_steps):
-        transition = _step(model, latents[step], cond, grid, step, kernel, guidance_scale)
-        latents[step + 1] = transition.sample(latents[step + 1])
-        log_probs[step] = transition.log_prob(latents[step + 1])
-    return Trajectory(latents, log_probs, cond, grid)
+        transition = _step(model, trajectory, step, kernel, guidance_scale)
+        latents[step + 1] = transition.sample(latents[step + 1])  # the noise that waited there
+        trajectory.log_probs[step] = transition.log_prob(latents[step + 1])
+    return trajectory
 
 
 def replay(
@@ -84,20 +84,12 @@ def replay(
         kernel: The kernel the trajectory was drawn with.
         guidance_scale: The scale it was drawn with.
     """
-    return _step(model, trajectory.latents[step], trajectory.conditioning, trajectory.grid, step, kernel, guidance_scale)
+    return _step(model, trajectory, step, kernel, guidance_scale)
 
 
-def _step(
-    model: DiffusionModel,
-    x_t: Latents,
-    cond: Conditioning,
-    grid: Grid,
-    step: int,
-    kernel: Kernel,
-    guidance_scale: float,
-) -> Gaussian:
-    t, s = grid[step], grid[step + 1]
-    noise_pred = model.predict(x_t, t.timestep, cond, guidance_scale)
+def _step(model: DiffusionModel, trajectory: Trajectory, step: int, kernel: Kernel, guidance_scale: float) -> Gaussian:
+    x_t, t, s = trajectory.latents[step], trajectory.grid[step], trajectory.grid[step + 1]
+    noise_pred = model.predict(x_t, t.timestep, trajectory.conditioning, guidance_scale)
     x0_hat, eps_hat = to_x0_eps(noise_pred, x_t, t, model.prediction_type)
     return kernel(x0_hat, eps_hat, t, s)
 

@@ -4,7 +4,7 @@ Every process here is x_t = alpha_t x_0 + sigma_t eps. Time runs from noise (t =
 its noisiest node and a step goes from node `t` to the less noisy node `s`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from jaxtyping import Float, Int
@@ -95,4 +95,4 @@ class StepOutput:
 
     loss: Float[Tensor, ""]
     sample_losses: Float[Tensor, " batch"]
-    metrics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+    metrics: dict[str, Float[Tensor, ""]]

@@ -9,8 +9,8 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from rpo.lora import TEXT_PROJECTIONS, WEIGHT_FILE, adapter_layers, add_lora, lora_parameters, reference, save_lora
-from rpo.lora import verify_lora
+from rpo.lora import TEXT_PROJECTIONS, adapter_layers, add_lora, lora_parameters, reference, save_lora, verify_lora
+from rpo.lora_file import WEIGHT_FILE
 from rpo.models.stable_diffusion import StableDiffusion
 from tests.tiny import tiny_sd
 
@@ -159,7 +159,10 @@ def test_a_file_of_another_strength_is_found_out(tmp_path, factor):
     path = save_lora(model, tmp_path)
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-    weights = {name: tensor * factor if "lora_B" in name or "lora.up" in name else tensor for name, tensor in load_file(path).items()}
+    weights = {
+        name: tensor * factor if "lora_B" in name or "lora.up" in name else tensor
+        for name, tensor in load_file(path).items()
+    }
     save_file(weights, path, metadata=metadata)
     with pytest.raises(ValueError, match="the file does not reproduce the adapter"):
         verify_lora(model, tmp_path)

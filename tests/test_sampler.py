@@ -56,7 +56,10 @@ def test_replay_carries_the_gradient_of_the_log_prob(model):
         with torch.no_grad():
             weight += sign * 1e-3 * direction
             values.append(
-                replay(model, trajectory, 2, ANCESTRAL, guidance_scale=3.0).log_prob(trajectory.latents[3]).double().sum()
+                replay(model, trajectory, 2, ANCESTRAL, guidance_scale=3.0)
+                .log_prob(trajectory.latents[3])
+                .double()
+                .sum()
             )
             weight -= sign * 1e-3 * direction
     weight.requires_grad_(False)
@@ -74,7 +77,8 @@ def test_an_image_is_the_same_whatever_its_batch(model):
 
 def test_images_of_a_generator_do_not_depend_on_the_number_of_steps_at_the_start(model):
     assert torch.equal(
-        rollout(model, PROMPTS[:1], [0], num_steps=3).latents[0], rollout(model, PROMPTS[:1], [0], num_steps=9).latents[0]
+        rollout(model, PROMPTS[:1], [0], num_steps=3).latents[0],
+        rollout(model, PROMPTS[:1], [0], num_steps=9).latents[0],
     )
 
 

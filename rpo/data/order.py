@@ -1,7 +1,8 @@
 """The order in which an endless run visits a finite set: a function of the position alone.
 
-Position p of the run is item `permutation(epoch)[p mod n]` of epoch p // n. Nothing is remembered, so resuming at position p is
-exact, several processes slice one order, and every update has the same number of samples at the end of an epoch too.
+Position p of the run is item `permutation(epoch)[p mod n]` of epoch p // n. Nothing is remembered, so resuming at
+position p is exact, several processes slice one order, and every update has the same number of samples at the end of
+an epoch too.
 """
 
 from functools import lru_cache

@@ -1,12 +1,12 @@
 """Grids: where on the noise schedule a sampler stops, and what the process is there.
 
-A checkpoint's schedule is a curve t → (alpha, sigma) with x_t = alpha x_0 + sigma eps. A grid picks nodes of it, from noise
-to data. For a variance-preserving process (Song et al., arXiv:2010.02502, whose alpha-bar is our alpha²):
+A checkpoint's schedule is a curve t → (alpha, sigma) with x_t = alpha x_0 + sigma eps. A grid picks nodes of it, from
+noise to data. For a variance-preserving process (Song et al., arXiv:2010.02502, whose alpha-bar is our alpha²):
 
     alpha = sqrt(abar),    sigma = sqrt(1 - abar),    alpha² + sigma² = 1;
 
-for rectified flow (Liu et al., arXiv:2209.03003) alpha = 1 - sigma. Curves are held in float64 and cast once at the end, since
-1 - abar loses most of its float32 digits near the data.
+for rectified flow (Liu et al., arXiv:2209.03003) alpha = 1 - sigma. Curves are held in float64 and cast once at the
+end, since 1 - abar loses most of its float32 digits near the data.
 """
 
 import torch
@@ -45,8 +45,8 @@ def vp_grid(
     Args:
         alphas_cumprod: The checkpoint's abar, one per training timestep.
         timesteps: Where the network is asked, noisiest first.
-        final_alpha_cumprod: abar of the last node, where the image is read: 1 for clean data, abar[0] for Stable Diffusion
-            (its scheduler has `set_alpha_to_one=False`).
+        final_alpha_cumprod: abar of the last node, where the image is read: 1 for clean data, abar[0] for Stable
+            Diffusion (its scheduler has `set_alpha_to_one=False`).
         dtype: Of the returned alpha and sigma.
 
     Raises:
@@ -87,11 +87,11 @@ def check_grid(grid: Grid) -> None:
     if grid.num_steps < 1:
         raise ValueError(f"a grid has {grid.alpha.shape[0]} nodes, but a step needs two; ask for num_steps >= 1")
     noise_to_signal = grid.sigma.double() / grid.alpha.double()  # infinite at pure noise, which is still larger
-    rising = (noise_to_signal[1:] >= noise_to_signal[:-1]).nonzero().flatten().tolist()
-    if rising:
-        step = rising[0]
+    is_rising = noise_to_signal[1:] >= noise_to_signal[:-1]
+    if bool(is_rising.any()):
+        step = int(is_rising.double().argmax())
         raise ValueError(
             f"a grid must run from noise to data, but sigma/alpha goes from {noise_to_signal[step]:.6g} to "
-            f"{noise_to_signal[step + 1]:.6g} at step {step} (timesteps {grid.timestep.tolist()}); give the timesteps "
+            f"{noise_to_signal[step + 1]:.6g} at step {step} (timestep {grid.timestep[step]:g}); give the timesteps "
             "noisiest first and without repeats (too many steps for the schedule also repeat)"
         )

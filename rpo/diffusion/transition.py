@@ -4,9 +4,9 @@ Going forward from s to t multiplies by alpha_t / alpha_s and adds noise of vari
 
     V = sigma_t² - (alpha_t / alpha_s)² sigma_s².
 
-`ddim` is exact when the clean data behind x_t is known to be x0_hat; `euler_maruyama` integrates the reverse-time stochastic
-differential equation of the same marginals to first order. Both keep the marginals for any `eta` in the limit of small steps:
-eta = 0 is the probability-flow ODE, eta = 1 is ancestral sampling.
+`ddim` is exact when the clean data behind x_t is known to be x0_hat; `euler_maruyama` integrates the reverse-time
+stochastic differential equation of the same marginals to first order. Both keep the marginals for any `eta` in the
+limit of small steps: eta = 0 is the probability-flow ODE, eta = 1 is ancestral sampling.
 """
 
 import math
@@ -104,7 +104,8 @@ def euler_maruyama(
     """First-order step of dx = [f x - (1 + eta²)/2 g² score] dt + eta g dW, run backwards from `t` to `s`.
 
     The drift f and the diffusion g² of the forward process enter through what they do over the step:
-    ∫f = log(alpha_t / alpha_s) and ∫g² = V to first order (arXiv:2011.13456, eq. 6 and 13). Needs alpha > 0 at both nodes.
+    ∫f = log(alpha_t / alpha_s) and ∫g² = V to first order (arXiv:2011.13456, eq. 6 and 13). Needs alpha > 0 at both
+    nodes.
 
     Args:
         x0_hat: Predicted clean latents.

@@ -23,10 +23,11 @@ def prepare_denoiser(
 
     Args:
         denoiser: The network, already on its device.
-        compute_dtype: What it computes in; xformers is probed in this type, not in float32, for which newer GPUs have no kernel.
+        compute_dtype: What it computes in. xformers is probed in this type: newer GPUs have no kernel for float32.
         attention: Which attention to use; see `Attention`.
         channels_last: Put its weights in channels-last memory format.
-        compile_denoiser: Compile its forward on first use. In place, so that parameter names stay those of the checkpoint.
+        compile_denoiser: Compile its forward on first use. In place, so that parameter names stay those of the
+            checkpoint.
     """
     if attention == "xformers":
         fault = xformers_fault(denoiser.device, compute_dtype)

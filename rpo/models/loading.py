@@ -31,8 +31,8 @@ def load_pipeline(
 ) -> StableDiffusionPipeline:
     """Load a Stable Diffusion pipeline from a folder, a hub id, a single file, or take one as it is.
 
-    The safety checker is left out: training judges latents, and a blacked-out image is no sample of the model. It stays in the
-    checkpoint itself, and in whatever pipeline the trained adapter is loaded into.
+    The safety checker is left out: training judges latents, and a blacked-out image is no sample of the model. It
+    stays in the checkpoint itself, and in whatever pipeline the trained adapter is loaded into.
 
     Args:
         source: A pipeline object, folder, hub id ("owner/name"), single `.safetensors` / `.ckpt` file, or "shapes".
@@ -71,9 +71,7 @@ def load_pipeline(
     return pipe
 
 
-def _load_single_file(
-    path: Path, *, dtype: torch.dtype, config: str | PathLike[str] | None
-) -> StableDiffusionPipeline:
+def _load_single_file(path: Path, *, dtype: torch.dtype, config: str | PathLike[str] | None) -> StableDiffusionPipeline:
     if path.suffix not in SINGLE_FILE_SUFFIXES:
         raise ValueError(f"'{path}' is a {path.suffix or 'nameless'} file, but a checkpoint is .safetensors or .ckpt")
     if path.suffix == ".safetensors":
@@ -115,7 +113,9 @@ def check_pipeline(pipe: DiffusionPipeline) -> None:
             raise ValueError(f"the UNet has {key}={config[key]!r}: {kind}, but SD 1.x/2.x is needed; use its own base")
     prediction_type = pipe.scheduler.config["prediction_type"]
     if prediction_type not in ("epsilon", "v_prediction", "sample"):
-        raise ValueError(f"the scheduler says prediction_type={prediction_type!r}; epsilon, v_prediction or sample is needed")
+        raise ValueError(
+            f"the scheduler says prediction_type={prediction_type!r}; epsilon, v_prediction or sample is needed"
+        )
 
 
 def check_folder(folder: Path, *, variant: str | None = None) -> None:
@@ -126,16 +126,24 @@ def check_folder(folder: Path, *, variant: str | None = None) -> None:
     """
     index = folder / "model_index.json"
     if not index.is_file():
-        raise ValueError(f"'{folder}' has no model_index.json, so it is no diffusers pipeline; give the folder that holds it")
+        raise ValueError(
+            f"'{folder}' has no model_index.json, so it is no diffusers pipeline; give the folder that holds it"
+        )
     class_name = json.loads(index.read_text())["_class_name"]
     if class_name.startswith(("StableDiffusionXL", "StableDiffusion3", "Flux")):
-        raise ValueError(f"'{folder}' is a {class_name}, but Stable Diffusion 1.x/2.x is needed; give such a checkpoint")
+        raise ValueError(
+            f"'{folder}' is a {class_name}, but Stable Diffusion 1.x/2.x is needed; give such a checkpoint"
+        )
     for component in COMPONENTS:
         if not (folder / component).is_dir():
-            raise ValueError(f"'{folder}' lacks its component {component}/; copy or download the whole checkpoint again")
+            raise ValueError(
+                f"'{folder}' lacks its component {component}/; copy or download the whole checkpoint again"
+            )
     for component in WEIGHTED:
         stem = f".{variant}." if variant else "."
-        files = sorted((folder / component).glob(f"*{stem}safetensors")) or sorted((folder / component).glob(f"*{stem}bin"))
+        files = sorted((folder / component).glob(f"*{stem}safetensors")) or sorted(
+            (folder / component).glob(f"*{stem}bin")
+        )
         if not files:
             raise ValueError(f"'{folder / component}' holds no weights (*{stem}safetensors); download it again")
         for file in files:
@@ -150,7 +158,9 @@ def check_nothing_missing(pipe: StableDiffusionPipeline, folder: Path) -> None:
         ValueError: Naming the component and the first tensors it lacks.
     """
     for part in ("unet", "vae"):
-        _refuse_missing(folder / part, [name for name, tensor in pipe.components[part].named_parameters() if tensor.is_meta])
+        _refuse_missing(
+            folder / part, [name for name, tensor in pipe.components[part].named_parameters() if tensor.is_meta]
+        )
     files = list((folder / "text_encoder").glob("*.safetensors"))
     if files:
         # Older files have one more level, text_model., than newer classes.
@@ -162,8 +172,8 @@ def check_nothing_missing(pipe: StableDiffusionPipeline, folder: Path) -> None:
 def _refuse_missing(part: Path, missing: list[str]) -> None:
     if missing:
         raise ValueError(
-            f"'{part}' lacks {len(missing)} tensor{'s' * (len(missing) > 1)}, among them {missing[0]}; its weights do not "
-            "belong to its config.json, or are incomplete: get the checkpoint again"
+            f"'{part}' lacks {len(missing)} tensor{'s' * (len(missing) > 1)}, among them {missing[0]}; its weights do "
+            "not belong to its config.json, or are incomplete: get the checkpoint again"
         )
 
 
@@ -178,11 +188,15 @@ def check_safetensors(file: Path) -> None:
         tensors = _announced_tensors(file)
         ends = [entry["data_offsets"][1] for entry in tensors.values()]
     except (ValueError, AttributeError, KeyError, TypeError, struct.error, MemoryError, OverflowError) as error:
-        raise ValueError(f"'{file}' ({size} bytes) has no readable safetensors header; it is damaged, get it again") from error
+        raise ValueError(
+            f"'{file}' ({size} bytes) has no readable safetensors header; it is damaged, get it again"
+        ) from error
     with file.open("rb") as stream:
         announced = 8 + struct.unpack("<Q", stream.read(8))[0] + max(ends, default=0)
     if announced != size:
-        raise ValueError(f"'{file}' has {size} bytes, but its header announces {announced}; it is truncated, get it again")
+        raise ValueError(
+            f"'{file}' has {size} bytes, but its header announces {announced}; it is truncated, get it again"
+        )
 
 
 def _announced_tensors(file: Path) -> dict[str, dict[str, Any]]:

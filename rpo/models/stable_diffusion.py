@@ -1,8 +1,8 @@
 """Stable Diffusion 1.x and 2.x (epsilon or v-prediction) as a `DiffusionModel`.
 
-A thin view of a `StableDiffusionPipeline`: the pipeline's own text path encodes prompts, its own VAE encodes images, and its
-own scheduler configuration says what the noise schedule is and how a sampler spaces its steps. Nothing is copied, so whatever
-is trained is trained on the caller's pipeline.
+A thin view of a `StableDiffusionPipeline`: the pipeline's own text path encodes prompts, its own VAE encodes images,
+and its own scheduler configuration says what the noise schedule is and how a sampler spaces its steps. Nothing is
+copied, so whatever is trained is trained on the caller's pipeline.
 """
 
 import hashlib
@@ -28,6 +28,9 @@ PROMPTS_PER_CALL = 256
 IMAGES_PER_DECODE = 32
 """Latents that go through the VAE decoder at once: its activations are the largest of the whole pipeline."""
 
+IMAGE_DIMS, RGB = 4, 3
+"""Of a batch of images: how many dimensions, and the size of the second."""
+
 
 @final
 class StableDiffusion:
@@ -50,10 +53,10 @@ class StableDiffusion:
         """View `pipe` as a diffusion model.
 
         Args:
-            pipe: Any Stable Diffusion 1.x or 2.x text-to-image pipeline. It is not changed, except that its networks are
-                frozen and put in evaluation mode.
-            compute_dtype: What the UNet computes in; by default the type of its weights. bfloat16 over float32 weights is
-                mixed precision.
+            pipe: Any Stable Diffusion 1.x or 2.x text-to-image pipeline. It is not changed, except that its networks
+                are frozen and put in evaluation mode.
+            compute_dtype: What the UNet computes in; by default the type of its weights. bfloat16 over float32 weights
+                is mixed precision.
 
         Raises:
             ValueError: If `pipe` is another family (SDXL, inpainting, …) or lacks a component.
@@ -91,16 +94,16 @@ class StableDiffusion:
         """Load a checkpoint.
 
         Args:
-            source: A pipeline, a diffusers folder, a hub id, a single `.safetensors` / `.ckpt` file, or "shapes" for the
-                checkpoint inside this package.
+            source: A pipeline, a diffusers folder, a hub id, a single `.safetensors` / `.ckpt` file, or "shapes" for
+                the checkpoint inside this package.
             device: Where to put it.
             dtype: Of all weights. A half type halves memory; adapters stay float32 all the same.
             compute_dtype: See the constructor.
             config: For a single file, a diffusers folder or hub id that tells its architecture (SD 1.5's by default).
             revision: Of a hub id.
             variant: File variant, such as "fp16".
-            attention: "sdpa" (torch's own, the default) or "xformers"; the latter falls back to the former with a warning
-                where its kernels do not run.
+            attention: "sdpa" (torch's own, the default) or "xformers"; the latter falls back to the former with a
+                warning where its kernels do not run.
             channels_last: Memory format of the UNet; helps convolutions on CUDA tensor cores.
             compile_denoiser: Compile the UNet with `torch.compile` on first use; pays off in long runs on CUDA.
 
@@ -138,8 +141,9 @@ class StableDiffusion:
     def grid(self, num_steps: int) -> Grid:
         """The nodes of a DDIM sampler of `num_steps` steps, spaced as the checkpoint's scheduler configuration says.
 
-        Equals the timesteps of `DDIMScheduler`. With "leading" spacing (Stable Diffusion's) each of its steps ends where the
-        next begins, for any number of steps; with the other spacings that holds when `num_steps` divides the schedule.
+        Equals the timesteps of `DDIMScheduler`. With "leading" spacing (Stable Diffusion's) each of its steps ends
+        where the next begins, for any number of steps; with the other spacings that holds when `num_steps` divides the
+        schedule.
 
         Raises:
             ValueError: If there are more steps than training timesteps, or fewer than one.
@@ -182,7 +186,9 @@ class StableDiffusion:
         strangers = [prompt for prompt in prompts if not isinstance(prompt, str)]
         if isinstance(prompts, str) or not len(prompts) or strangers:
             what = f"a {type(strangers[0]).__name__} among them" if strangers else repr(prompts)
-            raise ValueError(f"prompts are {what}, but a non-empty list of strings is needed; give one string per image")
+            raise ValueError(
+                f"prompts are {what}, but a non-empty list of strings is needed; give one string per image"
+            )
         distinct = list(dict.fromkeys([negative_prompt, *prompts]))
         embeds = self.encode_text(distinct)
         rows = torch.tensor([distinct.index(prompt) for prompt in prompts], device=embeds.device)
@@ -254,15 +260,17 @@ def check_images(images: Images, factor: int) -> None:
     Raises:
         ValueError: Naming what is wrong and what to do.
     """
-    if images.ndim != 4 or images.shape[1] != 3:
+    if images.ndim != IMAGE_DIMS or images.shape[1] != RGB:
         raise ValueError(f"images have shape {tuple(images.shape)}, but [batch, 3, height, width] is needed; give RGB")
     if images.shape[2] % factor or images.shape[3] % factor:
         raise ValueError(
-            f"images are {images.shape[2]}x{images.shape[3]}, but the sides must divide by {factor}; resize or crop them"
+            f"images are {images.shape[2]}x{images.shape[3]}, but the sides must divide by {factor}; crop them"
         )
     low, high = torch.stack(images.aminmax()).tolist()
     if not (low >= 0 and high <= 1):
-        raise ValueError(f"images span [{low:.4g}, {high:.4g}], but [0, 1] is needed; divide bytes by 255, or undo 2x - 1")
+        raise ValueError(
+            f"images span [{low:.4g}, {high:.4g}], but [0, 1] is needed; divide bytes by 255, or undo 2x - 1"
+        )
 
 
 def _hash_network(network: nn.Module, config: Mapping[str, Any], extra: Mapping[str, Any]) -> str:

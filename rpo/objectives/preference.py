@@ -1,16 +1,17 @@
 """Diffusion-DPO (Wallace et al., arXiv:2311.12908, eq. 14): prefer the chosen image by denoising it better than before.
 
-With e the squared error of one noisy latent, *averaged* over its dimensions, at a noise and a time that the two sides share:
+With e the squared error of one noisy latent, *averaged* over its dimensions, at a noise and a time that the two sides
+share:
 
     Delta_w = e_policy(x_w) - e_reference(x_w),   Delta_l likewise
     inside  = -beta/2 (Delta_w - Delta_l)
     loss    = -log sigmoid(inside)
 
-This is `beta` as the authors' code counts it. The flow-matching form (Flow-GRPO's SD3 script) is the same function of errors
-whose target is eps - x_0; only the size of a sensible beta differs.
+This is `beta` as the authors' code counts it. The flow-matching form (Flow-GRPO's SD3 script) is the same function of
+errors whose target is eps - x_0; only the size of a sensible beta differs.
 
-Because e is a mean, beta depends on the size of the latents: the paper's 5000 on the 4·64·64 = 16,384 dimensions of SD 1.5 is
-0.305 per dimension, which is 78 on 256 dimensions. `beta_for_dims` converts.
+Because e is a mean, beta depends on the size of the latents: the paper's 5000 on the 4·64·64 = 16,384 dimensions of SD
+1.5 is 0.305 per dimension, which is 78 on 256 dimensions. `beta_for_dims` converts.
 """
 
 import torch
@@ -66,9 +67,9 @@ def diffusion_dpo(
         rejected_error: Error of the policy on the other side, at the same noise and time.
         reference_chosen_error: Error of the frozen reference on the preferred side.
         reference_rejected_error: Error of the frozen reference on the other side.
-        beta: Strength of the pull to the reference, > 0; larger stays closer. Depends on the latent size (see the module).
-        sft_weight: Weight of the chosen side's plain denoising loss, in units of `beta`/2, >= 0. DPO alone may lower the
-            likelihood of both sides as long as the gap grows; 0.05 … 0.5 keeps the chosen side in place.
+        beta: Pull to the reference, > 0; larger stays closer. Depends on the latent size (see the module).
+        sft_weight: Weight of the chosen side's plain denoising loss, in units of `beta`/2, >= 0. DPO alone may lower
+            the likelihood of both sides as long as the gap grows; 0.05 … 0.5 keeps the chosen side in place.
 
     Raises:
         ValueError: If `beta` is not positive or `sft_weight` is negative.

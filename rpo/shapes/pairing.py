@@ -1,7 +1,8 @@
-"""From judged images of one prompt to preference pairs: the honest stand-in for a critic in a world with a ground truth.
+"""From judged images of one prompt to preference pairs: the stand-in for a critic, in a world with a ground truth.
 
-Images that hold are paired with images of the same prompt that do not; both came from the same model, so what tells them apart is
-what the prompt asks for. Where none holds, the nearest miss may be preferred to the worst, if the verifier sees a clear difference.
+Images that hold are paired with images of the same prompt that do not; both came from the same model, so what tells
+them apart is what the prompt asks for. Where none holds, the nearest miss may be preferred to the worst, if the
+verifier sees a clear difference.
 """
 
 from collections.abc import Iterable

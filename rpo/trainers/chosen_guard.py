@@ -1,8 +1,8 @@
 """The guard on the chosen side: stop before a preference trainer wins its margin by forgetting.
 
-DPO only asks that the gap grows. When a run breaks, the errors of both sides climb together, the rejected one faster: the loss
-falls and the implicit accuracy rises while images turn to noise. The number that shows it is the chosen side's error against the
-reference's.
+DPO only asks that the gap grows. When a run breaks, the errors of both sides climb together, the rejected one faster:
+the loss falls and the implicit accuracy rises while images turn to noise. The number that shows it is the chosen
+side's error against the reference's.
 """
 
 from typing import final
@@ -11,18 +11,20 @@ SMOOTHING = 0.9
 """Weight of the past in the running means; errors of one batch swing with the times it drew."""
 
 START_TOLERANCE = 0.1
-"""How far the first margin may be from 0, where the policy must still equal its reference; room for half-precision rounding."""
+"""How far the first margin may be from 0, where the policy must still equal its reference; room for half-precision
+rounding."""
 
 
 @final
 class ChosenGuard:
-    """Says why training must end, or nothing; smooths over updates, and can be saved and resumed.
-
-    Args:
-        max_ratio: Where the smoothed chosen error, in units of the reference's, ends training.
-    """
+    """Says why training must end, or nothing; smooths over updates, and can be saved and resumed."""
 
     def __init__(self, max_ratio: float):
+        """Start where policy and reference are equal.
+
+        Args:
+            max_ratio: Where the smoothed chosen error, in units of the reference's, ends training.
+        """
         self.max_ratio = max_ratio
         self._ratio = 1.0
         self._seen = 0
@@ -32,14 +34,15 @@ class ChosenGuard:
         self._seen += 1
         if self._seen == 1 and abs(metrics["dpo/margin"]) > START_TOLERANCE:
             return (
-                f"the first margin is {metrics['dpo/margin']:.3g}, but before the first update the policy must equal its reference "
-                "(margin 0, loss log 2); was the adapter trained before, or does it have dropout?"
+                f"the first margin is {metrics['dpo/margin']:.3g}, but before the first update the policy must equal "
+                "its reference (margin 0, loss log 2); was the adapter trained before, or does it have dropout?"
             )
         self._ratio = SMOOTHING * self._ratio + (1 - SMOOTHING) * metrics["dpo/chosen_error_ratio"]
         if self._ratio > self.max_ratio:
             return (
-                f"the chosen side's error has risen to {self._ratio:.2f} times the reference's (limit {self.max_ratio:g}): from here on "
-                "the policy forgets both sides; raise beta, lower the learning rate, or give sft_weight, and train anew"
+                f"the chosen side's error has risen to {self._ratio:.2f} times the reference's (limit "
+                f"{self.max_ratio:g}): from here on the policy forgets both sides; raise beta, lower the learning "
+                "rate, or give sft_weight, and train anew"
             )
         return None
 
@@ -47,6 +50,6 @@ class ChosenGuard:
         """What a resumed run needs."""
         return {"ratio": self._ratio, "seen": self._seen}
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
         """Continue from a saved state."""
-        self._ratio, self._seen = state["ratio"], int(state["seen"])
+        self._ratio, self._seen = state_dict["ratio"], int(state_dict["seen"])

@@ -6,18 +6,20 @@ For a pair (chosen w, rejected l), one time t and one noise eps for both sides:
     e    = mean over dimensions of (noise_pred(x_t, t, prompt) - target)²
     loss = -log sigmoid(-beta/2 [(e_w - e_w,ref) - (e_l - e_l,ref)])            eq. 14
 
-Per micro-batch of N pairs: one forward of the reference without gradient on the stacked 2N latents, then one forward and one
-backward of the policy. Putting policy and reference into one batch is slower, for backward then runs over the reference too.
+Per micro-batch of N pairs: one forward of the reference without gradient on the stacked 2N latents, then one forward
+and one backward of the policy. Putting policy and reference into one batch is slower, for backward then runs over the
+reference too.
 
-Differs from the authors' code: mirroring is shared by the two sides of a pair; v-prediction checkpoints are trained on their own
-target; the latents' posterior and the prompts are encoded once; and training stops when the chosen side is forgotten.
+Differs from the authors' code: mirroring is shared by the two sides of a pair; v-prediction checkpoints are trained on
+their own target; the latents' posterior and the prompts are encoded once; and training stops when the chosen side is
+forgotten.
 """
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Literal, final
+from typing import final
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -29,127 +31,17 @@ from rpo.data.cache import EmbeddingCache, LatentCache
 from rpo.data.preference import PairSet
 from rpo.data.transform import PairTransform
 from rpo.diffusion.prediction import add_noise, from_x0_eps
-from rpo.lora import ATTENTION_PROJECTIONS
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.objectives.preference import PAPER_BETA, PAPER_NUM_DIMS, beta_for_dims, diffusion_dpo, squared_error
 from rpo.publish import CardFacts, PublishPlan, publish, write_model_card
 from rpo.trainers.chosen_guard import ChosenGuard
-from rpo.trainers.pair_batches import PairBatch, PairBatches, Share
+from rpo.trainers.dpo_config import DPOConfig, share_of
+from rpo.trainers.pair_batches import PairBatch, PairBatches
 from rpo.trainers.policy import FullPolicy, LoraPolicy, Policy
 from rpo.trainers.reference_errors import ReferenceErrors
-from rpo.training.loop import LoopConfig, TrainResult, fit
+from rpo.training.loop import TrainResult, fit
 from rpo.training.processes import Processes
 from rpo.types import Node, StepOutput
-
-
-@dataclass(frozen=True)
-class DPOConfig:
-    """Settings of `DPOTrainer`; the defaults suit a LoRA on Stable Diffusion or on `shapes` with a few hundred pairs."""
-
-    beta: float | None = None
-    """Pull to the reference, > 0; larger stays closer. It counts errors averaged over the latents' dimensions, so a good value
-    grows with their number: nothing takes the paper's 5000 for the 16,384 dimensions of SD 1.5 at 512 px, and in proportion for
-    other sizes (78 for the 256 of `shapes`). Usual: half to four times that. Too small and images turn to noise."""
-
-    sft_weight: float = 0.0
-    """Weight of the chosen side's plain denoising loss, in units of beta/2. 0 is plain DPO; 0.05 to 0.5 keeps the chosen side in
-    place and allows more updates."""
-
-    max_chosen_error_ratio: float = 1.5
-    """Training stops when the chosen side's error, smoothed, exceeds this many times the reference's: from there on DPO wins its
-    margin by forgetting both sides. 1.1 to 2; `inf` never stops."""
-
-    train: Literal["lora", "full"] = "lora"
-    """A LoRA adapter, or all weights of the denoiser (which keeps a frozen copy as reference)."""
-
-    rank: int = 16
-    """Of the LoRA; 4 to 64."""
-
-    lora_alpha: float | None = None
-    """Strength of the LoRA; nothing means `rank`, the one value on which every program that loads LoRAs agrees."""
-
-    target_modules: tuple[str, ...] = ATTENTION_PROJECTIONS
-    """Name endings of the layers that get a LoRA; the attention projections by default."""
-
-    pairs_per_update: int = 32
-    """Pairs behind one optimiser step, over all processes and micro-batches. 32 to 256; the paper has 2048."""
-
-    micro_batch: int = 8
-    """Pairs at once on one process; lower it when memory runs out. `pairs_per_update` must be a multiple of it times the number of
-    processes."""
-
-    resolution: int | None = None
-    """Side of the training images in pixels; nothing means the checkpoint's own."""
-
-    crop: Literal["center", "random"] = "center"
-    """Which square of an oblong image is used; the same for both sides of a pair of equal sizes."""
-
-    flip: bool = False
-    """Mirror half of the visits, both sides alike. Off, since it makes "left of" mean "right of" and writing unreadable."""
-
-    caption_dropout: float = 0.2
-    """Share of visits with an empty caption, which keeps classifier-free guidance usable; 0 to 0.2."""
-
-    draws_per_pair: int | None = None
-    """How many (noise, time) draws each pair has before they repeat; 4 to 32. With it, the reference's errors are kept on disk and
-    later epochs and runs (other beta, other rate) skip the reference. Nothing: a new draw at every visit."""
-
-    gradient_checkpointing: bool = False
-    """Recompute activations in backward: about a third slower, several times less memory."""
-
-    cache_folder: str | None = None
-    """Where latents, embeddings and reference errors are kept; share it between runs. Nothing means `cache` in the run's folder."""
-
-    folder: str = "runs/dpo"
-    """The run's folder: metrics, checkpoints and, after `save`, the LoRA."""
-
-    seed: int = 0
-    """Of the adapter's start, the order of pairs, times and noise."""
-
-    loop: LoopConfig = field(default_factory=LoopConfig)
-    """How long and how fast to train; see `LoopConfig`. Its `accumulate` is worked out from `pairs_per_update`."""
-
-    def __post_init__(self):
-        """Refuse settings that no run can have.
-
-        Raises:
-            ValueError: Naming the field, its value and what it must be.
-        """
-        if self.beta is not None and not self.beta > 0:
-            raise ValueError(f"beta is {self.beta}, but it must be > 0; 5000 is usual for SD 1.5, 80 to 200 for shapes")
-        if not self.sft_weight >= 0:
-            raise ValueError(f"sft_weight is {self.sft_weight}, but it must be >= 0; give 0 for plain Diffusion-DPO")
-        if not self.max_chosen_error_ratio > 1:
-            raise ValueError(
-                f"max_chosen_error_ratio is {self.max_chosen_error_ratio}, but it must be > 1, where training starts; 1.5 is usual"
-            )
-        if self.pairs_per_update < 1 or self.micro_batch < 1:
-            raise ValueError(
-                f"pairs_per_update is {self.pairs_per_update} and micro_batch {self.micro_batch}, but both must be >= 1"
-            )
-        if self.draws_per_pair is not None and self.draws_per_pair < 1:
-            raise ValueError(f"draws_per_pair is {self.draws_per_pair}, but it must be >= 1, or nothing for ever new draws")
-        if self.loop.accumulate != 1:
-            raise ValueError(
-                f"loop.accumulate is {self.loop.accumulate}, but DPO works it out; set pairs_per_update and micro_batch"
-            )
-
-
-def share_of(config: DPOConfig, *, process: int, processes: int) -> Share:
-    """This process's part of every update.
-
-    Raises:
-        ValueError: If `pairs_per_update` does not divide into micro-batches of all processes.
-    """
-    at_once = config.micro_batch * processes
-    if config.pairs_per_update % at_once:
-        per_process = config.pairs_per_update / processes
-        fitting = [n for n in range(1, int(per_process) + 1) if per_process % n == 0]
-        raise ValueError(
-            f"pairs_per_update={config.pairs_per_update} is not a multiple of micro_batch={config.micro_batch} times {processes} "
-            f"process(es); use a micro_batch of {', '.join(map(str, fitting)) or f'1 and a multiple of {processes} pairs'}"
-        )
-    return Share(config.micro_batch, config.pairs_per_update // at_once, process, processes)
 
 
 def errors(model: StableDiffusion, batch: PairBatch) -> Tensor:
@@ -187,9 +79,7 @@ def loss(
     known = reference_errors.of(batch, under_reference) if reference_errors else under_reference(batch)
     reference_chosen, reference_rejected = known.chunk(2)
     chosen, rejected = errors(policy.model, batch).chunk(2)
-    return diffusion_dpo(
-        chosen, rejected, reference_chosen, reference_rejected, beta=beta, sft_weight=sft_weight
-    )
+    return diffusion_dpo(chosen, rejected, reference_chosen, reference_rejected, beta=beta, sft_weight=sft_weight)
 
 
 @final
@@ -210,7 +100,9 @@ class DPOTrainer:
         beta: The beta in force, worked out from the latent size if the settings leave it open.
     """
 
-    def __init__(self, pipe: StableDiffusionPipeline | StableDiffusion, pairs: PairSet, config: DPOConfig | None = None):
+    def __init__(
+        self, pipe: StableDiffusionPipeline | StableDiffusion, pairs: PairSet, config: DPOConfig | None = None
+    ):
         """Check everything that can be checked before the first update, and add the adapter.
 
         Args:
@@ -292,10 +184,11 @@ class DPOTrainer:
         trained = sum(parameter.numel() for parameter in self.policy.parameters)
         return "\n".join(
             [
-                f"Diffusion-DPO, {self.config.train}: {trained:,} parameters on {self.model.device}, {self.model.compute_dtype}",
-                f"  {len(self.pairs)} pairs at {self.resolution} px; {share.micro_batch} × {share.accumulate} micro-batches × "
-                f"{share.processes} processes = {self.config.pairs_per_update} pairs per update; {updates} updates = "
-                f"{epochs:.1f} epochs",
+                f"Diffusion-DPO, {self.config.train}: {trained:,} parameters on {self.model.device}, "
+                f"{self.model.compute_dtype}",
+                f"  {len(self.pairs)} pairs at {self.resolution} px; {share.micro_batch} × {share.accumulate} "
+                f"micro-batches × {share.processes} processes = {self.config.pairs_per_update} pairs per update; "
+                f"{updates} updates = {epochs:.1f} epochs",
                 f"  beta {self.beta:g} over {self.num_dims} latent dimensions = {per_dim:.3f} per dimension "
                 f"({per_dim / paper:.2g} times the paper's); loss starts at log 2 = 0.693",
             ]
@@ -359,7 +252,11 @@ class DPOTrainer:
         return ReferenceErrors(cache, "/".join(parts))
 
     def _card(self) -> CardFacts:
-        return CardFacts(base_model=self.model.pipe.name_or_path, method="Diffusion-DPO", settings=asdict(self.config))
+        return CardFacts(
+            base_model=str(self.model.pipe.name_or_path or "") or None,
+            method="Diffusion-DPO",
+            settings=asdict(self.config),
+        )
 
     def _say(self, text: str) -> None:
         if self._is_main and self.config.loop.progress:

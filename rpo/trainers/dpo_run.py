@@ -1,4 +1,4 @@
-"""A Diffusion-DPO run from a file: which checkpoint, which pairs, which settings. What `rpo train dpo` and the examples run."""
+"""A Diffusion-DPO run from a file, as `rpo train dpo` and the examples do it: checkpoint, pairs, settings."""
 
 import os
 from dataclasses import dataclass, field, replace
@@ -11,7 +11,8 @@ from rpo.config import to_yaml
 from rpo.data.readers import read_pairs
 from rpo.models.execution import Attention
 from rpo.models.stable_diffusion import StableDiffusion
-from rpo.trainers.dpo import DPOConfig, DPOTrainer
+from rpo.trainers.dpo import DPOTrainer
+from rpo.trainers.dpo_config import DPOConfig
 from rpo.training.loop import TrainResult
 
 DType = Literal["float32", "bfloat16", "float16"]

@@ -1,8 +1,8 @@
 """From a preference set to the micro-batches of a preference trainer, each a function of its position in the run alone.
 
-Position p of the run is one *visit*: a pair, and a draw for it (mirroring, time, noise, whether the caption is dropped). The two
-sides of a pair share all of these. With `draws_per_pair` the draws repeat from then on, so that what depends on them alone, the
-reference's errors, can be computed once and used again in later epochs and in other runs.
+Position p of the run is one *visit*: a pair, and a draw for it (mirroring, time, noise, whether the caption is
+dropped). The two sides of a pair share all of these. With `draws_per_pair` the draws repeat from then on, so that what
+depends on them alone, the reference's errors, can be computed once and used again in later epochs and in other runs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from rpo.data.cache import EmbeddingCache, LatentCache, LatentRequest, latent_requests
 from rpo.data.order import visit
-from rpo.data.preference import PreferencePair
+from rpo.data.preference import PairSet
 from rpo.data.transform import PairTransform, caption_dropped
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.randomness import keyed_generator
@@ -55,24 +55,12 @@ class Share:
 
 @final
 class PairBatches:
-    """The endless stream of micro-batches of one run; calling it with an update gives the stream from there.
-
-    Args:
-        model: Encodes what the caches do not have, and says where batches go.
-        pairs: The set.
-        transform: How images become pixels.
-        share: Of this process.
-        latents: Moments of images.
-        embeddings: Of prompts.
-        caption_dropout: Share of visits whose caption is emptied.
-        draws_per_pair: How many draws a pair has before they repeat; None for a new one at each visit.
-        seed: Of the run.
-    """
+    """The endless stream of micro-batches of one run; calling it with an update gives the stream from there."""
 
     def __init__(
         self,
         model: StableDiffusion,
-        pairs: Sequence[PreferencePair],
+        pairs: PairSet,
         *,
         transform: PairTransform,
         share: Share,
@@ -82,6 +70,19 @@ class PairBatches:
         draws_per_pair: int | None,
         seed: int,
     ):
+        """Wire the stream.
+
+        Args:
+            model: Encodes what the caches do not have, and says where batches go.
+            pairs: The set.
+            transform: How images become pixels.
+            share: Of this process.
+            latents: Moments of images.
+            embeddings: Of prompts.
+            caption_dropout: Share of visits whose caption is emptied.
+            draws_per_pair: How many draws a pair has before they repeat; None for a new one at each visit.
+            seed: Of the run.
+        """
         self.model = model
         self.pairs = pairs
         self.transform = transform
@@ -121,7 +122,7 @@ class PairBatches:
         )
 
     def fill_caches(self, updates: int, *, progress: bool) -> None:
-        """Encode everything that a run of `updates` will visit and the caches lack; goes on where a killed call stopped.
+        """Encode what a run of `updates` will visit and the caches lack; goes on where a killed call stopped.
 
         Args:
             updates: Length of the run.

@@ -1,7 +1,7 @@
 """The policy that a trainer moves and the reference it must stay near, for LoRA and for full fine-tuning alike.
 
-With LoRA the reference is the same network with its adapters off. Full fine-tuning keeps one frozen copy of the denoiser and
-puts it in the model's place for as long as the reference is asked.
+With LoRA the reference is the same network with its adapters off. Full fine-tuning keeps one frozen copy of the
+denoiser and puts it in the model's place for as long as the reference is asked.
 """
 
 import copy

@@ -1,7 +1,7 @@
-"""The reference's two errors of a visit, computed once and kept: they do not depend on the policy, on beta or on the rate.
+"""The reference's two errors of a visit, computed once and kept: no policy, beta or learning rate changes them.
 
-Worth its file when draws repeat (`draws_per_pair`): from the second epoch on, and in every later run over the same set, an update
-costs one forward and one backward instead of two forwards and one backward.
+Worth its file when draws repeat (`draws_per_pair`): from the second epoch on, and in every later run over the same
+set, an update costs one forward and one backward instead of two forwards and one backward.
 """
 
 import hashlib
@@ -18,14 +18,15 @@ from rpo.trainers.pair_batches import PairBatch
 
 @final
 class ReferenceErrors:
-    """Errors `[chosen, rejected]` of the reference, by visit.
-
-    Args:
-        folder: Where `reference_errors.sqlite` lies.
-        model_key: Fingerprint of everything that determines the reference's prediction.
-    """
+    """Errors `[chosen, rejected]` of the reference, by visit."""
 
     def __init__(self, folder: Path, model_key: str):
+        """Open or create the file.
+
+        Args:
+            folder: Where `reference_errors.sqlite` lies.
+            model_key: Fingerprint of everything that determines the reference's prediction.
+        """
         self._store = TensorStore(folder / "reference_errors.sqlite")
         self._model_key = model_key
         self._memory: dict[str, Tensor] = {}

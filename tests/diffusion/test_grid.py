@@ -40,9 +40,7 @@ def test_flow_grid():
     assert grid.timestep.tolist() == [1000.0, 500.0, 0.0]
 
 
-@pytest.mark.parametrize(
-    "timesteps", [[1, 501, 901], [901, 901, 1]], ids=["data to noise", "repeated"]
-)
+@pytest.mark.parametrize("timesteps", [[1, 501, 901], [901, 901, 1]], ids=["data to noise", "repeated"])
 def test_a_grid_that_does_not_fall_is_refused(timesteps):
     abar = tiny_scheduler().alphas_cumprod
     with pytest.raises(ValueError, match="must run from noise to data.*at step 0.*noisiest first"):

@@ -44,7 +44,7 @@ def test_score_round_trip_and_sign():
     eps, node = randn(2, 4, 3, 3, seed=1), vp_node(0.7)
     score = eps_to_score(eps, node)
     assert torch.allclose(score_to_eps(score, node), eps, atol=1e-12)
-    # For unit Gaussian data the marginal is unit Gaussian, its score is -x_t, and the best noise prediction is sigma x_t.
+    # Unit Gaussian data: the marginal is unit Gaussian, its score is -x_t, the best noise prediction sigma x_t.
     x_t = randn(2, 4, 3, 3, seed=2)
     assert torch.allclose(eps_to_score(node.sigma * x_t, node), -x_t, atol=1e-12)
 

@@ -156,8 +156,7 @@ def test_euler_maruyama_converges_strongly_on_one_brownian_path():
     exact = end(fine)
     errors = [(end(n) - exact).abs().mean().item() for n in (32, 64, 128)]
     slopes = [math.log2(errors[0] / errors[1]), math.log2(errors[1] / errors[2])]
-    # g depends on time only, so Euler-Maruyama has strong order 1; the path is coarse-grained with weights that are even in
-    # time where the step's variance is not, which costs a little.
+    # g depends on time only, so Euler-Maruyama has strong order 1.
     assert slopes == pytest.approx([1.0, 1.0], abs=0.3)
 
 

@@ -26,9 +26,7 @@ def pipeline_latents(pipe, prompts, **kwargs):
 def our_latents(model, prompts, generators, *, num_steps, guidance_scale, negative_prompt=""):
     cond = model.encode_prompts(prompts, negative_prompt=negative_prompt)
     kernel = partial(ddim, eta=0.0)
-    return sample(
-        model, cond, model.grid(num_steps), kernel, guidance_scale=guidance_scale, generators=generators
-    ).x_0
+    return sample(model, cond, model.grid(num_steps), kernel, guidance_scale=guidance_scale, generators=generators).x_0
 
 
 def generators(count):
@@ -71,9 +69,7 @@ def test_sampling_on_shapes_ends_where_the_pipeline_ends():
     pipe = StableDiffusionPipeline.from_pretrained(rpo.shapes.path())
     prompts = ["a red circle", "three green triangles", "a red circle above a blue square"]
     ours = our_latents(StableDiffusion(pipe), prompts, generators(3), num_steps=20, guidance_scale=3.0)
-    theirs = pipeline_latents(
-        pipe, prompts, generator=generators(3), num_inference_steps=20, guidance_scale=3.0
-    )
+    theirs = pipeline_latents(pipe, prompts, generator=generators(3), num_inference_steps=20, guidance_scale=3.0)
     assert (ours - theirs).abs().max() < 1e-4
 
 
@@ -82,9 +78,7 @@ def test_decode_equals_the_pipeline_s_images():
     model = StableDiffusion(pipe)
     ours = model.decode(our_latents(model, PROMPTS, generators(4), num_steps=3, guidance_scale=2.0))
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    theirs = pipe(
-        PROMPTS, output_type="pt", generator=generators(4), num_inference_steps=3, guidance_scale=2.0
-    ).images
+    theirs = pipe(PROMPTS, output_type="pt", generator=generators(4), num_inference_steps=3, guidance_scale=2.0).images
     assert torch.allclose(ours, theirs, atol=1e-4)
 
 
@@ -180,9 +174,7 @@ def test_channels_last_and_compilation_keep_names_and_results(tmp_path):
 # What is refused at the door, each with one clear error naming the item.
 
 
-@pytest.mark.parametrize(
-    ("in_channels", "kind"), [(9, "an inpainting UNet"), (8, "an instruct-pix2pix UNet")]
-)
+@pytest.mark.parametrize(("in_channels", "kind"), [(9, "an inpainting UNet"), (8, "an instruct-pix2pix UNet")])
 def test_other_unets_are_refused(in_channels, kind):
     with pytest.raises(ValueError, match=f"the UNet takes {in_channels} channels: {kind}.*takes 4"):
         StableDiffusion(tiny_sd(in_channels=in_channels))
@@ -214,7 +206,8 @@ def test_truncated_weights_are_named_with_both_sizes(tmp_path):
     whole = file.read_bytes()
     file.write_bytes(whole[:-1000])
     with pytest.raises(
-        ValueError, match=rf"unet.*has {len(whole) - 1000} bytes, but its header announces {len(whole)}; it is truncated"
+        ValueError,
+        match=rf"unet.*has {len(whole) - 1000} bytes, but its header announces {len(whole)}; it is truncated",
     ):
         StableDiffusion.load(tmp_path)
     file.write_bytes(b"\x10")

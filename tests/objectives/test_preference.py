@@ -50,7 +50,7 @@ def errors(x_0, eps, node, delta, prediction_type):
     return squared_error(shift_policy(x_t, node, delta, prediction_type), target)
 
 
-def dpo_on_shift(chosen, rejected, eps, node, delta, prediction_type, beta):
+def dpo_on_shift(chosen, rejected, eps, node, delta, prediction_type, *, beta):
     return diffusion_dpo(
         errors(chosen, eps, node, delta, prediction_type),
         errors(rejected, eps, node, delta, prediction_type),
@@ -65,7 +65,7 @@ def dpo_on_shift(chosen, rejected, eps, node, delta, prediction_type, beta):
 def test_logit_is_kappa_delta_gap_for_every_noise(prediction_type, level):
     node, beta, delta = node_at(prediction_type, level), 3.0, 0.4
     chosen, rejected = randn(64, 1, 1, 1, seed=0), randn(64, 1, 1, 1, seed=1)
-    out = dpo_on_shift(chosen, rejected, randn(64, 1, 1, 1, seed=2), node, delta, prediction_type, beta)
+    out = dpo_on_shift(chosen, rejected, randn(64, 1, 1, 1, seed=2), node, delta, prediction_type, beta=beta)
     inside = kappa(prediction_type, node, beta) * delta * (chosen - rejected).flatten()
     assert torch.allclose(out.sample_losses, torch.nn.functional.softplus(-inside), atol=1e-9)
     assert out.metrics["dpo/margin"].item() == pytest.approx(inside.mean().item(), abs=1e-9)
@@ -79,8 +79,8 @@ def population_loss(delta, nodes, prediction_type, beta, slope):
     probability = torch.sigmoid(slope * (first - second)).flatten()
     total = 0.0
     for node in nodes:
-        forward = dpo_on_shift(first, second, eps, node, delta, prediction_type, beta).sample_losses
-        backward = dpo_on_shift(second, first, eps, node, delta, prediction_type, beta).sample_losses
+        forward = dpo_on_shift(first, second, eps, node, delta, prediction_type, beta=beta).sample_losses
+        backward = dpo_on_shift(second, first, eps, node, delta, prediction_type, beta=beta).sample_losses
         total += (probability * forward + (1 - probability) * backward).mean().item()
     return total
 

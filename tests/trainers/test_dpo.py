@@ -1,4 +1,5 @@
-"""The DPO trainer: starts at log 2, learns, costs what it says, resumes to the bit, and refuses what cannot be trained."""
+"""The DPO trainer: starts at log 2, learns, costs what it says, resumes to the bit, and refuses what cannot be
+trained."""
 
 import dataclasses
 import math
@@ -9,12 +10,12 @@ import pytest
 import torch
 
 from rpo.data.preference import PreferencePair, encode_png, pair_set
-from rpo.lora import adapter_layers, lora_parameters
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.objectives.preference import beta_for_dims
 from rpo.shapes.world import COLORS, Scene, draw_scene, render, sample_prompts
 from rpo.trainers.chosen_guard import ChosenGuard
-from rpo.trainers.dpo import DPOConfig, DPOTrainer, errors, loss, share_of
+from rpo.trainers.dpo import DPOTrainer, errors, loss
+from rpo.trainers.dpo_config import DPOConfig, share_of
 from rpo.training.log import read_metrics
 from rpo.training.loop import LoopConfig, NonFiniteLossError
 from tests.tiny import save_tiny_sd, tiny_sd
@@ -29,7 +30,9 @@ def toy_pairs(count=8, side=64):
     pairs = []
     for index in range(count):
         noise = generator.normal(0, 8, (2, side, side, 3))
-        chosen, rejected = (np.clip(image, 0, 255).astype(np.uint8) for image in (255 - ramp + noise[0], ramp + noise[1]))
+        chosen, rejected = (
+            np.clip(image, 0, 255).astype(np.uint8) for image in (255 - ramp + noise[0], ramp + noise[1])
+        )
         pairs.append(
             PreferencePair(f"prompt {index % 3}", encode_png(chosen), encode_png(rejected), name=f"pair {index}")
         )
@@ -296,7 +299,8 @@ def test_impossible_settings_are_refused(tmp_path, changes, message):
 
 def test_accumulation_that_does_not_divide_names_what_would():
     with pytest.raises(
-        ValueError, match=r"pairs_per_update=12 is not a multiple of micro_batch=5 times 1 process.*use a micro_batch of 1, 2, 3, 4, 6, 12"
+        ValueError,
+        match=r"pairs_per_update=12 is not a multiple of micro_batch=5 times 1 .*a micro_batch of 1, 2, 3, 4, 6, 12",
     ):
         share_of(DPOConfig(pairs_per_update=12, micro_batch=5), process=0, processes=1)
 

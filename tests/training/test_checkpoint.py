@@ -86,20 +86,20 @@ def test_a_failing_extra_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("part", [100, 2000], ids=["in the first part", "in the large part"])
-def test_a_disk_that_takes_no_more_is_one_clear_error(tmp_path, part):
+@pytest.mark.parametrize("limit", [100, 900, 2000, 100_000, 400_100])
+def test_a_disk_that_takes_no_more_is_one_clear_error(tmp_path, limit):
     save(tmp_path, 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (part, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         with pytest.raises(OSError) as caught:
-            save(tmp_path, 2)
+            save(tmp_path, 2, size=100_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.errno == errno.EFBIG
     assert re.search(
-        rf"could not save {tmp_path}/checkpoint-000002: File too large; it needs about 40\d\d bytes and \d+ are free: "
-        r"make room, then resume from checkpoint-000001",
+        rf"could not save {tmp_path}/checkpoint-000002: File too large; it needs about 4000\d\d bytes and \d+ are "
+        r"free: make room, then resume from checkpoint-000001",
         str(caught.value),
     )
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000001"]

@@ -155,6 +155,13 @@ def test_one_process_cannot_continue_what_two_began(two):
         train(folder / "undisturbed", micro_batch=4, loop=dataclasses.replace(LOOP, updates=7), resume=True)
 
 
+def test_parameters_on_another_processs_device_are_refused():
+    here = Processes()
+    here.count, here.index, here.device = 2, 1, torch.device("cuda:1")
+    with pytest.raises(ValueError, match="of process 1 are on cpu; expected its own device, cuda:1, .* move the"):
+        here.broadcast(list(toy_model().parameters()))
+
+
 def test_launchers_that_own_the_model_are_refused():
     with pytest.raises(
         ValueError, match="launched with FSDP, which shards or wraps the model; expected plain processes"

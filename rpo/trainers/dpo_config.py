@@ -1,0 +1,126 @@
+"""The settings of Diffusion-DPO, refused at once when no run can have them, and what they mean for one process."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rpo.lora import ATTENTION_PROJECTIONS
+from rpo.trainers.pair_batches import Share
+from rpo.training.loop_config import LoopConfig
+
+
+@dataclass(frozen=True)
+class DPOConfig:
+    """Settings of `DPOTrainer`; the defaults suit a LoRA on a few hundred pairs."""
+
+    beta: float | None = None
+    """Pull to the reference, > 0; larger stays closer. It counts errors averaged over the latents' dimensions, so a
+    good value grows with their number: nothing takes the paper's 5000 for the 16,384 dimensions of SD 1.5 at 512 px,
+    and in proportion for other sizes (78 for the 256 of `shapes`). Usual: half to four times that. Too small and
+    images turn to noise."""
+
+    sft_weight: float = 0.0
+    """Weight of the chosen side's plain denoising loss, in units of beta/2. 0 is plain DPO; 0.05 to 0.5 keeps the
+    chosen side in place and allows more updates."""
+
+    max_chosen_error_ratio: float = 1.5
+    """Training stops when the chosen side's error, smoothed, exceeds this many times the reference's: from there on
+    DPO wins its margin by forgetting both sides. 1.1 to 2; `inf` never stops."""
+
+    train: Literal["lora", "full"] = "lora"
+    """A LoRA adapter, or all weights of the denoiser (which keeps a frozen copy as reference)."""
+
+    rank: int = 16
+    """Of the LoRA; 4 to 64."""
+
+    lora_alpha: float | None = None
+    """Strength of the LoRA; nothing means `rank`, the one value on which every program that loads LoRAs agrees."""
+
+    target_modules: tuple[str, ...] = ATTENTION_PROJECTIONS
+    """Name endings of the layers that get a LoRA; the attention projections by default."""
+
+    pairs_per_update: int = 32
+    """Pairs behind one optimiser step, over all processes and micro-batches. 32 to 256; the paper has 2048."""
+
+    micro_batch: int = 8
+    """Pairs at once on one process; lower it when memory runs out. `pairs_per_update` must be a multiple of it times
+    the number of processes."""
+
+    resolution: int | None = None
+    """Side of the training images in pixels; nothing means the checkpoint's own."""
+
+    crop: Literal["center", "random"] = "center"
+    """Which square of an oblong image is used; the same for both sides of a pair of equal sizes."""
+
+    flip: bool = False
+    """Mirror half of the visits, both sides alike. Off, since it makes "left of" mean "right of" and writing
+    unreadable."""
+
+    caption_dropout: float = 0.2
+    """Share of visits with an empty caption, which keeps classifier-free guidance usable; 0 to 0.2."""
+
+    draws_per_pair: int | None = None
+    """How many (noise, time) draws each pair has before they repeat; 4 to 32. With it, the reference's errors are kept
+    on disk and later epochs and runs (other beta, other rate) skip the reference. Nothing: a new draw at every
+    visit."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in backward: about a third slower, several times less memory."""
+
+    cache_folder: str | None = None
+    """Where latents, embeddings and reference errors are kept; share it between runs. Nothing means `cache` in the
+    run's folder."""
+
+    folder: str = "runs/dpo"
+    """The run's folder: metrics, checkpoints and, after `save`, the LoRA."""
+
+    seed: int = 0
+    """Of the adapter's start, the order of pairs, times and noise."""
+
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    """How long and how fast to train; see `LoopConfig`. Its `accumulate` is worked out from `pairs_per_update`."""
+
+    def __post_init__(self):
+        """Refuse settings that no run can have.
+
+        Raises:
+            ValueError: Naming the field, its value and what it must be.
+        """
+        if self.beta is not None and not self.beta > 0:
+            raise ValueError(f"beta is {self.beta}, but it must be > 0; 5000 is usual for SD 1.5, 80 to 200 for shapes")
+        if not self.sft_weight >= 0:
+            raise ValueError(f"sft_weight is {self.sft_weight}, but it must be >= 0; give 0 for plain Diffusion-DPO")
+        if not self.max_chosen_error_ratio > 1:
+            raise ValueError(
+                f"max_chosen_error_ratio is {self.max_chosen_error_ratio}, but it must be > 1, where training "
+                "starts; 1.5 is usual"
+            )
+        if self.pairs_per_update < 1 or self.micro_batch < 1:
+            raise ValueError(
+                f"pairs_per_update is {self.pairs_per_update} and micro_batch {self.micro_batch}, but both must be >= 1"
+            )
+        if self.draws_per_pair is not None and self.draws_per_pair < 1:
+            raise ValueError(
+                f"draws_per_pair is {self.draws_per_pair}, but it must be >= 1, or nothing for ever new draws"
+            )
+        if self.loop.accumulate != 1:
+            raise ValueError(
+                f"loop.accumulate is {self.loop.accumulate}, but DPO works it out; set pairs_per_update and micro_batch"
+            )
+
+
+def share_of(config: DPOConfig, *, process: int, processes: int) -> Share:
+    """This process's part of every update.
+
+    Raises:
+        ValueError: If `pairs_per_update` does not divide into micro-batches of all processes.
+    """
+    at_once = config.micro_batch * processes
+    if config.pairs_per_update % at_once:
+        per_process = config.pairs_per_update / processes
+        fitting = [n for n in range(1, int(per_process) + 1) if per_process % n == 0]
+        raise ValueError(
+            f"pairs_per_update={config.pairs_per_update} is not a multiple of micro_batch={config.micro_batch} times "
+            f"{processes} process(es); use a micro_batch of "
+            f"{', '.join(map(str, fitting)) or f'1 and a multiple of {processes} pairs'}"
+        )
+    return Share(config.micro_batch, config.pairs_per_update // at_once, process, processes)
