@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -116,14 +116,24 @@ def _update_of(path: Path) -> int:
 
 
 def _write(file: Path, part: Any) -> None:
-    # torch.save gets an open file, not a path: only then a full disk is an OSError and not an internal error of torch.
     with file.open("wb") as handle:
         if isinstance(part, bytes):
             handle.write(part)
         elif file.suffix == ".json":
             handle.write((json.dumps(part, indent=1) + "\n").encode())
         else:
-            torch.save(part, handle)
+            _save_tensors(part, handle)
+
+
+def _save_tensors(part: Any, handle: BinaryIO) -> None:
+    # An open file, not a path: only then torch's writer meets a full disk as an OSError. Closing its archive it may
+    # fail a second time, with an error of its own that hides the first.
+    try:
+        torch.save(part, handle)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def _seal(temporary: Path) -> None:

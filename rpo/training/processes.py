@@ -5,6 +5,9 @@ tensor. For a LoRA that is a few megabytes, so there is nothing to gain from ove
 lose: key prefixes, searches for unused parameters, a forward that differs between sampling and training.
 """
 
+import atexit
+import functools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,13 +24,27 @@ class Processes:
     """This process and its peers, as `torchrun` or `accelerate launch` started them; alone without either."""
 
     def __init__(self) -> None:
-        """Join the other processes, if there are any."""
-        accelerator = Accelerator()
+        """Join the other processes, if there are any.
+
+        Raises:
+            ValueError: If the launcher's settings expect to own the model, or its processes cannot find each other.
+        """
+        # Unless told so, accelerate takes processes on a machine without an accelerator for strangers.
+        accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         check_kind(accelerator.distributed_type)
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched != accelerator.num_processes:
+            raise ValueError(
+                f"{launched} processes were launched, but accelerate was set up for {accelerator.num_processes}; "
+                "expected all of them: set ACCELERATE_USE_CPU=true to train on CPUs, and do not set up accelerate first"
+            )
         self.index: int = accelerator.process_index
         self.count: int = accelerator.num_processes
+        if self.count > 1:
+            _leave_at_exit()
         self.is_main: bool = accelerator.is_main_process
-        self.device: torch.device = accelerator.device
+        # accelerate numbers the CPU by process, which torch does not do for its tensors.
+        self.device = torch.device("cpu") if accelerator.device.type == "cpu" else torch.device(accelerator.device)
 
     def average(self, tensor: Tensor) -> None:
         """Replace a tensor by its mean over the processes, in place."""
@@ -37,8 +54,20 @@ class Processes:
 
     @torch.no_grad()
     def broadcast(self, params: Sequence[nn.Parameter]) -> None:
-        """Give every process the main one's parameters."""
+        """Give every process the main one's parameters.
+
+        Args:
+            params: On this process's own device, if there are several processes.
+
+        Raises:
+            ValueError: If they are on another device.
+        """
         if self.count > 1:
+            if params[0].device != self.device:
+                raise ValueError(
+                    f"the parameters of process {self.index} are on {params[0].device}; expected its own device, "
+                    f"{self.device}, since two processes cannot share one: move the pipeline there before training"
+                )
             flat = torch.cat([param.reshape(-1) for param in params])
             torch.distributed.broadcast(flat, src=0)
             for param, values in zip(params, flat.split([param.numel() for param in params]), strict=True):
@@ -64,6 +93,17 @@ class Processes:
                 raise RuntimeError(f"the main process failed, so this one stops too: {text}")
         if error is not None:
             raise error
+
+
+@functools.cache
+def _leave_at_exit() -> None:
+    """Take this process out of the group before Python ends: torch may abort a process whose gloo threads still run."""
+
+    def leave() -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    atexit.register(leave)
 
 
 def check_kind(kind: DistributedType) -> None:

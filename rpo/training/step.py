@@ -151,7 +151,8 @@ class Accumulator(Generic[B]):
         output, records = self._loss_fn(batch), list(self._names(batch))
         self._check(output, records, where)
         (output.loss * (scale / self._accumulate)).backward()
-        numbers = [output.loss, output.loss.new_tensor(len(records)), *output.metrics.values()]
+        # new_full, as new_tensor would copy from the host and wait for the device.
+        numbers = [output.loss, output.loss.new_full((), len(records)), *output.metrics.values()]
         return _MicroBatch(
             torch.stack([number.detach().to(self._gradients.flat.dtype) for number in numbers]),
             output.sample_losses.detach(),

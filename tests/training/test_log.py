@@ -130,6 +130,7 @@ def test_trackers_get_the_settings_and_the_metrics(tmp_path):
     assert ListTracker.heard == [("start", "rpo"), ("config", {"updates": 2}), (1, {"loop/loss": 1.0}), "finish"]
 
 
+@pytest.mark.filterwarnings("ignore:.*no supported trackers")
 def test_a_tracker_that_is_not_installed_is_not_left_out_silently(tmp_path):
     with pytest.raises(
         ImportError, match="tracker 'dvclive' is not installed; .* pip install dvclive, or leave it out"

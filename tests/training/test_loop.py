@@ -372,9 +372,12 @@ def test_metrics_of_an_update_are_the_mean_of_its_micro_batches(tmp_path):
     ("change", "message"),
     [
         (lambda o: StepOutput(o.loss, o.sample_losses, {"dpo/margn": o.loss.detach()}), "nearest is 'dpo/margin'"),
-        (lambda o: StepOutput(o.loss.detach(), o.sample_losses), r"does not depend on the parameters; .*no_grad"),
         (
-            lambda o: StepOutput(o.loss, torch.cat([o.sample_losses] * 2)),
+            lambda o: StepOutput(o.loss.detach(), o.sample_losses, o.metrics),
+            r"does not depend on the param.*no_grad",
+        ),
+        (
+            lambda o: StepOutput(o.loss, torch.cat([o.sample_losses] * 2), {}),
             "has 8 samples but 4 names; expected one name",
         ),
     ],
@@ -394,7 +397,7 @@ def test_metrics_must_not_come_and_go(tmp_path):
         nonlocal calls
         calls += 1
         output = plain(batch)
-        return output if calls == 1 else StepOutput(output.loss, output.sample_losses)
+        return output if calls == 1 else StepOutput(output.loss, output.sample_losses, {})
 
     with pytest.raises(ValueError, match=r"of update 2 has the metrics \[\], but the first one had \['dpo/margin'\]"):
         run(tmp_path, model=model, loss_fn=loss_fn)

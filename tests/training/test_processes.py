@@ -86,7 +86,7 @@ def in_each_process(folder: Path) -> None:
 def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
         [*torchrun, "-m", "tests.training.test_processes", str(folder)],
         cwd=ROOT,
@@ -153,6 +153,13 @@ def test_one_process_cannot_continue_what_two_began(two):
     folder, _ = two
     with pytest.raises(ValueError, match="was trained by 2 processes, now there are 1; expected the same number"):
         train(folder / "undisturbed", micro_batch=4, loop=dataclasses.replace(LOOP, updates=7), resume=True)
+
+
+def test_processes_that_accelerate_does_not_see_are_not_strangers(monkeypatch):
+    Processes()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes were launched, but accelerate was set up for 1; expected all"):
+        Processes()
 
 
 def test_parameters_on_another_processs_device_are_refused():
