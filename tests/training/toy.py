@@ -72,6 +72,25 @@ def plain_loss(model: nn.Module) -> Callable[[Batch], StepOutput]:
     return loss_fn
 
 
+LOOP = LoopConfig(updates=5, learning_rate=1e-2, checkpoint_every=2, progress=False)
+
+
+def values(model):
+    return [param.detach().clone() for param in model.parameters()]
+
+
+def equal(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def run(folder, *, loop=LOOP, micro_batch=4, model=None, loss_fn=None, batches=None, **more):
+    model = model or toy_model()
+    loss_fn = loss_fn or plain_loss(model)
+    batches = batches or toy_batches(micro_batch, loop.accumulate)
+    result = fit(batches, loss_fn, list(model.parameters()), loop, folder=folder, names=names, **more)
+    return model, result
+
+
 class RunningMean:
     """A caller's own state, updated in the middle of an update and in place."""
 
