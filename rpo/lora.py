@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin, StableDiffusionPipeline
-from diffusers.utils import convert_state_dict_to_diffusers
+from diffusers.utils import convert_state_dict_to_diffusers, logging
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -209,7 +209,8 @@ def verify_lora(model: StableDiffusion, folder: str | PathLike[str]) -> None:
     """
     fresh = StableDiffusion(_fresh_pipeline(model.pipe), compute_dtype=model.compute_dtype)
     base_pred = _probe(fresh)
-    fresh.pipe.load_lora_weights(str(folder))
+    with _quiet_diffusers():
+        fresh.pipe.load_lora_weights(str(folder))
     fresh_pred, live_pred = _probe(fresh), _probe(model)
     effect = (live_pred - base_pred).abs().max().item()
     error = (fresh_pred - live_pred).abs().max().item()
@@ -225,6 +226,17 @@ def verify_lora(model: StableDiffusion, folder: str | PathLike[str]) -> None:
             f"the file does not reproduce the adapter: loaded into a fresh pipeline it is off by {error:.3g}, where "
             f"the adapter's effect is {effect:.3g}; was the adapter changed by hand (alpha, DoRA)?"
         )
+
+
+@contextmanager
+def _quiet_diffusers() -> Iterator[None]:
+    """Without the warning that a LoRA of the denoiser alone has nothing for the text encoder."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _probe(model: StableDiffusion) -> Latents:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+import rpo
 from rpo.report import Report, write_report
 from rpo.report_dpo import READING_GUIDE, curves_section
 from rpo.sections import Command, CommandsSection, FactsSection, StagesSection, TextSection
@@ -17,7 +18,7 @@ from rpo.trainers.dpo_config import DPOConfig
 from rpo.training.log import read_metrics
 from rpo.training.loop import TrainResult
 
-LIBRARIES = ("rpo", "torch", "diffusers", "transformers", "peft", "accelerate")
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 
 
 @dataclass(frozen=True)
@@ -103,4 +104,4 @@ def _settings(text: str) -> tuple[tuple[str, str], ...]:
 def _environment() -> tuple[tuple[str, str], ...]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     libraries = tuple((name, version(name)) for name in LIBRARIES)
-    return (("device", device), ("python", platform.python_version()), *libraries)
+    return (("device", device), ("python", platform.python_version()), ("rpo", rpo.__version__), *libraries)

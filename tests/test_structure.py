@@ -51,7 +51,7 @@ ONLY_HERE = {
     "accelerate": {"training"},
     "peft": {"lora"},
     "diffusers": {"models", "lora", "shapes.*", "trainers"},
-    "transformers": {"models", "shapes.*"},
+    "transformers": {"models", "lora", "shapes.*"},
     "datasets": {"data"},
     "matplotlib": {"charts"},
 }

@@ -123,7 +123,7 @@ def _address(source: str | Path, split: str) -> tuple[str, dict[str, str] | None
 def _is_no_hub_id(source: str | Path) -> bool:
     if isinstance(source, Path):
         return True
-    return source.startswith((".", "/", "~")) or source.endswith((".jsonl", ".parquet"))
+    return source.startswith((".", "/", "~")) or source.endswith((".jsonl", ".parquet")) or source.count("/") > 1
 
 
 def _not_opened(source: str | Path, error: Exception) -> ValueError:

@@ -81,8 +81,10 @@ def diffusion_dpo(
     chosen_change = chosen_error - reference_chosen_error
     rejected_change = rejected_error - reference_rejected_error
     inside = -0.5 * beta * (chosen_change - rejected_change)  # eq. 14
-    sample_losses = -F.logsigmoid(inside) + sft_weight * 0.5 * beta * chosen_change
+    preference_losses = -F.logsigmoid(inside)
+    sample_losses = preference_losses + sft_weight * 0.5 * beta * chosen_change
     metrics = {
+        "dpo/loss": preference_losses.mean(),
         "dpo/implicit_accuracy": (inside > 0).float().mean(),
         "dpo/margin": inside.mean(),
         "dpo/chosen_error": chosen_error.mean(),

@@ -47,13 +47,13 @@ class PretrainConfig:
     """Determines scenes, initial weights and noise; on a CPU the same seed gives the same weights."""
     scenes: int = 24_576
     """Scenes drawn once and used over and over; 10,000 to 100,000."""
-    vae_steps: int = 1200
+    vae_steps: int = 1000
     """Updates of the autoencoder under a one-cycle schedule; 800 give 33 dB, more give more."""
     vae_batch_size: int = 32
     """Images per update of the autoencoder."""
     vae_lr: float = 2e-3
     """Peak learning rate of the autoencoder."""
-    steps: int = 4000
+    steps: int = 3000
     """Updates of UNet and text encoder; may be raised for a run that is to continue."""
     batch_size: int = 48
     """Images per update of UNet and text encoder; 32 to 512."""

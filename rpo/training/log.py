@@ -29,7 +29,6 @@ METRICS: dict[str, str] = {
     "dpo/rejected_error": "denoising error of the policy on the rejected image, mean over dimensions",
     "dpo/chosen_error_ratio": "chosen error of the policy by that of the reference; climbs when the policy breaks",
     "dpo/rejected_error_ratio": "rejected error of the policy by that of the reference; grows as rejection is learnt",
-    "dpo/sft_loss": "the term that holds on to the chosen images: their denoising error under the policy",
 }
 
 HEADLINE = ("loop/loss", "dpo/implicit_accuracy", "dpo/chosen_error_ratio", "loop/grad_norm")

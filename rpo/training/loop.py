@@ -71,21 +71,18 @@ def fit(
     again (of several processes only one may have failed, so there the last regular checkpoint is what remains).
 
     Args:
-        batches: From the number of updates done to this process's micro-batches from there on, `accumulate` per update,
-            all of one size. Called once, so that resuming needs no skipping through data.
+        batches: From the number of updates done to this process's micro-batches from there on, all of one size.
         loss_fn: From a micro-batch to its loss, as a mean over its samples.
         params: What to train: float32, on one device.
         loop: The settings.
         folder: Of the run; its own, and the same on every process.
         names: From a micro-batch to the names of its records, one per sample; called for each, so without device work.
-        resume: Continue from the newest checkpoint in `folder`, or start if there is none. Without it the folder must
-            not hold a run.
+        resume: Continue from the newest checkpoint in `folder`, if there is one. Without it, `folder` must hold no run.
         state: What else has to survive a kill, by name; copied after every update.
-        on_checkpoint: Writes further files (the LoRA) into the checkpoint whose folder it is given, before that is
-            renamed into place. Main process only; with `ema_decay` the averages are in the parameters meanwhile.
+        on_checkpoint: Writes further files into a checkpoint before it is renamed into place. Main process only; with
+            `ema_decay` the averages are in the parameters meanwhile.
         on_update: Called on every process with the number of updates done and the metrics of the last.
-        guard: From an update's metrics to why training must end here, or nothing. Called on every process; a run that
-            it stopped stays stopped when resumed.
+        guard: From an update's metrics to why training ends here, or nothing. A resumed run stays stopped.
 
     Returns:
         How the run ended. The parameters are those of the last update, or their averages with `ema_decay`.
