@@ -67,8 +67,7 @@ def fit(
     """Train parameters on micro-batches.
 
     The parameters are trained where they are; nothing is wrapped. Hooks may draw random numbers without changing the
-    run. A Ctrl-C or an error in the middle of an update leaves a checkpoint of the last complete one and is raised
-    again (of several processes only one may have failed, so there the last regular checkpoint is what remains).
+    run. A Ctrl-C or an error in an update leaves a checkpoint of the last complete one (in a single process).
 
     Args:
         batches: From the number of updates done to this process's micro-batches from there on, all of one size.
@@ -108,6 +107,6 @@ def fit(
     finally:
         gradients.release()
     end = session.state
-    if end.stopped_because is not None and processes.is_main:
+    if end.stopped_because and processes.is_main:
         tqdm.write(f"stopped after update {end.update}: {end.stopped_because}")
     return TrainResult(end.update, end.stopped_because, end.metrics, Path(folder), checkpoint)
