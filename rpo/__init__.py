@@ -11,45 +11,61 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from rpo.config import load_config
-    from rpo.data.preference import PreferencePair
+    from rpo.data.preference import PairSet, PreferencePair, pair_set
     from rpo.data.readers import read_pairs
+    from rpo.data.writers import write_pairs
     from rpo.diffusion.transition import ddim
     from rpo.lora import add_lora, reference, save_lora
     from rpo.models.stable_diffusion import StableDiffusion
-    from rpo.sampler import generate, replay, sample
-    from rpo.trainers.dpo import DPOConfig, DPOTrainer
+    from rpo.publish import publish
+    from rpo.sampler import generate, image_generator, replay, sample
+    from rpo.trainers.dpo import DPOTrainer
+    from rpo.trainers.dpo_config import DPOConfig
+    from rpo.training.loop_config import LoopConfig
 
 __all__ = [
     "DPOConfig",
     "DPOTrainer",
+    "LoopConfig",
+    "PairSet",
     "PreferencePair",
     "StableDiffusion",
     "__version__",
     "add_lora",
     "ddim",
     "generate",
+    "image_generator",
     "load_config",
+    "pair_set",
+    "publish",
     "read_pairs",
     "reference",
     "replay",
     "sample",
     "save_lora",
+    "write_pairs",
 ]
 
 _HOME = {
-    "DPOConfig": "rpo.trainers.dpo",
+    "DPOConfig": "rpo.trainers.dpo_config",
     "DPOTrainer": "rpo.trainers.dpo",
+    "LoopConfig": "rpo.training.loop_config",
+    "PairSet": "rpo.data.preference",
     "PreferencePair": "rpo.data.preference",
     "StableDiffusion": "rpo.models.stable_diffusion",
     "add_lora": "rpo.lora",
     "ddim": "rpo.diffusion.transition",
     "generate": "rpo.sampler",
+    "image_generator": "rpo.sampler",
     "load_config": "rpo.config",
+    "pair_set": "rpo.data.preference",
+    "publish": "rpo.publish",
     "read_pairs": "rpo.data.readers",
     "reference": "rpo.lora",
     "replay": "rpo.sampler",
     "sample": "rpo.sampler",
     "save_lora": "rpo.lora",
+    "write_pairs": "rpo.data.writers",
 }
 
 

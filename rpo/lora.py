@@ -37,6 +37,7 @@ TEXT_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 """The same places in a CLIP text encoder."""
 
 ADAPTER = "default"
+STAGING_PREFIX = ".saving-"
 
 AdapterHost = ModelMixin | PreTrainedModel
 """What can carry an adapter: a diffusers network or a transformers one; both add and keep it in the same way."""
@@ -155,7 +156,9 @@ def save_lora(model: StableDiffusion, folder: str | PathLike[str]) -> Path:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    for leftover in folder.glob(f"{STAGING_PREFIX}*"):  # of a save that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=folder))
     try:
         _write(model, staging)
         verify_lora(model, staging)

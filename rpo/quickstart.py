@@ -24,7 +24,7 @@ from rpo.data.preference import PairSet
 from rpo.data.readers import read_pairs
 from rpo.data.writers import write_pairs
 from rpo.models.stable_diffusion import StableDiffusion
-from rpo.quickstart_report import Findings, write_quickstart_report
+from rpo.quickstart_report import Findings, write_quickstart_card, write_quickstart_report
 from rpo.shapes.evaluate import Measurement, evaluate, format_accuracies, held_out_prompts
 from rpo.shapes.evaluation import Sampling, ShapesEvaluation, comparisons
 from rpo.shapes.pairing import preference_pairs
@@ -127,6 +127,7 @@ def run(config: QuickstartConfig, *, resume: bool = False) -> QuickstartResult:
     _write_results(folder / "results.json", measured, trained, len(pairs), config)
     findings = Findings(base, aligned, trained, len(pairs), lora, stages.seconds, to_yaml(config), config.seed)
     report = write_quickstart_report(findings, folder / "report.html", dpo)
+    write_quickstart_card(findings, dpo)
     tqdm.write(f"\nLoRA:   {lora}\nreport: {report}  (open it in a browser)")
     return QuickstartResult(measured, trained, len(pairs), report, lora)
 

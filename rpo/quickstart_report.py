@@ -2,21 +2,26 @@
 
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import rpo
+from rpo.model_card import CardFacts, Sample, write_model_card
 from rpo.report import Report, write_report
 from rpo.report_dpo import READING_GUIDE, curves_section
 from rpo.sections import Command, CommandsSection, FactsSection, StagesSection, TextSection
-from rpo.shapes.evaluation import ShapesEvaluation
+from rpo.shapes.evaluation import ShapesEvaluation, comparisons, readable
 from rpo.shapes.report import result_sections, summary
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.training.log import read_metrics
 from rpo.training.loop import TrainResult
+
+SAMPLES = 4
+"""Images in the model card."""
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 
@@ -59,6 +64,36 @@ def write_quickstart_report(findings: Findings, path: Path, dpo: DPOConfig) -> P
     )
     result = summary(findings.base, findings.aligned, seed=findings.seed)
     return write_report(Report("Diffusion-DPO on shapes", result, sections, subtitle="rpo quickstart"), path)
+
+
+def write_quickstart_card(findings: Findings, dpo: DPOConfig) -> Path:
+    """Put what was measured into the LoRA's model card.
+
+    Args:
+        findings: Of a finished quickstart.
+        dpo: Settings of the training.
+    """
+    before, after = findings.base, findings.aligned
+    table = comparisons(before, after, seed=findings.seed)
+    shown = [int(index) for index in np.flatnonzero(~before.holds & after.holds)[:SAMPLES]]
+    repeat = f"rpo shapes evaluate --lora FOLDER --images {len(before.where('in_domain'))} --seed {findings.seed}"
+    card = CardFacts(
+        method="Diffusion-DPO",
+        base_expression="rpo.shapes.path()",
+        imports=("import rpo.shapes",),
+        title="Diffusion-DPO on shapes",
+        description="Aligns the embedded checkpoint of rpo with its prompts: a demonstration, for no other images.",
+        data=f"{findings.num_pairs} preference pairs of the base's own images, ordered by the shapes verifier.",
+        settings=asdict(dpo),
+        call={"num_inference_steps": before.sampling.num_steps, "guidance_scale": before.sampling.guidance_scale},
+        results={readable(domain).capitalize(): tuple(rows) for domain, rows in table.items()},
+        results_note="Share of images in which the verifier reads what the prompt asks for; base and LoRA start from "
+        f"the same noise. `{repeat}` measures it again.",
+        samples=tuple(Sample(before.texts[index], after.images[index]) for index in shown),
+        samples_note=f"The first {len(shown)} evaluated images that were wrong before and are right now.",
+        license="apache-2.0",
+    )
+    return write_model_card(findings.lora, card)
 
 
 def _about_the_pairs(findings: Findings) -> TextSection:

@@ -131,7 +131,8 @@ class PairBatches:
         share = self.share
         visits = updates * share.accumulate * share.micro_batch * share.processes
         distinct = dict.fromkeys(self._visit(position) for position in range(visits))
-        mine = list(distinct)[share.process :: share.processes]
+        # By pair, not by visit: the draws of a pair mostly need the same latents.
+        mine = [(pair, draw) for pair, draw in distinct if pair % share.processes == share.process]
         requests: dict[LatentRequest, None] = {}
         for pair, draw in mine:
             requests |= dict.fromkeys(self._requests(pair, draw))

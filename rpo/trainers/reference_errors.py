@@ -5,7 +5,7 @@ set, an update costs one forward and one backward instead of two forwards and on
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import final
 
@@ -41,17 +41,21 @@ class ReferenceErrors:
             batch: The visits.
             compute: From the batch to its errors under the reference.
         """
-        unknown = [draw for draw in batch.draws if draw not in self._memory]
-        keys = {draw: self._key(draw) for draw in unknown}
-        stored = self._store.load(list(keys.values()))
-        self._memory |= {draw: stored[key] for draw, key in keys.items() if key in stored}
+        self._read([draw for draw in batch.draws if draw not in self._memory])
         if any(draw not in self._memory for draw in batch.draws):
             errors = compute(batch).float().cpu().view(2, -1)
             self.computed += len(batch.draws)
-            self._memory |= {draw: errors[:, row].clone() for row, draw in enumerate(batch.draws)}
-            self._store.save({self._key(draw): self._memory[draw] for draw in batch.draws})
+            self._store.save({self._key(draw): errors[:, row] for row, draw in enumerate(batch.draws)})
+            # The store keeps what it had, and last bits change with a visit's company: what a resumed run will read
+            # has to be used now.
+            self._read(batch.draws)
         known = torch.stack([self._memory[draw] for draw in batch.draws], dim=1)
         return known.flatten().to(batch.x_0.device)
+
+    def _read(self, draws: Sequence[str]) -> None:
+        keys = {draw: self._key(draw) for draw in draws}
+        stored = self._store.load(list(keys.values()))
+        self._memory |= {draw: stored[key] for draw, key in keys.items() if key in stored}
 
     def _key(self, draw: str) -> bytes:
         return hashlib.sha256(f"{self._model_key}/{draw}".encode()).digest()

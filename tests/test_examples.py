@@ -1,0 +1,43 @@
+"""Examples and benchmarks are stories of the public API, and run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def script(path, *arguments, cwd):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / path), *arguments], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_train_dpo_without_a_configuration_trains_on_demonstration_pairs(tmp_path):
+    said = script("examples/train_dpo.py", "dpo.loop.updates=2", "dpo.loop.progress=false", cwd=tmp_path)
+    assert "loss 0.693 ->" in said
+    assert (tmp_path / "runs/example/dpo/lora/pytorch_lora_weights.safetensors").is_file()
+
+
+def test_the_step_benchmark_counts_two_forwards_one_backward_and_no_encoding(tmp_path):
+    said = script("benchmarks/dpo_step.py", "--updates", "2", "--micro-batch", "1", cwd=tmp_path)
+    report = json.loads(said)
+    assert report["per_update"] == {
+        "denoiser_forward_calls": 2,
+        "denoiser_forward_rows": 4,
+        "denoiser_backward_calls": 1,
+        "vae_encode_calls": 0,
+        "text_encode_calls": 0,
+    }
+    assert report["denoisers_in_memory"] == 1
+    assert report["seconds_per_update"] > 0
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_examples_are_short(path):
+    assert len(path.read_text().splitlines()) <= 80

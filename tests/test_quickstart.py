@@ -1,0 +1,118 @@
+"""The quickstart in small: every stage, the same numbers twice, and a LoRA that stock diffusers loads."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rpo.config import load_config
+from rpo.quickstart import QuickstartConfig, run
+from rpo.shapes.evaluation import Sampling, judge_images
+from rpo.shapes.pairing import preference_pairs
+from rpo.shapes.world import draw_scene, render, sample_prompts
+
+SMALL = [
+    "prompts=12",
+    "images_per_prompt=4",
+    "evaluation_prompts=8",
+    "dpo.loop.updates=3",
+    "dpo.pairs_per_update=8",
+    "dpo.micro_batch=8",
+    "dpo.loop.progress=false",
+]
+
+
+def small(folder, *changes):
+    return load_config(QuickstartConfig, None, [*SMALL, *changes, f"output={folder}"])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quickstart")
+    return folder, run(small(folder / "run"))
+
+
+def test_it_leaves_pairs_numbers_a_lora_and_a_report(finished):
+    folder, result = finished
+    results = json.loads((folder / "run/results.json").read_text())
+    assert results["pairs"] == result.num_pairs > 0
+    assert results["updates"] == 3
+    assert set(results["accuracy"]) == {"in_domain", "out_of_domain"}
+    base = results["accuracy"]["in_domain"]["all"]["base"]
+    assert base[0] == pytest.approx(result.measured.base.holds[:8].mean())
+    page = result.report.read_text()
+    assert f"{result.num_pairs} preference pairs, 3 updates" in page
+    assert f'load_lora_weights("{result.lora}")' in page.replace("&#34;", '"')
+    card = (result.lora / "README.md").read_text()
+    assert "Diffusion-DPO" in card
+    assert "rpo.shapes.path()" in card
+
+
+def test_stock_diffusers_loads_the_lora_and_draws_the_images_of_the_report(finished):
+    folder, result = finished
+    judged = result.measured.aligned
+    # Nothing of rpo but the path: the noise is made here as the sampler makes it.
+    script = f"""
+import hashlib, sys, torch
+import rpo.shapes
+from diffusers import StableDiffusionPipeline
+pipe = StableDiffusionPipeline.from_pretrained(rpo.shapes.path())
+pipe.load_lora_weights({str(result.lora)!r})
+pipe.set_progress_bar_config(disable=True)
+for index, prompt in enumerate({judged.texts[:3]!r}):
+    key = hashlib.sha256(f"0/{{index}}/0".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
+    image = pipe(prompt, num_inference_steps=20, guidance_scale=3.0, generator=generator).images[0]
+    image.save({str(folder)!r} + f"/{{index}}.png")
+loaded = sorted(name for name in sys.modules if name.split(".")[0] == "rpo")
+assert loaded == ["rpo", "rpo.shapes"], loaded
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    for index in range(3):
+        stock = np.asarray(Image.open(folder / f"{index}.png"), dtype=int)
+        assert np.abs(stock - judged.images[index].astype(int)).max() <= 1
+
+
+def test_a_second_run_gives_the_same_numbers_and_a_resumed_one_too(finished):
+    folder, _ = finished
+    results = (folder / "run/results.json").read_text()
+    run(small(folder / "again"))
+    assert (folder / "again/results.json").read_text() == results
+    (folder / "again/results.json").unlink()
+    run(small(folder / "again"), resume=True)
+    assert (folder / "again/results.json").read_text() == results
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(finished):
+    folder, _ = finished
+    with pytest.raises(ValueError, match="holds a run already; give --resume to continue it"):
+        run(small(folder / "run"))
+    with pytest.raises(ValueError, match="was started with other settings"):
+        run(small(folder / "run", "seed=1"), resume=True)
+
+
+def judged_scenes(wrong):
+    """Four images of one prompt, of which the ones at `wrong` show another prompt."""
+    prompt, other = sample_prompts("train", 8, seed=0)[1:3]
+    scenes = [
+        render(draw_scene(other if index in wrong else prompt, np.random.default_rng(index))) for index in range(4)
+    ]
+    return judge_images(np.stack(scenes), {"train": [prompt]}, Sampling(0, images_per_prompt=4))
+
+
+def test_pairs_are_best_against_worst_and_use_no_image_twice():
+    judged = judged_scenes(wrong={0, 3})
+    pairs = preference_pairs(judged, pairs_per_prompt=4, min_margin=0.25)
+    assert len(pairs) == 2
+    assert all(pair.chosen_score == 1.0 > pair.rejected_score for pair in pairs)
+    assert len({pair.facts(side).digest for pair in pairs for side in ("chosen", "rejected")}) == 4
+    assert len(preference_pairs(judged, pairs_per_prompt=1, min_margin=0.25)) == 1
+
+
+def test_images_that_do_not_differ_enough_make_no_pair():
+    assert preference_pairs(judged_scenes(wrong=set()), pairs_per_prompt=2, min_margin=0.25) == []
+    with pytest.raises(ValueError, match="pairs_per_prompt is 0, but at least 1 is needed"):
+        preference_pairs(judged_scenes(wrong=set()), pairs_per_prompt=0, min_margin=0.25)

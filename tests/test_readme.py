@@ -1,0 +1,83 @@
+"""The README tells the truth: its snippets run, and its tree and commands name what is there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rpo import write_pairs
+from rpo.cli import COMMANDS
+from rpo.config import load_config
+from rpo.data.preference import PreferencePair, encode_png
+from rpo.shapes.world import draw_scene, render, sample_prompts
+from rpo.trainers.dpo_run import RunConfig
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def demonstration_pairs(folder):
+    prompts = sample_prompts("train", 8, seed=0)
+    images = [
+        encode_png(render(draw_scene(prompt, np.random.default_rng(index)))) for index, prompt in enumerate(prompts)
+    ]
+    write_pairs(
+        folder,
+        [PreferencePair(prompts[index].text, images[index], images[index - 1], name=f"{index}") for index in range(8)],
+    )
+
+
+def test_the_snippets_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    demonstration_pairs(tmp_path / "pairs")
+    blocks = re.findall(r"<!-- executed by tests/test_readme.py -->\n```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    names: dict = {}
+    for block in blocks:
+        assert "updates=200" in block or block is not blocks[0]
+        exec(block.replace("updates=200", "updates=2, progress=False"), names)  # noqa: S102
+    assert names["image"].size == (64, 64)
+    assert (tmp_path / "runs/mine/lora/pytorch_lora_weights.safetensors").is_file()
+    assert "nothing was sent" in capsys.readouterr().out
+    assert "default_0" in names["stock"].unet.peft_config
+
+
+def test_every_command_in_the_readme_is_one():
+    lines = [
+        line.split("#")[0]
+        for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+        for line in block.splitlines()
+    ]
+    commands = [shlex.split(line) for line in lines if line.strip()]
+    assert len(commands) >= 5
+    for words in commands:
+        if words[0] == "rpo":
+            assert any(" ".join(words[1:]).startswith(name) for name in COMMANDS), words
+        elif words[0] == "make":
+            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words
+        elif words[0] == "python":
+            assert (ROOT / words[1]).is_file() or words[1] == "-m", words
+        else:
+            pytest.fail(f"unknown command {words}")
+
+
+def test_the_tree_names_every_module_and_nothing_else():
+    tree = README.split("## The tree")[1].split("```")[1]
+    named = set(re.findall(r"[\w/*]+\.(?:py|yaml)", tree))
+    patterns = [name for name in named if "*" in name]
+    modules = {path.name for path in (ROOT / "rpo").rglob("*.py")} - {"__init__.py"}
+    covered = {name for name in modules if any(Path(name).match(pattern) for pattern in patterns)}
+    assert modules - covered <= named, sorted(modules - covered - named)
+    others = {path.name for folder in ("configs", "examples", "benchmarks") for path in (ROOT / folder).iterdir()}
+    assert named - set(patterns) <= modules | others, sorted(named - modules - others)
+
+
+@pytest.mark.parametrize("name", ["dpo_shapes.yaml", "dpo_sd15.yaml"])
+def test_every_configuration_loads_and_says_command_hardware_and_expectation(name):
+    path = ROOT / "configs" / name
+    config = load_config(RunConfig, path, ["data.source=somewhere"])
+    assert config.dpo.pairs_per_update % config.dpo.micro_batch == 0
+    header = path.read_text().split("model:")[0]
+    assert all(word in header for word in ("# command", "# hardware", "# expected"))

@@ -1,0 +1,272 @@
+"""kill -9 while caching, training and saving: a resumed run ends as an undisturbed one. As a module: the runs that die."""
+
+import io
+import math
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+import rpo.lora
+from rpo.data.readers import read_pairs
+from rpo.data.writers import write_pairs
+from rpo.lora_file import WEIGHT_FILE
+from rpo.trainers.dpo import DPOTrainer
+from rpo.trainers.dpo_config import DPOConfig
+from rpo.training.log import TIMINGS, read_metrics
+from rpo.training.loop import LoopConfig
+from tests.tiny import tiny_sd
+from tests.trainers.test_dpo import toy_pairs
+
+ROOT = Path(__file__).parents[2]
+PAIRS = 11
+LOOP = LoopConfig(
+    updates=6,
+    learning_rate=1e-2,
+    lr_schedule="cosine",
+    warmup_updates=2,
+    ema_decay=0.5,
+    checkpoint_every=2,
+    progress=False,
+)
+
+
+def trainer_in(folder):
+    """As many things that a kill can lose as there are; an odd number of pairs, so that micro-batches span epochs."""
+    config = DPOConfig(
+        folder=str(folder),
+        pairs_per_update=4,
+        micro_batch=2,
+        rank=4,
+        flip=True,
+        draws_per_pair=1,
+        max_chosen_error_ratio=math.inf,
+        loop=LOOP,
+    )
+    return DPOTrainer(tiny_sd(), read_pairs(folder.parent / "pairs"), config)
+
+
+# What dies, in a process of its own.
+
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def while_caching(trainer):
+    rows = Counter()
+
+    def count(_, args):
+        rows["encoded"] += len(args[0])
+        if rows["encoded"] == 20:
+            die()
+
+    trainer.model.vae.encoder.register_forward_pre_hook(count)
+
+
+def while_updating(_):
+    """When the weights have moved, and nothing else knows it yet."""
+    steps = Counter()
+
+    def count(*_):
+        steps["done"] += 1
+        if steps["done"] == 4:
+            die()
+
+    register_optimizer_step_post_hook(count)
+
+
+def while_saving(_):
+    """When half of a file is written."""
+    save = torch.save
+
+    def save_half(part, file):
+        if not str(getattr(file, "name", "")).endswith("checkpoint-000004.tmp/optimizer.pt"):
+            return save(part, file)
+        whole = io.BytesIO()
+        save(part, whole)
+        file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
+        file.flush()
+        die()
+
+    torch.save = save_half
+
+
+def while_removing(_):
+    """When half of an old checkpoint is gone."""
+    rmtree = shutil.rmtree
+
+    def remove_half(path, **options):
+        if Path(path).name != "checkpoint-000002.tmp" or options:
+            return rmtree(path, **options)
+        for file in sorted(Path(path).iterdir())[:2]:
+            file.unlink()
+        die()
+
+    shutil.rmtree = remove_half
+
+
+def while_writing_lora(_):
+    """When half of the file is written."""
+    save = StableDiffusionPipeline.save_lora_weights
+
+    def save_half(folder, **options):
+        save(folder, **options)
+        file = Path(folder) / WEIGHT_FILE
+        os.truncate(file, file.stat().st_size // 2)
+        die()
+
+    StableDiffusionPipeline.save_lora_weights = save_half
+
+
+def while_verifying_lora(_):
+    rpo.lora.verify_lora = die
+
+
+STAGES = {
+    "caching": while_caching,
+    "updating": while_updating,
+    "saving": while_saving,
+    "removing": while_removing,
+    "writing_lora": while_writing_lora,
+    "verifying_lora": while_verifying_lora,
+}
+"""In the order in which one run meets them: it is killed, resumed, killed again, …"""
+
+
+def run_to_death(folder, place_trap):
+    """Train in a child of this process, which dies. Forked, so that nothing is imported a second time."""
+    child = os.fork()
+    if child == 0:
+        trainer = trainer_in(folder)
+        place_trap(trainer)
+        trainer.train(resume=True)
+        trainer.save()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"{folder.name} ended with {status}"
+
+
+def main(root):
+    torch.set_num_threads(1)
+    before = None
+    for stage, place_trap in STAGES.items():
+        if before is not None:
+            shutil.copytree(root / before, root / stage)
+        run_to_death(root / stage, place_trap)
+        before = stage
+
+
+# What is expected of the rest.
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    root = tmp_path_factory.mktemp("killed")
+    write_pairs(root / "pairs", toy_pairs(PAIRS))
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.trainers.test_dpo_kill", str(root)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return root
+
+
+def finished(folder, *, resume):
+    """Run to the end in this process: everything that the run leaves, and how much it encoded."""
+    trainer, encoded = trainer_in(folder), Counter()
+    trainer.model.vae.encoder.register_forward_pre_hook(lambda _, args: encoded.update(images=len(args[0])))
+    trainer.model.text_encoder.register_forward_pre_hook(lambda _, args: encoded.update(prompts=len(args[0])))
+    trainer.train(resume=resume)
+    in_training = Counter(encoded)  # what saving encodes is its own check of the LoRA
+    saved = trainer.save()
+    trainer.batches.latents.close()
+    trainer.batches.embeddings.close()
+    trainer._reference_errors._store.close()
+    lines = [{name: value for name, value in line.items() if name not in TIMINGS} for line in read_metrics(folder)]
+    end = {
+        "weights": [parameter.tolist() for parameter in trainer.policy.parameters],
+        "lora": {name: tensor.tolist() for name, tensor in load_file(saved / WEIGHT_FILE).items()},
+        "lines": lines,
+        "files": sorted(str(path.relative_to(folder)) for path in folder.rglob("*")),
+    }
+    return end, in_training
+
+
+@pytest.fixture(scope="module")
+def undisturbed(killed):
+    return finished(killed / "undisturbed", resume=False)
+
+
+def stored(folder, table):
+    connection = sqlite3.connect(folder / "cache" / f"{table}.sqlite")
+    (rows,) = connection.execute("SELECT count(*) FROM tensors").fetchone()
+    connection.close()
+    return rows
+
+
+def unfinished(folder):
+    found = [path for path in folder.rglob("*") if path.suffix == ".tmp" or path.name.startswith(".saving-")]
+    return sorted(str(path.relative_to(folder)) for path in found)
+
+
+def test_an_undisturbed_run_encodes_each_image_once_and_leaves_nothing_temporary(killed, undisturbed):
+    end, encoded = undisturbed
+    assert encoded == {"images": 2 * PAIRS, "prompts": 4}
+    assert [line["update"] for line in end["lines"]] == [1, 2, 3, 4, 5, 6]
+    assert any(any(row) for row in end["weights"][1])  # B has left zero
+    top = sorted(name for name in end["files"] if "/" not in name)
+    assert top == ["cache", "checkpoint-000004", "checkpoint-000006", "lora", "metrics.jsonl"]
+    assert sorted(name for name in end["files"] if name.startswith(("lora/", "cache/"))) == [
+        "cache/embeddings.sqlite",
+        "cache/latents.sqlite",
+        "cache/reference_errors.sqlite",
+        "lora/README.md",
+        f"lora/{WEIGHT_FILE}",
+        "lora/training_config.yaml",
+    ]
+
+
+def test_each_was_killed_where_it_should(killed):
+    assert stored(killed / "caching", "latents") == 16  # of 19 encoded: whole chunks are kept
+    assert not list(killed.glob("caching/checkpoint-*"))
+    assert [line["update"] for line in read_metrics(killed / "updating")] == [1, 2, 3]
+    assert not unfinished(killed / "updating")
+    assert unfinished(killed / "saving") == ["checkpoint-000004.tmp"]
+    assert (killed / "saving/checkpoint-000004.tmp/optimizer.pt").stat().st_size > 0
+    assert unfinished(killed / "removing") == ["checkpoint-000002.tmp"]
+    for stage in ("writing_lora", "verifying_lora"):
+        (staged,) = (killed / stage / "lora").iterdir()
+        assert staged.name.startswith(".saving-")
+        assert (staged / WEIGHT_FILE).is_file()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_was_killed_ends_as_if_undisturbed(killed, undisturbed, stage):
+    folder = shutil.copytree(killed / stage, killed / f"{stage}-resumed")
+    kept = stored(folder, "latents")
+    end, encoded = finished(folder, resume=True)
+    whole, whole_encoded = undisturbed
+    for part, expected in whole.items():
+        assert end[part] == expected, part
+    assert kept + encoded["images"] == whole_encoded["images"]
+    assert encoded["prompts"] == (4 if stage == "caching" else 0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,119 @@
+"""Two processes make the updates of one, from pairs on disk and one cache. As a module: one of the two."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rpo.data.readers import read_pairs
+from rpo.data.writers import write_pairs
+from rpo.lora_file import WEIGHT_FILE
+from rpo.trainers.dpo import DPOTrainer
+from rpo.trainers.dpo_config import DPOConfig
+from rpo.training.log import TIMINGS, read_metrics
+from rpo.training.loop import LoopConfig
+from rpo.training.processes import Processes
+from tests.tiny import tiny_sd
+from tests.trainers.test_dpo import toy_pairs, weights
+
+ROOT = Path(__file__).parents[2]
+PAIRS = 6
+MICRO_BATCHES = (2, 1)
+"""Of each of two processes: one per update, and two."""
+
+
+def trained(root, name, *, micro_batch):
+    """Two updates of four pairs: more than one epoch. Gives the trainer, and how many images it encoded."""
+    # A large eps keeps Adam from blowing rounding of near-zero gradients up to whole steps.
+    loop = LoopConfig(updates=2, learning_rate=1e-2, adam_eps=1e-3, progress=False)
+    config = DPOConfig(
+        folder=str(root / name),
+        cache_folder=str(root / "cache"),
+        pairs_per_update=4,
+        micro_batch=micro_batch,
+        rank=4,
+        max_chosen_error_ratio=math.inf,
+        loop=loop,
+    )
+    trainer, encoded = DPOTrainer(tiny_sd(), read_pairs(root / "pairs"), config), Counter(images=0)
+    trainer.model.vae.encoder.register_forward_pre_hook(lambda _, args: encoded.update(images=len(args[0])))
+    trainer.train()
+    trainer.save()
+    return trainer, encoded["images"]
+
+
+def in_each_process(root):
+    torch.set_num_threads(1)
+    seen = {}
+    for micro_batch in MICRO_BATCHES:
+        trainer, encoded = trained(root, f"two-{micro_batch}", micro_batch=micro_batch)
+        seen[str(micro_batch)] = {"weights": weights(trainer).tolist(), "encoded": encoded, "plan": trainer.plan()}
+    (root / f"seen-{Processes().index}.json").write_text(json.dumps(seen))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    root = tmp_path_factory.mktemp("two")
+    write_pairs(root / "pairs", toy_pairs(PAIRS))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    ended = subprocess.run(
+        [*torchrun, "-m", "tests.trainers.test_dpo_processes", str(root)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return root, [json.loads((root / f"seen-{index}.json").read_text()) for index in range(2)]
+
+
+@pytest.fixture(scope="module")
+def one(two):
+    return trained(two[0], "one", micro_batch=4)
+
+
+@pytest.mark.parametrize("micro_batch", MICRO_BATCHES)
+def test_two_processes_make_the_updates_of_one(two, one, micro_batch):
+    root, seen = two
+    ours, theirs = (torch.tensor(process[str(micro_batch)]["weights"]) for process in seen)
+    assert torch.equal(ours, theirs)
+    alone = weights(one[0])
+    assert (alone - weights(DPOTrainer(tiny_sd(), one[0].pairs, one[0].config))).abs().max() > 1e-3
+    torch.testing.assert_close(ours, alone, rtol=0, atol=1e-6)
+    both, single = read_metrics(root / f"two-{micro_batch}"), read_metrics(root / "one")
+    for line, expected in zip(both, single, strict=True):
+        assert line["samples"] == expected["samples"]
+        for name in expected.keys() - set(TIMINGS):
+            assert line[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
+
+
+def test_images_are_encoded_once_by_all_together(two, one):
+    _, seen = two
+    shares = [process["2"]["encoded"] for process in seen]
+    assert sum(shares) == 2 * PAIRS
+    assert min(shares) > 0
+    assert [process["1"]["encoded"] for process in seen] == [0, 0]
+    assert one[1] == 0
+
+
+def test_the_lora_is_written_once_and_is_that_of_both(two, one):
+    root, seen = two
+    files = [load_file(root / name / "lora" / WEIGHT_FILE) for name in ("two-2", "one")]
+    assert files[0].keys() == files[1].keys()
+    for name, tensor in files[0].items():
+        torch.testing.assert_close(tensor, files[1][name], rtol=0, atol=1e-6)
+    assert not list((root / "two-2" / "lora").glob(".*"))
+    assert "2 × 1 micro-batches × 2 processes = 4 pairs per update" in seen[0]["2"]["plan"]
+
+
+if __name__ == "__main__":
+    in_each_process(Path(sys.argv[1]))
