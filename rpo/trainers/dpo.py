@@ -153,7 +153,8 @@ class DPOTrainer:
         loop = replace(self.config.loop, accumulate=self.share.accumulate, mixed_precision=precision)
         guard = ChosenGuard(self.config.max_chosen_error_ratio)
         self._say(self.plan())
-        self.batches.fill_caches(loop.updates, progress=loop.progress and self._is_main)
+        if self.config.encode_ahead:
+            self.batches.fill_caches(loop.updates, progress=loop.progress and self._is_main)
         self.model.denoiser.train(self.config.gradient_checkpointing)  # diffusers checkpoints in training mode only
         try:
             return fit(

@@ -70,6 +70,10 @@ class DPOConfig:
     """Where latents, embeddings and reference errors are kept; share it between runs. Nothing means `cache` in the
     run's folder."""
 
+    encode_ahead: bool = True
+    """Encode every image and prompt that the run visits before its first update, with a progress bar. Off, each is
+    encoded when it is first visited: a long run over a large set starts at once and costs the same."""
+
     folder: str = "runs/dpo"
     """The run's folder: metrics, checkpoints and, after `save`, the LoRA."""
 

@@ -130,15 +130,16 @@ class PairBatches:
         """
         share = self.share
         visits = updates * share.accumulate * share.micro_batch * share.processes
-        distinct = dict.fromkeys(self._visit(position) for position in range(visits))
-        # By pair, not by visit: the draws of a pair mostly need the same latents.
-        mine = [(pair, draw) for pair, draw in distinct if pair % share.processes == share.process]
+        if not self.transform.flip and self.transform.crop == "center":
+            visits = min(visits, len(self.pairs))  # every draw of a pair has the same pixels
+        mine = range(share.process, visits, share.processes)
         requests: dict[LatentRequest, None] = {}
-        for pair, draw in mine:
+        prompts = {"": None}
+        for pair, draw in map(self._visit, mine):
             requests |= dict.fromkeys(self._requests(pair, draw))
+            prompts[self.pairs[pair].prompt] = None
         with tqdm(total=len(requests), desc="encoding images", unit="image", disable=not progress) as bar:
             self.latents.prefetch(list(requests), progress=lambda done, _: bar.update(done - bar.n))
-        prompts = dict.fromkeys(["", *(self.pairs[pair].prompt for pair, _ in mine)])
         self.embeddings.prefetch(list(prompts))
 
     def _visit(self, position: int) -> tuple[int, int]:

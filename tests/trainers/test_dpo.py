@@ -320,3 +320,16 @@ def test_training_into_an_old_run_s_folder_is_refused(tmp_path):
     trained(tmp_path)
     with pytest.raises(ValueError, match="resume"):
         trained(tmp_path)
+
+
+def test_encoding_on_first_use_changes_nothing(tmp_path):
+    ahead = weights(trained(tmp_path / "ahead"))
+    rows = []
+    pipe = tiny_sd()
+    pipe.vae.encoder.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[0]))
+    lazy = DPOTrainer(pipe, toy_pairs(), config(tmp_path / "lazy", encode_ahead=False))
+    lazy.batches.at(range(1))
+    assert sum(rows) == 2
+    lazy.train()
+    assert sum(rows) == 16
+    assert torch.equal(weights(lazy), ahead)
