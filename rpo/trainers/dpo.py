@@ -41,6 +41,7 @@ from rpo.trainers.policy import FullPolicy, LoraPolicy, Policy
 from rpo.trainers.reference_errors import ReferenceErrors
 from rpo.training.loop import TrainResult, fit
 from rpo.training.processes import Processes
+from rpo.training.session import refuse_used
 from rpo.types import Node, StepOutput
 
 
@@ -147,7 +148,10 @@ class DPOTrainer:
 
         Raises:
             NonFiniteLossError: A loss is not finite; names the records, and the last good state is kept.
+            ValueError: The folder holds another run already.
         """
+        if not resume:
+            refuse_used(self.folder)
         # fp16 gradients of small errors vanish unless the loss is scaled; the model knows what it computes in.
         precision = "fp16" if self.model.compute_dtype == torch.float16 else self.config.loop.mixed_precision
         loop = replace(self.config.loop, accumulate=self.share.accumulate, mixed_precision=precision)

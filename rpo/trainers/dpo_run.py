@@ -14,6 +14,7 @@ from rpo.models.stable_diffusion import StableDiffusion
 from rpo.trainers.dpo import DPOTrainer
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.training.loop import TrainResult
+from rpo.training.session import refuse_used
 
 DType = Literal["float32", "bfloat16", "float16"]
 
@@ -111,6 +112,8 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
     if not config.data.source:
         raise ValueError("data.source is empty; give a folder, file or data set of preference pairs: data.source=PATH")
     dpo = replace(config.dpo, folder=config.output) if config.output else config.dpo
+    if not resume:
+        refuse_used(Path(dpo.folder))
     pairs = read_pairs(
         config.data.source,
         split=config.data.split,

@@ -132,10 +132,11 @@ class PairBatches:
         visits = updates * share.accumulate * share.micro_batch * share.processes
         if not self.transform.flip and self.transform.crop == "center":
             visits = min(visits, len(self.pairs))  # every draw of a pair has the same pixels
-        mine = range(share.process, visits, share.processes)
         requests: dict[LatentRequest, None] = {}
         prompts = {"": None}
-        for pair, draw in map(self._visit, mine):
+        for pair, draw in map(self._visit, range(visits)):
+            if pair % share.processes != share.process:  # not dealt by position: a pair's draws share their latents
+                continue
             requests |= dict.fromkeys(self._requests(pair, draw))
             prompts[self.pairs[pair].prompt] = None
         with tqdm(total=len(requests), desc="encoding images", unit="image", disable=not progress) as bar:

@@ -251,13 +251,28 @@ class Session(Generic[B]):
             error.add_note(f"The state after {self.state.update} updates is kept in {path}; resume continues there.")
 
 
-def _claim(folder: Path, *, resume: bool) -> None:
-    """Make the folder this run's own, or refuse it; a run that ended before its first update left nothing to keep."""
+def refuse_used(folder: Path) -> None:
+    """Refuse a folder that holds a run already; one that ended before its first update left nothing to keep.
+
+    Trainers ask before they prepare anything: `fit` would say it only after that.
+
+    Args:
+        folder: Where a new run is to begin.
+
+    Raises:
+        ValueError: Naming the folder, and saying how to continue the run in it.
+    """
     metrics = folder / METRICS_FILE
-    if not resume and ((metrics.exists() and metrics.stat().st_size > 0) or any(folder.glob("checkpoint-*"))):
+    if (metrics.exists() and metrics.stat().st_size > 0) or any(folder.glob("checkpoint-*")):
         raise ValueError(
             f"{folder} already holds a run; expected a new folder: choose another, or pass resume=True to continue it"
         )
+
+
+def _claim(folder: Path, *, resume: bool) -> None:
+    """Make the folder this run's own, or refuse it."""
+    if not resume:
+        refuse_used(folder)
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
 

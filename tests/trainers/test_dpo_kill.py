@@ -1,4 +1,4 @@
-"""kill -9 while caching, training and saving: a resumed run ends as an undisturbed one. As a module: the runs that die."""
+"""kill -9 while caching, training and saving: what is resumed ends as undisturbed. As a module: the runs that die."""
 
 import io
 import math
