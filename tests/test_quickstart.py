@@ -18,6 +18,7 @@ SMALL = [
     "prompts=12",
     "images_per_prompt=4",
     "evaluation_prompts=8",
+    "min_chosen_score=0.0",
     "dpo.loop.updates=3",
     "dpo.pairs_per_update=8",
     "dpo.micro_batch=8",
@@ -105,14 +106,23 @@ def judged_scenes(wrong):
 
 def test_pairs_are_best_against_worst_and_use_no_image_twice():
     judged = judged_scenes(wrong={0, 3})
-    pairs = preference_pairs(judged, pairs_per_prompt=4, min_margin=0.25)
+    pairs = preference_pairs(judged, pairs_per_prompt=4, min_chosen_score=1.0, min_margin=0.25)
     assert len(pairs) == 2
     assert all(pair.chosen_score == 1.0 > pair.rejected_score for pair in pairs)
     assert len({pair.facts(side).digest for pair in pairs for side in ("chosen", "rejected")}) == 4
-    assert len(preference_pairs(judged, pairs_per_prompt=1, min_margin=0.25)) == 1
+    assert len(preference_pairs(judged, pairs_per_prompt=1, min_chosen_score=1.0, min_margin=0.25)) == 1
+
+
+def test_a_near_miss_is_preferred_only_when_that_is_asked_for():
+    judged = judged_scenes(wrong={0, 1, 2, 3})
+    best, worst = judged.scores.max(), judged.scores.min()
+    assert best < 1
+    for least, count in ((1.0, 0), (float(best), int(best > worst))):
+        found = preference_pairs(judged, pairs_per_prompt=1, min_chosen_score=least, min_margin=1e-6)
+        assert len(found) == count
 
 
 def test_images_that_do_not_differ_enough_make_no_pair():
-    assert preference_pairs(judged_scenes(wrong=set()), pairs_per_prompt=2, min_margin=0.25) == []
+    assert preference_pairs(judged_scenes(wrong=set()), pairs_per_prompt=2, min_chosen_score=1.0, min_margin=0.25) == []
     with pytest.raises(ValueError, match="pairs_per_prompt is 0, but at least 1 is needed"):
-        preference_pairs(judged_scenes(wrong=set()), pairs_per_prompt=0, min_margin=0.25)
+        preference_pairs(judged_scenes(wrong=set()), pairs_per_prompt=0, min_chosen_score=1.0, min_margin=0.25)

@@ -1,8 +1,8 @@
 """From judged images of one prompt to preference pairs: the stand-in for a critic, in a world with a ground truth.
 
 Images that hold are paired with images of the same prompt that do not; both came from the same model, so what tells
-them apart is what the prompt asks for. Where none holds, the nearest miss may be preferred to the worst, if the
-verifier sees a clear difference.
+them apart is what the prompt asks for. Where none holds, the nearest miss may be preferred to the worst, if that is
+asked for and the verifier sees a clear difference.
 """
 
 from collections.abc import Iterable
@@ -11,12 +11,15 @@ from rpo.data.preference import PreferencePair, encode_png
 from rpo.shapes.evaluation import ShapesEvaluation
 
 
-def preference_pairs(judged: ShapesEvaluation, *, pairs_per_prompt: int, min_margin: float) -> list[PreferencePair]:
+def preference_pairs(
+    judged: ShapesEvaluation, *, pairs_per_prompt: int, min_chosen_score: float, min_margin: float
+) -> list[PreferencePair]:
     """Pair the images of each prompt, best against worst; no image is used twice.
 
     Args:
         judged: Several images of each prompt; those of one prompt lie beside each other.
         pairs_per_prompt: At most this many of each prompt.
+        min_chosen_score: Least score of the better image; 1 means that it shows exactly what the prompt asks for.
         min_margin: Least difference of the verifier's scores; 0.3 is one wrong attribute of one object among two.
 
     Raises:
@@ -30,7 +33,7 @@ def preference_pairs(judged: ShapesEvaluation, *, pairs_per_prompt: int, min_mar
         _pair(judged, better, worse)
         for start in starts
         for better, worse in _ranked(judged, range(start, start + size), pairs_per_prompt)
-        if judged.scores[better] - judged.scores[worse] >= min_margin
+        if judged.scores[better] >= min_chosen_score and judged.scores[better] - judged.scores[worse] >= min_margin
     ]
 
 
