@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from rpo.diffusion.transition import ddim
     from rpo.lora import add_lora, reference, save_lora
     from rpo.models.stable_diffusion import StableDiffusion
-    from rpo.publish import publish
     from rpo.sampler import generate, image_generator, replay, sample
     from rpo.trainers.dpo import DPOTrainer
     from rpo.trainers.dpo_config import DPOConfig
@@ -37,7 +36,6 @@ __all__ = [
     "image_generator",
     "load_config",
     "pair_set",
-    "publish",
     "read_pairs",
     "reference",
     "replay",
@@ -59,7 +57,6 @@ _HOME = {
     "image_generator": "rpo.sampler",
     "load_config": "rpo.config",
     "pair_set": "rpo.data.preference",
-    "publish": "rpo.publish",
     "read_pairs": "rpo.data.readers",
     "reference": "rpo.lora",
     "replay": "rpo.sampler",

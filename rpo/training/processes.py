@@ -13,6 +13,10 @@ from typing import Any
 
 import torch
 import torch.distributed
+
+# Before there is a group: its functions keep the group of that moment as their default for ever, and torch imports it
+# with the first optimizer. A group that cannot be destroyed at the end may abort the process.
+import torch.distributed.nn
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from torch import Tensor, nn
