@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
 
 import rpo.shapes
@@ -77,14 +78,23 @@ def _load_single_file(path: Path, *, dtype: torch.dtype, config: str | PathLike[
     if path.suffix == ".safetensors":
         check_safetensors(path)
     try:
-        return StableDiffusionPipeline.from_single_file(
+        pipe = StableDiffusionPipeline.from_single_file(
             str(path), dtype=dtype, config=None if config is None else str(config)
         )
-    except (SafetensorError, OSError, RuntimeError, KeyError, ValueError) as error:
+    except NotImplementedError as error:  # torch's, on moving a network that did not get all of its tensors
         raise ValueError(
-            f"'{path}' does not load as a single-file Stable Diffusion checkpoint: {error}; if its architecture is not "
-            "SD 1.5's, or there is no network, give config=<a diffusers folder of the same architecture>"
+            f"'{path}' lacks tensors of its UNet or VAE; it is incomplete, or not of the architecture that "
+            f"config={config} tells: get it again, or give the diffusers folder of its architecture"
         ) from error
+    except (SafetensorError, SingleFileComponentError, OSError, RuntimeError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"'{path}' does not load as a single-file Stable Diffusion checkpoint: {reason}; if its architecture is "
+            "not SD 1.5's, or there is no network, give config=<a diffusers folder of the same architecture>"
+        ) from error
+    text_encoder = pipe.text_encoder.named_parameters()
+    _refuse_missing(path, [f"text_encoder.{name}" for name, tensor in text_encoder if tensor.is_meta])
+    return pipe
 
 
 def check_pipeline(pipe: DiffusionPipeline) -> None:

@@ -89,6 +89,7 @@ def diffusion_dpo(
         "dpo/margin": inside.mean(),
         "dpo/chosen_error": chosen_error.mean(),
         "dpo/rejected_error": rejected_error.mean(),
+        "dpo/reference_chosen_error": reference_chosen_error.mean(),
         "dpo/chosen_error_ratio": chosen_error.mean() / reference_chosen_error.mean(),
         "dpo/rejected_error_ratio": rejected_error.mean() / reference_rejected_error.mean(),
     }

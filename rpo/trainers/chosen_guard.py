@@ -37,7 +37,9 @@ class ChosenGuard:
                 f"the first margin is {metrics['dpo/margin']:.3g}, but before the first update the policy must equal "
                 "its reference (margin 0, loss log 2); was the adapter trained before, or does it have dropout?"
             )
-        self._ratio = SMOOTHING * self._ratio + (1 - SMOOTHING) * metrics["dpo/chosen_error_ratio"]
+        # Of the update's means, not the mean of its micro-batches' ratios: the same however the update is split.
+        ratio = metrics["dpo/chosen_error"] / metrics["dpo/reference_chosen_error"]
+        self._ratio = SMOOTHING * self._ratio + (1 - SMOOTHING) * ratio
         if self._ratio > self.max_ratio:
             return (
                 f"the chosen side's error has risen to {self._ratio:.2f} times the reference's (limit "

@@ -15,6 +15,7 @@ their own target; the latents' posterior and the prompts are encoded once; and t
 forgotten.
 """
 
+import hashlib
 from dataclasses import asdict, replace
 from functools import partial
 from os import PathLike
@@ -42,6 +43,7 @@ from rpo.trainers.reference_errors import ReferenceErrors
 from rpo.training.loop import TrainResult, fit
 from rpo.training.processes import Processes
 from rpo.training.session import refuse_used
+from rpo.training.unchanged import Unchanged
 from rpo.types import Node, StepOutput
 
 
@@ -175,7 +177,7 @@ class DPOTrainer:
                 folder=self.folder,
                 names=lambda batch: batch.names,
                 resume=resume,
-                state={"guard": guard},
+                state={"guard": guard, "settings": Unchanged(self._identity())},
                 guard=guard,
             )
         finally:
@@ -262,6 +264,13 @@ class DPOTrainer:
             method="Diffusion-DPO",
             settings=asdict(self.config),
         )
+
+    def _identity(self) -> dict[str, str]:
+        """What decides about the result; how long a run is, where it lies and when it encodes may change."""
+        free = {"loop", "folder", "cache_folder", "encode_ahead"}
+        settings = {name: str(value) for name, value in asdict(self.config).items() if name not in free}
+        prompts = hashlib.sha256("\n".join(pair.prompt for pair in self.pairs).encode()).hexdigest()
+        return settings | {"beta": str(self.beta), "pairs": f"{len(self.pairs)} (prompts {prompts[:12]})"}
 
     def _say(self, text: str) -> None:
         if self._is_main and self.config.loop.progress:

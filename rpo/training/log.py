@@ -27,6 +27,7 @@ METRICS: dict[str, str] = {
     "dpo/margin": "argument of the preference link, beta/2 times how much the policy favours chosen over rejected",
     "dpo/chosen_error": "denoising error of the policy on the chosen image, mean over dimensions",
     "dpo/rejected_error": "denoising error of the policy on the rejected image, mean over dimensions",
+    "dpo/reference_chosen_error": "denoising error of the reference on the chosen image, mean over dimensions",
     "dpo/chosen_error_ratio": "chosen error of the policy by that of the reference; climbs when the policy breaks",
     "dpo/rejected_error_ratio": "rejected error of the policy by that of the reference; grows as rejection is learnt",
 }

@@ -151,6 +151,20 @@ def test_resuming_is_bit_equal_to_never_stopping(tmp_path):
     assert [line["update"] for line in read_metrics(tmp_path / "two")] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"beta": 300.0}, r"beta from 78\.125 to 300\.0"),
+        ({"seed": 1}, "seed from 0 to 1"),
+        ({"pairs": toy_pairs(6)}, "pairs from 8 .* to 6 "),
+    ],
+)
+def test_resuming_with_other_settings_is_refused(tmp_path, changes, message):
+    trained(tmp_path, updates=1)
+    with pytest.raises(ValueError, match=f"the run cannot be resumed: its settings changed .{message}"):
+        trained(tmp_path, updates=2, resume=True, **changes)
+
+
 def test_two_runs_are_equal(tmp_path):
     assert torch.equal(weights(trained(tmp_path / "one")), weights(trained(tmp_path / "two")))
     assert not torch.equal(weights(trained(tmp_path / "three", seed=1)), weights(trained(tmp_path / "four")))
@@ -233,7 +247,10 @@ def test_the_guard_stops_when_the_chosen_side_is_forgotten(tmp_path):
 
 
 def test_the_guard_smooths_over_updates_and_resumes_where_it_was():
-    calm, step = {"dpo/margin": 0.0, "dpo/chosen_error_ratio": 1.0}, {"dpo/margin": 1.0, "dpo/chosen_error_ratio": 2.0}
+    calm, step = (
+        {"dpo/margin": margin, "dpo/chosen_error": error, "dpo/reference_chosen_error": 0.5}
+        for margin, error in ((0.0, 0.5), (1.0, 1.0))
+    )
     guard = ChosenGuard(1.5)
     assert [guard(calm), guard(step), guard(step)] == [None, None, None]
     resumed = ChosenGuard(1.5)
@@ -244,7 +261,7 @@ def test_the_guard_smooths_over_updates_and_resumes_where_it_was():
 
 def test_the_guard_refuses_a_start_that_is_not_the_reference():
     assert "before the first update the policy must equal its reference" in ChosenGuard(2.0)(
-        {"dpo/margin": 0.7, "dpo/chosen_error_ratio": 1.0}
+        {"dpo/margin": 0.7, "dpo/chosen_error": 1.0, "dpo/reference_chosen_error": 1.0}
     )
 
 

@@ -185,9 +185,17 @@ def test_a_renamed_text_file_is_named(sources, tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "part", ["model.diffusion_model.middle_block.1.proj_in.", "first_stage_model.decoder.conv_out."]
+    ("part", "message"),
+    [
+        ("model.diffusion_model.middle_block.1.proj_in.", "lacks tensors of its UNet or VAE"),
+        ("first_stage_model.decoder.conv_out.", "lacks tensors of its UNet or VAE"),
+        ("text_model.final_layer_norm.", r"lacks 2 tensors, among them text_encoder.*final_layer_norm\.weight"),
+        ("model.diffusion_model.", "Failed to load UNet2DConditionModel"),
+        ("first_stage_model.", "Failed to load AutoencoderKL"),
+        ("cond_stage_model.", "Failed to load CLIPTextModel"),
+    ],
 )
-def test_a_single_file_that_lacks_tensors_is_named(sources, tmp_path, part):
+def test_a_single_file_that_lacks_tensors_is_named(sources, tmp_path, part, message):
     state = {name: tensor for name, tensor in load_file(sources / "file.safetensors").items() if part not in name}
     save_file(state, tmp_path / "part.safetensors")
-    refused(sources, tmp_path / "part.safetensors", "does not load as a single-file Stable Diffusion checkpoint")
+    refused(sources, tmp_path / "part.safetensors", message)
