@@ -77,7 +77,8 @@ class QuickstartConfig:
             pairs_per_update=32,
             micro_batch=32,
             caption_dropout=0.1,
-            loop=LoopConfig(updates=160, learning_rate=3e-4, warmup_updates=10, ema_decay=0.97, checkpoint_every=60),
+            max_chosen_error_ratio=2.0,
+            loop=LoopConfig(updates=180, learning_rate=3e-4, warmup_updates=10, ema_decay=0.97, checkpoint_every=60),
         )
     )
     """Of the training; its folder and seed are those of the run."""
