@@ -40,7 +40,7 @@ from rpo.trainers.dpo_config import DPOConfig, share_of
 from rpo.trainers.pair_batches import PairBatch, PairBatches
 from rpo.trainers.policy import FullPolicy, LoraPolicy, Policy
 from rpo.trainers.reference_errors import ReferenceErrors
-from rpo.training.loop import TrainResult, fit
+from rpo.training.loop import TrainResult, describe, fit
 from rpo.training.processes import Processes
 from rpo.training.session import refuse_used
 from rpo.training.unchanged import Unchanged
@@ -185,17 +185,15 @@ class DPOTrainer:
 
     def plan(self) -> str:
         """What the run comes to, in a few lines: sizes, epochs, and beta as it counts."""
-        share, updates = self.share, self.config.loop.updates
-        epochs = updates * self.config.pairs_per_update / len(self.pairs)
+        share, loop = self.share, replace(self.config.loop, accumulate=self.share.accumulate)
+        epochs = loop.updates * self.config.pairs_per_update / len(self.pairs)
         per_dim, paper = self.beta / self.num_dims, PAPER_BETA / PAPER_NUM_DIMS
         trained = sum(parameter.numel() for parameter in self.policy.parameters)
         return "\n".join(
             [
                 f"Diffusion-DPO, {self.config.train}: {trained:,} parameters on {self.model.device}, "
-                f"{self.model.compute_dtype}",
-                f"  {len(self.pairs)} pairs at {self.resolution} px; {share.micro_batch} × {share.accumulate} "
-                f"micro-batches × {share.processes} processes = {self.config.pairs_per_update} pairs per update; "
-                f"{updates} updates = {epochs:.1f} epochs",
+                f"{self.model.compute_dtype}; {len(self.pairs)} pairs at {self.resolution} px",
+                f"  {describe(loop, share.micro_batch, share.processes, unit='pairs')}, {epochs:.1f} epochs",
                 f"  beta {self.beta:g} over {self.num_dims} latent dimensions = {per_dim:.3f} per dimension "
                 f"({per_dim / paper:.2g} times the paper's); loss starts at log 2 = 0.693",
             ]
