@@ -131,7 +131,7 @@ def test_the_lora_is_written_once_and_is_that_of_both(two, one):
     for name, tensor in files[0].items():
         torch.testing.assert_close(tensor, files[1][name], rtol=0, atol=1e-6)
     assert not list((root / "two-2" / "lora").glob(".*"))
-    assert "2 × 1 micro-batches × 2 processes = 4 pairs per update" in seen[0]["2"]["plan"]
+    assert "2 pairs × 1 micro-batch × 2 processes = 4 pairs per update" in seen[0]["2"]["plan"]
 
 
 def test_no_thread_of_the_group_outlives_it(two):
