@@ -29,8 +29,8 @@ help: ## Show this list
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
-quickstart: $(READY) ## Align the embedded model and write runs/quickstart/report.html
-	$(BIN)/python -m rpo.cli quickstart $(ARGS)
+quickstart: $(READY) ## Align the embedded model and write runs/quickstart/report.html; continues a killed run
+	$(BIN)/python -m rpo.cli quickstart --resume $(ARGS)
 
 test: lint ## Lint, then run the default tests
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --durations=10
