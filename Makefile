@@ -2,7 +2,7 @@
 #
 #   PYTHON=python3.12      the interpreter that creates the virtual environment (3.11 or newer)
 #   VENV=/path/to/env      use this environment as it is, and install nothing (for a machine without a package index)
-#   ARGS="pairs=400"       passed on to `rpo quickstart`
+#   ARGS="seed=1 --output runs/seed1"   passed on to `rpo quickstart`
 
 PYTHON ?= python3
 VENV ?= .venv
