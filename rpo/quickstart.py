@@ -9,8 +9,9 @@ Every stage leaves its result in the run's folder, so that a killed run continue
 """
 
 import json
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,9 +21,11 @@ import torch
 from tqdm.auto import tqdm
 
 from rpo.config import to_yaml
+from rpo.data.jsonl import append_line, mend_last_line, read_lines
 from rpo.data.preference import PairSet
 from rpo.data.readers import read_pairs
 from rpo.data.writers import write_pairs
+from rpo.evaluate import Comparison
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.quickstart_report import Findings, write_quickstart_card, write_quickstart_report
 from rpo.shapes.evaluate import Measurement, evaluate, format_accuracies, held_out_prompts
@@ -181,10 +184,9 @@ class Stages:
         """Read what earlier sessions of the run took, if `file` is there."""
         self._file = file
         self.seconds: dict[str, float] = {}
-        if file.exists():
-            for line in file.read_text().splitlines():
-                entry = json.loads(line)
-                self.seconds[entry["stage"]] = self.seconds.get(entry["stage"], 0.0) + entry["seconds"]
+        mend_last_line(file)
+        for entry in read_lines(file):
+            self._add(str(entry["stage"]), float(str(entry["seconds"])))
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -192,9 +194,11 @@ class Stages:
         start = time.perf_counter()
         yield
         seconds = time.perf_counter() - start
+        self._add(stage, seconds)
+        append_line(self._file, {"stage": stage, "seconds": round(seconds, 3)})
+
+    def _add(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-        with self._file.open("a") as lines:
-            lines.write(json.dumps({"stage": stage, "seconds": round(seconds, 3)}) + "\n")
 
 
 def _claim(folder: Path, config: QuickstartConfig, *, resume: bool) -> None:
@@ -209,8 +213,11 @@ def _claim(folder: Path, config: QuickstartConfig, *, resume: bool) -> None:
             raise ValueError(
                 f"{folder} was started with other settings ({settings}); repeat them, or use another --output"
             )
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    settings.write_text(text)
+    partial = folder / "settings.yaml.partial"
+    partial.write_text(text)
+    os.replace(partial, settings)  # whole or not at all: a cut file would look like other settings
 
 
 def _device(name: str) -> str:
@@ -234,7 +241,7 @@ def _write_results(
     file.write_text(json.dumps(results, indent=2) + "\n")
 
 
-def _row(row: Any) -> dict[str, Any]:
-    parts: Sequence[tuple[str, Any]] = (("base", row.before), ("aligned", row.after), ("gain", row.gain))
+def _row(row: Comparison) -> dict[str, Any]:
+    parts = (("base", row.before), ("aligned", row.after), ("gain", row.gain))
     numbers = {name: [round(one, 5) for one in (part.value, part.low, part.high)] for name, part in parts}
     return {"images": row.num_images, **numbers}

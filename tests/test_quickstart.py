@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from rpo.config import load_config
-from rpo.quickstart import QuickstartConfig, run
+from rpo.quickstart import QuickstartConfig, Stages, run
 from rpo.shapes.evaluation import Sampling, judge_images
 from rpo.shapes.pairing import preference_pairs
-from rpo.shapes.world import draw_scene, render, sample_prompts
+from rpo.shapes.world import Scene, draw_scene, render, sample_prompts
 
 SMALL = [
     "prompts=12",
@@ -114,12 +114,26 @@ def test_pairs_are_best_against_worst_and_use_no_image_twice():
 
 
 def test_a_near_miss_is_preferred_only_when_that_is_asked_for():
-    judged = judged_scenes(wrong={0, 1, 2, 3})
-    best, worst = judged.scores.max(), judged.scores.min()
-    assert best < 1
-    for least, count in ((1.0, 0), (float(best), int(best > worst))):
-        found = preference_pairs(judged, pairs_per_prompt=1, min_chosen_score=least, min_margin=1e-6)
-        assert len(found) == count
+    prompt = next(one for one in sample_prompts("train", 8, seed=0) if one.kind == "conjunction")
+    scene = draw_scene(prompt, np.random.default_rng(0))
+    one_of_two = render(Scene(scene.objects[:1]))
+    blank = np.full((64, 64, 3), 245, np.uint8)
+    judged = judge_images(np.stack([blank, one_of_two]), {"train": [prompt]}, Sampling(0, images_per_prompt=2))
+    assert 0 == judged.scores[0] < judged.scores[1] < 1
+    assert preference_pairs(judged, pairs_per_prompt=1, min_chosen_score=1.0, min_margin=0.1) == []
+    (pair,) = preference_pairs(judged, pairs_per_prompt=1, min_chosen_score=0.0, min_margin=0.1)
+    assert (pair.chosen_score, pair.rejected_score) == (judged.scores[1], 0)
+
+
+def test_a_stage_line_cut_by_a_kill_is_left_out(tmp_path):
+    file = tmp_path / "stages.jsonl"
+    file.write_text('{"stage": "draw", "seconds": 2.0}\n{"stage": "tra')
+    stages = Stages(file)
+    assert stages.seconds == {"draw": 2.0}
+    with stages.timed("draw"):
+        pass
+    assert Stages(file).seconds["draw"] >= 2.0
+    assert list(Stages(file).seconds) == ["draw"]
 
 
 def test_images_that_do_not_differ_enough_make_no_pair():

@@ -54,5 +54,5 @@ def xformers_fault(device: torch.device, dtype: torch.dtype) -> str | None:
     try:
         xformers.ops.memory_efficient_attention(trial, trial, trial)
     except (NotImplementedError, RuntimeError, ValueError) as error:
-        return str(error).strip().splitlines()[0]
+        return " ".join(f"{type(error).__name__}: {error}".split())
     return None
