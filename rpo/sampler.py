@@ -1,11 +1,12 @@
 """The one sampler: `sample` draws trajectories, `replay` computes the same step again with a gradient.
 
-Both go through one private step, so that a policy that has not changed gives a transition with the very same mean, and
+Both go through one private transition, so that a policy that has not changed gives a transition with the very same mean, and
 a likelihood ratio of exactly 1. Each image has a generator of its own, seeded by (seed, prompt, image): it is the same
 image whatever batch it is drawn in, and `pipe(prompt, generator=image_generator(...))` starts from the same noise.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -13,9 +14,9 @@ from tqdm.auto import tqdm
 
 from rpo.diffusion.prediction import to_x0_eps
 from rpo.diffusion.transition import Gaussian, Kernel, ddim
-from rpo.models.base import DiffusionModel
+from rpo.models.base import DiffusionModel, guided
 from rpo.randomness import keyed_generator
-from rpo.types import Conditioning, Grid, Images, Trajectory
+from rpo.types import Conditioning, Grid, Images, Latents, Node, Trajectory
 
 
 def image_generator(seed: int, prompt_index: int, image_index: int) -> torch.Generator:
@@ -29,6 +30,20 @@ def image_generator(seed: int, prompt_index: int, image_index: int) -> torch.Gen
     return keyed_generator(seed, prompt_index, image_index)
 
 
+@dataclass(frozen=True)
+class Keep:
+    """What `sample` keeps beside the latents, for a trainer that would otherwise compute it again."""
+
+    predictions: bool = False
+    """The network's outputs, guided and (where there is guidance) negative: two more latents per step."""
+
+    live_steps: frozenset[int] = frozenset()
+    """Steps whose forward keeps its graph, for a backward without a second forward: their activations stay in memory."""
+
+    freeze_negative: bool = False
+    """Whether the graph leaves out the negative branch of guidance."""
+
+
 @torch.no_grad()
 def sample(
     model: DiffusionModel,
@@ -38,6 +53,7 @@ def sample(
     *,
     guidance_scale: float,
     generators: Sequence[torch.Generator],
+    keep: Keep | None = None,
 ) -> Trajectory:
     """Draw one trajectory per row of `cond`, from pure noise to data.
 
@@ -48,9 +64,10 @@ def sample(
         model: The checkpoint.
         cond: One row per image.
         grid: Nodes from noise to data; see `model.grid`.
-        kernel: The reverse step, such as `partial(ddim, eta=1.0)`.
+        kernel: The reverse step, such as `Ddim(eta=1.0)`.
         guidance_scale: 1 is no guidance.
         generators: One per image; see `image_generator`.
+        keep: What to keep for a trainer; nothing by default.
 
     Raises:
         ValueError: If the number of generators is not the number of images.
@@ -59,14 +76,27 @@ def sample(
         raise ValueError(
             f"{len(generators)} generators were given for {len(cond)} images; give one generator per row of cond"
         )
+    keep = keep or Keep()
     noise = [torch.randn(grid.num_steps + 1, *model.latent_shape, generator=one) for one in generators]
     latents = torch.stack(noise, dim=1).to(model.device)
-    trajectory = Trajectory(latents, torch.empty(grid.num_steps, len(cond), device=model.device), cond, grid)
+    log_probs = torch.empty(grid.num_steps, len(cond), device=model.device)
+    predictions = torch.empty_like(latents[1:]) if keep.predictions else None
+    negatives = torch.empty_like(latents[1:]) if keep.predictions and guidance_scale != 1 else None
+    live: dict[int, Latents] = {}
     for step in range(grid.num_steps):
-        transition = _step(model, trajectory, step, kernel, guidance_scale)
+        x_t, t, s = latents[step], grid[step], grid[step + 1]
+        with torch.set_grad_enabled(step in keep.live_steps):
+            noise_pred, negative_pred = _predict(model, x_t, t, cond, guidance_scale, keep, step)
+        if step in keep.live_steps:
+            live[step] = noise_pred
+        if predictions is not None:
+            predictions[step] = noise_pred.detach()
+        if negatives is not None and negative_pred is not None:
+            negatives[step] = negative_pred.detach()
+        transition = _transition(model, noise_pred.detach(), x_t, t, s, kernel)
         latents[step + 1] = transition.sample(latents[step + 1])  # the noise that waited there
-        trajectory.log_probs[step] = transition.log_prob(latents[step + 1])
-    return trajectory
+        log_probs[step] = transition.log_prob(latents[step + 1])
+    return Trajectory(latents, log_probs, cond, grid, predictions, negatives, live)
 
 
 def replay(
@@ -84,12 +114,57 @@ def replay(
         kernel: The kernel the trajectory was drawn with.
         guidance_scale: The scale it was drawn with.
     """
-    return _step(model, trajectory, step, kernel, guidance_scale)
-
-
-def _step(model: DiffusionModel, trajectory: Trajectory, step: int, kernel: Kernel, guidance_scale: float) -> Gaussian:
     x_t, t, s = trajectory.latents[step], trajectory.grid[step], trajectory.grid[step + 1]
     noise_pred = model.predict(x_t, t.timestep, trajectory.conditioning, guidance_scale)
+    return _transition(model, noise_pred, x_t, t, s, kernel)
+
+
+def predict_at(
+    model: DiffusionModel,
+    x_t: Latents,
+    node: Node,
+    cond: Conditioning,
+    *,
+    guidance_scale: float,
+    negative_pred: Latents | None = None,
+) -> Latents:
+    """The guided network output, with its gradient, at any mixture of moments.
+
+    Args:
+        model: The checkpoint.
+        x_t: Noisy latents.
+        node: Where on the schedule each of them is.
+        cond: One row per latent.
+        guidance_scale: 1 is no guidance.
+        negative_pred: The output under the negative conditioning, where it is known; then only the prompt's branch is
+            computed and differentiated.
+    """
+    timestep = node.timestep.flatten() if node.timestep.ndim else node.timestep
+    if negative_pred is None or guidance_scale == 1:
+        return model.predict(x_t, timestep, cond, guidance_scale)
+    return guided(negative_pred, model.predict(x_t, timestep, cond, 1.0), guidance_scale)
+
+
+def _predict(
+    model: DiffusionModel, x_t: Latents, t: Node, cond: Conditioning, guidance_scale: float, keep: Keep, step: int
+) -> tuple[Latents, Latents | None]:
+    """The guided output and, if it was computed apart, the negative one."""
+    if guidance_scale == 1 or not (keep.predictions or step in keep.live_steps):
+        return model.predict(x_t, t.timestep, cond, guidance_scale), None
+    if keep.freeze_negative and step in keep.live_steps:
+        with torch.no_grad():
+            negative_pred = model.predict(x_t, t.timestep, cond.negative(), 1.0)
+        prompt_pred = model.predict(x_t, t.timestep, cond, 1.0)
+    else:
+        embeds = torch.cat([cond.negative_embeds, cond.prompt_embeds])
+        both = model.predict(torch.cat([x_t, x_t]), t.timestep, Conditioning(embeds, embeds), 1.0)
+        negative_pred, prompt_pred = both.chunk(2)
+    return guided(negative_pred, prompt_pred, guidance_scale), negative_pred
+
+
+def _transition(
+    model: DiffusionModel, noise_pred: Latents, x_t: Latents, t: Node, s: Node, kernel: Kernel
+) -> Gaussian:
     x0_hat, eps_hat = to_x0_eps(noise_pred, x_t, t, model.prediction_type)
     return kernel(x0_hat, eps_hat, t, s)
 

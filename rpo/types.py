@@ -4,7 +4,8 @@ Every process here is x_t = alpha_t x_0 + sigma_t eps. Time runs from noise (t =
 its noisiest node and a step goes from node `t` to the less noisy node `s`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from jaxtyping import Float, Int
@@ -69,6 +70,10 @@ class Conditioning:
         """The conditioning of some of the images, in the order asked for; an index may repeat."""
         return Conditioning(self.prompt_embeds[index], self.negative_embeds[index])
 
+    def negative(self) -> "Conditioning":
+        """The conditioning whose prompt is what guidance pushes away from."""
+        return Conditioning(self.negative_embeds, self.negative_embeds)
+
 
 @dataclass(frozen=True)
 class Trajectory:
@@ -78,6 +83,12 @@ class Trajectory:
     log_probs: Float[Tensor, "steps batch"]
     conditioning: Conditioning
     grid: Grid
+    predictions: Float[Tensor, "steps batch c h w"] | None = None
+    """The guided network output of each step, if it was kept; without gradient."""
+    negatives: Float[Tensor, "steps batch c h w"] | None = None
+    """The output under the negative conditioning of each step, if it was kept; without gradient."""
+    live: Mapping[int, Float[Tensor, "batch c h w"]] = field(default_factory=dict)
+    """The guided output of the steps whose graph was kept, ready to be differentiated: a forward that training saves."""
 
     @property
     def x_0(self) -> Float[Tensor, "batch c h w"]:
