@@ -1,18 +1,16 @@
 """One step under `sample` and `replay`, one image per generator, and no waiting for the device in the loop."""
 
-from functools import partial
-
 import pytest
 import torch
 
-from rpo.diffusion.transition import Gaussian, ddim
+from rpo.diffusion.transition import Ddim, Gaussian
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.randomness import keyed_generator
 from rpo.sampler import generate, image_generator, replay, sample
 from tests.tiny import tiny_sd
 
 PROMPTS = ["a red circle", "two blue squares", "", "a green triangle", "x", "y"]
-ANCESTRAL = partial(ddim, eta=1.0)
+ANCESTRAL = Ddim(eta=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +94,7 @@ def test_generators_differ_by_each_part_of_their_key():
 def test_log_probs_are_those_of_the_kernel_and_nan_where_there_is_none(model):
     trajectory = rollout(model, PROMPTS[:2], range(2))
     assert trajectory.log_probs.isfinite().all()
-    assert rollout(model, PROMPTS[:2], range(2), kernel=partial(ddim, eta=0.0)).log_probs.isnan().all()
+    assert rollout(model, PROMPTS[:2], range(2), kernel=Ddim(eta=0.0)).log_probs.isnan().all()
 
 
 def test_the_sampler_leaves_the_global_random_state_alone(model):

@@ -10,8 +10,8 @@ limit of small steps: eta = 0 is the probability-flow ODE, eta = 1 is ancestral 
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -60,8 +60,20 @@ class Gaussian:
         return 0.5 * (gap**2).sum(dim=(1, 2, 3))
 
 
-Kernel = Callable[[Latents, Latents, Node, Node], Gaussian]
-"""A rule for one reverse step: (x0_hat, eps_hat, node t, node s) → p(x_s | x_t)."""
+class Kernel(Protocol):
+    """A rule for one reverse step from node `t` to the less noisy node `s`: what a sampler is built around."""
+
+    @property
+    def has_density(self) -> bool:
+        """Whether its steps have a transition density, which `log_prob`, ratios and path KLs need.
+
+        A step that ends where sigma = 0 may still be deterministic: `Ddim` arrives there without noise.
+        """
+        ...
+
+    def __call__(self, x0_hat: Latents, eps_hat: Latents, t: Node, s: Node) -> Gaussian:
+        """The transition p(x_s | x_t) that the prediction (x0_hat, eps_hat) at `t` gives."""
+        ...
 
 
 def added_variance(t: Node, s: Node) -> Float[Tensor, "..."]:
@@ -119,3 +131,66 @@ def euler_maruyama(
     variance = added_variance(t, s)
     mean = x_t - (t.alpha / s.alpha).log() * x_t + 0.5 * (1 + eta**2) * variance * score
     return Gaussian(mean, eta * variance.sqrt())
+
+
+@dataclass(frozen=True)
+class Ddim:
+    """The kernel `ddim` at one noise level.
+
+    Example:
+        >>> Ddim(eta=1.0).has_density, Ddim(eta=0.0).has_density
+        (True, False)
+    """
+
+    eta: float
+    """0 is deterministic, 1 ancestral sampling; above 1 only on fine grids, where eta² V stays below sigma_t²."""
+
+    def __post_init__(self) -> None:
+        """Refuse a negative noise level."""
+        _check_eta(self.eta)
+
+    @property
+    def has_density(self) -> bool:
+        """True with noise: `eta` > 0."""
+        return self.eta > 0
+
+    def __call__(
+        self, x0_hat: Float[Tensor, "batch c h w"], eps_hat: Float[Tensor, "batch c h w"], t: Node, s: Node
+    ) -> Gaussian:
+        """The step of `ddim`."""
+        return ddim(x0_hat, eps_hat, t, s, eta=self.eta)
+
+
+@dataclass(frozen=True)
+class EulerMaruyama:
+    """The kernel `euler_maruyama` at one noise level.
+
+    Example:
+        >>> EulerMaruyama(eta=1.0).has_density
+        True
+    """
+
+    eta: float
+    """0 is the probability-flow ODE, 1 the reverse SDE; larger values shake more."""
+
+    def __post_init__(self) -> None:
+        """Refuse a negative noise level."""
+        _check_eta(self.eta)
+
+    @property
+    def has_density(self) -> bool:
+        """True with noise: `eta` > 0."""
+        return self.eta > 0
+
+    def __call__(
+        self, x0_hat: Float[Tensor, "batch c h w"], eps_hat: Float[Tensor, "batch c h w"], t: Node, s: Node
+    ) -> Gaussian:
+        """The step of `euler_maruyama`."""
+        return euler_maruyama(x0_hat, eps_hat, t, s, eta=self.eta)
+
+
+def _check_eta(eta: float) -> None:
+    if not 0 <= eta < math.inf:
+        raise ValueError(
+            f"eta is {eta}, but a noise level must be finite and >= 0; 0 is deterministic, 1 ancestral sampling"
+        )

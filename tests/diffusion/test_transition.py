@@ -1,7 +1,6 @@
 """Kernels against diffusers' schedulers, Gaussian data in closed form, and the theory of their order."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from rpo.diffusion.grid import flow_grid, vp_grid
 from rpo.diffusion.prediction import to_x0_eps
-from rpo.diffusion.transition import Gaussian, added_variance, ddim, euler_maruyama
+from rpo.diffusion.transition import Ddim, EulerMaruyama, Gaussian, added_variance, ddim, euler_maruyama
 from rpo.types import Grid, Node
 from tests.tiny import tiny_scheduler
 
@@ -61,6 +60,25 @@ def test_ddim_at_eta_zero_equals_the_flow_matching_euler_scheduler():
         theirs = scheduler.step(flow, scheduler.timesteps[step], x_t).prev_sample
         ours = ddim(*to_x0_eps(flow, x_t, t, "flow"), t, s, eta=0.0).mean
         assert (ours - theirs).abs().max() < 1e-6  # its sigmas are float32
+
+
+@pytest.mark.parametrize(("kernel", "rule"), [(Ddim, ddim), (EulerMaruyama, euler_maruyama)])
+@pytest.mark.parametrize("eta", [0.0, 0.6])
+def test_a_kernel_is_its_rule_at_one_noise_level(kernel, rule, eta):
+    grid = uniform_grid(10)
+    prediction = randn(2, 1, 2, 2), randn(2, 1, 2, 2, seed=1)
+    ours, expected = kernel(eta)(*prediction, grid[3], grid[4]), rule(*prediction, grid[3], grid[4], eta=eta)
+    assert torch.equal(ours.mean, expected.mean)
+    assert torch.equal(ours.std, expected.std)
+    assert kernel(eta).has_density is (eta > 0)
+    assert ours.log_prob(prediction[0]).isfinite().all() == kernel(eta).has_density
+
+
+@pytest.mark.parametrize("kernel", [Ddim, EulerMaruyama])
+@pytest.mark.parametrize("eta", [-0.1, math.nan, math.inf])
+def test_a_noise_level_below_zero_is_refused(kernel, eta):
+    with pytest.raises(ValueError, match=f"^eta is {eta}, but a noise level must be finite and >= 0; 0 is"):
+        kernel(eta)
 
 
 def test_log_prob_is_the_joint_density_of_torch_distributions():
@@ -120,21 +138,21 @@ def end_moments(kernel, grid):
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("rule", [ddim, euler_maruyama])
+@pytest.mark.parametrize("rule", [Ddim, EulerMaruyama])
 def test_marginals_are_kept_in_the_limit_of_small_steps(rule, eta):
     grid = uniform_grid(4000)
     last = grid[grid.num_steps]
-    mean, variance = end_moments(partial(rule, eta=eta), grid)
+    mean, variance = end_moments(rule(eta), grid)
     assert mean.item() == pytest.approx((last.alpha * M).item(), abs=2e-3)
     assert variance.item() == pytest.approx((last.alpha**2 * S + last.sigma**2).item(), abs=2e-3)
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize("rule", [ddim, euler_maruyama])
+@pytest.mark.parametrize("rule", [Ddim, EulerMaruyama])
 def test_end_moments_converge_with_order_one(rule, eta):
     last = uniform_grid(1)[1]
     exact = (last.alpha**2 * S + last.sigma**2).item()
-    errors = [abs(end_moments(partial(rule, eta=eta), uniform_grid(n))[1].item() - exact) for n in (100, 200, 400)]
+    errors = [abs(end_moments(rule(eta), uniform_grid(n))[1].item() - exact) for n in (100, 200, 400)]
     slopes = [math.log2(errors[0] / errors[1]), math.log2(errors[1] / errors[2])]
     assert slopes == pytest.approx([1.0, 1.0], abs=0.3)
 

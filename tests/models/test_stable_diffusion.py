@@ -1,7 +1,6 @@
 """The model layer against the pipeline it is a view of, and what it refuses."""
 
 import warnings
-from functools import partial
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 import rpo.shapes
-from rpo.diffusion.transition import ddim
+from rpo.diffusion.transition import Ddim
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.sampler import image_generator, sample
 from tests.tiny import save_tiny_sd, tiny_sd, tiny_sdxl
@@ -25,7 +24,7 @@ def pipeline_latents(pipe, prompts, **kwargs):
 
 def our_latents(model, prompts, generators, *, num_steps, guidance_scale, negative_prompt=""):
     cond = model.encode_prompts(prompts, negative_prompt=negative_prompt)
-    kernel = partial(ddim, eta=0.0)
+    kernel = Ddim(eta=0.0)
     return sample(model, cond, model.grid(num_steps), kernel, guidance_scale=guidance_scale, generators=generators).x_0
 
 
