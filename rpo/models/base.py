@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from rpo.diffusion.process import Process
 from rpo.types import Conditioning, Grid, Images, Latents, Node, PredictionType
 
 
@@ -21,6 +22,11 @@ class DiffusionModel(Protocol):
 
     prediction_type: PredictionType
     num_train_timesteps: int
+
+    @property
+    def process(self) -> Process:
+        """The noise schedule in continuous time, of which every grid is a sample."""
+        ...
 
     @property
     def device(self) -> torch.device:

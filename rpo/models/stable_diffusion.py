@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from rpo.diffusion.grid import vp_grid, vp_node
+from rpo.diffusion.process import VariancePreserving
 from rpo.models.base import guided
 from rpo.models.execution import Attention, prepare_denoiser
 from rpo.models.loading import check_pipeline, load_pipeline
@@ -46,6 +47,7 @@ class StableDiffusion:
         denoiser: The trainable network.
         prediction_type: What the UNet puts out.
         num_train_timesteps: Length of the noise schedule.
+        process: The noise schedule in continuous time.
         compute_dtype: What the UNet computes in: autocast is on when it is a half type.
     """
 
@@ -71,6 +73,8 @@ class StableDiffusion:
         self.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
         self.prediction_type: PredictionType = self.scheduler.config["prediction_type"]
         self.num_train_timesteps: int = self.scheduler.config["num_train_timesteps"]
+        final_alpha_cumprod = float(self.scheduler.final_alpha_cumprod)
+        self.process = VariancePreserving(self.scheduler.alphas_cumprod, final_alpha_cumprod)
         self.weight_dtype = self.denoiser.conv_in.weight.dtype
         self.compute_dtype = compute_dtype or self.weight_dtype
         for network in (self.denoiser, self.vae, self.text_encoder):
