@@ -4,8 +4,8 @@ A trainer or sampler sees a `DiffusionModel` and nothing below it; a new model f
 Classifier-free guidance (Ho & Salimans, arXiv:2207.12598) is a formula over two predictions and lives here, once.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,11 @@ class DiffusionModel(Protocol):
     @property
     def process(self) -> Process:
         """The noise schedule in continuous time, of which every grid is a sample."""
+        ...
+
+    @property
+    def scheduler_config(self) -> Mapping[str, Any]:
+        """Configuration of the checkpoint's diffusers scheduler, from which another one can be made."""
         ...
 
     @property

@@ -131,6 +131,11 @@ class StableDiffusion:
         return self.denoiser.conv_in.weight.device
 
     @property
+    def scheduler_config(self) -> Mapping[str, Any]:
+        """Configuration of the pipeline's scheduler."""
+        return self.scheduler.config
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(c, h, w) of one latent at the checkpoint's native resolution."""
         size = self.denoiser.config["sample_size"]

@@ -1,0 +1,115 @@
+"""Multistep ODE solvers of diffusers as kernels: a second-order solver gets from noise to data in half the steps.
+
+A solver such as DPM-Solver++ (arXiv:2211.01095) is taken as it is, a black box: it brings its own grid and remembers
+its last predictions, so that one object draws one batch of trajectories, step after step. It is deterministic, has no
+transition density, and must not be asked for a step out of order.
+"""
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from diffusers import DEISMultistepScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from torch import Tensor
+
+from rpo.diffusion.grid import check_grid
+from rpo.diffusion.prediction import from_x0_eps
+from rpo.diffusion.transition import Gaussian
+from rpo.models.base import DiffusionModel
+from rpo.types import Grid, Latents, Node, PredictionType
+
+SOLVERS: Mapping[str, type[Any]] = {
+    "DPMSolverMultistepScheduler": DPMSolverMultistepScheduler,
+    "UniPCMultistepScheduler": UniPCMultistepScheduler,
+    "DEISMultistepScheduler": DEISMultistepScheduler,
+}
+"""Those that step latents alpha x_0 + sigma eps, call the network once per step, and can do without noise."""
+
+DETERMINISTIC = {"DPMSolverMultistepScheduler": {"algorithm_type": "dpmsolver++"}}
+"""What must be set where a checkpoint's own scheduler may be configured for a stochastic variant."""
+
+
+@final
+class BlackBoxSolver:
+    """A kernel for one batch of trajectories on its own grid.
+
+    Asking which step it is reads two numbers from the device, so a sampling loop waits for the device at every step.
+
+    Example:
+        >>> solver = BlackBoxSolver(model, 10)                                            # doctest: +SKIP
+        >>> sample(model, cond, solver.grid, solver, guidance_scale=3.0, generators=...)  # doctest: +SKIP
+
+    Attributes:
+        grid: Where it steps: the only grid that it can be used with.
+        has_density: Never.
+    """
+
+    has_density = False
+
+    def __init__(self, model: DiffusionModel, num_steps: int, *, name: str = "DPMSolverMultistepScheduler"):
+        """Set up a solver for one sampling.
+
+        Args:
+            model: The checkpoint; its scheduler's configuration says how the solver spaces its steps.
+            num_steps: Network calls; 8 to 20 are usual.
+            name: Class name of a diffusers scheduler; see `SOLVERS`.
+
+        Raises:
+            ValueError: If the solver is unknown, the model a flow model, or the schedule too short for the steps.
+        """
+        if name not in SOLVERS:
+            raise ValueError(f"solver is {name!r}, but only some of diffusers' fit here; give {', '.join(SOLVERS)}")
+        if model.prediction_type == "flow":
+            raise ValueError(
+                "the model predicts flow, but these solvers are for variance-preserving checkpoints; use Ddim(eta=0.0)"
+            )
+        if not 1 <= num_steps <= model.num_train_timesteps:
+            raise ValueError(
+                f"num_steps is {num_steps}, but this checkpoint has {model.num_train_timesteps} timesteps; ask for 1 "
+                f"to {model.num_train_timesteps} (8 to 20 are usual)"
+            )
+        self._scheduler = SOLVERS[name].from_config(model.scheduler_config, **DETERMINISTIC.get(name, {}))
+        self._scheduler.set_timesteps(num_steps)
+        self._scheduler.set_begin_index(0)  # or it would look its step up by timestep
+        self._prediction_type: PredictionType = model.prediction_type
+        self._step = 0
+        self.grid = _grid(self._scheduler.sigmas, self._scheduler.timesteps, model.device)
+
+    def __call__(self, x0_hat: Latents, eps_hat: Latents, t: Node, s: Node) -> Gaussian:
+        """The solver's next step: a Gaussian without width.
+
+        Raises:
+            ValueError: If `t` and `s` are not the next two nodes of `grid`.
+        """
+        self._check_order(t, s)
+        x_t = t.alpha * x0_hat + t.sigma * eps_hat
+        noise_pred = from_x0_eps(x0_hat, eps_hat, t, self._prediction_type)
+        x_s = self._scheduler.step(noise_pred, self._scheduler.timesteps[self._step], x_t, return_dict=False)[0]
+        self._step += 1
+        return Gaussian(x_s, torch.zeros((), device=x_s.device, dtype=x_s.dtype))
+
+    def _check_order(self, t: Node, s: Node) -> None:
+        if self._step == self.grid.num_steps:
+            raise ValueError(
+                f"this solver has done its {self._step} steps, but was asked for another; it remembers one trajectory, "
+                "so make a new BlackBoxSolver for each call of sample"
+            )
+        expected = self.grid[self._step], self.grid[self._step + 1]
+        if t.sigma.ndim or not (torch.equal(t.sigma, expected[0].sigma) and torch.equal(s.sigma, expected[1].sigma)):
+            raise ValueError(
+                f"step {self._step} of this solver goes from sigma {expected[0].sigma:.6g} to {expected[1].sigma:.6g}, "
+                f"but it was asked for {_described(t.sigma)} to {_described(s.sigma)}; sample on solver.grid, in "
+                "order, with a new BlackBoxSolver for each call"
+            )
+
+
+def _grid(noise_to_signal: Tensor, timesteps: Tensor, device: torch.device) -> Grid:
+    wide = noise_to_signal.double()
+    alpha = (1 + wide**2).rsqrt()
+    timestep = torch.cat([timesteps, timesteps.new_zeros(1)])
+    check_grid(Grid(alpha, wide * alpha, timestep))
+    return Grid(alpha.float().to(device), (wide * alpha).float().to(device), timestep.to(device))
+
+
+def _described(sigma: Tensor) -> str:
+    return f"{float(sigma):.6g}" if sigma.ndim == 0 else f"one per sample ({sigma.shape[0]})"
