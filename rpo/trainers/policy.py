@@ -59,9 +59,10 @@ class FullPolicy:
         Raises:
             ValueError: If the weights are half-precision, which the optimiser's small steps would not change.
         """
-        if model.weight_dtype != torch.float32:
+        half = [p.dtype for p in model.denoiser.parameters() if p.dtype not in (torch.float32, torch.float64)]
+        if half:
             raise ValueError(
-                f"full fine-tuning needs float32 weights, but they are {model.weight_dtype}; load the model with "
+                f"full fine-tuning needs float32 weights, but they are {half[0]}; load the model with "
                 "dtype=torch.float32 and compute_dtype=torch.bfloat16 for mixed precision, or train a LoRA"
             )
         self.model = model

@@ -30,9 +30,34 @@ METRICS: dict[str, str] = {
     "dpo/reference_chosen_error": "denoising error of the reference on the chosen image, mean over dimensions",
     "dpo/chosen_error_ratio": "chosen error of the policy by that of the reference; climbs when the policy breaks",
     "dpo/rejected_error_ratio": "rejected error of the policy by that of the reference; grows as rejection is learnt",
+    "reward/mean": "weighted sum of all rewards, mean over the images of the rollout",
+    "reward/std": "standard deviation of that sum over the images of the rollout",
+    "policy/kl": "KL of the path from the reference's, in nats per image: the running cost ∫½|u|² dt over its steps",
+    "policy/kl_from_rollout": "the same from the policy that drew the rollout; 0 at its first update",
+    "policy/ratio": "likelihood ratio to the policy that drew the rollout, per dimension; 1 at its first update",
+    "policy/clipped": "share of points whose ratio the clip holds",
+    "policy/trust_region": "weight of the penalty on the distance from the policy that drew the rollout",
+    "value/loss": "squared error of the value before it was fitted to the rollout, in units of the rewards' variance",
+    "value/explained_variance": "share of the variance of the returns that the value foresaw; 1 perfect, 0 a constant",
+    "value/explained_variance_1": "the same for times 0 to 1/4 of the process, next to the data",
+    "value/explained_variance_2": "the same for times 1/4 to 1/2",
+    "value/explained_variance_3": "the same for times 1/2 to 3/4",
+    "value/explained_variance_4": "the same for times 3/4 to 1, next to the noise",
 }
 
-HEADLINE = ("loop/loss", "dpo/implicit_accuracy", "dpo/chosen_error_ratio", "loop/grad_norm")
+REWARD_PARTS = "reward/"
+"""What the raw score of each reward is logged under, by the name it has in the settings, where there are several."""
+
+HEADLINE = (
+    "loop/loss",
+    "dpo/implicit_accuracy",
+    "dpo/chosen_error_ratio",
+    "reward/mean",
+    "policy/kl",
+    "policy/ratio",
+    "value/explained_variance",
+    "loop/grad_norm",
+)
 """What the progress bar shows, where present."""
 
 TIMINGS = ("seconds", "loop/update_seconds", "loop/samples_per_second")
@@ -51,7 +76,7 @@ def check_metric_names(names: Iterable[str]) -> None:
         ValueError: If one is not in `METRICS`; names the nearest that is.
     """
     for name in names:
-        if name not in METRICS:
+        if name not in METRICS and not name.startswith(REWARD_PARTS):
             nearest = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.0)[0]
             raise ValueError(
                 f"metric {name!r} is not defined; expected a name of METRICS in rpo/training/log.py, the nearest is "
@@ -130,7 +155,7 @@ class MetricLog:
             self._file.write(json.dumps(clean) + "\n")
             self._file.flush()
         if self._accelerator is not None:
-            metrics = {key: value for key, value in entry.items() if key in METRICS}
+            metrics = {key: value for key, value in entry.items() if "/" in key}
             self._accelerator.log(metrics, step=int(entry["update"]))
 
     def advance(self, metrics: Mapping[str, float]) -> None:

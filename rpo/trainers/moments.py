@@ -1,0 +1,142 @@
+"""What a policy, its reference and its value say about the moments of a rollout.
+
+Everything a trainer asks of the denoiser outside `sample` is asked here, in calls of as many latents as fit: cost is
+counted in forwards of one latent, and a call of several time points is cheaper than one call for each.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rpo.diffusion.continuous import running_cost
+from rpo.diffusion.prediction import to_x0_eps
+from rpo.diffusion.transition import Gaussian, Kernel
+from rpo.models.base import DiffusionModel
+from rpo.sampler import predict_at
+from rpo.trainers.points import Points
+from rpo.trainers.policy import Policy
+from rpo.trainers.rollouts import Rollout
+from rpo.trainers.value import Value, ValuePoints
+from rpo.types import Latents, PerSample
+
+
+def transition_of(model: DiffusionModel, noise_pred: Latents, points: Points, kernel: Kernel) -> Gaussian:
+    """p(x_s | x_t) of every point, for a guided network output at it."""
+    x0_hat, eps_hat = to_x0_eps(noise_pred, points.x_t, points.t, model.prediction_type)
+    return kernel(x0_hat, eps_hat, points.t, points.s)
+
+
+def current_prediction(model: DiffusionModel, points: Points, guidance_scale: float) -> Latents:
+    """The guided output of the policy as it is now, with its gradient; the rollout's own where its graph was kept."""
+    if points.live is not None:
+        return points.live
+    return predict_at(
+        model,
+        points.x_t,
+        points.t,
+        points.conditioning,
+        guidance_scale=guidance_scale,
+        negative_pred=points.negative,
+    )
+
+
+def reference_prediction(policy: Policy, points: Points, guidance_scale: float, *, batch_size: int) -> Latents:
+    """The guided output of the reference at every point."""
+    with policy.reference():
+        parts = [
+            predict_at(policy.model, part.x_t, part.t, part.conditioning, guidance_scale=guidance_scale)
+            for part in batches(points, batch_size)
+        ]
+    return torch.cat(parts)
+
+
+def step_cost(
+    model: DiffusionModel, noise_pred: Latents, reference_pred: Latents, points: Points, kernel: Kernel
+) -> PerSample:
+    """½∫|u|² of every point's step: the KL of its transition, or for a step without density its running cost.
+
+    An ODE has no KL along its path; what is charged then is the cost of the same change of score at noise level 1.
+    """
+    if kernel.has_density:
+        policy = transition_of(model, noise_pred, points, kernel)
+        return policy.kl(transition_of(model, reference_pred, points, kernel))
+    _, eps_hat = to_x0_eps(noise_pred, points.x_t, points.t, model.prediction_type)
+    _, eps_reference = to_x0_eps(reference_pred, points.x_t, points.t, model.prediction_type)
+    return running_cost(eps_hat, eps_reference, points.t, points.s, eta=0.0)
+
+
+def value_nodes(model: DiffusionModel, rollout: Rollout) -> ValuePoints:
+    """All nodes of a rollout as the value network sees them, node by node; at the data end x0_hat is the image."""
+    trajectory = rollout.trajectory
+    grid, latents = trajectory.grid, trajectory.latents
+    assert trajectory.predictions is not None
+    x0_hats = [
+        to_x0_eps(noise_pred, x_t, grid[step], model.prediction_type)[0]
+        for step, (noise_pred, x_t) in enumerate(zip(trajectory.predictions, latents[:-1], strict=True))
+    ]
+    time = node_time(model, grid.timestep)
+    time[-1] = 0  # some checkpoints end where the network would still be told a timestep
+    count = len(latents)
+    return ValuePoints(
+        x_t=latents.flatten(0, 1),
+        x0_hat=torch.cat([*x0_hats, latents[-1]]),
+        time=time.repeat_interleave(rollout.num_images),
+        prompt_embeds=trajectory.conditioning.prompt_embeds.repeat(count, 1, 1),
+        prompts=rollout.prompts * count,
+    )
+
+
+def node_time(model: DiffusionModel, timestep: Tensor) -> Tensor:
+    """Time in [0, 1] of what the network is told, 0 at the data end."""
+    return timestep.float() / model.num_train_timesteps
+
+
+def value_gradient(
+    model: DiffusionModel,
+    value: Value,
+    rollout: Rollout,
+    points: Points,
+    *,
+    guidance_scale: float,
+    through_denoiser: bool,
+    batch_size: int,
+) -> Float[Tensor, "points c h w"]:
+    """Gradient of V with respect to x_s, where each point's step led.
+
+    Args:
+        model: The policy.
+        value: V.
+        rollout: What the points are from.
+        points: The trained moments.
+        guidance_scale: Of the prediction that makes x0_hat.
+        through_denoiser: Whether x0_hat(x_s) is followed back through the network; otherwise its noise is held fixed.
+        batch_size: Points at once.
+    """
+    trajectory = rollout.trajectory
+    assert trajectory.predictions is not None
+    gradients = []
+    for part in batches(points, batch_size):
+        x_s = part.x_s.detach().requires_grad_()
+        is_data = part.step == trajectory.grid.num_steps - 1
+        with torch.enable_grad():
+            if through_denoiser:
+                noise_pred = predict_at(model, x_s, part.s, part.conditioning, guidance_scale=guidance_scale)
+            else:
+                following = (part.step + 1).clamp(max=trajectory.grid.num_steps - 1)
+                noise_pred = trajectory.predictions[following, part.image]
+            x0_hat, _ = to_x0_eps(noise_pred, x_s, part.s, model.prediction_type)
+            x0_hat = torch.where(is_data[:, None, None, None], x_s, x0_hat)
+            time = torch.where(is_data, 0.0, node_time(model, part.s.timestep.flatten()))
+            prompts = tuple(rollout.prompts[image] for image in part.image.tolist())
+            seen = ValuePoints(x_s, x0_hat, time, part.conditioning.prompt_embeds, prompts)
+            (gradient,) = torch.autograd.grad(value(seen).sum(), x_s)
+        gradients.append(gradient)
+    return torch.cat(gradients)
+
+
+def batches(points: Points, size: int) -> Iterator[Points]:
+    """The points in order, so many at once."""
+    for rows in torch.arange(len(points), device=points.x_t.device).split(size):
+        yield points.select(rows)

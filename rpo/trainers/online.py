@@ -1,0 +1,345 @@
+"""An online run: what GRPO and score-as-action share between the pipeline and the loop.
+
+One object that holds the policy, its rollouts and the run's folder, and divides a rollout into the micro-batches of an
+update. What a step is worth, and what is descended, is the trainers' own.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from diffusers import StableDiffusionPipeline
+from jaxtyping import Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from rpo.config import to_yaml
+from rpo.diffusion.transition import Kernel
+from rpo.models.base import DiffusionModel
+from rpo.models.stable_diffusion import StableDiffusion
+from rpo.publish import CardFacts, PublishPlan, publish, write_model_card
+from rpo.randomness import keyed_generator
+from rpo.rewards import RewardLike, load_rewards
+from rpo.sampler import Keep
+from rpo.trainers.moments import reference_prediction, step_cost
+from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
+from rpo.trainers.points import PointBatches, Points, choose_steps, points_of
+from rpo.trainers.policy import FullPolicy, LoraPolicy, Policy
+from rpo.trainers.preview import Preview
+from rpo.trainers.rollouts import Rollout, Rollouts
+from rpo.training.loop import TrainResult, describe, fit
+from rpo.training.loop_config import LoopConfig
+from rpo.training.processes import Processes
+from rpo.training.session import refuse_used
+from rpo.training.state import Stateful
+from rpo.training.unchanged import Unchanged
+from rpo.types import Grid, StepOutput
+
+KL_STRIDE = 8
+"""Of so many points one is asked for its KL, where the KL is only logged."""
+
+
+@dataclass(frozen=True)
+class OnlineSettings:
+    """The part of a trainer's configuration that every online trainer has, and the whole of it for the record."""
+
+    rollout: RolloutConfig
+    learning: LearningConfig
+    adapter: AdapterConfig
+    loop: LoopConfig
+    preview_every: int
+    folder: Path
+    seed: int
+    whole: Any
+    """The trainer's own configuration, a dataclass."""
+    needs_density: bool
+    """Whether only steps that add noise can be trained."""
+    method: str
+    """What a person calls it."""
+
+
+@final
+class OnlineRun:
+    """The policy, its rollouts, and the run's folder.
+
+    Attributes:
+        model: The pipeline as a diffusion model.
+        policy: What is trained.
+        rollouts: Draws and scores images.
+        rollout: The one in use.
+        steps: Which of its steps are trained, [trained, images].
+        stands_for: How many steps of a trajectory they stand for.
+    """
+
+    def __init__(
+        self,
+        pipe: StableDiffusionPipeline | DiffusionModel,
+        rewards: RewardLike,
+        prompts: Sequence[str],
+        settings: OnlineSettings,
+    ):
+        """Check everything that can be checked before the first update, and add the adapter."""
+        self.settings = settings
+        self.model: DiffusionModel = StableDiffusion(pipe) if isinstance(pipe, StableDiffusionPipeline) else pipe
+        self.processes = Processes()
+        self.policy = _policy(self.model, settings)
+        self.rollouts = Rollouts(
+            self.model,
+            prompts,
+            load_rewards(rewards),
+            settings.rollout,
+            seed=settings.seed,
+            share=(self.processes.index, self.processes.count),
+            evidence=settings.folder / "failed_reward",
+        )
+        self.rollout: Rollout | None = None
+        self.steps = torch.zeros(0, 0, dtype=torch.long)
+        self.stands_for = 0.0
+        self.num_dims = int(torch.Size(self.model.latent_shape).numel())
+        self.micro_batch, self.accumulate = _division(settings, self.processes.count, self.trained_steps)
+        if settings.adapter.gradient_checkpointing:
+            self.model.denoiser.enable_gradient_checkpointing()
+
+    @property
+    def trained_steps(self) -> int:
+        """Steps of each trajectory that are trained.
+
+        Raises:
+            ValueError: If the number of steps varies and no number of trained ones is given.
+        """
+        rollout, learning = self.settings.rollout, self.settings.learning
+        if rollout.max_steps is not None and learning.train_steps is None:
+            raise ValueError(
+                f"rollout.max_steps is {rollout.max_steps}, so rollouts differ in length, but every update needs the "
+                f"same number of points; give learning.train_steps, at most {rollout.num_steps - 1}"
+            )
+        return self._choose(self.rollouts.grid(0), 0)[0].shape[0]
+
+    @property
+    def batch_size(self) -> int:
+        """Latents that go through the denoiser at once outside `sample`."""
+        return self.settings.learning.micro_batch
+
+    @property
+    def guidance_scale(self) -> float:
+        """Guidance of the trained prediction."""
+        given = self.settings.learning.guidance_scale
+        return self.settings.rollout.guidance_scale if given is None else given
+
+    @property
+    def freezes_negative(self) -> bool:
+        """Whether the negative branch of the trained prediction comes from the rollout."""
+        return self.settings.learning.freeze_negative and self.guidance_scale > 1
+
+    def draw(self, index: int) -> Rollout:
+        """Draw rollout `index`, and choose the steps that are trained."""
+        learning = self.settings.learning
+
+        def keep(grid: Grid) -> Keep:
+            live = self._choose(grid, index)[0][:, 0].tolist() if learning.keep_graph else []
+            return Keep(predictions=True, live_steps=frozenset(live), freeze_negative=self.freezes_negative)
+
+        self.rollout = None  # its graphs, before the next one's are made
+        self.rollout = self.rollouts.draw(index, keep)
+        self.steps, self.stands_for = self._choose(self.rollout.trajectory.grid, index)
+        return self.rollout
+
+    def measured_kl(self, points: Points, kernel: Kernel) -> Tensor:
+        """KL of the path from the reference's, from every eighth point: a number to watch costs an eighth of one used.
+
+        Args:
+            points: Of a rollout.
+            kernel: Of its steps.
+        """
+        rows = torch.arange(0, len(points), KL_STRIDE, device=points.x_t.device)
+        some = points.select(rows)
+        reference = reference_prediction(self.policy, some, self.guidance_scale, batch_size=self.batch_size)
+        return (some.weight * step_cost(self.model, some.prediction, reference, some, kernel)).mean()
+
+    def points(self, rollout: Rollout) -> Points:
+        """The moments of the rollout in use that are trained."""
+        return points_of(rollout, self.steps, self.stands_for, is_frozen=self.freezes_negative)
+
+    def _choose(self, grid: Grid, index: int) -> tuple[Int[Tensor, "trained images"], float]:
+        settings = self.settings
+        images = settings.rollout.images // self.processes.count
+        generator = keyed_generator("steps", settings.seed, index, self.processes.index)
+        return choose_steps(grid, images, settings.learning, generator, needs_density=settings.needs_density)
+
+    def live(self, points: Points) -> Iterator[Points]:
+        """The points of the rollout with their graphs, a batch of one step at a time."""
+        assert self.rollout is not None
+        first = 0
+        images = self.rollout.num_images
+        for chunk in self.rollout.chunks:
+            size = chunk.latents.shape[1]
+            for row, step in enumerate(self.steps[:, 0].tolist()):
+                rows = torch.arange(first, first + size, device=points.x_t.device) + row * images
+                yield replace(points.select(rows), live=chunk.live[step])
+            first += size
+
+    def fit(
+        self,
+        prepare: Callable[[int], Points],
+        loss: Callable[[Points], StepOutput],
+        *,
+        resume: bool,
+        state: Mapping[str, Stateful],
+        on_update: Callable[[int, dict[str, float]], None] | None = None,
+    ) -> TrainResult:
+        """Run all updates; see `rpo.training.loop.fit`.
+
+        Args:
+            prepare: Draws rollout number n and makes its points.
+            loss: Of a micro-batch.
+            resume: Continue a killed run in the same folder.
+            state: What of the trainer's has to survive a kill.
+            on_update: Called after every update with its number and metrics.
+        """
+        settings = self.settings
+        batches = PointBatches(prepare, self.live, settings.learning, accumulate=self.accumulate, seed=settings.seed)
+        preview = Preview(
+            self.model,
+            self.rollouts.prompts,
+            settings.rollout,
+            settings.folder / "previews",
+            every=settings.preview_every if self.processes.is_main else 0,
+            seed=settings.seed,
+        )
+
+        def after(update: int, metrics: dict[str, float]) -> None:
+            if on_update is not None:
+                on_update(update, metrics)
+            preview(update)
+
+        self.model.denoiser.train(settings.adapter.gradient_checkpointing)  # diffusers checkpoints in training mode
+        try:
+            if not resume:
+                preview(0)
+            return fit(
+                batches,
+                loss,
+                self.policy.parameters,
+                self.loop,
+                folder=settings.folder,
+                names=lambda points: points.names,
+                resume=resume,
+                state={"batches": batches, "settings": Unchanged(self._identity()), **state},
+                on_update=after,
+            )
+        finally:
+            self.model.denoiser.eval()
+
+    @property
+    def loop(self) -> LoopConfig:
+        """The loop's settings as they count."""
+        precision = self.settings.loop.mixed_precision
+        if isinstance(self.model, StableDiffusion) and self.model.compute_dtype == torch.float16:
+            precision = "fp16"  # gradients of small losses vanish unless the loss is scaled
+        return replace(self.settings.loop, accumulate=self.accumulate, mixed_precision=precision)
+
+    def plan(self) -> str:
+        """What the run comes to, in a few lines."""
+        settings, rollout = self.settings, self.settings.rollout
+        trained = sum(parameter.numel() for parameter in self.policy.parameters)
+        rollouts = -(-settings.loop.updates // settings.learning.updates_per_rollout)
+        return "\n".join(
+            [
+                f"{settings.method}, {settings.adapter.train}: {trained:,} parameters on {self.model.device}; "
+                f"{len(self.rollouts.prompts)} prompts, rewards {', '.join(self.rollouts.rewards.weights)}",
+                f"  rollout: {rollout.prompts} prompts × {rollout.images_per_prompt} images, {rollout.num_steps} steps "
+                f"of {rollout.solver} at eta {rollout.eta:g}, guidance {rollout.guidance_scale:g}; "
+                f"{rollouts:,} rollouts = {rollouts * rollout.images:,} images",
+                f"  {describe(self.loop, self.micro_batch, self.processes.count, unit='points')}; "
+                f"{self.trained_steps} steps of each path are trained",
+            ]
+        )
+
+    def begin(self, *, resume: bool, lines: Sequence[str] = ()) -> None:
+        """Claim the folder and say what is to come."""
+        if not resume:
+            refuse_used(self.settings.folder)
+        if self.processes.is_main and self.settings.loop.progress:
+            for line in (self.plan(), *lines):
+                tqdm.write(line)
+
+    def save(self, folder: str | PathLike[str] | None = None) -> Path:
+        """Write what was trained, verified, with a model card and the settings."""
+        settings = self.settings
+        place = (
+            Path(folder) if folder else settings.folder / ("lora" if settings.adapter.train == "lora" else "pipeline")
+        )
+        if self.processes.is_main:
+            self.policy.save(place)
+            (place / "training_config.yaml").write_text(to_yaml(settings.whole))
+            write_model_card(place, self._card())
+        return place
+
+    def publish(self, repo_id: str, *, push: bool, private: bool) -> PublishPlan:
+        """Save and say what publishing would upload; upload it with `push`."""
+        return publish(self.save(), repo_id, push=push, private=private)
+
+    def _card(self) -> CardFacts:
+        base = self.model.pipe.name_or_path if isinstance(self.model, StableDiffusion) else None
+        return CardFacts(
+            base_model=str(base or "") or None, method=self.settings.method, settings=asdict(self.settings.whole)
+        )
+
+    def _identity(self) -> dict[str, str]:
+        """What decides about the result; how long a run is, and where it lies, may change."""
+        free = {"loop", "folder", "preview_every"}
+        settings = {name: str(value) for name, value in asdict(self.settings.whole).items() if name not in free}
+        prompts = hashlib.sha256("\n".join(self.rollouts.prompts).encode()).hexdigest()
+        rewards = ", ".join(f"{name} × {weight:g}" for name, weight in self.rollouts.rewards.weights.items())
+        return settings | {"prompts": f"{len(self.rollouts.prompts)} ({prompts[:12]})", "rewards": rewards}
+
+
+def rollout_facts(rollout: Rollout) -> dict[str, Tensor]:
+    """What to log of a rollout's rewards."""
+    return {
+        "reward/mean": rollout.rewards.mean(),
+        "reward/std": rollout.rewards.std(correction=0),
+        **{f"reward/{name}": part.mean() for name, part in rollout.parts.items() if len(rollout.parts) > 1},
+    }
+
+
+def _policy(model: DiffusionModel, settings: OnlineSettings) -> Policy:
+    adapter = settings.adapter
+    if adapter.train == "full":
+        return FullPolicy(model)
+    return LoraPolicy(
+        model, rank=adapter.rank, alpha=adapter.alpha, target_modules=adapter.target_modules, seed=settings.seed
+    )
+
+
+def _division(settings: OnlineSettings, processes: int, trained_steps: int) -> tuple[int, int]:
+    """(points per micro-batch, micro-batches per update and process).
+
+    Raises:
+        ValueError: If a rollout does not divide evenly.
+    """
+    rollout, learning = settings.rollout, settings.learning
+    images = rollout.images // processes
+    if learning.keep_graph:
+        size = min(rollout.batch_size, images)
+        if images % size:
+            raise ValueError(
+                f"rollout.batch_size is {rollout.batch_size} with keep_graph, but {images} images per process are drawn; "
+                "give a divisor of that"
+            )
+        return size, trained_steps * (images // size)
+    points = images * trained_steps
+    per_update, rest = divmod(points, learning.minibatches)
+    size = min(learning.micro_batch, per_update)
+    if rest or per_update % size:
+        fitting = [n for n in range(1, per_update + 1) if per_update % n == 0]
+        raise ValueError(
+            f"a rollout gives {points} points per process ({images} images × {trained_steps} trained steps), which "
+            f"{learning.minibatches} minibatches of micro-batches of {size} do not divide; use learning.minibatches that "
+            f"divides {points} and learning.micro_batch among {', '.join(map(str, fitting[-12:]))}"
+        )
+    return size, per_update // size

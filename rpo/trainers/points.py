@@ -1,0 +1,228 @@
+"""Points: the moments of a rollout that are learnt from, laid out flat, and how they become micro-batches.
+
+A point is one step of one trajectory: where it was (x_t), where it went (x_s), and what that step is worth. Of an
+image's E steps K are trained, each with probability K/E, and the loss of the image is their sum, never their mean:
+
+    loss = mean over images  Σ_k (E/K) loss_k  =  mean over points  E loss_k
+
+so that any cut of the points into equal micro-batches gives the same gradient, and a finer grid does not shrink it.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rpo.randomness import keyed_generator
+from rpo.trainers.online_config import LearningConfig
+from rpo.trainers.rollouts import Rollout
+from rpo.types import Conditioning, Grid, Node, PerSample
+
+
+@dataclass(frozen=True)
+class Points:
+    """A flat batch of trained moments; every tensor has one row per point."""
+
+    x_t: Float[Tensor, "points c h w"]
+    x_s: Float[Tensor, "points c h w"]
+    t: Node
+    s: Node
+    conditioning: Conditioning
+    prediction: Float[Tensor, "points c h w"]
+    """The guided network output in the rollout."""
+    log_prob: Float[Tensor, " points"]
+    """Of the step under the policy that drew it."""
+    weight: Float[Tensor, " points"]
+    """What the point's loss counts in a mean over points: E of the formula above."""
+    image: Int[Tensor, " points"]
+    """Which image of the rollout."""
+    step: Int[Tensor, " points"]
+    """Which step of its trajectory."""
+    names: tuple[str, ...]
+    negative: Float[Tensor, "points c h w"] | None = None
+    """The output under the negative conditioning in the rollout, where it is not to be differentiated."""
+    reference: Float[Tensor, "points c h w"] | None = None
+    """The guided output of the reference."""
+    advantage: Float[Tensor, " points"] | None = None
+    value_gradient: Float[Tensor, "points c h w"] | None = None
+    live: Float[Tensor, "points c h w"] | None = None
+    """`prediction` with the graph of the rollout."""
+    facts: dict[str, Float[Tensor, ""]] | None = None
+    """What to log of the rollout: the same for all of its points."""
+
+    def __len__(self) -> int:
+        """Number of points."""
+        return self.x_t.shape[0]
+
+    def select(self, index: Int[Tensor, " picked"]) -> "Points":
+        """Some of the points, in the order asked for; a graph cannot be divided and is left out."""
+        rows = {
+            name: None if getattr(self, name) is None else getattr(self, name)[index]
+            for name in (*_ROWS, "negative", "reference", "advantage", "value_gradient")
+        }
+        return replace(
+            self,
+            t=_node_rows(self.t, index),
+            s=_node_rows(self.s, index),
+            conditioning=self.conditioning.select(index),
+            names=tuple(self.names[row] for row in index.tolist()),
+            live=None,
+            **rows,
+        )
+
+
+_ROWS = ("x_t", "x_s", "prediction", "log_prob", "weight", "image", "step")
+
+
+def choose_steps(
+    grid: Grid, num_images: int, config: LearningConfig, generator: torch.Generator, *, needs_density: bool
+) -> tuple[Int[Tensor, "trained images"], float]:
+    """Which steps of each trajectory are trained, in order, and what each counts.
+
+    Args:
+        grid: Of the rollout.
+        num_images: Trajectories.
+        config: How many steps and from which part; with `keep_graph` all trajectories share theirs.
+        generator: Of the draw.
+        needs_density: Leave out steps that add no noise (a last step to perfectly clean data).
+
+    Returns:
+        Indices of steps, on the CPU, and the number of steps that they stand for, E.
+
+    Raises:
+        ValueError: If there are fewer steps to choose from than are to be trained.
+    """
+    low, high = config.window or (0.0, 1.0)
+    steps = range(grid.num_steps - 1 if needs_density and float(grid.sigma[-1]) == 0 else grid.num_steps)
+    eligible = torch.tensor([step for step in steps if low <= step / grid.num_steps < high])
+    wanted = config.train_steps or len(eligible)
+    if not 1 <= wanted <= len(eligible):
+        raise ValueError(
+            f"learning.train_steps is {config.train_steps}, but a trajectory has {len(eligible)} steps to train "
+            f"({grid.num_steps} in all, window {low:g} to {high:g}); train fewer, draw more or widen the window"
+        )
+    rows = 1 if config.keep_graph else num_images
+    draws = torch.rand(rows, len(eligible), generator=generator).argsort(dim=1)[:, :wanted].sort(dim=1).values
+    return eligible[draws.T].expand(-1, num_images), float(len(eligible))
+
+
+def points_of(rollout: Rollout, steps: Int[Tensor, "trained images"], weight: float, *, is_frozen: bool) -> Points:
+    """The chosen moments of a rollout, step by step: first all images at their first trained step.
+
+    Args:
+        rollout: With its predictions.
+        steps: From `choose_steps`.
+        weight: How many steps they stand for; see there.
+        is_frozen: Whether the negative branch of guidance is taken from the rollout.
+    """
+    trajectory, grid = rollout.trajectory, rollout.trajectory.grid
+    assert trajectory.predictions is not None
+    trained, images = steps.shape
+    step = steps.flatten().to(trajectory.latents.device)
+    image = torch.arange(images, device=step.device).repeat(trained)
+    negatives = trajectory.negatives if is_frozen else None
+    return Points(
+        x_t=trajectory.latents[step, image],
+        x_s=trajectory.latents[step + 1, image],
+        t=_node_at(grid, step),
+        s=_node_at(grid, step + 1),
+        conditioning=trajectory.conditioning.select(image),
+        prediction=trajectory.predictions[step, image],
+        log_prob=trajectory.log_probs[step, image],
+        weight=torch.full((len(step),), weight, device=step.device),
+        image=image,
+        step=step,
+        names=rollout.names * trained,
+        negative=None if negatives is None else negatives[step, image],
+    )
+
+
+@final
+class PointBatches:
+    """The endless micro-batches of an online trainer, for `fit`; draws a rollout when the last is used up.
+
+    A rollout that serves several updates is part of the state, since after a kill it could not be drawn again: the
+    policy has moved.
+    """
+
+    def __init__(
+        self,
+        prepare: Callable[[int], Points],
+        live: Callable[[], Iterator[Points]],
+        config: LearningConfig,
+        *,
+        accumulate: int,
+        seed: int,
+    ):
+        """Prepare.
+
+        Args:
+            prepare: Draws rollout number n and makes its points.
+            live: Splits the last rollout into micro-batches that carry their graph; used with `keep_graph`.
+            config: How a rollout is divided.
+            accumulate: Micro-batches per update.
+            seed: Of the order of points.
+        """
+        self._prepare, self._live, self._config = prepare, live, config
+        self._accumulate, self._seed = accumulate, seed
+        self._kept: Points | None = None
+
+    def __call__(self, first_update: int) -> Iterator[Points]:
+        """Micro-batches from the update after `first_update` updates on."""
+        config = self._config
+        update = first_update
+        while True:
+            index, turn = divmod(update, config.updates_per_rollout)
+            if turn == 0 or self._kept is None:
+                points = self._prepare(index)
+            else:
+                points = self._kept
+            self._kept = points if turn + 1 < config.updates_per_rollout else None
+            yield from self._live() if config.keep_graph else self._update(points, index, turn)
+            update += 1
+
+    def _update(self, points: Points, index: int, turn: int) -> Iterator[Points]:
+        pass_, minibatch = divmod(turn, self._config.minibatches)
+        order = torch.randperm(len(points), generator=keyed_generator("points", self._seed, index, pass_))
+        part = order.chunk(self._config.minibatches)[minibatch].to(points.x_t.device)
+        for rows in part.chunk(self._accumulate):
+            yield points.select(rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rollout in use, if it serves further updates."""
+        if self._kept is None:
+            return {}
+        flat = {field.name: getattr(self._kept, field.name) for field in fields(Points) if field.name != "live"}
+        nodes = {name: vars(flat.pop(name)) for name in ("t", "s")}
+        return {**flat, **nodes, "conditioning": vars(flat["conditioning"]), "names": list(flat["names"])}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue within a rollout."""
+        if not state_dict:
+            self._kept = None
+            return
+        rest = {name: value for name, value in state_dict.items() if name not in ("t", "s", "conditioning", "names")}
+        self._kept = Points(
+            **rest,
+            t=Node(**state_dict["t"]),
+            s=Node(**state_dict["s"]),
+            conditioning=Conditioning(**state_dict["conditioning"]),
+            names=tuple(state_dict["names"]),
+        )
+
+
+def _node_at(grid: Grid, index: Int[Tensor, " points"]) -> Node:
+    rows = (slice(None), None, None, None)
+    return Node(grid.alpha[index][rows], grid.sigma[index][rows], grid.timestep[index][rows])
+
+
+def _node_rows(node: Node, index: Int[Tensor, " picked"]) -> Node:
+    return Node(node.alpha[index], node.sigma[index], node.timestep[index])
+
+
+def per_image(values: Float[Tensor, " points"], points: Points, num_images: int) -> PerSample:
+    """Sum a quantity over the points of each image."""
+    return values.new_zeros(num_images).index_add(0, points.image, values)

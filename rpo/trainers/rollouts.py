@@ -1,0 +1,201 @@
+"""Rollouts: images drawn by the current policy to learn from, with their paths and their rewards.
+
+A rollout is a number of groups, the images of one prompt. Its randomness is a function of (seed, rollout, prompt,
+image), so a resumed run draws the same images, and its grid of (seed, rollout), so all processes share it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import final
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from rpo.data.order import visit
+from rpo.diffusion.continuous import grid_at, jittered_times, uniform_times
+from rpo.diffusion.transition import Ddim, EulerMaruyama, Kernel
+from rpo.models.base import DiffusionModel
+from rpo.models.solvers import BlackBoxSolver
+from rpo.randomness import keyed_generator
+from rpo.rewards.base import WeightedRewards
+from rpo.sampler import Keep, sample
+from rpo.trainers.online_config import RolloutConfig
+from rpo.types import Conditioning, Grid, PerSample, Trajectory
+
+JITTER = 0.9
+"""How far random spacing moves a node, in steps; below 1, so that nodes keep their order."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What was drawn, and what it is worth."""
+
+    index: int
+    trajectory: Trajectory
+    """Of all images; without live graphs."""
+    chunks: tuple[Trajectory, ...]
+    """The same as it was drawn, batch by batch, with the graphs that were kept."""
+    prompts: tuple[str, ...]
+    """One per image."""
+    group: Int[Tensor, " batch"]
+    """Which images share a prompt: 0, 0, 1, 1, …"""
+    rewards: PerSample
+    """The weighted sum of all rewards."""
+    parts: dict[str, PerSample]
+    """The raw score of each reward, by name."""
+    names: tuple[str, ...]
+    """What a person finds each image by."""
+
+    @property
+    def num_images(self) -> int:
+        """Images of this process."""
+        return len(self.prompts)
+
+
+def training_kernel(config: RolloutConfig) -> Kernel:
+    """The kernel in which one step of a rollout is learnt; a multistep solver's is the DDIM step, its first order."""
+    if config.solver == "euler_maruyama":
+        return EulerMaruyama(config.eta)
+    return Ddim(config.eta)
+
+
+@final
+class Rollouts:
+    """Draws and scores the rollouts of one process."""
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        prompts: Sequence[str],
+        rewards: WeightedRewards,
+        config: RolloutConfig,
+        *,
+        seed: int,
+        share: tuple[int, int] = (0, 1),
+        evidence: Path | None = None,
+    ):
+        """Prepare.
+
+        Args:
+            model: The policy.
+            prompts: To draw from, in a shuffled order that visits each before it repeats one.
+            rewards: What the images are worth.
+            config: How to draw.
+            seed: Of everything drawn.
+            share: (process, number of processes).
+            evidence: Where the images behind a failing reward are put.
+
+        Raises:
+            ValueError: If there is no prompt, one is empty, or they do not divide among the processes.
+        """
+        self.model, self.prompts, self.rewards, self.config = model, tuple(prompts), rewards, config
+        self._seed, self._evidence = seed, evidence
+        self._process, processes = share
+        _check_prompts(self.prompts)
+        if config.prompts % processes:
+            raise ValueError(
+                f"rollout.prompts is {config.prompts} for {processes} processes, but each needs an equal share; give a "
+                f"multiple of {processes}"
+            )
+        self._own_prompts = config.prompts // processes
+        self._embeds: dict[str, Conditioning] = {}
+
+    def grid(self, index: int) -> Grid:
+        """The grid of a rollout; the same on every process."""
+        config = self.config
+        if config.solver == "dpm_solver":
+            return BlackBoxSolver(self.model, config.num_steps).grid
+        if config.spacing == "checkpoint":
+            return self.model.grid(config.num_steps)
+        generator = keyed_generator("grid", self._seed, index)
+        high = config.max_steps or config.num_steps
+        num_steps = int(torch.randint(config.num_steps, high + 1, (), generator=generator))
+        process = self.model.process
+        if config.spacing == "uniform":
+            times = uniform_times(process, num_steps)
+        else:
+            times = jittered_times(process, num_steps, generator, jitter=JITTER)
+        grid = grid_at(process, times)
+        device = self.model.device
+        return Grid(grid.alpha.to(device), grid.sigma.to(device), grid.timestep.to(device))
+
+    def draw(self, index: int, keep: Callable[[Grid], Keep]) -> Rollout:
+        """Draw rollout `index` with the policy as it is.
+
+        Args:
+            index: Number of the rollout, from 0.
+            keep: From the grid to what is kept of its steps.
+
+        Raises:
+            RewardError: If a reward fails; the image and prompt behind it are saved and named.
+        """
+        config, first = self.config, index * self.config.prompts + self._process * self._own_prompts
+        chosen = [visit(len(self.prompts), self._seed, first + offset)[0] for offset in range(self._own_prompts)]
+        jobs = [(prompt, image) for prompt in chosen for image in range(config.images_per_prompt)]
+        prompts = tuple(self.prompts[prompt] for prompt, _ in jobs)
+        generators = [keyed_generator("rollout", self._seed, index, prompt, image) for prompt, image in jobs]
+        cond = self._conditioning(prompts)
+        grid = self.grid(index)
+        chunks, images = [], []
+        for start in range(0, len(jobs), config.batch_size):
+            part = slice(start, start + config.batch_size)
+            chunk = sample(
+                self.model,
+                cond.select(part),
+                grid,
+                self._kernel(),
+                guidance_scale=config.guidance_scale,
+                generators=generators[part],
+                keep=keep(grid),
+            )
+            chunks.append(chunk)
+            images.append(self.model.decode(chunk.x_0))
+        parts = self.rewards.parts(torch.cat(images), prompts, evidence=self._evidence)
+        total = sum(weight * parts[name] for name, weight in self.rewards.weights.items())
+        assert isinstance(total, Tensor)
+        group = torch.arange(self._own_prompts, device=total.device).repeat_interleave(config.images_per_prompt)
+        names = tuple(f"rollout {index}, prompt {self.prompts[p]!r}, image {image}" for p, image in jobs)
+        return Rollout(index, _joined(chunks, cond), tuple(chunks), prompts, group, total, parts, names)
+
+    def _kernel(self) -> Kernel:
+        if self.config.solver == "dpm_solver":
+            return BlackBoxSolver(self.model, self.config.num_steps)  # it keeps a history: one per trajectory
+        return training_kernel(self.config)
+
+    def _conditioning(self, prompts: Sequence[str]) -> Conditioning:
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeds]
+        if new:
+            encoded = self.model.encode_prompts(new)
+            self._embeds |= {prompt: encoded.select(slice(row, row + 1)) for row, prompt in enumerate(new)}
+        rows = [self._embeds[prompt] for prompt in prompts]
+        return Conditioning(
+            torch.cat([row.prompt_embeds for row in rows]), torch.cat([row.negative_embeds for row in rows])
+        )
+
+
+def _joined(chunks: Sequence[Trajectory], cond: Conditioning) -> Trajectory:
+    first = chunks[0]
+    if len(chunks) == 1:
+        return replace(first, live={})
+    predictions = [chunk.predictions for chunk in chunks if chunk.predictions is not None]
+    negatives = [chunk.negatives for chunk in chunks if chunk.negatives is not None]
+    return Trajectory(
+        torch.cat([chunk.latents for chunk in chunks], dim=1),
+        torch.cat([chunk.log_probs for chunk in chunks], dim=1),
+        cond,
+        first.grid,
+        torch.cat(predictions, dim=1) if predictions else None,
+        torch.cat(negatives, dim=1) if negatives else None,
+    )
+
+
+def _check_prompts(prompts: Sequence[str]) -> None:
+    if not prompts:
+        raise ValueError("there are no prompts, but an online trainer draws images of some; give a list of texts")
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(
+                f"prompt {index} is {prompt!r}, but a text that is not empty is needed; remove it from the prompts"
+            )

@@ -1,0 +1,195 @@
+"""The settings of score-as-action, refused at once when no run can have them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from rpo.diffusion.transition import Kernel
+from rpo.trainers.online import OnlineSettings
+from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
+from rpo.trainers.rollouts import training_kernel
+from rpo.training.loop_config import LoopConfig
+
+Estimator = Literal["pathwise", "likelihood", "likelihood_state_cost"]
+Update = Literal["plain", "clip", "trust_region"]
+AdvantageKind = Literal["value_difference", "return_minus_value", "gae", "group"]
+
+
+@dataclass(frozen=True)
+class ValueConfig:
+    """The value network V(t, x_t, x0_hat, prompt)."""
+
+    design: Literal["cos_sin", "cos", "linear", "none"] = "none"
+    """How the reward of the predicted clean image enters V: V = c_skip(t) r(x0_hat) + c_out(t) F, which is exact at the
+    data end. It costs a decoding and a reward per step and image. "none" learns V alone."""
+
+    branch: Literal["frozen", "differentiable"] = "frozen"
+    """Whether the gradient of V flows through the reward of x0_hat too. The pathwise estimator is biased without it
+    (unless the design is "none"); it needs a reward that can be differentiated."""
+
+    inputs: Literal["x_t", "x0_hat", "both"] = "both"
+    """What F sees: the noisy latents, the predicted clean ones, or both."""
+
+    through_denoiser: bool = True
+    """Whether the gradient of V follows x0_hat back through the denoiser, as it must to be a gradient: one more forward
+    and backward per trained step. Off takes x0_hat's own formula with the noise held fixed. Only `pathwise` asks."""
+
+    loss: Literal["monte_carlo", "td0", "martingale"] = "monte_carlo"
+    """What V is fitted to: how it ended, the value of the next node, or the traced mixture of both."""
+
+    trace: float = 0.9
+    """Of "martingale": 0 is "td0", 1 is "monte_carlo"."""
+
+    learning_rate: float = 1e-3
+    """Of the value network; 3e-4 to 3e-3."""
+
+    updates: int = 20
+    """Optimiser steps on V per rollout; 5 to 50."""
+
+    batch_size: int = 256
+    """Nodes per such step."""
+
+    channels: int = 64
+    """Width of F; 32 to 128."""
+
+    pretrain_rollouts: int = 4
+    """Rollouts from which V is learnt before the policy moves; 0 to 20. They count as cost."""
+
+    pretrain_updates: int = 100
+    """Optimiser steps on V for each of them."""
+
+    @property
+    def sees_x0_hat(self) -> bool:
+        """Whether V depends on the predicted clean latents."""
+        return self.inputs != "x_t" or (self.design != "none" and self.branch == "differentiable")
+
+
+@dataclass(frozen=True)
+class ScoreAsActionConfig:
+    """Settings of `ScoreAsActionTrainer`; the defaults suit a LoRA on `shapes`."""
+
+    estimator: Estimator = "likelihood"
+    """Which form of the policy gradient: along the slope of V (`pathwise`: any solver, no transition density), by
+    likelihood with the sampled log-ratio as running cost, or by likelihood with the exact cost of each step and its
+    explicit derivative. All three are the same gradient in expectation."""
+
+    update: Update = "plain"
+    """What is done with it: a plain step, PPO's clip on the ratio per dimension, or a penalty on the distance from the
+    policy that drew the rollout, whose weight adapts. The last two are for several updates per rollout."""
+
+    advantage: AdvantageKind = "value_difference"
+    """What a step is worth in a likelihood estimator: how V changed over it, how it all ended minus V, the mixture
+    (`trace`), or how the image compares with others of its prompt (no V is used)."""
+
+    trace: float = 0.9
+    """Of "gae"; 0 is "value_difference", 1 "return_minus_value"."""
+
+    normalize: Literal["none", "batch", "per_step"] = "batch"
+    """Scale of the advantages: as they are, divided by one number per rollout, or by one number per step, which
+    preconditions the gradient over time (the authors' code does; it is another objective)."""
+
+    max_advantage: float | None = 5.0
+    """Where a normalised advantage is cut; 3 to 10, nothing for no cut."""
+
+    kl_weight: float = 0.0
+    """Weight of the running cost ∫½|u|², the KL from the reference along the path, against the reward. 0 leaves the
+    reference out; its size depends on the reward's: start where reward gained and cost are of one size."""
+
+    measure_kl: bool = True
+    """Whether the KL is logged when its weight is 0; it is taken at every eighth of the trained points."""
+
+    clip: float = 1e-4
+    """Of the ratio per dimension, for update "clip". 1e-5 to 1e-3; times the latent's dimensions it is in nats."""
+
+    trust_region_power: Literal["sqrt", "linear"] = "sqrt"
+    """Penalty C √KL (the bound's own) or C KL, for update "trust_region"."""
+
+    trust_region_target: float = 1.0
+    """√KL per path that an update may move the policy; C grows above it and shrinks below."""
+
+    value: ValueConfig = field(default_factory=ValueConfig)
+    """The value network."""
+
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """How images are drawn."""
+
+    learning: LearningConfig = field(default_factory=LearningConfig)
+    """How they are learnt from."""
+
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """What is trained."""
+
+    preview_every: int = 20
+    """Updates between image grids of fixed prompts and seeds in `previews/`; 0 for none."""
+
+    folder: str = "runs/score_as_action"
+    """The run's folder: metrics, previews, checkpoints and, after `save`, the LoRA."""
+
+    seed: int = 0
+    """Of the adapter's start, the rollouts and the value network."""
+
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    """How long and how fast to train; see `LoopConfig`. Its `accumulate` is worked out from the rollout."""
+
+    def __post_init__(self):
+        """Refuse settings that no run can have.
+
+        Raises:
+            ValueError: Naming the field, its value and what it must be.
+        """
+        if not self.kl_weight >= 0:
+            raise ValueError(f"kl_weight is {self.kl_weight}, but it must be >= 0; 0 leaves the reference out")
+        if self.estimator != "pathwise":
+            self._check_likelihood()
+        if self.update == "trust_region" and self.learning.updates_per_rollout == 1:
+            raise ValueError(
+                "update is trust_region with one update per rollout, before which the policy has not moved; set "
+                "learning.minibatches or learning.passes above 1, or update: plain"
+            )
+        if self.estimator == "pathwise" and self.update == "clip":
+            raise ValueError(
+                "update is clip with the pathwise estimator, which has no ratio to clip; use plain or trust_region"
+            )
+
+    def _check_likelihood(self) -> None:
+        if not self.rollout.has_density:
+            raise ValueError(
+                f"estimator is {self.estimator} with solver {self.rollout.solver} and eta {self.rollout.eta}, whose "
+                "steps have no transition density; set eta above 0 with ddim or euler_maruyama, or estimator: pathwise"
+            )
+        trained = self.learning.guidance_scale
+        if trained is not None and trained != self.rollout.guidance_scale:
+            raise ValueError(
+                f"learning.guidance_scale is {trained}, but the rollout's is {self.rollout.guidance_scale}: the "
+                f"likelihood of what was drawn is that of the policy that drew it; leave it out, or estimator: pathwise"
+            )
+
+    @property
+    def explicit_cost(self) -> bool:
+        """Whether the cost of a step is differentiated as such, which a sampled log-ratio does without."""
+        return self.kl_weight > 0 and self.estimator != "likelihood"
+
+    @property
+    def rollout_kernel(self) -> Kernel:
+        """The kernel in which a step of the rollout is learnt."""
+        return training_kernel(self.rollout)
+
+    @property
+    def uses_value(self) -> bool:
+        """Whether V takes part in the gradient."""
+        return self.estimator == "pathwise" or self.advantage != "group"
+
+    def online_settings(self) -> OnlineSettings:
+        """What this has in common with every online trainer."""
+        return OnlineSettings(
+            rollout=self.rollout,
+            learning=self.learning,
+            adapter=self.adapter,
+            loop=self.loop,
+            preview_every=self.preview_every,
+            folder=Path(self.folder),
+            seed=self.seed,
+            whole=self,
+            needs_density=self.rollout.has_density,
+            method="score as action",
+        )
