@@ -244,11 +244,11 @@ class StableDiffusion:
         scale = self.vae.config["scaling_factor"]
         return posterior.mean.float() * scale, posterior.std.float() * scale
 
-    @torch.no_grad()
     def decode(self, latents: Latents) -> Images:
-        """Images in [0, 1], float32, of scaled latents."""
+        """Images in [0, 1], float32, of scaled latents; with a gradient where the latents ask for one."""
         unscaled = (latents / self.vae.config["scaling_factor"]).to(self.vae.dtype)
-        chunks = [self.vae.decode(chunk).sample for chunk in unscaled.split(IMAGES_PER_DECODE)]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and latents.requires_grad):
+            chunks = [self.vae.decode(chunk).sample for chunk in unscaled.split(IMAGES_PER_DECODE)]
         return (torch.cat(chunks).float() / 2 + 0.5).clamp(0, 1)
 
     def fingerprint(self, part: Literal["denoiser", "vae", "text"]) -> str:

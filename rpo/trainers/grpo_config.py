@@ -90,7 +90,7 @@ class GRPOConfig:
             raise ValueError(f"kl_weight is {self.kl_weight}, but it must be >= 0; 0 leaves the reference out")
         if not self.clip > 0:
             raise ValueError(f"clip is {self.clip}, but it must be > 0; 1e-4 is usual for 16,384 dimensions")
-        if not 2 <= self.min_history <= self.history:
+        if not 1 < self.min_history <= self.history:
             raise ValueError(
                 f"min_history is {self.min_history} and history {self.history}, but 2 <= min_history <= history is "
                 "needed; 16 and 32 are usual"

@@ -3,20 +3,25 @@
 The costs are kept for all steps, trained or not: what a step is worth includes the costs it leads to.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from rpo.models.base import DiffusionModel
 from rpo.objectives.advantages import gae, normalize_per_step, return_minus_value, value_difference
 from rpo.objectives.score_as_action import log_ratio_cost
+from rpo.rewards.base import WeightedRewards
 from rpo.trainers.moments import reference_prediction, step_cost, transition_of, value_nodes
 from rpo.trainers.points import points_of
 from rpo.trainers.policy import Policy
 from rpo.trainers.rollouts import Rollout
-from rpo.trainers.score_as_action_config import ScoreAsActionConfig
+from rpo.trainers.score_as_action_config import ScoreAsActionConfig, ValueConfig
 from rpo.trainers.value import Critic
+from rpo.trainers.value_network import ValueNetwork
+from rpo.types import Latents, PerSample
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,42 @@ class Judged:
     """V at every node; the reward at the last."""
     references: Float[Tensor, "steps images c h w"] | None
     """Guided output of the reference at every step."""
+
+
+def make_critic(
+    model: DiffusionModel,
+    rewards: WeightedRewards,
+    config: ValueConfig,
+    network: nn.Module | None,
+    *,
+    seed: int,
+) -> Critic:
+    """V for a model and its rewards.
+
+    Args:
+        model: Whose rollouts are judged.
+        rewards: Asked about the predicted clean image, if the design has a place for that.
+        config: The settings.
+        network: F; the package's own by default.
+        seed: Of its first weights and the order of its data.
+    """
+    if network is None:
+        prompt_dim = model.encode_prompts(["a"]).prompt_embeds.shape[-1]
+        network = ValueNetwork(
+            model.latent_shape, prompt_dim, inputs=config.inputs, channels=config.channels, seed=seed
+        ).to(model.device)
+
+    def terminal(latents: Latents, prompts: Sequence[str]) -> PerSample:
+        return rewards(model.decode(latents), prompts)
+
+    return Critic(
+        network,
+        design=config.design,
+        terminal=None if config.design == "none" else terminal,
+        branch=config.branch,
+        learning_rate=config.learning_rate,
+        seed=seed,
+    )
 
 
 def judge(

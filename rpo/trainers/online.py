@@ -23,7 +23,7 @@ from rpo.models.base import DiffusionModel
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.publish import CardFacts, PublishPlan, publish, write_model_card
 from rpo.randomness import keyed_generator
-from rpo.rewards import RewardLike, load_rewards
+from rpo.rewards import RewardSpec, WeightedRewards, load_rewards
 from rpo.sampler import Keep
 from rpo.trainers.moments import reference_prediction, step_cost
 from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
@@ -38,6 +38,9 @@ from rpo.training.session import refuse_used
 from rpo.training.state import Stateful
 from rpo.training.unchanged import Unchanged
 from rpo.types import Grid, StepOutput
+
+RewardLike = Mapping[str, float] | RewardSpec | WeightedRewards
+"""What images are worth: a name, "module:name", a callable (images, prompts) → numbers, or weights by name."""
 
 KL_STRIDE = 8
 """Of so many points one is asked for its KL, where the KL is only logged."""
@@ -328,8 +331,8 @@ def _division(settings: OnlineSettings, processes: int, trained_steps: int) -> t
         size = min(rollout.batch_size, images)
         if images % size:
             raise ValueError(
-                f"rollout.batch_size is {rollout.batch_size} with keep_graph, but {images} images per process are drawn; "
-                "give a divisor of that"
+                f"rollout.batch_size is {rollout.batch_size} with keep_graph, but {images} images per process are "
+                "drawn; give a divisor of that"
             )
         return size, trained_steps * (images // size)
     points = images * trained_steps
@@ -339,7 +342,7 @@ def _division(settings: OnlineSettings, processes: int, trained_steps: int) -> t
         fitting = [n for n in range(1, per_update + 1) if per_update % n == 0]
         raise ValueError(
             f"a rollout gives {points} points per process ({images} images × {trained_steps} trained steps), which "
-            f"{learning.minibatches} minibatches of micro-batches of {size} do not divide; use learning.minibatches that "
-            f"divides {points} and learning.micro_batch among {', '.join(map(str, fitting[-12:]))}"
+            f"{learning.minibatches} minibatches of micro-batches of {size} do not divide; use learning.minibatches "
+            f"that divides {points} and learning.micro_batch among {', '.join(map(str, fitting[-12:]))}"
         )
     return size, per_update // size

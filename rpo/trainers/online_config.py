@@ -55,7 +55,7 @@ class RolloutConfig:
         for name in ("prompts", "images_per_prompt", "num_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"rollout.{name} is {getattr(self, name)}, but it must be at least 1; raise it")
-        if not 0 <= self.eta:
+        if not self.eta >= 0:
             raise ValueError(f"rollout.eta is {self.eta}, but it must be >= 0; 1 is the reverse SDE, 0 the ODE")
         if self.guidance_scale < 1:
             raise ValueError(f"rollout.guidance_scale is {self.guidance_scale}, but it must be >= 1; 1 is none")
@@ -98,8 +98,8 @@ class LearningConfig:
     needs."""
 
     freeze_negative: bool = True
-    """Whether the negative branch of guidance has no gradient: its output is taken from the rollout, which saves half of
-    the training forwards. Off is DDPO's own gradient."""
+    """Whether the negative branch of guidance has no gradient: its output is taken from the rollout, which saves half
+    of the training forwards. Off is DDPO's own gradient."""
 
     keep_graph: bool = False
     """Whether the rollout's own forwards are differentiated, which saves every training forward (the same gradient).

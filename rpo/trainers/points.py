@@ -176,10 +176,7 @@ class PointBatches:
         update = first_update
         while True:
             index, turn = divmod(update, config.updates_per_rollout)
-            if turn == 0 or self._kept is None:
-                points = self._prepare(index)
-            else:
-                points = self._kept
+            points = self._prepare(index) if turn == 0 or self._kept is None else self._kept
             self._kept = points if turn + 1 < config.updates_per_rollout else None
             yield from self._live() if config.keep_graph else self._update(points, index, turn)
             update += 1

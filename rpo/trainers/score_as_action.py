@@ -35,8 +35,7 @@ from rpo.models.base import DiffusionModel
 from rpo.objectives.policy import Surrogate, clipped_surrogate, plain, trust_region
 from rpo.objectives.score_as_action import pathwise
 from rpo.publish import PublishPlan
-from rpo.rewards import RewardLike
-from rpo.trainers.judging import Judged, advantages, judge
+from rpo.trainers.judging import Judged, advantages, judge, make_critic
 from rpo.trainers.moments import (
     current_prediction,
     step_cost,
@@ -44,7 +43,7 @@ from rpo.trainers.moments import (
     value_gradient,
     value_nodes,
 )
-from rpo.trainers.online import OnlineRun, rollout_facts
+from rpo.trainers.online import OnlineRun, RewardLike, rollout_facts
 from rpo.trainers.points import Points
 from rpo.trainers.policy import Policy
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig
@@ -55,8 +54,8 @@ from rpo.training.state import Stateful
 from rpo.types import PerSample, StepOutput
 
 NOISE_WARNING = (
-    "rollouts at eta {eta:g}: what is learnt is right for this sampler only; sample the result with eta {eta:g} too, or "
-    "train at eta 1, whose score any sampler may use"
+    "rollouts at eta {eta:g}: what is learnt is right for this sampler only; sample the result with eta {eta:g} too, "
+    "or train at eta 1, whose score any sampler may use"
 )
 """Said once, where the noise level of the rollouts is not 1."""
 
