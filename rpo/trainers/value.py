@@ -1,0 +1,321 @@
+"""The value V(t, x): what reward is still to be expected at a moment of a rollout (score as action, arXiv:2502.01819).
+
+A reward that judges images says much about V already, when asked about the predicted clean latents x0_hat. So
+
+    V = c_skip(t) r(decode(x0_hat)) + (1 - c_skip(t)) m + c_out(t) d F(x_t, x0_hat, t, prompt)
+
+where F is learnt, and m and d are the mean and the standard deviation of the first returns, so that F learns numbers of
+size one. At the data end c_skip = 1 and c_out = 0: there V is the reward itself, whatever F says. The term with m is
+ours: without it F would have to make up for the offset that a reward loses on the way to the noise end.
+
+Fitting is regression on what came of each node: the reward less the costs still to come (trace 1), or the same with a
+part of the way replaced by V's own opinion (trace below 1), which is then asked anew at every pass over the data and
+never differentiated.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from rpo.objectives.advantages import traced_returns
+from rpo.objectives.score_as_action import explained_variance, monte_carlo
+from rpo.randomness import keyed_generator
+from rpo.types import Latents, PerSample
+
+Design = Literal["cos_sin", "cos", "linear", "none"]
+"""How the weight of the reward of x0_hat falls from the data end to the noise end; see `skip_weights`."""
+
+Branch = Literal["frozen", "differentiable"]
+"""Whether the gradient of V goes through the reward of x0_hat as well."""
+
+ValueLoss = Literal["monte_carlo", "td0", "martingale"]
+"""What V is compared with: how it ended, V of the next node, or the traced mixture of both."""
+
+Terminal = Callable[[Latents, Sequence[str]], PerSample]
+"""The reward of clean latents: decodes, then judges."""
+
+TIME_BINS = 4
+"""Equal parts of the process in which the quality of V is told apart."""
+
+MAX_GRAD_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class ValuePoints:
+    """Moments of rollouts as a value sees them; every row is one."""
+
+    x_t: Float[Tensor, "points c h w"]
+    x0_hat: Float[Tensor, "points c h w"]
+    """The predicted clean latents; at the data end the clean latents themselves."""
+    time: Float[Tensor, " points"]
+    """1 at the noise end … 0 at the data end."""
+    prompt_embeds: Float[Tensor, "points tokens dim"]
+    prompts: tuple[str, ...]
+    x0_reward: Float[Tensor, " points"] | None = None
+    """What the reward says of `x0_hat`, where it has been asked already; see `Critic.ask_reward`."""
+
+    def __len__(self) -> int:
+        """Number of points."""
+        return self.x_t.shape[0]
+
+    def select(self, index: Int[Tensor, " picked"]) -> "ValuePoints":
+        """Some of the points, in the order asked for."""
+        return ValuePoints(
+            self.x_t[index],
+            self.x0_hat[index],
+            self.time[index],
+            self.prompt_embeds[index],
+            tuple(self.prompts[row] for row in index.tolist()),
+            None if self.x0_reward is None else self.x0_reward[index],
+        )
+
+
+class Value(Protocol):
+    """An estimate of what is still to come."""
+
+    def __call__(self, points: ValuePoints) -> PerSample:
+        """V of each point, differentiable in `x_t` and `x0_hat`."""
+        ...
+
+
+def skip_weights(design: Design, time: Float[Tensor, " points"]) -> tuple[PerSample, PerSample]:
+    """(c_skip, c_out): the weights of the reward of x0_hat and of the learnt part.
+
+    Args:
+        design: "cos_sin" (what the authors chose), "cos" and "linear" go from (1, 0) at the data end to (0, 1) at the
+            noise end; "none" is (0, 1) everywhere.
+        time: In [0, 1].
+    """
+    cos = torch.cos(0.5 * math.pi * time)
+    if design == "cos_sin":
+        return cos, torch.sin(0.5 * math.pi * time)
+    if design == "cos":
+        return cos, 1 - cos
+    if design == "linear":
+        return 1 - time, time
+    return torch.zeros_like(time), torch.ones_like(time)
+
+
+@final
+class Critic:
+    """A value that learns.
+
+    Attributes:
+        network: F, a function of `ValuePoints` with one number for each.
+        design: How the reward of x0_hat enters.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        design: Design = "none",
+        terminal: Terminal | None = None,
+        branch: Branch = "frozen",
+        learning_rate: float = 1e-3,
+        seed: int = 0,
+    ):
+        """Start with V = 0 where no reward of x0_hat enters.
+
+        Args:
+            network: F, on the device to learn on; see `ValueNetwork`.
+            design: Weights of the two parts.
+            terminal: Reward of clean latents; needed unless the design is "none".
+            branch: Whether V can be differentiated through `terminal`.
+            learning_rate: Of AdamW on F; 3e-4 … 3e-3.
+            seed: Of the order in which points are visited.
+
+        Raises:
+            ValueError: If there is a design without `terminal`, or the reverse.
+        """
+        if (design == "none") != (terminal is None):
+            given = "no reward of clean latents" if terminal is None else "a reward of clean latents"
+            raise ValueError(
+                f"design is {design!r} with {given}; give `terminal` with cos_sin, cos and linear, and none with 'none'"
+            )
+        self.network = network.eval()
+        self.design: Design = design
+        self._terminal, self._branch, self._seed = terminal, branch, seed
+        self._optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
+        self._mean, self._std = 0.0, 0.0
+        self._fits = 0
+
+    def __call__(self, points: ValuePoints) -> PerSample:
+        """V of each point, in the unit of the reward."""
+        skip, out = skip_weights(self.design, points.time)
+        learnt = (1 - skip) * self._mean + out * self._unit * self.network(points)
+        if self._terminal is None:
+            return learnt
+        return skip * self._reward_of(points) + learnt  # at the data end exactly r: 1 r + 0 + 0
+
+    @torch.no_grad()
+    def evaluate(self, points: ValuePoints, *, batch_size: int) -> PerSample:
+        """V of any number of points, without gradient.
+
+        Args:
+            points: Where.
+            batch_size: Points at once.
+        """
+        return torch.cat([self(points.select(rows)) for rows in _rows(points).split(batch_size)])
+
+    @torch.no_grad()
+    def ask_reward(self, points: ValuePoints, *, batch_size: int) -> ValuePoints:
+        """The points with the reward of their x0_hat, so that it is asked once for all that follows.
+
+        Args:
+            points: Where.
+            batch_size: Points at once.
+        """
+        if self._terminal is None or points.x0_reward is not None:
+            return points
+        parts = [self._reward_of(points.select(rows)) for rows in _rows(points).split(batch_size)]
+        return replace(points, x0_reward=torch.cat(parts))
+
+    def fit(
+        self, points: ValuePoints, targets: Float[Tensor, " points"], *, steps: int, batch_size: int
+    ) -> dict[str, Tensor]:
+        """Regress V on numbers.
+
+        Args:
+            points: Where.
+            targets: What V should be there.
+            steps: Optimiser steps.
+            batch_size: Points per step.
+
+        Returns:
+            How good V was before, on these new points; see `METRICS`.
+        """
+        points = self.ask_reward(points, batch_size=batch_size)
+        values = self.evaluate(points, batch_size=batch_size)
+        self._standardise(targets)
+        self._descend(points, lambda: targets, steps=steps, batch_size=batch_size)
+        return self._quality(points.time, values, targets)
+
+    def fit_paths(
+        self,
+        nodes: ValuePoints,
+        values: Float[Tensor, "nodes batch"],
+        costs: Float[Tensor, "steps batch"],
+        *,
+        loss: ValueLoss,
+        trace: float,
+        steps: int,
+        batch_size: int,
+    ) -> dict[str, Tensor]:
+        """Fit V to whole rollouts.
+
+        Args:
+            nodes: All nodes of all images, node by node from noise to data.
+            values: V at them before the fit, and the reward in the last row.
+            costs: Of every step, times `kl_weight`.
+            loss: What V is compared with.
+            trace: Of "martingale".
+            steps: Optimiser steps.
+            batch_size: Nodes per step.
+
+        Returns:
+            How good V was before, on these new nodes; see `METRICS`.
+        """
+        nodes = self.ask_reward(nodes, batch_size=batch_size)
+        traces: dict[ValueLoss, float] = {"monte_carlo": 1.0, "td0": 0.0, "martingale": trace}
+        returns = traced_returns(values, costs, trace=1.0).flatten()
+        self._standardise(returns)
+
+        def targets() -> Tensor:
+            latest = values
+            if traces[loss] < 1:
+                latest = self.evaluate(nodes, batch_size=batch_size).view_as(values)
+            latest = torch.cat([latest[:-1], values[-1:]])
+            return torch.cat([traced_returns(latest, costs, trace=traces[loss]), values[-1:]]).flatten()
+
+        self._descend(nodes, targets, steps=steps, batch_size=batch_size)
+        return self._quality(nodes.time[: len(returns)], values[:-1].flatten(), returns)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to end in the same weights, bit for bit."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "mean": self._mean,
+            "std": self._std,
+            "fits": self._fits,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+        self.network.load_state_dict(state_dict["network"])
+        self._optimizer.load_state_dict(state_dict["optimizer"])
+        self._mean, self._std = state_dict["mean"], state_dict["std"]
+        self._fits = state_dict["fits"]
+
+    @property
+    def _unit(self) -> float:
+        return self._std or 1.0
+
+    def _reward_of(self, points: ValuePoints) -> PerSample:
+        assert self._terminal is not None
+        is_followed = self._branch == "differentiable" and torch.is_grad_enabled() and points.x0_hat.requires_grad
+        rewards = points.x0_reward
+        if rewards is None:
+            with torch.set_grad_enabled(is_followed):
+                rewards = self._terminal(points.x0_hat, points.prompts)
+        if is_followed and not rewards.requires_grad:
+            raise ValueError(
+                "the reward gives numbers without a gradient, but branch is 'differentiable'; use a reward that "
+                "differentiates, branch 'frozen', or design 'none'"
+            )
+        return rewards
+
+    def _standardise(self, returns: PerSample) -> None:
+        """Take the unit of F from the first returns that differ."""
+        if not bool(torch.isfinite(returns).all()):
+            raise ValueError(
+                f"{int((~torch.isfinite(returns)).sum())} of {len(returns)} returns are not finite, but V is fitted to "
+                "them; look at the rewards and at the costs of the steps"
+            )
+        if self._std == 0:
+            self._mean = returns.mean().item()
+            self._std = (returns - returns[0]).std(correction=0).item()
+
+    @torch.enable_grad()
+    def _descend(self, points: ValuePoints, targets: Callable[[], Tensor], *, steps: int, batch_size: int) -> None:
+        """Take AdamW steps on shuffled points, with new targets at every pass."""
+        queue: list[Tensor] = []
+        goals = torch.empty(0)
+        self.network.train()
+        for step in range(steps):
+            if not queue:
+                goals = targets()
+                order = torch.randperm(len(points), generator=keyed_generator("value", self._seed, self._fits, step))
+                queue = list(order.to(points.x_t.device).split(batch_size))
+            rows = queue.pop(0)
+            losses = monte_carlo(self(points.select(rows)), goals[rows]) / self._unit**2
+            self._optimizer.zero_grad()
+            losses.mean().backward()
+            nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRAD_NORM)
+            self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.network.eval()
+        self._fits += 1
+
+    def _quality(self, time: PerSample, values: PerSample, returns: PerSample) -> dict[str, Tensor]:
+        part = (time * TIME_BINS).long().clamp(max=TIME_BINS - 1)
+        bins = {
+            f"value/explained_variance_{index + 1}": _explained(values[part == index], returns[part == index])
+            for index in range(TIME_BINS)
+        }
+        error = ((values - returns) / self._unit).square().mean()
+        return {"value/loss": error, "value/explained_variance": _explained(values, returns), **bins}
+
+
+def _explained(values: PerSample, returns: PerSample) -> Tensor:
+    return explained_variance(values, returns) if len(values) else torch.tensor(math.nan, device=values.device)
+
+
+def _rows(points: ValuePoints) -> Tensor:
+    return torch.arange(len(points), device=points.x_t.device)
