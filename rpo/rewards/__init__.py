@@ -1,1 +1,141 @@
-"""Images and prompts to numbers: the rewards, and how a name becomes one."""
+"""Images and prompts to numbers: the rewards that come with the package, and how a name or an object becomes one.
+
+`load_reward("jpeg-compressibility")`, `load_reward("my_package.scores:Aesthetic")` and a function of one's own all give
+a `Reward`; `load_rewards({"shapes": 1.0, "jpeg-compressibility": 0.1})` gives their weighted sum. A module is imported
+when its reward is asked for.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
+from typing import Any, cast
+
+from rpo.rewards.base import Reward, RewardError, WeightedRewards, score
+from rpo.rewards.function import FunctionReward
+
+__all__ = [
+    "REWARDS",
+    "Reward",
+    "RewardError",
+    "RewardLike",
+    "WeightedRewards",
+    "load_reward",
+    "load_rewards",
+    "score",
+]
+
+REWARDS = {
+    "shapes": "rpo.rewards.shapes:GRADED",
+    "shapes-strict": "rpo.rewards.shapes:STRICT",
+    "jpeg-compressibility": "rpo.rewards.jpeg:COMPRESSIBILITY",
+    "jpeg-incompressibility": "rpo.rewards.jpeg:INCOMPRESSIBILITY",
+}
+"""The rewards that have a name, and where they are."""
+
+SingleReward = str | Reward | Callable[..., Any]
+"""A name of `REWARDS`, "package.module:attribute", or the thing itself."""
+
+RewardLike = SingleReward | Mapping[str, float] | WeightedRewards
+"""One reward, or several names with their weights."""
+
+
+def load_reward(spec: SingleReward) -> Reward:
+    """Make a reward of a name or an object.
+
+    Args:
+        spec: A name of `REWARDS`; "package.module:attribute"; or an object. A class is called without arguments, a
+            function becomes a `FunctionReward`, and any other callable object is taken as the reward that it is.
+
+    Raises:
+        ValueError: There is no such name, module or attribute, or what is there cannot be called.
+
+    Example:
+        >>> load_reward("jpeg-compressibility")
+        JpegReward(is_small_good=True)
+    """
+    found = _find(spec) if isinstance(spec, str) else spec
+    if isinstance(found, type):
+        try:
+            found = found()
+        except TypeError as error:
+            raise ValueError(
+                f"reward {spec!r} is a class that cannot be made without arguments ({error}); expected one that can; "
+                "name an instance of it instead"
+            ) from error
+    if inspect.isroutine(found) or isinstance(found, partial):
+        return FunctionReward(found)
+    if not callable(found):
+        raise ValueError(
+            f"reward {spec!r} is of type {type(found).__name__}, which cannot be called; expected something that takes "
+            "(images, prompts); name a class, a function or an instance of this kind"
+        )
+    return cast(Reward, found)
+
+
+def load_rewards(specs: RewardLike) -> WeightedRewards:
+    """Make the weighted sum that a configuration or a caller describes.
+
+    Args:
+        specs: Names or "package.module:attribute" with their weights, or a single reward, which gets the weight 1. A
+            single object is called by the name of its class, or of the function.
+
+    Raises:
+        ValueError: As `load_reward`, or a weight is 0 or not finite.
+
+    Example:
+        >>> dict(load_rewards({"shapes": 1.0, "jpeg-compressibility": 0.1}).weights)
+        {'shapes': 1.0, 'jpeg-compressibility': 0.1}
+    """
+    if isinstance(specs, WeightedRewards):
+        return specs
+    if isinstance(specs, Mapping):
+        return WeightedRewards({name: (load_reward(name), weight) for name, weight in specs.items()})
+    return WeightedRewards({_name_of(specs): (load_reward(specs), 1.0)})
+
+
+def _find(spec: str) -> Any:
+    if spec in REWARDS:
+        return _attribute(REWARDS[spec], spec)
+    if ":" in spec:
+        return _attribute(spec, spec)
+    nearest = difflib.get_close_matches(spec, REWARDS, n=1, cutoff=0.0)[0]
+    raise ValueError(
+        f"there is no reward {spec!r}; expected one of {', '.join(REWARDS)}, or package.module:attribute; the nearest "
+        f"is {nearest!r}"
+    )
+
+
+def _attribute(place: str, spec: str) -> Any:
+    module_name, _, attribute = place.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        raise ValueError(
+            f"reward {spec!r} is no place in a module; expected package.module:attribute; name a module that Python "
+            "can import, not a file"
+        )
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"reward {spec!r}: there is no module {error.name!r}; expected one that can be imported; install it, or "
+            "put its folder on PYTHONPATH"
+        ) from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError as error:
+        nearest = difflib.get_close_matches(attribute, vars(module), n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"reward {spec!r}: module {module_name!r} has no {attribute!r}; expected the name of a reward in it; the "
+            f"nearest name is {nearest!r}"
+        ) from error
+
+
+def _name_of(spec: SingleReward) -> str:
+    if isinstance(spec, str):
+        return spec
+    if isinstance(spec, FunctionReward):
+        return _name_of(spec.function)
+    if isinstance(spec, partial):
+        return _name_of(spec.func)
+    return spec.__name__ if isinstance(spec, type) or inspect.isroutine(spec) else type(spec).__name__

@@ -1,0 +1,54 @@
+"""How well an image compresses: the size of its JPEG file in kB, negated for compressibility (DDPO, arXiv:2305.13301).
+
+A kB is 1000 bytes and the quality is 95, as in the paper's own experiments. The prompt does not matter. A reward that
+needs no model and that every policy can raise: of use to see whether training works at all.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from rpo.types import Images, PerSample
+
+QUALITY = 95
+BYTES_PER_KB = 1000
+
+
+@dataclass(frozen=True)
+class JpegReward:
+    """Size of the JPEG file in kB: negated, so that what compresses well is good, or as it is.
+
+    Example:
+        >>> flat, noise = torch.zeros(1, 3, 64, 64), torch.rand(1, 3, 64, 64)
+        >>> smooth, rough = JpegReward(is_small_good=True)(torch.cat([flat, noise]), ["", ""])
+        >>> bool(smooth > rough)
+        True
+    """
+
+    is_small_good: bool
+    """True rewards compressible images, False incompressible ones."""
+
+    def __call__(self, images: Images, prompts: Sequence[str]) -> PerSample:
+        """Encode every image once.
+
+        Args:
+            images: RGB in [0, 1], rounded to bytes.
+            prompts: Not looked at.
+        """
+        pixels = (images.detach().float() * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
+        sign = -1 if self.is_small_good else 1
+        sizes = [sign * _jpeg_bytes(Image.fromarray(image)) / BYTES_PER_KB for image in pixels]
+        return torch.tensor(sizes, device=images.device)
+
+
+COMPRESSIBILITY = JpegReward(is_small_good=True)
+INCOMPRESSIBILITY = JpegReward(is_small_good=False)
+
+
+def _jpeg_bytes(image: Image.Image) -> int:
+    stream = io.BytesIO()
+    image.save(stream, format="JPEG", quality=QUALITY)
+    return stream.tell()

@@ -1,0 +1,137 @@
+import doctest
+import importlib
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+
+from rpo.rewards import REWARDS, WeightedRewards, load_reward, load_rewards
+from rpo.rewards.function import FunctionReward
+from rpo.rewards.jpeg import COMPRESSIBILITY, JpegReward
+from rpo.rewards.shapes import GRADED, ShapesReward
+
+MODULES = ["rpo.rewards", *(f"rpo.rewards.{name}" for name in ("base", "checks", "shapes", "jpeg", "function"))]
+CUSTOM = """
+class Bright:
+    def __call__(self, images, prompts):
+        return images.mean((1, 2, 3))
+
+class NeedsPath:
+    def __init__(self, path):
+        self.path = path
+
+def length(images, prompts):
+    return [len(prompt) for prompt in prompts]
+
+bright, number = Bright(), 3
+"""
+
+
+@pytest.fixture
+def custom(tmp_path, monkeypatch):
+    (tmp_path / "custom_rewards.py").write_text(CUSTOM)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("custom_rewards")
+    del sys.modules["custom_rewards"]
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_every_name_gives_a_reward_that_scores(name):
+    reward = load_reward(name)
+    assert reward(torch.ones(2, 3, 64, 64), ["a red circle", "a blue square"]).shape == (2,)
+
+
+def test_names_are_what_they_say():
+    assert [load_reward(name) for name in REWARDS] == [
+        ShapesReward("graded"),
+        ShapesReward("strict"),
+        JpegReward(is_small_good=True),
+        JpegReward(is_small_good=False),
+    ]
+
+
+def test_places_in_modules(custom):
+    assert isinstance(load_reward("custom_rewards:Bright"), custom.Bright)
+    assert load_reward("custom_rewards:bright") is custom.bright
+    assert load_reward("custom_rewards:length") == FunctionReward(custom.length)
+
+
+def test_objects(custom):
+    assert load_reward(custom.bright) is custom.bright
+    assert isinstance(load_reward(custom.Bright), custom.Bright)
+    assert load_reward(custom.length) == FunctionReward(custom.length)
+    bound = partial(custom.length)
+    assert load_reward(bound) == FunctionReward(bound)
+
+
+ERRORS = {
+    "shape": "there is no reward 'shape'; expected one of shapes, shapes-strict, jpeg-compressibility, "
+    "jpeg-incompressibility, or package.module:attribute; the nearest is 'shapes'",
+    "jpeg_compressibility": "there is no reward 'jpeg_compressibility'; expected one of shapes, shapes-strict, "
+    "jpeg-compressibility, jpeg-incompressibility, or package.module:attribute; the nearest is 'jpeg-compressibility'",
+    "no_such_module:Reward": "reward 'no_such_module:Reward': there is no module 'no_such_module'; expected one that "
+    "can be imported; install it, or put its folder on PYTHONPATH",
+    "custom_rewards:lenght": "reward 'custom_rewards:lenght': module 'custom_rewards' has no 'lenght'; expected the "
+    "name of a reward in it; the nearest name is 'length'",
+    "custom_rewards:number": "reward 'custom_rewards:number' is of type int, which cannot be called; expected something "
+    "that takes (images, prompts); name a class, a function or an instance of this kind",
+    "rewards/mine.py:Reward": "reward 'rewards/mine.py:Reward' is no place in a module; expected "
+    "package.module:attribute; name a module that Python can import, not a file",
+    "custom_rewards:": "reward 'custom_rewards:' is no place in a module; expected package.module:attribute; name a "
+    "module that Python can import, not a file",
+    "custom_rewards:NeedsPath": "reward 'custom_rewards:NeedsPath' is a class that cannot be made without arguments "
+    "(NeedsPath.__init__() missing 1 required positional argument: 'path'); expected one that can; name an instance of "
+    "it instead",
+}
+
+
+@pytest.mark.parametrize("spec", ERRORS)
+def test_errors_say_what_to_do(spec, custom):
+    with pytest.raises(ValueError) as caught:
+        load_reward(spec)
+    assert str(caught.value) == ERRORS[spec]
+
+
+def test_weights_of_a_configuration(custom):
+    rewards = load_rewards({"jpeg-compressibility": 0.1, "custom_rewards:length": 2.0})
+    assert dict(rewards.weights) == {"jpeg-compressibility": 0.1, "custom_rewards:length": 2.0}
+    images, prompts = torch.rand(2, 3, 16, 16), ["a", "abc"]
+    expected = 0.1 * COMPRESSIBILITY(images, prompts) + 2 * torch.tensor([1.0, 3.0])
+    assert torch.allclose(rewards(images, prompts), expected)
+
+
+def test_a_single_reward_has_the_weight_one_and_its_own_name(custom):
+    def mine(images, prompts):
+        return [0.0] * len(images)
+
+    specs = ["shapes", GRADED, mine, FunctionReward(mine), partial(mine), custom.Bright, custom.bright]
+    assert [dict(load_rewards(spec).weights) for spec in specs] == [
+        {"shapes": 1.0},
+        {"ShapesReward": 1.0},
+        {"mine": 1.0},
+        {"mine": 1.0},
+        {"mine": 1.0},
+        {"Bright": 1.0},
+        {"Bright": 1.0},
+    ]
+
+
+def test_weighted_rewards_stay_as_they_are():
+    rewards = WeightedRewards({"mine": (GRADED, 0.5)})
+    assert load_rewards(rewards) is rewards
+
+
+def test_importing_rewards_loads_no_model_library():
+    heavy = ("diffusers", "transformers", "accelerate", "peft", "datasets", "scipy", "rpo.rewards.shapes")
+    code = f"import sys, rpo.rewards; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings(name):
+    results = doctest.testmod(importlib.import_module(name))
+    assert results.failed == 0
+    assert results.attempted or name == "rpo.rewards.checks"
