@@ -75,8 +75,8 @@ ERRORS = {
     "can be imported; install it, or put its folder on PYTHONPATH",
     "custom_rewards:lenght": "reward 'custom_rewards:lenght': module 'custom_rewards' has no 'lenght'; expected the "
     "name of a reward in it; the nearest name is 'length'",
-    "custom_rewards:number": "reward 'custom_rewards:number' is of type int, which cannot be called; expected something "
-    "that takes (images, prompts); name a class, a function or an instance of this kind",
+    "custom_rewards:number": "reward 'custom_rewards:number' is of type int, which cannot be called; expected "
+    "something that takes (images, prompts); name a class, a function or an instance of this kind",
     "rewards/mine.py:Reward": "reward 'rewards/mine.py:Reward' is no place in a module; expected "
     "package.module:attribute; name a module that Python can import, not a file",
     "custom_rewards:": "reward 'custom_rewards:' is no place in a module; expected package.module:attribute; name a "
