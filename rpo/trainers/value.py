@@ -4,7 +4,7 @@ A reward that judges images says much about V already, when asked about the pred
 
     V = c_skip(t) r(decode(x0_hat)) + (1 - c_skip(t)) m + c_out(t) d F(x_t, x0_hat, t, prompt)
 
-where F is learnt, and m and d are the mean and the standard deviation of the first returns, so that F learns numbers of
+where F is learnt, and m and d are the mean and the standard deviation of the first rewards, so that F learns numbers of
 size one. At the data end c_skip = 1 and c_out = 0: there V is the reward itself, whatever F says. The term with m is
 ours: without it F would have to make up for the offset that a reward loses on the way to the noise end.
 
@@ -15,20 +15,18 @@ never differentiated.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, Protocol, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from rpo.objectives.advantages import traced_returns
 from rpo.objectives.score_as_action import explained_variance, monte_carlo
 from rpo.randomness import keyed_generator
+from rpo.trainers.value_points import Design, ValuePoints, skip_weights
 from rpo.types import Latents, PerSample
-
-Design = Literal["cos_sin", "cos", "linear", "none"]
-"""How the weight of the reward of x0_hat falls from the data end to the noise end; see `skip_weights`."""
 
 Branch = Literal["frozen", "differentiable"]
 """Whether the gradient of V goes through the reward of x0_hat as well."""
@@ -45,60 +43,12 @@ TIME_BINS = 4
 MAX_GRAD_NORM = 1.0
 
 
-@dataclass(frozen=True)
-class ValuePoints:
-    """Moments of rollouts as a value sees them; every row is one."""
-
-    x_t: Float[Tensor, "points c h w"]
-    x0_hat: Float[Tensor, "points c h w"]
-    """The predicted clean latents; at the data end the clean latents themselves."""
-    time: Float[Tensor, " points"]
-    """1 at the noise end … 0 at the data end."""
-    prompt_embeds: Float[Tensor, "points tokens dim"]
-    prompts: tuple[str, ...]
-    x0_reward: Float[Tensor, " points"] | None = None
-    """What the reward says of `x0_hat`, where it has been asked already; see `Critic.ask_reward`."""
-
-    def __len__(self) -> int:
-        """Number of points."""
-        return self.x_t.shape[0]
-
-    def select(self, index: Int[Tensor, " picked"]) -> "ValuePoints":
-        """Some of the points, in the order asked for."""
-        return ValuePoints(
-            self.x_t[index],
-            self.x0_hat[index],
-            self.time[index],
-            self.prompt_embeds[index],
-            tuple(self.prompts[row] for row in index.tolist()),
-            None if self.x0_reward is None else self.x0_reward[index],
-        )
-
-
 class Value(Protocol):
     """An estimate of what is still to come."""
 
     def __call__(self, points: ValuePoints) -> PerSample:
         """V of each point, differentiable in `x_t` and `x0_hat`."""
         ...
-
-
-def skip_weights(design: Design, time: Float[Tensor, " points"]) -> tuple[PerSample, PerSample]:
-    """(c_skip, c_out): the weights of the reward of x0_hat and of the learnt part.
-
-    Args:
-        design: "cos_sin" (what the authors chose), "cos" and "linear" go from (1, 0) at the data end to (0, 1) at the
-            noise end; "none" is (0, 1) everywhere.
-        time: In [0, 1].
-    """
-    cos = torch.cos(0.5 * math.pi * time)
-    if design == "cos_sin":
-        return cos, torch.sin(0.5 * math.pi * time)
-    if design == "cos":
-        return cos, 1 - cos
-    if design == "linear":
-        return 1 - time, time
-    return torch.zeros_like(time), torch.ones_like(time)
 
 
 @final
@@ -189,9 +139,13 @@ class Critic:
 
         Returns:
             How good V was before, on these new points; see `METRICS`.
+
+        Raises:
+            ValueError: If a target is not finite.
         """
         points = self.ask_reward(points, batch_size=batch_size)
         values = self.evaluate(points, batch_size=batch_size)
+        _check_finite(targets)
         self._standardise(targets)
         self._descend(points, lambda: targets, steps=steps, batch_size=batch_size)
         return self._quality(points.time, values, targets)
@@ -220,11 +174,15 @@ class Critic:
 
         Returns:
             How good V was before, on these new nodes; see `METRICS`.
+
+        Raises:
+            ValueError: If a reward or cost is not finite.
         """
         nodes = self.ask_reward(nodes, batch_size=batch_size)
         traces: dict[ValueLoss, float] = {"monte_carlo": 1.0, "td0": 0.0, "martingale": trace}
         returns = traced_returns(values, costs, trace=1.0).flatten()
-        self._standardise(returns)
+        _check_finite(returns)
+        self._standardise(values[-1])
 
         def targets() -> Tensor:
             latest = values
@@ -271,23 +229,17 @@ class Critic:
             )
         return rewards
 
-    def _standardise(self, returns: PerSample) -> None:
-        """Take the unit of F from the first returns that differ."""
-        if not bool(torch.isfinite(returns).all()):
-            raise ValueError(
-                f"{int((~torch.isfinite(returns)).sum())} of {len(returns)} returns are not finite, but V is fitted to "
-                "them; look at the rewards and at the costs of the steps"
-            )
+    def _standardise(self, rewards: PerSample) -> None:
+        """Take the unit of F from the first rewards that differ."""
         if self._std == 0:
-            self._mean = returns.mean().item()
-            self._std = (returns - returns[0]).std(correction=0).item()
+            self._mean = rewards.mean().item()
+            self._std = (rewards - rewards[0]).std(correction=0).item()
 
     @torch.enable_grad()
     def _descend(self, points: ValuePoints, targets: Callable[[], Tensor], *, steps: int, batch_size: int) -> None:
         """Take AdamW steps on shuffled points, with new targets at every pass."""
         queue: list[Tensor] = []
         goals = torch.empty(0)
-        self.network.train()
         for step in range(steps):
             if not queue:
                 goals = targets()
@@ -300,7 +252,6 @@ class Critic:
             nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRAD_NORM)
             self._optimizer.step()
         self._optimizer.zero_grad()
-        self.network.eval()
         self._fits += 1
 
     def _quality(self, time: PerSample, values: PerSample, returns: PerSample) -> dict[str, Tensor]:
@@ -315,6 +266,14 @@ class Critic:
 
 def _explained(values: PerSample, returns: PerSample) -> Tensor:
     return explained_variance(values, returns) if len(values) else torch.tensor(math.nan, device=values.device)
+
+
+def _check_finite(returns: PerSample) -> None:
+    if bad := int((~torch.isfinite(returns)).sum()):
+        raise ValueError(
+            f"{bad} of {len(returns)} returns are not finite, but V is fitted to them; look at the rewards and at the "
+            "costs of the steps"
+        )
 
 
 def _rows(points: ValuePoints) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rpo.trainers.value import ValuePoints
+from rpo.trainers.value_points import ValuePoints
 from rpo.types import PerSample
 
 ValueInputs = Literal["x_t", "x0_hat", "both"]

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from rpo.trainers.value import Critic, ValuePoints, skip_weights
+from rpo.trainers.value import Critic
 from rpo.trainers.value_network import ValueNetwork
+from rpo.trainers.value_points import ValuePoints, skip_weights
 
 DESIGNS = ["cos_sin", "cos", "linear"]
 SHAPE, TOKENS, DIM = (4, 8, 8), 5, 12
