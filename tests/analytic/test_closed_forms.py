@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+from rpo.diffusion.prediction import to_x0_eps
 from rpo.diffusion.process import RectifiedFlow
+from rpo.types import Node
 from tests.analytic.closed_forms import (
     PRINTED,
     PROBLEMS,
@@ -108,8 +110,6 @@ def test_the_optimal_control_follows_the_slope_of_the_optimal_value(reward, eta)
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
 @pytest.mark.parametrize("process", [linear_vp(), RectifiedFlow(start=0.98)], ids=["vp", "flow"])
 def test_prediction_types_say_the_same(problem, process):
-    from rpo.diffusion.prediction import to_x0_eps  # noqa: PLC0415
-
     types = ["epsilon", "flow"] if isinstance(process, RectifiedFlow) else ["epsilon", "v_prediction", "sample"]
     x_t = torch.linspace(-2, 2, 8, dtype=torch.float64).view(8, 1, 1, 1)
     timestep = torch.linspace(10, 900, 8, dtype=torch.float64)
@@ -117,7 +117,7 @@ def test_prediction_types_say_the_same(problem, process):
     for prediction_type in types:
         model = ToyModel(problem.prior, process, LinearCorrection(0.7, (0.3, -0.2)).double(), prediction_type)
         time = time_of(process, timestep).view(8, 1, 1, 1)
-        node = type(model.node(timestep.long()))(process.alpha(time), process.sigma(time), time)
+        node = Node(process.alpha(time), process.sigma(time), time)
         noise_pred = model.predict(x_t, timestep, model.encode_prompts([""] * 8))
         pairs.append(torch.stack(to_x0_eps(noise_pred, x_t, node, prediction_type)))
     for pair in pairs[1:]:
