@@ -25,9 +25,10 @@ from rpo.models.base import DiffusionModel
 from rpo.objectives.advantages import group_normalize
 from rpo.objectives.policy import clipped_surrogate
 from rpo.publish import PublishPlan
+from rpo.rewards import RewardLike
 from rpo.trainers.grpo_config import GRPOConfig
 from rpo.trainers.moments import current_prediction, reference_prediction, step_cost, transition_of
-from rpo.trainers.online import OnlineRun, RewardLike, rollout_facts
+from rpo.trainers.online import OnlineRun, rollout_facts
 from rpo.trainers.points import Points
 from rpo.trainers.policy import Policy
 from rpo.trainers.prompt_history import PromptHistory

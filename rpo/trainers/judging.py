@@ -1,40 +1,46 @@
 """What every step of a rollout is worth: its cost against the reference, V along the path, and the advantage.
 
-The costs are kept for all steps, trained or not: what a step is worth includes the costs it leads to.
+V is asked only where it is needed, from the first trained step to the end of the last. What lies after that is one long
+step to the data end, with all of its costs: what a step is worth includes the costs it leads to.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rpo.models.base import DiffusionModel
 from rpo.objectives.advantages import gae, normalize_per_step, return_minus_value, value_difference
 from rpo.objectives.score_as_action import log_ratio_cost
 from rpo.rewards.base import WeightedRewards
-from rpo.trainers.moments import reference_prediction, step_cost, transition_of, value_nodes
+from rpo.trainers.moments import others_mean, reference_prediction, step_cost, transition_of, value_nodes
 from rpo.trainers.points import points_of
 from rpo.trainers.policy import Policy
 from rpo.trainers.rollouts import Rollout
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig, ValueConfig
 from rpo.trainers.value import Critic
 from rpo.trainers.value_network import ValueNetwork
+from rpo.trainers.value_points import ValuePoints
 from rpo.types import Latents, PerSample
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A rollout with everything that its steps are worth."""
+    """A rollout with everything that its trained part is worth."""
 
     rollout: Rollout
+    first: int
+    """The first trained step."""
     costs: Float[Tensor, "steps images"]
-    """Of every step, times `kl_weight`; zeros without a reference."""
+    """Of every step from there, times `kl_weight`; the last counts for all that follows the trained part."""
     values: Float[Tensor, "nodes images"] | None
-    """V at every node; the reward at the last."""
+    """V at the nodes between them; the reward at the last."""
+    nodes: ValuePoints | None
+    """These nodes, with what the reward says of their predicted images."""
     references: Float[Tensor, "steps images c h w"] | None
-    """Guided output of the reference at every step."""
+    """Guided output of the reference at every step of the whole rollout."""
 
 
 def make_critic(
@@ -75,49 +81,63 @@ def make_critic(
 
 def judge(
     rollout: Rollout,
+    steps: Int[Tensor, "trained images"],
     policy: Policy,
     critic: Critic | None,
     config: ScoreAsActionConfig,
+    *,
     guidance_scale: float,
     batch_size: int,
 ) -> Judged:
-    """What every step of a rollout costs, and V at every node.
+    """What the steps of a rollout cost, and V at its nodes.
 
     Args:
         rollout: With its predictions.
+        steps: Which are trained.
         policy: What drew it.
         critic: V, where it is used.
         config: The settings.
         guidance_scale: Of the reference's prediction.
         batch_size: Latents at once.
     """
-    model, kernel = policy.model, config.rollout_kernel
-    steps, images = rollout.trajectory.log_probs.shape
-    costs, references = torch.zeros(steps, images, device=rollout.rewards.device), None
-    if config.kl_weight > 0:
-        every = torch.arange(steps)[:, None].expand(-1, images)
-        points = points_of(rollout, every, float(steps), is_frozen=False)
-        reference = reference_prediction(policy, points, guidance_scale, batch_size=batch_size)
-        if config.estimator == "likelihood":
-            at_reference = transition_of(model, reference, points, kernel).log_prob(points.x_s)
-            cost = log_ratio_cost(points.log_prob, at_reference)
-        else:
-            cost = step_cost(model, points.prediction, reference, points, kernel)
-        # A step to perfectly clean data adds no noise: it has no KL, and is not trained.
-        costs = config.kl_weight * torch.where(cost.isfinite(), cost, 0.0).view(steps, images)
-        references = reference.view(steps, images, *reference.shape[1:])
-    values = None
+    end = rollout.trajectory.grid.num_steps
+    first, last = int(steps.min()), int(steps.max()) + 1
+    every, references = _costs(rollout, policy, config, guidance_scale, batch_size)
+    costs = every[first:last]
+    if last < end:
+        costs = torch.cat([costs, every[last:].sum(dim=0, keepdim=True)])
+    values, nodes = None, None
     if critic is not None:
-        values = critic.evaluate(value_nodes(model, rollout), batch_size=batch_size).view(steps + 1, images)
+        kept = [*range(first, last + 1), *([end] if last < end else [])]
+        nodes = critic.ask_reward(value_nodes(policy.model, rollout, kept), batch_size=batch_size)
+        values = critic.evaluate(nodes, batch_size=batch_size).view(len(kept), -1)
         values = torch.cat([values[:-1], rollout.rewards[None]])
-    return Judged(rollout, costs, values, references)
+    return Judged(rollout, first, costs, values, nodes, references)
+
+
+def _costs(
+    rollout: Rollout, policy: Policy, config: ScoreAsActionConfig, guidance_scale: float, batch_size: int
+) -> tuple[Tensor, Tensor | None]:
+    """What every step costs, [steps, images], and the reference's outputs."""
+    model, kernel = policy.model, config.rollout_kernel
+    num_steps, images = rollout.trajectory.log_probs.shape
+    if config.kl_weight == 0:
+        return torch.zeros(num_steps, images, device=rollout.rewards.device), None
+    points = points_of(rollout, torch.arange(num_steps)[:, None].expand(-1, images), 1.0, is_frozen=False)
+    reference = reference_prediction(policy, points, guidance_scale, batch_size=batch_size)
+    if config.estimator == "likelihood":
+        at_reference = transition_of(model, reference, points, kernel).log_prob(points.x_s)
+        cost = log_ratio_cost(points.log_prob, at_reference)
+    else:
+        cost = step_cost(model, points.prediction, reference, points, kernel)
+    # A step to perfectly clean data adds no noise: it has no KL, and is not trained.
+    costs = config.kl_weight * torch.where(cost.isfinite(), cost, 0.0).view(num_steps, images)
+    return costs, reference.view(num_steps, images, *reference.shape[1:])
 
 
 def advantages(judged: Judged, config: ScoreAsActionConfig) -> Float[Tensor, "steps images"]:
-    """What each step of each image is worth, scaled as the settings say."""
-    values = judged.values
-    if config.advantage == "group":
-        values = _group_means(judged.rollout)
+    """What each step from the first trained one on is worth, scaled as the settings say."""
+    values = _group_values(judged) if config.advantage == "group" else judged.values
     assert values is not None
     if config.advantage == "gae":
         worth = gae(values, judged.costs, trace=config.trace)
@@ -134,9 +154,13 @@ def advantages(judged: Judged, config: ScoreAsActionConfig) -> Float[Tensor, "st
     return worth
 
 
-def _group_means(rollout: Rollout) -> Tensor:
-    """The mean reward of each image's prompt as V at every node, and its own reward at the last."""
-    rewards, group = rollout.rewards, rollout.group
-    sums = rewards.new_zeros(int(group.max()) + 1).index_add(0, group, rewards)
-    means = (sums / group.bincount())[group]
-    return torch.cat([means.expand(rollout.trajectory.grid.num_steps, -1), rewards[None]])
+def _group_values(judged: Judged) -> Tensor:
+    """The mean reward of the other images of each image's prompt as V at every node, and its own reward at the last."""
+    rollout = judged.rollout
+    others = others_mean(rollout.rewards, rollout.group)
+    if others is None:
+        raise ValueError(
+            'advantage is "group" with one image per prompt, but a group is the images of one prompt; give '
+            "rollout.images_per_prompt of 2 or more, or another advantage"
+        )
+    return torch.cat([others.expand(len(judged.costs), -1), rollout.rewards[None]])

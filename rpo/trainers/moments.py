@@ -4,10 +4,10 @@ Everything a trainer asks of the denoiser outside `sample` is asked here, in cal
 counted in forwards of one latent, and a call of several time points is cheaper than one call for each.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rpo.diffusion.continuous import running_cost
@@ -18,7 +18,8 @@ from rpo.sampler import predict_at
 from rpo.trainers.points import Points
 from rpo.trainers.policy import Policy
 from rpo.trainers.rollouts import Rollout
-from rpo.trainers.value import Value, ValuePoints
+from rpo.trainers.value import Value
+from rpo.trainers.value_points import ValuePoints
 from rpo.types import Latents, PerSample
 
 
@@ -67,25 +68,49 @@ def step_cost(
     return running_cost(eps_hat, eps_reference, points.t, points.s, eta=0.0)
 
 
-def value_nodes(model: DiffusionModel, rollout: Rollout) -> ValuePoints:
-    """All nodes of a rollout as the value network sees them, node by node; at the data end x0_hat is the image."""
+def value_nodes(model: DiffusionModel, rollout: Rollout, nodes: Sequence[int]) -> ValuePoints:
+    """Some nodes of a rollout as the value network sees them, node by node; at the data end x0_hat is the image.
+
+    Args:
+        model: What drew it.
+        rollout: With its predictions.
+        nodes: Which, 0 … num_steps.
+    """
     trajectory = rollout.trajectory
-    grid, latents = trajectory.grid, trajectory.latents
-    assert trajectory.predictions is not None
+    grid, latents, predictions = trajectory.grid, trajectory.latents, trajectory.predictions
+    assert predictions is not None
+    end = grid.num_steps
     x0_hats = [
-        to_x0_eps(noise_pred, x_t, grid[step], model.prediction_type)[0]
-        for step, (noise_pred, x_t) in enumerate(zip(trajectory.predictions, latents[:-1], strict=True))
+        latents[end]
+        if node == end
+        else to_x0_eps(predictions[node], latents[node], grid[node], model.prediction_type)[0]
+        for node in nodes
     ]
-    time = node_time(model, grid.timestep)
-    time[-1] = 0  # some checkpoints end where the network would still be told a timestep
-    count = len(latents)
+    # Some checkpoints end where the network would still be told a timestep.
+    times = [0.0 * grid.timestep[0] if node == end else node_time(model, grid.timestep[node]) for node in nodes]
+    baseline = others_mean(rollout.rewards, rollout.group)
     return ValuePoints(
-        x_t=latents.flatten(0, 1),
-        x0_hat=torch.cat([*x0_hats, latents[-1]]),
-        time=time.repeat_interleave(rollout.num_images),
-        prompt_embeds=trajectory.conditioning.prompt_embeds.repeat(count, 1, 1),
-        prompts=rollout.prompts * count,
+        x_t=latents[list(nodes)].flatten(0, 1),
+        x0_hat=torch.cat(x0_hats),
+        time=torch.stack([time.float() for time in times]).repeat_interleave(rollout.num_images),
+        prompt_embeds=trajectory.conditioning.prompt_embeds.repeat(len(nodes), 1, 1),
+        prompts=rollout.prompts * len(nodes),
+        baseline=None if baseline is None else baseline.repeat(len(nodes)),
     )
+
+
+def others_mean(rewards: PerSample, group: Int[Tensor, " batch"]) -> PerSample | None:
+    """For each image the mean reward of the other images of its prompt; nothing if an image is alone.
+
+    Args:
+        rewards: One per image.
+        group: Which images share a prompt, 0, 1, 2, …
+    """
+    sizes = group.bincount()
+    if bool((sizes[group] == 1).any()):
+        return None
+    sums = rewards.new_zeros(len(sizes)).index_add(0, group, rewards)
+    return (sums[group] - rewards) / (sizes[group] - 1)
 
 
 def node_time(model: DiffusionModel, timestep: Tensor) -> Tensor:
@@ -116,6 +141,7 @@ def value_gradient(
     """
     trajectory = rollout.trajectory
     assert trajectory.predictions is not None
+    baseline = others_mean(rollout.rewards, rollout.group)
     gradients = []
     for part in batches(points, batch_size):
         x_s = part.x_s.detach().requires_grad_()
@@ -130,7 +156,8 @@ def value_gradient(
             x0_hat = torch.where(is_data[:, None, None, None], x_s, x0_hat)
             time = torch.where(is_data, 0.0, node_time(model, part.s.timestep.flatten()))
             prompts = tuple(rollout.prompts[image] for image in part.image.tolist())
-            seen = ValuePoints(x_s, x0_hat, time, part.conditioning.prompt_embeds, prompts)
+            others = None if baseline is None else baseline[part.image]
+            seen = ValuePoints(x_s, x0_hat, time, part.conditioning.prompt_embeds, prompts, baseline=others)
             (gradient,) = torch.autograd.grad(value(seen).sum(), x_s)
         gradients.append(gradient)
     return torch.cat(gradients)

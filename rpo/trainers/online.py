@@ -23,7 +23,7 @@ from rpo.models.base import DiffusionModel
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.publish import CardFacts, PublishPlan, publish, write_model_card
 from rpo.randomness import keyed_generator
-from rpo.rewards import RewardSpec, WeightedRewards, load_rewards
+from rpo.rewards import RewardLike, load_rewards
 from rpo.sampler import Keep
 from rpo.trainers.moments import reference_prediction, step_cost
 from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
@@ -38,9 +38,6 @@ from rpo.training.session import refuse_used
 from rpo.training.state import Stateful
 from rpo.training.unchanged import Unchanged
 from rpo.types import Grid, StepOutput
-
-RewardLike = Mapping[str, float] | RewardSpec | WeightedRewards
-"""What images are worth: a name, "module:name", a callable (images, prompts) → numbers, or weights by name."""
 
 KL_STRIDE = 8
 """Of so many points one is asked for its KL, where the KL is only logged."""

@@ -151,7 +151,7 @@ class PointBatches:
     def __init__(
         self,
         prepare: Callable[[int], Points],
-        live: Callable[[], Iterator[Points]],
+        live: Callable[[Points], Iterator[Points]],
         config: LearningConfig,
         *,
         accumulate: int,
@@ -161,7 +161,7 @@ class PointBatches:
 
         Args:
             prepare: Draws rollout number n and makes its points.
-            live: Splits the last rollout into micro-batches that carry their graph; used with `keep_graph`.
+            live: Splits the points into micro-batches that carry the graph of the rollout; used with `keep_graph`.
             config: How a rollout is divided.
             accumulate: Micro-batches per update.
             seed: Of the order of points.
@@ -178,7 +178,7 @@ class PointBatches:
             index, turn = divmod(update, config.updates_per_rollout)
             points = self._prepare(index) if turn == 0 or self._kept is None else self._kept
             self._kept = points if turn + 1 < config.updates_per_rollout else None
-            yield from self._live() if config.keep_graph else self._update(points, index, turn)
+            yield from self._live(points) if config.keep_graph else self._update(points, index, turn)
             update += 1
 
     def _update(self, points: Points, index: int, turn: int) -> Iterator[Points]:

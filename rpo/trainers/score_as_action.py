@@ -35,15 +35,15 @@ from rpo.models.base import DiffusionModel
 from rpo.objectives.policy import Surrogate, clipped_surrogate, plain, trust_region
 from rpo.objectives.score_as_action import pathwise
 from rpo.publish import PublishPlan
+from rpo.rewards import RewardLike
 from rpo.trainers.judging import Judged, advantages, judge, make_critic
 from rpo.trainers.moments import (
     current_prediction,
     step_cost,
     transition_of,
     value_gradient,
-    value_nodes,
 )
-from rpo.trainers.online import OnlineRun, RewardLike, rollout_facts
+from rpo.trainers.online import OnlineRun, rollout_facts
 from rpo.trainers.points import Points
 from rpo.trainers.policy import Policy
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig
@@ -230,7 +230,16 @@ class ScoreAsActionTrainer:
 
     def _judge(self, index: int) -> Judged:
         run = self.run
-        return judge(run.draw(index), run.policy, self.critic, self.config, run.guidance_scale, run.batch_size)
+        rollout = run.draw(index)
+        return judge(
+            rollout,
+            run.steps,
+            run.policy,
+            self.critic,
+            self.config,
+            guidance_scale=run.guidance_scale,
+            batch_size=run.batch_size,
+        )
 
     def _points(self, judged: Judged) -> Points:
         config, run, rollout = self.config, self.run, judged.rollout
@@ -249,13 +258,13 @@ class ScoreAsActionTrainer:
                 batch_size=run.batch_size,
             )
             return replace(points, value_gradient=gradient)
-        return replace(points, advantage=advantages(judged, config)[points.step, points.image])
+        return replace(points, advantage=advantages(judged, config)[points.step - judged.first, points.image])
 
     def _learn_value(self, judged: Judged, updates: int) -> Mapping[str, Tensor]:
-        assert self.critic is not None and judged.values is not None
+        assert self.critic is not None and judged.values is not None and judged.nodes is not None
         value = self.config.value
         return self.critic.fit_paths(
-            value_nodes(self.run.model, judged.rollout),
+            judged.nodes,
             judged.values,
             judged.costs,
             loss=value.loss,

@@ -27,8 +27,9 @@ class ValueConfig:
     """Whether the gradient of V flows through the reward of x0_hat too. The pathwise estimator is biased without it
     (unless the design is "none"); it needs a reward that can be differentiated."""
 
-    inputs: Literal["x_t", "x0_hat", "both"] = "both"
-    """What F sees: the noisy latents, the predicted clean ones, or both."""
+    inputs: Literal["x_t", "x0_hat", "both", "reward"] = "both"
+    """What F sees besides time, prompt and the reward of x0_hat: the noisy latents, the predicted clean ones, or both.
+    "reward" sees neither, nor the prompt: it learns in one rollout how far the reward of x0_hat can be trusted."""
 
     through_denoiser: bool = True
     """Whether the gradient of V follows x0_hat back through the denoiser, as it must to be a gradient: one more forward
@@ -61,7 +62,7 @@ class ValueConfig:
     @property
     def sees_x0_hat(self) -> bool:
         """Whether V depends on the predicted clean latents."""
-        return self.inputs != "x_t" or (self.design != "none" and self.branch == "differentiable")
+        return self.inputs in ("x0_hat", "both") or (self.design != "none" and self.branch == "differentiable")
 
 
 @dataclass(frozen=True)

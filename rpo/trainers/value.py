@@ -2,11 +2,12 @@
 
 A reward that judges images says much about V already, when asked about the predicted clean latents x0_hat. So
 
-    V = c_skip(t) r(decode(x0_hat)) + (1 - c_skip(t)) m + c_out(t) d F(x_t, x0_hat, t, prompt)
+    V = c_skip(t) r(decode(x0_hat)) + (1 - c_skip(t)) m + c_out(t) d F(x_t, x0_hat, t, prompt, r(decode(x0_hat)), m)
 
-where F is learnt, and m and d are the mean and the standard deviation of the first rewards, so that F learns numbers of
-size one. At the data end c_skip = 1 and c_out = 0: there V is the reward itself, whatever F says. The term with m is
-ours: without it F would have to make up for the offset that a reward loses on the way to the noise end.
+where F is learnt, and d is the standard deviation of the first rewards, so that F learns numbers of size one; m is what
+the other images of the prompt earned, or the mean of the first rewards where there are none. At the data end c_skip = 1
+and c_out = 0: there V is the reward itself, whatever F says. The term with m is ours, and that F is told of the reward
+and of m: a few numbers correct both before the latents and the prompt are understood, which takes thousands of images.
 
 Fitting is regression on what came of each node: the reward less the costs still to come (trace 1), or the same with a
 part of the way replaced by V's own opinion (trace below 1), which is then asked anew at every pass over the data and
@@ -98,10 +99,12 @@ class Critic:
     def __call__(self, points: ValuePoints) -> PerSample:
         """V of each point, in the unit of the reward."""
         skip, out = skip_weights(self.design, points.time)
-        learnt = (1 - skip) * self._mean + out * self._unit * self.network(points)
+        expected = torch.full_like(points.time, self._mean) if points.baseline is None else points.baseline
         if self._terminal is None:
-            return learnt
-        return skip * self._reward_of(points) + learnt  # at the data end exactly r: 1 r + 0 + 0
+            return (1 - skip) * expected + out * self._unit * self.network(self._standard(points, None, expected))
+        reward = self._reward_of(points)
+        learnt = self._unit * self.network(self._standard(points, reward.detach(), expected))
+        return skip * reward + (1 - skip) * expected + out * learnt  # at the data end exactly r: 1 r + 0 + 0
 
     @torch.no_grad()
     def evaluate(self, points: ValuePoints, *, batch_size: int) -> PerSample:
@@ -210,6 +213,11 @@ class Critic:
         self._optimizer.load_state_dict(state_dict["optimizer"])
         self._mean, self._std = state_dict["mean"], state_dict["std"]
         self._fits = state_dict["fits"]
+
+    def _standard(self, points: ValuePoints, reward: PerSample | None, baseline: PerSample) -> ValuePoints:
+        """The points with their numbers in the unit of F."""
+        unit = None if reward is None else (reward - self._mean) / self._unit
+        return replace(points, x0_reward=unit, baseline=(baseline - self._mean) / self._unit)
 
     @property
     def _unit(self) -> float:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from rpo.trainers.value_points import ValuePoints
 from rpo.types import PerSample
 
-ValueInputs = Literal["x_t", "x0_hat", "both"]
-"""Which latents the network sees."""
+ValueInputs = Literal["x_t", "x0_hat", "both", "reward"]
+"""Which latents the network sees; "reward" is none of them, only what the reward says of x0_hat."""
 
 CELLS = 4
 """Side of the square of cells at which the prompt is read."""
@@ -53,6 +53,32 @@ class ValueNetwork(nn.Module):
         super().__init__()
         if channels % (2 * HEADS):
             raise ValueError(f"channels is {channels}, but groups and heads need a multiple of 8; 64 is usual")
+        self.inputs = inputs
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.numbers = nn.Sequential(nn.Linear(2 * FREQUENCIES + 3, channels), nn.SiLU(), nn.Linear(channels, 1))
+        nn.init.zeros_(self.numbers[-1].weight)
+        nn.init.zeros_(self.numbers[-1].bias)
+        self.latents = None if inputs == "reward" else _Latents(latent_shape, prompt_dim, inputs, channels, seed)
+
+    def forward(self, points: ValuePoints) -> PerSample:
+        """F of each point."""
+        none = torch.zeros_like(points.time)
+        reward = none if points.x0_reward is None else points.x0_reward
+        baseline = none if points.baseline is None else points.baseline
+        numbers = torch.cat([_waves(points.time), torch.stack([reward, baseline], dim=1)], dim=1)
+        value = self.numbers(numbers).squeeze(1)
+        return value if self.latents is None else value + self.latents(points)
+
+
+@final
+class _Latents(nn.Module):
+    """What the latents and the prompt say."""
+
+    def __init__(
+        self, latent_shape: tuple[int, int, int], prompt_dim: int, inputs: ValueInputs, channels: int, seed: int
+    ):
+        super().__init__()
         self.inputs = inputs
         latent_channels, height, width = latent_shape
         seen = latent_channels * (2 if inputs == "both" else 1) + 2

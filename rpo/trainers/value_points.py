@@ -27,6 +27,8 @@ class ValuePoints:
     prompts: tuple[str, ...]
     x0_reward: Float[Tensor, " points"] | None = None
     """What the reward says of `x0_hat`, where it has been asked already; see `Critic.ask_reward`."""
+    baseline: Float[Tensor, " points"] | None = None
+    """What the other images of the prompt earned in the same rollout, where there are others."""
 
     def __len__(self) -> int:
         """Number of points."""
@@ -41,6 +43,7 @@ class ValuePoints:
             self.prompt_embeds[index],
             tuple(self.prompts[row] for row in index.tolist()),
             None if self.x0_reward is None else self.x0_reward[index],
+            None if self.baseline is None else self.baseline[index],
         )
 
 
