@@ -7,13 +7,12 @@ image whatever batch it is drawn in, and `pipe(prompt, generator=image_generator
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from tqdm.auto import tqdm
 
 from rpo.diffusion.prediction import to_x0_eps
-from rpo.diffusion.transition import Gaussian, Kernel, ddim
+from rpo.diffusion.transition import Ddim, Gaussian, Kernel
 from rpo.models.base import DiffusionModel, guided
 from rpo.randomness import keyed_generator
 from rpo.types import Conditioning, Grid, Images, Latents, Node, Trajectory
@@ -162,9 +161,7 @@ def _predict(
     return guided(negative_pred, prompt_pred, guidance_scale), negative_pred
 
 
-def _transition(
-    model: DiffusionModel, noise_pred: Latents, x_t: Latents, t: Node, s: Node, kernel: Kernel
-) -> Gaussian:
+def _transition(model: DiffusionModel, noise_pred: Latents, x_t: Latents, t: Node, s: Node, kernel: Kernel) -> Gaussian:
     x0_hat, eps_hat = to_x0_eps(noise_pred, x_t, t, model.prediction_type)
     return kernel(x0_hat, eps_hat, t, s)
 
@@ -206,7 +203,7 @@ def generate(
             model,
             cond.select(rows),
             grid,
-            partial(ddim, eta=eta),
+            Ddim(eta),
             guidance_scale=guidance_scale,
             generators=[image_generator(seed, prompt, image) for prompt, image in batch],
         )
