@@ -1,12 +1,13 @@
 """The one sampler: `sample` draws trajectories, `replay` computes the same step again with a gradient.
 
-Both go through one private transition, so that a policy that has not changed gives a transition with the very same mean, and
-a likelihood ratio of exactly 1. Each image has a generator of its own, seeded by (seed, prompt, image): it is the same
-image whatever batch it is drawn in, and `pipe(prompt, generator=image_generator(...))` starts from the same noise.
+Both go through one private transition, so that a policy that has not changed gives a transition with the very same
+mean, and a likelihood ratio of exactly 1. Each image has a generator of its own, seeded by (seed, prompt, image): it is
+the same image whatever batch it is drawn in, and `pipe(prompt, generator=image_generator(...))` starts from its noise.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from tqdm.auto import tqdm
@@ -37,7 +38,7 @@ class Keep:
     """The network's outputs, guided and (where there is guidance) negative: two more latents per step."""
 
     live_steps: frozenset[int] = frozenset()
-    """Steps whose forward keeps its graph, for a backward without a second forward: their activations stay in memory."""
+    """Steps whose forward keeps its graph, for a backward without a second forward; activations stay in memory."""
 
     freeze_negative: bool = False
     """Whether the graph leaves out the negative branch of guidance."""
@@ -85,7 +86,7 @@ def sample(
     for step in range(grid.num_steps):
         x_t, t, s = latents[step], grid[step], grid[step + 1]
         with torch.set_grad_enabled(step in keep.live_steps):
-            noise_pred, negative_pred = _predict(model, x_t, t, cond, guidance_scale, keep, step)
+            noise_pred, negative_pred = _predict(model, x_t, t, cond, guidance_scale, _branches(keep, step))
         if step in keep.live_steps:
             live[step] = noise_pred
         if predictions is not None:
@@ -144,13 +145,23 @@ def predict_at(
     return guided(negative_pred, model.predict(x_t, timestep, cond, 1.0), guidance_scale)
 
 
+Branches = Literal["guided", "both", "negative_frozen"]
+
+
+def _branches(keep: Keep, step: int) -> Branches:
+    """How much of guidance has to be told apart at a step."""
+    if keep.freeze_negative and step in keep.live_steps:
+        return "negative_frozen"
+    return "both" if keep.predictions else "guided"
+
+
 def _predict(
-    model: DiffusionModel, x_t: Latents, t: Node, cond: Conditioning, guidance_scale: float, keep: Keep, step: int
+    model: DiffusionModel, x_t: Latents, t: Node, cond: Conditioning, guidance_scale: float, branches: Branches
 ) -> tuple[Latents, Latents | None]:
     """The guided output and, if it was computed apart, the negative one."""
-    if guidance_scale == 1 or not (keep.predictions or step in keep.live_steps):
+    if guidance_scale == 1 or branches == "guided":
         return model.predict(x_t, t.timestep, cond, guidance_scale), None
-    if keep.freeze_negative and step in keep.live_steps:
+    if branches == "negative_frozen":
         with torch.no_grad():
             negative_pred = model.predict(x_t, t.timestep, cond.negative(), 1.0)
         prompt_pred = model.predict(x_t, t.timestep, cond, 1.0)

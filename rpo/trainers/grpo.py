@@ -172,7 +172,7 @@ class GRPOTrainer:
             reference = reference_prediction(run.policy, points, run.guidance_scale, batch_size=run.batch_size)
             points = replace(points, reference=reference)
         elif self.config.measure_kl:
-            facts["policy/kl"] = run.measured_kl(points, training_kernel(self.config.rollout))
+            facts["policy/kl"] = run.measured_kl(rollout, training_kernel(self.config.rollout))
         advantage = self.advantages(rollout).to(points.x_t.device)
         return replace(points, advantage=advantage[points.image], facts=facts)
 

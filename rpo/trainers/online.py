@@ -6,10 +6,10 @@ update. What a step is worth, and what is descended, is the trainers' own.
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -26,7 +26,7 @@ from rpo.randomness import keyed_generator
 from rpo.rewards import RewardLike, load_rewards
 from rpo.sampler import Keep
 from rpo.trainers.moments import reference_prediction, step_cost
-from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
+from rpo.trainers.online_settings import OnlineSettings, division
 from rpo.trainers.points import PointBatches, Points, choose_steps, points_of
 from rpo.trainers.policy import FullPolicy, LoraPolicy, Policy
 from rpo.trainers.preview import Preview
@@ -40,26 +40,7 @@ from rpo.training.unchanged import Unchanged
 from rpo.types import Grid, StepOutput
 
 KL_STRIDE = 8
-"""Of so many points one is asked for its KL, where the KL is only logged."""
-
-
-@dataclass(frozen=True)
-class OnlineSettings:
-    """The part of a trainer's configuration that every online trainer has, and the whole of it for the record."""
-
-    rollout: RolloutConfig
-    learning: LearningConfig
-    adapter: AdapterConfig
-    loop: LoopConfig
-    preview_every: int
-    folder: Path
-    seed: int
-    whole: Any
-    """The trainer's own configuration, a dataclass."""
-    needs_density: bool
-    """Whether only steps that add noise can be trained."""
-    method: str
-    """What a person calls it."""
+"""Of so many moments one is asked for its KL, where the KL is only logged."""
 
 
 @final
@@ -100,7 +81,7 @@ class OnlineRun:
         self.steps = torch.zeros(0, 0, dtype=torch.long)
         self.stands_for = 0.0
         self.num_dims = int(torch.Size(self.model.latent_shape).numel())
-        self.micro_batch, self.accumulate = _division(settings, self.processes.count, self.trained_steps)
+        self.micro_batch, self.accumulate = division(settings, self.processes.count, self.trained_steps)
         if settings.adapter.gradient_checkpointing:
             self.model.denoiser.enable_gradient_checkpointing()
 
@@ -148,17 +129,19 @@ class OnlineRun:
         self.steps, self.stands_for = self._choose(self.rollout.trajectory.grid, index)
         return self.rollout
 
-    def measured_kl(self, points: Points, kernel: Kernel) -> Tensor:
-        """KL of the path from the reference's, from every eighth point: a number to watch costs an eighth of one used.
+    def measured_kl(self, rollout: Rollout, kernel: Kernel) -> Tensor:
+        """KL of the path from the reference's, from every eighth of all its moments: watching costs little.
 
         Args:
-            points: Of a rollout.
+            rollout: With its predictions.
             kernel: Of its steps.
         """
-        rows = torch.arange(0, len(points), KL_STRIDE, device=points.x_t.device)
-        some = points.select(rows)
+        num_steps, images = rollout.trajectory.log_probs.shape
+        every = points_of(rollout, torch.arange(num_steps)[:, None].expand(-1, images), 1.0, is_frozen=False)
+        some = every.select(torch.arange(rollout.index % KL_STRIDE, len(every), KL_STRIDE, device=every.x_t.device))
         reference = reference_prediction(self.policy, some, self.guidance_scale, batch_size=self.batch_size)
-        return (some.weight * step_cost(self.model, some.prediction, reference, some, kernel)).mean()
+        cost = step_cost(self.model, some.prediction, reference, some, kernel)
+        return num_steps * torch.where(cost.isfinite(), cost, 0.0).mean()
 
     def points(self, rollout: Rollout) -> Points:
         """The moments of the rollout in use that are trained."""
@@ -314,32 +297,3 @@ def _policy(model: DiffusionModel, settings: OnlineSettings) -> Policy:
     return LoraPolicy(
         model, rank=adapter.rank, alpha=adapter.alpha, target_modules=adapter.target_modules, seed=settings.seed
     )
-
-
-def _division(settings: OnlineSettings, processes: int, trained_steps: int) -> tuple[int, int]:
-    """(points per micro-batch, micro-batches per update and process).
-
-    Raises:
-        ValueError: If a rollout does not divide evenly.
-    """
-    rollout, learning = settings.rollout, settings.learning
-    images = rollout.images // processes
-    if learning.keep_graph:
-        size = min(rollout.batch_size, images)
-        if images % size:
-            raise ValueError(
-                f"rollout.batch_size is {rollout.batch_size} with keep_graph, but {images} images per process are "
-                "drawn; give a divisor of that"
-            )
-        return size, trained_steps * (images // size)
-    points = images * trained_steps
-    per_update, rest = divmod(points, learning.minibatches)
-    size = min(learning.micro_batch, per_update)
-    if rest or per_update % size:
-        fitting = [n for n in range(1, per_update + 1) if per_update % n == 0]
-        raise ValueError(
-            f"a rollout gives {points} points per process ({images} images × {trained_steps} trained steps), which "
-            f"{learning.minibatches} minibatches of micro-batches of {size} do not divide; use learning.minibatches "
-            f"that divides {points} and learning.micro_batch among {', '.join(map(str, fitting[-12:]))}"
-        )
-    return size, per_update // size

@@ -59,8 +59,8 @@ class RolloutConfig:
             raise ValueError(f"rollout.eta is {self.eta}, but it must be >= 0; 1 is the reverse SDE, 0 the ODE")
         if self.solver == "ddim" and self.eta > 1:
             raise ValueError(
-                f"rollout.eta is {self.eta} with solver ddim, whose step can add no more noise than eta 1 does; set it to "
-                "0 … 1, or take euler_maruyama"
+                f"rollout.eta is {self.eta} with solver ddim, whose step adds at most the noise of eta 1; set it "
+                "to 0 … 1, or take euler_maruyama"
             )
         if self.guidance_scale < 1:
             raise ValueError(f"rollout.guidance_scale is {self.guidance_scale}, but it must be >= 1; 1 is none")

@@ -223,7 +223,7 @@ class ScoreAsActionTrainer:
         points = self._points(judged)
         facts = rollout_facts(judged.rollout)
         if self.config.kl_weight == 0 and self.config.measure_kl:
-            facts["policy/kl"] = self.run.measured_kl(points, self.config.rollout_kernel)
+            facts["policy/kl"] = self.run.measured_kl(judged.rollout, self.config.rollout_kernel)
         if self.critic is not None and judged.values is not None:
             facts |= self._learn_value(judged, self.config.value.updates)
         return replace(points, facts={name: number.to(points.x_t.device) for name, number in facts.items()})

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from rpo.diffusion.transition import Kernel
-from rpo.trainers.online import OnlineSettings
 from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
+from rpo.trainers.online_settings import OnlineSettings
 from rpo.trainers.rollouts import training_kernel
 from rpo.training.loop_config import LoopConfig
 

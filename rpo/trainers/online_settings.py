@@ -1,0 +1,56 @@
+"""What an online run consists of, as far as it is the same for every trainer, and what that comes to per update."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
+from rpo.training.loop_config import LoopConfig
+
+
+@dataclass(frozen=True)
+class OnlineSettings:
+    """The part of a trainer's configuration that every online trainer has, and the whole of it for the record."""
+
+    rollout: RolloutConfig
+    learning: LearningConfig
+    adapter: AdapterConfig
+    loop: LoopConfig
+    preview_every: int
+    folder: Path
+    seed: int
+    whole: Any
+    """The trainer's own configuration, a dataclass."""
+    needs_density: bool
+    """Whether only steps that add noise can be trained."""
+    method: str
+    """What a person calls it."""
+
+
+def division(settings: OnlineSettings, processes: int, trained_steps: int) -> tuple[int, int]:
+    """(points per micro-batch, micro-batches per update and process).
+
+    Raises:
+        ValueError: If a rollout does not divide evenly.
+    """
+    rollout, learning = settings.rollout, settings.learning
+    images = rollout.images // processes
+    if learning.keep_graph:
+        size = min(rollout.batch_size, images)
+        if images % size:
+            raise ValueError(
+                f"rollout.batch_size is {rollout.batch_size} with keep_graph, but {images} images per process are "
+                "drawn; give a divisor of that"
+            )
+        return size, trained_steps * (images // size)
+    points = images * trained_steps
+    per_update, rest = divmod(points, learning.minibatches)
+    size = min(learning.micro_batch, per_update)
+    if rest or per_update % size:
+        fitting = [n for n in range(1, per_update + 1) if per_update % n == 0]
+        raise ValueError(
+            f"a rollout gives {points} points per process ({images} images × {trained_steps} trained steps), which "
+            f"{learning.minibatches} minibatches of micro-batches of {size} do not divide; use learning.minibatches "
+            f"that divides {points} and learning.micro_batch among {', '.join(map(str, fitting[-12:]))}"
+        )
+    return size, per_update // size
