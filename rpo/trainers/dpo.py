@@ -32,6 +32,7 @@ from rpo.data.cache import EmbeddingCache, LatentCache
 from rpo.data.preference import PairSet
 from rpo.data.transform import PairTransform
 from rpo.diffusion.prediction import add_noise, from_x0_eps
+from rpo.models.base import DiffusionModel
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.objectives.preference import PAPER_BETA, PAPER_NUM_DIMS, beta_for_dims, diffusion_dpo, squared_error
 from rpo.publish import CardFacts, PublishPlan, publish, write_model_card
@@ -47,7 +48,7 @@ from rpo.training.unchanged import Unchanged
 from rpo.types import Node, StepOutput
 
 
-def errors(model: StableDiffusion, batch: PairBatch) -> Tensor:
+def errors(model: DiffusionModel, batch: PairBatch) -> Tensor:
     """Squared error of each of the 2N latents, all chosen sides first: one denoiser forward."""
     timestep, eps = torch.cat([batch.timestep, batch.timestep]), torch.cat([batch.eps, batch.eps])
     node: Node = model.node(timestep)

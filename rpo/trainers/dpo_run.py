@@ -1,57 +1,15 @@
 """A Diffusion-DPO run from a file, as `rpo train dpo` and the examples do it: checkpoint, pairs, settings."""
 
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
-
-import torch
 
 from rpo.config import to_yaml
 from rpo.data.readers import read_pairs
-from rpo.models.execution import Attention
-from rpo.models.stable_diffusion import StableDiffusion
 from rpo.trainers.dpo import DPOTrainer
 from rpo.trainers.dpo_config import DPOConfig
+from rpo.trainers.model_config import ModelConfig, load_model
 from rpo.training.loop import TrainResult
 from rpo.training.session import refuse_used
-
-DType = Literal["float32", "bfloat16", "float16"]
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Which checkpoint is trained, and how it runs."""
-
-    source: str = "shapes"
-    """Folder, hub id, single .safetensors / .ckpt file, or "shapes" for the checkpoint inside the package."""
-
-    dtype: DType = "float32"
-    """Of all weights. bfloat16 (float16 on older GPUs) halves memory; adapters stay float32."""
-
-    compute_dtype: DType | None = None
-    """What the UNet computes in; nothing means `dtype`. bfloat16 over float32 weights is mixed precision."""
-
-    device: str = "auto"
-    """"auto" takes this process's GPU when there is one."""
-
-    single_file_config: str | None = None
-    """For a single file: a diffusers folder or hub id with its architecture; nothing means SD 1.5's, from the hub."""
-
-    revision: str | None = None
-    """Of a hub id."""
-
-    variant: str | None = None
-    """File variant, such as "fp16"."""
-
-    attention: Attention = "sdpa"
-    """"sdpa" (torch's own), or "xformers", which falls back to sdpa with a warning where it does not run."""
-
-    channels_last: bool = False
-    """Memory format of the UNet; faster convolutions on CUDA."""
-
-    compile: bool = False
-    """Compile the UNet on first use; pays off in runs of thousands of updates on CUDA."""
 
 
 @dataclass(frozen=True)
@@ -126,25 +84,3 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
     (trainer.folder / "run.yaml").write_text(to_yaml(config))
     trained = trainer.train(resume=resume)
     return RunResult(trained, trainer.save())
-
-
-def load_model(config: ModelConfig) -> StableDiffusion:
-    """The checkpoint that a configuration names, on this process's device."""
-    return StableDiffusion.load(
-        config.source,
-        device=_device(config.device),
-        dtype=getattr(torch, config.dtype),
-        compute_dtype=getattr(torch, config.compute_dtype) if config.compute_dtype else None,
-        config=config.single_file_config,
-        revision=config.revision,
-        variant=config.variant,
-        attention=config.attention,
-        channels_last=config.channels_last,
-        compile_denoiser=config.compile,
-    )
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"

@@ -19,6 +19,7 @@ from os import PathLike
 from pathlib import Path
 from typing import final
 
+import torch
 from diffusers import StableDiffusionPipeline
 
 from rpo.models.base import DiffusionModel
@@ -184,10 +185,9 @@ class GRPOTrainer:
         """
         config = self.config
         weights = self.run.rollouts.rewards.weights
-        total = sum(weight * self._compared(name, rollout) for name, weight in weights.items())
-        return (total / sum(abs(weight) for weight in weights.values())).clamp(
-            -config.max_advantage, config.max_advantage
-        )
+        total = torch.stack([weight * self._compared(name, rollout) for name, weight in weights.items()]).sum(dim=0)
+        scale = sum(abs(weight) for weight in weights.values())
+        return (total / scale).clamp(-config.max_advantage, config.max_advantage)
 
     def _compared(self, name: str, rollout: Rollout) -> PerSample:
         if self.config.baseline == "group":

@@ -28,7 +28,7 @@ from rpo.sampler import Keep
 from rpo.trainers.moments import reference_prediction, step_cost
 from rpo.trainers.online_settings import OnlineSettings, division
 from rpo.trainers.points import PointBatches, Points, choose_steps, points_of
-from rpo.trainers.policy import FullPolicy, LoraPolicy, Policy
+from rpo.trainers.policy import make_policy
 from rpo.trainers.preview import Preview
 from rpo.trainers.rollouts import Rollout, Rollouts
 from rpo.training.loop import TrainResult, describe, fit
@@ -67,7 +67,7 @@ class OnlineRun:
         self.settings = settings
         self.model: DiffusionModel = StableDiffusion(pipe) if isinstance(pipe, StableDiffusionPipeline) else pipe
         self.processes = Processes()
-        self.policy = _policy(self.model, settings)
+        self.policy = make_policy(self.model, settings.adapter, seed=settings.seed)
         self.rollouts = Rollouts(
             self.model,
             prompts,
@@ -82,8 +82,6 @@ class OnlineRun:
         self.stands_for = 0.0
         self.num_dims = int(torch.Size(self.model.latent_shape).numel())
         self.micro_batch, self.accumulate = division(settings, self.processes.count, self.trained_steps)
-        if settings.adapter.gradient_checkpointing:
-            self.model.denoiser.enable_gradient_checkpointing()
 
     @property
     def trained_steps(self) -> int:
@@ -288,12 +286,3 @@ def rollout_facts(rollout: Rollout) -> dict[str, Tensor]:
         "reward/std": rollout.rewards.std(correction=0),
         **{f"reward/{name}": part.mean() for name, part in rollout.parts.items() if len(rollout.parts) > 1},
     }
-
-
-def _policy(model: DiffusionModel, settings: OnlineSettings) -> Policy:
-    adapter = settings.adapter
-    if adapter.train == "full":
-        return FullPolicy(model)
-    return LoraPolicy(
-        model, rank=adapter.rank, alpha=adapter.alpha, target_modules=adapter.target_modules, seed=settings.seed
-    )

@@ -117,8 +117,8 @@ class LearningConfig:
     """Passes over a rollout; more reuse what was drawn, and need a clip or a trust region."""
 
     micro_batch: int = 64
-    """Latents (image and time) that go through the denoiser at once in training; lower it when memory runs out. With
-    `keep_graph` it is the rollout's `batch_size`."""
+    """Latents (image and time) that go through the denoiser at once in training, at most: the largest equal parts that
+    fit are taken. Lower it when memory runs out. With `keep_graph` it is the rollout's `batch_size`."""
 
     def __post_init__(self):
         """Refuse settings that no update can have.

@@ -45,12 +45,10 @@ def division(settings: OnlineSettings, processes: int, trained_steps: int) -> tu
         return size, trained_steps * (images // size)
     points = images * trained_steps
     per_update, rest = divmod(points, learning.minibatches)
-    size = min(learning.micro_batch, per_update)
-    if rest or per_update % size:
-        fitting = [n for n in range(1, per_update + 1) if per_update % n == 0]
+    if rest:
         raise ValueError(
             f"a rollout gives {points} points per process ({images} images × {trained_steps} trained steps), which "
-            f"{learning.minibatches} minibatches of micro-batches of {size} do not divide; use learning.minibatches "
-            f"that divides {points} and learning.micro_batch among {', '.join(map(str, fitting[-12:]))}"
+            f"learning.minibatches={learning.minibatches} does not divide; use a divisor of {points}"
         )
+    size = next(n for n in range(min(learning.micro_batch, per_update), 0, -1) if per_update % n == 0)
     return size, per_update // size

@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from rpo.lora import adapter_layers, add_lora, reference, save_lora
+from rpo.models.base import DiffusionModel
 from rpo.models.stable_diffusion import StableDiffusion
+from rpo.trainers.online_config import AdapterConfig
 
 
 @final
@@ -53,7 +55,7 @@ class FullPolicy:
         parameters: What the optimiser updates, float32.
     """
 
-    def __init__(self, model: StableDiffusion):
+    def __init__(self, model: DiffusionModel):
         """Unfreeze the denoiser and keep a copy.
 
         Raises:
@@ -82,9 +84,41 @@ class FullPolicy:
             self.model.denoiser = policy
 
     def save(self, folder: str | PathLike[str]) -> Path:
-        """Write the whole pipeline, with its new denoiser, as a diffusers folder."""
+        """Write the whole pipeline, with its new denoiser, as a diffusers folder.
+
+        Raises:
+            ValueError: If the model has no pipeline to write.
+        """
+        if not isinstance(self.model, StableDiffusion):
+            raise ValueError(
+                f"a {type(self.model).__name__} has no diffusers pipeline to write; save its denoiser's state_dict"
+            )
         self.model.pipe.save_pretrained(folder)
         return Path(folder)
 
 
 Policy = LoraPolicy | FullPolicy
+
+
+def make_policy(model: DiffusionModel, adapter: AdapterConfig, *, seed: int) -> Policy:
+    """The policy that the settings describe, on the model itself.
+
+    Args:
+        model: What is trained.
+        adapter: A LoRA or everything, and how activations are kept.
+        seed: Of a LoRA's start.
+
+    Raises:
+        ValueError: If the model is not one of diffusers' and the settings need that.
+    """
+    is_diffusers = isinstance(model, StableDiffusion)
+    if not is_diffusers and (adapter.train == "lora" or adapter.gradient_checkpointing):
+        raise ValueError(
+            f"a LoRA and gradient checkpointing are things of diffusers' networks, but the model is a "
+            f"{type(model).__name__}; set adapter.train: full and adapter.gradient_checkpointing: false"
+        )
+    if is_diffusers and adapter.gradient_checkpointing:
+        model.denoiser.enable_gradient_checkpointing()
+    if not is_diffusers or adapter.train == "full":
+        return FullPolicy(model)
+    return LoraPolicy(model, rank=adapter.rank, alpha=adapter.alpha, target_modules=adapter.target_modules, seed=seed)

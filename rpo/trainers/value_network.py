@@ -56,9 +56,10 @@ class ValueNetwork(nn.Module):
         self.inputs = inputs
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.numbers = nn.Sequential(nn.Linear(2 * FREQUENCIES + 3, channels), nn.SiLU(), nn.Linear(channels, 1))
-        nn.init.zeros_(self.numbers[-1].weight)
-        nn.init.zeros_(self.numbers[-1].bias)
+            last = nn.Linear(channels, 1)
+            self.numbers = nn.Sequential(nn.Linear(2 * FREQUENCIES + 3, channels), nn.SiLU(), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
         self.latents = None if inputs == "reward" else _Latents(latent_shape, prompt_dim, inputs, channels, seed)
 
     def forward(self, points: ValuePoints) -> PerSample:
