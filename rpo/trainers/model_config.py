@@ -1,0 +1,69 @@
+"""Which checkpoint a run from a file trains, and how it is loaded."""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from rpo.models.execution import Attention
+from rpo.models.stable_diffusion import StableDiffusion
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which checkpoint is trained, and how it runs."""
+
+    source: str = "shapes"
+    """Folder, hub id, single .safetensors / .ckpt file, or "shapes" for the checkpoint inside the package."""
+
+    dtype: DType = "float32"
+    """Of all weights. bfloat16 (float16 on older GPUs) halves memory; adapters stay float32."""
+
+    compute_dtype: DType | None = None
+    """What the UNet computes in; nothing means `dtype`. bfloat16 over float32 weights is mixed precision."""
+
+    device: str = "auto"
+    """"auto" takes this process's GPU when there is one."""
+
+    single_file_config: str | None = None
+    """For a single file: a diffusers folder or hub id with its architecture; nothing means SD 1.5's, from the hub."""
+
+    revision: str | None = None
+    """Of a hub id."""
+
+    variant: str | None = None
+    """File variant, such as "fp16"."""
+
+    attention: Attention = "sdpa"
+    """"sdpa" (torch's own), or "xformers", which falls back to sdpa with a warning where it does not run."""
+
+    channels_last: bool = False
+    """Memory format of the UNet; faster convolutions on CUDA."""
+
+    compile: bool = False
+    """Compile the UNet on first use; pays off in runs of thousands of updates on CUDA."""
+
+
+def load_model(config: ModelConfig) -> StableDiffusion:
+    """The checkpoint that a configuration names, on this process's device."""
+    return StableDiffusion.load(
+        config.source,
+        device=_device(config.device),
+        dtype=getattr(torch, config.dtype),
+        compute_dtype=getattr(torch, config.compute_dtype) if config.compute_dtype else None,
+        config=config.single_file_config,
+        revision=config.revision,
+        variant=config.variant,
+        attention=config.attention,
+        channels_last=config.channels_last,
+        compile_denoiser=config.compile,
+    )
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
