@@ -29,11 +29,11 @@ from rpo.publish import PublishPlan
 from rpo.rewards import RewardLike
 from rpo.trainers.grpo_config import GRPOConfig
 from rpo.trainers.moments import current_prediction, reference_prediction, step_cost, transition_of
-from rpo.trainers.online import OnlineRun, rollout_facts
+from rpo.trainers.online import OnlineRun
 from rpo.trainers.points import Points
 from rpo.trainers.policy import Policy
 from rpo.trainers.prompt_history import PromptHistory
-from rpo.trainers.rollouts import Rollout, training_kernel
+from rpo.trainers.rollouts import Rollout, rollout_facts, training_kernel
 from rpo.training.loop import TrainResult
 from rpo.types import PerSample, StepOutput
 
@@ -122,6 +122,7 @@ class GRPOTrainer:
             resume: Continue a killed run in the same folder; on the CPU it ends in the same weights, bit for bit.
 
         Raises:
+            PreflightError: The run cannot learn; said before the first update.
             RewardError: A reward fails; names the prompt, saves the image, and the last good state is kept.
             NonFiniteLossError: A loss is not finite; the last good state is kept.
             ValueError: The folder holds another run already.

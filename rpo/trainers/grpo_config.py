@@ -54,6 +54,9 @@ class GRPOConfig:
     preview_every: int = 20
     """Updates between image grids of fixed prompts and seeds in `previews/`; 0 for none."""
 
+    preflight: bool = True
+    """Whether rewards, likelihoods, gradients and memory are checked before the first update, on a small rollout."""
+
     folder: str = "runs/grpo"
     """The run's folder: metrics, previews, checkpoints and, after `save`, the LoRA."""
 
@@ -109,4 +112,5 @@ class GRPOConfig:
             whole=self,
             needs_density=True,
             method="GRPO" if self.baseline == "group" else "DDPO",
+            preflight=self.preflight,
         )

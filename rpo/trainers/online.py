@@ -29,8 +29,10 @@ from rpo.trainers.moments import reference_prediction, step_cost
 from rpo.trainers.online_settings import OnlineSettings, division
 from rpo.trainers.points import PointBatches, Points, choose_steps, points_of
 from rpo.trainers.policy import make_policy
-from rpo.trainers.preview import Preview
+from rpo.trainers.preflight import Subject, preflight
+from rpo.trainers.preview import PREVIEWS, Preview
 from rpo.trainers.rollouts import Rollout, Rollouts
+from rpo.training.checkpoint import checkpoints
 from rpo.training.loop import TrainResult, describe, fit
 from rpo.training.loop_config import LoopConfig
 from rpo.training.processes import Processes
@@ -187,7 +189,7 @@ class OnlineRun:
             self.model,
             self.rollouts.prompts,
             settings.rollout,
-            settings.folder / "previews",
+            settings.folder / PREVIEWS,
             every=settings.preview_every if self.processes.is_main else 0,
             seed=settings.seed,
         )
@@ -199,7 +201,8 @@ class OnlineRun:
 
         self.model.denoiser.train(settings.adapter.gradient_checkpointing)  # diffusers checkpoints in training mode
         try:
-            if not resume:
+            if not (resume and checkpoints(settings.folder)):
+                self._preflight(loss)
                 preview(0)
             return fit(
                 batches,
@@ -214,6 +217,24 @@ class OnlineRun:
             )
         finally:
             self.model.denoiser.eval()
+
+    def _preflight(self, loss: Callable[[Points], StepOutput]) -> None:
+        settings = self.settings
+        if not settings.preflight:
+            return
+        subject = Subject(
+            self.model,
+            self.policy,
+            self.rollouts,
+            settings,
+            loss,
+            guidance_scale=self.guidance_scale,
+            freezes_negative=self.freezes_negative,
+            images=settings.rollout.images // self.processes.count,
+            trained_steps=self.trained_steps,
+            micro_batch=self.micro_batch,
+        )
+        preflight(subject, say=tqdm.write if self.processes.is_main and settings.loop.progress else None)
 
     @property
     def loop(self) -> LoopConfig:
@@ -272,17 +293,8 @@ class OnlineRun:
 
     def _identity(self) -> dict[str, str]:
         """What decides about the result; how long a run is, and where it lies, may change."""
-        free = {"loop", "folder", "preview_every"}
+        free = {"loop", "folder", "preview_every", "preflight"}
         settings = {name: str(value) for name, value in asdict(self.settings.whole).items() if name not in free}
         prompts = hashlib.sha256("\n".join(self.rollouts.prompts).encode()).hexdigest()
         rewards = ", ".join(f"{name} × {weight:g}" for name, weight in self.rollouts.rewards.weights.items())
         return settings | {"prompts": f"{len(self.rollouts.prompts)} ({prompts[:12]})", "rewards": rewards}
-
-
-def rollout_facts(rollout: Rollout) -> dict[str, Tensor]:
-    """What to log of a rollout's rewards."""
-    return {
-        "reward/mean": rollout.rewards.mean(),
-        "reward/std": rollout.rewards.std(correction=0),
-        **{f"reward/{name}": part.mean() for name, part in rollout.parts.items() if len(rollout.parts) > 1},
-    }

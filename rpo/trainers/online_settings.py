@@ -25,6 +25,8 @@ class OnlineSettings:
     """Whether only steps that add noise can be trained."""
     method: str
     """What a person calls it."""
+    preflight: bool
+    """Whether a few checks come before the first update."""
 
 
 def division(settings: OnlineSettings, processes: int, trained_steps: int) -> tuple[int, int]:

@@ -11,6 +11,9 @@ from rpo.models.base import DiffusionModel
 from rpo.sampler import generate
 from rpo.trainers.online_config import RolloutConfig
 
+PREVIEWS = "previews"
+"""Where they lie in a run's folder."""
+
 PROMPTS, IMAGES = 4, 4
 """Rows and columns of a grid."""
 

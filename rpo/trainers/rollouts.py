@@ -1,7 +1,8 @@
 """Rollouts: images drawn by the current policy to learn from, with their paths and their rewards.
 
-A rollout is a number of groups, the images of one prompt. Its randomness is a function of (seed, rollout, prompt,
-image), so a resumed run draws the same images, and its grid of (seed, rollout), so all processes share it.
+A rollout is a number of groups, the images of one prompt. Its randomness is a function of (seed, visit, image), where
+the visits to prompts are counted over all rollouts, so a resumed run draws the same images whatever the number of
+processes; its grid is one of (seed, rollout), so all processes share it.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,6 +53,15 @@ class Rollout:
     def num_images(self) -> int:
         """Images of this process."""
         return len(self.prompts)
+
+
+def rollout_facts(rollout: Rollout) -> dict[str, Tensor]:
+    """What to log of a rollout's rewards."""
+    return {
+        "reward/mean": rollout.rewards.mean(),
+        "reward/std": rollout.rewards.std(correction=0),
+        **{f"reward/{name}": part.mean() for name, part in rollout.parts.items() if len(rollout.parts) > 1},
+    }
 
 
 def training_kernel(config: RolloutConfig) -> Kernel:
@@ -132,10 +142,10 @@ class Rollouts:
             RewardError: If a reward fails; the image and prompt behind it are saved and named.
         """
         config, first = self.config, index * self.config.prompts + self._process * self._own_prompts
-        chosen = [visit(len(self.prompts), self._seed, first + offset)[0] for offset in range(self._own_prompts)]
-        jobs = [(prompt, image) for prompt in chosen for image in range(config.images_per_prompt)]
-        prompts = tuple(self.prompts[prompt] for prompt, _ in jobs)
-        generators = [keyed_generator("rollout", self._seed, index, prompt, image) for prompt, image in jobs]
+        # A rollout may visit a prompt more than once: the noise is that of the visit.
+        jobs = [(first + row, image) for row in range(self._own_prompts) for image in range(config.images_per_prompt)]
+        prompts = tuple(self.prompts[visit(len(self.prompts), self._seed, place)[0]] for place, _ in jobs)
+        generators = [keyed_generator("rollout", self._seed, place, image) for place, image in jobs]
         cond = self._conditioning(prompts)
         grid = self.grid(index)
         chunks, images = [], []
@@ -156,7 +166,7 @@ class Rollouts:
         total = sum(weight * parts[name] for name, weight in self.rewards.weights.items())
         assert isinstance(total, Tensor)
         group = torch.arange(self._own_prompts, device=total.device).repeat_interleave(config.images_per_prompt)
-        names = tuple(f"rollout {index}, prompt {self.prompts[p]!r}, image {image}" for p, image in jobs)
+        names = tuple(f"rollout {index}, prompt {p!r}, image {job[1]}" for p, job in zip(prompts, jobs, strict=True))
         return Rollout(index, _joined(chunks, cond), tuple(chunks), prompts, group, total, parts, names)
 
     def _kernel(self) -> Kernel:

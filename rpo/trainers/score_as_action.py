@@ -43,9 +43,10 @@ from rpo.trainers.moments import (
     transition_of,
     value_gradient,
 )
-from rpo.trainers.online import OnlineRun, rollout_facts
+from rpo.trainers.online import OnlineRun
 from rpo.trainers.points import Points
 from rpo.trainers.policy import Policy
+from rpo.trainers.rollouts import rollout_facts
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig
 from rpo.trainers.trust_region import TrustRegion
 from rpo.trainers.value import Critic
@@ -95,6 +96,7 @@ def loss(
         moved = points.weight * step_cost(model, noise_pred, points.prediction, points, kernel)
         facts["policy/kl_from_rollout"] = moved.detach().mean()
         if config.update == "trust_region":
+            facts["policy/trust_region"] = moved.new_full((), region.coefficient)
             per_point = per_point + trust_region(moved, region.coefficient, power=config.trust_region_power)
     return StepOutput(per_point.mean(), per_point.detach(), facts)
 
@@ -162,6 +164,7 @@ class ScoreAsActionTrainer:
             resume: Continue a killed run in the same folder; on the CPU it ends in the same weights, bit for bit.
 
         Raises:
+            PreflightError: The run cannot learn; said before the first update.
             RewardError: A reward fails; names the prompt, saves the image, and the last good state is kept.
             NonFiniteLossError: A loss is not finite; the last good state is kept.
             ValueError: The folder holds another run already.

@@ -123,6 +123,9 @@ class ScoreAsActionConfig:
     preview_every: int = 20
     """Updates between image grids of fixed prompts and seeds in `previews/`; 0 for none."""
 
+    preflight: bool = True
+    """Whether rewards, likelihoods, gradients and memory are checked before the first update, on a small rollout."""
+
     folder: str = "runs/score_as_action"
     """The run's folder: metrics, previews, checkpoints and, after `save`, the LoRA."""
 
@@ -193,4 +196,5 @@ class ScoreAsActionConfig:
             whole=self,
             needs_density=self.rollout.has_density,
             method="score as action",
+            preflight=self.preflight,
         )

@@ -1,0 +1,106 @@
+"""What an online run holds in memory beside its weights, measured on a small rollout and scaled up.
+
+    images × (latents, predictions, prompts) + points × (what is trained) + rows × (graph) + parameters × (optimiser)
+
+The graph is measured as the tensors that a backward waits for; what kernels use for a moment comes on top.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+
+import torch
+from torch import Tensor
+
+GRADIENT, MOMENTS, AVERAGE = 4, 8, 4
+"""Bytes per trained parameter: float32 gradient, AdamW's two moments, and the average where one is kept."""
+
+KIB = 1024
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes, and what they are counted in."""
+
+    image: float
+    """Of the trajectory of one image."""
+    images: int
+    point: float
+    """Of one trained moment, laid out for training."""
+    points: int
+    graph: float
+    """Of the graph of one moment."""
+    rows: int
+    """Moments whose graphs are in memory at once."""
+    parameter: int
+    parameters: int
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return (
+            self.image * self.images
+            + self.point * self.points
+            + self.graph * self.rows
+            + self.parameter * self.parameters
+        )
+
+    def __str__(self) -> str:
+        """The sum with its formula."""
+        return (
+            f"{readable_bytes(self.total)} beside the weights = {self.images:,} images × {readable_bytes(self.image)} "
+            f"+ {self.points:,} points × {readable_bytes(self.point)} + graphs of {self.rows:,} × "
+            f"{readable_bytes(self.graph)} + {self.parameters:,} parameters × {self.parameter} B"
+        )
+
+
+class SavedBytes:
+    """Counts what a graph keeps for its backward, each piece of memory once."""
+
+    def __init__(self, parameters: Iterator[Tensor]):
+        """Start at nothing.
+
+        Args:
+            parameters: Weights, which are in memory anyway.
+        """
+        self._seen = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+        self.total = 0
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.total += storage.nbytes()
+        return tensor
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Inside, graphs are counted; count one before it is gone, since its memory may be used again."""
+        with torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor):
+            yield
+
+
+def tensor_bytes(thing: object) -> int:
+    """Bytes of all tensors in a dataclass, counting what several share once for each."""
+    if isinstance(thing, Tensor):
+        return thing.numel() * thing.element_size()
+    if is_dataclass(thing):
+        return sum(tensor_bytes(getattr(thing, field.name)) for field in fields(thing))
+    return 0
+
+
+def free_bytes(device: torch.device) -> float | None:
+    """What can still be had on a device; None where nobody can say."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def readable_bytes(count: float) -> str:
+    """Bytes as people write them: `512 B`, `1.5 KiB`, `3.2 MiB`, `1.4 GiB`."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < KIB:
+            return f"{count:.3g} {unit}"
+        count /= KIB
+    return f"{count:.3g} GiB"
