@@ -85,6 +85,8 @@ def sample(
     live: dict[int, Latents] = {}
     for step in range(grid.num_steps):
         x_t, t, s = latents[step], grid[step], grid[step + 1]
+        if step in keep.live_steps:
+            x_t = x_t.clone()  # a trained first layer needs its input again, and `latents` is written to until then
         with torch.set_grad_enabled(step in keep.live_steps):
             noise_pred, negative_pred = _predict(model, x_t, t, cond, guidance_scale, _branches(keep, step))
         if step in keep.live_steps:

@@ -6,7 +6,7 @@ import torch
 from rpo.diffusion.transition import Ddim, Gaussian
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.randomness import keyed_generator
-from rpo.sampler import generate, image_generator, replay, sample
+from rpo.sampler import Keep, generate, image_generator, replay, sample
 from tests.tiny import tiny_sd
 
 PROMPTS = ["a red circle", "two blue squares", "", "a green triangle", "x", "y"]
@@ -144,3 +144,18 @@ def test_each_image_needs_its_generator(model):
             guidance_scale=1.0,
             generators=[image_generator(0, 0, 0)],
         )
+
+
+def test_a_kept_graph_survives_what_the_sampler_writes_after_it(model):
+    model.denoiser.conv_in.requires_grad_(True)  # a trained first layer keeps x_t for its backward
+    cond, grid, kernel = model.encode_prompts(["a", "b"]), model.grid(3), Ddim(1.0)
+    keep = Keep(live_steps=frozenset({0, 2}))
+    generators = [image_generator(0, 0, k) for k in range(2)]
+    drawn = sample(model, cond, grid, kernel, guidance_scale=1.0, generators=generators, keep=keep)
+    weight = model.denoiser.conv_in.weight
+    for step, noise_pred in drawn.live.items():
+        again = model.predict(drawn.latents[step], grid[step].timestep, cond)
+        (kept,), (expected,) = (torch.autograd.grad(each.square().sum(), weight) for each in (noise_pred, again))
+        assert kept.abs().max() > 0
+        torch.testing.assert_close(kept, expected)
+    model.denoiser.conv_in.requires_grad_(False)
