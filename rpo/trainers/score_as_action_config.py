@@ -23,6 +23,10 @@ class ValueConfig:
     """How the reward of the predicted clean image enters V: V = c_skip(t) r(x0_hat) + c_out(t) F, which is exact at the
     data end. It costs a decoding and a reward per step and image. "none" learns V alone."""
 
+    reward_until: float = 1.0
+    """Time, 0 (data) to 1 (noise), up to which x0_hat is asked about. Where x0_hat is still a blur its reward says
+    nothing, and costs a decoding all the same: look where `value/explained_variance` by time falls to 0."""
+
     branch: Literal["frozen", "differentiable"] = "frozen"
     """Whether the gradient of V flows through the reward of x0_hat too. The pathwise estimator is biased without it
     (unless the design is "none"); it needs a reward that can be differentiated."""

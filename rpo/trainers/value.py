@@ -9,9 +9,8 @@ the other images of the prompt earned, or the mean of the first rewards where th
 and c_out = 0: there V is the reward itself, whatever F says. The term with m is ours, and that F is told of the reward
 and of m: a few numbers correct both before the latents and the prompt are understood, which takes thousands of images.
 
-Fitting is regression on what came of each node: the reward less the costs still to come (trace 1), or the same with a
-part of the way replaced by V's own opinion (trace below 1), which is then asked anew at every pass over the data and
-never differentiated.
+Fitting is regression on what came of each node: the reward less the costs still to come (trace 1), or the same with
+part of the way replaced by V's own opinion, asked anew at every pass and never differentiated (trace below 1).
 """
 
 import math
@@ -40,7 +39,6 @@ Terminal = Callable[[Latents, Sequence[str]], PerSample]
 
 TIME_BINS = 4
 """Equal parts of the process in which the quality of V is told apart."""
-
 MAX_GRAD_NORM = 1.0
 
 
@@ -68,6 +66,7 @@ class Critic:
         design: Design = "none",
         terminal: Terminal | None = None,
         branch: Branch = "frozen",
+        reward_until: float = 1.0,
         learning_rate: float = 1e-3,
         seed: int = 0,
     ):
@@ -78,6 +77,7 @@ class Critic:
             design: Weights of the two parts.
             terminal: Reward of clean latents; needed unless the design is "none".
             branch: Whether V can be differentiated through `terminal`.
+            reward_until: Time, 0 … 1, up to which x0_hat is worth asking about; beyond it V is learnt alone.
             learning_rate: Of AdamW on F; 3e-4 … 3e-3.
             seed: Of the order in which points are visited.
 
@@ -92,6 +92,7 @@ class Critic:
         self.network = network.eval()
         self.design: Design = design
         self._terminal, self._branch, self._seed = terminal, branch, seed
+        self._reward_until = reward_until
         self._optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
         self._mean, self._std = 0.0, 0.0
         self._fits = 0
@@ -99,6 +100,7 @@ class Critic:
     def __call__(self, points: ValuePoints) -> PerSample:
         """V of each point, in the unit of the reward."""
         skip, out = skip_weights(self.design, points.time)
+        skip, out = (torch.where(self._is_asked(points), part, rest) for part, rest in ((skip, 0.0), (out, 1.0)))
         expected = torch.full_like(points.time, self._mean) if points.baseline is None else points.baseline
         if self._terminal is None:
             return (1 - skip) * expected + out * self._unit * self.network(self._standard(points, None, expected))
@@ -126,8 +128,10 @@ class Critic:
         """
         if self._terminal is None or points.x0_reward is not None:
             return points
-        parts = [self._reward_of(points.select(rows)) for rows in _rows(points).split(batch_size)]
-        return replace(points, x0_reward=torch.cat(parts))
+        asked = points.time.new_zeros(len(points))
+        for rows in _rows(points)[self._is_asked(points)].split(batch_size):
+            asked[rows] = self._reward_of(points.select(rows))
+        return replace(points, x0_reward=asked)
 
     def fit(
         self, points: ValuePoints, targets: Float[Tensor, " points"], *, steps: int, batch_size: int
@@ -216,21 +220,29 @@ class Critic:
 
     def _standard(self, points: ValuePoints, reward: PerSample | None, baseline: PerSample) -> ValuePoints:
         """The points with their numbers in the unit of F."""
-        unit = None if reward is None else (reward - self._mean) / self._unit
+        unit = None if reward is None else (reward - self._mean) / self._unit * self._is_asked(points)
         return replace(points, x0_reward=unit, baseline=(baseline - self._mean) / self._unit)
 
     @property
     def _unit(self) -> float:
         return self._std or 1.0
 
+    def _is_asked(self, points: ValuePoints) -> Tensor:
+        """Where the reward of x0_hat takes part."""
+        return points.time <= (self._reward_until if self._terminal else -1.0)
+
     def _reward_of(self, points: ValuePoints) -> PerSample:
+        """The reward of x0_hat where it takes part, and 0 elsewhere."""
         assert self._terminal is not None
         is_followed = self._branch == "differentiable" and torch.is_grad_enabled() and points.x0_hat.requires_grad
         rewards = points.x0_reward
+        rows = _rows(points)[self._is_asked(points)]
         if rewards is None:
+            rewards, some = points.time.new_zeros(len(points)), points.select(rows)
             with torch.set_grad_enabled(is_followed):
-                rewards = self._terminal(points.x0_hat, points.prompts)
-        if is_followed and not rewards.requires_grad:
+                found = self._terminal(some.x0_hat, some.prompts) if len(some) else rewards[:0]
+            rewards = rewards.index_put((rows,), found)
+        if is_followed and len(rows) and not rewards.requires_grad:
             raise ValueError(
                 "the reward gives numbers without a gradient, but branch is 'differentiable'; use a reward that "
                 "differentiates, branch 'frozen', or design 'none'"

@@ -153,7 +153,7 @@ def test_network_starts_at_zero_and_sees_what_it_is_told_to(shape, inputs):
     network = ValueNetwork(shape, DIM, inputs=inputs, channels=16)
     points = points_at(torch.rand(7), shape=shape)
     assert network(points).tolist() == [0] * 7
-    nn.init.normal_(network.head.weight, generator=torch.Generator().manual_seed(1))
+    nn.init.normal_(network.latents.head.weight, generator=torch.Generator().manual_seed(1))
     points.x_t.requires_grad_()
     points.x0_hat.requires_grad_()
     points.prompt_embeds.requires_grad_()
@@ -172,7 +172,7 @@ def test_network_has_stable_diffusion_s_size_in_half_precision_embeddings():
 def test_network_tells_the_order_of_tokens_that_know_their_place_apart():
     """As CLIP's do; the same words in another order must be able to mean another value."""
     network = ValueNetwork(SHAPE, DIM, channels=16)
-    nn.init.normal_(network.head.weight, generator=torch.Generator().manual_seed(1))
+    nn.init.normal_(network.latents.head.weight, generator=torch.Generator().manual_seed(1))
     points = points_at(torch.full((1,), 0.5))
     words, places = randn(1, TOKENS, DIM, seed=5), randn(1, TOKENS, DIM, seed=6)
     forth, back = (copy.copy(points) for _ in range(2))
@@ -185,8 +185,8 @@ def test_same_seed_same_network_and_the_global_generator_is_left_alone():
     before = torch.random.get_rng_state()
     first, again, other = (ValueNetwork(SHAPE, DIM, channels=16, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert torch.equal(first.stem.weight, again.stem.weight)
-    assert not torch.equal(first.stem.weight, other.stem.weight)
+    assert torch.equal(first.latents.stem.weight, again.latents.stem.weight)
+    assert not torch.equal(first.latents.stem.weight, other.latents.stem.weight)
 
 
 def known_value(points):
