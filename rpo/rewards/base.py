@@ -110,6 +110,15 @@ class WeightedRewards:
         """
         return self.weighted_sum(self.parts(images, prompts))
 
+    def with_gradient(self, images: Images, prompts: Sequence[str]) -> PerSample:
+        """The weighted sum with the gradient that the rewards give it: asked as they are, unchecked.
+
+        Args:
+            images: RGB in [0, 1].
+            prompts: One per image.
+        """
+        return self.weighted_sum({name: reward(images, prompts) for name, reward in self._rewards.items()})
+
     def parts(self, images: Images, prompts: Sequence[str], *, evidence: Path | None = None) -> dict[str, PerSample]:
         """Every reward's own scores, unweighted.
 

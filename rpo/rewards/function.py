@@ -26,7 +26,7 @@ class FunctionReward:
     """Takes images [batch, 3, height, width] in [0, 1] and one prompt per image; higher is better."""
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> PerSample:
-        """Call the function.
+        """Call the function; a gradient that its answer has is kept.
 
         Args:
             images: RGB in [0, 1].
@@ -35,4 +35,6 @@ class FunctionReward:
         Raises:
             RewardError: The answer is not one number per image.
         """
-        return per_sample(self.function(images, prompts), len(images)).float().to(images.device)
+        answer = self.function(images, prompts)
+        values = per_sample(answer, len(images)).float().to(images.device)
+        return answer.float() if isinstance(answer, Tensor) and answer.requires_grad else values

@@ -67,13 +67,15 @@ def make_critic(
         ).to(model.device)
 
     def terminal(latents: Latents, prompts: Sequence[str]) -> PerSample:
-        return rewards(model.decode(latents), prompts)
+        ask = rewards.with_gradient if torch.is_grad_enabled() else rewards
+        return ask(model.decode(latents), prompts)
 
     return Critic(
         network,
         design=config.design,
         terminal=None if config.design == "none" else terminal,
         branch=config.branch,
+        reward_until=config.reward_until,
         learning_rate=config.learning_rate,
         seed=seed,
     )

@@ -151,7 +151,8 @@ class OnlineRun:
         settings = self.settings
         images = settings.rollout.images // self.processes.count
         generator = keyed_generator("steps", settings.seed, index, self.processes.index)
-        return choose_steps(grid, images, settings.learning, generator, needs_density=settings.needs_density)
+        needs_density = settings.needs_density and settings.rollout.ends_without_noise
+        return choose_steps(grid, images, settings.learning, generator, needs_density=needs_density)
 
     def live(self, points: Points) -> Iterator[Points]:
         """The points of the rollout with their graphs, a batch of one step at a time."""

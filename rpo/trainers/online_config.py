@@ -81,6 +81,11 @@ class RolloutConfig:
         return self.prompts * self.images_per_prompt
 
     @property
+    def ends_without_noise(self) -> bool:
+        """Whether a step to perfectly clean data adds no noise: DDIM's does not, Euler-Maruyama's does."""
+        return self.solver == "ddim"
+
+    @property
     def has_density(self) -> bool:
         """Whether a step of these rollouts has a transition density, which likelihoods and ratios need."""
         return self.eta > 0 and self.solver != "dpm_solver"

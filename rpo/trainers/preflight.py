@@ -176,7 +176,7 @@ def _points(subject: Subject, rollout: Rollout) -> Points:
         rollout.num_images,
         settings.learning,
         keyed_generator("preflight steps", settings.seed),
-        needs_density=settings.needs_density,
+        needs_density=settings.needs_density and settings.rollout.ends_without_noise,
     )
     return points_of(rollout, steps, stands_for, is_frozen=subject.freezes_negative)
 
