@@ -266,7 +266,7 @@ class ScoreAsActionTrainer:
     def _learn_value(self, judged: Judged, updates: int) -> Mapping[str, Tensor]:
         assert self.critic is not None and judged.values is not None and judged.nodes is not None
         value = self.config.value
-        return self.critic.fit_paths(
+        quality = self.critic.fit_paths(
             judged.nodes,
             judged.values,
             judged.costs,
@@ -275,6 +275,9 @@ class ScoreAsActionTrainer:
             steps=updates,
             batch_size=value.batch_size,
         )
+        for parameter in self.critic.network.parameters():  # every process has fitted V to its own images
+            self.run.processes.average(parameter.data)
+        return quality
 
     def _critic(self, network: nn.Module | None) -> Critic:
         return make_critic(self.run.model, self.run.rollouts.rewards, self.config.value, network, seed=self.config.seed)

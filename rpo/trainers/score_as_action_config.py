@@ -19,11 +19,11 @@ AdvantageKind = Literal["value_difference", "return_minus_value", "gae", "group"
 class ValueConfig:
     """The value network V(t, x_t, x0_hat, prompt)."""
 
-    design: Literal["cos_sin", "cos", "linear", "none"] = "none"
+    design: Literal["cos_sin", "cos", "linear", "none"] = "cos_sin"
     """How the reward of the predicted clean image enters V: V = c_skip(t) r(x0_hat) + c_out(t) F, which is exact at the
     data end. It costs a decoding and a reward per step and image. "none" learns V alone."""
 
-    reward_until: float = 1.0
+    reward_until: float = 0.5
     """Time, 0 (data) to 1 (noise), up to which x0_hat is asked about. Where x0_hat is still a blur its reward says
     nothing, and costs a decoding all the same: look where `value/explained_variance` by time falls to 0."""
 
@@ -31,9 +31,10 @@ class ValueConfig:
     """Whether the gradient of V flows through the reward of x0_hat too. The pathwise estimator is biased without it
     (unless the design is "none"); it needs a reward that can be differentiated."""
 
-    inputs: Literal["x_t", "x0_hat", "both", "reward"] = "both"
-    """What F sees besides time, prompt and the reward of x0_hat: the noisy latents, the predicted clean ones, or both.
-    "reward" sees neither, nor the prompt: it learns in one rollout how far the reward of x0_hat can be trusted."""
+    inputs: Literal["x_t", "x0_hat", "both", "reward"] = "reward"
+    """What F sees besides the time, what the group earned and the reward of x0_hat: the noisy latents, the predicted
+    clean ones, or both, and then the prompt too. "reward" sees none of these: it learns in one rollout how far the reward
+    of x0_hat can be trusted, where latents take thousands of images. `pathwise` needs latents."""
 
     through_denoiser: bool = True
     """Whether the gradient of V follows x0_hat back through the denoiser, as it must to be a gradient: one more forward
@@ -82,7 +83,7 @@ class ScoreAsActionConfig:
     """What is done with it: a plain step, PPO's clip on the ratio per dimension, or a penalty on the distance from the
     policy that drew the rollout, whose weight adapts. The last two are for several updates per rollout."""
 
-    advantage: AdvantageKind = "value_difference"
+    advantage: AdvantageKind = "gae"
     """What a step is worth in a likelihood estimator: how V changed over it, how it all ended minus V, the mixture
     (`trace`), or how the image compares with others of its prompt (no V is used)."""
 
@@ -147,16 +148,31 @@ class ScoreAsActionConfig:
         """
         if not self.kl_weight >= 0:
             raise ValueError(f"kl_weight is {self.kl_weight}, but it must be >= 0; 0 leaves the reference out")
-        if self.estimator != "pathwise":
+        if self.estimator == "pathwise":
+            self._check_pathwise()
+        else:
             self._check_likelihood()
         if self.update == "trust_region" and self.learning.updates_per_rollout == 1:
             raise ValueError(
                 "update is trust_region with one update per rollout, before which the policy has not moved; set "
                 "learning.minibatches or learning.passes above 1, or update: plain"
             )
-        if self.estimator == "pathwise" and self.update == "clip":
+
+    def _check_pathwise(self) -> None:
+        if self.update == "clip":
             raise ValueError(
                 "update is clip with the pathwise estimator, which has no ratio to clip; use plain or trust_region"
+            )
+        if self.value.design != "none" and self.value.branch == "frozen":
+            raise ValueError(
+                f"estimator is pathwise with value.design {self.value.design} and a frozen reward branch, so the slope of "
+                "V would lack the reward's part; set value.branch: differentiable (with a reward that can be "
+                "differentiated), or value.design: none and value.inputs: both"
+            )
+        if self.value.inputs == "reward" and self.value.design == "none":
+            raise ValueError(
+                "estimator is pathwise with value.inputs reward and value.design none, so V would not depend on the "
+                "latents; set value.inputs: both"
             )
 
     def _check_likelihood(self) -> None:

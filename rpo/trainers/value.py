@@ -105,7 +105,7 @@ class Critic:
         if self._terminal is None:
             return (1 - skip) * expected + out * self._unit * self.network(self._standard(points, None, expected))
         reward = self._reward_of(points)
-        learnt = self._unit * self.network(self._standard(points, reward.detach(), expected))
+        learnt = self._unit * self.network(self._standard(points, reward, expected))
         return skip * reward + (1 - skip) * expected + out * learnt  # at the data end exactly r: 1 r + 0 + 0
 
     @torch.no_grad()

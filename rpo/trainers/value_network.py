@@ -54,7 +54,7 @@ class ValueNetwork(nn.Module):
         if channels % (2 * HEADS):
             raise ValueError(f"channels is {channels}, but groups and heads need a multiple of 8; 64 is usual")
         self.inputs = inputs
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             last = nn.Linear(channels, 1)
             self.numbers = nn.Sequential(nn.Linear(2 * FREQUENCIES + 3, channels), nn.SiLU(), last)
