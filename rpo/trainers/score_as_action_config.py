@@ -33,8 +33,8 @@ class ValueConfig:
 
     inputs: Literal["x_t", "x0_hat", "both", "reward"] = "reward"
     """What F sees besides the time, what the group earned and the reward of x0_hat: the noisy latents, the predicted
-    clean ones, or both, and then the prompt too. "reward" sees none of these: it learns in one rollout how far the reward
-    of x0_hat can be trusted, where latents take thousands of images. `pathwise` needs latents."""
+    clean ones, or both, and then the prompt too. "reward" sees none of these: it learns in one rollout how far the
+    reward of x0_hat can be trusted, where latents take thousands of images. `pathwise` needs latents."""
 
     through_denoiser: bool = True
     """Whether the gradient of V follows x0_hat back through the denoiser, as it must to be a gradient: one more forward
@@ -165,8 +165,8 @@ class ScoreAsActionConfig:
             )
         if self.value.design != "none" and self.value.branch == "frozen":
             raise ValueError(
-                f"estimator is pathwise with value.design {self.value.design} and a frozen reward branch, so the slope of "
-                "V would lack the reward's part; set value.branch: differentiable (with a reward that can be "
+                f"estimator is pathwise with value.design {self.value.design} and a frozen reward branch, so the "
+                "slope of V would lack the reward's part; set value.branch: differentiable (with a reward that can be "
                 "differentiated), or value.design: none and value.inputs: both"
             )
         if self.value.inputs == "reward" and self.value.design == "none":
