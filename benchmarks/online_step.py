@@ -1,7 +1,7 @@
 """What one iteration of online training costs, in forwards of the denoiser: images drawn, judged and learnt from.
 
-    python benchmarks/online_step.py                    # a small Stable Diffusion on the CPU, two minutes
-    python benchmarks/online_step.py --preset sd15 --device cuda --dtype bfloat16 --variants frozen half
+    python benchmarks/online_step.py                    # a small Stable Diffusion on the CPU, three minutes
+    python benchmarks/online_step.py --preset sd15 --device cuda --dtype bfloat16 --variants again half
 
 An iteration is 8 images of 5 steps under guidance, and one update of a LoRA, by the package's own trainers and loop.
 The unit U is one forward of the bare denoiser for one image, timed between the iterations (on the CPU in processor
@@ -9,7 +9,8 @@ seconds), so that the cost depends little on the machine. It is taken in batches
 an image is dearer, so that the same cost looks smaller: that is printed too.
 
 Beside it stands what the counted calls alone would cost, each at its own measured price: what is above is the package.
-The networks are real and random: weights do not change what an iteration costs.
+The networks are real and random: weights do not change what an iteration costs. A kept graph of SD 1.5 takes 3.7 GiB
+in bfloat16 for every image and step.
 """
 
 import argparse
@@ -47,10 +48,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 PROMPTS = ["a red circle", "a blue square"]
 IMAGES, STEPS, GUIDANCE, RANK = 8, 5, 5.0, 4
-WARM_UP = 1
-"""Iterations that are not timed."""
-GRADIENT_TOLERANCE = 1e-4
-"""How far the gradients of `ddpo` and `keep` may lie apart, of their length, in float32."""
+WARM_UP = 1  # iteration that is not timed
+GRADIENT_TOLERANCE = 1e-4  # of its length, in float32
 MIB = 2**20
 
 
@@ -79,12 +78,15 @@ VARIANTS = {
     "frozen": Variant(
         "the same without the negative branch", LearningConfig(freeze_negative=True, keep_graph=True), target=190.0
     ),
+    "again": Variant(
+        "the same gradient computed again, for little memory", LearningConfig(freeze_negative=True, micro_batch=IMAGES)
+    ),
     "half": Variant(
-        f"the same at {HALF} of {STEPS} time points",
+        f"as frozen, at {HALF} of {STEPS} time points",
         LearningConfig(freeze_negative=True, keep_graph=True, train_steps=HALF),
     ),
     "score": Variant(
-        "score as action by likelihood, with its V, otherwise as frozen",
+        "as frozen, by score as action with its V",
         LearningConfig(freeze_negative=True, keep_graph=True),
         "score_as_action",
     ),
