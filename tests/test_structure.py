@@ -39,10 +39,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sections": {"charts", "evaluate", "intervals"},
     "report": {"charts", "sections", "evaluate", "intervals"},
     "report_dpo": RESULTS,
+    "report_facts": set(),
+    "report_online": RESULTS | {"report_facts", "shapes.*", "training"},
     "model_card": {"evaluate", "intervals", "lora_file"},
     "publish": {"model_card", "lora_file", "models"},
     "shapes.*": MODEL | RESULTS | {"config", "data"},
-    "trainers": MODEL | {"config", "data", "training", "model_card", "publish"},
+    "rewards": {"types", "data", "shapes.*"},
+    "control": {"types", "randomness", "objectives"},
+    "trainers": MODEL | {"config", "data", "training", "model_card", "publish", "rewards", "report_online", "shapes.*"},
 }
 """What each part may import; `rpo/__init__.py`, the command line and the quickstart may import everything."""
 TOP = {"__init__", "cli", "quickstart", "quickstart_report"}
@@ -195,9 +199,9 @@ def test_type_checkers_see_the_same_public_names() -> None:
 
 def test_unknown_public_name() -> None:
     with pytest.raises(
-        AttributeError, match="^module 'rpo' has no attribute 'GRPOTrainer'; its public names are DPOConfig,"
+        AttributeError, match="^module 'rpo' has no attribute 'PPOTrainer'; its public names are DPOConfig,"
     ):
-        rpo.GRPOTrainer  # noqa: B018 # pyright: ignore
+        rpo.PPOTrainer  # noqa: B018 # pyright: ignore
 
 
 def test_shapes_of_tensors_are_checked_in_tests() -> None:

@@ -203,7 +203,8 @@ class OnlineRun:
         self.model.denoiser.train(settings.adapter.gradient_checkpointing)  # diffusers checkpoints in training mode
         try:
             if not (resume and checkpoints(settings.folder)):
-                self._preflight(loss)
+                if settings.preflight:
+                    self._preflight(loss)
                 preview(0)
             return fit(
                 batches,
@@ -220,22 +221,19 @@ class OnlineRun:
             self.model.denoiser.eval()
 
     def _preflight(self, loss: Callable[[Points], StepOutput]) -> None:
-        settings = self.settings
-        if not settings.preflight:
-            return
         subject = Subject(
             self.model,
             self.policy,
             self.rollouts,
-            settings,
+            self.settings,
             loss,
             guidance_scale=self.guidance_scale,
             freezes_negative=self.freezes_negative,
-            images=settings.rollout.images // self.processes.count,
+            images=self.settings.rollout.images // self.processes.count,
             trained_steps=self.trained_steps,
             micro_batch=self.micro_batch,
         )
-        preflight(subject, say=tqdm.write if self.processes.is_main and settings.loop.progress else None)
+        preflight(subject, say=tqdm.write if self.processes.is_main and self.settings.loop.progress else None)
 
     @property
     def loop(self) -> LoopConfig:

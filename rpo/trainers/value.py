@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from rpo.objectives.advantages import traced_returns
 from rpo.objectives.score_as_action import explained_variance, monte_carlo
 from rpo.randomness import keyed_generator
-from rpo.trainers.value_points import Design, ValuePoints, skip_weights
+from rpo.trainers.value_points import TIME_BINS, Design, ValuePoints, skip_weights
 from rpo.types import Latents, PerSample
 
 Branch = Literal["frozen", "differentiable"]
@@ -37,8 +37,6 @@ ValueLoss = Literal["monte_carlo", "td0", "martingale"]
 Terminal = Callable[[Latents, Sequence[str]], PerSample]
 """The reward of clean latents: decodes, then judges."""
 
-TIME_BINS = 4
-"""Equal parts of the process in which the quality of V is told apart."""
 MAX_GRAD_NORM = 1.0
 
 
@@ -275,11 +273,8 @@ class Critic:
         self._fits += 1
 
     def _quality(self, time: PerSample, values: PerSample, returns: PerSample) -> dict[str, Tensor]:
-        part = (time * TIME_BINS).long().clamp(max=TIME_BINS - 1)
-        bins = {
-            f"value/explained_variance_{index + 1}": _explained(values[part == index], returns[part == index])
-            for index in range(TIME_BINS)
-        }
+        part = (time * len(TIME_BINS)).long().clamp(max=len(TIME_BINS) - 1)
+        bins = {name: _explained(values[part == index], returns[part == index]) for index, name in enumerate(TIME_BINS)}
         error = ((values - returns) / self._unit).square().mean()
         return {"value/loss": error, "value/explained_variance": _explained(values, returns), **bins}
 

@@ -13,6 +13,14 @@ from rpo.types import PerSample
 Design = Literal["cos_sin", "cos", "linear", "none"]
 """How the weight of the reward of x0_hat falls from the data end to the noise end; see `skip_weights`."""
 
+TIME_BINS = (
+    "value/explained_variance_1",
+    "value/explained_variance_2",
+    "value/explained_variance_3",
+    "value/explained_variance_4",
+)
+"""Equal parts of the process in which the quality of V is told apart, from the data end on."""
+
 
 @dataclass(frozen=True)
 class ValuePoints:
