@@ -1,18 +1,15 @@
 """The quickstart's report: what was gained, how training went, images before and after, and how to use the LoRA."""
 
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import torch
 
-import rpo
 from rpo.model_card import CardFacts, Sample, write_model_card
 from rpo.report import Report, write_report
 from rpo.report_dpo import READING_GUIDE, curves_section
+from rpo.report_facts import environment_facts, settings_facts
 from rpo.sections import Command, CommandsSection, FactsSection, StagesSection, TextSection
 from rpo.shapes.evaluation import ShapesEvaluation, comparisons, readable
 from rpo.shapes.report import result_sections, summary
@@ -22,8 +19,6 @@ from rpo.training.loop import TrainResult
 
 SAMPLES = 4
 """Images in the model card."""
-
-LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 
 
 @dataclass(frozen=True)
@@ -59,7 +54,7 @@ def write_quickstart_report(findings: Findings, path: Path, dpo: DPOConfig) -> P
         _commands(findings),
         StagesSection("Where the time went", tuple(findings.seconds.items())),
         FactsSection(
-            "Settings and environment", (("Settings", _settings(findings.settings)), ("Environment", _environment()))
+            "Settings and environment", (*settings_facts(findings.settings), ("Environment", environment_facts()))
         ),
     )
     result = summary(findings.base, findings.aligned, seed=findings.seed)
@@ -127,16 +122,3 @@ def _commands(findings: Findings) -> CommandsSection:
             ),
         ),
     )
-
-
-def _settings(text: str) -> tuple[tuple[str, str], ...]:
-    lines = [line for line in text.splitlines() if ":" in line]
-    return tuple(
-        (name.rstrip(), value.strip()) for name, value in (line.split(":", 1) for line in lines) if value.strip()
-    )
-
-
-def _environment() -> tuple[tuple[str, str], ...]:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    libraries = tuple((name, version(name)) for name in LIBRARIES)
-    return (("device", device), ("python", platform.python_version()), ("rpo", rpo.__version__), *libraries)

@@ -132,6 +132,26 @@ class PairsSection:
 
 
 @dataclass(frozen=True)
+class PreviewRow:
+    """The same prompt from the same noise at two moments of a run: a strip of images each (uint8, RGB)."""
+
+    prompt: str
+    before: np.ndarray
+    after: np.ndarray
+
+
+@dataclass(frozen=True)
+class PreviewsSection:
+    """Image grids of fixed prompts and seeds, the first and the last of a run."""
+
+    title: str
+    rows: tuple[PreviewRow, ...]
+    before: str
+    after: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class TextSection:
     """Prose: paragraphs, and terms with their explanations."""
 
@@ -179,6 +199,7 @@ Section = (
     | TableSection
     | CurvesSection
     | PairsSection
+    | PreviewsSection
     | TextSection
     | CommandsSection
     | FactsSection
