@@ -14,20 +14,31 @@ if TYPE_CHECKING:
     from rpo.data.preference import PairSet, PreferencePair, pair_set
     from rpo.data.readers import read_pairs
     from rpo.data.writers import write_pairs
-    from rpo.diffusion.transition import ddim
+    from rpo.diffusion.transition import Ddim, EulerMaruyama, ddim
     from rpo.lora import add_lora, reference, save_lora
     from rpo.models.stable_diffusion import StableDiffusion
+    from rpo.rewards import load_reward, load_rewards
     from rpo.sampler import generate, image_generator, replay, sample
     from rpo.trainers.dpo import DPOTrainer
     from rpo.trainers.dpo_config import DPOConfig
+    from rpo.trainers.grpo import GRPOTrainer
+    from rpo.trainers.grpo_config import GRPOConfig
+    from rpo.trainers.score_as_action import ScoreAsActionTrainer
+    from rpo.trainers.score_as_action_config import ScoreAsActionConfig
     from rpo.training.loop_config import LoopConfig
 
 __all__ = [
     "DPOConfig",
     "DPOTrainer",
+    "Ddim",
+    "EulerMaruyama",
+    "GRPOConfig",
+    "GRPOTrainer",
     "LoopConfig",
     "PairSet",
     "PreferencePair",
+    "ScoreAsActionConfig",
+    "ScoreAsActionTrainer",
     "StableDiffusion",
     "__version__",
     "add_lora",
@@ -35,6 +46,8 @@ __all__ = [
     "generate",
     "image_generator",
     "load_config",
+    "load_reward",
+    "load_rewards",
     "pair_set",
     "read_pairs",
     "reference",
@@ -47,15 +60,23 @@ __all__ = [
 _HOME = {
     "DPOConfig": "rpo.trainers.dpo_config",
     "DPOTrainer": "rpo.trainers.dpo",
+    "Ddim": "rpo.diffusion.transition",
+    "EulerMaruyama": "rpo.diffusion.transition",
+    "GRPOConfig": "rpo.trainers.grpo_config",
+    "GRPOTrainer": "rpo.trainers.grpo",
     "LoopConfig": "rpo.training.loop_config",
     "PairSet": "rpo.data.preference",
     "PreferencePair": "rpo.data.preference",
+    "ScoreAsActionConfig": "rpo.trainers.score_as_action_config",
+    "ScoreAsActionTrainer": "rpo.trainers.score_as_action",
     "StableDiffusion": "rpo.models.stable_diffusion",
     "add_lora": "rpo.lora",
     "ddim": "rpo.diffusion.transition",
     "generate": "rpo.sampler",
     "image_generator": "rpo.sampler",
     "load_config": "rpo.config",
+    "load_reward": "rpo.rewards",
+    "load_rewards": "rpo.rewards",
     "pair_set": "rpo.data.preference",
     "read_pairs": "rpo.data.readers",
     "reference": "rpo.lora",

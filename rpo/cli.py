@@ -12,6 +12,7 @@ import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -20,7 +21,11 @@ from rpo import __version__
 INPUT_ERRORS = (ValueError, OSError, ImportError)
 """What wrong input raises; anything else is a defect of rpo and keeps its traceback."""
 
-TRAINERS = {"dpo": "rpo.trainers.dpo_run"}
+TRAINERS = {
+    "dpo": "rpo.trainers.dpo_run",
+    "score-as-action": "rpo.trainers.score_as_action_run",
+    "grpo": "rpo.trainers.grpo_run",
+}
 """Module of each trainer; it has a dataclass `RunConfig` and a function `run(config, resume)`."""
 
 
@@ -46,11 +51,11 @@ def quickstart(args: argparse.Namespace) -> None:
     run(load_config(QuickstartConfig, None, _overrides(args)), resume=args.resume)
 
 
-def train_dpo(args: argparse.Namespace) -> None:
-    """Train by Diffusion-DPO what a YAML file describes."""
+def train(name: str, args: argparse.Namespace) -> None:
+    """Train by the trainer of that name what a YAML file describes."""
     from rpo.config import load_config
 
-    trainer = import_module(TRAINERS["dpo"])
+    trainer = import_module(TRAINERS[name])
     trainer.run(load_config(trainer.RunConfig, args.config, _overrides(args)), resume=args.resume)
 
 
@@ -115,8 +120,20 @@ COMMANDS = {
     "train dpo": Command(
         "fine-tune a Stable Diffusion checkpoint on preference pairs",
         _takes_config,
-        train_dpo,
+        partial(train, "dpo"),
         f"{TRAINERS['dpo']}:RunConfig",
+    ),
+    "train score-as-action": Command(
+        "align a checkpoint with a reward by continuous-time policy gradients",
+        _takes_config,
+        partial(train, "score-as-action"),
+        f"{TRAINERS['score-as-action']}:RunConfig",
+    ),
+    "train grpo": Command(
+        "align a checkpoint with a reward by GRPO or DDPO",
+        _takes_config,
+        partial(train, "grpo"),
+        f"{TRAINERS['grpo']}:RunConfig",
     ),
     "data check": Command("say what a pair set holds and what is wrong with it", _takes_pairs, data_check),
     "shapes evaluate": Command(

@@ -1,0 +1,128 @@
+"""What the online runs from a file share once their trainer stands: train, save, measure, report."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tqdm.auto import tqdm
+
+from rpo.report_online import OnlineFindings, write_online_report
+from rpo.shapes.evaluate import Measurement, evaluate, format_accuracies, held_out_prompts
+from rpo.shapes.evaluation import Sampling
+from rpo.trainers.online import OnlineRun
+from rpo.trainers.preview import IMAGES, PREVIEWS
+from rpo.trainers.prompt_source import SHAPES
+from rpo.training.log import read_metrics
+from rpo.training.loop import TrainResult
+
+
+class OnlineTrainer(Protocol):
+    """A trainer that draws what it learns from."""
+
+    run: OnlineRun
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        ...
+
+    def train(self, *, resume: bool = False) -> TrainResult:
+        """Run all updates."""
+        ...
+
+    def save(self) -> Path:
+        """Write what was trained."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended, and where its result is."""
+
+    trained: TrainResult
+    saved: Path
+    report: Path | None
+    measured: Measurement | None
+    """Verified accuracy of base and aligned model, where the model is that of shapes."""
+
+
+def train_and_report(
+    trainer: OnlineTrainer, *, source: str, settings: str, resume: bool, report: bool, evaluate_images: int
+) -> RunResult:
+    """Train, save, measure on `shapes`, and write `report.html`.
+
+    Args:
+        trainer: Ready to train.
+        source: Where its checkpoint is from; base and aligned model are measured if it is that of shapes.
+        settings: The whole run as YAML, for `run.yaml` and the report.
+        resume: Continue a killed run.
+        report: Whether to measure and report.
+        evaluate_images: Images of each domain by base and by aligned model; 0 for no measurement.
+    """
+    is_main = trainer.run.processes.is_main
+    if is_main:
+        trainer.folder.mkdir(parents=True, exist_ok=True)
+        (trainer.folder / "run.yaml").write_text(settings)
+    trained = trainer.train(resume=resume)
+    saved = trainer.save()
+    if not (report and is_main):
+        return RunResult(trained, saved, None, None)
+    began = time.perf_counter()
+    measured = _measure(trainer.run, evaluate_images) if evaluate_images and source == SHAPES else None
+    seconds = {"train": float(read_metrics(trainer.folder)[-1]["seconds"])}
+    if measured is not None:
+        seconds["evaluate base and aligned model"] = time.perf_counter() - began
+    page = trainer.folder / "report.html"
+    result = RunResult(trained, saved, page, measured)
+    write_online_report(_findings(trainer.run, result, source=source, settings=settings, seconds=seconds), page)
+    if trainer.run.settings.loop.progress:
+        if measured is not None:
+            tqdm.write("\n" + format_accuracies(measured, seed=trainer.run.settings.seed))
+        tqdm.write(f"\nresult: {saved}\nreport: {page}  (open it in a browser)")
+    return result
+
+
+def sampling_of(run: OnlineRun) -> Sampling:
+    """How base and aligned model are drawn to compare them: with the run's guidance, and its noise if it was not 1.
+
+    What was learnt at noise level 1 may be sampled by the ODE; what was learnt below only as it was drawn.
+    """
+    rollout = run.settings.rollout
+    eta = 0.0 if rollout.eta in (0.0, 1.0) else rollout.eta
+    return Sampling(run.settings.seed, guidance_scale=rollout.guidance_scale, eta=eta)
+
+
+def _measure(run: OnlineRun, images: int) -> Measurement:
+    settings = run.settings
+    held_out, sampling = held_out_prompts(images, settings.seed), sampling_of(run)
+    size, progress = settings.rollout.batch_size, settings.loop.progress
+    with run.policy.reference():
+        base = evaluate(run.model, held_out, sampling, batch_size=size, progress="base model" if progress else None)
+    aligned = evaluate(run.model, held_out, sampling, batch_size=size, progress="aligned model" if progress else None)
+    return Measurement(base, aligned)
+
+
+def _findings(
+    run: OnlineRun, result: RunResult, *, source: str, settings: str, seconds: Mapping[str, float]
+) -> OnlineFindings:
+    folder, measured = run.settings.folder, result.measured
+    return OnlineFindings(
+        method=run.settings.method,
+        folder=folder,
+        previews=folder / PREVIEWS,
+        preview_columns=IMAGES,
+        saved=result.saved,
+        base_expression="rpo.shapes.path()" if source == SHAPES else json.dumps(source),
+        updates=result.trained.updates,
+        stopped_because=result.trained.stopped_because,
+        rewards=dict(run.rollouts.rewards.weights),
+        prompts=run.rollouts.prompts,
+        base=None if measured is None else measured.base,
+        aligned=None if measured is None else measured.aligned,
+        settings=settings,
+        seconds=seconds,
+        seed=run.settings.seed,
+    )

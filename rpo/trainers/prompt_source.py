@@ -1,0 +1,61 @@
+"""Where a run from a file takes its prompts: a text file, a .jsonl file, or the embedded world."""
+
+from pathlib import Path
+from typing import get_args
+
+from rpo.data.jsonl import read_lines
+from rpo.shapes.prompts import Split, sample_prompts
+
+SHAPES = "shapes"
+"""The embedded prompts; "shapes:in_domain" and so on are those of another split than "train"."""
+
+SHAPES_COUNT = 512
+"""How many of them, with an equal share of each kind; the few of the simple kinds come several times."""
+
+KEY = "prompt"
+
+
+def read_prompts(source: str, *, seed: int) -> list[str]:
+    """The prompts that a configuration names.
+
+    Args:
+        source: A text file with one prompt per line, a .jsonl file whose lines have a "prompt", or "shapes".
+        seed: Of the draw among the embedded ones.
+
+    Raises:
+        ValueError: If there is no such file, or no prompt in it.
+    """
+    if source == SHAPES or source.startswith(f"{SHAPES}:"):
+        split = source.partition(":")[2] or "train"
+        known = {name: name for name in get_args(Split)}
+        if split not in known:
+            raise ValueError(
+                f"prompts is {source!r}, but the splits of shapes are {', '.join(known)}; name one of them"
+            )
+        return [prompt.text for prompt in sample_prompts(known[split], SHAPES_COUNT, seed)]
+    path = Path(source)
+    if not source or not path.is_file():
+        raise ValueError(
+            f"prompts is {source!r}, but a text file with one prompt per line, a .jsonl file whose lines have a "
+            f'"{KEY}", or "{SHAPES}" is needed; give prompts=FILE'
+        )
+    prompts = _from_jsonl(path) if path.suffix == ".jsonl" else _from_text(path)
+    if not prompts:
+        raise ValueError(f"{path} has no prompts; give a file with at least one line")
+    return prompts
+
+
+def _from_text(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _from_jsonl(path: Path) -> list[str]:
+    prompts = []
+    for number, row in enumerate(read_lines(path), 1):
+        prompt = row.get(KEY)
+        if not isinstance(prompt, str):
+            raise ValueError(
+                f'object {number} of {path} has no text under "{KEY}" (its keys: {", ".join(row)}); name the column so'
+            )
+        prompts.append(prompt)
+    return prompts
