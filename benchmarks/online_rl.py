@@ -1,0 +1,315 @@
+"""Score as action against GRPO and DDPO on `shapes`, at equal cost in denoiser evaluations.
+
+    python benchmarks/online_rl.py compare            # three seeds each; table and figure
+    python benchmarks/online_rl.py designs            # the designs of the value network
+    python benchmarks/online_rl.py steps              # what was trained, drawn with 5 to 40 steps and by another solver
+    python benchmarks/online_rl.py report             # from what is finished so far
+
+Every run starts from the embedded checkpoint, sees the same prompts and is told the graded verdict of the verifier. One
+evaluation is one latent through the denoiser, forward or backward; rollouts, training, the watched KL and the value's
+own rollouts all count. Runs stop at a quarter, half and all of the budget to be judged on held-out prompts by the
+sampler that everybody uses (20 DDIM steps, guidance 3). Each is a process on one core that continues where it was
+killed: start the command again. Everything lies in one folder; `results.json` has every number of the tables.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rpo.charts import Chart, Mark, Series, draw_figure
+from rpo.config import load_config
+from rpo.diffusion.transition import Ddim
+from rpo.models.solvers import BlackBoxSolver
+from rpo.models.stable_diffusion import StableDiffusion
+from rpo.rewards import load_reward
+from rpo.sampler import image_generator, sample
+from rpo.shapes.evaluate import evaluate, held_out_prompts
+from rpo.shapes.evaluation import Sampling
+from rpo.shapes.prompts import Prompt, sample_prompts
+from rpo.trainers.grpo import GRPOTrainer
+from rpo.trainers.grpo_run import RunConfig as GRPORun
+from rpo.trainers.score_as_action import ScoreAsActionTrainer
+from rpo.trainers.score_as_action_config import ScoreAsActionConfig
+from rpo.trainers.score_as_action_run import RunConfig as ScoreAsActionRun
+from rpo.training.log import read_metrics
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+TRAIN_PROMPTS = 512
+"""An equal share of each kind of prompt."""
+STOPS = (0.25, 0.5, 1.0)
+"""Shares of the budget at which a run is judged."""
+STEP_COUNTS = (5, 10, 20, 40)
+TRAINED_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to train: a trainer and what its settings are, beside those of the shapes configuration."""
+
+    title: str
+    trainer: str
+    overrides: tuple[str, ...] = ()
+
+
+METHODS = {
+    "score_as_action": Method("score as action", "score_as_action"),
+    "grpo": Method("GRPO", "grpo"),
+    "ddpo": Method("DDPO", "grpo", ("baseline=prompt_history",)),
+    **{
+        f"design_{design}": Method(f"value design {design}", "score_as_action", (f"value.design={design}",))
+        for design in ("cos_sin", "cos", "linear", "none")
+    },
+}
+PARTS = {
+    "compare": ("score_as_action", "grpo", "ddpo"),
+    "designs": tuple(name for name in METHODS if name.startswith("design_")),
+    "steps": ("score_as_action", "ddpo"),
+}
+
+
+class Evaluations:
+    """Counts latents through a denoiser, forward and (where a graph is made) backward."""
+
+    def __init__(self, network: nn.Module):
+        """Start at 0; `count` grows with every call of the network."""
+        self.count = 0
+        network.register_forward_hook(self._add, with_kwargs=True)
+
+    def _add(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self.count += len(args[0]) * (2 if torch.is_grad_enabled() else 1)
+
+
+def train(method: Method, seed: int, budget: int, images: int, folder: Path) -> None:
+    """One run, judged at every stop; continues where an earlier one ended."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    prompts = list(dict.fromkeys(prompt.text for prompt in sample_prompts("train", TRAIN_PROMPTS, seed=0)))
+    cost = _cost_of_update(method, seed, prompts)
+    for stop in STOPS:
+        judged = folder / f"judged-{stop:g}.json"
+        if judged.is_file():
+            continue
+        updates = max(1, round((stop * budget - cost["start"]) / cost["update"]))
+        config = _config(method, seed, folder / "run", [f"loop.updates={updates}", "loop.checkpoint_every=50"])
+        trainer = _trainer(StableDiffusion.load("shapes"), prompts, config)
+        print(trainer.plan(), flush=True)
+        trainer.train(resume=(folder / "run").exists())
+        trainer.save()
+        entries = read_metrics(trainer.folder)
+        recent = entries[-max(1, len(entries) // 10) :]
+        facts = {
+            "evaluations": cost["start"] + updates * cost["update"],
+            "updates": updates,
+            "seconds": entries[-1]["seconds"],
+            "kl": statistics.mean(entry["policy/kl"] for entry in recent),
+            "reward": statistics.mean(entry["reward/mean"] for entry in recent),
+            "explained_variance": [
+                _mean(recent, f"value/explained_variance{part}") for part in ("", "_1", "_2", "_3", "_4")
+            ],
+            **accuracies(trainer.run.model, images),
+        }
+        _write(judged, facts)
+
+
+def _cost_of_update(method: Method, seed: int, prompts: list[str]) -> dict[str, int]:
+    """Denoiser evaluations of one update and of what comes before the first, counted on a run of two updates."""
+    counts = []
+    for updates in (1, 2):
+        model = StableDiffusion.load("shapes")
+        counter = Evaluations(model.denoiser)
+        with tempfile.TemporaryDirectory() as folder:
+            config = _config(
+                method, seed, Path(folder) / "run", [f"loop.updates={updates}", "preview_every=0", "preflight=false"]
+            )
+            _trainer(model, prompts, config).train()
+        counts.append(counter.count)
+    return {"update": counts[1] - counts[0], "start": 2 * counts[0] - counts[1]}
+
+
+def accuracies(model: StableDiffusion, images: int) -> dict[str, float]:
+    """Verified accuracy on held-out prompts, in percent."""
+    found = evaluate(model, held_out_prompts(images, seed=0), Sampling(seed=0))
+    return {domain: 100 * float(found.holds[found.where(domain)].mean()) for domain in dict.fromkeys(found.domains)}
+
+
+def accuracy_by_steps(model: StableDiffusion, images: int) -> dict[str, float]:
+    """Verified accuracy on in-domain prompts for several numbers of DDIM steps and for DPM-Solver++, in percent."""
+    prompts = held_out_prompts(images, seed=0)["in_domain"]
+    found = {f"DDIM {count}": _accuracy(model, prompts, count, is_multistep=False) for count in STEP_COUNTS}
+    return found | {f"DPM-Solver++ {TRAINED_STEPS}": _accuracy(model, prompts, TRAINED_STEPS, is_multistep=True)}
+
+
+def _accuracy(model: StableDiffusion, prompts: list[Prompt], num_steps: int, *, is_multistep: bool) -> float:
+    texts = [prompt.text for prompt in prompts]
+    kernel = BlackBoxSolver(model, num_steps) if is_multistep else Ddim(0.0)
+    grid = kernel.grid if isinstance(kernel, BlackBoxSolver) else model.grid(num_steps)
+    generators = [image_generator(0, index, 0) for index in range(len(texts))]
+    guidance_scale = Sampling(seed=0).guidance_scale
+    drawn = sample(
+        model, model.encode_prompts(texts), grid, kernel, guidance_scale=guidance_scale, generators=generators
+    )
+    return 100 * float(load_reward("shapes-strict")(model.decode(drawn.x_0), texts).mean())
+
+
+def steps(folder: Path, images: int) -> None:
+    """The step-count table of one finished run."""
+    model = StableDiffusion.load("shapes")
+    model.pipe.load_lora_weights(str(folder / "run" / "lora"))
+    _write(folder / "steps.json", accuracy_by_steps(model, images))
+
+
+def report(folder: Path) -> dict[str, Any]:
+    """All results that are there, as one JSON file, tables and a figure."""
+    found: dict[str, Any] = {"base": _read(folder / "base.json"), "runs": {}}
+    for name in METHODS:
+        for place in sorted(folder.glob(f"{name}-[0-9]*")):
+            stops = {f"{stop:g}": _read(place / f"judged-{stop:g}.json") for stop in STOPS}
+            found["runs"][place.name] = {"stops": stops, "steps": _read(place / "steps.json")}
+    _write(folder / "results.json", found)
+    print("\n".join(_tables(found)))
+    charts = _charts(found)
+    if charts:
+        (folder / "online_rl.svg").write_text(draw_figure(charts))
+    return found
+
+
+def _tables(found: dict[str, Any]) -> Iterator[str]:
+    base = found["base"] or {}
+    yield "| method | seeds | evaluations | in-domain % | out-of-domain % | KL | minutes |"
+    yield "|---|---|---|---|---|---|---|"
+    if base:
+        yield f"| base | | 0 | {base['in_domain']:.1f} | {base['out_of_domain']:.1f} | 0 | |"
+    for name, method in METHODS.items():
+        for stop in STOPS:
+            done = [run for run in _stops(found, name, stop) if run]
+            if done:
+                numbers = [_spread([run[key] for run in done]) for key in ("in_domain", "out_of_domain", "kl")]
+                cost, minutes = (statistics.mean(run[key] for run in done) for key in ("evaluations", "seconds"))
+                yield (f"| {method.title} | {len(done)} | {cost:,.0f} | {' | '.join(numbers)} | {minutes / 60:.0f} |")
+    yield ""
+    for name, run in found["runs"].items():
+        if run["steps"]:
+            yield f"| {name} | " + " | ".join(f"{key}: {value:.1f}" for key, value in run["steps"].items()) + " |"
+    for name in PARTS["designs"]:
+        for run in _stops(found, name, STOPS[-1]):
+            if run:
+                shares = ", ".join("-" if part is None else f"{part:.2f}" for part in run["explained_variance"])
+                yield f"| {METHODS[name].title} | {run['in_domain']:.1f} | explained variance {shares} |"
+
+
+def _charts(found: dict[str, Any]) -> list[Chart]:
+    charts = []
+    base = found["base"]
+    for key, title in (("in_domain", "Verified accuracy, in-domain (%)"), ("kl", "KL from the base (nats)")):
+        series = []
+        for name in PARTS["compare"]:
+            points = [[run for run in _stops(found, name, stop) if run] for stop in STOPS]
+            points = [runs for runs in points if runs]
+            if points:
+                x = [statistics.mean(run["evaluations"] for run in runs) / 1e3 for runs in points]
+                y = [statistics.mean(run[key] for run in runs) for runs in points]
+                start = base[key] if base and key in base else 0.0
+                series.append(Series(METHODS[name].title, (0.0, *x), (start, *y), is_noisy=False))
+        if series:
+            marks = (Mark("base", base[key]),) if base and key in base else ()
+            charts.append(Chart(title, tuple(series), marks, x_label="thousand denoiser evaluations"))
+    return charts
+
+
+def _stops(found: dict[str, Any], name: str, stop: float) -> list[dict[str, Any] | None]:
+    return [run["stops"][f"{stop:g}"] for key, run in found["runs"].items() if key.rsplit("-", 1)[0] == name]
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def _config(method: Method, seed: int, folder: Path, more: list[str]) -> Any:
+    """The shapes configuration of a trainer, with a seed and a place of its own."""
+    section = method.trainer
+    words = [f"seed={seed}", f"folder={folder}", "loop.progress=false", *method.overrides, *more]
+    module = ScoreAsActionRun if section == "score_as_action" else GRPORun
+    run = load_config(module, CONFIGS / f"{section}_shapes.yaml", [f"{section}.{word}" for word in words])
+    return getattr(run, section)
+
+
+def _trainer(model: StableDiffusion, prompts: list[str], config: Any) -> Any:
+    if isinstance(config, ScoreAsActionConfig):
+        return ScoreAsActionTrainer(model, "shapes", prompts, config)
+    return GRPOTrainer(model, "shapes", prompts, config)
+
+
+def _mean(entries: list[dict[str, Any]], metric: str) -> float | None:
+    values = [entry[metric] for entry in entries if entry.get(metric) is not None]
+    return statistics.mean(values) if values else None
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, file)
+
+
+def _in_process(words: list[str], folder: Path, name: str) -> None:
+    """Run one part of this script in a process on one core, with a log of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    with (folder / f"{name}.log").open("a") as log:
+        subprocess.run(
+            [sys.executable, __file__, *words], check=True, stdout=log, stderr=log, env={**os.environ, **threads}
+        )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run what the words ask for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=[*PARTS, "report", "one-train", "one-steps", "base"])
+    parser.add_argument("--folder", type=Path, default=Path("runs/online_rl"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--budget", type=int, default=1_000_000, help="denoiser evaluations per run")
+    parser.add_argument("--images", type=int, default=200, help="held-out prompts of each domain")
+    parser.add_argument("--workers", type=int, default=2, help="runs at the same time, one core each")
+    parser.add_argument("--method", choices=list(METHODS), help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    common = [f"--folder={args.folder}", f"--budget={args.budget}", f"--images={args.images}"]
+    if args.part == "base":
+        model = StableDiffusion.load("shapes")
+        _write(args.folder / "base.json", accuracies(model, args.images))
+        _write(args.folder / "base" / "steps.json", accuracy_by_steps(model, args.images))
+    elif args.part == "one-train":
+        place = args.folder / f"{args.method}-{args.seeds[0]}"
+        train(METHODS[args.method], args.seeds[0], args.budget, args.images, place)
+    elif args.part == "one-steps":
+        steps(args.folder / f"{args.method}-{args.seeds[0]}", args.images)
+    elif args.part == "report":
+        report(args.folder)
+    else:
+        kind = "one-steps" if args.part == "steps" else "one-train"
+        jobs = [(["base", *common], "base")] if not (args.folder / "base.json").is_file() else []
+        seeds = args.seeds[:1] if args.part == "designs" else args.seeds
+        for seed in seeds:
+            for name in PARTS[args.part]:
+                jobs.append(([kind, *common, f"--seeds={seed}", f"--method={name}"], f"{name}-{seed}"))
+        with ThreadPoolExecutor(args.workers) as pool:
+            list(pool.map(lambda job: _in_process(job[0], args.folder, job[1]), jobs))
+        report(args.folder)
+
+
+if __name__ == "__main__":
+    main()
