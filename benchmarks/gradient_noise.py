@@ -3,7 +3,7 @@
     python benchmarks/gradient_noise.py --rollouts 60
 
 Rollouts of the unmoved policy are independent draws of the same gradient, so their mean tells its length and their
-spread its noise. Three advantages are compared on the same draws: the group's (GRPO), the change of the value (its noise
+spread its noise. Three advantages are compared on the same draws: the group's (GRPO), the change of the value (noise
 falls with what is still open), and GAE between value and return. The value is the reward of the predicted clean image,
 trusted as far as it was right at that time in the rollouts before. Prints a table and one JSON object.
 """
