@@ -6,6 +6,7 @@ step to the data end, with all of its costs: what a step is worth includes the c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -50,6 +51,7 @@ def make_critic(
     network: nn.Module | None,
     *,
     seed: int,
+    evidence: Path,
 ) -> Critic:
     """V for a model and its rewards.
 
@@ -59,6 +61,7 @@ def make_critic(
         config: The settings.
         network: F; the package's own by default.
         seed: Of its first weights and the order of its data.
+        evidence: Where the images behind a failing reward are put.
     """
     if network is None:
         prompt_dim = model.encode_prompts(["a"]).prompt_embeds.shape[-1]
@@ -67,8 +70,10 @@ def make_critic(
         ).to(model.device)
 
     def terminal(latents: Latents, prompts: Sequence[str]) -> PerSample:
-        ask = rewards.with_gradient if torch.is_grad_enabled() else rewards
-        return ask(model.decode(latents), prompts)
+        images = model.decode(latents)
+        if torch.is_grad_enabled():
+            return rewards.with_gradient(images, prompts)
+        return rewards.weighted_sum(rewards.parts(images, prompts, evidence=evidence))
 
     return Critic(
         network,

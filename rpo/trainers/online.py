@@ -77,7 +77,7 @@ class OnlineRun:
             settings.rollout,
             seed=settings.seed,
             share=(self.processes.index, self.processes.count),
-            evidence=settings.folder / "failed_reward",
+            evidence=settings.evidence,
         )
         self.rollout: Rollout | None = None
         self.steps = torch.zeros(0, 0, dtype=torch.long)

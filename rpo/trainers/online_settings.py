@@ -28,6 +28,11 @@ class OnlineSettings:
     preflight: bool
     """Whether a few checks come before the first update."""
 
+    @property
+    def evidence(self) -> Path:
+        """Where the images behind a failing reward are put."""
+        return self.folder / "failed_reward"
+
 
 def division(settings: OnlineSettings, processes: int, trained_steps: int) -> tuple[int, int]:
     """(points per micro-batch, micro-batches per update and process).

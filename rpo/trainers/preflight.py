@@ -139,7 +139,7 @@ def _rewards(subject: Subject) -> tuple[Rollout, list[Check]]:
         subject.rollouts.rewards,
         replace(config, prompts=min(config.prompts, PROMPTS), images_per_prompt=per_prompt),
         seed=keyed_generator("preflight", subject.settings.seed).initial_seed(),
-        evidence=subject.settings.folder / "failed_reward",
+        evidence=subject.settings.evidence,
     )
     keep = Keep(predictions=True, freeze_negative=subject.freezes_negative)
     first = rollout = rollouts.draw(0, lambda grid: keep)

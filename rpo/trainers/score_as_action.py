@@ -280,7 +280,9 @@ class ScoreAsActionTrainer:
         return quality
 
     def _critic(self, network: nn.Module | None) -> Critic:
-        return make_critic(self.run.model, self.run.rollouts.rewards, self.config.value, network, seed=self.config.seed)
+        rewards, seed = self.run.rollouts.rewards, self.config.seed
+        evidence = self.run.settings.evidence
+        return make_critic(self.run.model, rewards, self.config.value, network, seed=seed, evidence=evidence)
 
     def _pretrain_value(self) -> None:
         """Fit V to rollouts of the policy before it moves."""
