@@ -241,7 +241,7 @@ def _strips(grid: np.ndarray, side: int) -> list[np.ndarray]:
 
 def _path(entries: Entries, x: str, y: str, *, name: str) -> Series:
     """One metric against another over the run, both smoothed alike, and more than curves over updates are."""
-    points = curve(entries, y, name=name, x=x)
+    points = curve([entry for entry in entries if x in entry], y, name=name, x=x)
     window = max(1, len(points.x) // PATH_SMOOTHING)
     across, up = (tuple(running_mean(np.array(values), window).tolist()) for values in (points.x, points.y))
     return Series(name, across, up, is_noisy=False) if points.x else points

@@ -94,6 +94,8 @@ def test_output_is_an_override(monkeypatch: pytest.MonkeyPatch) -> None:
         (["data", "check", "x", "a=1"], "unrecognized arguments: a=1"),
         (["data", "check"], "the following arguments are required: PATH"),
         (["train", "dpo"], "the following arguments are required: CONFIG"),
+        (["train", "grpo"], "the following arguments are required: CONFIG"),
+        (["train", "score-as-action"], "the following arguments are required: CONFIG"),
         (["trian"], "invalid choice: 'trian'"),
     ],
 )

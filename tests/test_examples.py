@@ -24,6 +24,12 @@ def test_train_dpo_without_a_configuration_trains_on_demonstration_pairs(tmp_pat
     assert (tmp_path / "runs/example/dpo/lora/pytorch_lora_weights.safetensors").is_file()
 
 
+def test_train_score_as_action_without_a_configuration_trains_on_a_reward_of_its_own(tmp_path):
+    said = script("examples/train_score_as_action.py", "--updates", "2", cwd=tmp_path)
+    assert "2 updates; blueness of the same noise" in said
+    assert (tmp_path / "runs/example/score_as_action/lora/pytorch_lora_weights.safetensors").is_file()
+
+
 def test_the_step_benchmark_counts_two_forwards_one_backward_and_no_encoding(tmp_path):
     said = script("benchmarks/dpo_step.py", "--updates", "2", "--micro-batch", "1", cwd=tmp_path)
     report = json.loads(said)

@@ -47,3 +47,8 @@ TRAINERS = {"grpo": grpo, "score_as_action": score_as_action}
 def digest(trainer):
     """The trained weights, to the bit."""
     return hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in trainer.run.policy.parameters)).hexdigest()
+
+
+def lightness(images, prompts):
+    """A reward that a configuration can name."""
+    return images.mean(dim=(1, 2, 3))
