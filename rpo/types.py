@@ -88,7 +88,7 @@ class Trajectory:
     negatives: Float[Tensor, "steps batch c h w"] | None = None
     """The output under the negative conditioning of each step, if it was kept; without gradient."""
     live: Mapping[int, Float[Tensor, "batch c h w"]] = field(default_factory=dict)
-    """The guided output of the steps whose graph was kept, ready to be differentiated: a forward that training saves."""
+    """The guided output of the steps whose graph was kept, ready to be differentiated: a forward less in training."""
 
     @property
     def x_0(self) -> Float[Tensor, "batch c h w"]:

@@ -51,6 +51,23 @@ def likelihood(log_prob: Float[Tensor, " points"], advantage: Float[Tensor, " po
     return -advantage.detach() * log_prob
 
 
+def endpoint(
+    kl_of_posterior: Float[Tensor, " points"], advantage: Float[Tensor, " points"]
+) -> Float[Tensor, " points"]:
+    """The likelihood gradient of a step averaged over the paths that end in x_0, a plain advantage before it.
+
+    If the policy is the reversal of the noising process, then given x_0 and x_t its next point is distributed as the
+    forward process says, q(x_s | x_t, x_0), and the mean of d log p(x_s | x_t) is -d KL(q ‖ p): the gradient of the
+    evidence lower bound on log p(x_0), term by term (arXiv:2006.11239, eq. 5). What is averaged away is the noise of
+    the path, which says nothing about x_0. Noising x_0 afresh then stands for the path, at whatever times.
+
+    Args:
+        kl_of_posterior: KL(q(x_s | x_t, x_0) ‖ p(x_s | x_t)), with gradient.
+        advantage: Of the image.
+    """
+    return advantage.detach() * kl_of_posterior
+
+
 def log_ratio_cost(
     log_prob: Float[Tensor, "*points"], reference_log_prob: Float[Tensor, "*points"]
 ) -> Float[Tensor, "*points"]:

@@ -111,6 +111,7 @@ class GRPOConfig:
             seed=self.seed,
             whole=self,
             needs_density=True,
+            has_ratio=True,
             method="GRPO" if self.baseline == "group" else "DDPO",
             preflight=self.preflight,
         )

@@ -5,21 +5,31 @@ step to the data end, with all of its costs: what a step is worth includes the c
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from rpo.diffusion.continuous import grid_at, jittered_times
 from rpo.models.base import DiffusionModel
 from rpo.objectives.advantages import gae, normalize_per_step, return_minus_value, value_difference
 from rpo.objectives.score_as_action import log_ratio_cost
+from rpo.randomness import keyed_generator
 from rpo.rewards.base import WeightedRewards
-from rpo.trainers.moments import others_mean, reference_prediction, step_cost, transition_of, value_nodes
-from rpo.trainers.points import points_of
+from rpo.trainers.moments import (
+    others_mean,
+    reference_prediction,
+    step_cost,
+    transition_of,
+    value_gradient,
+    value_nodes,
+)
+from rpo.trainers.online import OnlineRun
+from rpo.trainers.points import Points, noised_points, points_of
 from rpo.trainers.policy import Policy
-from rpo.trainers.rollouts import Rollout
+from rpo.trainers.rollouts import JITTER, Rollout
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig, ValueConfig
 from rpo.trainers.value import Critic
 from rpo.trainers.value_network import ValueNetwork
@@ -128,7 +138,7 @@ def _costs(
     """What every step costs, [steps, images], and the reference's outputs."""
     model, kernel = policy.model, config.rollout_kernel
     num_steps, images = rollout.trajectory.log_probs.shape
-    if config.kl_weight == 0:
+    if config.kl_weight == 0 or config.estimator == "endpoint":  # which has no path to charge for
         return torch.zeros(num_steps, images, device=rollout.rewards.device), None
     points = points_of(rollout, torch.arange(num_steps)[:, None].expand(-1, images), 1.0, is_frozen=False)
     reference = reference_prediction(policy, points, guidance_scale, batch_size=batch_size)
@@ -140,6 +150,52 @@ def _costs(
     # A step to perfectly clean data adds no noise: it has no KL, and is not trained.
     costs = config.kl_weight * torch.where(cost.isfinite(), cost, 0.0).view(num_steps, images)
     return costs, reference.view(num_steps, images, *reference.shape[1:])
+
+
+def trained_points(judged: Judged, run: OnlineRun, critic: Critic | None, config: ScoreAsActionConfig) -> Points:
+    """The moments that are learnt from, with what the estimator needs to know of each.
+
+    Args:
+        judged: The rollout in use.
+        run: Which has drawn it.
+        critic: V, where it is used.
+        config: The settings.
+    """
+    rollout = judged.rollout
+    if config.estimator == "endpoint":
+        return _endpoint_points(judged, run, config)
+    points = run.points(rollout)
+    if judged.references is not None:
+        points = replace(points, reference=judged.references[points.step, points.image])
+    if config.estimator != "pathwise":
+        return replace(points, advantage=advantages(judged, config)[points.step - judged.first, points.image])
+    assert critic is not None
+    gradient = value_gradient(
+        run.model,
+        critic,
+        rollout,
+        points,
+        guidance_scale=run.guidance_scale,
+        through_denoiser=config.value.through_denoiser and config.value.sees_x0_hat,
+        batch_size=run.batch_size,
+    )
+    return replace(points, value_gradient=gradient)
+
+
+def _endpoint_points(judged: Judged, run: OnlineRun, config: ScoreAsActionConfig) -> Points:
+    """The images noised afresh, at random times of the process."""
+    rollout, seed = judged.rollout, config.seed
+    generator = keyed_generator("noise", seed, rollout.index, run.processes.index)
+    times = jittered_times(run.model.process, config.rollout.num_steps, generator, jitter=JITTER)
+    grid = grid_at(run.model.process, times, device=run.model.device)
+    prediction_type = run.model.prediction_type
+    points = noised_points(
+        rollout, grid, run.steps, run.stands_for, prediction_type=prediction_type, generator=generator
+    )
+    if config.kl_weight > 0:
+        reference = reference_prediction(run.policy, points, run.guidance_scale, batch_size=run.batch_size)
+        points = replace(points, reference=reference)
+    return replace(points, advantage=advantages(judged, config)[0, points.image])
 
 
 def advantages(judged: Judged, config: ScoreAsActionConfig) -> Float[Tensor, "steps images"]:

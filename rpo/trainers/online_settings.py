@@ -23,6 +23,8 @@ class OnlineSettings:
     """The trainer's own configuration, a dataclass."""
     needs_density: bool
     """Whether only steps that add noise can be trained."""
+    has_ratio: bool
+    """Whether what is learnt from are the rollout's own steps, whose likelihood can be compared."""
     method: str
     """What a person calls it."""
     preflight: bool

@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rpo.diffusion.prediction import add_noise, from_x0_eps
 from rpo.randomness import keyed_generator
 from rpo.trainers.online_config import LearningConfig
 from rpo.trainers.rollouts import Rollout
-from rpo.types import Conditioning, Grid, Node, PerSample
+from rpo.types import Conditioning, Grid, Node, PerSample, PredictionType
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,48 @@ def points_of(rollout: Rollout, steps: Int[Tensor, "trained images"], weight: fl
         step=step,
         names=rollout.names * trained,
         negative=None if negatives is None else negatives[step, image],
+    )
+
+
+def noised_points(
+    rollout: Rollout,
+    grid: Grid,
+    steps: Int[Tensor, "trained images"],
+    weight: float,
+    *,
+    prediction_type: PredictionType,
+    generator: torch.Generator,
+) -> Points:
+    """Moments that lead to the images of a rollout though no rollout passed through them: x_0 noised afresh.
+
+    Their `prediction` is that of a network that knows x_0: its transition is the forward process's q(x_s | x_t, x_0).
+
+    Args:
+        rollout: Whose images.
+        grid: Where on the process, from noise to data; need not be the rollout's.
+        steps: Which steps of it, for every image.
+        weight: How many steps they stand for.
+        prediction_type: What the network puts out.
+        generator: Of the noise.
+    """
+    x_0 = rollout.trajectory.x_0
+    trained, images = steps.shape
+    step = steps.flatten().to(x_0.device)
+    image = torch.arange(images, device=step.device).repeat(trained)
+    t, s = _node_at(grid, step), _node_at(grid, step + 1)
+    eps = torch.randn(len(step), *x_0.shape[1:], generator=generator).to(x_0)
+    return Points(
+        x_t=add_noise(x_0[image], eps, t),
+        x_s=add_noise(x_0[image], eps, s),
+        t=t,
+        s=s,
+        conditioning=rollout.trajectory.conditioning.select(image),
+        prediction=from_x0_eps(x_0[image], eps, t, prediction_type),
+        log_prob=torch.full((len(step),), torch.nan, device=step.device),
+        weight=torch.full((len(step),), weight, device=step.device),
+        image=image,
+        step=step,
+        names=rollout.names * trained,
     )
 
 

@@ -113,7 +113,7 @@ def preflight(subject: Subject, *, say: Callable[[str], None] | None = None) -> 
             raise
         points = _points(subject, rollout)
         some = points.select(torch.linspace(0, len(points) - 1, min(POINTS, len(points))).round().long().unique())
-        if subject.settings.needs_density and subject.guidance_scale == subject.settings.rollout.guidance_scale:
+        if subject.settings.has_ratio and subject.guidance_scale == subject.settings.rollout.guidance_scale:
             checks.append(_ratio(subject, some))
         checks.append(_kl_gradient(subject, some))
         checks += _loss_gradient(subject, rollout, points, some)
@@ -223,7 +223,9 @@ def _loss_gradient(subject: Subject, rollout: Rollout, points: Points, some: Poi
     model, parameters = subject.model, subject.policy.parameters
     signs = 1.0 - 2.0 * (torch.arange(len(some), device=some.x_t.device) % 2)
     direction = torch.randn(some.x_t.shape, generator=keyed_generator("preflight slope", subject.settings.seed))
-    prepared = replace(some, advantage=signs, value_gradient=direction.to(some.x_t.device))
+    direction = direction.to(some.x_t.device)
+    # A loss may be measured from what the rollout predicted, and be flat there: let that be something else.
+    prepared = replace(some, advantage=signs, value_gradient=direction, prediction=some.prediction + direction)
     saved = SavedBytes(model.denoiser.parameters())
     with saved.counting():
         loss = subject.loss(prepared).loss

@@ -33,20 +33,19 @@ from torch import Tensor, nn
 
 from rpo.models.base import DiffusionModel
 from rpo.objectives.policy import Surrogate, clipped_surrogate, plain, trust_region
-from rpo.objectives.score_as_action import pathwise
+from rpo.objectives.score_as_action import endpoint, pathwise
 from rpo.publish import PublishPlan
 from rpo.rewards import RewardLike
-from rpo.trainers.judging import Judged, advantages, judge, make_critic
+from rpo.trainers.judging import Judged, judge, make_critic, trained_points
 from rpo.trainers.moments import (
     current_prediction,
     step_cost,
     transition_of,
-    value_gradient,
 )
 from rpo.trainers.online import OnlineRun
 from rpo.trainers.points import Points
 from rpo.trainers.policy import Policy
-from rpo.trainers.rollouts import rollout_facts
+from rpo.trainers.rollouts import rollout_facts, training_kernel
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig
 from rpo.trainers.trust_region import TrustRegion
 from rpo.trainers.value import Critic
@@ -81,6 +80,10 @@ def loss(
     if config.estimator == "pathwise":
         assert points.value_gradient is not None
         per_point = pathwise(transition.mean - old.mean, points.value_gradient)
+    elif config.estimator == "endpoint":
+        assert points.advantage is not None
+        per_point = endpoint(old.kl(transition), points.advantage)
+        facts["policy/bound"] = (points.weight * old.kl(transition).detach()).mean()
     else:
         surrogate = _surrogate(transition.log_prob(points.x_s), points, config)
         per_point = surrogate.loss
@@ -223,10 +226,10 @@ class ScoreAsActionTrainer:
         if index == 0:
             self._pretrain_value()
         judged = self._judge(index)
-        points = self._points(judged)
+        points = trained_points(judged, self.run, self.critic, self.config)
         facts = rollout_facts(judged.rollout)
-        if self.config.kl_weight == 0 and self.config.measure_kl:
-            facts["policy/kl"] = self.run.measured_kl(judged.rollout, self.config.rollout_kernel)
+        if "policy/kl" not in facts and points.reference is None and self.config.measure_kl:
+            facts["policy/kl"] = self.run.measured_kl(judged.rollout, training_kernel(self.config.rollout))
         if self.critic is not None and judged.values is not None:
             facts |= self._learn_value(judged, self.config.value.updates)
         return replace(points, facts={name: number.to(points.x_t.device) for name, number in facts.items()})
@@ -243,25 +246,6 @@ class ScoreAsActionTrainer:
             guidance_scale=run.guidance_scale,
             batch_size=run.batch_size,
         )
-
-    def _points(self, judged: Judged) -> Points:
-        config, run, rollout = self.config, self.run, judged.rollout
-        points = run.points(rollout)
-        if judged.references is not None:
-            points = replace(points, reference=judged.references[points.step, points.image])
-        if config.estimator == "pathwise":
-            assert self.critic is not None
-            gradient = value_gradient(
-                run.model,
-                self.critic,
-                rollout,
-                points,
-                guidance_scale=run.guidance_scale,
-                through_denoiser=config.value.through_denoiser and config.value.sees_x0_hat,
-                batch_size=run.batch_size,
-            )
-            return replace(points, value_gradient=gradient)
-        return replace(points, advantage=advantages(judged, config)[points.step - judged.first, points.image])
 
     def _learn_value(self, judged: Judged, updates: int) -> Mapping[str, Tensor]:
         assert self.critic is not None and judged.values is not None and judged.nodes is not None

@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rpo.diffusion.transition import Kernel
+from rpo.diffusion.transition import Ddim, Kernel
 from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
 from rpo.trainers.online_settings import OnlineSettings
 from rpo.trainers.rollouts import training_kernel
 from rpo.training.loop_config import LoopConfig
 
-Estimator = Literal["pathwise", "likelihood", "likelihood_state_cost"]
+Estimator = Literal["pathwise", "likelihood", "likelihood_state_cost", "endpoint"]
 Update = Literal["plain", "clip", "trust_region"]
 AdvantageKind = Literal["value_difference", "return_minus_value", "gae", "group"]
 
@@ -77,7 +77,10 @@ class ScoreAsActionConfig:
     estimator: Estimator = "likelihood"
     """Which form of the policy gradient: along the slope of V (`pathwise`: any solver, no transition density), by
     likelihood with the sampled log-ratio as running cost, or by likelihood with the exact cost of each step and its
-    explicit derivative. All three are the same gradient in expectation."""
+    explicit derivative. These three are the same gradient in expectation. `endpoint` is what the second is on average
+    over all paths of the reverse SDE to the image that came out: it needs no path, so images may come from any solver,
+    and has far less noise; exact where the policy is the reversal of the noising process, as the base model and the
+    optimum at eta 1 are."""
 
     update: Update = "plain"
     """What is done with it: a plain step, PPO's clip on the ratio per dimension, or a penalty on the distance from the
@@ -150,6 +153,8 @@ class ScoreAsActionConfig:
             raise ValueError(f"kl_weight is {self.kl_weight}, but it must be >= 0; 0 leaves the reference out")
         if self.estimator == "pathwise":
             self._check_pathwise()
+        elif self.estimator == "endpoint":
+            self._check_endpoint()
         else:
             self._check_likelihood()
         if self.update == "trust_region" and self.learning.updates_per_rollout == 1:
@@ -175,6 +180,18 @@ class ScoreAsActionConfig:
                 "latents; set value.inputs: both"
             )
 
+    def _check_endpoint(self) -> None:
+        if self.update != "plain" or self.learning.keep_graph or self.learning.updates_per_rollout > 1:
+            raise ValueError(
+                "estimator is endpoint, which learns at moments that no rollout passed through: it has no ratio and "
+                "no graph of a rollout; set update: plain, learning.keep_graph: false, minibatches and passes: 1"
+            )
+        if self.advantage != "group":
+            raise ValueError(
+                f"estimator is endpoint with advantage {self.advantage!r}, but no value is asked without a path; set "
+                'advantage: "group"'
+            )
+
     def _check_likelihood(self) -> None:
         if not self.rollout.has_density:
             raise ValueError(
@@ -195,8 +212,8 @@ class ScoreAsActionConfig:
 
     @property
     def rollout_kernel(self) -> Kernel:
-        """The kernel in which a step of the rollout is learnt."""
-        return training_kernel(self.rollout)
+        """The kernel in which a step is learnt: the rollout's, or for `endpoint` that of the reverse SDE."""
+        return Ddim(1.0) if self.estimator == "endpoint" else training_kernel(self.rollout)
 
     @property
     def uses_value(self) -> bool:
@@ -214,7 +231,8 @@ class ScoreAsActionConfig:
             folder=Path(self.folder),
             seed=self.seed,
             whole=self,
-            needs_density=self.rollout.has_density,
+            needs_density=self.rollout_kernel.has_density,
+            has_ratio=self.estimator != "endpoint" and self.rollout.has_density,
             method="score as action",
             preflight=self.preflight,
         )

@@ -34,6 +34,7 @@ METRICS: dict[str, str] = {
     "reward/std": "standard deviation of that sum over the images of the rollout",
     "policy/kl": "KL of the path from the reference's, in nats per image: the running cost ∫½|u|² dt over its steps",
     "policy/kl_from_rollout": "the same from the policy that drew the rollout; 0 at its first update",
+    "policy/bound": "-log-likelihood bound of the images that came out, in nats over the trained steps (endpoint only)",
     "policy/ratio": "likelihood ratio to the policy that drew the rollout, per dimension; 1 at its first update",
     "policy/clipped": "share of points whose ratio the clip holds",
     "policy/trust_region": "weight of the penalty on the distance from the policy that drew the rollout",
