@@ -1,11 +1,12 @@
 import math
 import re
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from rpo.charts import MAX_POINTS, SMOOTHING, Chart, Mark, Series, curve, draw, running_mean
+from rpo.charts import MAX_POINTS, SMOOTHING, Chart, Mark, Series, curve, draw, draw_figure, running_mean
 
 
 class Elements(HTMLParser):
@@ -23,10 +24,14 @@ def line(count, name="loss"):
     return Series(name, tuple(x.tolist()), tuple((0.7 + 0.1 * np.sin(x)).tolist()))
 
 
+def colored_paths(svg):
+    found = Elements(svg).found
+    return [attrs["d"] for tag, attrs in found if tag == "path" and "var(--series" in attrs.get("style", "")]
+
+
 def drawn_lines(svg):
     """Number of points of every coloured line."""
-    paths = [attrs for tag, attrs in Elements(svg).found if tag == "path" and "var(--series" in attrs.get("style", "")]
-    return [len(re.findall(r"[ML] ", path["d"])) for path in paths]
+    return [len(re.findall(r"[ML] ", path)) for path in colored_paths(svg)]
 
 
 def test_the_drawing_brings_no_colour_style_or_address_of_its_own():
@@ -103,3 +108,32 @@ def test_curve_keeps_what_was_logged_and_finite():
 def test_nothing_to_draw_is_an_error(series, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         draw(Chart("c", series), name="c")
+
+
+def test_a_figure_is_a_whole_svg_file_with_titles_legends_and_explanations():
+    left = Chart(
+        "Left & <first>", (line(60, "alpha"), line(60, "beta")), (Mark("log 2", math.log(2)),), "How to read it."
+    )
+    right = Chart("Right", (line(60, "gamma"),), (), "A long explanation " * 8, x_label="rollout")
+    svg = draw_figure([left, right])
+    root = ElementTree.fromstring(svg)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    text = " ".join("".join(root.itertext()).split())
+    for words in ("Left & <first>", "Right", "alpha", "beta", "gamma", "log 2", "How to read it.", "update", "rollout"):
+        assert words in text
+    assert text.count("A long explanation") == 8
+    assert "var(--" not in svg and "#0a0b" not in svg, "a file has no page to take its colours from"
+    assert svg == draw_figure([left, right])
+
+
+def test_a_curve_without_noise_is_drawn_as_it_is():
+    noisy = line(90)
+    exact = Series(noisy.name, noisy.x, noisy.y, is_noisy=False)
+    (drawn,) = colored_paths(draw(Chart("c", (exact,)), name="c"))
+    raw, smoothed = colored_paths(draw(Chart("c", (noisy,)), name="c"))
+    assert drawn == raw != smoothed
+
+
+def test_a_figure_needs_a_chart():
+    with pytest.raises(ValueError, match="^there are 0 charts, but a figure shows at least one; leave the figure out$"):
+        draw_figure([])
