@@ -44,7 +44,6 @@ DRAWS = 8
 
 PERTURBATION = 0.1
 """How far the weights are moved off the reference, in their root mean square."""
-
 ZERO = 1e-6
 """A gradient that is smaller than another by this factor is zero; so are differences of rewards by their size."""
 
@@ -222,9 +221,9 @@ def _loss_gradient(subject: Subject, rollout: Rollout, points: Points, some: Poi
     """Whether the loss reaches the adapter; its graph also tells what memory a moment takes."""
     model, parameters = subject.model, subject.policy.parameters
     signs = 1.0 - 2.0 * (torch.arange(len(some), device=some.x_t.device) % 2)
-    direction = torch.randn(some.x_t.shape, generator=keyed_generator("preflight slope", subject.settings.seed))
-    direction = direction.to(some.x_t.device)
-    # A loss may be measured from what the rollout predicted, and be flat there: let that be something else.
+    generator = keyed_generator("preflight slope", subject.settings.seed)
+    direction = torch.randn(some.x_t.shape, generator=generator).to(some.x_t.device)
+    # Some losses are flat where the policy predicts what the rollout did, so the rollout gets another prediction.
     prepared = replace(some, advantage=signs, value_gradient=direction, prediction=some.prediction + direction)
     saved = SavedBytes(model.denoiser.parameters())
     with saved.counting():
