@@ -19,6 +19,8 @@ from rpo.objectives.score_as_action import log_ratio_cost
 from rpo.randomness import keyed_generator
 from rpo.rewards.base import WeightedRewards
 from rpo.trainers.moments import (
+    batches,
+    current_prediction,
     others_mean,
     reference_prediction,
     step_cost,
@@ -27,7 +29,7 @@ from rpo.trainers.moments import (
     value_nodes,
 )
 from rpo.trainers.online import OnlineRun
-from rpo.trainers.points import Points, noised_points, points_of
+from rpo.trainers.points import Points, noised_points, per_image, points_of
 from rpo.trainers.policy import Policy
 from rpo.trainers.rollouts import JITTER, Rollout
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig, ValueConfig
@@ -35,6 +37,9 @@ from rpo.trainers.value import Critic
 from rpo.trainers.value_network import ValueNetwork
 from rpo.trainers.value_points import ValuePoints
 from rpo.types import Latents, PerSample
+
+NORMALIZE_EPS = 1e-8
+"""Added to the spread that advantages are divided by."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,7 @@ def trained_points(judged: Judged, run: OnlineRun, critic: Critic | None, config
     if judged.references is not None:
         points = replace(points, reference=judged.references[points.step, points.image])
     if config.estimator != "pathwise":
-        return replace(points, advantage=advantages(judged, config)[points.step - judged.first, points.image])
+        return with_advantage(points, judged, config)
     assert critic is not None
     gradient = value_gradient(
         run.model,
@@ -179,7 +184,7 @@ def trained_points(judged: Judged, run: OnlineRun, critic: Critic | None, config
         through_denoiser=config.value.through_denoiser and config.value.sees_x0_hat,
         batch_size=run.batch_size,
     )
-    return replace(points, value_gradient=gradient)
+    return replace(points, value_gradient=gradient, cost_weight=torch.full_like(points.weight, config.kl_weight))
 
 
 def _endpoint_points(judged: Judged, run: OnlineRun, config: ScoreAsActionConfig) -> Points:
@@ -195,26 +200,52 @@ def _endpoint_points(judged: Judged, run: OnlineRun, config: ScoreAsActionConfig
     if config.kl_weight > 0:
         reference = reference_prediction(run.policy, points, run.guidance_scale, batch_size=run.batch_size)
         points = replace(points, reference=reference)
-    return replace(points, advantage=advantages(judged, config)[0, points.image])
+        judged = _charged(judged, points, run, config)
+    return with_advantage(points, judged, config)
+
+
+def _charged(judged: Judged, points: Points, run: OnlineRun, config: ScoreAsActionConfig) -> Judged:
+    """The same with the cost of a path to each image taken off its reward, as its noised points tell it."""
+    with torch.no_grad():
+        current = [current_prediction(run.model, part, run.guidance_scale) for part in batches(points, run.batch_size)]
+    assert points.reference is not None
+    cost = step_cost(run.model, torch.cat(current), points.reference, points, config.rollout_kernel)
+    per_step = points.weight * cost / (len(points) / judged.rollout.num_images)
+    rewards = judged.rollout.rewards - config.kl_weight * per_image(per_step, points, judged.rollout.num_images)
+    return replace(judged, rollout=replace(judged.rollout, rewards=rewards))
+
+
+def with_advantage(points: Points, judged: Judged, config: ScoreAsActionConfig) -> Points:
+    """The points with what they are worth; where that is scaled, what their KL costs is scaled alike.
+
+    Args:
+        points: The trained moments.
+        judged: What they are from.
+        config: The settings.
+    """
+    worth = advantages(judged, config)
+    scale = torch.ones_like(worth)
+    if config.normalize == "batch":
+        scale = scale * (worth.std() + NORMALIZE_EPS)
+        worth = worth / scale
+    elif config.normalize == "per_step":
+        scale = scale * (worth.std(dim=1, correction=0, keepdim=True) + NORMALIZE_EPS)
+        worth = normalize_per_step(worth)
+    if config.normalize != "none" and config.max_advantage is not None:
+        worth = worth.clamp(-config.max_advantage, config.max_advantage)
+    row = 0 if config.estimator == "endpoint" else points.step - judged.first
+    return replace(points, advantage=worth[row, points.image], cost_weight=config.kl_weight / scale[row, points.image])
 
 
 def advantages(judged: Judged, config: ScoreAsActionConfig) -> Float[Tensor, "steps images"]:
-    """What each step from the first trained one on is worth, scaled as the settings say."""
+    """What each step from the first trained one on is worth, in the unit of the reward."""
     values = _group_values(judged) if config.advantage == "group" else judged.values
     assert values is not None
     if config.advantage == "gae":
-        worth = gae(values, judged.costs, trace=config.trace)
-    elif config.advantage == "value_difference":
-        worth = value_difference(values, judged.costs)
-    else:
-        worth = return_minus_value(values, judged.costs)
-    if config.normalize == "per_step":
-        worth = normalize_per_step(worth)
-    elif config.normalize == "batch":
-        worth = worth / (worth.std() + 1e-8)
-    if config.normalize != "none" and config.max_advantage is not None:
-        worth = worth.clamp(-config.max_advantage, config.max_advantage)
-    return worth
+        return gae(values, judged.costs, trace=config.trace)
+    if config.advantage == "value_difference":
+        return value_difference(values, judged.costs)
+    return return_minus_value(values, judged.costs)
 
 
 def _group_values(judged: Judged) -> Tensor:

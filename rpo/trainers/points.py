@@ -48,6 +48,8 @@ class Points:
     reference: Float[Tensor, "points c h w"] | None = None
     """The guided output of the reference."""
     advantage: Float[Tensor, " points"] | None = None
+    cost_weight: Float[Tensor, " points"] | None = None
+    """Weight of the point's KL from the reference, in the unit of its advantage."""
     value_gradient: Float[Tensor, "points c h w"] | None = None
     live: Float[Tensor, "points c h w"] | None = None
     """`prediction` with the graph of the rollout."""
@@ -62,7 +64,7 @@ class Points:
         """Some of the points, in the order asked for; a graph cannot be divided and is left out."""
         rows = {
             name: None if getattr(self, name) is None else getattr(self, name)[index]
-            for name in (*_ROWS, "negative", "reference", "advantage", "value_gradient")
+            for name in (*_ROWS, "negative", "reference", "advantage", "cost_weight", "value_gradient")
         }
         return replace(
             self,

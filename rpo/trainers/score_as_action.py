@@ -57,7 +57,7 @@ NOISE_WARNING = (
     "rollouts at eta {eta:g}: what is learnt is right for this sampler only; sample the result with eta {eta:g} too, "
     "or train at eta 1, whose score any sampler may use"
 )
-"""Said once, where the noise level of the rollouts is not 1."""
+"""Said once, where the noise level of the rollouts is not 1; `endpoint` learns for level 1 from any rollouts."""
 
 
 def loss(
@@ -93,7 +93,8 @@ def loss(
             cost = step_cost(model, noise_pred, points.reference, points, kernel)
         facts["policy/kl"] = (points.weight * cost.detach()).mean()
         if config.explicit_cost:
-            per_point = per_point + config.kl_weight * cost
+            assert points.cost_weight is not None
+            per_point = per_point + points.cost_weight * cost
     per_point = points.weight * per_point
     if config.learning.updates_per_rollout > 1:
         moved = points.weight * step_cost(model, noise_pred, points.prediction, points, kernel)
@@ -173,8 +174,8 @@ class ScoreAsActionTrainer:
             ValueError: The folder holds another run already.
         """
         config = self.config
-        warning = NOISE_WARNING.format(eta=config.rollout.eta) if config.rollout.eta != 1 else None
-        self.run.begin(resume=resume, lines=[warning] if warning else [])
+        is_bound = config.estimator != "endpoint" and config.rollout.eta != 1
+        self.run.begin(resume=resume, lines=[NOISE_WARNING.format(eta=config.rollout.eta)] if is_bound else [])
         state: dict[str, Stateful] = {"region": self.region}
         if self.critic is not None:
             state["critic"] = self.critic
