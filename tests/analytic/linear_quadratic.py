@@ -80,15 +80,23 @@ def reward_terms(reward: Reward) -> tuple[float, float, float]:
     return (0.0, reward.a, 0.0) if isinstance(reward, Linear) else (reward.q, reward.q * reward.c, reward(0.0))
 
 
+def moments(steps: Steps) -> tuple[Tensor, Tensor, Tensor]:
+    """(cost of every step, mean and variance of x at every node) from unit noise."""
+    mean, variance = [torch.zeros((), dtype=torch.float64)], [torch.ones((), dtype=torch.float64)]
+    costs = []
+    for slope, offset, std, weight, a, b in zip(*vars(steps).values(), strict=True):
+        costs.append(0.5 * weight * ((a * mean[-1] + b) ** 2 + a**2 * variance[-1]))
+        mean.append(slope * mean[-1] + offset)
+        variance.append(slope**2 * variance[-1] + std**2)
+    return torch.stack(costs), torch.stack(mean), torch.stack(variance)
+
+
 def objective(steps: Steps, reward: Reward, beta: float) -> tuple[Tensor, Tensor, Tensor]:
     """(J, mean of x_0, variance of x_0) from unit noise."""
-    mean, variance = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
-    cost = torch.zeros((), dtype=torch.float64)
-    for slope, offset, std, weight, a, b in zip(*vars(steps).values(), strict=True):
-        cost = cost + 0.5 * weight * ((a * mean + b) ** 2 + a**2 * variance)
-        mean, variance = slope * mean + offset, slope**2 * variance + std**2
+    costs, means, variances = moments(steps)
+    mean, variance = means[-1], variances[-1]
     P, p, c = reward_terms(reward)
-    return -0.5 * P * (variance + mean**2) + p * mean + c - beta * cost, mean, variance
+    return -0.5 * P * (variance + mean**2) + p * mean + c - beta * costs.sum(), mean, variance
 
 
 def values_of(steps: Steps, reward: Reward, beta: float) -> Tensor:
@@ -203,14 +211,23 @@ def value_config(**changes: Any) -> ValueConfig:
     return ValueConfig(**settings | changes)
 
 
-def score_as_action(case: Case, folder: Path, *, width: int = 1, model: ToyModel | None = None, **settings: Any) -> Any:
+def score_as_action(
+    case: Case,
+    folder: Path,
+    *,
+    width: int = 1,
+    model: ToyModel | None = None,
+    network: nn.Module | None = None,
+    **settings: Any,
+) -> Any:
     """A trainer of the toy with a quadratic reward, everything in one micro-batch, at theta = 0.
 
     Args:
         case: The problem.
         folder: Of the run.
         width: Samples per image, each with its own cost: for what is linear in V.
-        model: The toy.
+        model: The toy, with its reference policy.
+        network: F of the value.
         **settings: Of `ScoreAsActionConfig`.
     """
     defaults: dict[str, Any] = {
@@ -225,7 +242,7 @@ def score_as_action(case: Case, folder: Path, *, width: int = 1, model: ToyModel
         "folder": str(folder),
     }
     config = ScoreAsActionConfig(**defaults | settings)
-    network = ExactValue(torch.zeros(1), torch.zeros(1, 3))
+    network = network or ExactValue(torch.zeros(1), torch.zeros(1, 3))
     return ScoreAsActionTrainer(
         model or case.model(width=width), ImageReward(case.problem.quadratic), ["x"], config, value_network=network
     )

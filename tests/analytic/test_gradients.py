@@ -105,6 +105,18 @@ def test_advantages_give_the_same_gradient(tmp_path, estimator, advantage):
     assert error(-gradient(trainer, loss_of(trainer)), exact) < 0.03
 
 
+@pytest.mark.parametrize("estimator", ["likelihood", "likelihood_state_cost"])
+def test_one_scale_for_all_advantages_keeps_the_direction(tmp_path, estimator):
+    """The explicit cost is scaled with them."""
+    case = CASES["other vp, ddim, eta 0.8"]
+    settings = {"normalize": "batch", "max_advantage": None, "rollout": case.rollout(2 * ROWS, NUM_STEPS)}
+    trainer = score_as_action(case, tmp_path, estimator=estimator, **settings)
+    exact = exact_gradient(trainer, case, move(trainer, case))
+    found = -gradient(trainer, loss_of(trainer))
+    assert error(found / found.norm(), exact / exact.norm()) < 0.03
+    assert error(found, exact) > 0.1
+
+
 @pytest.mark.parametrize(
     "case",
     [
