@@ -116,7 +116,7 @@ def make_trainer(model: StableDiffusion, variant: Variant, folder: str, updates:
     )
     if isinstance(settings, GRPOConfig):
         return GRPOTrainer(model, "jpeg-compressibility", PROMPTS, settings)
-    settings = replace(settings, value=ValueConfig(pretrain_rollouts=0))
+    settings = replace(settings, value=ValueConfig(design="none", inputs="both", pretrain_rollouts=0))
     return ScoreAsActionTrainer(model, "jpeg-compressibility", PROMPTS, settings)
 
 

@@ -59,7 +59,8 @@ def endpoint(
     If the policy is the reversal of the noising process, then given x_0 and x_t its next point is distributed as the
     forward process says, q(x_s | x_t, x_0), and the mean of d log p(x_s | x_t) is -d KL(q ‖ p): the gradient of the
     evidence lower bound on log p(x_0), term by term (arXiv:2006.11239, eq. 5). What is averaged away is the noise of
-    the path, which says nothing about x_0. Noising x_0 afresh then stands for the path, at whatever times.
+    the path, which says nothing about x_0. Noising x_0 afresh then stands for the path, at whatever times. For such a
+    policy a constant added to all advantages changes nothing on average, and holds it to being one.
 
     Args:
         kl_of_posterior: KL(q(x_s | x_t, x_0) ‖ p(x_s | x_t)), with gradient.

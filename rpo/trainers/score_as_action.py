@@ -82,8 +82,9 @@ def loss(
         per_point = pathwise(transition.mean - old.mean, points.value_gradient)
     elif config.estimator == "endpoint":
         assert points.advantage is not None
-        per_point = endpoint(old.kl(transition), points.advantage)
-        facts["policy/bound"] = (points.weight * old.kl(transition).detach()).mean()
+        kl_of_posterior = old.kl(transition)
+        per_point = endpoint(kl_of_posterior, points.advantage + config.consistency)
+        facts["policy/bound"] = (points.weight * kl_of_posterior.detach()).mean()
     else:
         surrogate = _surrogate(transition.log_prob(points.x_s), points, config)
         per_point = surrogate.loss

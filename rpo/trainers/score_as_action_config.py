@@ -100,6 +100,11 @@ class ScoreAsActionConfig:
     max_advantage: float | None = 5.0
     """Where a normalised advantage is cut; 3 to 10, nothing for no cut."""
 
+    consistency: float = 1.0
+    """Only for `endpoint`: weight of fitting every image as it came out, whatever its reward. For a policy that
+    reverses the noising process this has no gradient on average; it holds the policy to being one, without which low
+    rewards push without bound and the images break after about 100 updates. 0.5 to 2; more is safer and noisier."""
+
     kl_weight: float = 0.0
     """Weight of the running cost ∫½|u|², the KL from the reference along the path, against the reward. 0 leaves the
     reference out; its size depends on the reward's: start where reward gained and cost are of one size."""
@@ -181,6 +186,8 @@ class ScoreAsActionConfig:
             )
 
     def _check_endpoint(self) -> None:
+        if not self.consistency >= 0:
+            raise ValueError(f"consistency is {self.consistency}, but it must be >= 0; 1 is usual")
         if self.update != "plain" or self.learning.keep_graph or self.learning.updates_per_rollout > 1:
             raise ValueError(
                 "estimator is endpoint, which learns at moments that no rollout passed through: it has no ratio and "
