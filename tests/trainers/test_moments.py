@@ -166,5 +166,7 @@ def test_the_slope_of_v_is_its_slope_where_the_step_led(tmp_path, through_denois
     expected = (value(points.x_s + h * direction) - value(points.x_s - h * direction)) / (2 * h)
     along = (found * direction).sum(dim=(1, 2, 3))
     assert torch.allclose(along.double(), expected, rtol=0.02, atol=0.02 * expected.abs().max().item())
+    at_data = points.x_s[is_data]
+    assert torch.allclose(found[is_data], at_data.cos() + 2 * at_data, rtol=1e-5, atol=1e-5)  # x0_hat is x_s there
     whole = value_gradient(model, Curved(), rollout, points, batch_size=100, **settings)
     assert close(found, whole)
