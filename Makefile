@@ -18,7 +18,7 @@ READY := .venv/.installed
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint unit slow bench clean
+.PHONY: help quickstart test lint unit slow analytic bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,9 @@ unit: $(READY) ## Run the default tests only
 
 slow: $(READY) ## Run the slow tests
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+analytic: $(READY) ## Check processes, gradients and training against closed forms (a few minutes)
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) -m analytic
 
 bench: $(READY) ## Time one DPO update; prints JSON
 	$(BIN)/python benchmarks/dpo_step.py

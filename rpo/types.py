@@ -87,7 +87,7 @@ class Trajectory:
     """The guided network output of each step, if it was kept; without gradient."""
     negatives: Float[Tensor, "steps batch c h w"] | None = None
     """The output under the negative conditioning of each step, if it was kept; without gradient."""
-    live: Mapping[int, Float[Tensor, "batch c h w"]] = field(default_factory=dict)
+    live: Mapping[int, Float[Tensor, "batch c h w"]] = field(default_factory=dict[int, Tensor])
     """The guided output of the steps whose graph was kept, ready to be differentiated: a forward less in training."""
 
     @property

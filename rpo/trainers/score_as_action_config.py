@@ -100,10 +100,11 @@ class ScoreAsActionConfig:
     max_advantage: float | None = 5.0
     """Where a normalised advantage is cut; 3 to 10, nothing for no cut."""
 
-    consistency: float = 1.0
+    consistency: float = 0.2
     """Only for `endpoint`: weight of fitting every image as it came out, whatever its reward. For a policy that
     reverses the noising process this has no gradient on average; it holds the policy to being one, without which low
-    rewards push without bound and the images break after about 100 updates. 0.5 to 2; more is safer and noisier."""
+    rewards push without bound and the images break after about 100 updates. 0.1 to 0.5, with a `kl_weight`; more is
+    noisier and slowly trains the policy on its own images."""
 
     kl_weight: float = 0.0
     """Weight of the running cost ∫½|u|², the KL from the reference along the path, against the reward. 0 leaves the
@@ -187,7 +188,7 @@ class ScoreAsActionConfig:
 
     def _check_endpoint(self) -> None:
         if not self.consistency >= 0:
-            raise ValueError(f"consistency is {self.consistency}, but it must be >= 0; 1 is usual")
+            raise ValueError(f"consistency is {self.consistency}, but it must be >= 0; 0.2 is usual")
         if self.update != "plain" or self.learning.keep_graph or self.learning.updates_per_rollout > 1:
             raise ValueError(
                 "estimator is endpoint, which learns at moments that no rollout passed through: it has no ratio and "
