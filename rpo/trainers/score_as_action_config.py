@@ -102,9 +102,9 @@ class ScoreAsActionConfig:
 
     consistency: float = 0.2
     """Only for `endpoint`: weight of fitting every image as it came out, whatever its reward. For a policy that
-    reverses the noising process this has no gradient on average; it holds the policy to being one, without which low
-    rewards push without bound and the images break after about 100 updates. 0.1 to 0.5, with a `kl_weight`; more is
-    noisier and slowly trains the policy on its own images."""
+    reverses the noising process this has no gradient on average; it holds the policy to being one, away from which low
+    rewards push without bound until the images break (watch `policy/kl` and `loop/grad_norm` rise together). 0.1 to
+    0.5, with a `kl_weight` and a falling learning rate; more is noisier and trains the policy on its own images."""
 
     kl_weight: float = 0.0
     """Weight of the running cost ∫½|u|², the KL from the reference along the path, against the reward. 0 leaves the
