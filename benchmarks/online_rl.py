@@ -7,9 +7,10 @@
 
 Every run starts from the embedded checkpoint, sees the same prompts and is told the graded verdict of the verifier. One
 evaluation is one latent through the denoiser, forward or backward; rollouts, training, the watched KL and the value's
-own rollouts all count. Runs stop at a quarter, half and all of the budget to be judged on held-out prompts by the
-sampler that everybody uses (20 DDIM steps, guidance 3). Each is a process on one core that continues where it was
-killed: start the command again. Everything lies in one folder; `results.json` has every number of the tables.
+own rollouts all count. Every method is trained three times per seed, with a quarter, half and all of the budget, since
+its learning rate falls to the end; each result is judged on held-out prompts by the usual sampler (20 DDIM steps,
+guidance 3). Each seed is a process on one core that continues where it was killed: start the command again.
+Everything lies in one folder; `results.json` has every number of the tables.
 """
 
 import argparse
@@ -63,12 +64,25 @@ class Method:
     overrides: tuple[str, ...] = ()
 
 
+ON_PATHS = (
+    "estimator=likelihood",
+    "advantage=gae",
+    "consistency=0",
+    "rollout.solver=ddim",
+    "rollout.eta=1",
+    "rollout.spacing=uniform",
+    "learning.train_steps=null",
+    "learning.window=[0,0.8]",
+    "learning.keep_graph=true",
+)
+"""Score as action with a value network, which learns on the paths of the rollouts."""
+
 METHODS = {
     "score_as_action": Method("score as action", "score_as_action"),
     "grpo": Method("GRPO", "grpo"),
     "ddpo": Method("DDPO", "grpo", ("baseline=prompt_history",)),
     **{
-        f"design_{design}": Method(f"value design {design}", "score_as_action", (f"value.design={design}",))
+        f"design_{design}": Method(f"value design {design}", "score_as_action", (*ON_PATHS, f"value.design={design}"))
         for design in ("cos_sin", "cos", "linear", "none")
     },
 }
@@ -92,19 +106,20 @@ class Evaluations:
 
 
 def train(method: Method, seed: int, budget: int, images: int, folder: Path) -> None:
-    """One run, judged at every stop; continues where an earlier one ended."""
+    """One run for every stop, each judged at its end; continues where an earlier call ended."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    prompts = list(dict.fromkeys(prompt.text for prompt in sample_prompts("train", TRAIN_PROMPTS, seed=0)))
+    prompts = [prompt.text for prompt in sample_prompts("train", TRAIN_PROMPTS, seed=0)]
     cost = _cost_of_update(method, seed, prompts)
     for stop in STOPS:
         judged = folder / f"judged-{stop:g}.json"
         if judged.is_file():
             continue
         updates = max(1, round((stop * budget - cost["start"]) / cost["update"]))
-        config = _config(method, seed, folder / "run", [f"loop.updates={updates}", "loop.checkpoint_every=50"])
+        place = folder / f"run-{stop:g}"
+        config = _config(method, seed, place, [f"loop.updates={updates}", "loop.checkpoint_every=50"])
         trainer = _trainer(StableDiffusion.load("shapes"), prompts, config)
         print(trainer.plan(), flush=True)
-        trainer.train(resume=(folder / "run").exists())
+        trainer.train(resume=place.exists())
         trainer.save()
         entries = read_metrics(trainer.folder)
         recent = entries[-max(1, len(entries) // 10) :]
@@ -165,7 +180,7 @@ def _accuracy(model: StableDiffusion, prompts: list[Prompt], num_steps: int, *, 
 def steps(folder: Path, images: int) -> None:
     """The step-count table of one finished run."""
     model = StableDiffusion.load("shapes")
-    model.pipe.load_lora_weights(str(folder / "run" / "lora"))
+    model.pipe.load_lora_weights(str(folder / f"run-{STOPS[-1]:g}" / "lora"))
     _write(folder / "steps.json", accuracy_by_steps(model, images))
 
 

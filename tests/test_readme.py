@@ -34,10 +34,10 @@ def test_the_snippets_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     demonstration_pairs(tmp_path / "pairs")
     blocks = re.findall(r"<!-- executed by tests/test_readme.py -->\n```python\n(.*?)```", README, re.DOTALL)
-    assert [block.count("updates=200") for block in blocks] == [1, 1, 0]
+    assert [len(re.findall(r"updates=20+\b", block)) for block in blocks] == [1, 1, 0]
     names: dict = {"small": {"rollout": RolloutConfig(prompts=2, num_steps=2), "preview_every": 0}}
     for block in blocks:
-        quick = block.replace("updates=200", "updates=2, progress=False")
+        quick = re.sub(r"updates=20+\b", "updates=2, progress=False", block)
         exec(quick.replace("ScoreAsActionConfig(", "ScoreAsActionConfig(**small, ", 1), names)  # noqa: S102
     assert names["image"].size == (64, 64)
     assert (tmp_path / "runs/mine/lora/pytorch_lora_weights.safetensors").is_file()

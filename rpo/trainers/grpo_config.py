@@ -12,7 +12,7 @@ from rpo.training.loop_config import LoopConfig
 
 @dataclass(frozen=True)
 class GRPOConfig:
-    """Settings of `GRPOTrainer`; the defaults suit a LoRA on `shapes`."""
+    """Settings of `GRPOTrainer`. The defaults are the method as it is usually run; see `configs/grpo_shapes.yaml`."""
 
     baseline: Literal["group", "prompt_history"] = "group"
     """What an image's reward is compared with: the other images of its prompt in the same rollout (GRPO), or what its

@@ -155,9 +155,8 @@ def value_gradient(
             x0_hat, _ = to_x0_eps(noise_pred, x_s, part.s, model.prediction_type)
             x0_hat = torch.where(is_data[:, None, None, None], x_s, x0_hat)
             time = torch.where(is_data, 0.0, node_time(model, part.s.timestep.flatten()))
-            prompts = tuple(rollout.prompts[image] for image in part.image.tolist())
             others = None if baseline is None else baseline[part.image]
-            seen = ValuePoints(x_s, x0_hat, time, part.conditioning.prompt_embeds, prompts, baseline=others)
+            seen = ValuePoints(x_s, x0_hat, time, part.conditioning.prompt_embeds, part.prompts, baseline=others)
             (gradient,) = torch.autograd.grad(value(seen).sum(), x_s)
         gradients.append(gradient)
     return torch.cat(gradients)
@@ -165,5 +164,5 @@ def value_gradient(
 
 def batches(points: Points, size: int) -> Iterator[Points]:
     """The points in order, so many at once."""
-    for rows in torch.arange(len(points), device=points.x_t.device).split(size):
+    for rows in torch.arange(len(points)).split(size):
         yield points.select(rows)

@@ -82,7 +82,6 @@ class OnlineRun:
         self.rollout: Rollout | None = None
         self.steps = torch.zeros(0, 0, dtype=torch.long)
         self.stands_for = 0.0
-        self.num_dims = int(torch.Size(self.model.latent_shape).numel())
         self.micro_batch, self.accumulate = division(settings, self.processes.count, self.trained_steps)
 
     @property
@@ -138,8 +137,9 @@ class OnlineRun:
         """
         num_steps, images = rollout.trajectory.log_probs.shape
         every = points_of(rollout, torch.arange(num_steps)[:, None].expand(-1, images), 1.0, is_frozen=False)
-        some = every.select(torch.arange(rollout.index % KL_STRIDE, len(every), KL_STRIDE, device=every.x_t.device))
-        reference = reference_prediction(self.policy, some, self.guidance_scale, batch_size=self.batch_size)
+        some = every.select(torch.arange(rollout.index % KL_STRIDE, len(every), KL_STRIDE))
+        drawn_at = self.settings.rollout.guidance_scale
+        reference = reference_prediction(self.policy, some, drawn_at, batch_size=self.batch_size)
         cost = step_cost(self.model, some.prediction, reference, some, kernel)
         return num_steps * torch.where(cost.isfinite(), cost, 0.0).mean()
 
@@ -162,7 +162,7 @@ class OnlineRun:
         for chunk in self.rollout.chunks:
             size = chunk.latents.shape[1]
             for row, step in enumerate(self.steps[:, 0].tolist()):
-                rows = torch.arange(first, first + size, device=points.x_t.device) + row * images
+                rows = torch.arange(first, first + size) + row * images
                 yield replace(points.select(rows), live=chunk.live[step])
             first += size
 

@@ -22,6 +22,8 @@ from rpo.trainers.online_config import LearningConfig
 from rpo.trainers.rollouts import Rollout
 from rpo.types import Conditioning, Grid, Node, PerSample, PredictionType
 
+_NO_TENSORS = ("t", "s", "conditioning", "names", "prompts")
+
 
 @dataclass(frozen=True)
 class Points:
@@ -43,6 +45,8 @@ class Points:
     step: Int[Tensor, " points"]
     """Which step of its trajectory."""
     names: tuple[str, ...]
+    """What a person finds each by."""
+    prompts: tuple[str, ...]
     negative: Float[Tensor, "points c h w"] | None = None
     """The output under the negative conditioning in the rollout, where it is not to be differentiated."""
     reference: Float[Tensor, "points c h w"] | None = None
@@ -61,23 +65,30 @@ class Points:
         return self.x_t.shape[0]
 
     def select(self, index: Int[Tensor, " picked"]) -> "Points":
-        """Some of the points, in the order asked for; a graph cannot be divided and is left out."""
-        rows = {
-            name: None if getattr(self, name) is None else getattr(self, name)[index]
-            for name in (*_ROWS, "negative", "reference", "advantage", "cost_weight", "value_gradient")
-        }
+        """Some of the points, in the order asked for; a graph cannot be divided and is left out.
+
+        Args:
+            index: Rows, on the CPU: the names are looked up there, and reading them off a device would wait for it.
+        """
+        rows = index.to(self.x_t.device)
+        tensors = {name: None if getattr(self, name) is None else getattr(self, name)[rows] for name in _ROWS}
         return replace(
             self,
-            t=_node_rows(self.t, index),
-            s=_node_rows(self.s, index),
-            conditioning=self.conditioning.select(index),
+            t=_node_rows(self.t, rows),
+            s=_node_rows(self.s, rows),
+            conditioning=self.conditioning.select(rows),
             names=tuple(self.names[row] for row in index.tolist()),
+            prompts=tuple(self.prompts[row] for row in index.tolist()),
             live=None,
-            **rows,
+            **tensors,
         )
 
 
-_ROWS = ("x_t", "x_s", "prediction", "log_prob", "weight", "image", "step")
+_ROWS = (
+    *("x_t", "x_s", "prediction", "log_prob", "weight", "image", "step"),
+    *("negative", "reference", "advantage", "cost_weight", "value_gradient"),
+)
+"""The fields of `Points` that are one tensor with a row per point, or nothing."""
 
 
 def choose_steps(
@@ -139,6 +150,7 @@ def points_of(rollout: Rollout, steps: Int[Tensor, "trained images"], weight: fl
         image=image,
         step=step,
         names=rollout.names * trained,
+        prompts=rollout.prompts * trained,
         negative=None if negatives is None else negatives[step, image],
     )
 
@@ -182,6 +194,7 @@ def noised_points(
         image=image,
         step=step,
         names=rollout.names * trained,
+        prompts=rollout.prompts * trained,
     )
 
 
@@ -221,7 +234,8 @@ class PointBatches:
         update = first_update
         while True:
             index, turn = divmod(update, config.updates_per_rollout)
-            points = self._prepare(index) if turn == 0 or self._kept is None else self._kept
+            points = self._prepare(index) if turn == 0 else self._kept
+            assert points is not None, "a rollout that serves several updates is part of the state"
             self._kept = points if turn + 1 < config.updates_per_rollout else None
             yield from self._live(points) if config.keep_graph else self._update(points, index, turn)
             update += 1
@@ -229,7 +243,7 @@ class PointBatches:
     def _update(self, points: Points, index: int, turn: int) -> Iterator[Points]:
         pass_, minibatch = divmod(turn, self._config.minibatches)
         order = torch.randperm(len(points), generator=keyed_generator("points", self._seed, index, pass_))
-        part = order.chunk(self._config.minibatches)[minibatch].to(points.x_t.device)
+        part = order.chunk(self._config.minibatches)[minibatch]
         for rows in part.chunk(self._accumulate):
             yield points.select(rows)
 
@@ -239,20 +253,27 @@ class PointBatches:
             return {}
         flat = {field.name: getattr(self._kept, field.name) for field in fields(Points) if field.name != "live"}
         nodes = {name: vars(flat.pop(name)) for name in ("t", "s")}
-        return {**flat, **nodes, "conditioning": vars(flat["conditioning"]), "names": list(flat["names"])}
+        return {
+            **flat,
+            **nodes,
+            "conditioning": vars(flat["conditioning"]),
+            "names": list(flat["names"]),
+            "prompts": list(flat["prompts"]),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue within a rollout."""
         if not state_dict:
             self._kept = None
             return
-        rest = {name: value for name, value in state_dict.items() if name not in ("t", "s", "conditioning", "names")}
+        rest = {name: value for name, value in state_dict.items() if name not in _NO_TENSORS}
         self._kept = Points(
             **rest,
             t=Node(**state_dict["t"]),
             s=Node(**state_dict["s"]),
             conditioning=Conditioning(**state_dict["conditioning"]),
             names=tuple(state_dict["names"]),
+            prompts=tuple(state_dict["prompts"]),
         )
 
 

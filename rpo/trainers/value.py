@@ -127,7 +127,7 @@ class Critic:
         if self._terminal is None or points.x0_reward is not None:
             return points
         asked = points.time.new_zeros(len(points))
-        for rows in _rows(points)[self._is_asked(points)].split(batch_size):
+        for rows in _rows(points)[self._is_asked(points).cpu()].split(batch_size):
             asked[rows] = self._reward_of(points.select(rows))
         return replace(points, x0_reward=asked)
 
@@ -234,12 +234,12 @@ class Critic:
         assert self._terminal is not None
         is_followed = self._branch == "differentiable" and torch.is_grad_enabled() and points.x0_hat.requires_grad
         rewards = points.x0_reward
-        rows = _rows(points)[self._is_asked(points)]
+        rows = _rows(points)[self._is_asked(points).cpu()]
         if rewards is None:
             rewards, some = points.time.new_zeros(len(points)), points.select(rows)
             with torch.set_grad_enabled(is_followed):
                 found = self._terminal(some.x0_hat, some.prompts) if len(some) else rewards[:0]
-            rewards = rewards.index_put((rows,), found)
+            rewards = rewards.index_put((rows.to(rewards.device),), found)
         if is_followed and len(rows) and not rewards.requires_grad:
             raise ValueError(
                 "the reward gives numbers without a gradient, but branch is 'differentiable'; use a reward that "
@@ -262,9 +262,9 @@ class Critic:
             if not queue:
                 goals = targets()
                 order = torch.randperm(len(points), generator=keyed_generator("value", self._seed, self._fits, step))
-                queue = list(order.to(points.x_t.device).split(batch_size))
+                queue = list(order.split(batch_size))
             rows = queue.pop(0)
-            losses = monte_carlo(self(points.select(rows)), goals[rows]) / self._unit**2
+            losses = monte_carlo(self(points.select(rows)), goals[rows.to(goals.device)]) / self._unit**2
             self._optimizer.zero_grad()
             losses.mean().backward()
             nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRAD_NORM)
@@ -292,4 +292,4 @@ def _check_finite(returns: PerSample) -> None:
 
 
 def _rows(points: ValuePoints) -> Tensor:
-    return torch.arange(len(points), device=points.x_t.device)
+    return torch.arange(len(points))

@@ -43,15 +43,20 @@ class ValuePoints:
         return self.x_t.shape[0]
 
     def select(self, index: Int[Tensor, " picked"]) -> "ValuePoints":
-        """Some of the points, in the order asked for."""
+        """Some of the points, in the order asked for.
+
+        Args:
+            index: Rows, on the CPU: the prompts are looked up there, and reading them off a device would wait for it.
+        """
+        rows = index.to(self.x_t.device)
         return ValuePoints(
-            self.x_t[index],
-            self.x0_hat[index],
-            self.time[index],
-            self.prompt_embeds[index],
+            self.x_t[rows],
+            self.x0_hat[rows],
+            self.time[rows],
+            self.prompt_embeds[rows],
             tuple(self.prompts[row] for row in index.tolist()),
-            None if self.x0_reward is None else self.x0_reward[index],
-            None if self.baseline is None else self.baseline[index],
+            None if self.x0_reward is None else self.x0_reward[rows],
+            None if self.baseline is None else self.baseline[rows],
         )
 
 

@@ -14,6 +14,16 @@ REFUSED = [
     (ScoreAsActionConfig, ["estimator=pathwise"], "a frozen reward branch, so the slope of V would lack"),
     (ScoreAsActionConfig, ["estimator=pathwise", "value.design=none"], "V would not depend on the latents"),
     (ScoreAsActionConfig, ["estimator=pathwise", "update=clip"], "which has no ratio to clip"),
+    (
+        ScoreAsActionConfig,
+        ["estimator=pathwise", "value.branch=differentiable", "learning.guidance_scale=1", "kl_weight=0.1"],
+        "are those of the guidance it was drawn with",
+    ),
+    (
+        ScoreAsActionConfig,
+        ["estimator=pathwise", "value.branch=differentiable", "learning.guidance_scale=1", "learning.keep_graph=true"],
+        "are those of the guidance it was drawn with",
+    ),
     (ScoreAsActionConfig, ["estimator=endpoint"], "no value is asked without a path"),
     (ScoreAsActionConfig, ["estimator=endpoint", "advantage=group", "learning.passes=2"], "no graph of a rollout"),
     (ScoreAsActionConfig, ["estimator=endpoint", "advantage=group", "consistency=-1"], "consistency is -1.0"),
