@@ -1,0 +1,141 @@
+"""How a configuration asks for a critic, an instructor or an editor: a kind and what that kind needs.
+
+A kind is a name of the package's own ("shapes", "server", "local" …) or "package.module:attribute" of one's own.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """Which critic, and how it is asked."""
+
+    kind: str = "shapes"
+    """"shapes" reads the embedded world with the verifier's eyes; "server" asks an OpenAI-compatible server, "local" a
+    model on this machine; "package.module:attribute" is one of your own."""
+
+    model: str = ""
+    """Name of the model, as the server or the Hub calls it."""
+
+    base_url: str = ""
+    """Address of the server, as in http://localhost:8000/v1."""
+
+    prompt: str = ""
+    """Path of a prompt template of your own; nothing is the package's."""
+
+    concurrency: int = 8
+    """Requests under way at the same time, for a server; 4 to 64."""
+
+    batch_size: int = 1
+    """Images of one request or one forward; more than 1 helps a local model only."""
+
+    timeout_seconds: float = 120.0
+    """How long one request may take."""
+
+    max_retries: int = 5
+    """Further tries of a failed request, each after a longer pause."""
+
+    max_tokens: int = 1024
+    """Longest answer; a critique takes 100 to 500."""
+
+    temperature: float = 0.0
+    """0 is the likeliest answer; more varies it."""
+
+    seed: int = 0
+    """Of the sampling, where the temperature is not 0."""
+
+    device: str = "auto"
+    """Of a local model; "auto" takes the GPU when there is one."""
+
+    dtype: str = "auto"
+    """Of a local model; "auto" is what its checkpoint says."""
+
+    cache: bool = True
+    """Whether answers are kept in the run's folder, so that a question is asked once."""
+
+
+@dataclass(frozen=True)
+class InstructorConfig:
+    """Which instructor, and how it is asked."""
+
+    kind: str = "shapes"
+    """"shapes" for the embedded world, "server" for an OpenAI-compatible server, "local" for a model on this machine;
+    "package.module:attribute" is one of your own."""
+
+    model: str = ""
+    """Name of the model, as the server or the Hub calls it."""
+
+    base_url: str = ""
+    """Address of the server, as in http://localhost:8000/v1."""
+
+    prompt: str = ""
+    """Path of a prompt template of your own; nothing is the package's."""
+
+    concurrency: int = 8
+    """Requests under way at the same time, for a server; 4 to 64."""
+
+    batch_size: int = 1
+    """Images of one request or one forward; more than 1 helps a local model only."""
+
+    timeout_seconds: float = 120.0
+    """How long one request may take."""
+
+    max_retries: int = 5
+    """Further tries of a failed request, each after a longer pause."""
+
+    max_tokens: int = 1024
+    """Longest answer; three instructions take 30 to 100."""
+
+    temperature: float = 0.0
+    """0 is the likeliest answer; more varies it."""
+
+    seed: int = 0
+    """Of the sampling, where the temperature is not 0."""
+
+    device: str = "auto"
+    """Of a local model; "auto" takes the GPU when there is one."""
+
+    dtype: str = "auto"
+    """Of a local model; "auto" is what its checkpoint says."""
+
+    cache: bool = True
+    """Whether answers are kept in the run's folder, so that a question is asked once."""
+
+
+@dataclass(frozen=True)
+class EditorConfig:
+    """Which editor, and how it edits."""
+
+    kind: str = "shapes"
+    """"shapes" is the small editor of the embedded world; "package.module:attribute" is one of your own. The others are
+    listed in rpo/curation/editors."""
+
+    model: str = ""
+    """Hub id or folder of the weights; nothing is what the kind is known for."""
+
+    base_model: str = ""
+    """Hub id or folder of the base, for an editor that is an addition to one (ControlNet)."""
+
+    num_steps: int | None = None
+    """Denoising steps; nothing is what the kind recommends."""
+
+    guidance_scale: float | None = None
+    """Strength of the instruction; nothing is what the kind recommends."""
+
+    image_guidance_scale: float | None = None
+    """How closely the source is kept; nothing is what the kind recommends."""
+
+    conditioning_scale: float = 1.0
+    """Strength of a ControlNet; 0 to 1."""
+
+    batch_size: int = 4
+    """Images edited at once."""
+
+    seed: int = 0
+    """Of the edits; each image has a generator of its own made of it and of the record."""
+
+    device: str = "auto"
+    """"auto" takes the GPU when there is one."""
+
+    dtype: str = "auto"
+    """"auto" is half precision on a GPU, float32 elsewhere."""

@@ -1,0 +1,197 @@
+"""What passes between the stages of curation, and what a component of each stage promises.
+
+A component gets a batch and answers item by item: with a result, or with a `Fault` that says what went wrong and keeps
+what a model really said. What a model says is checked by pydantic, so that a wrong answer is counted and never guessed
+at. A component that cannot work at all at the moment raises `Unavailable`, and nothing is recorded.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol
+
+from PIL.Image import Image
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+RAW_LIMIT = 20_000
+"""Characters that a fault keeps of what a model said."""
+
+MAX_WORDS = 25
+"""Words of one instruction at most: editors follow short ones."""
+
+FaultKind = Literal["parse_error", "invalid", "raised", "empty"]
+"""No JSON; JSON of another form; an exception; no answer at all."""
+
+Verdict = Literal["first", "second", "tie"]
+"""What a judge says of two images."""
+
+_Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=300)]
+
+
+def _is_short_line(text: str) -> str:
+    if "\n" in text or "\r" in text:
+        raise ValueError("an instruction holds a line break; expected one line")
+    if (words := len(text.split())) > MAX_WORDS:
+        raise ValueError(f"an instruction has {words} words; expected at most {MAX_WORDS}")
+    return text
+
+
+_Instruction = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), AfterValidator(_is_short_line)
+]
+
+
+class Problem(BaseModel):
+    """One thing in an image that does not fit its caption, or is badly drawn."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    what: _Text
+    """In plain words, as in "the circle is blue, not red"."""
+    where: Annotated[str, StringConstraints(strip_whitespace=True, max_length=300)] = ""
+    """Place in the image, as in "left"; empty for the whole image."""
+    severity: Annotated[int, Field(ge=1, le=3)]
+    """1 is a blemish, 3 contradicts the caption."""
+
+
+class Critique(BaseModel):
+    """What a critic says of one image and its caption."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    problems: Annotated[tuple[Problem, ...], Field(max_length=20)]
+    """The worst first; none if there is nothing to fix."""
+    keep: tuple[_Text, ...] = ()
+    """What is right and must stay as it is."""
+    overall: Annotated[int, Field(ge=1, le=10)]
+    """How well the image fits its caption; 10 is perfectly."""
+
+    @property
+    def nothing_to_fix(self) -> bool:
+        """Whether the critic found no problem; the image is then not edited."""
+        return not self.problems
+
+
+class Instructions(BaseModel):
+    """What an editor is to do to one image: at most three short, local changes, or nothing.
+
+    Example:
+        >>> Instructions(instructions=("make the circle red", "remove the star")).text
+        'make the circle red; remove the star'
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    instructions: Annotated[tuple[_Instruction, ...], Field(max_length=3)]
+
+    @property
+    def text(self) -> str:
+        """What the editor is told."""
+        return "; ".join(self.instructions)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing that an editor could do."""
+        return not self.instructions
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a component has no result for one item.
+
+    Example:
+        >>> Fault("parse_error", "no JSON object in the answer", raw="The image is lovely.").kind
+        'parse_error'
+    """
+
+    kind: FaultKind
+    message: str
+    raw: str = ""
+    """What the model really said; a longer text is cut at `RAW_LIMIT` characters and says how long it was."""
+
+    def __post_init__(self) -> None:
+        """Cut what is too long to keep."""
+        if len(self.raw) > RAW_LIMIT:
+            note = f" … [cut: {len(self.raw)} characters in all]"
+            object.__setattr__(self, "raw", self.raw[: RAW_LIMIT - len(note)] + note)
+
+
+class Unavailable(RuntimeError):
+    """A server or device cannot answer now: the run stops, and nothing is recorded for the items in flight."""
+
+
+class Component(Protocol):
+    """What all components say about themselves."""
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Everything that decides the answers, such as kind, model, revision, sha256 of the prompt file and decoding."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """How many items it wants at once."""
+        ...
+
+    @property
+    def concurrency(self) -> int:
+        """How many batches it takes at the same time, in threads; 1 if it is not thread safe."""
+        ...
+
+
+class Critic(Component, Protocol):
+    """Says what is wrong with images."""
+
+    def __call__(self, images: Sequence[Image], captions: Sequence[str]) -> Sequence[Critique | Fault]:
+        """One critique per RGB image and its caption.
+
+        Raises:
+            Unavailable: It cannot answer now.
+        """
+        ...
+
+
+class Instructor(Component, Protocol):
+    """Turns critiques into what an editor can do."""
+
+    def __call__(
+        self, images: Sequence[Image], captions: Sequence[str], critiques: Sequence[Critique]
+    ) -> Sequence[Instructions | Fault]:
+        """The instructions for each image.
+
+        Raises:
+            Unavailable: It cannot answer now.
+        """
+        ...
+
+
+class Editor(Component, Protocol):
+    """Carries out instructions."""
+
+    @property
+    def licence(self) -> str:
+        """Licence of the weights, which binds what is made with them; empty if unknown."""
+        ...
+
+    def __call__(
+        self, images: Sequence[Image], instructions: Sequence[str], seeds: Sequence[int]
+    ) -> Sequence[Image | Fault]:
+        """The edited images, each of the size of its source; one generator per image, made of its seed.
+
+        Raises:
+            Unavailable: It cannot answer now.
+        """
+        ...
+
+
+class Judge(Component, Protocol):
+    """Says which of two images fits a caption better."""
+
+    def __call__(
+        self, first_images: Sequence[Image], second_images: Sequence[Image], captions: Sequence[str]
+    ) -> Sequence[Verdict | Fault]:
+        """One verdict per pair.
+
+        Raises:
+            Unavailable: It cannot answer now.
+        """
+        ...
