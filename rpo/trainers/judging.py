@@ -12,26 +12,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from rpo.diffusion.continuous import grid_at, jittered_times
 from rpo.models.base import DiffusionModel
 from rpo.objectives.advantages import gae, normalize_per_step, return_minus_value, value_difference
 from rpo.objectives.score_as_action import log_ratio_cost
-from rpo.randomness import keyed_generator
 from rpo.rewards.base import WeightedRewards
 from rpo.trainers.moments import (
-    batches,
-    current_prediction,
-    others_mean,
     reference_prediction,
+    required_others_mean,
     step_cost,
     transition_of,
     value_gradient,
     value_nodes,
 )
 from rpo.trainers.online import OnlineRun
-from rpo.trainers.points import Points, noised_points, per_image, points_of
+from rpo.trainers.points import Points, points_of
 from rpo.trainers.policy import Policy
-from rpo.trainers.rollouts import JITTER, Rollout
+from rpo.trainers.rollouts import Rollout
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig, ValueConfig
 from rpo.trainers.value import Critic
 from rpo.trainers.value_network import ValueNetwork
@@ -143,7 +139,7 @@ def _costs(
     """What every step costs, [steps, images], and the reference's outputs."""
     model, kernel = policy.model, config.rollout_kernel
     num_steps, images = rollout.trajectory.log_probs.shape
-    if config.kl_weight == 0 or config.estimator == "endpoint":  # which has no path to charge for
+    if config.kl_weight == 0:
         return torch.zeros(num_steps, images, device=rollout.rewards.device), None
     points = points_of(rollout, torch.arange(num_steps)[:, None].expand(-1, images), 1.0, is_frozen=False)
     reference = reference_prediction(policy, points, guidance_scale, batch_size=batch_size)
@@ -167,8 +163,6 @@ def trained_points(judged: Judged, run: OnlineRun, critic: Critic | None, config
         config: The settings.
     """
     rollout = judged.rollout
-    if config.estimator == "endpoint":
-        return _endpoint_points(judged, run, config)
     points = run.points(rollout)
     if judged.references is not None:
         points = replace(points, reference=judged.references[points.step, points.image])
@@ -187,34 +181,6 @@ def trained_points(judged: Judged, run: OnlineRun, critic: Critic | None, config
     return replace(points, value_gradient=gradient, cost_weight=torch.full_like(points.weight, config.kl_weight))
 
 
-def _endpoint_points(judged: Judged, run: OnlineRun, config: ScoreAsActionConfig) -> Points:
-    """The images noised afresh, at random times of the process."""
-    rollout, seed = judged.rollout, config.seed
-    generator = keyed_generator("noise", seed, rollout.index, run.processes.index)
-    times = jittered_times(run.model.process, config.rollout.num_steps, generator, jitter=JITTER)
-    grid = grid_at(run.model.process, times, device=run.model.device)
-    prediction_type = run.model.prediction_type
-    points = noised_points(
-        rollout, grid, run.steps, run.stands_for, prediction_type=prediction_type, generator=generator
-    )
-    if config.kl_weight > 0:
-        reference = reference_prediction(run.policy, points, run.guidance_scale, batch_size=run.batch_size)
-        points = replace(points, reference=reference)
-        judged = _charged(judged, points, run, config)
-    return with_advantage(points, judged, config)
-
-
-def _charged(judged: Judged, points: Points, run: OnlineRun, config: ScoreAsActionConfig) -> Judged:
-    """The same with the cost of a path to each image taken off its reward, as its noised points tell it."""
-    with torch.no_grad():
-        current = [current_prediction(run.model, part, run.guidance_scale) for part in batches(points, run.batch_size)]
-    assert points.reference is not None
-    cost = step_cost(run.model, torch.cat(current), points.reference, points, config.rollout_kernel)
-    per_step = points.weight * cost / (len(points) / judged.rollout.num_images)
-    rewards = judged.rollout.rewards - config.kl_weight * per_image(per_step, points, judged.rollout.num_images)
-    return replace(judged, rollout=replace(judged.rollout, rewards=rewards))
-
-
 def with_advantage(points: Points, judged: Judged, config: ScoreAsActionConfig) -> Points:
     """The points with what they are worth; where that is scaled, what their KL costs is scaled alike.
 
@@ -223,7 +189,20 @@ def with_advantage(points: Points, judged: Judged, config: ScoreAsActionConfig) 
         judged: What they are from.
         config: The settings.
     """
-    worth = advantages(judged, config)
+    worth, scale = scaled(advantages(judged, config), config)
+    row = points.step - judged.first
+    return replace(points, advantage=worth[row, points.image], cost_weight=config.kl_weight / scale[row, points.image])
+
+
+def scaled(
+    worth: Float[Tensor, "steps images"], config: ScoreAsActionConfig
+) -> tuple[Float[Tensor, "steps images"], Float[Tensor, "steps images"]]:
+    """Advantages in the unit that the settings ask for, and what they were divided by.
+
+    Args:
+        worth: In the unit of the reward.
+        config: The settings.
+    """
     scale = torch.ones_like(worth)
     if config.normalize == "batch":
         scale = scale * (worth.std() + NORMALIZE_EPS)
@@ -233,8 +212,7 @@ def with_advantage(points: Points, judged: Judged, config: ScoreAsActionConfig) 
         worth = normalize_per_step(worth)
     if config.normalize != "none" and config.max_advantage is not None:
         worth = worth.clamp(-config.max_advantage, config.max_advantage)
-    row = 0 if config.estimator == "endpoint" else points.step - judged.first
-    return replace(points, advantage=worth[row, points.image], cost_weight=config.kl_weight / scale[row, points.image])
+    return worth, scale
 
 
 def advantages(judged: Judged, config: ScoreAsActionConfig) -> Float[Tensor, "steps images"]:
@@ -251,10 +229,5 @@ def advantages(judged: Judged, config: ScoreAsActionConfig) -> Float[Tensor, "st
 def _group_values(judged: Judged) -> Tensor:
     """The mean reward of the other images of each image's prompt as V at every node, and its own reward at the last."""
     rollout = judged.rollout
-    others = others_mean(rollout.rewards, rollout.group)
-    if others is None:
-        raise ValueError(
-            'advantage is "group" with one image per prompt, but a group is the images of one prompt; give '
-            "rollout.images_per_prompt of 2 or more, or another advantage"
-        )
+    others = required_others_mean(rollout.rewards, rollout.group)
     return torch.cat([others.expand(len(judged.costs), -1), rollout.rewards[None]])

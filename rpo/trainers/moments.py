@@ -113,6 +113,25 @@ def others_mean(rewards: PerSample, group: Int[Tensor, " batch"]) -> PerSample |
     return (sums[group] - rewards) / (sizes[group] - 1)
 
 
+def required_others_mean(rewards: PerSample, group: Int[Tensor, " batch"]) -> PerSample:
+    """The same where every image must have others to be compared with.
+
+    Args:
+        rewards: One per image.
+        group: Which images share a prompt.
+
+    Raises:
+        ValueError: If an image is alone.
+    """
+    others = others_mean(rewards, group)
+    if others is None:
+        raise ValueError(
+            'advantage is "group" with one image per prompt, but a group is the images of one prompt; give '
+            "rollout.images_per_prompt of 2 or more, or another advantage"
+        )
+    return others
+
+
 def node_time(model: DiffusionModel, timestep: Tensor) -> Tensor:
     """Time in [0, 1] of what the network is told, 0 at the data end."""
     return timestep.float() / model.num_train_timesteps

@@ -42,10 +42,11 @@ from rpo.trainers.moments import (
     step_cost,
     transition_of,
 )
+from rpo.trainers.noised import NoisedJudgement, judge_noised
 from rpo.trainers.online import OnlineRun
 from rpo.trainers.points import Points
 from rpo.trainers.policy import Policy
-from rpo.trainers.rollouts import rollout_facts, training_kernel
+from rpo.trainers.rollouts import Rollout, rollout_facts, training_kernel
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig
 from rpo.trainers.trust_region import TrustRegion
 from rpo.trainers.value import Critic
@@ -227,18 +228,22 @@ class ScoreAsActionTrainer:
         """
         if index == 0:
             self._pretrain_value()
-        judged = self._judge(index)
-        points = trained_points(judged, self.run, self.critic, self.config)
-        facts = rollout_facts(judged.rollout)
+        rollout = self.run.draw(index)
+        judged = self._judge(rollout)
+        if isinstance(judged, NoisedJudgement):
+            points = judged.points
+        else:
+            points = trained_points(judged, self.run, self.critic, self.config)
+        facts = rollout_facts(rollout)
         if "policy/kl" not in facts and points.reference is None and self.config.measure_kl:
-            facts["policy/kl"] = self.run.measured_kl(judged.rollout, training_kernel(self.config.rollout))
-        if self.critic is not None and judged.values is not None:
-            facts |= self._learn_value(judged, self.config.value.updates)
+            facts["policy/kl"] = self.run.measured_kl(rollout, training_kernel(self.config.rollout))
+        facts |= self._learn_value(judged, self.config.value.updates)
         return replace(points, facts={name: number.to(points.x_t.device) for name, number in facts.items()})
 
-    def _judge(self, index: int) -> Judged:
+    def _judge(self, rollout: Rollout) -> Judged | NoisedJudgement:
         run = self.run
-        rollout = run.draw(index)
+        if self.config.estimator == "endpoint":
+            return judge_noised(rollout, run, self.critic, self.config)
         return judge(
             rollout,
             run.steps,
@@ -249,19 +254,25 @@ class ScoreAsActionTrainer:
             batch_size=run.batch_size,
         )
 
-    def _learn_value(self, judged: Judged, updates: int) -> Mapping[str, Tensor]:
-        assert self.critic is not None and judged.values is not None and judged.nodes is not None
-        value = self.config.value
-        quality = self.critic.fit_paths(
-            judged.nodes,
-            judged.values,
-            judged.costs,
-            loss=value.loss,
-            trace=value.trace,
-            steps=updates,
-            batch_size=value.batch_size,
-        )
-        for parameter in self.critic.network.parameters():  # every process has fitted V to its own images
+    def _learn_value(self, judged: Judged | NoisedJudgement, updates: int) -> Mapping[str, Tensor]:
+        """Fit V to a rollout, after it has been used; says how good it was on it."""
+        critic, value = self.critic, self.config.value
+        if critic is None or judged.nodes is None:
+            return {}
+        if isinstance(judged, NoisedJudgement):
+            quality = critic.fit(judged.nodes, judged.returns, steps=updates, batch_size=value.batch_size)
+        else:
+            assert judged.values is not None
+            quality = critic.fit_paths(
+                judged.nodes,
+                judged.values,
+                judged.costs,
+                loss=value.loss,
+                trace=value.trace,
+                steps=updates,
+                batch_size=value.batch_size,
+            )
+        for parameter in critic.network.parameters():  # every process has fitted V to its own images
             self.run.processes.average(parameter.data)
         return quality
 
@@ -276,7 +287,7 @@ class ScoreAsActionTrainer:
             return
         value = self.config.value
         for number in range(value.pretrain_rollouts):
-            self._learn_value(self._judge(-1 - number), value.pretrain_updates)
+            self._learn_value(self._judge(self.run.draw(-1 - number)), value.pretrain_updates)
 
     def _after(self, update: int, metrics: dict[str, float]) -> None:
         turns = self.config.learning.updates_per_rollout

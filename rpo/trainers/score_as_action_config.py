@@ -211,10 +211,10 @@ class ScoreAsActionConfig:
                 "estimator is endpoint, which learns at moments that no rollout passed through: it has no ratio and "
                 "no graph of a rollout; set update: plain, learning.keep_graph: false, minibatches and passes: 1"
             )
-        if self.advantage != "group":
+        if self.advantage not in ("group", "return_minus_value"):
             raise ValueError(
-                f"estimator is endpoint with advantage {self.advantage!r}, but no value is asked without a path; set "
-                'advantage: "group"'
+                f"estimator is endpoint with advantage {self.advantage!r}, but without a path nothing is known of the "
+                'next moment; set advantage: "return_minus_value" or "group"'
             )
 
     def _check_likelihood(self) -> None:

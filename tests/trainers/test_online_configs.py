@@ -24,7 +24,7 @@ REFUSED = [
         ["estimator=pathwise", "value.branch=differentiable", "learning.guidance_scale=1", "learning.keep_graph=true"],
         "are those of the guidance it was drawn with",
     ),
-    (ScoreAsActionConfig, ["estimator=endpoint"], "no value is asked without a path"),
+    (ScoreAsActionConfig, ["estimator=endpoint"], "nothing is known of the next moment"),
     (ScoreAsActionConfig, ["estimator=endpoint", "advantage=group", "learning.passes=2"], "no graph of a rollout"),
     (ScoreAsActionConfig, ["estimator=endpoint", "advantage=group", "consistency=-1"], "consistency is -1.0"),
     (GRPOConfig, ["rollout.eta=0"], "GRPO needs likelihoods"),
