@@ -1,11 +1,18 @@
-"""Diffusion-DPO (Wallace et al., arXiv:2311.12908, eq. 14): prefer the chosen image by denoising it better than before.
+"""Diffusion-DPO (Wallace et al., arXiv:2311.12908, eq. 14) and its family: denoise what is preferred ever better.
 
 With e the squared error of one noisy latent, *averaged* over its dimensions, at a noise and a time that the two sides
-share:
+share, and Delta the chosen side's minus the rejected one's:
+
+    z    = w(t) {-1/2 Delta[e_policy] + 1/2 alpha Delta[e_reference]} - (1 - alpha) gamma
+    loss = f(beta phi(c) z) + sft_weight beta/2 (e_policy,w - alpha e_reference,w)
+
+These are the seven directions of RainbowPO (arXiv:2410.04203) carried from tokens to denoising errors: normalisation
+(the mean over dimensions, and w), link f, margin gamma, reference mixing alpha, contextual scaling phi and the SFT term
+are arguments; the seventh, which pairs to learn from, is `rpo.data.rejection_sampling`. No paper is known that carries
+all of them to diffusion. Without any of them it is Diffusion-DPO, `diffusion_dpo`, to the bit:
 
     Delta_w = e_policy(x_w) - e_reference(x_w),   Delta_l likewise
-    inside  = -beta/2 (Delta_w - Delta_l)
-    loss    = -log sigmoid(inside)
+    loss    = -log sigmoid(-beta/2 (Delta_w - Delta_l))
 
 This is `beta` as the authors' code counts it. The flow-matching form (Flow-GRPO's SD3 script) is the same function of
 errors whose target is eps - x_0; only the size of a sensible beta differs.
@@ -14,11 +21,13 @@ Because e is a mean, beta depends on the size of the latents: the paper's 5000 o
 1.5 is 0.305 per dimension, which is 78 on 256 dimensions. `beta_for_dims` converts.
 """
 
+from typing import Literal
+
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from rpo.objectives.preference_links import LinkName, smoothed_link
 from rpo.types import StepOutput
 
 PAPER_BETA = 5000.0
@@ -44,11 +53,119 @@ def beta_for_dims(num_dims: int, *, beta: float = PAPER_BETA, tuned_dims: int = 
 
 
 def squared_error(
-    noise_pred: Float[Tensor, "batch c h w"], target: Float[Tensor, "batch c h w"]
+    noise_pred: Float[Tensor, "batch c h w"],
+    target: Float[Tensor, "batch c h w"],
+    weight: Float[Tensor, "batch 1 h w"] | None = None,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
 ) -> Float[Tensor, " batch"]:
-    """Squared error per sample, averaged over its dimensions, in float32 or better."""
+    """Squared error per sample, averaged over its dimensions, in float32 or better.
+
+    Args:
+        noise_pred: The prediction.
+        target: What it should be.
+        weight: Of each place, on the squares before the mean; a weight of 1 everywhere changes no bit.
+        reduction: "sum" leaves the dimensions uncounted, as a true log-likelihood does; beta is per dimension then.
+    """
     wide = torch.promote_types(noise_pred.dtype, torch.float32)
-    return ((noise_pred.to(wide) - target.to(wide)) ** 2).mean(dim=(1, 2, 3))
+    squares = (noise_pred.to(wide) - target.to(wide)) ** 2
+    if weight is not None:
+        squares = weight * squares
+    return squares.mean(dim=(1, 2, 3)) if reduction == "mean" else squares.sum(dim=(1, 2, 3))
+
+
+def preference_loss(
+    chosen_error: Float[Tensor, " batch"],
+    rejected_error: Float[Tensor, " batch"],
+    reference_chosen_error: Float[Tensor, " batch"] | None = None,
+    reference_rejected_error: Float[Tensor, " batch"] | None = None,
+    *,
+    beta: float,
+    link: LinkName = "sigmoid",
+    time_weight: Float[Tensor, " batch"] | None = None,
+    margin: Float[Tensor, " batch"] | float = 0.0,
+    is_margin_mixed: bool = False,
+    reference_weight: float = 1.0,
+    context_scale: Float[Tensor, " batch"] | None = None,
+    rejected_gradient_scale: Float[Tensor, " batch"] | None = None,
+    label_smoothing: float = 0.0,
+    sft_weight: float = 0.0,
+) -> StepOutput:
+    """A preference loss of four errors, with what a person needs to see whether it works.
+
+    Args:
+        chosen_error: Error of the policy on the preferred side, carrying the gradient.
+        rejected_error: Error of the policy on the other side, at the same noise and time.
+        reference_chosen_error: Error of the frozen reference on the preferred side; not needed for
+            `reference_weight` 0.
+        reference_rejected_error: Error of the frozen reference on the other side.
+        beta: Pull to the reference, > 0; larger stays closer. Depends on the latent size (see the module).
+        link: f, by name.
+        time_weight: w(t) >= 0 of each pair's time; None is 1.
+        margin: gamma, in units of z (beta and phi multiply it too); a tensor is logged.
+        is_margin_mixed: Whether gamma stands for the second reference of RainbowPO's mixture, and so counts (1 - alpha)
+            times; otherwise in full.
+        reference_weight: alpha, 0 to 1: 1 is DPO, 0 is free of the reference, as SimPO.
+        context_scale: phi > 0 of each pair's prompt, as in Mallows-DPO; None is 1.
+        rejected_gradient_scale: Factor on the gradient, not on the value, of the rejected error; see
+            `winner_preserving_scale`.
+        label_smoothing: Probability that a label is wrong, 0 up to but without 1/2.
+        sft_weight: Weight of the chosen side's plain denoising loss, in units of `beta`/2, >= 0. DPO alone may lower
+            the likelihood of both sides as long as the gap grows; 0.05 … 0.5 keeps the chosen side in place.
+
+    Raises:
+        ValueError: A number is outside its range, or the reference's errors are missing.
+    """
+    _check(beta, sft_weight, reference_weight)
+    kept_rejected, has_reference = rejected_error, reference_weight > 0
+    if rejected_gradient_scale is not None:
+        value = rejected_error.detach()
+        kept_rejected = value + rejected_gradient_scale * (rejected_error - value)
+    chosen_change, rejected_change = chosen_error, kept_rejected
+    if has_reference:
+        if reference_chosen_error is None or reference_rejected_error is None:
+            raise ValueError(
+                f"reference_weight is {reference_weight}, but the reference's errors are missing; expected both: give "
+                "them, or reference_weight=0"
+            )
+        chosen_change = chosen_error - reference_weight * reference_chosen_error
+        rejected_change = kept_rejected - reference_weight * reference_rejected_error
+    favour = -0.5 * beta * (chosen_change - rejected_change)  # eq. 14
+    advantage = beta * (1 - reference_weight if is_margin_mixed else 1.0) * margin
+    if time_weight is not None:
+        favour = favour * time_weight
+    if context_scale is not None:
+        favour, advantage = favour * context_scale, advantage * context_scale
+    preference_losses = smoothed_link(favour - advantage, link=link, label_smoothing=label_smoothing)
+    sample_losses = preference_losses + sft_weight * 0.5 * beta * chosen_change
+    metrics = {
+        "dpo/loss": preference_losses.mean(),
+        "dpo/implicit_accuracy": (favour > 0).float().mean(),
+        "dpo/margin": favour.mean(),
+        "dpo/chosen_error": chosen_error.mean(),
+        "dpo/rejected_error": rejected_error.mean(),
+    }
+    if has_reference and reference_chosen_error is not None and reference_rejected_error is not None:
+        metrics |= reference_metrics(chosen_error, rejected_error, reference_chosen_error, reference_rejected_error)
+    if isinstance(margin, Tensor):
+        metrics["dpo/home_advantage"] = torch.as_tensor(advantage).mean()
+    if rejected_gradient_scale is not None:
+        metrics["dpo/rejected_scale"] = rejected_gradient_scale.mean()
+    return StepOutput(sample_losses.mean(), sample_losses.detach(), _detached(metrics))
+
+
+def reference_metrics(
+    chosen_error: Float[Tensor, " batch"],
+    rejected_error: Float[Tensor, " batch"],
+    reference_chosen_error: Float[Tensor, " batch"],
+    reference_rejected_error: Float[Tensor, " batch"],
+) -> dict[str, Float[Tensor, ""]]:
+    """What is logged of a policy and its reference; see `rpo.training.log`."""
+    return {
+        "dpo/reference_chosen_error": reference_chosen_error.mean(),
+        "dpo/chosen_error_ratio": chosen_error.mean() / reference_chosen_error.mean(),
+        "dpo/rejected_error_ratio": rejected_error.mean() / reference_rejected_error.mean(),
+    }
 
 
 def diffusion_dpo(
@@ -60,7 +177,7 @@ def diffusion_dpo(
     beta: float,
     sft_weight: float = 0.0,
 ) -> StepOutput:
-    """The Diffusion-DPO loss of a batch of pairs, with what a person needs to see whether it works.
+    """The Diffusion-DPO loss of a batch of pairs: `preference_loss` with nothing added.
 
     Args:
         chosen_error: Error of the policy on the preferred side, carrying the gradient.
@@ -68,30 +185,28 @@ def diffusion_dpo(
         reference_chosen_error: Error of the frozen reference on the preferred side.
         reference_rejected_error: Error of the frozen reference on the other side.
         beta: Pull to the reference, > 0; larger stays closer. Depends on the latent size (see the module).
-        sft_weight: Weight of the chosen side's plain denoising loss, in units of `beta`/2, >= 0. DPO alone may lower
-            the likelihood of both sides as long as the gap grows; 0.05 … 0.5 keeps the chosen side in place.
-
-    Raises:
-        ValueError: If `beta` is not positive or `sft_weight` is negative.
+        sft_weight: Weight of the chosen side's plain denoising loss; see `preference_loss`.
     """
-    if beta <= 0:
+    return preference_loss(
+        chosen_error,
+        rejected_error,
+        reference_chosen_error,
+        reference_rejected_error,
+        beta=beta,
+        sft_weight=sft_weight,
+    )
+
+
+def _check(beta: float, sft_weight: float, reference_weight: float) -> None:
+    if not beta > 0:
         raise ValueError(f"beta is {beta}, but it must be > 0; 5000 is usual for SD 1.5 (see beta_for_dims for others)")
-    if sft_weight < 0:
+    if not sft_weight >= 0:
         raise ValueError(f"sft_weight is {sft_weight}, but it must be >= 0; give 0 for plain Diffusion-DPO")
-    chosen_change = chosen_error - reference_chosen_error
-    rejected_change = rejected_error - reference_rejected_error
-    inside = -0.5 * beta * (chosen_change - rejected_change)  # eq. 14
-    preference_losses = -F.logsigmoid(inside)
-    sample_losses = preference_losses + sft_weight * 0.5 * beta * chosen_change
-    metrics = {
-        "dpo/loss": preference_losses.mean(),
-        "dpo/implicit_accuracy": (inside > 0).float().mean(),
-        "dpo/margin": inside.mean(),
-        "dpo/chosen_error": chosen_error.mean(),
-        "dpo/rejected_error": rejected_error.mean(),
-        "dpo/reference_chosen_error": reference_chosen_error.mean(),
-        "dpo/chosen_error_ratio": chosen_error.mean() / reference_chosen_error.mean(),
-        "dpo/rejected_error_ratio": rejected_error.mean() / reference_rejected_error.mean(),
-    }
-    detached = {name: value.detach() for name, value in metrics.items()}
-    return StepOutput(sample_losses.mean(), sample_losses.detach(), detached)
+    if not 0 <= reference_weight <= 1:
+        raise ValueError(
+            f"reference_weight is {reference_weight}, but it must be between 0 (no reference) and 1 (DPO); give 1"
+        )
+
+
+def _detached(metrics: dict[str, Float[Tensor, ""]]) -> dict[str, Float[Tensor, ""]]:
+    return {name: value.detach() for name, value in metrics.items()}

@@ -12,12 +12,12 @@ reference too.
 
 Differs from the authors' code: mirroring is shared by the two sides of a pair; v-prediction checkpoints are trained on
 their own target; the latents' posterior and the prompts are encoded once; and training stops when the chosen side is
-forgotten.
+forgotten. `config.objective` names another member of the family (`rpo.trainers.preference_config`), `config.region`
+weights errors by where the two images differ.
 """
 
 import hashlib
 from dataclasses import asdict, replace
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import final
@@ -29,33 +29,25 @@ from tqdm.auto import tqdm
 
 from rpo.config import to_yaml
 from rpo.data.cache import EmbeddingCache, LatentCache
+from rpo.data.differences import PairDifferences
 from rpo.data.preference import PairSet
 from rpo.data.transform import PairTransform
-from rpo.diffusion.prediction import add_noise, from_x0_eps
-from rpo.models.base import DiffusionModel
 from rpo.models.stable_diffusion import StableDiffusion
-from rpo.objectives.preference import PAPER_BETA, PAPER_NUM_DIMS, beta_for_dims, diffusion_dpo, squared_error
 from rpo.publish import CardFacts, PublishPlan, publish, write_model_card
 from rpo.trainers.chosen_guard import ChosenGuard
-from rpo.trainers.dpo_config import DPOConfig, share_of
+from rpo.trainers.denoising import errors
+from rpo.trainers.dpo_config import DPOConfig, describe_objective, identity, share_of
 from rpo.trainers.pair_batches import PairBatch, PairBatches
+from rpo.trainers.pair_facts import mid_time_errors, pair_facts, require_scores
 from rpo.trainers.policy import FullPolicy, LoraPolicy, Policy
+from rpo.trainers.preference_config import PreferenceConfig
+from rpo.trainers.preference_loss import PreferenceLoss
 from rpo.trainers.reference_errors import ReferenceErrors
 from rpo.training.loop import TrainResult, describe, fit
 from rpo.training.processes import Processes
 from rpo.training.session import refuse_used
 from rpo.training.unchanged import Unchanged
-from rpo.types import Node, StepOutput
-
-
-def errors(model: DiffusionModel, batch: PairBatch) -> Tensor:
-    """Squared error of each of the 2N latents, all chosen sides first: one denoiser forward."""
-    timestep, eps = torch.cat([batch.timestep, batch.timestep]), torch.cat([batch.eps, batch.eps])
-    node: Node = model.node(timestep)
-    cond = batch.conditioning.select(torch.arange(len(timestep), device=timestep.device) % len(batch.timestep))
-    x_t = add_noise(batch.x_0, eps, node)
-    target = from_x0_eps(batch.x_0, eps, node, model.prediction_type)
-    return squared_error(model.predict(x_t, timestep, cond), target)
+from rpo.types import StepOutput
 
 
 def loss(
@@ -75,15 +67,8 @@ def loss(
         sft_weight: See `diffusion_dpo`.
         reference_errors: Answers for the reference where draws repeat; None computes it.
     """
-
-    def under_reference(batch: PairBatch) -> Tensor:
-        with policy.reference():
-            return errors(policy.model, batch)
-
-    known = reference_errors.of(batch, under_reference) if reference_errors else under_reference(batch)
-    reference_chosen, reference_rejected = known.chunk(2)
-    chosen, rejected = errors(policy.model, batch).chunk(2)
-    return diffusion_dpo(chosen, rejected, reference_chosen, reference_rejected, beta=beta, sft_weight=sft_weight)
+    plain = PreferenceConfig()
+    return PreferenceLoss(policy, plain, beta=beta, sft_weight=sft_weight, reference_errors=reference_errors)(batch)
 
 
 @final
@@ -101,6 +86,7 @@ class DPOTrainer:
         model: The pipeline as a diffusion model.
         config: The settings.
         policy: What is trained.
+        objective: Which preference objective is trained.
         beta: The beta in force, worked out from the latent size if the settings leave it open.
     """
 
@@ -126,12 +112,19 @@ class DPOTrainer:
         self._is_main = processes.is_main
         self.share = share_of(self.config, process=processes.index, processes=processes.count)
         self.resolution = self.config.resolution or self.model.image_size
-        self.num_dims = self.model.latent_shape[0] * (self.resolution // self.model.pipe.vae_scale_factor) ** 2
-        self.beta = self.config.beta or beta_for_dims(self.num_dims)
-        base_key = self.model.fingerprint("denoiser") if self.config.draws_per_pair else ""
+        side = self.resolution // self.model.pipe.vae_scale_factor
+        self._grid = (side, side)
+        self.num_dims = self.model.latent_shape[0] * side**2
+        self.objective = self.config.objective
+        require_scores(pairs, self.objective)
+        self.beta = self.config.beta or self.objective.default_beta(self.num_dims)
+        asks_again = self.config.draws_per_pair is not None or self.objective.context == "reference"
+        self._base_key = self.model.fingerprint("denoiser") if asks_again else ""
         self.policy = _policy(self.model, self.config)
         self.batches = self._batches()
-        self._reference_errors = self._kept_reference_errors(base_key)
+        self._reference_errors = None
+        if self.config.draws_per_pair is not None:
+            self._reference_errors = self._kept_reference_errors(self.config.region.key, self.objective.reduction)
         if self.config.gradient_checkpointing:
             self.model.denoiser.enable_gradient_checkpointing()
 
@@ -158,27 +151,24 @@ class DPOTrainer:
         # fp16 gradients of small errors vanish unless the loss is scaled; the model knows what it computes in.
         precision = "fp16" if self.model.compute_dtype == torch.float16 else self.config.loop.mixed_precision
         loop = replace(self.config.loop, accumulate=self.share.accumulate, mixed_precision=precision)
-        guard = ChosenGuard(self.config.max_chosen_error_ratio)
+        guard = ChosenGuard(self.config.max_chosen_error_ratio, starts_at_zero=self.objective.starts_at_zero)
         self._say(self.plan())
         if self.config.encode_ahead:
             self.batches.fill_caches(loop.updates, progress=loop.progress and self._is_main)
+        step_loss = self._loss()
+        state = {"guard": guard, "settings": Unchanged(self._identity())}
         self.model.denoiser.train(self.config.gradient_checkpointing)  # diffusers checkpoints in training mode only
         try:
             return fit(
                 self.batches,
-                partial(
-                    loss,
-                    policy=self.policy,
-                    beta=self.beta,
-                    sft_weight=self.config.sft_weight,
-                    reference_errors=self._reference_errors,
-                ),
+                step_loss,
                 self.policy.parameters,
                 loop,
                 folder=self.folder,
                 names=lambda batch: batch.names,
                 resume=resume,
-                state={"guard": guard, "settings": Unchanged(self._identity())},
+                state=state if step_loss.moments is None else state | {"moments": step_loss.moments},
+                on_update=None if step_loss.moments is None else lambda *_: step_loss.advance(Processes()),
                 guard=guard,
             )
         finally:
@@ -188,15 +178,13 @@ class DPOTrainer:
         """What the run comes to, in a few lines: sizes, epochs, and beta as it counts."""
         share, loop = self.share, replace(self.config.loop, accumulate=self.share.accumulate)
         epochs = loop.updates * self.config.pairs_per_update / len(self.pairs)
-        per_dim, paper = self.beta / self.num_dims, PAPER_BETA / PAPER_NUM_DIMS
         trained = sum(parameter.numel() for parameter in self.policy.parameters)
         return "\n".join(
             [
-                f"Diffusion-DPO, {self.config.train}: {trained:,} parameters on {self.model.device}, "
+                f"{self.objective.title}, {self.config.train}: {trained:,} parameters on {self.model.device}, "
                 f"{self.model.compute_dtype}; {len(self.pairs)} pairs at {self.resolution} px",
                 f"  {describe(loop, share.micro_batch, share.processes, unit='pairs')}, {epochs:.1f} epochs",
-                f"  beta {self.beta:g} over {self.num_dims} latent dimensions = {per_dim:.3f} per dimension "
-                f"({per_dim / paper:.2g} times the paper's); loss starts at log 2 = 0.693",
+                f"  {describe_objective(self.config, beta=self.beta, num_dims=self.num_dims)}",
             ]
         )
 
@@ -248,28 +236,44 @@ class DPOTrainer:
             caption_dropout=config.caption_dropout,
             draws_per_pair=config.draws_per_pair,
             seed=config.seed,
+            differences=PairDifferences(cache, grid=self._grid) if config.region.is_on else None,
         )
 
-    def _kept_reference_errors(self, base_key: str) -> ReferenceErrors | None:
-        if self.config.draws_per_pair is None:
-            return None
-        parts = (base_key, self.model.fingerprint("vae"), self.model.fingerprint("text"), self.model.prediction_type)
-        cache = Path(self.config.cache_folder or self.folder / "cache")
-        return ReferenceErrors(cache, "/".join(parts))
+    def _loss(self) -> PreferenceLoss:
+        return PreferenceLoss(
+            self.policy,
+            self.objective,
+            beta=self.beta,
+            sft_weight=self.config.sft_weight,
+            region=self.config.region,
+            reference_errors=self._reference_errors if self.objective.needs_reference else None,
+            facts=pair_facts(self.pairs, self.objective, self._mid_time_errors),
+        )
+
+    def _mid_time_errors(self) -> Tensor:
+        def under_reference(batch: PairBatch) -> Tensor:
+            with self.policy.reference():
+                return errors(self.model, batch)
+
+        return mid_time_errors(self.batches, self._kept_reference_errors(), under_reference, Processes())
+
+    def _kept_reference_errors(self, region: str = "", reduction: str = "mean") -> ReferenceErrors:
+        model, cache = self.model, Path(self.config.cache_folder or self.folder / "cache")
+        parts = (self._base_key, model.fingerprint("vae"), model.fingerprint("text"), model.prediction_type)
+        weighting = [f"{reduction} {region}"] if region or reduction != "mean" else []
+        return ReferenceErrors(cache, "/".join([*parts, *weighting]))
 
     def _card(self) -> CardFacts:
         return CardFacts(
             base_model=str(self.model.pipe.name_or_path or "") or None,
-            method="Diffusion-DPO",
+            method=self.objective.title,
             settings=asdict(self.config),
         )
 
     def _identity(self) -> dict[str, str]:
         """What decides about the result; how long a run is, where it lies and when it encodes may change."""
-        free = {"loop", "folder", "cache_folder", "encode_ahead"}
-        settings = {name: str(value) for name, value in asdict(self.config).items() if name not in free}
         prompts = hashlib.sha256("\n".join(pair.prompt for pair in self.pairs).encode()).hexdigest()
-        return settings | {"beta": str(self.beta), "pairs": f"{len(self.pairs)} (prompts {prompts[:12]})"}
+        return identity(self.config) | {"beta": str(self.beta), "pairs": f"{len(self.pairs)} (prompts {prompts[:12]})"}
 
     def _say(self, text: str) -> None:
         if self._is_main and self.config.loop.progress:

@@ -1,10 +1,12 @@
 """The settings of Diffusion-DPO, refused at once when no run can have them, and what they mean for one process."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from rpo.lora import ATTENTION_PROJECTIONS
 from rpo.trainers.pair_batches import Share
+from rpo.trainers.preference_config import PreferenceConfig
+from rpo.trainers.region_config import RegionConfig
 from rpo.training.loop_config import LoopConfig
 
 
@@ -16,7 +18,7 @@ class DPOConfig:
     """Pull to the reference, > 0; larger stays closer. It counts errors averaged over the latents' dimensions, so a
     good value grows with their number: nothing takes the paper's 5000 for the 16,384 dimensions of SD 1.5 at 512 px,
     and in proportion for other sizes (78 for the 256 of `shapes`). Usual: half to four times that. Too small and
-    images turn to noise."""
+    images turn to noise. Other objectives have their own: nothing takes their paper's."""
 
     sft_weight: float = 0.0
     """Weight of the chosen side's plain denoising loss, in units of beta/2. 0 is plain DPO; 0.05 to 0.5 keeps the
@@ -80,6 +82,12 @@ class DPOConfig:
     seed: int = 0
     """Of the adapter's start, the order of pairs, times and noise."""
 
+    objective: PreferenceConfig = field(default_factory=PreferenceConfig)
+    """Which preference objective; plain Diffusion-DPO unless told otherwise. See `PreferenceConfig`."""
+
+    region: RegionConfig = field(default_factory=RegionConfig)
+    """Learn from where the two images of a pair differ; off. See `RegionConfig`."""
+
     loop: LoopConfig = field(default_factory=LoopConfig)
     """How long and how fast to train; see `LoopConfig`. Its `accumulate` is worked out from `pairs_per_update`."""
 
@@ -110,6 +118,67 @@ class DPOConfig:
             raise ValueError(
                 f"loop.accumulate is {self.loop.accumulate}, but DPO works it out; set pairs_per_update and micro_batch"
             )
+        _check_objective(self)
+
+
+def _check_objective(config: DPOConfig) -> None:
+    """Refuse an objective and settings beside it that cannot go together."""
+    objective, region = config.objective, config.region
+    if config.sft_weight and objective.method != "dpo":
+        raise ValueError(
+            f"sft_weight is {config.sft_weight}, but objective.method {objective.method} has no such term (that of "
+            "mapo is built in); give sft_weight=0"
+        )
+    if region.needs_reference and not objective.needs_reference:
+        raise ValueError(
+            f"region.anchor is {region.anchor}, but the objective ({objective.method}, reference_weight "
+            f"{objective.reference_weight:g}) needs no reference, and the anchor would ask it at every visit; give "
+            "region.anchor=0, or an objective with a reference"
+        )
+    if region.needs_reference and config.draws_per_pair is not None:
+        raise ValueError(
+            f"draws_per_pair is {config.draws_per_pair} and region.anchor {region.anchor}, but what is kept of the "
+            "reference is its errors, and the anchor needs its predictions; give region.anchor=0, or leave "
+            "draws_per_pair out"
+        )
+
+
+def identity(config: DPOConfig) -> dict[str, str]:
+    """What decides about a run's result, as text; how long it is, where it lies and when it encodes may change.
+
+    Of the objective and the region only what is not as usual counts, so that runs from before there was a choice
+    resume.
+    """
+    free = {"loop", "folder", "cache_folder", "encode_ahead", "objective", "region"}
+    settings = {name: str(value) for name, value in asdict(config).items() if name not in free}
+    settings |= {f"objective.{name}": value for name, value in config.objective.changed.items()}
+    if config.region.is_on:
+        settings |= {f"region.{name}": str(value) for name, value in asdict(config.region).items()}
+    return settings
+
+
+def describe_objective(config: DPOConfig, *, beta: float, num_dims: int) -> str:
+    """Beta as it counts, and what is not plain Diffusion-DPO, in a line or two.
+
+    Args:
+        config: The settings.
+        beta: The beta in force.
+        num_dims: Dimensions of one latent.
+    """
+    objective = config.objective
+    ratio = f"{beta / objective.default_beta(num_dims):.2g} times the paper's"
+    if objective.method == "mapo":
+        text = f"beta {beta:g} ({ratio}), the weight of the odds term"
+    else:
+        per_dim = beta / num_dims if objective.reduction == "mean" else beta
+        text = f"beta {beta:g} over {num_dims} latent dimensions = {per_dim:.3f} per dimension ({ratio})"
+    if objective.changed:
+        text += "\n  objective: " + ", ".join(f"{name} {value}" for name, value in objective.changed.items())
+    else:
+        text += "; loss starts at log 2 = 0.693"
+    if config.region.is_on:
+        text += "\n  region: " + ", ".join(f"{name} {value}" for name, value in asdict(config.region).items())
+    return text
 
 
 def share_of(config: DPOConfig, *, process: int, processes: int) -> Share:

@@ -15,12 +15,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rpo.data.cache import EmbeddingCache, LatentCache, LatentRequest, latent_requests
+from rpo.data.differences import DifferenceRequest, PairDifferences
 from rpo.data.order import visit
 from rpo.data.preference import PairSet
 from rpo.data.transform import PairTransform, caption_dropped
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.randomness import keyed_generator
 from rpo.types import Conditioning
+
+MIDWAY = -1
+"""Number of the draw that no visit has: the pair as it is looked at before training."""
+
+COUPLES_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,10 @@ class PairBatch:
     """What a person calls the records."""
     draws: tuple[str, ...]
     """What identifies each visit: equal strings are equal latents, noise, time and caption."""
+    pairs: tuple[int, ...] = ()
+    """Which pair of the set each is."""
+    difference: Float[Tensor, "batch h w"] | None = None
+    """How far the two images of each pair lie apart at each place, if that is asked for."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,7 @@ class PairBatches:
         caption_dropout: float,
         draws_per_pair: int | None,
         seed: int,
+        differences: PairDifferences | None = None,
     ):
         """Wire the stream.
 
@@ -82,6 +93,7 @@ class PairBatches:
             caption_dropout: Share of visits whose caption is emptied.
             draws_per_pair: How many draws a pair has before they repeat; None for a new one at each visit.
             seed: Of the run.
+            differences: Of the two images of a pair, if batches are to say where they differ.
         """
         self.model = model
         self.pairs = pairs
@@ -92,6 +104,7 @@ class PairBatches:
         self.caption_dropout = caption_dropout
         self.draws_per_pair = draws_per_pair
         self.seed = seed
+        self.differences = differences
 
     def __call__(self, first_update: int) -> Iterator[PairBatch]:
         """The micro-batches of this process from update `first_update` (0 is the first) on, without end."""
@@ -104,7 +117,13 @@ class PairBatches:
 
     def at(self, positions: Sequence[int]) -> PairBatch:
         """The micro-batch of the visits at `positions`."""
-        visits = [self._visit(position) for position in positions]
+        return self._batch([self._visit(position) for position in positions])
+
+    def midway(self, pairs: Sequence[int]) -> PairBatch:
+        """One draw of each of `pairs` at the middle of the times, with its caption: apart from the run's own draws."""
+        return self._batch([(pair, MIDWAY) for pair in pairs])
+
+    def _batch(self, visits: Sequence[tuple[int, int]]) -> PairBatch:
         requests = [self._requests(pair, draw) for pair, draw in visits]
         chosen, rejected = zip(*requests, strict=True)
         mean, std = self.latents.moments([*chosen, *rejected])
@@ -119,6 +138,8 @@ class PairBatches:
             Conditioning(embeds[:-1], embeds[-1:].expand(len(visits), -1, -1)),
             tuple(self.pairs[pair].name for pair, _ in visits),
             tuple(self._identity(pair, draw) for pair, draw in visits),
+            tuple(pair for pair, _ in visits),
+            self._difference(visits),
         )
 
     def fill_caches(self, updates: int, *, progress: bool) -> None:
@@ -133,31 +154,58 @@ class PairBatches:
         if not self.transform.flip and self.transform.crop == "center":
             visits = min(visits, len(self.pairs))  # every draw of a pair has the same pixels
         requests: dict[LatentRequest, None] = {}
+        couples: dict[DifferenceRequest, int] = {}
         prompts = {"": None}
         for pair, draw in map(self._visit, range(visits)):
             if pair % share.processes != share.process:  # not dealt by position: a pair's draws share their latents
                 continue
-            requests |= dict.fromkeys(self._requests(pair, draw))
+            both = self._requests(pair, draw)
+            requests |= dict.fromkeys(both)
+            if self.differences is not None:
+                couples[self.differences.request(self.pairs[pair], *both)] = pair
             prompts[self.pairs[pair].prompt] = None
         with tqdm(total=len(requests), desc="encoding images", unit="image", disable=not progress) as bar:
+            # Those of neighbouring pairs first and together: an image is read once for its latents and all its pairs.
+            ordered = sorted(couples, key=couples.__getitem__)
+            for start in range(0, len(ordered), COUPLES_AT_ONCE):
+                self._fill_both(ordered[start : start + COUPLES_AT_ONCE])
+                bar.update(min(2 * COUPLES_AT_ONCE, len(requests) - bar.n))
             self.latents.prefetch(list(requests), progress=lambda done, _: bar.update(done - bar.n))
         self.embeddings.prefetch(list(prompts))
+
+    def _fill_both(self, couples: Sequence[DifferenceRequest]) -> None:
+        assert self.differences is not None
+        self.latents.prefetch([request for couple in couples for request in (couple.chosen, couple.rejected)])
+        self.differences.prefetch(couples)
 
     def _visit(self, position: int) -> tuple[int, int]:
         pair, epoch = visit(len(self.pairs), self.seed, position)
         return pair, epoch if self.draws_per_pair is None else epoch % self.draws_per_pair
 
     def _requests(self, pair: int, draw: int) -> tuple[LatentRequest, LatentRequest]:
-        how = self.transform.draw(seed=self.seed, pair_index=pair, draw_index=draw)
-        return latent_requests(self.pairs[pair], self.transform, how)
+        how = self.transform.draw(seed=self.seed, pair_index=pair, draw_index=max(draw, 0))
+        chosen, rejected = latent_requests(self.pairs[pair], self.transform, how)
+        if self.differences is None:
+            return chosen, rejected
+        return self.differences.remembering(chosen), self.differences.remembering(rejected)
+
+    def _difference(self, visits: Sequence[tuple[int, int]]) -> Tensor | None:
+        if self.differences is None:
+            return None
+        asked = [self.differences.request(self.pairs[pair], *self._requests(pair, draw)) for pair, draw in visits]
+        return self.differences.of(asked).to(self.model.device)
 
     def _noise(self, pair: int, draw: int, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         generator = keyed_generator("noise", self.seed, pair, draw)
         timestep = torch.randint(self.model.num_train_timesteps, (), generator=generator)
+        if draw == MIDWAY:
+            timestep = torch.full_like(timestep, self.model.num_train_timesteps // 2)
         eps, chosen_noise, rejected_noise = torch.randn(3, *shape, generator=generator)
         return timestep, eps, chosen_noise, rejected_noise
 
     def _caption(self, pair: int, draw: int) -> str:
+        if draw == MIDWAY:
+            return self.pairs[pair].prompt
         is_dropped = caption_dropped(seed=self.seed, pair_index=pair, draw_index=draw, rate=self.caption_dropout)
         return "" if is_dropped else self.pairs[pair].prompt
 

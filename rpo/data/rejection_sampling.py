@@ -1,0 +1,82 @@
+"""Pairs by statistical rejection sampling (RSO, Liu et al., arXiv:2309.06657), as if a better policy had drawn them.
+
+The policy that DPO aims at is the base tilted by exp(reward / temperature). Samples of it can be had from samples of
+the base: accept y with probability exp((r(y) - r_max) / temperature). Accepted samples are paired at random, and each
+pair is labelled by a Bradley-Terry draw, the better one chosen with probability sigmoid((r_1 - r_2) / label
+temperature). RainbowPO found that it helps DPO alone, and hurts with normalisation.
+
+r_max is that of the samples at hand, so the best one is always accepted: with few of them the tilt is too weak.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from rpo.randomness import keyed_generator
+
+
+def accepted(rewards: Sequence[float], *, temperature: float, seed: int, key: str) -> list[int]:
+    """Which of the samples of one prompt are kept, in their order.
+
+    Args:
+        rewards: One for each sample, on one scale.
+        temperature: Of the tilt, > 0, in units of the rewards; small keeps the best alone, infinite keeps all.
+        seed: Of the draws.
+        key: What tells this prompt's draws from those of others.
+
+    Raises:
+        ValueError: The temperature is not positive, or a reward is not finite.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; expected a number > 0; try the rewards' standard deviation")
+    _require_finite(rewards, key)
+    best = max(rewards, default=0.0)
+    draws = torch.rand(len(rewards), generator=keyed_generator("accept", seed, key), dtype=torch.float64).tolist()
+    return [
+        index
+        for index, (reward, draw) in enumerate(zip(rewards, draws, strict=True))
+        if draw < math.exp((reward - best) / temperature)  # draws are below 1, so that the best is always kept
+    ]
+
+
+def rejection_sampled_pairs(
+    rewards: Sequence[float], *, temperature: float, label_temperature: float, seed: int, key: str
+) -> list[tuple[int, int]]:
+    """Pairs (chosen, rejected) among the accepted samples of one prompt; no sample is used twice.
+
+    Samples of equal reward tell nothing and are not paired with each other's draw: such a pair is left out.
+
+    Args:
+        rewards: One for each sample, on one scale.
+        temperature: Of the tilt; see `accepted`.
+        label_temperature: Of the Bradley-Terry labels, >= 0, in units of the rewards; 0 always prefers the better one.
+        seed: Of the draws.
+        key: What tells this prompt's draws from those of others.
+
+    Raises:
+        ValueError: A temperature is outside its range, or a reward is not finite.
+    """
+    if not label_temperature >= 0:
+        raise ValueError(f"label_temperature is {label_temperature}; expected a number >= 0; 0 labels without noise")
+    kept = accepted(rewards, temperature=temperature, seed=seed, key=key)
+    order = torch.randperm(len(kept), generator=keyed_generator("pair", seed, key)).tolist()
+    draws = torch.rand(len(kept), generator=keyed_generator("label", seed, key), dtype=torch.float64).tolist()
+    couples = [(kept[order[at]], kept[order[at + 1]]) for at in range(0, len(order) - 1, 2)]
+    return [
+        (first, second) if draw < _probability(rewards[first] - rewards[second], label_temperature) else (second, first)
+        for (first, second), draw in zip(couples, draws[: len(couples)], strict=True)
+        if rewards[first] != rewards[second]
+    ]
+
+
+def _probability(gap: float, temperature: float) -> float:
+    if temperature == 0:
+        return float(gap > 0)
+    return 0.5 * (1 + math.tanh(gap / (2 * temperature)))  # sigmoid that cannot overflow
+
+
+def _require_finite(rewards: Sequence[float], key: str) -> None:
+    bad = [index for index, reward in enumerate(rewards) if not math.isfinite(reward)]
+    if bad:
+        raise ValueError(f"{key}: reward {bad[0]} is {rewards[bad[0]]}; expected finite numbers; leave that sample out")

@@ -1,0 +1,47 @@
+"""Region weighting: learn from the places where the two images of a pair differ, and stay put elsewhere.
+
+An image and its edit share most of their content. There the pair says nothing, and whatever gradient it has is noise,
+or drift. With d the absolute difference of the two images on the latents' grid, a mask m in [floor, 1]:
+
+    m = floor + (1 - floor) soften(min(1, d / full_at))
+    e = mean over all dimensions of m (pred - target)²                     in place of the plain error
+    anchor = mean over all dimensions of (1 - m) (pred - reference pred)²  what else may not move
+
+The mean runs over all dimensions, not over the mask: beta keeps its meaning per dimension, and m = 1 everywhere is
+plain DPO to the bit (which two unrelated images come near).
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def region_mask(
+    difference: Float[Tensor, "batch h w"], *, floor: float, full_at: float, soften: int
+) -> Float[Tensor, "batch 1 h w"]:
+    """The mask of each pair, in [floor, 1].
+
+    Args:
+        difference: From `grid_difference`.
+        floor: Weight where the images are equal, 0 to 1; 1 is no mask.
+        full_at: Difference, of the range of the pixels, from which on a place counts fully, > 0.
+        soften: Cells by which the region fades beyond its edge, >= 0. A latent sees more pixels than those of its own
+            cell.
+    """
+    region = (difference[:, None] / full_at).clamp(max=1.0)
+    if soften:
+        width = 2 * soften + 1
+        around = F.avg_pool2d(F.pad(region, (soften,) * 4, mode="replicate"), width, stride=1)
+        region = torch.maximum(region, around)  # the region itself keeps its weight
+    return floor + (1 - floor) * region
+
+
+def anchor_error(
+    noise_pred: Float[Tensor, "batch c h w"],
+    reference_pred: Float[Tensor, "batch c h w"],
+    mask: Float[Tensor, "batch 1 h w"],
+) -> Float[Tensor, " batch"]:
+    """How far the policy moved off the reference outside the region: mean over dimensions of (1 - m) (pred - ref)²."""
+    wide = torch.promote_types(noise_pred.dtype, torch.float32)
+    return ((1 - mask) * (noise_pred.to(wide) - reference_pred.to(wide)) ** 2).mean(dim=(1, 2, 3))
