@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model_card": {"evaluate", "intervals", "lora_file"},
     "publish": {"model_card", "lora_file", "models"},
     "shapes.*": MODEL | RESULTS | {"config", "data"},
-    "rewards": {"types", "data", "shapes.*"},
+    "rewards": {"types", "data", "shapes", "shapes.*"},
     "control": {"types", "randomness", "objectives"},
     "curation": MODEL | {"config", "data", "model_card", "publish", "rewards", "shapes.*"},
     "trainers": MODEL | {"config", "data", "training", "model_card", "publish", "rewards", "report_online", "shapes.*"},
@@ -56,7 +56,7 @@ ONLY_HERE = {
     "accelerate": {"training"},
     "peft": {"lora"},
     "diffusers": {"models", "lora", "shapes.*", "trainers"},
-    "transformers": {"models", "lora", "shapes.*"},
+    "transformers": {"models", "lora", "rewards", "shapes.*"},
     "datasets": {"data"},
     "matplotlib": {"charts"},
 }

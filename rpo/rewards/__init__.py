@@ -31,11 +31,19 @@ REWARDS = {
     "shapes-strict": "rpo.rewards.shapes:STRICT",
     "jpeg-compressibility": "rpo.rewards.jpeg:COMPRESSIBILITY",
     "jpeg-incompressibility": "rpo.rewards.jpeg:INCOMPRESSIBILITY",
+    "clip-score": "rpo.rewards.clip:CLIP_SCORE",
+    "pick-score": "rpo.rewards.clip:PICK_SCORE",
 }
 """The rewards that have a name, and where they are."""
 
+OF_CHECKPOINT = {
+    "clip-score": "rpo.rewards.clip:clip_score",
+    "pick-score": "rpo.rewards.clip:pick_score",
+}
+"""What makes a reward of a checkpoint of one's own: "clip-score:FOLDER" or "clip-score:owner/name"."""
+
 SingleReward = str | Reward | Callable[..., Any]
-"""A name of `REWARDS`, "package.module:attribute", or the thing itself."""
+"""A name of `REWARDS`, with or without a checkpoint, "package.module:attribute", or the thing itself."""
 
 RewardLike = SingleReward | Mapping[str, float] | WeightedRewards
 """One reward, or several names with their weights."""
@@ -45,8 +53,9 @@ def load_reward(spec: SingleReward) -> Reward:
     """Make a reward of a name or an object.
 
     Args:
-        spec: A name of `REWARDS`; "package.module:attribute"; or an object. A class is called without arguments, a
-            function becomes a `FunctionReward`, and any other callable object is taken as the reward that it is.
+        spec: A name of `REWARDS`; a name of `OF_CHECKPOINT`, a colon and a folder or hub id;
+            "package.module:attribute"; or an object. A class is called without arguments, a function becomes a
+            `FunctionReward`, and any other callable object is taken as the reward that it is.
 
     Raises:
         ValueError: There is no such name, module or attribute, or what is there cannot be called.
@@ -98,13 +107,30 @@ def load_rewards(specs: RewardLike) -> WeightedRewards:
 def _find(spec: str) -> Any:
     if spec in REWARDS:
         return _attribute(REWARDS[spec], spec)
-    if ":" in spec:
+    name, colon, checkpoint = spec.partition(":")
+    if colon and name in REWARDS:
+        return _of_checkpoint(name, checkpoint)
+    if colon:
         return _attribute(spec, spec)
     nearest = difflib.get_close_matches(spec, REWARDS, n=1, cutoff=0.0)[0]
     raise ValueError(
         f"there is no reward {spec!r}; expected one of {', '.join(REWARDS)}, or package.module:attribute; the nearest "
         f"is {nearest!r}"
     )
+
+
+def _of_checkpoint(name: str, checkpoint: str) -> Any:
+    if name not in OF_CHECKPOINT:
+        raise ValueError(
+            f"reward '{name}:{checkpoint}' takes no checkpoint; expected one of {', '.join(OF_CHECKPOINT)} before the "
+            f"colon, or package.module:attribute; leave out ':{checkpoint}'"
+        )
+    if not checkpoint:
+        raise ValueError(
+            f"reward '{name}:' names no checkpoint; expected {name}:FOLDER or {name}:owner/name; name one, or leave "
+            "out the colon for the usual one"
+        )
+    return _attribute(OF_CHECKPOINT[name], name)(checkpoint)
 
 
 def _attribute(place: str, spec: str) -> Any:

@@ -11,6 +11,9 @@ GUIDANCE_SCALE = 3.0
 NUM_STEPS = 20
 """DDIM steps at which the checkpoint is meant to be sampled and at which its accuracy is quoted."""
 
+PROXY = Path(__file__).parent / "assets" / "proxy"
+"""The embedded proxy reward: the folder of a small CLIPModel, which the reward "shapes-clip" reads."""
+
 
 def path() -> Path:
     """Find the embedded checkpoint.

@@ -8,11 +8,17 @@ import pytest
 import torch
 
 from rpo.rewards import REWARDS, WeightedRewards, load_reward, load_rewards
+from rpo.rewards.clip import CLIP_SCORE, PICK_SCORE
 from rpo.rewards.function import FunctionReward
 from rpo.rewards.jpeg import COMPRESSIBILITY, JpegReward
 from rpo.rewards.shapes import GRADED, ShapesReward
 
-MODULES = ["rpo.rewards", *(f"rpo.rewards.{name}" for name in ("base", "checks", "shapes", "jpeg", "function"))]
+FILES = ("base", "checks", "shapes", "jpeg", "function", "clip", "clip_preprocessing")
+MODULES = ["rpo.rewards", *(f"rpo.rewards.{name}" for name in FILES)]
+WITHOUT_EXAMPLE = {"rpo.rewards.checks", "rpo.rewards.clip_preprocessing"}
+PUBLISHED = {"clip-score", "pick-score"}
+"""Rewards that read a checkpoint from the hub; tests/rewards/test_clip.py has the same class with one on disk."""
+
 CUSTOM = """
 class Bright:
     def __call__(self, images, prompts):
@@ -37,7 +43,7 @@ def custom(tmp_path, monkeypatch):
     del sys.modules["custom_rewards"]
 
 
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("name", sorted(REWARDS.keys() - PUBLISHED))
 def test_every_name_gives_a_reward_that_scores(name):
     reward = load_reward(name)
     assert reward(torch.ones(2, 3, 64, 64), ["a red circle", "a blue square"]).shape == (2,)
@@ -49,6 +55,8 @@ def test_names_are_what_they_say():
         ShapesReward("strict"),
         JpegReward(is_small_good=True),
         JpegReward(is_small_good=False),
+        CLIP_SCORE,
+        PICK_SCORE,
     ]
 
 
@@ -68,9 +76,14 @@ def test_objects(custom):
 
 ERRORS = {
     "shape": "there is no reward 'shape'; expected one of shapes, shapes-strict, jpeg-compressibility, "
-    "jpeg-incompressibility, or package.module:attribute; the nearest is 'shapes'",
+    "jpeg-incompressibility, clip-score, pick-score, or package.module:attribute; the nearest is 'shapes'",
     "jpeg_compressibility": "there is no reward 'jpeg_compressibility'; expected one of shapes, shapes-strict, "
-    "jpeg-compressibility, jpeg-incompressibility, or package.module:attribute; the nearest is 'jpeg-compressibility'",
+    "jpeg-compressibility, jpeg-incompressibility, clip-score, pick-score, or package.module:attribute; the nearest is "
+    "'jpeg-compressibility'",
+    "clip-score:": "reward 'clip-score:' names no checkpoint; expected clip-score:FOLDER or clip-score:owner/name; "
+    "name one, or leave out the colon for the usual one",
+    "jpeg-compressibility:fox": "reward 'jpeg-compressibility:fox' takes no checkpoint; expected one of clip-score, "
+    "pick-score before the colon, or package.module:attribute; leave out ':fox'",
     "no_such_module:Reward": "reward 'no_such_module:Reward': there is no module 'no_such_module'; expected one that "
     "can be imported; install it, or put its folder on PYTHONPATH",
     "custom_rewards:lenght": "reward 'custom_rewards:lenght': module 'custom_rewards' has no 'lenght'; expected the "
@@ -125,7 +138,10 @@ def test_weighted_rewards_stay_as_they_are():
 
 def test_importing_rewards_loads_no_model_library():
     heavy = ("diffusers", "transformers", "accelerate", "peft", "datasets", "scipy", "rpo.rewards.shapes")
-    code = f"import sys, rpo.rewards; print([name for name in {heavy} if name in sys.modules])"
+    code = (
+        "import sys, rpo.rewards; rpo.rewards.load_reward('clip-score'); "
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
@@ -134,4 +150,4 @@ def test_importing_rewards_loads_no_model_library():
 def test_examples_in_docstrings(name):
     results = doctest.testmod(importlib.import_module(name))
     assert results.failed == 0
-    assert results.attempted or name == "rpo.rewards.checks"
+    assert results.attempted or name in WITHOUT_EXAMPLE
