@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from rpo.objectives.preference_metrics import pair_output
 from rpo.types import StepOutput
 
 _SERIES_BELOW = 1e-3
@@ -56,14 +57,4 @@ def mapo(
             "the paper has 0.1, 0.5 and 1000"
         )
     favour = temperature * (odds(chosen_error, slope=slope) - odds(rejected_error, slope=slope))
-    preference_losses = -F.logsigmoid(favour)
-    sample_losses = chosen_error + beta * preference_losses
-    metrics = {
-        "dpo/loss": preference_losses.mean(),
-        "dpo/implicit_accuracy": (favour > 0).float().mean(),
-        "dpo/margin": favour.mean(),
-        "dpo/chosen_error": chosen_error.mean(),
-        "dpo/rejected_error": rejected_error.mean(),
-    }
-    detached = {name: value.detach() for name, value in metrics.items()}
-    return StepOutput(sample_losses.mean(), sample_losses.detach(), detached)
+    return pair_output(beta * -F.logsigmoid(favour), chosen_error, favour, (chosen_error, rejected_error))

@@ -21,6 +21,7 @@ Because e is a mean, beta depends on the size of the latents: the paper's 5000 o
 1.5 is 0.305 per dimension, which is 78 on 256 dimensions. `beta_for_dims` converts.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -28,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rpo.objectives.preference_links import LinkName, smoothed_link
+from rpo.objectives.preference_metrics import pair_output
 from rpo.types import StepOutput
 
 PAPER_BETA = 5000.0
@@ -96,76 +98,41 @@ def preference_loss(
     Args:
         chosen_error: Error of the policy on the preferred side, carrying the gradient.
         rejected_error: Error of the policy on the other side, at the same noise and time.
-        reference_chosen_error: Error of the frozen reference on the preferred side; not needed for
-            `reference_weight` 0.
+        reference_chosen_error: Error of the frozen reference on the preferred side; none for `reference_weight` 0.
         reference_rejected_error: Error of the frozen reference on the other side.
         beta: Pull to the reference, > 0; larger stays closer. Depends on the latent size (see the module).
         link: f, by name.
         time_weight: w(t) >= 0 of each pair's time; None is 1.
         margin: gamma, in units of z (beta and phi multiply it too); a tensor is logged.
-        is_margin_mixed: Whether gamma stands for the second reference of RainbowPO's mixture, and so counts (1 - alpha)
-            times; otherwise in full.
+        is_margin_mixed: Whether gamma counts (1 - alpha) times, as the second reference of RainbowPO's mixture.
         reference_weight: alpha, 0 to 1: 1 is DPO, 0 is free of the reference, as SimPO.
         context_scale: phi > 0 of each pair's prompt, as in Mallows-DPO; None is 1.
-        rejected_gradient_scale: Factor on the gradient, not on the value, of the rejected error; see
-            `winner_preserving_scale`.
+        rejected_gradient_scale: Factor on the gradient of the rejected error; see `winner_preserving_scale`.
         label_smoothing: Probability that a label is wrong, 0 up to but without 1/2.
-        sft_weight: Weight of the chosen side's plain denoising loss, in units of `beta`/2, >= 0. DPO alone may lower
-            the likelihood of both sides as long as the gap grows; 0.05 … 0.5 keeps the chosen side in place.
-
-    Raises:
-        ValueError: A number is outside its range, or the reference's errors are missing.
+        sft_weight: Weight of the chosen side's denoising loss, in units of `beta`/2, >= 0; 0.05 … 0.5 keeps it in
+            place, where DPO alone may let the errors of both sides grow as long as the gap does.
     """
     _check(beta, sft_weight, reference_weight)
-    kept_rejected, has_reference = rejected_error, reference_weight > 0
+    pushed = rejected_error
     if rejected_gradient_scale is not None:
-        value = rejected_error.detach()
-        kept_rejected = value + rejected_gradient_scale * (rejected_error - value)
-    chosen_change, rejected_change = chosen_error, kept_rejected
-    if has_reference:
-        if reference_chosen_error is None or reference_rejected_error is None:
-            raise ValueError(
-                f"reference_weight is {reference_weight}, but the reference's errors are missing; expected both: give "
-                "them, or reference_weight=0"
-            )
-        chosen_change = chosen_error - reference_weight * reference_chosen_error
-        rejected_change = kept_rejected - reference_weight * reference_rejected_error
-    favour = -0.5 * beta * (chosen_change - rejected_change)  # eq. 14
+        pushed = with_gradient_scaled(rejected_error, rejected_gradient_scale)
+    chosen_change = _change(chosen_error, reference_chosen_error, reference_weight)
+    favour = -0.5 * beta * (chosen_change - _change(pushed, reference_rejected_error, reference_weight))  # eq. 14
     advantage = beta * (1 - reference_weight if is_margin_mixed else 1.0) * margin
-    if time_weight is not None:
-        favour = favour * time_weight
+    favour = favour if time_weight is None else favour * time_weight
     if context_scale is not None:
         favour, advantage = favour * context_scale, advantage * context_scale
-    preference_losses = smoothed_link(favour - advantage, link=link, label_smoothing=label_smoothing)
-    sample_losses = preference_losses + sft_weight * 0.5 * beta * chosen_change
-    metrics = {
-        "dpo/loss": preference_losses.mean(),
-        "dpo/implicit_accuracy": (favour > 0).float().mean(),
-        "dpo/margin": favour.mean(),
-        "dpo/chosen_error": chosen_error.mean(),
-        "dpo/rejected_error": rejected_error.mean(),
-    }
-    if has_reference and reference_chosen_error is not None and reference_rejected_error is not None:
-        metrics |= reference_metrics(chosen_error, rejected_error, reference_chosen_error, reference_rejected_error)
-    if isinstance(margin, Tensor):
-        metrics["dpo/home_advantage"] = torch.as_tensor(advantage).mean()
-    if rejected_gradient_scale is not None:
-        metrics["dpo/rejected_scale"] = rejected_gradient_scale.mean()
-    return StepOutput(sample_losses.mean(), sample_losses.detach(), _detached(metrics))
+    losses = smoothed_link(favour - advantage, link=link, label_smoothing=label_smoothing)
+    sft = sft_weight * 0.5 * beta * chosen_change
+    references = (reference_chosen_error, reference_rejected_error)
+    output = pair_output(losses, sft, favour, (chosen_error, rejected_error), references)
+    return replace(output, metrics=output.metrics | _part_metrics(margin, advantage, rejected_gradient_scale))
 
 
-def reference_metrics(
-    chosen_error: Float[Tensor, " batch"],
-    rejected_error: Float[Tensor, " batch"],
-    reference_chosen_error: Float[Tensor, " batch"],
-    reference_rejected_error: Float[Tensor, " batch"],
-) -> dict[str, Float[Tensor, ""]]:
-    """What is logged of a policy and its reference; see `rpo.training.log`."""
-    return {
-        "dpo/reference_chosen_error": reference_chosen_error.mean(),
-        "dpo/chosen_error_ratio": chosen_error.mean() / reference_chosen_error.mean(),
-        "dpo/rejected_error_ratio": rejected_error.mean() / reference_rejected_error.mean(),
-    }
+def with_gradient_scaled(error: Float[Tensor, " batch"], scale: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """The same numbers, to the bit, with `scale` times their gradient."""
+    value = error.detach()
+    return value + scale * (error - value)
 
 
 def diffusion_dpo(
@@ -208,5 +175,25 @@ def _check(beta: float, sft_weight: float, reference_weight: float) -> None:
         )
 
 
-def _detached(metrics: dict[str, Float[Tensor, ""]]) -> dict[str, Float[Tensor, ""]]:
-    return {name: value.detach() for name, value in metrics.items()}
+def _change(
+    error: Float[Tensor, " batch"], reference_error: Float[Tensor, " batch"] | None, reference_weight: float
+) -> Float[Tensor, " batch"]:
+    if reference_weight == 0:
+        return error
+    if reference_error is None:
+        raise ValueError(
+            f"reference_weight is {reference_weight}, but the reference's errors are missing; expected both: give "
+            "them, or reference_weight=0"
+        )
+    return error - reference_weight * reference_error
+
+
+def _part_metrics(
+    margin: Tensor | float, advantage: Tensor | float, rejected_gradient_scale: Tensor | None
+) -> dict[str, Float[Tensor, ""]]:
+    metrics: dict[str, Tensor] = {}
+    if isinstance(margin, Tensor):
+        metrics["dpo/home_advantage"] = torch.as_tensor(advantage).mean()
+    if rejected_gradient_scale is not None:
+        metrics["dpo/rejected_scale"] = rejected_gradient_scale.mean()
+    return metrics

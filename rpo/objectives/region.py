@@ -34,14 +34,4 @@ def region_mask(
         width = 2 * soften + 1
         around = F.avg_pool2d(F.pad(region, (soften,) * 4, mode="replicate"), width, stride=1)
         region = torch.maximum(region, around)  # the region itself keeps its weight
-    return floor + (1 - floor) * region
-
-
-def anchor_error(
-    noise_pred: Float[Tensor, "batch c h w"],
-    reference_pred: Float[Tensor, "batch c h w"],
-    mask: Float[Tensor, "batch 1 h w"],
-) -> Float[Tensor, " batch"]:
-    """How far the policy moved off the reference outside the region: mean over dimensions of (1 - m) (pred - ref)²."""
-    wide = torch.promote_types(noise_pred.dtype, torch.float32)
-    return ((1 - mask) * (noise_pred.to(wide) - reference_pred.to(wide)) ** 2).mean(dim=(1, 2, 3))
+    return 1 - (1 - floor) * (1 - region)  # exactly 1 in the region

@@ -2,12 +2,14 @@
 
 Images that hold are paired with images of the same prompt that do not; both came from the same model, so what tells
 them apart is what the prompt asks for. Where none holds, the nearest miss may be preferred to the worst, if that is
-asked for and the verifier sees a clear difference.
+asked for and the verifier sees a clear difference. `rejection_sampled` pairs by chance instead, among images that a
+better policy would have drawn.
 """
 
 from collections.abc import Iterable
 
 from rpo.data.preference import PreferencePair, encode_png
+from rpo.data.rejection_sampling import rejection_sampled_pairs
 from rpo.shapes.evaluation import ShapesEvaluation
 
 
@@ -35,6 +37,32 @@ def preference_pairs(
         for better, worse in _ranked(judged, range(start, start + size), pairs_per_prompt)
         if judged.scores[better] >= min_chosen_score and judged.scores[better] - judged.scores[worse] >= min_margin
     ]
+
+
+def rejection_sampled(
+    judged: ShapesEvaluation, *, temperature: float = 0.2, label_temperature: float = 0.0, seed: int = 0
+) -> list[PreferencePair]:
+    """Pair the images of each prompt by statistical rejection sampling (RSO); no image is used twice.
+
+    Args:
+        judged: Several images of each prompt, drawn by the base; those of one prompt lie beside each other.
+        temperature: Of the tilt towards the verifier's score, which is between 0 and 1.
+        label_temperature: Of the labels; 0 prefers the better score without noise.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: If a temperature is outside its range.
+    """
+    size = judged.sampling.images_per_prompt
+    pairs: list[PreferencePair] = []
+    for start in range(0, len(judged.prompts), size):
+        scores = [float(score) for score in judged.scores[start : start + size]]
+        key = f"{start}/{judged.texts[start]}"
+        couples = rejection_sampled_pairs(
+            scores, temperature=temperature, label_temperature=label_temperature, seed=seed, key=key
+        )
+        pairs += [_pair(judged, start + chosen, start + rejected) for chosen, rejected in couples]
+    return pairs
 
 
 def _ranked(judged: ShapesEvaluation, images: Iterable[int], count: int) -> list[tuple[int, int]]:

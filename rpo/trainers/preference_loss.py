@@ -5,7 +5,6 @@ the policy with gradient. The terms that need more than the batch come from `Pai
 the set) and from running moments of what earlier updates saw.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -14,8 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rpo.objectives.mapo import mapo
-from rpo.objectives.preference import preference_loss, reference_metrics, squared_error
-from rpo.objectives.region import anchor_error, region_mask
+from rpo.objectives.preference import preference_loss, squared_error
+from rpo.objectives.preference_metrics import pair_output
+from rpo.objectives.region import region_mask
 from rpo.objectives.unpaired import kto_losses
 from rpo.objectives.winner_preserving import winner_preserving_scale
 from rpo.trainers.denoising import Denoised, denoise
@@ -223,6 +223,7 @@ class PreferenceLoss:
         assert reference is not None
         assert self.moments is not None
         chosen, rejected = errors.chunk(2)
+        reference_chosen, reference_rejected = reference.errors.chunk(2)
         is_chosen = torch.arange(len(errors), device=errors.device) < len(chosen)
         baseline = self.moments.mean()
         losses = kto_losses(
@@ -236,18 +237,10 @@ class PreferenceLoss:
         )
         gain = (reference.errors - errors).detach()
         self.moments.observe(gain, torch.zeros_like(is_chosen, dtype=torch.long))
-        sample_losses = losses.view(2, -1).mean(dim=0)
         favour = self.beta * (gain.chunk(2)[0] - gain.chunk(2)[1])
-        metrics = {
-            "dpo/loss": losses.mean(),
-            "dpo/implicit_accuracy": (favour > 0).float().mean(),
-            "dpo/margin": favour.mean(),
-            "dpo/chosen_error": chosen.mean(),
-            "dpo/rejected_error": rejected.mean(),
-            "dpo/kl_baseline": self.beta * baseline.clamp(min=0),
-            **reference_metrics(chosen, rejected, *reference.errors.chunk(2)),
-        }
-        return StepOutput(sample_losses.mean(), sample_losses.detach(), _detached(metrics))
+        references = (reference_chosen, reference_rejected)
+        output = pair_output(losses.view(2, -1).mean(dim=0), 0.0, favour, (chosen, rejected), references)
+        return replace(output, metrics=output.metrics | {"dpo/kl_baseline": self.beta * baseline.clamp(min=0)})
 
     def _in_region(
         self, output: StepOutput, denoised: Denoised, reference: _Reference | None, mask: Tensor
@@ -255,7 +248,8 @@ class PreferenceLoss:
         metrics = {**output.metrics, "dpo/region": mask.mean()}
         if reference is None or reference.noise_pred is None:
             return replace(output, metrics=metrics)
-        anchor = anchor_error(denoised.noise_pred, reference.noise_pred, mask).view(2, -1).sum(dim=0)
+        outside = squared_error(denoised.noise_pred, reference.noise_pred, 1 - mask, reduction=self.config.reduction)
+        anchor = outside.view(2, -1).sum(dim=0)
         added = self.region.anchor * 0.5 * self.beta * anchor
         metrics |= {"dpo/anchor": anchor.mean().detach()}
         return StepOutput(output.loss + added.mean(), output.sample_losses + added.detach(), metrics)
@@ -263,7 +257,3 @@ class PreferenceLoss:
 
 def _of_pairs(values: Tensor | None, batch: PairBatch, like: Tensor) -> Float[Tensor, " batch"] | None:
     return None if values is None else values[list(batch.pairs)].to(like)
-
-
-def _detached(metrics: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach() for name, value in metrics.items()}
