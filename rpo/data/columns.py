@@ -5,7 +5,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from rpo.data.preference import DETAIL_COLUMNS, ImageSource, PreferencePair
+from rpo.data.details import DETAIL_COLUMNS
+from rpo.data.preference import ImageSource, PreferencePair
 
 Row = Mapping[str, object]
 FormName = Literal["native", "files", "pickapic"]

@@ -22,18 +22,6 @@ ImageSource = str | Path | bytes | Callable[[], bytes]
 Side = Literal["chosen", "rejected"]
 SIDES: tuple[Side, Side] = ("chosen", "rejected")
 
-DETAIL_COLUMNS = (
-    "prompt_id",
-    "critique",
-    "edit_instruction",
-    "generator_model",
-    "editor_model",
-    "critic_model",
-    "label_source",
-    "source_row",
-)
-"""Optional columns that say how a record came to be; they are kept, and nothing is trained on them."""
-
 _UPRIGHT = 1
 _SIDEWAYS_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _DEEP_MODES = ("I", "F")  # and I;16…: Pillow saturates these at 255 instead of scaling them
@@ -69,7 +57,7 @@ class PreferencePair:
     seed: int | None = None
     """Seed that the images were sampled with."""
     details: Mapping[str, str | int | float] = field(default_factory=dict, hash=False)
-    """Further provenance, named as in `DETAIL_COLUMNS`."""
+    """Further provenance, named as in `rpo.data.details.DETAIL_COLUMNS`."""
     name: str = field(default="", compare=False)
     """What a person calls the record ("metadata.jsonl:17"); every error about it begins so."""
     _facts: dict[Side, ImageFacts] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -239,6 +227,19 @@ def encode_png(pixels: np.ndarray) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format="PNG")
     return stream.getvalue()
+
+
+def upright_rgb(data: bytes, image_name: str) -> Image.Image:
+    """The upright RGB pixels of an encoded image.
+
+    Args:
+        data: The encoded image.
+        image_name: What the error calls it.
+
+    Raises:
+        ValueError: The image is corrupt.
+    """
+    return _guarded(_upright_rgb, data, image_name)
 
 
 def _read(source: ImageSource) -> bytes:

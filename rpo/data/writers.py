@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from rpo.data.details import DETAIL_COLUMNS
 from rpo.data.jsonl import append_line, mend_last_line, name_full_disk, read_lines
-from rpo.data.preference import DETAIL_COLUMNS, SIDES, PreferencePair, Side
+from rpo.data.preference import SIDES, PreferencePair, Side
 
 if TYPE_CHECKING:
     import pyarrow as pa

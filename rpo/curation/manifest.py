@@ -1,0 +1,116 @@
+"""What made the records of each stage, so that a folder never mixes what was made in two ways.
+
+`manifest.json` has, for each stage, the plain values that decide its results (model, revision, sha256 of the prompt
+template, decoding …) and one sha256 of them all. A stage that has no records yet takes the values of the run; any other
+refuses values that are not its own.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import final
+
+from rpo.curation.share import exclusive
+
+Identity = Mapping[str, str]
+
+_LAYOUT = 1  # of the folder; written down, so that another layout is refused and not misread
+
+
+def identity_hash(identity: Identity) -> str:
+    """One sha256 of everything that an identity says."""
+    return hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, str]]:
+    """The identity of each stage that a run has begun; empty if there is no run.
+
+    Args:
+        folder: Of the run.
+
+    Raises:
+        ValueError: The file is damaged, or of another version of this package.
+    """
+    path = folder / "manifest.json"
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        layout, stages = found["layout"], {name: dict(one["identity"]) for name, one in found["stages"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}); expected the manifest of a run; restore it, or use "
+            "another folder"
+        ) from error
+    if layout != _LAYOUT:
+        raise ValueError(f"{path} has layout {layout}; expected {_LAYOUT}; use the version of rpo that wrote it")
+    return stages
+
+
+@final
+class Manifest:
+    """The manifest of a folder that this process works on."""
+
+    def __init__(self, folder: Path) -> None:
+        """Name the folder; nothing is read yet.
+
+        Args:
+            folder: Of the run; it exists.
+        """
+        self._folder = folder
+
+    def claim(self, identities: Mapping[str, Identity], has_records: Mapping[str, bool]) -> None:
+        """Write down what makes each stage, or compare it with what made it before.
+
+        Args:
+            identities: Of the stages that this run does, in their order.
+            has_records: Whether each stage of the folder has records.
+
+        Raises:
+            ValueError: A stage with records was made otherwise, or its records were deleted and those of a later stage
+                were not.
+        """
+        with exclusive(self._folder / "locks" / "manifest.lock"):
+            known = read_manifest(self._folder)
+            for stage, identity in identities.items():
+                if has_records[stage] and stage in known:
+                    self._require_same(stage, known[stage], identity)
+                elif stage in known and known[stage] != dict(identity):
+                    self._require_none_after(stage, has_records)
+                known[stage] = dict(identity)
+            self._write(known)
+
+    def _require_same(self, stage: str, old: Identity, new: Identity) -> None:
+        changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+        if not changed:
+            return
+        values = "; ".join(f"{key} was {_shown(old, key)} and is {_shown(new, key)}" for key in changed)
+        raise ValueError(
+            f"{self._folder}: the records of stage '{stage}' were made otherwise: {values} (sha256 of all settings of "
+            f"the stage: {identity_hash(old)} and {identity_hash(new)}); expected one way for all records of a run; "
+            f"repeat the old setting, use another output folder, or delete the folder '{stage}' and those of the "
+            "stages after it to do them again"
+        )
+
+    def _require_none_after(self, stage: str, has_records: Mapping[str, bool]) -> None:
+        stages = list(has_records)
+        for later in stages[stages.index(stage) + 1 :]:
+            if has_records[later]:
+                raise ValueError(
+                    f"{self._folder}: stage '{stage}' is to be done anew with other settings, but '{later}' still has "
+                    f"records that came of the old ones; expected none; delete the folder '{later}', too"
+                )
+
+    def _write(self, stages: Mapping[str, Identity]) -> None:
+        rows = {name: {"identity": dict(one), "sha256": identity_hash(one)} for name, one in stages.items()}
+        partial = self._folder / ".manifest.json.partial"
+        partial.write_text(
+            json.dumps({"layout": _LAYOUT, "stages": rows}, indent=2, ensure_ascii=False) + "\n", "utf-8"
+        )
+        os.replace(partial, self._folder / "manifest.json")
+
+
+def _shown(identity: Identity, key: str) -> str:
+    return repr(identity[key]) if key in identity else "not set"

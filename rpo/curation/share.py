@@ -1,0 +1,141 @@
+"""Which records this process does, and the locks that keep two processes from doing the same.
+
+Process i of n does the records whose group, read as a number, leaves the remainder i when divided by n; so processes
+need not talk to each other, and may be on several machines with one file system. A process holds its part alone, and
+while it runs no other split of the same folder may run: 1 of 2 and 1 of 3 have records in common.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, final
+
+
+@dataclass(frozen=True)
+class Share:
+    """Part `index` of `count`.
+
+    Example:
+        >>> Share(1, 4).owns("0000000000000005")
+        True
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse a part that there is not."""
+        if not 0 <= self.index < self.count:
+            raise ValueError(
+                f"part {self.index} of {self.count}; expected 0 to {max(self.count - 1, 0)} of at least 1; with 4 "
+                "processes the parts are 0/4, 1/4, 2/4 and 3/4"
+            )
+
+    def owns(self, group: str) -> bool:
+        """Whether the records of a group are this share's.
+
+        Args:
+            group: A hexadecimal id.
+        """
+        return int(group, 16) % self.count == self.index
+
+
+def share_of(part: str, environment: Mapping[str, str]) -> Share:
+    """The share that a configuration asks for, or else the one that torchrun or accelerate gave this process.
+
+    Args:
+        part: "0/4" for the first of four; empty to look into the environment.
+        environment: Of the process: RANK and WORLD_SIZE.
+
+    Raises:
+        ValueError: It is of another form, or there is no such part.
+    """
+    if not part:
+        return Share(int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1")))
+    found = re.fullmatch(r"(\d+)/(\d+)", part)
+    if not found:
+        raise ValueError(f"part is {part!r}; expected INDEX/COUNT; write part=0/4 for the first of four")
+    return Share(int(found[1]), int(found[2]))
+
+
+@final
+class ShareLock:
+    """Holds a share of a folder until it is closed; the system lets go of it when the process dies."""
+
+    def __init__(self, folder: Path, share: Share) -> None:
+        """Take the share.
+
+        Args:
+            folder: Where the lock files are; created.
+            share: Which part.
+
+        Raises:
+            ValueError: Another process has this part, or works on the folder in another number of parts.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self._held: list[IO[bytes]] = []
+        try:
+            with exclusive(folder / "gate.lock"):
+                self._hold_split(folder, share)
+            own = _locked(folder / f"part-{share.index}.lock", is_exclusive=True)
+            if own is None:
+                raise ValueError(
+                    f"another process works on part {share.index} of {folder.parent}; expected one process to a part; "
+                    "wait until it has ended, or give each process a part of its own: part=0/2 and part=1/2"
+                )
+            self._held.append(own)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the share."""
+        for file in self._held:
+            file.close()
+        self._held.clear()
+
+    def _hold_split(self, folder: Path, share: Share) -> None:
+        """Hold the split together with the other processes of it, if no other split is held."""
+        own_split = folder / f"split-{share.count}.lock"
+        for other in sorted(set(folder.glob("split-*.lock")) - {own_split}):
+            free = _locked(other, is_exclusive=True)
+            if free is None:
+                count = other.stem.removeprefix("split-")
+                raise ValueError(
+                    f"processes that share {folder.parent} in {count} parts are at work, and part {share.index} of "
+                    f"{share.count} has records in common with theirs; expected one number of parts at a time; wait "
+                    "until they have ended"
+                )
+            free.close()
+        split = _locked(own_split, is_exclusive=False)
+        assert split is not None, "only under the gate is a split ever locked exclusively"
+        self._held.append(split)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Wait for a lock file and hold it.
+
+    Args:
+        path: The file; its folder exists.
+    """
+    import fcntl  # not at the top: there is none on Windows, where the rest of the package works
+
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _locked(path: Path, *, is_exclusive: bool) -> IO[bytes] | None:
+    """The open file with the lock on it, or None if another process has it."""
+    import fcntl
+
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, (fcntl.LOCK_EX if is_exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
