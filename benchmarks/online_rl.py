@@ -7,29 +7,27 @@
 
 Every run starts from the embedded checkpoint, sees the same prompts and is told the graded verdict of the verifier. One
 evaluation is one latent through the denoiser, forward or backward; rollouts, training, the watched KL and the value's
-own rollouts all count. Every method is trained three times per seed, with a quarter, half and all of the budget, since
-its learning rate falls to the end; each result is judged on held-out prompts by the usual sampler (20 DDIM steps,
-guidance 3). Each seed is a process on one core that continues where it was killed: start the command again.
-Everything lies in one folder; `results.json` has every number of the tables.
+own rollouts all count. Every run is judged after a quarter, half and all of the budget, on held-out prompts by 20 DDIM
+steps: without guidance, as it was trained, and with guidance 3, which suits the base model. Each seed is a process on
+one core that continues where it was killed: start the command again. Everything lies in one folder; `results.json` has
+every number of the tables.
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from online_rl_report import GUIDANCE, STOPS, report, write
 from torch import nn
 
-from rpo.charts import Chart, Mark, Series, draw_figure
 from rpo.config import load_config
 from rpo.diffusion.transition import Ddim
 from rpo.models.solvers import BlackBoxSolver
@@ -49,8 +47,6 @@ from rpo.training.log import read_metrics
 CONFIGS = Path(__file__).parent.parent / "configs"
 TRAIN_PROMPTS = 512
 """An equal share of each kind of prompt."""
-STOPS = (0.25, 0.5, 1.0)
-"""Shares of the budget at which a run is judged."""
 STEP_COUNTS = (5, 10, 20, 40)
 TRAINED_STEPS = 10
 
@@ -64,25 +60,15 @@ class Method:
     overrides: tuple[str, ...] = ()
 
 
-ON_PATHS = (
-    "estimator=likelihood",
-    "advantage=gae",
-    "consistency=0",
-    "rollout.solver=ddim",
-    "rollout.eta=1",
-    "rollout.spacing=uniform",
-    "learning.train_steps=null",
-    "learning.window=[0,0.8]",
-    "learning.keep_graph=true",
-)
-"""Score as action with a value network, which learns on the paths of the rollouts."""
+WITH_VALUE = ("advantage=return_minus_value", "value.reward_until=1")
+"""V of every noised moment as the baseline, in place of what the other images of the prompt earned."""
 
 METHODS = {
     "score_as_action": Method("score as action", "score_as_action"),
     "grpo": Method("GRPO", "grpo"),
     "ddpo": Method("DDPO", "grpo", ("baseline=prompt_history",)),
     **{
-        f"design_{design}": Method(f"value design {design}", "score_as_action", (*ON_PATHS, f"value.design={design}"))
+        f"design_{design}": Method(f"value design {design}", "score_as_action", (*WITH_VALUE, f"value.design={design}"))
         for design in ("cos_sin", "cos", "linear", "none")
     },
 }
@@ -106,7 +92,7 @@ class Evaluations:
 
 
 def train(method: Method, seed: int, budget: int, images: int, folder: Path) -> None:
-    """One run for every stop, each judged at its end; continues where an earlier call ended."""
+    """One run, judged at every stop; continues where an earlier call ended."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     prompts = [prompt.text for prompt in sample_prompts("train", TRAIN_PROMPTS, seed=0)]
     cost = _cost_of_update(method, seed, prompts)
@@ -115,12 +101,12 @@ def train(method: Method, seed: int, budget: int, images: int, folder: Path) -> 
         if judged.is_file():
             continue
         updates = max(1, round((stop * budget - cost["start"]) / cost["update"]))
-        place = folder / f"run-{stop:g}"
+        place = folder / "run"
         config = _config(method, seed, place, [f"loop.updates={updates}", "loop.checkpoint_every=50"])
         trainer = _trainer(StableDiffusion.load("shapes"), prompts, config)
         print(trainer.plan(), flush=True)
         trainer.train(resume=place.exists())
-        trainer.save()
+        trainer.save(folder / f"lora-{stop:g}")
         entries = read_metrics(trainer.folder)
         recent = entries[-max(1, len(entries) // 10) :]
         facts = {
@@ -134,7 +120,7 @@ def train(method: Method, seed: int, budget: int, images: int, folder: Path) -> 
             ],
             **accuracies(trainer.run.model, images),
         }
-        _write(judged, facts)
+        write(judged, facts)
 
 
 def _cost_of_update(method: Method, seed: int, prompts: list[str]) -> dict[str, int]:
@@ -153,9 +139,13 @@ def _cost_of_update(method: Method, seed: int, prompts: list[str]) -> dict[str, 
 
 
 def accuracies(model: StableDiffusion, images: int) -> dict[str, float]:
-    """Verified accuracy on held-out prompts, in percent."""
-    found = evaluate(model, held_out_prompts(images, seed=0), Sampling(seed=0))
-    return {domain: 100 * float(found.holds[found.where(domain)].mean()) for domain in dict.fromkeys(found.domains)}
+    """Verified accuracy on held-out prompts without and with guidance, in percent."""
+    prompts, found = held_out_prompts(images, seed=0), {}
+    for ending, guidance_scale in GUIDANCE.items():
+        judged = evaluate(model, prompts, Sampling(seed=0, guidance_scale=guidance_scale))
+        for domain in dict.fromkeys(judged.domains):
+            found[f"{domain}{ending}"] = 100 * float(judged.holds[judged.where(domain)].mean())
+    return found
 
 
 def accuracy_by_steps(model: StableDiffusion, images: int) -> dict[str, float]:
@@ -166,88 +156,20 @@ def accuracy_by_steps(model: StableDiffusion, images: int) -> dict[str, float]:
 
 
 def _accuracy(model: StableDiffusion, prompts: list[Prompt], num_steps: int, *, is_multistep: bool) -> float:
+    """Without guidance, as the model was trained."""
     texts = [prompt.text for prompt in prompts]
     kernel = BlackBoxSolver(model, num_steps) if is_multistep else Ddim(0.0)
     grid = kernel.grid if isinstance(kernel, BlackBoxSolver) else model.grid(num_steps)
     generators = [image_generator(0, index, 0) for index in range(len(texts))]
-    guidance_scale = Sampling(seed=0).guidance_scale
-    drawn = sample(
-        model, model.encode_prompts(texts), grid, kernel, guidance_scale=guidance_scale, generators=generators
-    )
+    drawn = sample(model, model.encode_prompts(texts), grid, kernel, guidance_scale=1.0, generators=generators)
     return 100 * float(load_reward("shapes-strict")(model.decode(drawn.x_0), texts).mean())
 
 
 def steps(folder: Path, images: int) -> None:
     """The step-count table of one finished run."""
     model = StableDiffusion.load("shapes")
-    model.pipe.load_lora_weights(str(folder / f"run-{STOPS[-1]:g}" / "lora"))
-    _write(folder / "steps.json", accuracy_by_steps(model, images))
-
-
-def report(folder: Path) -> dict[str, Any]:
-    """All results that are there, as one JSON file, tables and a figure."""
-    found: dict[str, Any] = {"base": _read(folder / "base.json"), "runs": {}}
-    for name in METHODS:
-        for place in sorted(folder.glob(f"{name}-[0-9]*")):
-            stops = {f"{stop:g}": _read(place / f"judged-{stop:g}.json") for stop in STOPS}
-            found["runs"][place.name] = {"stops": stops, "steps": _read(place / "steps.json")}
-    _write(folder / "results.json", found)
-    print("\n".join(_tables(found)))
-    charts = _charts(found)
-    if charts:
-        (folder / "online_rl.svg").write_text(draw_figure(charts))
-    return found
-
-
-def _tables(found: dict[str, Any]) -> Iterator[str]:
-    base = found["base"] or {}
-    yield "| method | seeds | evaluations | in-domain % | out-of-domain % | KL | minutes |"
-    yield "|---|---|---|---|---|---|---|"
-    if base:
-        yield f"| base | | 0 | {base['in_domain']:.1f} | {base['out_of_domain']:.1f} | 0 | |"
-    for name, method in METHODS.items():
-        for stop in STOPS:
-            done = [run for run in _stops(found, name, stop) if run]
-            if done:
-                numbers = [_spread([run[key] for run in done]) for key in ("in_domain", "out_of_domain", "kl")]
-                cost, minutes = (statistics.mean(run[key] for run in done) for key in ("evaluations", "seconds"))
-                yield (f"| {method.title} | {len(done)} | {cost:,.0f} | {' | '.join(numbers)} | {minutes / 60:.0f} |")
-    yield ""
-    for name, run in found["runs"].items():
-        if run["steps"]:
-            yield f"| {name} | " + " | ".join(f"{key}: {value:.1f}" for key, value in run["steps"].items()) + " |"
-    for name in PARTS["designs"]:
-        for run in _stops(found, name, STOPS[-1]):
-            if run:
-                shares = ", ".join("-" if part is None else f"{part:.2f}" for part in run["explained_variance"])
-                yield f"| {METHODS[name].title} | {run['in_domain']:.1f} | explained variance {shares} |"
-
-
-def _charts(found: dict[str, Any]) -> list[Chart]:
-    charts = []
-    base = found["base"]
-    for key, title in (("in_domain", "Verified accuracy, in-domain (%)"), ("kl", "KL from the base (nats)")):
-        series = []
-        for name in PARTS["compare"]:
-            points = [[run for run in _stops(found, name, stop) if run] for stop in STOPS]
-            points = [runs for runs in points if runs]
-            if points:
-                x = [statistics.mean(run["evaluations"] for run in runs) / 1e3 for runs in points]
-                y = [statistics.mean(run[key] for run in runs) for runs in points]
-                start = base[key] if base and key in base else 0.0
-                series.append(Series(METHODS[name].title, (0.0, *x), (start, *y), is_noisy=False))
-        if series:
-            marks = (Mark("base", base[key]),) if base and key in base else ()
-            charts.append(Chart(title, tuple(series), marks, x_label="thousand denoiser evaluations"))
-    return charts
-
-
-def _stops(found: dict[str, Any], name: str, stop: float) -> list[dict[str, Any] | None]:
-    return [run["stops"][f"{stop:g}"] for key, run in found["runs"].items() if key.rsplit("-", 1)[0] == name]
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+    model.pipe.load_lora_weights(str(folder / f"lora-{STOPS[-1]:g}"))
+    write(folder / "steps.json", accuracy_by_steps(model, images))
 
 
 def _config(method: Method, seed: int, folder: Path, more: list[str]) -> Any:
@@ -270,17 +192,6 @@ def _mean(entries: list[dict[str, Any]], metric: str) -> float | None:
     return statistics.mean(values) if values else None
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    return json.loads(file.read_text()) if file.is_file() else None
-
-
-def _write(file: Path, content: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, file)
-
-
 def _in_process(words: list[str], folder: Path, name: str) -> None:
     """Run one part of this script in a process on one core, with a log of its own."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -297,7 +208,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("part", choices=[*PARTS, "report", "one-train", "one-steps", "base"])
     parser.add_argument("--folder", type=Path, default=Path("runs/online_rl"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--budget", type=int, default=1_000_000, help="denoiser evaluations per run")
+    parser.add_argument("--budget", type=int, default=300_000, help="denoiser evaluations per run")
     parser.add_argument("--images", type=int, default=200, help="held-out prompts of each domain")
     parser.add_argument("--workers", type=int, default=2, help="runs at the same time, one core each")
     parser.add_argument("--method", choices=list(METHODS), help=argparse.SUPPRESS)
@@ -305,15 +216,15 @@ def main(argv: list[str] | None = None) -> None:
     common = [f"--folder={args.folder}", f"--budget={args.budget}", f"--images={args.images}"]
     if args.part == "base":
         model = StableDiffusion.load("shapes")
-        _write(args.folder / "base.json", accuracies(model, args.images))
-        _write(args.folder / "base" / "steps.json", accuracy_by_steps(model, args.images))
+        write(args.folder / "base.json", accuracies(model, args.images))
+        write(args.folder / "base" / "steps.json", accuracy_by_steps(model, args.images))
     elif args.part == "one-train":
         place = args.folder / f"{args.method}-{args.seeds[0]}"
         train(METHODS[args.method], args.seeds[0], args.budget, args.images, place)
     elif args.part == "one-steps":
         steps(args.folder / f"{args.method}-{args.seeds[0]}", args.images)
     elif args.part == "report":
-        report(args.folder)
+        report(args.folder, {name: method.title for name, method in METHODS.items()}, PARTS["compare"])
     else:
         kind = "one-steps" if args.part == "steps" else "one-train"
         jobs = [(["base", *common], "base")] if not (args.folder / "base.json").is_file() else []
@@ -323,7 +234,7 @@ def main(argv: list[str] | None = None) -> None:
                 jobs.append(([kind, *common, f"--seeds={seed}", f"--method={name}"], f"{name}-{seed}"))
         with ThreadPoolExecutor(args.workers) as pool:
             list(pool.map(lambda job: _in_process(job[0], args.folder, job[1]), jobs))
-        report(args.folder)
+        report(args.folder, {name: method.title for name, method in METHODS.items()}, PARTS["compare"])
 
 
 if __name__ == "__main__":

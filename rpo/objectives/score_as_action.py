@@ -17,6 +17,8 @@ ends is not offered: for small steps these are the quadratic variation of M, whi
 the right one.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -52,7 +54,11 @@ def likelihood(log_prob: Float[Tensor, " points"], advantage: Float[Tensor, " po
 
 
 def endpoint(
-    kl_of_posterior: Float[Tensor, " points"], advantage: Float[Tensor, " points"]
+    kl_of_posterior: Float[Tensor, " points"],
+    advantage: Float[Tensor, " points"],
+    *,
+    reference_kl: Float[Tensor, " points"] | None = None,
+    clip: float = math.inf,
 ) -> Float[Tensor, " points"]:
     """The likelihood gradient of a step averaged over the paths that end in x_0, a plain advantage before it.
 
@@ -62,11 +68,21 @@ def endpoint(
     the path, which says nothing about x_0. Noising x_0 afresh then stands for the path, at whatever times. For such a
     policy a constant added to all advantages changes nothing on average, and holds it to being one.
 
+    An image can be pushed away without bound, and then the policy is the reversal of nothing. With `clip`, a point says
+    no more once its KL lies that share of the reference's beyond it, in the direction it asked for.
+
     Args:
         kl_of_posterior: KL(q(x_s | x_t, x_0) ‖ p(x_s | x_t)), with gradient.
-        advantage: Of the image.
+        advantage: Of the point.
+        reference_kl: The same KL under the reference; needed to clip.
+        clip: Share of `reference_kl`, > 0.
     """
-    return advantage.detach() * kl_of_posterior
+    advantage = advantage.detach()
+    if reference_kl is None:
+        return advantage * kl_of_posterior
+    nearest, farthest = (1 - clip) * reference_kl, (1 + clip) * reference_kl
+    wanted = torch.where(advantage > 0, kl_of_posterior.maximum(nearest), kl_of_posterior.minimum(farthest))
+    return advantage * wanted
 
 
 def log_ratio_cost(

@@ -26,6 +26,7 @@ from rpo.trainers.moments import (
     reference_prediction,
     required_others_mean,
     step_cost,
+    transition_of,
 )
 from rpo.trainers.online import OnlineRun
 from rpo.trainers.points import Points, noised_points, per_image
@@ -58,13 +59,16 @@ def judge_noised(
         critic: V, if it is the baseline.
         config: The settings.
     """
-    points = _noised(rollout, run, config.seed)
+    points = _noised(rollout, run, config)
     predictions = _current(points, run) if critic is not None or config.kl_weight > 0 else None
     rewards = rollout.rewards
-    if config.kl_weight > 0:
-        assert predictions is not None
+    if config.kl_weight > 0 or config.bound_clip is not None:
         reference = reference_prediction(run.policy, points, run.guidance_scale, batch_size=run.batch_size)
         points = replace(points, reference=reference)
+    if config.bound_clip is not None:
+        points = replace(points, reference_kl=_reference_kl(points, run, config))
+    if config.kl_weight > 0:
+        assert predictions is not None
         rewards = rewards - config.kl_weight * _path_cost(predictions, points, rollout.num_images, run, config)
     returns = rewards[points.image]
     nodes = None
@@ -79,9 +83,9 @@ def judge_noised(
     return NoisedJudgement(points, nodes, returns)
 
 
-def _noised(rollout: Rollout, run: OnlineRun, seed: int) -> Points:
+def _noised(rollout: Rollout, run: OnlineRun, config: ScoreAsActionConfig) -> Points:
     model = run.model
-    generator = keyed_generator("noise", seed, rollout.index, run.processes.index)
+    generator = keyed_generator("noise", config.seed, rollout.index, run.processes.index)
     times = jittered_times(model.process, run.settings.rollout.num_steps, generator, jitter=JITTER)
     grid = grid_at(model.process, times, device=model.device)
     return noised_points(
@@ -93,6 +97,14 @@ def _noised(rollout: Rollout, run: OnlineRun, seed: int) -> Points:
 def _current(points: Points, run: OnlineRun) -> Latents:
     parts = [current_prediction(run.model, part, run.guidance_scale) for part in batches(points, run.batch_size)]
     return torch.cat(parts)
+
+
+def _reference_kl(points: Points, run: OnlineRun, config: ScoreAsActionConfig) -> PerSample:
+    """KL of what x_0 says of the step from what the reference says."""
+    assert points.reference is not None
+    kernel = config.rollout_kernel
+    posterior = transition_of(run.model, points.prediction, points, kernel)
+    return posterior.kl(transition_of(run.model, points.reference, points, kernel))
 
 
 def _path_cost(

@@ -51,6 +51,8 @@ class Points:
     """The output under the negative conditioning in the rollout, where it is not to be differentiated."""
     reference: Float[Tensor, "points c h w"] | None = None
     """The guided output of the reference."""
+    reference_kl: Float[Tensor, " points"] | None = None
+    """KL of `prediction`'s transition from the reference's, where the policy's own is bounded by it."""
     advantage: Float[Tensor, " points"] | None = None
     cost_weight: Float[Tensor, " points"] | None = None
     """Weight of the point's KL from the reference, in the unit of its advantage."""
@@ -86,7 +88,7 @@ class Points:
 
 _ROWS = (
     *("x_t", "x_s", "prediction", "log_prob", "weight", "image", "step"),
-    *("negative", "reference", "advantage", "cost_weight", "value_gradient"),
+    *("negative", "reference", "reference_kl", "advantage", "cost_weight", "value_gradient"),
 )
 """The fields of `Points` that are one tensor with a row per point, or nothing."""
 

@@ -20,6 +20,7 @@ for its own sampler, and x_0 keeps a memory of the initial noise (a factor α_T^
 SD 1.5), by which the result falls short of r/kl_weight's tilt of the reference.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -37,11 +38,7 @@ from rpo.objectives.score_as_action import endpoint, pathwise
 from rpo.publish import PublishPlan
 from rpo.rewards import RewardLike
 from rpo.trainers.judging import Judged, judge, make_critic, trained_points
-from rpo.trainers.moments import (
-    current_prediction,
-    step_cost,
-    transition_of,
-)
+from rpo.trainers.moments import current_prediction, step_cost, transition_of
 from rpo.trainers.noised import NoisedJudgement, judge_noised
 from rpo.trainers.online import OnlineRun
 from rpo.trainers.points import Points
@@ -84,7 +81,12 @@ def loss(
     elif config.estimator == "endpoint":
         assert points.advantage is not None
         kl_of_posterior = old.kl(transition)
-        per_point = endpoint(kl_of_posterior, points.advantage + config.consistency)
+        per_point = endpoint(
+            kl_of_posterior,
+            points.advantage + config.consistency,
+            reference_kl=points.reference_kl,
+            clip=config.bound_clip or math.inf,
+        )
         facts["policy/bound"] = (points.weight * kl_of_posterior.detach()).mean()
     else:
         surrogate = _surrogate(transition.log_prob(points.x_s), points, config)

@@ -103,11 +103,15 @@ class ScoreAsActionConfig:
     max_advantage: float | None = 5.0
     """Where a normalised advantage is cut; 3 to 10, nothing for no cut."""
 
-    consistency: float = 0.2
+    consistency: float = 0.0
     """Only for `endpoint`: weight of fitting every image as it came out, whatever its reward. For a policy that
-    reverses the noising process this has no gradient on average; it holds the policy to being one, away from which low
-    rewards push without bound until the images break (watch `policy/kl` and `loop/grad_norm` rise together). 0.1 to
-    0.5, with a `kl_weight` and a falling learning rate; more is noisier and trains the policy on its own images."""
+    reverses the noising process this has no gradient on average; it holds the policy to being one. 0.1 to 0.5 where
+    `bound_clip` is not to be used; more is noisier and trains the policy on its own images."""
+
+    bound_clip: float | None = 0.3
+    """Only for `endpoint`: how far an image may be pushed or pulled, as a share of what the reference has: where the
+    bound of its likelihood has moved that far, a point says no more. 0.1 to 0.5; nothing for no limit, and then low
+    rewards push without bound until the images break (watch `policy/kl` and `loop/grad_norm` rise together)."""
 
     kl_weight: float = 0.0
     """Weight of the running cost ∫½|u|², the KL from the reference along the path, against the reward. 0 leaves the
@@ -206,6 +210,8 @@ class ScoreAsActionConfig:
     def _check_endpoint(self) -> None:
         if not self.consistency >= 0:
             raise ValueError(f"consistency is {self.consistency}, but it must be >= 0; 0.2 is usual")
+        if self.bound_clip is not None and not self.bound_clip > 0:
+            raise ValueError(f"bound_clip is {self.bound_clip}, but it must be > 0, or nothing; 0.3 is usual")
         if self.update != "plain" or self.learning.keep_graph or self.learning.updates_per_rollout > 1:
             raise ValueError(
                 "estimator is endpoint, which learns at moments that no rollout passed through: it has no ratio and "

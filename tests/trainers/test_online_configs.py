@@ -27,6 +27,7 @@ REFUSED = [
     (ScoreAsActionConfig, ["estimator=endpoint"], "nothing is known of the next moment"),
     (ScoreAsActionConfig, ["estimator=endpoint", "advantage=group", "learning.passes=2"], "no graph of a rollout"),
     (ScoreAsActionConfig, ["estimator=endpoint", "advantage=group", "consistency=-1"], "consistency is -1.0"),
+    (ScoreAsActionConfig, ["estimator=endpoint", "advantage=group", "bound_clip=0"], "bound_clip is 0.0"),
     (GRPOConfig, ["rollout.eta=0"], "GRPO needs likelihoods"),
     (GRPOConfig, ["learning.guidance_scale=1"], "leave it out"),
     (GRPOConfig, ["rollout.images_per_prompt=1"], "a group is the images of one prompt"),

@@ -1,0 +1,92 @@
+"""Moments noised afresh: what each is worth against the group and against a value, and where a bound is clipped."""
+
+import pytest
+import torch
+
+from rpo.diffusion.prediction import to_x0_eps
+from rpo.diffusion.transition import Ddim
+from rpo.trainers.moments import others_mean, transition_of
+from rpo.trainers.noised import judge_noised
+from rpo.trainers.online_config import LearningConfig, RolloutConfig
+from rpo.trainers.score_as_action_config import ValueConfig
+from tests.trainers.online_runs import lightness, score_as_action
+from tests.trainers.test_moments import moved
+
+ROLLOUT = RolloutConfig(prompts=2, images_per_prompt=2, num_steps=5, solver="dpm_solver", eta=0.0, guidance_scale=1.0)
+LEARNING = LearningConfig(micro_batch=4, train_steps=2, window=(0.0, 0.8))
+VALUE = ValueConfig(channels=8, updates=30, batch_size=8, pretrain_rollouts=0, reward_until=1.0)
+
+
+def made(folder, **changes):
+    defaults = {
+        "estimator": "endpoint",
+        "advantage": "group",
+        "normalize": "none",
+        "rollout": ROLLOUT,
+        "learning": LEARNING,
+        "value": VALUE,
+        "reward": lightness,
+    }
+    return moved(score_as_action(folder, **defaults | changes))
+
+
+def judged_by(trainer):
+    rollout = trainer.run.draw(0)
+    return rollout, judge_noised(rollout, trainer.run, trainer.critic, trainer.config)
+
+
+def test_without_a_value_an_image_is_worth_more_than_the_others_of_its_prompt(tmp_path):
+    rollout, judged = judged_by(made(tmp_path))
+    points = judged.points
+    assert len(points) == 2 * 4
+    expected = rollout.rewards - others_mean(rollout.rewards, rollout.group)
+    assert torch.allclose(points.advantage, expected[points.image])
+    assert judged.nodes is None
+
+
+def test_with_a_value_each_moment_is_worth_what_the_value_did_not_expect(tmp_path):
+    trainer = made(tmp_path, advantage="return_minus_value")
+    rollout, judged = judged_by(trainer)
+    points, nodes = judged.points, judged.nodes
+    assert torch.equal(judged.returns, rollout.rewards[points.image])
+    assert torch.allclose(points.advantage, judged.returns - trainer.critic.evaluate(nodes, batch_size=8))
+    prediction = trainer.run.model.predict(points.x_t, points.t.timestep.flatten(), points.conditioning)
+    x0_hat, _ = to_x0_eps(prediction, points.x_t, points.t, trainer.run.model.prediction_type)
+    assert torch.allclose(nodes.x0_hat, x0_hat, atol=1e-5)
+    said = lightness(trainer.run.model.decode(x0_hat), points.prompts)
+    assert torch.allclose(nodes.x0_reward, said, atol=1e-5)
+
+
+def test_the_value_is_learnt_from_the_moments_after_they_were_judged(tmp_path):
+    trainer = made(tmp_path, advantage="return_minus_value")
+    points = trainer.prepare(0)
+    assert torch.isfinite(points.facts["value/explained_variance"])
+    before = trainer.critic.evaluate(judged_by(trainer)[1].nodes, batch_size=8)
+    trainer.prepare(0)
+    assert not torch.equal(before, trainer.critic.evaluate(judged_by(trainer)[1].nodes, batch_size=8))
+
+
+def test_the_cost_of_a_path_is_taken_off_the_reward(tmp_path):
+    free, charged = (judged_by(made(tmp_path, kl_weight=weight))[1] for weight in (0.0, 0.5))
+    assert (charged.returns < free.returns).all()
+    assert torch.equal(charged.points.cost_weight, torch.full((8,), 0.5))
+
+
+def test_the_bound_is_clipped_by_what_the_reference_has(tmp_path):
+    trainer = made(tmp_path, bound_clip=0.2)
+    points = judged_by(trainer)[1].points
+    model = trainer.run.model
+    posterior = transition_of(model, points.prediction, points, Ddim(1.0))
+    with trainer.run.policy.reference():
+        prediction = model.predict(points.x_t, points.t.timestep.flatten(), points.conditioning)
+    expected = posterior.kl(transition_of(model, prediction, points, Ddim(1.0)))
+    assert torch.allclose(points.reference_kl, expected, rtol=1e-3)
+    assert judged_by(made(tmp_path, bound_clip=None))[1].points.reference_kl is None
+
+
+def test_an_image_alone_has_nothing_to_be_compared_with(tmp_path):
+    alone = RolloutConfig(prompts=4, images_per_prompt=1, num_steps=5, solver="dpm_solver", eta=0.0, guidance_scale=1.0)
+    with pytest.raises(ValueError, match="one image per prompt"):
+        judged_by(made(tmp_path, rollout=alone))
+    judged = judged_by(made(tmp_path, rollout=alone, advantage="return_minus_value"))[1]
+    assert torch.isfinite(judged.points.advantage).all()
