@@ -56,7 +56,7 @@ ONLY_HERE = {
     "accelerate": {"training"},
     "peft": {"lora"},
     "diffusers": {"models", "lora", "shapes.*", "trainers"},
-    "transformers": {"models", "lora", "rewards", "shapes.*"},
+    "transformers": {"models", "lora", "rewards", "curation", "shapes.*"},
     "datasets": {"data"},
     "matplotlib": {"charts"},
 }

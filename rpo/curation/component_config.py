@@ -1,9 +1,10 @@
-"""How a configuration asks for a critic, an instructor or an editor: a kind and what that kind needs.
+"""How a configuration asks for a critic, an instructor, a judge or an editor: a kind and what that kind needs.
 
 A kind is a name of the package's own ("shapes", "server", "local" …) or "package.module:attribute" of one's own.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class CriticConfig:
 
     dtype: str = "auto"
     """Of a local model; "auto" is what its checkpoint says."""
+
+    answer_format: Literal["json_schema", "prompt"] = "json_schema"
+    """How a server is held to the form of the answer: "json_schema" lets it enforce the schema; "prompt" only asks for
+    it, for a server that cannot. The answer is checked in both cases."""
 
     cache: bool = True
     """Whether answers are kept in the run's folder, so that a question is asked once."""
@@ -97,6 +102,63 @@ class InstructorConfig:
 
     dtype: str = "auto"
     """Of a local model; "auto" is what its checkpoint says."""
+
+    answer_format: Literal["json_schema", "prompt"] = "json_schema"
+    """How a server is held to the form of the answer: "json_schema" lets it enforce the schema; "prompt" only asks for
+    it, for a server that cannot. The answer is checked in both cases."""
+
+    cache: bool = True
+    """Whether answers are kept in the run's folder, so that a question is asked once."""
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """Which pairwise judge, and how it is asked."""
+
+    kind: str = "shapes"
+    """"shapes" is the verifier of the embedded world, "server" an OpenAI-compatible server, "local" a model on this
+    machine; "reward" compares the scores of the reward that `model` names; "package.module:attribute" is one of your
+    own."""
+
+    model: str = ""
+    """Name of the model, as the server or the Hub calls it; for kind "reward", that of the reward."""
+
+    base_url: str = ""
+    """Address of the server, as in http://localhost:8000/v1."""
+
+    prompt: str = ""
+    """Path of a prompt template of your own; nothing is the package's."""
+
+    concurrency: int = 8
+    """Requests under way at the same time, for a server; 4 to 64."""
+
+    batch_size: int = 1
+    """Images of one request or one forward; more than 1 helps a local model only."""
+
+    timeout_seconds: float = 120.0
+    """How long one request may take."""
+
+    max_retries: int = 5
+    """Further tries of a failed request, each after a longer pause."""
+
+    max_tokens: int = 256
+    """Longest answer; a verdict takes 20 to 60."""
+
+    temperature: float = 0.0
+    """0 is the likeliest answer; more varies it."""
+
+    seed: int = 0
+    """Of the sampling, where the temperature is not 0."""
+
+    device: str = "auto"
+    """Of a local model; "auto" takes the GPU when there is one."""
+
+    dtype: str = "auto"
+    """Of a local model; "auto" is what its checkpoint says."""
+
+    answer_format: Literal["json_schema", "prompt"] = "json_schema"
+    """How a server is held to the form of the answer: "json_schema" lets it enforce the schema; "prompt" only asks for
+    it, for a server that cannot. The answer is checked in both cases."""
 
     cache: bool = True
     """Whether answers are kept in the run's folder, so that a question is asked once."""

@@ -1,0 +1,162 @@
+"""Any `image-text-to-text` model of transformers on this machine: greedy by default, several questions in one forward.
+
+Prompts of a batch are padded on the left, so that every answer starts right after its own prompt. Sampled answers are
+drawn one by one from a generator of their own, made of the seed and the question, so that they do not depend on what
+else is in the batch.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rpo.curation.answer_cache import AnswerCache
+from rpo.curation.answers import Reply
+from rpo.curation.chat import ModelConfig, Question
+from rpo.curation.records import Fault
+from rpo.randomness import keyed_generator
+
+
+class LocalChat:
+    """A vision-language model in memory; one batch at a time."""
+
+    batch_size: int
+    concurrency: int = 1
+    identity: Mapping[str, str]
+    is_held_to_schema: bool = False
+
+    def __init__(self, config: ModelConfig, *, cache_folder: Path | None = None) -> None:
+        """Load a model and its processor.
+
+        Args:
+            config: Model (a folder or hub id), device, dtype and decoding.
+            cache_folder: Where answers are kept; None for nowhere.
+
+        Raises:
+            ValueError: There is no such model, or it is none that is asked about images in turns.
+        """
+        self._config = config
+        self._device = _device(config.device)
+        self._processor, self._model = _load(config, self._device)
+        self.batch_size = config.batch_size
+        self.identity = {
+            "kind": "local",
+            "model": config.model,
+            "revision": _revision(config.model, self._model.config),
+            "dtype": str(self._model.dtype),
+            "max_tokens": str(config.max_tokens),
+            "temperature": str(config.temperature),
+            "seed": str(config.seed),
+        }
+        self._cache = AnswerCache(cache_folder, self.identity) if cache_folder else None
+
+    def __call__(self, questions: Sequence[Question]) -> list[Reply | Fault]:
+        """Answer all questions in one batch, those apart that were answered before.
+
+        Args:
+            questions: As many as fit into memory.
+        """
+        known = [self._cache.load(question) if self._cache else None for question in questions]
+        new = [question for question, reply in zip(questions, known, strict=True) if reply is None]
+        answers = iter(self._answer(new) if new else ())
+        replies: list[Reply | Fault] = [reply or next(answers) for reply in known]
+        return replies
+
+    def _answer(self, questions: list[Question]) -> list[Reply]:
+        if self._config.temperature == 0:
+            replies = self._generate(questions)
+        else:
+            replies = [self._sample(question) for question in questions]
+        for question, reply in zip(questions, replies, strict=True):
+            if self._cache:
+                self._cache.save(question, reply)
+        return replies
+
+    def _sample(self, question: Question) -> Reply:
+        pixels = hashlib.sha256(b"".join(image.tobytes() for image in question.images)).hexdigest()
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(keyed_generator(self._config.seed, pixels, question.text).initial_seed())
+            return self._generate([question])[0]
+
+    @torch.inference_mode()
+    def _generate(self, questions: list[Question]) -> list[Reply]:
+        inputs = self._processor.apply_chat_template(
+            [_conversation(question) for question in questions],
+            tokenize=True,
+            add_generation_prompt=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        ).to(self._device, self._model.dtype)
+        temperature = self._config.temperature
+        sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+        tokens = self._model.generate(**inputs, max_new_tokens=self._config.max_tokens, **sampling)
+        written = tokens[:, inputs["input_ids"].shape[1] :]
+        texts = self._processor.batch_decode(written, skip_special_tokens=True)
+        return [Reply(text, is_cut=self._is_cut(row)) for text, row in zip(texts, written, strict=True)]
+
+    def _is_cut(self, written: torch.Tensor) -> bool:
+        ends = self._model.generation_config.eos_token_id
+        ends = [ends] if isinstance(ends, int) else list(ends or ())
+        return len(written) >= self._config.max_tokens and not torch.isin(written.cpu(), torch.tensor(ends)).any()
+
+
+def _load(config: ModelConfig, device: torch.device) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    if not config.model:
+        raise ValueError("a local model is to be asked, but model is empty; give its folder or hub id")
+    dtype = _dtype(config.dtype)
+    try:
+        processor = AutoProcessor.from_pretrained(config.model)
+        model = AutoModelForImageTextToText.from_pretrained(config.model, dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"'{config.model}' does not load as an image-text-to-text model of transformers: {error}"
+        ) from error
+    tokenizer = vars(processor).get("tokenizer")
+    if tokenizer is None or not processor.chat_template:
+        raise ValueError(
+            f"'{config.model}' has no chat template or tokenizer in its processor, so it cannot be asked in turns; "
+            "use an instruction-tuned checkpoint"
+        )
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return processor, model.to(device).eval()
+
+
+def _conversation(question: Question) -> list[dict[str, Any]]:
+    images = [{"type": "image", "image": image} for image in question.images]
+    return [{"role": "user", "content": [*images, {"type": "text", "text": question.text}]}]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _dtype(name: str) -> torch.dtype | str:
+    """The type that a configuration names; "auto" is that of the checkpoint."""
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
+    if name not in names:
+        raise ValueError(f"dtype is {name!r}; expected one of {', '.join(names)}")
+    return names[name]
+
+
+def _revision(source: str, config: Any) -> str:
+    """The commit of a model from the Hub, or the sha256 of all files of a folder."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return str(config._commit_hash)
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.iterdir() if path.is_file()):
+        with file.open("rb") as handle:
+            content = hashlib.file_digest(handle, "sha256").hexdigest()
+        digest.update(f"{file.name}\0{content}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,250 @@
+"""Any OpenAI-compatible server (vLLM, SGLang, Ollama, a hosted one), asked by the `openai` SDK.
+
+The SDK retries what may pass (no connection, timeout, 408, 409, 429, 5xx) with growing pauses. What is left is either
+the server's fault or that of one question, and only another question can tell: if the server answers a small one, the
+first becomes a `Fault` and the run goes on; if it does not, it is `Unavailable` and the run stops. The key is read from
+OPENAI_API_KEY and from nowhere else; a server of one's own usually needs none.
+"""
+
+import base64
+import io
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from pydantic import BaseModel
+
+from rpo.curation.answer_cache import AnswerCache
+from rpo.curation.answers import Reply, answer_schema
+from rpo.curation.chat import ModelConfig, Question
+from rpo.curation.records import Fault, Unavailable
+
+if TYPE_CHECKING:
+    import openai
+
+_REFUSES_EVERYBODY = (401, 403, 404, 429)  # no key, no right, no such model or address, too many requests
+_MAY_PASS = 500  # from here on, and for a timeout, a question is asked once more
+
+
+class _Sign(BaseModel):
+    """The answer to the small question that tells whether a server works."""
+
+    ok: bool
+
+
+_SMALL = Question('Answer with {"ok": true}.', (Image.new("RGB", (64, 64), (128, 128, 128)),), _Sign)
+
+
+class ServerChat:
+    """A model behind a server; safe to use from many threads."""
+
+    batch_size: int
+    concurrency: int
+    identity: Mapping[str, str]
+    is_held_to_schema: bool
+
+    def __init__(self, config: ModelConfig, *, cache_folder: Path | None = None) -> None:
+        """Prepare to ask; nothing is sent yet.
+
+        Args:
+            config: Model, address, limits and decoding.
+            cache_folder: Where answers are kept; None for nowhere.
+
+        Raises:
+            ValueError: The configuration names no model, or a hosted server is to be asked without a key.
+            ImportError: The `openai` library is not installed.
+        """
+        if not config.model:
+            raise ValueError("a server is to be asked, but model is empty; give the name that the server knows it by")
+        if config.concurrency < 1:
+            raise ValueError(f"concurrency is {config.concurrency}; expected at least 1; give 4 to 64")
+        self._config = config
+        self._client = _client(config)
+        self._slots = threading.BoundedSemaphore(config.concurrency)
+        self.batch_size, self.concurrency = config.batch_size, config.concurrency
+        self.is_held_to_schema = config.answer_format == "json_schema"
+        # Where a model runs does not decide what it says, and a restarted server may have another address.
+        self.identity = {
+            "kind": "server",
+            "model": config.model,
+            "answer_format": config.answer_format,
+            "max_tokens": str(config.max_tokens),
+            "temperature": str(config.temperature),
+            "seed": str(config.seed),
+        }
+        asked = {**self.identity, "base_url": str(self._client.base_url)}
+        self._cache = AnswerCache(cache_folder, asked) if cache_folder else None
+
+    def __call__(self, questions: Sequence[Question]) -> list[Reply | Fault]:
+        """Ask all questions, at most `concurrency` at the same time over all threads that use this object.
+
+        Args:
+            questions: Any number.
+
+        Returns:
+            One reply per question, or what went wrong with it.
+
+        Raises:
+            Unavailable: The server is down, refuses everybody, or refuses everything that it is asked.
+        """
+        if len(questions) == 1:
+            return [self._answer(questions[0])]
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            futures = [pool.submit(self._answer, question) for question in questions]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _answer(self, question: Question) -> Reply | Fault:
+        known = self._cache.load(question) if self._cache else None
+        if known:
+            return known
+        with self._slots:
+            reply = self._ask(question)
+        if self._cache and isinstance(reply, Reply):
+            self._cache.save(question, reply)
+        return reply
+
+    def _ask(self, question: Question) -> Reply | Fault:
+        import openai
+
+        try:
+            return self._send(self._client, question)
+        except openai.APITimeoutError as error:
+            return self._ask_again(question, error)
+        except openai.APIStatusError as error:
+            if error.status_code in _REFUSES_EVERYBODY:
+                raise self._unavailable(error) from error
+            if error.status_code >= _MAY_PASS:
+                return self._ask_again(question, error)
+            self._check_it_works(error)
+            return _fault(error)
+        except openai.APIConnectionError as error:
+            raise self._unavailable(error) from error
+        except (openai.OpenAIError, ValueError) as error:  # a body that is no answer of the API, or no JSON
+            return _fault(error)
+
+    def _ask_again(self, question: Question, first: "openai.APIError") -> Reply | Fault:
+        """Once more, after the server has shown that it works: it may have been restarting."""
+        import openai
+
+        self._check_it_works(first)
+        try:
+            return self._send(self._client.with_options(max_retries=0), question)
+        except (openai.APIStatusError, openai.APITimeoutError) as error:
+            return _fault(error)
+        except openai.APIConnectionError as error:
+            raise self._unavailable(error) from error
+        except (openai.OpenAIError, ValueError) as error:
+            return _fault(error)
+
+    def _check_it_works(self, first: "openai.APIError") -> None:
+        """Ask a small question of the same form.
+
+        Raises:
+            Unavailable: It is not answered either.
+        """
+        import openai
+
+        try:
+            self._send(self._client.with_options(max_retries=0), _SMALL)
+        except (openai.OpenAIError, ValueError) as error:
+            raise self._unavailable(first) from error
+
+    def _send(self, client: "openai.OpenAI", question: Question) -> Reply | Fault:
+        import openai
+
+        config = self._config
+        completion = client.chat.completions.create(
+            model=config.model,
+            messages=[{"role": "user", "content": _content(question)}],  # pyright: ignore[reportArgumentType]
+            response_format=_response_format(question) if self.is_held_to_schema else openai.omit,  # pyright: ignore[reportArgumentType]
+            max_tokens=config.max_tokens,
+            temperature=config.temperature,
+            seed=config.seed,
+        )
+        return _reply(completion)
+
+    def _unavailable(self, error: "openai.APIError") -> Unavailable:
+        import openai
+
+        advice = ""
+        is_refused = isinstance(error, openai.APIStatusError) and error.status_code not in _REFUSES_EVERYBODY
+        if self.is_held_to_schema and is_refused:
+            advice = '; if it does not know json_schema, set answer_format to "prompt"'
+        return Unavailable(
+            f"the server at {self._client.base_url} does not answer for model {self._config.model!r}: "
+            f"{_said(error)[:500]}; see that it runs and knows the model, then run again{advice}"
+        )
+
+
+def _client(config: ModelConfig) -> "openai.OpenAI":
+    try:
+        import openai
+    except ImportError as error:
+        raise ImportError(f"asking a server needs the openai library ({error}); pip install 'rpo[judge]'") from error
+    key = os.environ.get("OPENAI_API_KEY", "")
+    if not (key or config.base_url or os.environ.get("OPENAI_BASE_URL")):
+        raise ValueError(
+            "no base_url is set, which means the hosted server, but the environment has no OPENAI_API_KEY; set the key "
+            "there, or give the address of a server of your own"
+        )
+    return openai.OpenAI(
+        api_key=key or "none",
+        base_url=config.base_url or None,
+        timeout=config.timeout_seconds,
+        max_retries=config.max_retries,
+    )
+
+
+def _content(question: Question) -> list[dict[str, Any]]:
+    images = [{"type": "image_url", "image_url": {"url": _data_uri(image)}} for image in question.images]
+    return [*images, {"type": "text", "text": question.text}]
+
+
+def _data_uri(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+
+
+def _response_format(question: Question) -> dict[str, Any] | None:
+    if question.answer is None:
+        return None
+    schema = {"name": question.answer.__name__, "schema": answer_schema(question.answer), "strict": True}
+    return {"type": "json_schema", "json_schema": schema}
+
+
+def _reply(completion: object) -> Reply | Fault:
+    """What the model said, out of what should be a completion; the SDK checks nothing of what servers send."""
+    from openai.types.chat import ChatCompletion, ChatCompletionMessage
+    from openai.types.chat.chat_completion import Choice
+
+    if not isinstance(completion, ChatCompletion):
+        return Fault("raised", "the server sent something that is no chat completion", raw=str(completion))
+    choices = completion.choices
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.message if isinstance(choice, Choice) else None
+    if not isinstance(choice, Choice) or not isinstance(message, ChatCompletionMessage):
+        return Fault("empty", "the server sent a completion without a message", raw=completion.model_dump_json())
+    refusal = message.refusal or ("content filter" if choice.finish_reason == "content_filter" else "")
+    return Reply(str(message.content or ""), str(refusal), is_cut=choice.finish_reason == "length")
+
+
+def _fault(error: Exception) -> Fault:
+    return Fault("raised", f"the server failed at this question: {type(error).__name__}", raw=_said(error))
+
+
+def _said(error: Exception) -> str:
+    """The error and its causes: the SDK's own "Connection error." says too little."""
+    causes = [str(error)]
+    while error.__cause__ and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+        causes.append(str(error))
+    return " ← ".join(causes)

@@ -1,0 +1,63 @@
+"""A vision-language model as instructor: a call and a prompt of its own; it sees image, caption and critique.
+
+Where the critic found nothing to fix there is nothing to ask, and nothing is asked.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL.Image import Image
+
+from rpo.curation.chat import Chat, ask, chat_identity, load_chat
+from rpo.curation.component_config import InstructorConfig
+from rpo.curation.instructors.commands import check_commands
+from rpo.curation.prompt_file import PromptFile
+from rpo.curation.records import Critique, Fault, Instructions
+
+
+class VlmInstructor:
+    """Asks a model what an editor should do to images."""
+
+    identity: Mapping[str, str]
+    batch_size: int
+    concurrency: int
+
+    def __init__(self, chat: Chat, prompt: PromptFile) -> None:
+        """Ask `chat` by `prompt`, which is told the caption and the critique."""
+        self._chat, self._prompt = chat, prompt
+        self.identity = chat_identity(chat, prompt)
+        self.batch_size, self.concurrency = chat.batch_size, chat.concurrency
+
+    def __call__(
+        self, images: Sequence[Image], captions: Sequence[str], critiques: Sequence[Critique]
+    ) -> list[Instructions | Fault]:
+        """Instructions for each image; none where there is nothing to fix.
+
+        Args:
+            images: To look at.
+            captions: What each should show.
+            critiques: What is wrong with each.
+        """
+        asked = [index for index, critique in enumerate(critiques) if not critique.nothing_to_fix]
+        values = [{"caption": captions[index], "critique": _in_words(critiques[index])} for index in asked]
+        answers: list[Instructions | Fault] = [Instructions(instructions=()) for _ in critiques]
+        found = ask(self._chat, self._prompt, [(images[index],) for index in asked], values, Instructions)
+        for index, answer in zip(asked, found, strict=True):
+            answers[index] = answer if isinstance(answer, Fault) else check_commands(answer)
+        return answers
+
+
+def vlm_instructor(config: InstructorConfig, cache_folder: Path | None) -> VlmInstructor:
+    """The instructor behind a server or on this machine, as the configuration's kind says.
+
+    Args:
+        config: Kind, model, address, prompt and decoding.
+        cache_folder: Where answers are kept; None for nowhere.
+    """
+    prompt = PromptFile.load("instruct", config.prompt, variables=("caption", "critique"))
+    return VlmInstructor(load_chat(config, cache_folder), prompt)
+
+
+def _in_words(critique: Critique) -> str:
+    return json.dumps(critique.model_dump(mode="json"), ensure_ascii=False)

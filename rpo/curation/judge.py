@@ -1,0 +1,222 @@
+"""Pairwise judges: which of two images fits their caption better, asked in both orders.
+
+A judge that is shown the same pair the other way round and changes its mind has told where an image stood and not which
+is better. So both orders are always asked; answers that disagree are a fault that says both, and no tie.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+from rpo.curation.chat import Chat, ask, chat_identity, load_chat
+from rpo.curation.component_config import JudgeConfig
+from rpo.curation.components import find_component
+from rpo.curation.prompt_file import PromptFile
+from rpo.curation.records import Fault, Judge, Verdict
+from rpo.rewards import Reward, load_reward, score
+
+__all__ = ["JUDGES", "BothOrders", "JudgeConfig", "OrderedVerdicts", "RewardJudge", "VlmJudge", "load_judge"]
+
+JUDGES = {
+    "shapes": "rpo.curation.judge:reward_judge",
+    "reward": "rpo.curation.judge:reward_judge",
+    "server": "rpo.curation.judge:vlm_judge",
+    "local": "rpo.curation.judge:vlm_judge",
+}
+"""The judges that come with the package: each is called with the configuration and the folder of the cache."""
+
+_MIRRORED: dict[Verdict, Verdict] = {"first": "second", "second": "first", "tie": "tie"}
+
+
+class JudgeAnswer(BaseModel):
+    """What a model says of two images; the reason comes first, so that it is there before the winner is written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reason: Annotated[str, StringConstraints(max_length=1000)]
+    winner: Verdict
+
+
+@dataclass(frozen=True)
+class OrderedVerdicts:
+    """What a judge says of one pair in both orders; both verdicts are about the images, not about the places."""
+
+    forward: Verdict | Fault
+    """With the first image first."""
+    backward: Verdict | Fault
+    """With the second image first; "first" is still the first image of the pair."""
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether both answers say the same."""
+        return not isinstance(self.forward, Fault) and self.forward == self.backward
+
+    @property
+    def verdict(self) -> Verdict | Fault:
+        """The verdict, if both orders agree in one; otherwise why there is none."""
+        for answer in (self.forward, self.backward):
+            if isinstance(answer, Fault):
+                return answer
+        if self.is_consistent:
+            return self.forward
+        said = f"{self.forward} is better in this order, {self.backward} in the other"
+        return Fault("invalid", f"the verdict depends on the order of the images: {said}", raw=said)
+
+
+class BothOrders:
+    """A judge that asks another one twice, and believes it where both answers agree."""
+
+    identity: Mapping[str, str]
+    batch_size: int
+    concurrency: int
+
+    def __init__(self, judge: Judge) -> None:
+        """Ask `judge`."""
+        self._judge = judge
+        self.identity = {**judge.identity, "orders": "both"}
+        self.batch_size, self.concurrency = judge.batch_size, judge.concurrency
+
+    def __call__(
+        self, first_images: Sequence[Image], second_images: Sequence[Image], captions: Sequence[str]
+    ) -> list[Verdict | Fault]:
+        """One verdict per pair; a fault where the orders disagree.
+
+        Args:
+            first_images: One side.
+            second_images: The other.
+            captions: What both should show.
+        """
+        return [one.verdict for one in self.orders(first_images, second_images, captions)]
+
+    def orders(
+        self, first_images: Sequence[Image], second_images: Sequence[Image], captions: Sequence[str]
+    ) -> list[OrderedVerdicts]:
+        """What is said in each order.
+
+        Args:
+            first_images: One side.
+            second_images: The other.
+            captions: What both should show.
+        """
+        forward = self._judge(first_images, second_images, captions)
+        backward = self._judge(second_images, first_images, captions)
+        turned: list[Verdict | Fault] = [one if isinstance(one, Fault) else _MIRRORED[one] for one in backward]
+        return [OrderedVerdicts(*answers) for answers in zip(forward, turned, strict=True)]
+
+
+class VlmJudge:
+    """Asks a model, which sees both images and the caption, once, in the order given."""
+
+    identity: Mapping[str, str]
+    batch_size: int
+    concurrency: int
+
+    def __init__(self, chat: Chat, prompt: PromptFile) -> None:
+        """Ask `chat` by `prompt`, which is told the caption."""
+        self._chat, self._prompt = chat, prompt
+        self.identity = chat_identity(chat, prompt)
+        self.batch_size, self.concurrency = chat.batch_size, chat.concurrency
+
+    def __call__(
+        self, first_images: Sequence[Image], second_images: Sequence[Image], captions: Sequence[str]
+    ) -> list[Verdict | Fault]:
+        """One verdict per pair.
+
+        Args:
+            first_images: Shown first.
+            second_images: Shown second.
+            captions: What both should show.
+        """
+        pairs = list(zip(first_images, second_images, strict=True))
+        answers = ask(self._chat, self._prompt, pairs, [{"caption": caption} for caption in captions], JudgeAnswer)
+        return [answer if isinstance(answer, Fault) else answer.winner for answer in answers]
+
+
+class RewardJudge:
+    """Any reward as a judge: the higher score wins, and a gap of at most `margin` is a tie."""
+
+    batch_size: int = 16
+    concurrency: int = 1
+
+    def __init__(self, reward: Reward, *, name: str, margin: float = 0.0) -> None:
+        """Compare scores.
+
+        Args:
+            reward: What scores.
+            name: What messages and provenance call it.
+            margin: Largest gap that is a tie.
+        """
+        self._reward, self._name, self._margin = reward, name, margin
+        self.identity: Mapping[str, str] = MappingProxyType({"kind": "reward", "model": name, "margin": str(margin)})
+
+    def __call__(
+        self, first_images: Sequence[Image], second_images: Sequence[Image], captions: Sequence[str]
+    ) -> list[Verdict | Fault]:
+        """One verdict per pair.
+
+        Args:
+            first_images: One side.
+            second_images: The other.
+            captions: What both should show.
+
+        Raises:
+            RewardError: The reward gives no number for an image.
+        """
+        gaps = [
+            self._score(first, caption) - self._score(second, caption)
+            for first, second, caption in zip(first_images, second_images, captions, strict=True)
+        ]
+        return ["tie" if abs(gap) <= self._margin else "first" if gap > 0 else "second" for gap in gaps]
+
+    def _score(self, image: Image, caption: str) -> float:
+        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None] / 255
+        return score(self._reward, pixels, [caption], name=self._name).item()
+
+
+def load_judge(config: JudgeConfig, cache_folder: Path | None = None) -> BothOrders:
+    """Make the judge that a configuration describes, which asks both orders.
+
+    Args:
+        config: Kind, model, address, prompt and decoding; one of your own is called with it alone.
+        cache_folder: Where answers of models are kept; None for nowhere.
+
+    Raises:
+        ValueError: There is no such kind, model, reward or prompt.
+        ImportError: A library that this kind needs is not installed.
+    """
+    make = find_component(config.kind, JUDGES, "judge")
+    return BothOrders(make(config, cache_folder) if config.kind in JUDGES else make(config))
+
+
+def vlm_judge(config: JudgeConfig, cache_folder: Path | None) -> VlmJudge:
+    """The judge behind a server or on this machine, as the configuration's kind says.
+
+    Args:
+        config: Kind, model, address, prompt and decoding.
+        cache_folder: Where answers are kept; None for nowhere.
+    """
+    prompt = PromptFile.load("judge", config.prompt, variables=("caption",))
+    return VlmJudge(load_chat(config, cache_folder), prompt)
+
+
+def reward_judge(config: JudgeConfig, cache_folder: Path | None) -> RewardJudge:
+    """The reward that `model` names, or the verifier of the shapes world, as a judge.
+
+    Args:
+        config: Kind and model.
+        cache_folder: Unused.
+
+    Raises:
+        ValueError: Kind "reward" without the name of one.
+    """
+    name = "shapes" if config.kind == "shapes" else config.model
+    if not name:
+        raise ValueError("the judge is a reward, but model is empty; give the name of a reward, such as shapes")
+    return RewardJudge(load_reward(name), name=name)

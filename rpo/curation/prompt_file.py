@@ -1,0 +1,84 @@
+"""Prompts are files: jinja2 templates that a user can replace, known by the sha256 of their bytes.
+
+The package's own are in rpo/curation/prompts. A template is told the caption, what the critic said, and, where nothing
+else enforces it, the JSON schema of the answer; it need not use all of them, but it may use nothing else.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import jinja2
+from jinja2 import meta
+from pydantic import BaseModel
+
+from rpo.curation.answers import answer_schema
+
+FOLDER = Path(__file__).parent / "prompts"
+
+
+class PromptFile:
+    """A template and the hash of its file.
+
+    Example:
+        >>> PromptFile.load("critique", "", variables=("caption",)).render({"caption": "a red fox"})[:23]
+        'You check one picture t'
+    """
+
+    def __init__(self, source: bytes, *, name: str, variables: Collection[str]) -> None:
+        """Take a template.
+
+        Args:
+            source: The bytes of its file, UTF-8.
+            name: What messages call it.
+            variables: What it will be told, besides `schema`.
+
+        Raises:
+            ValueError: It is empty, is no template, or uses something that it will not be told.
+        """
+        environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
+        try:
+            text = source.decode("utf-8")
+            used = meta.find_undeclared_variables(environment.parse(text))
+        except (UnicodeDecodeError, jinja2.TemplateSyntaxError) as error:
+            raise ValueError(f"prompt {name} is no jinja2 template in UTF-8 ({error}); mend it") from error
+        known = {*variables, "schema"}
+        if not text.strip() or used - known:
+            given = f"uses {', '.join(sorted(used - known))}" if text.strip() else "is empty"
+            raise ValueError(
+                f"prompt {name} {given}; expected a text that uses some of {', '.join(sorted(known))}; change the file"
+            )
+        self.sha256 = hashlib.sha256(source).hexdigest()
+        self._template = environment.from_string(text)
+
+    @classmethod
+    def load(cls, name: str, path: str, *, variables: Collection[str]) -> "PromptFile":
+        """Read the package's prompt of that name, or the file at `path` instead.
+
+        Args:
+            name: Stem of a file in the package.
+            path: Of a template of one's own; empty for the package's.
+            variables: As for the constructor.
+
+        Raises:
+            ValueError: There is no such file, or it is no template.
+        """
+        file = Path(path) if path else FOLDER / f"{name}.txt"
+        try:
+            source = file.read_bytes()
+        except OSError as error:
+            raise ValueError(
+                f"prompt '{file}' cannot be read ({error}); expected a jinja2 template; start from a copy of {FOLDER}"
+            ) from error
+        return cls(source, name=f"'{file}'", variables=variables)
+
+    def render(self, values: Mapping[str, str], *, answer: type[BaseModel] | None = None) -> str:
+        """The prompt for one question.
+
+        Args:
+            values: What the template is told.
+            answer: The type whose schema the prompt must show; None where the server enforces it.
+        """
+        schema = json.dumps(answer_schema(answer)) if answer else ""
+        return self._template.render({**values, "schema": schema})
