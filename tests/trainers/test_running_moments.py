@@ -66,3 +66,28 @@ def test_a_saved_state_continues_to_the_bit():
         moments.observe(*drawn(3, 50))
         moments.advance(Processes())
     assert torch.equal(one.relative_std(), other.relative_std())
+
+
+class OneOfTwo:
+    """One of two processes, which learns of the other's numbers."""
+
+    count = 2
+
+    def __init__(self, other):
+        self.other = other
+
+    def average(self, tensor):
+        tensor.copy_((tensor + self.other) / 2)
+
+
+def test_two_processes_have_the_moments_of_one():
+    values, bins = drawn(4, 64)
+    one, whole = (RunningMoments(3, decay=0.9, device=CPU) for _ in range(2))
+    other = RunningMoments(3, decay=0.9, device=CPU)
+    one.observe(values[:32], bins[:32])
+    other.observe(values[32:], bins[32:])
+    whole.observe(values, bins)
+    one.advance(OneOfTwo(other._pending.clone()))
+    whole.advance(Processes())
+    torch.testing.assert_close(one.relative_std(), whole.relative_std())
+    torch.testing.assert_close(one.mean(), whole.mean())
