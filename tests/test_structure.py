@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shapes.*": MODEL | RESULTS | {"config", "data"},
     "rewards": {"types", "data", "shapes", "shapes.*"},
     "control": {"types", "randomness", "objectives"},
-    "curation": MODEL | {"config", "data", "model_card", "publish", "rewards", "shapes.*"},
+    "curation": MODEL | {"config", "data", "model_card", "publish", "rewards", "shapes.*", "trainers"},
     "trainers": MODEL | {"config", "data", "training", "model_card", "publish", "rewards", "report_online", "shapes.*"},
 }
 """What each part may import; `rpo/__init__.py`, the command line and the quickstart may import everything."""
@@ -55,7 +55,7 @@ TOP = {"__init__", "cli", "quickstart", "quickstart_report"}
 ONLY_HERE = {
     "accelerate": {"training"},
     "peft": {"lora"},
-    "diffusers": {"models", "lora", "shapes.*", "trainers"},
+    "diffusers": {"models", "lora", "shapes.*", "trainers", "curation"},
     "transformers": {"models", "lora", "rewards", "curation", "shapes.*"},
     "datasets": {"data"},
     "matplotlib": {"charts"},

@@ -63,7 +63,9 @@ class RunFolder:
             )
         try:
             own = None if share is None else share.index
-            self.stages = {stage: StageRecords(self.path / stage, own) for stage in STAGES}
+            self.stages: dict[StageName, StageRecords] = {
+                stage: StageRecords(self.path / stage, own) for stage in STAGES
+            }
         except BaseException:
             self.close()
             raise

@@ -221,9 +221,14 @@ def ask_each(ask: Callable[[Sequence[Item]], Sequence[Answer | Fault]], items: S
 
 def is_of_item(error: Exception) -> bool:
     """Whether an exception may be the fault of the item that was asked about, and not of the machine."""
-    if isinstance(error, Unavailable | MemoryError | torch.OutOfMemoryError):
-        return False
-    return not (isinstance(error, OSError) and error.errno in _FULL_DISK)
+    seen: BaseException | None = error
+    while seen is not None:  # a library may have wrapped what the machine said
+        if isinstance(seen, Unavailable | MemoryError | torch.OutOfMemoryError):
+            return False
+        if isinstance(seen, OSError) and seen.errno in _FULL_DISK:
+            return False
+        seen = seen.__cause__
+    return True
 
 
 def fault_of(error: Exception) -> Fault:

@@ -128,6 +128,20 @@ class ClipReward:
         cosines = cosines.clamp(min=0) if self.is_clamped else cosines
         return (loaded.scale * cosines).to(images.device)
 
+    def embed_images(self, images: Images) -> Tensor:
+        """Unit embeddings [batch, dim], for comparing images with each other.
+
+        Args:
+            images: RGB in [0, 1], of any size.
+
+        Raises:
+            ValueError: The checkpoint cannot be loaded, or is no CLIP model.
+        """
+        device = self._device or images.device
+        loaded = self._on(device)
+        with torch.autocast(device.type, enabled=False):
+            return torch.cat([_embed_images(loaded, one) for one in images.to(device).float().split(self.batch_size)])
+
     def _on(self, device: torch.device) -> _Loaded:
         """The checkpoint on `device`, loaded if it is not there yet."""
         if self._loaded is None:

@@ -142,14 +142,23 @@ def measure(
     """
     aligned = None
     if lora is not None:  # before the base, so that a file that does not fit is told at once
-        _load_lora(model, lora)
+        load_lora(model, lora)
         aligned = evaluate(model, prompts_by_domain, sampling, progress="aligned" if progress else None)
         model.pipe.unload_lora_weights()
     base = evaluate(model, prompts_by_domain, sampling, progress="base" if progress else None)
     return Measurement(base, aligned)
 
 
-def _load_lora(model: StableDiffusion, path: Path) -> None:
+def load_lora(model: StableDiffusion, path: str | Path) -> None:
+    """Load a LoRA into a checkpoint's pipeline, at full strength.
+
+    Args:
+        model: The checkpoint.
+        path: Folder or file of the LoRA.
+
+    Raises:
+        ValueError: There is no LoRA, or it does not fit the checkpoint.
+    """
     found = inspect_lora(path)
     try:
         model.pipe.load_lora_weights(str(found.path.parent), weight_name=found.path.name)

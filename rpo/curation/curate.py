@@ -1,0 +1,208 @@
+"""Curation from one call: prompts or images in, preference pairs that say why one image is better out.
+
+`curate(config)` plans the records, makes the components, checks that what is in the folder was made by the same ones,
+and takes the records through the stages. Everything it finds out is in the folder at once: killed at any moment and
+called again, it goes on, and ends with what it would have ended with.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from rpo.config import to_yaml
+from rpo.curation.critics import load_critic
+from rpo.curation.curate_config import CurateConfig
+from rpo.curation.decide import check_rules
+from rpo.curation.editors import load_editor
+from rpo.curation.folder import STAGES, RunFolder, StageName
+from rpo.curation.generate import plan_generation
+from rpo.curation.instructors import load_instructor
+from rpo.curation.manifest import Identity
+from rpo.curation.progress import Progress
+from rpo.curation.records import Critic, Editor, Instructor
+from rpo.curation.score import ImageSimilarity, Scorer, filter_rewards
+from rpo.curation.share import Share, share_of
+from rpo.curation.sources import Planned, SourcePlan, plan_import
+from rpo.curation.stages import Pipeline, Stage
+from rpo.curation.steps import (
+    critiques_stage,
+    decisions_stage,
+    edits_stage,
+    instructions_stage,
+    scores_stage,
+    sources_stage,
+)
+from rpo.rewards import REWARDS, load_reward
+
+__all__ = ["Components", "CurateConfig", "curate"]
+
+CACHE = "answers"
+"""Folder, within that of the run, of what models answered."""
+
+
+@dataclass(frozen=True)
+class Components:
+    """Objects of one's own to use instead of what the configuration names; None leaves it to the configuration."""
+
+    critic: Critic | None = None
+    instructor: Instructor | None = None
+    editor: Editor | None = None
+
+
+def curate(config: CurateConfig, *, resume: bool = False, components: Components | None = None) -> Path:
+    """Take all records of this process's share through the stages, as far as `stop_after`.
+
+    Args:
+        config: The run.
+        resume: Go on with a run of the same folder.
+        components: Objects of one's own.
+
+    Returns:
+        The folder of the run; see `rpo.curation.export` and `rpo.curation.status`.
+
+    Raises:
+        ValueError: The folder holds a run and `resume` was not asked for, or one that was made otherwise; or the
+            settings or an item of the source cannot be used. Says which and why.
+        Unavailable: A server or device cannot answer now; resume later.
+        OSError: The disk is full; what was found out is kept.
+
+    Example:
+        >>> curate(CurateConfig(output="runs/curate"))                   # doctest: +SKIP
+        PosixPath('runs/curate')
+    """
+    check_settings(config)
+    share = share_of(config.part, os.environ)
+    folder = RunFolder(config.output, share)
+    try:
+        if folder.stages["sources"].has_own and not resume:
+            raise ValueError(
+                f"{folder.path} holds a run already; give --resume (resume=True) to go on with it, or another output"
+            )
+        _run(config, folder, share, components or Components())
+    finally:
+        folder.close()
+    return folder.path
+
+
+def check_settings(config: CurateConfig) -> None:
+    """Refuse settings that cannot be met, before anything is loaded.
+
+    Args:
+        config: The run.
+
+    Raises:
+        ValueError: The rules are empty, or a reward both filters and evaluates.
+    """
+    check_rules(config.decide)
+    filter_rewards(config.decide, config.evaluation)
+    for name, value in (("chunk", config.chunk), ("score_batch_size", config.score_batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; expected at least 1; leave it out for the usual one")
+    if config.source.batch_size < 1:
+        raise ValueError(f"source.batch_size is {config.source.batch_size}; expected at least 1; 8 to 64 are usual")
+    if config.decide.orderings == "all" and config.source.kind != "pairs":
+        raise ValueError(
+            f"decide.orderings is 'all', and source.kind {config.source.kind!r}; expected given pairs, whose sides and "
+            "edits can be ordered; give source.kind=pairs, or decide.orderings=own"
+        )
+
+
+def _run(config: CurateConfig, folder: RunFolder, share: Share, components: Components) -> None:
+    plan = plan_import(config.source) if config.source.kind != "generate" else plan_generation(config.source)
+    if plan.num_duplicates and share.index == 0:
+        tqdm.write(f"{plan.num_duplicates} images came again with the same caption; each is done once")
+    groups = _groups(plan)
+    stages, identities = _stages(config, folder, plan, groups, components)
+    folder.claim(identities)
+    if share.index == 0:
+        (folder.path / "run.yaml").write_text(to_yaml(config))
+    own = [members for group, members in groups.items() if share.owns(group)]
+    ids = [record for members in own for record in members]
+    done: dict[StageName, int] = {name: sum(one in records for one in ids) for name, records in folder.stages.items()}
+    timings = folder.path / "timings" / f"part-{share.index}.jsonl"
+    progress = Progress(timings, done, len(ids), is_shown=config.progress and share.index == 0)
+    try:
+        if plan.is_import:  # all images are read before anything is spent on one
+            Pipeline(stages[:1], folder.stages, progress).run(_chunks(own, config.chunk))
+        Pipeline(stages, folder.stages, progress).run(_chunks(own, config.chunk))
+    finally:
+        progress.close()
+
+
+def _stages(
+    config: CurateConfig,
+    folder: RunFolder,
+    plan: SourcePlan,
+    groups: Mapping[str, Sequence[str]],
+    components: Components,
+) -> tuple[list[Stage], dict[StageName, Identity]]:
+    """The stages up to the last one wanted, and what decides the results of each; later components are not made."""
+    wanted = STAGES[: STAGES.index(config.stop_after) + 1]
+    stages: list[Stage] = [sources_stage(folder, plan, config.source.batch_size)]
+    identities: dict[StageName, Identity] = {"sources": plan.identity}
+    cache = folder.path / CACHE
+    if "critiques" in wanted:
+        critic = components.critic or load_critic(config.critic, cache)
+        stages.append(critiques_stage(folder, critic))
+        identities["critiques"] = critic.identity
+    if "instructions" in wanted:
+        instructor = components.instructor or load_instructor(config.instructor, cache)
+        stages.append(instructions_stage(folder, instructor, instruct_sound=config.instruct_sound))
+        identities["instructions"] = {**instructor.identity, "instruct_sound": str(config.instruct_sound)}
+    if "edits" in wanted:
+        editor = components.editor or load_editor(config.editor)
+        stages.append(edits_stage(folder, editor, config.editor.seed))
+        identities["edits"] = {**editor.identity, "licence": editor.licence, "seed": str(config.editor.seed)}
+    if "scores" in wanted:
+        stages.append(scores_stage(folder, _scorer(config), config))
+        identities["scores"] = _scores_identity(config)
+    if "decisions" in wanted:
+        stages.append(decisions_stage(folder, config.decide, groups))
+        identities["decisions"] = {name: str(value) for name, value in asdict(config.decide).items()}
+    return stages, identities
+
+
+def _scorer(config: CurateConfig) -> Scorer:
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    evaluation = load_reward(config.evaluation) if config.evaluation else None
+    model = config.decide.similarity_model
+    similarity = ImageSimilarity(model, device) if model else None
+    return Scorer(filter_rewards(config.decide, config.evaluation), evaluation, similarity, device)
+
+
+def _scores_identity(config: CurateConfig) -> Identity:
+    return {
+        **{f"reward {name}": REWARDS.get(name, name) for name in config.decide.rewards},
+        "evaluation": config.evaluation,
+        "similarity_model": config.decide.similarity_model,
+        "orderings": config.decide.orderings,
+    }
+
+
+def _groups(plan: SourcePlan) -> dict[str, list[str]]:
+    """Ids of the records that must be done together, in the order of the plan."""
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for item in plan.items:
+        groups[_group(item)].append(item.id)
+    return dict(groups)
+
+
+def _group(item: Planned) -> str:
+    return item.group or item.id
+
+
+def _chunks(groups: Sequence[Sequence[str]], size: int) -> Iterator[list[str]]:
+    """Ids in pieces of about `size`, no group being torn apart."""
+    chunk: list[str] = []
+    for members in groups:
+        chunk.extend(members)
+        if len(chunk) >= size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

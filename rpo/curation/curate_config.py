@@ -1,0 +1,140 @@
+"""The settings of curation; their defaults curate the embedded world."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rpo.curation.component_config import CriticConfig, EditorConfig, InstructorConfig
+from rpo.curation.folder import StageName
+from rpo.shapes import GUIDANCE_SCALE, NUM_STEPS
+from rpo.trainers.model_config import ModelConfig
+
+Policy = Literal["keep_improved", "both_directions", "always_edit"]
+Orderings = Literal["own", "all"]
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Where the images come from that are to be criticised."""
+
+    kind: Literal["generate", "folder", "pairs", "table"] = "generate"
+    """"generate" draws them; the others import: a "folder" of images with captions, preference "pairs" of any form that
+    `rpo data check` reads, or a "table" of images and captions that `datasets` opens."""
+
+    path: str = ""
+    """For an import: folder, file or `datasets` id."""
+
+    split: str = "train"
+    """For an import: which split of a source with several."""
+
+    image_column: str = "image"
+    """For a table: where its images are."""
+
+    caption_column: str = "caption"
+    """For a table: where its captions are."""
+
+    limit: int | None = None
+    """Only the first so many prompts, images or pairs; nothing means all. May be raised in a resumed run."""
+
+    prompts: str = "shapes"
+    """To generate: a text file with one prompt per line, a .jsonl file whose lines have a "prompt", or "shapes"."""
+
+    images_per_prompt: int = 2
+    """To generate: images of each prompt; 1 to 8."""
+
+    seed: int = 0
+    """To generate: of the prompts' draw and of the noise; another seed gives other images."""
+
+    num_steps: int = NUM_STEPS
+    """To generate: DDIM steps, with eta 0; 20 to 50."""
+
+    guidance_scale: float = GUIDANCE_SCALE
+    """To generate: 1 is no guidance; 7.5 is usual for Stable Diffusion, 3 for shapes."""
+
+    batch_size: int = 32
+    """Images drawn, or read, at once."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """To generate: the checkpoint."""
+
+    lora: str = ""
+    """To generate: folder or file of a LoRA for the checkpoint; nothing means none."""
+
+
+@dataclass(frozen=True)
+class DecideConfig:
+    """Which source and edit become a pair. Scores are those of rewards on the original caption."""
+
+    rewards: dict[str, float] = field(default_factory=lambda: {"shapes-clip": 0.0})
+    """Names of the rewards that filter, each with the least difference that it must see (on its own scale). The first
+    one says which image is better; with the margin 0 any difference will do."""
+
+    agreement: bool = True
+    """Whether all rewards must see the same image as better, each by its margin; otherwise the first one alone."""
+
+    policy: Policy = "keep_improved"
+    """"keep_improved" keeps edits that score higher than their source; "both_directions" also keeps those that score
+    lower, with the source preferred; "always_edit" prefers the edit whatever the rewards say."""
+
+    min_distance: float = 0.002
+    """Least mean absolute difference of source and edit, pixels being in [0, 1]; below it nothing changed."""
+
+    max_distance: float = 0.3
+    """The largest; above it the edit is another image."""
+
+    similarity_model: str = ""
+    """Folder or hub id of a CLIP checkpoint that compares source and edit as well; nothing means none."""
+
+    min_similarity: float = 0.5
+    """Least cosine of the two embeddings, with a `similarity_model`."""
+
+    max_similarity: float = 1.0
+    """The largest."""
+
+    orderings: Orderings = "own"
+    """"own" compares each edit with its own source. "all", for sources that are the two sides of preference pairs,
+    makes up to six pairs out of both sides and both edits; the given pair keeps its label."""
+
+
+@dataclass(frozen=True)
+class CurateConfig:
+    """A whole run of curation: `rpo curate CONFIG key=value …`."""
+
+    output: str = "runs/curate"
+    """The run's folder; everything that is found out is kept there."""
+
+    source: SourceConfig = field(default_factory=SourceConfig)
+    """The images."""
+
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    """Says what is wrong with each."""
+
+    instructor: InstructorConfig = field(default_factory=InstructorConfig)
+    """Says what an editor should do about it."""
+
+    editor: EditorConfig = field(default_factory=EditorConfig)
+    """Does it."""
+
+    instruct_sound: bool = False
+    """Whether the instructor is also asked where the critic found nothing to fix; for one that reads captions only."""
+
+    decide: DecideConfig = field(default_factory=DecideConfig)
+    """Keeps what got better."""
+
+    evaluation: str = "shapes"
+    """A reward that judges the kept pairs and is not among those that filter; nothing means none."""
+
+    score_batch_size: int = 32
+    """Records scored at once."""
+
+    chunk: int = 256
+    """Records that go through the stages together; less shows pairs earlier, more fills large batches."""
+
+    part: str = ""
+    """Which share of the records this process does, as in 0/4; nothing means what torchrun or accelerate says (RANK and
+    WORLD_SIZE), or all."""
+
+    stop_after: StageName = "decisions"
+    """The last stage to do: with "sources" a GPU is free for a server afterwards; run again for the rest."""
+
+    progress: bool = True
+    """Show how far each stage is, how much of it came through, and how fast."""

@@ -1,0 +1,195 @@
+"""Which images become a pair, which of the two is preferred, and why the others were dropped: pure functions of scores.
+
+An edit that changed nothing, or everything, is not used at all. Of the rest, the first reward that filters says which
+image is better; its margin, and with `agreement` the other rewards with theirs, must bear it out. Every pair that could
+have been made has an outcome: kept with a label, or dropped for one reason.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rpo.curation.curate_config import DecideConfig
+from rpo.data.preference import Side
+
+Reason = Literal[
+    "critique_fault",
+    "nothing_to_fix",
+    "instruction_fault",
+    "no_instructions",
+    "edit_fault",
+    "score_fault",
+    "too_close",
+    "too_far",
+    "too_dissimilar",
+    "too_similar",
+    "equal_scores",
+    "got_worse",
+    "small_margin",
+    "disagreement",
+    "no_rule",
+]
+"""Why a pair was not made: a fault of a stage; nothing to do; source and edit too much or too little alike; the scores
+do not tell them apart, tell against the edit, by too little, or contradict each other; nothing says which is better."""
+
+Kind = Literal["source", "edit"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An image that may be a side of a pair."""
+
+    record: str
+    kind: Kind
+    scores: Mapping[str, float]
+    """By each reward that filters."""
+
+    @property
+    def name(self) -> str:
+        """What a decision calls it, as in "0123456789abcdef/edit"."""
+        return f"{self.record}/{self.kind}"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A record when all stages are through with it."""
+
+    id: str
+    source: Candidate
+    edit: Candidate | None = None
+    distance: float | None = None
+    similarity: float | None = None
+    reason: Reason | None = None
+    """Why there is no edit, or no scores."""
+    side: Side | Literal[""] = ""
+    """Which side of a given pair it was."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of two images."""
+
+    first: str
+    second: str
+    chosen: str = ""
+    """The better one of the two; empty if they were dropped."""
+    label: str = ""
+    """Who says so: "reward:NAME", "given" for a pair that came with its label, "edit" by decree."""
+    reason: Reason | None = None
+    """Why they were dropped."""
+
+    @property
+    def rejected(self) -> str:
+        """The worse one of the two; empty if they were dropped."""
+        if not self.chosen:
+            return ""
+        return self.second if self.chosen == self.first else self.first
+
+
+def outcomes_of(record: Judged, rules: DecideConfig) -> list[Outcome]:
+    """What becomes of an edit and its own source.
+
+    Args:
+        record: The record.
+        rules: The settings.
+    """
+    name = record.edit.name if record.edit is not None else f"{record.id}/edit"
+    if record.edit is None or record.reason is not None:
+        return [Outcome(record.source.name, name, reason=record.reason or "edit_fault")]
+    if reason := outside_window(record, rules):
+        return [Outcome(record.source.name, name, reason=reason)]
+    return [compare(record.source, record.edit, rules)]
+
+
+def outcomes_across(first: Judged, second: Judged, rules: DecideConfig) -> list[Outcome]:
+    """What becomes of images of the two sides of a given pair: side and side, side and other edit, edit and edit.
+
+    Args:
+        first: The record of one side.
+        second: That of the other.
+        rules: The settings.
+    """
+    preferred = first if first.side == "chosen" else second
+    found = [Outcome(first.source.name, second.source.name, preferred.source.name, "given")]
+    edits = [
+        (record.edit, other)
+        for record, other in ((first, second), (second, first))
+        if record.edit is not None and record.reason is None and not outside_window(record, rules)
+    ]
+    found += [compare(other.source, edit, rules) for edit, other in edits if other.source.scores]
+    if len(edits) == len((first, second)):
+        found.append(compare(edits[0][0], edits[1][0], rules))
+    return found
+
+
+def compare(first: Candidate, second: Candidate, rules: DecideConfig) -> Outcome:
+    """Which of two images is better by the rules.
+
+    Args:
+        first: One of them; the source, if there is one.
+        second: The other.
+        rules: The settings.
+    """
+    names = (first.name, second.name)
+    is_edit_of = (first.kind, second.kind) == ("source", "edit")
+    if rules.policy == "always_edit":
+        return Outcome(*names, second.name, "edit") if is_edit_of else Outcome(*names, reason="no_rule")
+    gaps = {name: second.scores[name] - first.scores[name] for name in rules.rewards}
+    leading = next(iter(rules.rewards))
+    if gaps[leading] == 0:
+        return Outcome(*names, reason="equal_scores")
+    if is_edit_of and gaps[leading] < 0 and rules.policy == "keep_improved":
+        return Outcome(*names, reason="got_worse")
+    if reason := _not_borne_out(gaps, leading, rules):
+        return Outcome(*names, reason=reason)
+    return Outcome(*names, second.name if gaps[leading] > 0 else first.name, f"reward:{leading}")
+
+
+def outside_window(record: Judged, rules: DecideConfig) -> Reason | None:
+    """Why an edit is too near to its source, or too far from it, to be used; None if it is neither.
+
+    Args:
+        record: With its distance.
+        rules: The settings.
+    """
+    if record.distance is not None and record.distance < rules.min_distance:
+        return "too_close"
+    if record.distance is not None and record.distance > rules.max_distance:
+        return "too_far"
+    if record.similarity is not None and record.similarity < rules.min_similarity:
+        return "too_dissimilar"
+    if record.similarity is not None and record.similarity > rules.max_similarity:
+        return "too_similar"
+    return None
+
+
+def check_rules(rules: DecideConfig) -> None:
+    """Refuse rules that no pair could meet, or that say nothing.
+
+    Args:
+        rules: The settings.
+
+    Raises:
+        ValueError: A margin is negative, or a window is empty.
+    """
+    for name, margin in rules.rewards.items():
+        if not margin >= 0:
+            raise ValueError(f"decide.rewards gives {name!r} the margin {margin}; expected at least 0; give 0 or more")
+    windows = {"distance": (rules.min_distance, rules.max_distance)}
+    if rules.similarity_model:
+        windows["similarity"] = (rules.min_similarity, rules.max_similarity)
+    for name, (low, high) in windows.items():
+        if not low < high:
+            raise ValueError(
+                f"decide.min_{name} is {low} and decide.max_{name} {high}; expected the first to be less; change one"
+            )
+
+
+def _not_borne_out(gaps: Mapping[str, float], leading: str, rules: DecideConfig) -> Reason | None:
+    sign = 1 if gaps[leading] > 0 else -1
+    counting: Sequence[str] = list(gaps) if rules.agreement else [leading]
+    if any(sign * gaps[name] <= 0 for name in counting):
+        return "disagreement"
+    if any(sign * gaps[name] < rules.rewards[name] for name in counting):
+        return "small_margin"
+    return None

@@ -1,0 +1,113 @@
+"""Drawing the images that are going to be criticised, each with a generator of its own.
+
+Image k of prompt i is a function of (checkpoint, LoRA, seed, i, k) and of the settings of sampling alone, whatever is
+drawn beside it (but for float error), by DDIM with eta 0.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import final
+
+import torch
+from PIL import Image
+
+from rpo.curation.curate_config import SourceConfig
+from rpo.curation.sources import Planned, SourcePlan, planned
+from rpo.diffusion.transition import Ddim
+from rpo.lora_file import inspect_lora
+from rpo.models.stable_diffusion import StableDiffusion
+from rpo.sampler import image_generator, sample
+from rpo.shapes.evaluate import load_lora
+from rpo.shapes.evaluation import to_pixels
+from rpo.trainers.model_config import load_model
+from rpo.trainers.prompt_source import read_prompts
+
+
+def plan_generation(config: SourceConfig) -> SourcePlan:
+    """The plan of images that are to be drawn.
+
+    Args:
+        config: Prompts, checkpoint, sampling.
+
+    Raises:
+        ValueError: There are no such prompts, checkpoint or LoRA, or the settings make no image.
+    """
+    if config.images_per_prompt < 1:
+        raise ValueError(
+            f"source.images_per_prompt is {config.images_per_prompt}; expected at least 1; 1 to 8 are usual"
+        )
+    prompts = read_prompts(config.prompts, seed=config.seed)
+    drawer = Drawer(config)
+    items = [
+        planned(
+            caption,
+            {"kind": "generated", "seed": config.seed, "prompt": prompt, "image": image},
+            f"generated/{drawer.fingerprint}/{config.seed}/{prompt}/{image}",
+            f"prompt {prompt} of {config.prompts}",
+        )
+        for prompt, caption in enumerate(prompts[: config.limit])
+        for image in range(config.images_per_prompt)
+    ]
+    identity = {
+        "kind": "generate",
+        "model": config.model.source,
+        "fingerprint": drawer.fingerprint,
+        "lora": Path(config.lora).name,
+        "prompts_sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
+        "images_per_prompt": str(config.images_per_prompt),
+        "seed": str(config.seed),
+        "num_steps": str(config.num_steps),
+        "guidance_scale": str(config.guidance_scale),
+    }
+    return SourcePlan(items, identity, drawer, False)
+
+
+@final
+class Drawer:
+    """Draws planned images; the checkpoint goes to its device when the first is drawn.
+
+    Attributes:
+        fingerprint: Changes with anything in the checkpoint or the LoRA.
+    """
+
+    def __init__(self, config: SourceConfig) -> None:
+        """Read the checkpoint, on the CPU, to know its fingerprint: a run that has its images needs no more of it.
+
+        Args:
+            config: Checkpoint and sampling.
+
+        Raises:
+            ValueError: There is no such checkpoint or LoRA.
+        """
+        self._config = config
+        on_cpu = replace(config.model, device="cpu", attention="sdpa", compile=False, channels_last=False)
+        model = load_model(on_cpu)
+        parts = [model.fingerprint("denoiser"), model.fingerprint("vae"), model.fingerprint("text")]
+        if config.lora:
+            parts.append(hashlib.sha256(inspect_lora(config.lora).path.read_bytes()).hexdigest())
+        self.fingerprint = hashlib.sha256("/".join(parts).encode()).hexdigest()
+        self._model: StableDiffusion | None = None
+
+    def __call__(self, items: Sequence[Planned]) -> list[Image.Image]:
+        """The images of some records."""
+        config, model = self._config, self._ready()
+        places = [(int(item.origin["prompt"]), int(item.origin["image"])) for item in items]
+        with torch.no_grad():
+            trajectory = sample(
+                model,
+                model.encode_prompts([item.caption for item in items]),
+                model.grid(config.num_steps),
+                Ddim(0.0),
+                guidance_scale=config.guidance_scale,
+                generators=[image_generator(config.seed, prompt, image) for prompt, image in places],
+            )
+            return [Image.fromarray(pixels) for pixels in to_pixels(model.decode(trajectory.x_0))]
+
+    def _ready(self) -> StableDiffusion:
+        if self._model is None:
+            self._model = load_model(self._config.model)
+            if self._config.lora:
+                load_lora(self._model, self._config.lora)
+        return self._model

@@ -1,0 +1,204 @@
+"""Scores of source and edit, by every reward, against the caption that the source was made for.
+
+The rewards that filter and the one that evaluates are asked together and kept apart: `decide` sees the former only. A
+reward that gives no finite number for an image is that record's fault; one that raises stops the run.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from PIL.Image import Image
+
+from rpo.curation.curate_config import DecideConfig
+from rpo.curation.records import Fault
+from rpo.rewards import REWARDS, Reward, RewardError, load_reward, score
+
+_VERIFIER = "rpo.rewards.shapes:"  # its gradings are one judge
+
+
+@dataclass(frozen=True)
+class ToScore:
+    """An image and its edit, if there is one."""
+
+    caption: str
+    source: Image
+    edit: Image | None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was found out about source and edit."""
+
+    source: Mapping[str, float]
+    """By each reward that filters."""
+    edit: Mapping[str, float] | None
+    distance: float | None
+    """Mean absolute difference of the pixels, in [0, 1]."""
+    similarity: float | None
+    """Cosine of the embeddings of the similarity model, where one is asked."""
+    evaluation: Mapping[str, float]
+    """By the reward that evaluates: "source", and "edit" where there is one; never used for a decision."""
+
+
+@final
+class Scorer:
+    """Asks rewards for scores."""
+
+    def __init__(
+        self,
+        filters: Mapping[str, Reward],
+        evaluation: Reward | None,
+        similarity: "ImageSimilarity | None" = None,
+        device: str = "cpu",
+    ) -> None:
+        """Take the rewards.
+
+        Args:
+            filters: Those that decide, by name.
+            evaluation: The one that evaluates.
+            similarity: Compares source and edit.
+            device: Where the images are put for them.
+        """
+        self._filters = filters
+        self._evaluation = evaluation
+        self._similarity = similarity
+        self._device = device
+
+    def __call__(self, items: Sequence[ToScore]) -> list[Scores | Fault]:
+        """The scores of each item; an item whose scores are not finite is a fault.
+
+        Raises:
+            RewardError: A reward raised.
+        """
+        try:
+            return list(self._score(items))
+        except RewardError as error:
+            if not isinstance(error.__cause__, RewardError):
+                raise
+            if len(items) == 1:
+                return [Fault("invalid", str(error))]
+        return [answer for item in items for answer in self([item])]
+
+    def _score(self, items: Sequence[ToScore]) -> list[Scores]:
+        edited = [item for item in items if item.edit is not None]
+        images = [item.source for item in items] + [item.edit for item in edited if item.edit is not None]
+        captions = [item.caption for item in items] + [item.caption for item in edited]
+        by_filter = {
+            name: score_images(reward, images, captions, name=name, device=self._device)
+            for name, reward in self._filters.items()
+        }
+        judged = None
+        if self._evaluation is not None:
+            judged = score_images(self._evaluation, images, captions, name="evaluation", device=self._device)
+        found: list[Scores] = []
+        place = len(items)
+        for index, item in enumerate(items):
+            source = {name: values[index] for name, values in by_filter.items()}
+            evaluation = {} if judged is None else {"source": judged[index]}
+            if item.edit is None:
+                found.append(Scores(source, None, None, None, evaluation))
+                continue
+            edit = {name: values[place] for name, values in by_filter.items()}
+            evaluation |= {} if judged is None else {"edit": judged[place]}
+            similarity = self._similarity(item.source, item.edit) if self._similarity is not None else None
+            found.append(Scores(source, edit, distance(item.source, item.edit), similarity, evaluation))
+            place += 1
+        return found
+
+
+@final
+class ImageSimilarity:
+    """The cosine of two images' embeddings by a CLIP checkpoint."""
+
+    def __init__(self, model: str, device: str = "cpu") -> None:
+        """Name the checkpoint; it is loaded when the first images come.
+
+        Args:
+            model: Folder or hub id of a CLIPModel with its image processor.
+            device: Where it runs.
+        """
+        from rpo.rewards.clip import ClipReward
+
+        self._reward = ClipReward(model, device=device)
+
+    def __call__(self, first: Image, second: Image) -> float:
+        """From -1 to 1; 1 for the same image.
+
+        Raises:
+            ValueError: The checkpoint cannot be loaded.
+        """
+        with torch.no_grad():
+            embeddings = [self._reward.embed_images(_tensor([image])) for image in (first, second)]
+        return float((embeddings[0] * embeddings[1]).sum())
+
+
+def filter_rewards(config: DecideConfig, evaluation: str) -> dict[str, Reward]:
+    """The rewards that filter, once it is sure that none of them evaluates.
+
+    Args:
+        config: Names the rewards.
+        evaluation: Name of the reward that evaluates; empty for none.
+
+    Raises:
+        ValueError: There is none, there is no such reward, or one of them is the reward that evaluates.
+    """
+    if not config.rewards:
+        raise ValueError("decide.rewards is empty; expected at least one reward; name one, as in shapes-clip: 0.0")
+    for name in config.rewards:
+        if evaluation and _judge_of(name) == _judge_of(evaluation):
+            raise ValueError(
+                f"the reward {name!r} filters, and {evaluation!r} evaluates, which is the same judge; expected two, or "
+                "the evaluation only shows how well the filter was met; name another reward in decide.rewards or in "
+                "evaluation"
+            )
+    return {name: load_reward(name) for name in config.rewards}
+
+
+def score_images(
+    reward: Reward, images: Sequence[Image], captions: Sequence[str], *, name: str, device: str = "cpu"
+) -> list[float]:
+    """The scores of images of any sizes, each size asked at once.
+
+    Args:
+        reward: What to ask.
+        images: RGB.
+        captions: One per image.
+        name: What messages call the reward.
+        device: Where the images are put.
+
+    Raises:
+        RewardError: The reward raised, or did not give one finite number per image.
+    """
+    scores = [0.0] * len(images)
+    for size in dict.fromkeys(image.size for image in images):
+        places = [place for place, image in enumerate(images) if image.size == size]
+        batch = _tensor([images[place] for place in places]).to(device)
+        values = score(reward, batch, [captions[place] for place in places], name=name)
+        for place, value in zip(places, values.tolist(), strict=True):
+            scores[place] = value
+    return scores
+
+
+def distance(first: Image, second: Image) -> float:
+    """Mean absolute difference of the pixels of two images of one size, in [0, 1].
+
+    Example:
+        >>> from PIL import Image
+        >>> distance(Image.new("RGB", (4, 4), (0, 0, 0)), Image.new("RGB", (4, 4), (255, 255, 255)))
+        1.0
+    """
+    one, other = (np.asarray(image, np.float64) for image in (first, second))
+    return float(np.abs(one - other).mean() / 255)
+
+
+def _judge_of(name: str) -> str:
+    place = REWARDS.get(name, name)
+    return _VERIFIER if place.startswith(_VERIFIER) else place
+
+
+def _tensor(images: Sequence[Image]) -> torch.Tensor:
+    pixels = np.stack([np.asarray(image, np.uint8) for image in images])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255

@@ -1,0 +1,154 @@
+"""Small deterministic components, a folder of small images, and a child process that can be killed."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from rpo.curation.curate import Components, CurateConfig, curate
+from rpo.curation.curate_config import DecideConfig, SourceConfig
+from rpo.curation.folder import STAGES, RunFolder
+from rpo.curation.records import Critique, Fault, Instructions, Problem
+
+
+def picture(seed, size=(12, 10)):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+def number_of(image):
+    """A number that depends on all pixels, so that the fakes treat every image differently and always the same."""
+    return int(np.asarray(image, np.int64).sum())
+
+
+def image_folder(path: Path, count: int) -> Path:
+    """Images with captions beside them."""
+    path.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        picture(index).save(path / f"{index:03}.png")
+        (path / f"{index:03}.txt").write_text(f"caption {index}")
+    return path
+
+
+def brightness(images, prompts):
+    """A reward: any number that an edit changes."""
+    return images.mean((1, 2, 3))
+
+
+def greenness(images, prompts):
+    """Another."""
+    return images[:, 1].mean((1, 2))
+
+
+@dataclass
+class Hook:
+    """Kills the process in the middle of the n-th call of a component."""
+
+    at: int = 0
+    calls: int = 0
+
+    def __call__(self):
+        self.calls += 1
+        if self.calls == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass
+class FakeCritic:
+    identity: Mapping[str, str] = field(default_factory=lambda: {"kind": "fake", "model": "eye", "prompt_sha256": "1"})
+    batch_size: int = 3
+    concurrency: int = 1
+    before: Callable[[], None] = lambda: None
+
+    def __call__(self, images, captions):
+        self.before()
+        return [self.one(image) for image in images]
+
+    def one(self, image):
+        number = number_of(image)
+        if number % 11 == 0:
+            return Fault("parse_error", "no JSON", "It is a lovely picture.")
+        if number % 5 == 0:
+            return Critique(problems=(), overall=10)
+        return Critique(problems=(Problem(what=f"number {number}", severity=2),), overall=3)
+
+
+@dataclass
+class FakeInstructor:
+    identity: Mapping[str, str] = field(default_factory=lambda: {"kind": "fake", "model": "pen", "prompt_sha256": "2"})
+    batch_size: int = 2
+    concurrency: int = 1
+    before: Callable[[], None] = lambda: None
+
+    def __call__(self, images, captions, critiques):
+        self.before()
+        texts = [one.problems[0].what if one.problems else "nothing" for one in critiques]
+        return [Instructions(instructions=() if text.endswith("7") else (f"mend {text}",)) for text in texts]
+
+
+@dataclass
+class FakeEditor:
+    identity: Mapping[str, str] = field(default_factory=lambda: {"kind": "fake", "model": "brush"})
+    licence: str = "mit"
+    batch_size: int = 4
+    concurrency: int = 1
+    before: Callable[[], None] = lambda: None
+
+    def __call__(self, images, instructions, seeds):
+        self.before()
+        return [self.one(image, seed) for image, seed in zip(images, seeds, strict=True)]
+
+    def one(self, image, seed):
+        shift = np.random.default_rng(seed).integers(-60, 60)
+        return Image.fromarray(np.clip(np.asarray(image, np.int64) + shift, 0, 255).astype(np.uint8))
+
+
+def fakes(**changes) -> Components:
+    """Fresh components."""
+    return replace(Components(FakeCritic(), FakeInstructor(), FakeEditor()), **changes)
+
+
+def config_of(output: Path, source: Path, **changes) -> CurateConfig:
+    """A run over a folder of images, by rewards of this file."""
+    rules = DecideConfig(rewards={"tests.curation.fakes:brightness": 0.0}, policy="both_directions")
+    base = CurateConfig(
+        output=str(output),
+        source=SourceConfig(kind="folder", path=str(source), batch_size=4),
+        decide=rules,
+        evaluation="tests.curation.fakes:greenness",
+        score_batch_size=5,
+        chunk=8,
+        progress=False,
+    )
+    return replace(base, **changes)
+
+
+def in_child(*calls: Callable[[], object], kill_after: float | None = None) -> list[int | None]:
+    """Run each call in a process of its own, all at once; their exit codes. Optionally kill them after some seconds."""
+    context = multiprocessing.get_context("fork")  # it costs no import
+    children = [context.Process(target=call) for call in calls]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(kill_after if kill_after is not None else 120)
+        if child.is_alive():
+            child.kill()
+            child.join()
+    return [child.exitcode for child in children]
+
+
+def lines_of(folder: Path) -> dict[str, list[str]]:
+    """The lines of every stage, sorted: what two runs are compared by."""
+    return {
+        stage: sorted(line for path in (folder / stage).glob("part-*.jsonl") for line in path.read_text().splitlines())
+        for stage in STAGES
+    }
+
+
+def finished(config: CurateConfig, **changes) -> RunFolder:
+    """The folder of a run that went to its end."""
+    return RunFolder(curate(config, components=fakes(**changes)))

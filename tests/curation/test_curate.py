@@ -1,0 +1,348 @@
+"""Whole runs: what is recorded, what a killed or shared run comes to, and what is refused before anything is spent."""
+
+import os
+import random
+import time
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from rpo.curation.curate import curate
+from rpo.curation.folder import STAGES, RunFolder
+from rpo.curation.history import Edit, histories
+from rpo.curation.records import Critique, Fault, Unavailable
+from tests.curation.fakes import (
+    FakeCritic,
+    FakeEditor,
+    FakeInstructor,
+    Hook,
+    config_of,
+    fakes,
+    finished,
+    image_folder,
+    in_child,
+    lines_of,
+    picture,
+)
+
+COUNT = 30
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return image_folder(tmp_path_factory.mktemp("source"), COUNT)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, source):
+    return finished(config_of(tmp_path_factory.mktemp("undisturbed") / "run", source))
+
+
+def test_every_record_has_its_history_and_an_outcome(undisturbed, source):
+    found = list(histories(undisturbed))
+    assert [one.source.caption for one in found] == [f"caption {index}" for index in range(COUNT)]
+    assert [one.source.order for one in found] == list(range(COUNT))
+    reasons = Counter(one.outcomes[0].reason for one in found)
+    assert reasons[None] >= 5
+    assert {"nothing_to_fix", "critique_fault", "no_instructions"} <= set(reasons)
+    for one in found:
+        assert (one.edit is None) == (one.instructions is None or one.instructions.is_empty)
+        if isinstance(one.edit, Edit):
+            source_image = undisturbed.load_image(one.source.image, one.source.id)
+            assert undisturbed.load_image(one.edit.image, one.source.id).size == source_image.size
+            (outcome,) = one.outcomes
+            scores = one.scores
+            gap = scores.edit["tests.curation.fakes:brightness"] - scores.source["tests.curation.fakes:brightness"]
+            if outcome.reason is None:
+                assert outcome.chosen.endswith("/edit" if gap > 0 else "/source")
+    faulty = next(one for one in found if isinstance(one.critique, Fault))
+    assert faulty.critique.raw == "It is a lovely picture."
+
+
+@pytest.mark.parametrize(
+    ("component", "at"), [("critic", 1), ("critic", 7), ("instructor", 5), ("editor", 2), ("editor", 4)]
+)
+def test_a_run_killed_in_a_component_ends_as_an_undisturbed_one(undisturbed, source, tmp_path, component, at):
+    config = config_of(tmp_path / "run", source)
+    kinds = {"critic": FakeCritic, "instructor": FakeInstructor, "editor": FakeEditor}
+    killed = fakes(**{component: kinds[component](before=Hook(at))})
+    assert in_child(partial(curate, config, components=killed)) == [-9]
+    assert lines_of(tmp_path / "run") != lines_of(undisturbed.path)
+    curate(config, resume=True, components=fakes())
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
+
+
+def test_a_run_killed_at_random_times_ends_as_an_undisturbed_one(undisturbed, source, tmp_path):
+    kill_at_random(config_of(tmp_path / "run", source), undisturbed, times=4)
+
+
+@pytest.mark.slow
+def test_a_run_killed_often_ends_as_an_undisturbed_one(tmp_path):
+    source = image_folder(tmp_path / "source", 150)
+    undisturbed = finished(config_of(tmp_path / "undisturbed", source))
+    config = config_of(tmp_path / "run", source)
+    assert kill_at_random(config, undisturbed, times=20) >= 20
+    threads = {name: component for name, component in vars(threaded()).items() if component is not None}
+    again = replace(config, output=str(tmp_path / "threads"))
+    assert kill_at_random(again, undisturbed, times=20, **threads) >= 20
+
+
+def threaded():
+    return fakes(critic=FakeCritic(concurrency=4), instructor=FakeInstructor(concurrency=4))
+
+
+def kill_at_random(config, undisturbed, *, times, **changes):
+    """Kill a run, after times that are a part of what an undisturbed one takes, until it was killed often enough."""
+    chance = random.Random(0)
+    kills, seconds = 0, 0.05
+    while kills < times:
+        start = time.perf_counter()
+        (code,) = in_child(partial(curate, config, resume=True, components=fakes(**changes)), kill_after=seconds)
+        assert code in (0, -9)
+        if code == 0:  # it came to its end: begin anew, with less time
+            assert lines_of(RunFolder(config.output).path) == lines_of(undisturbed.path)
+            for stage in STAGES:
+                for part in RunFolder(config.output).path.glob(f"{stage}/part-*"):
+                    data = part.read_bytes()  # the end of every file is lost, in the middle of a line
+                    part.write_bytes(data[: chance.randrange(len(data))])
+            seconds = (time.perf_counter() - start) / 3
+        else:
+            kills += 1
+            seconds *= chance.uniform(0.8, 1.6)
+    curate(config, resume=True, components=fakes(**changes))
+    assert lines_of(RunFolder(config.output).path) == lines_of(undisturbed.path)
+    return kills
+
+
+def test_two_processes_share_a_folder_without_duplicates(undisturbed, source, tmp_path):
+    config = config_of(tmp_path / "run", source)
+    runs = [partial(curate, replace(config, part=f"{part}/2"), components=fakes()) for part in range(2)]
+    assert in_child(*runs) == [0, 0]
+    for stage in STAGES:
+        parts = sorted((tmp_path / "run" / stage).glob("part-*.jsonl"))
+        assert [path.name for path in parts] == ["part-0.jsonl", "part-1.jsonl"]
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
+
+
+def test_a_run_of_two_processes_is_gone_on_with_by_one(undisturbed, source, tmp_path):
+    config = config_of(tmp_path / "run", source)
+    in_child(partial(curate, replace(config, part="1/2"), components=fakes(editor=FakeEditor(before=Hook(2)))))
+    curate(config, resume=True, components=fakes())
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
+
+
+def test_the_environment_of_torchrun_divides_the_records(source, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    folder = finished(config_of(tmp_path / "run", source))
+    assert all(int(record, 16) % 3 == 1 for record in folder.stages["sources"])
+    assert 0 < len(folder.stages["decisions"]) < COUNT
+
+
+def test_threads_give_the_same_records(undisturbed, source, tmp_path):
+    config = config_of(tmp_path / "run", source)
+    curate(config, components=threaded())
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
+
+
+def test_a_used_folder_is_not_overwritten(undisturbed, source):
+    with pytest.raises(ValueError, match="holds a run already; give --resume"):
+        curate(config_of(undisturbed.path, source), components=fakes())
+
+
+def test_a_finished_run_asks_nobody_again(undisturbed, source):
+    before = lines_of(undisturbed.path)
+
+    def refuse():
+        raise AssertionError("asked again")
+
+    asked = fakes(critic=FakeCritic(before=refuse), editor=FakeEditor(before=refuse))
+    curate(config_of(undisturbed.path, source), resume=True, components=asked)
+    assert lines_of(undisturbed.path) == before
+
+
+def test_a_changed_prompt_in_a_resumed_run_is_refused(undisturbed, source):
+    changed = FakeCritic(identity={"kind": "fake", "model": "eye", "prompt_sha256": "9"})
+    with pytest.raises(ValueError, match=r"stage 'critiques' were made otherwise: prompt_sha256 was '1' and is '9'"):
+        curate(config_of(undisturbed.path, source), resume=True, components=fakes(critic=changed))
+
+
+def test_decisions_can_be_made_anew_by_other_rules(source, tmp_path):
+    config = config_of(tmp_path / "run", source)
+    curate(config, components=fakes())
+    other = replace(config, decide=replace(config.decide, policy="keep_improved"))
+    with pytest.raises(ValueError, match="policy was 'both_directions' and is 'keep_improved'"):
+        curate(other, resume=True, components=fakes())
+    (tmp_path / "run/decisions/part-0.jsonl").unlink()
+    curate(other, resume=True, components=fakes())
+    reasons = Counter(one.outcomes[0].reason for one in histories(RunFolder(config.output)))
+    assert reasons["got_worse"] > 0
+
+
+def test_a_run_may_stop_after_a_stage_and_go_on_later(undisturbed, source, tmp_path):
+    config = config_of(tmp_path / "run", source)
+    curate(replace(config, stop_after="instructions"), components=replace(fakes(), editor=None))
+    assert len(RunFolder(config.output).stages["edits"]) == 0
+    curate(config, resume=True, components=fakes())
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
+
+
+def test_a_server_that_is_gone_stops_the_run_and_costs_nothing_else(undisturbed, source, tmp_path):
+    calls = []
+
+    def fail_later():
+        calls.append(0)
+        if len(calls) == 4:
+            raise Unavailable("no answer from http://localhost:9")
+
+    config = config_of(tmp_path / "run", source)
+    with pytest.raises(Unavailable, match="no answer"):
+        curate(config, components=fakes(critic=FakeCritic(before=fail_later)))
+    assert 8 <= len(RunFolder(config.output).stages["critiques"]) < COUNT
+    curate(config, resume=True, components=fakes())
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
+
+
+class Answering(FakeCritic):
+    """A critic that says what it is told to."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def one(self, image):
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"), [(None, "empty"), ("A lovely picture.", "invalid"), ({"overall": 3}, "invalid"), (7, "invalid")]
+)
+def test_a_critic_that_gives_something_else_is_a_counted_fault(source, tmp_path, answer, kind):
+    folder = finished(config_of(tmp_path / "run", source), critic=Answering(answer))
+    found = list(histories(folder))
+    assert {one.critique.kind for one in found} == {kind}
+    assert {one.outcomes[0].reason for one in found} == {"critique_fault"}
+    assert answer is None or {one.critique.raw for one in found} == {str(answer)}
+
+
+def test_a_critic_that_gives_ten_megabytes_fills_no_disk(source, tmp_path):
+    folder = finished(config_of(tmp_path / "run", source), critic=Answering("x" * 10_000_000))
+    assert (folder.path / "critiques/part-0.jsonl").stat().st_size < COUNT * 21_000
+
+
+class Clumsy(FakeEditor):
+    """An editor with which one image goes wrong."""
+
+    def __init__(self, wrong):
+        super().__init__()
+        self.wrong = wrong
+
+    def __call__(self, images, instructions, seeds):
+        first = next(iter(range(len(images))))
+        if any(seed % 7 == 0 for seed in seeds) and self.wrong == "raises":
+            raise RuntimeError("cannot edit this")
+        edits = super().__call__(images, instructions, seeds)
+        if self.wrong == "size":
+            edits[first] = picture(0, (5, 5))
+        return edits
+
+
+def test_an_editor_that_raises_on_some_images_loses_only_those(undisturbed, source, tmp_path):
+    folder = finished(config_of(tmp_path / "run", source), editor=Clumsy("raises"))
+    faulty = [one for one in histories(folder) if isinstance(one.edit, Fault)]
+    whole = [one for one in histories(undisturbed) if isinstance(one.edit, Edit)]
+    assert {one.source.id for one in faulty} == {one.source.id for one in whole if one.edit.seed % 7 == 0}
+    assert faulty
+    assert {one.edit.message for one in faulty} == {"RuntimeError: cannot edit this"}
+    assert {one.outcomes[0].reason for one in faulty} == {"edit_fault"}
+
+
+def test_an_edit_of_another_size_is_a_fault(source, tmp_path):
+    folder = finished(config_of(tmp_path / "run", source), editor=Clumsy("size"))
+    faults = [one.edit for one in histories(folder) if isinstance(one.edit, Fault)]
+    assert faults
+    assert {fault.message for fault in faults} == {"the edit is RGB 5x5; expected RGB 12x10, as its source is"}
+
+
+def sometimes_nan(images, prompts):
+    """A reward that has no number for some captions."""
+    scores = images.mean((1, 2, 3))
+    for index, prompt in enumerate(prompts):
+        if prompt.endswith("3"):
+            scores[index] = float("nan")
+    return scores
+
+
+def test_a_score_that_is_no_number_is_that_records_fault(undisturbed, source, tmp_path):
+    base = config_of(tmp_path / "run", source)
+    rules = replace(base.decide, rewards={"tests.curation.test_curate:sometimes_nan": 0.0})
+    folder = finished(replace(base, decide=rules))
+    faulty = [one for one in histories(folder) if isinstance(one.scores, Fault)]
+    assert faulty
+    assert {one.source.caption[-1] for one in faulty} == {"3"}
+    assert {one.scores.kind for one in faulty} == {"invalid"}
+    assert {one.outcomes[0].reason for one in faulty} == {"score_fault"}
+    assert all("sometimes_nan" in one.scores.message for one in faulty)
+
+
+def raising(images, prompts):
+    """A reward that is broken."""
+    raise OSError("no weights")
+
+
+def test_a_reward_that_raises_stops_the_run(source, tmp_path):
+    base = config_of(tmp_path / "run", source)
+    broken = replace(base, decide=replace(base.decide, rewards={"tests.curation.test_curate:raising": 0.0}))
+    with pytest.raises(ValueError, match="raised OSError: no weights"):
+        curate(broken, components=fakes())
+    assert len(RunFolder(base.output).stages["scores"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("rewards", "evaluation"),
+    [
+        ({"shapes": 0.0}, "shapes"),
+        ({"jpeg-compressibility": 0.0, "shapes": 0.0}, "shapes-strict"),
+        ({"rpo.rewards.shapes:STRICT": 0.0}, "shapes"),
+        ({"rpo.rewards.jpeg:COMPRESSIBILITY": 0.0}, "jpeg-compressibility"),
+    ],
+)
+def test_the_reward_that_evaluates_must_not_filter(source, tmp_path, rewards, evaluation):
+    base = config_of(tmp_path / "run", source)
+    config = replace(base, evaluation=evaluation, decide=replace(base.decide, rewards=rewards))
+    with pytest.raises(ValueError, match=r"filters, and .* evaluates, which is the same judge; expected two"):
+        curate(config, components=fakes())
+    assert not os.path.exists(base.output)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rewards": {}}, r"decide\.rewards is empty"),
+        ({"rewards": {"tests.curation.fakes:brightness": -1.0}}, "the margin -1.0; expected at least 0"),
+        ({"min_distance": 0.5}, r"decide\.min_distance is 0\.5 and decide\.max_distance 0\.3"),
+        ({"orderings": "all"}, "orderings is 'all', and source.kind 'folder'; expected given pairs"),
+    ],
+)
+def test_rules_that_nothing_can_meet_are_refused(source, tmp_path, changes, message):
+    base = config_of(tmp_path / "run", source)
+    with pytest.raises(ValueError, match=message):
+        curate(replace(base, decide=replace(base.decide, **changes)), components=fakes())
+
+
+def test_a_damaged_image_of_the_folder_names_the_record(source, tmp_path):
+    config = config_of(tmp_path / "run", source)
+    curate(replace(config, stop_after="sources"), components=fakes())
+    victim = next(iter(histories(RunFolder(config.output)))).source
+    (tmp_path / f"run/images/{victim.image}.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=rf"^record {victim.id} \('caption 0'\): the image .* cannot be decoded"):
+        curate(config, resume=True, components=fakes())
+
+
+def test_instructions_may_be_asked_for_sound_images_too(undisturbed, source, tmp_path):
+    folder = finished(replace(config_of(tmp_path / "run", source), instruct_sound=True))
+    sound = [one.critique for one in histories(undisturbed) if one.outcomes[0].reason == "nothing_to_fix"]
+    assert all(isinstance(one, Critique) and one.nothing_to_fix for one in sound)
+    assert len(folder.stages["instructions"]) == len(undisturbed.stages["instructions"]) + len(sound)
