@@ -81,6 +81,14 @@ def shapes_pretrain(args: argparse.Namespace) -> None:
     pretrain(load_config(PretrainConfig, None, args.overrides))
 
 
+def shapes_pretrain_editor(args: argparse.Namespace) -> None:
+    """Train the embedded editor from the embedded checkpoint."""
+    from rpo.config import load_config
+    from rpo.shapes.pretrain_editor import PretrainEditorConfig, pretrain_editor
+
+    pretrain_editor(load_config(PretrainEditorConfig, None, args.overrides))
+
+
 def _takes_run(parser: argparse.ArgumentParser) -> None:
     _takes_overrides(parser)
     parser.add_argument(
@@ -144,6 +152,12 @@ COMMANDS = {
         _takes_overrides,
         shapes_pretrain,
         "rpo.shapes.pretrain:PretrainConfig",
+    ),
+    "shapes pretrain-editor": Command(
+        "train the embedded editor, a small InstructPix2Pix, from the embedded checkpoint",
+        _takes_overrides,
+        shapes_pretrain_editor,
+        "rpo.shapes.pretrain_editor:PretrainEditorConfig",
     ),
 }
 

@@ -14,6 +14,13 @@ NUM_STEPS = 20
 PROXY = Path(__file__).parent / "assets" / "proxy"
 """The embedded proxy reward: the folder of a small CLIPModel, which the reward "shapes-clip" reads."""
 
+EDIT_GUIDANCE_SCALE = 3.0
+EDIT_IMAGE_GUIDANCE_SCALE = 1.5
+"""Guidance by instruction and by source at which the editor is meant to be sampled and its accuracy is quoted."""
+
+EDIT_NUM_STEPS = 20
+"""DDIM steps of an edit."""
+
 
 def path() -> Path:
     """Find the embedded checkpoint.
@@ -25,13 +32,31 @@ def path() -> Path:
         FileNotFoundError: The weights are not there, as in an installation without package data.
     """
     folder = Path(__file__).parent / "assets"
+    _check(folder, "checkpoint", f"python -m rpo.shapes.pretrain --out {folder}")
+    return folder
+
+
+def editor_path() -> Path:
+    """Find the embedded editor: `StableDiffusionInstructPix2PixPipeline.from_pretrained(rpo.shapes.editor_path())`.
+
+    Returns:
+        The diffusers folder inside this package.
+
+    Raises:
+        FileNotFoundError: The weights are not there, as in an installation without package data.
+    """
+    folder = Path(__file__).parent / "assets" / "editor"
+    _check(folder, "editor", f"rpo shapes pretrain-editor out={folder}")
+    return folder
+
+
+def _check(folder: Path, what: str, command: str) -> None:
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"the shapes checkpoint in {folder} lacks {', '.join(missing)}, which a complete installation has; install "
-            f"rpo again, or train it with `python -m rpo.shapes.pretrain --out {folder}`"
+            f"the shapes {what} in {folder} lacks {', '.join(missing)}, which a complete installation has; install "
+            f"rpo again, or train it with `{command}`"
         )
-    return folder
 
 
 _FILES = (

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
@@ -147,7 +147,7 @@ def assemble(
     )
 
 
-def save_checkpoint(pipe: StableDiffusionPipeline, folder: Path, words: Iterable[str]) -> None:
+def save_checkpoint(pipe: DiffusionPipeline, folder: Path, words: Iterable[str]) -> None:
     """Write `pipe` as a folder with half-precision weights; an existing `folder` is replaced in one move.
 
     The configurations keep saying float32, so that a plain `from_pretrained` gives every component the same dtype:

@@ -11,7 +11,6 @@ import dataclasses
 import inspect
 import itertools
 import json
-import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar as silence_transform
 from rpo.shapes.networks import assemble, build_text_encoder, build_tokenizer, build_unet, save_checkpoint
 from rpo.shapes.pretrain_denoiser import Captioned, TextToLatent, train_denoiser
 from rpo.shapes.pretrain_evaluate import HeldOut, evaluate, table, to_channels_first
-from rpo.shapes.pretrain_loop import Phase, TrainingLog, seed_of, write_atomically
+from rpo.shapes.pretrain_loop import Phase, TrainingLog, claim, discard, pick_device, seed_of, write_atomically
 from rpo.shapes.pretrain_vae import Moments, encode_moments, train_vae
 from rpo.shapes.prompts import prompts
 from rpo.shapes.world import training_scenes
@@ -120,7 +119,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     Raises:
         ValueError: If the state folder belongs to a run with other settings.
     """
-    device = _device(config.device)
+    device = pick_device(config.device)
     _claim_state(config)
     log = TrainingLog(config.state / "log.jsonl", partial(print, flush=True))
     log.record(f"shapes pretraining on {device}", **_as_json(config))
@@ -147,14 +146,6 @@ def world_words() -> set[str]:
     return {word for prompt in known for word in prompt.text.split()}
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda"):
-        torch.set_float32_matmul_precision("high")
-    return torch.device(name)
-
-
 def _as_json(config: PretrainConfig) -> dict[str, Any]:
     return {
         name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()
@@ -163,22 +154,9 @@ def _as_json(config: PretrainConfig) -> dict[str, Any]:
 
 def _claim_state(config: PretrainConfig) -> None:
     """Make the state folder this run's: empty it if asked to, and refuse one that belongs to another run."""
-    file = config.state / "settings.json"
     if config.fresh:
-        for name in ("vae.pt", "denoiser.pt", "latents.pt", "settings.json", "log.jsonl"):
-            (config.state / name).unlink(missing_ok=True)
-        shutil.rmtree(config.state / "snapshots", ignore_errors=True)
-    settings = {name: value for name, value in _as_json(config).items() if name not in MAY_CHANGE}
-    if file.exists():
-        earlier = json.loads(file.read_text("utf-8"))
-        changed = [f"{key}: {earlier.get(key)} -> {new}" for key, new in settings.items() if earlier.get(key) != new]
-        if changed:
-            raise ValueError(
-                f"{config.state} holds a run with other settings ({', '.join(changed)}), expected the same ones to "
-                f"continue it; repeat them, or add --fresh to discard that run, or choose another --state"
-            )
-    config.state.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+        discard(config.state, "vae.pt", "denoiser.pt", "latents.pt")
+    claim(config.state, {name: value for name, value in _as_json(config).items() if name not in MAY_CHANGE})
 
 
 def _encoded(run: Run, vae: AutoencoderKL, images: Tensor) -> Moments:

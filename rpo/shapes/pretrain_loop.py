@@ -7,6 +7,7 @@ run draws; on a CPU the weights are then equal bit for bit.
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -56,6 +57,45 @@ class Phase:
     checkpoint: Path
     log_every: int = 50
     save_every: int = 500
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the GPU when there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")
+    return torch.device(name)
+
+
+def discard(folder: Path, *files: str) -> None:
+    """Forget the run in `folder`: what every run leaves there, and `files`."""
+    for name in (*files, "settings.json", "log.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "snapshots", ignore_errors=True)
+
+
+def claim(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Make `folder` that of a run with these settings, and refuse one that belongs to another run.
+
+    Args:
+        folder: Where the run keeps its state.
+        settings: Everything that a continued run must set as before.
+
+    Raises:
+        ValueError: If the folder is that of a run with other settings; each difference is named.
+    """
+    file = folder / "settings.json"
+    if file.exists():
+        earlier = json.loads(file.read_text("utf-8"))
+        changed = [f"{key}: {earlier.get(key)} -> {new}" for key, new in settings.items() if earlier.get(key) != new]
+        if changed:
+            raise ValueError(
+                f"{folder} holds a run with other settings ({', '.join(changed)}), expected the same ones to "
+                f"continue it; repeat them, or add --fresh to discard that run, or choose another --state"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
 
 def seed_of(*numbers: int) -> int:

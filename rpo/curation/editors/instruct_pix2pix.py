@@ -1,0 +1,71 @@
+"""InstructPix2Pix (Brooks et al., arXiv:2211.09800): a UNet that sees the source; the shapes editor is one, too.
+
+The safety checker is left out: an edit that it blackens would be scored as an image. It belongs where images are shown.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from diffusers import DiffusionPipeline, StableDiffusionInstructPix2PixPipeline
+from PIL.Image import Image
+
+from rpo import shapes
+from rpo.curation.component_config import EditorConfig
+from rpo.curation.editors.pipeline_editor import EditBatch, EditSettings, Family, PipelineEditor, load_pretrained
+
+MODEL = "timbrooks/instruct-pix2pix"
+LICENCES = {MODEL: "MIT"}
+
+
+def instruct_pix2pix_editor(config: EditorConfig) -> PipelineEditor:
+    """An InstructPix2Pix checkpoint.
+
+    Args:
+        config: Its `model` is a folder or hub id; nothing is timbrooks/instruct-pix2pix.
+
+    Raises:
+        ValueError: It does not load, or a setting is out of range.
+    """
+    return PipelineEditor(_load(config.model or MODEL, config), FAMILY, config)
+
+
+def shapes_editor(config: EditorConfig) -> PipelineEditor:
+    """The editor of the embedded world.
+
+    Args:
+        config: Its `model` is a folder that `rpo shapes pretrain-editor` wrote; nothing is the embedded one.
+
+    Raises:
+        ValueError: It does not load, or a setting is out of range.
+        FileNotFoundError: The installation lacks its weights.
+    """
+    folder = config.model or str(shapes.editor_path())
+    return PipelineEditor(_load(folder, config), SHAPES, config, folder=folder)
+
+
+def _load(model: str, config: EditorConfig) -> StableDiffusionInstructPix2PixPipeline:
+    without = {"safety_checker": None, "requires_safety_checker": False}
+    return load_pretrained(StableDiffusionInstructPix2PixPipeline, model, config, without)
+
+
+def _edit(pipe: Any, batch: EditBatch, settings: EditSettings) -> Sequence[Image]:
+    return pipe(
+        batch.instructions,
+        image=batch.images,
+        num_inference_steps=settings.num_steps,
+        guidance_scale=settings.guidance_scale,
+        image_guidance_scale=settings.image_guidance_scale,
+        generator=batch.generators,
+    ).images
+
+
+def _recommended(pipe: DiffusionPipeline) -> EditSettings:
+    return EditSettings(num_steps=100, guidance_scale=7.5, image_guidance_scale=1.5)
+
+
+def _recommended_for_shapes(pipe: DiffusionPipeline) -> EditSettings:
+    return EditSettings(shapes.EDIT_NUM_STEPS, shapes.EDIT_GUIDANCE_SCALE, shapes.EDIT_IMAGE_GUIDANCE_SCALE)
+
+
+FAMILY = Family("instruct_pix2pix", MODEL, LICENCES, _recommended, _edit)
+SHAPES = Family("shapes", "shapes", {"shapes": "Apache-2.0"}, _recommended_for_shapes, _edit)

@@ -1,0 +1,261 @@
+"""One editor for every editing pipeline of diffusers; what differs between them is a `Family`.
+
+Images of one size are edited together where the pipeline can, each with a generator of its own, so that an edit does
+not depend on its neighbours; the result has the size of its source, whatever size the pipeline prefers to work at.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from diffusers import DiffusionPipeline
+from PIL.Image import Image, Resampling
+
+from rpo.curation.component_config import EditorConfig
+
+
+@dataclass(frozen=True)
+class EditSettings:
+    """How strongly and how long an edit is sampled; a family uses what its pipeline knows."""
+
+    num_steps: int
+    guidance_scale: float
+    image_guidance_scale: float = 1.0
+    """InstructPix2Pix: how closely the source is kept."""
+    conditioning_scale: float = 1.0
+    """ControlNet: how strongly the source is felt."""
+    max_area: int = 1024 * 1024
+    """Kontext: pixels that it works at."""
+
+
+@dataclass(frozen=True)
+class EditBatch:
+    """Images of one size, and what is to be done to each."""
+
+    images: list[Image]
+    instructions: list[str]
+    generators: list[torch.Generator]
+
+
+@dataclass(frozen=True)
+class Family:
+    """What one kind of editing pipeline differs in."""
+
+    kind: str
+    model: str
+    """Hub id of the weights that it is known for."""
+    licences: Mapping[str, str]
+    """Licence of each known model's weights."""
+    defaults: Callable[[DiffusionPipeline], EditSettings]
+    """What its authors recommend for a pipeline."""
+    edit: Callable[[Any, EditBatch, EditSettings], Sequence[Image]]
+    """Call the pipeline."""
+    largest_batch: int | None = None
+    """Images that the pipeline takes at once; None for any number."""
+
+
+@final
+class PipelineEditor:
+    """Edits images by a diffusers pipeline."""
+
+    concurrency: int = 1
+    licence: str
+    batch_size: int
+    identity: Mapping[str, str]
+
+    def __init__(
+        self, pipe: DiffusionPipeline, family: Family, config: EditorConfig, *, folder: str | None = None
+    ) -> None:
+        """Take a pipeline that is loaded and where it shall run.
+
+        Args:
+            pipe: Of the family.
+            family: What it is.
+            config: Its settings; what is None there is what the family recommends.
+            folder: Where the weights came from, if that is not what the model is called.
+
+        Raises:
+            ValueError: A setting is out of range.
+        """
+        self._pipe = pipe
+        self._family = family
+        self._settings = _settings(family, pipe, config)
+        model = config.model or family.model
+        self.batch_size = config.batch_size
+        self.licence = licence_of(model, family.licences)
+        self.identity = {
+            "kind": family.kind,
+            "model": model,
+            "revision": revision_of(folder or model, pipe),
+            "dtype": str(pipe.dtype),
+            "pipeline": type(pipe).__name__,
+            "scheduler": type(pipe.components["scheduler"]).__name__,
+            **{name: str(value) for name, value in asdict(self._settings).items()},
+        }
+        if config.base_model:
+            self.identity |= {"base_model": config.base_model, "base_revision": revision_of(config.base_model, pipe)}
+        pipe.set_progress_bar_config(disable=True)
+
+    def __call__(self, images: Sequence[Image], instructions: Sequence[str], seeds: Sequence[int]) -> list[Image]:
+        """Edit every image by its instruction.
+
+        Args:
+            images: RGB.
+            instructions: One per image.
+            seeds: One per image; the same seed, image and instruction give the same edit.
+
+        Returns:
+            RGB images, each of the size of its source.
+
+        Raises:
+            ValueError: The three do not have the same length, or an image is not RGB.
+        """
+        if not len(images) == len(instructions) == len(seeds):
+            raise ValueError(
+                f"got {len(images)} images, {len(instructions)} instructions and {len(seeds)} seeds, expected as many "
+                "of each; give one instruction and one seed per image"
+            )
+        for index, image in enumerate(images):
+            if image.mode != "RGB":
+                raise ValueError(f"image {index} has mode {image.mode}, expected RGB; convert it")
+        edited: dict[int, Image] = {}
+        for indices in groups(images, self._family.largest_batch):
+            batch = EditBatch(
+                [images[index] for index in indices],
+                [instructions[index] for index in indices],
+                [torch.Generator().manual_seed(seeds[index]) for index in indices],
+            )
+            edited |= zip(indices, self._family.edit(self._pipe, batch, self._settings), strict=True)
+        return [_fit(edited[index], image) for index, image in enumerate(images)]
+
+
+def groups(images: Sequence[Image], largest: int | None) -> Iterator[list[int]]:
+    """Indices of the images of each size, at most `largest` together.
+
+    Args:
+        images: In any order.
+        largest: None for no limit.
+
+    Yields:
+        Indices in their order.
+    """
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for index, image in enumerate(images):
+        by_size.setdefault(image.size, []).append(index)
+    for indices in by_size.values():
+        step = largest or len(indices)
+        yield from (indices[start : start + step] for start in range(0, len(indices), step))
+
+
+def _fit(edited: Image, source: Image) -> Image:
+    edited = edited.convert("RGB")
+    return edited if edited.size == source.size else edited.resize(source.size, Resampling.LANCZOS)
+
+
+def _settings(family: Family, pipe: DiffusionPipeline, config: EditorConfig) -> EditSettings:
+    asked = {
+        "num_steps": config.num_steps,
+        "guidance_scale": config.guidance_scale,
+        "image_guidance_scale": config.image_guidance_scale,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    if wrong := {name: value for name, value in given.items() if not value >= 1}:
+        raise ValueError(
+            f"editor {family.kind}: {', '.join(f'{name} is {value}' for name, value in wrong.items())}, expected at "
+            "least 1; leave it out for what the model recommends"
+        )
+    defaults = replace(family.defaults(pipe), conditioning_scale=config.conditioning_scale)
+    return replace(defaults, **given)
+
+
+def load_pretrained(pipeline_class: Any, model: str, config: EditorConfig, components: Mapping[str, Any]) -> Any:
+    """Load a diffusers pipeline where the configuration wants it.
+
+    Args:
+        pipeline_class: Of diffusers.
+        model: Folder or hub id.
+        config: Tells device and dtype.
+        components: What is given instead of loaded, by name; None leaves it out.
+
+    Returns:
+        The pipeline, on its device.
+
+    Raises:
+        ValueError: There is no such model, or it is of another class.
+    """
+    device, dtype = place(config)
+    try:
+        pipe = pipeline_class.from_pretrained(model, dtype=dtype, **components)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"'{model}' does not load as a {pipeline_class.__name__}: {error}; expected a diffusers folder or hub id "
+            "of an editor of this kind"
+        ) from error
+    return pipe.to(device)
+
+
+def place(config: EditorConfig) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype that a configuration asks for; "auto" is the GPU and bfloat16 where there is one.
+
+    Args:
+        config: Of the editor.
+
+    Returns:
+        Both.
+
+    Raises:
+        ValueError: There is no such dtype.
+    """
+    name = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if config.dtype == "auto":
+        return device, torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if config.dtype not in dtypes:
+        raise ValueError(f"editor dtype {config.dtype!r} does not exist; use auto or one of {', '.join(dtypes)}")
+    return device, dtypes[config.dtype]
+
+
+def licence_of(model: str, known: Mapping[str, str]) -> str:
+    """Licence of a model's weights: known, or as the model card in its folder says; empty if neither tells.
+
+    Args:
+        model: Folder or hub id.
+        known: By model.
+    """
+    card = Path(model) / "README.md"
+    if model in known or not card.is_file():
+        return known.get(model, "")
+    found = re.search(r"^license(?:_name)?:\s*(\S.*?)\s*$", card.read_text("utf-8"), re.MULTILINE)
+    return found.group(1) if found else ""
+
+
+def revision_of(model: str, pipe: DiffusionPipeline) -> str:
+    """The commit of a model from the Hub, or the sha256 of all files of a folder; empty if nothing tells.
+
+    Args:
+        model: Folder or hub id.
+        pipe: What was loaded from it; its networks remember the snapshot they came from.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        places = [str(part.config.get("_name_or_path", "")) for part in pipe.components.values() if _is_network(part)]
+        name = model.replace("/", "--")
+        commits = [re.search(rf"models--{re.escape(name)}/snapshots/(\w+)", one) for one in places]
+        return next((found.group(1) for found in commits if found), "")
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with file.open("rb") as handle:
+            content = hashlib.file_digest(handle, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(folder)}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def _is_network(part: object) -> bool:
+    from diffusers import ModelMixin
+
+    return isinstance(part, ModelMixin)

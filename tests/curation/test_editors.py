@@ -1,0 +1,159 @@
+"""Every editor with a tiny pipeline of its real class: sizes, seeds, batches, what is refused, what it says it is."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diffusers import QwenImageEditPipeline
+from PIL import Image
+
+from rpo.curation.component_config import EditorConfig
+from rpo.curation.editors import EDITORS, controlnet, flux2_klein, instruct_pix2pix, kontext, load_editor, qwen_edit
+from rpo.curation.editors.pipeline_editor import PipelineEditor, groups, licence_of, place
+from tests.curation import tiny_editors
+from tests.curation.tiny_editors import ready
+from tests.tiny import save_tiny_sd
+
+FAMILIES = {
+    "instruct_pix2pix": (tiny_editors.tiny_instruct_pix2pix, instruct_pix2pix.FAMILY),
+    "controlnet": (tiny_editors.tiny_controlnet_pipeline, controlnet.FAMILY),
+    "kontext": (tiny_editors.tiny_kontext, kontext.kontext_family(max_area=64 * 64)),
+    "flux2_klein": (tiny_editors.tiny_flux2_klein, flux2_klein.FAMILY),
+    "qwen_edit_plus": (tiny_editors.tiny_qwen_edit, qwen_edit.FAMILY),
+    "qwen_edit": (lambda: tiny_editors.tiny_qwen_edit(QwenImageEditPipeline), qwen_edit.FAMILY),
+}
+INSTRUCTIONS = ["make it red", "make it blue", "add a hat"]
+
+
+@cache
+def tiny_editor(name, **settings):
+    build, family = FAMILIES[name]
+    return PipelineEditor(ready(build()), family, EditorConfig(model="tiny", num_steps=2, **settings))
+
+
+def noise(seed, width=64, height=64):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def difference(one, other):
+    assert one.size == other.size
+    return int(np.abs(np.asarray(one, int) - np.asarray(other, int)).max())
+
+
+@pytest.fixture(autouse=True)
+def qwen_works_at_64_pixels(monkeypatch):
+    """It has no setting for its megapixel; with tiny networks that alone would take a minute."""
+    from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
+
+    for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus):
+        real = module.calculate_dimensions
+        monkeypatch.setattr(module, "calculate_dimensions", lambda area, ratio, real=real: real(64 * 64, ratio))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_edit_depends_on_its_own_image_instruction_and_seed_alone(name):
+    editor = tiny_editor(name)
+    images = [noise(0), noise(1), noise(2, width=80)]
+    together = editor(images, INSTRUCTIONS, [1, 2, 3])
+    assert [image.size for image in together] == [(64, 64), (64, 64), (80, 64)]
+    assert {image.mode for image in together} == {"RGB"}
+    (alone,) = editor(images[1:2], INSTRUCTIONS[1:2], [2])
+    assert difference(alone, together[1]) <= 1
+    (other_seed,) = editor(images[1:2], INSTRUCTIONS[1:2], [4])
+    (other_text,) = editor(images[1:2], INSTRUCTIONS[:1], [2])
+    (other_image,) = editor(images[:1], INSTRUCTIONS[1:2], [2])
+    assert min(difference(alone, other) for other in (other_seed, other_text, other_image)) > 5
+
+
+def test_an_error_of_one_image_comes_out_alone_and_in_a_batch():
+    editor = tiny_editor("instruct_pix2pix")
+    grey = noise(1).convert("L")
+    with pytest.raises(ValueError, match="image 1 has mode L, expected RGB; convert it"):
+        editor([noise(0), grey], INSTRUCTIONS[:2], [1, 2])
+    with pytest.raises(ValueError, match="image 0 has mode L"):
+        editor([grey], INSTRUCTIONS[:1], [1])
+    assert len(editor([noise(0)], INSTRUCTIONS[:1], [1])) == 1
+    with pytest.raises(ValueError, match="got 2 images, 1 instructions and 2 seeds, expected as many of each"):
+        editor([noise(0), noise(1)], ["make it red"], [1, 2])
+
+
+def test_images_of_one_size_go_together():
+    images = [noise(0), noise(1, width=80), noise(2), noise(3), noise(4, width=80)]
+    assert list(groups(images, None)) == [[0, 2, 3], [1, 4]]
+    assert list(groups(images, 2)) == [[0, 2], [3], [1, 4]]
+    assert list(groups(images, 1)) == [[0], [2], [3], [1], [4]]
+    assert list(groups([], 2)) == []
+
+
+def test_every_setting_reaches_the_pipeline():
+    editor, image = tiny_editor("instruct_pix2pix"), noise(0)
+    (plain,) = editor([image], ["make it red"], [1])
+    for setting in ({"guidance_scale": 2.0}, {"image_guidance_scale": 3.0}):
+        (other,) = tiny_editor("instruct_pix2pix", **setting)([image], ["make it red"], [1])
+        assert difference(plain, other) > 5
+    (felt,) = tiny_editor("controlnet")([image], ["make it red"], [1])
+    (unfelt,) = tiny_editor("controlnet", conditioning_scale=0.0)([image], ["make it red"], [1])
+    assert difference(felt, unfelt) > 5
+
+
+def test_identity_tells_what_decides_the_edits():
+    one = dict(tiny_editor("instruct_pix2pix").identity)
+    assert one["kind"] == "instruct_pix2pix" and one["model"] == "tiny" and one["num_steps"] == "2"
+    assert (one["guidance_scale"], one["image_guidance_scale"]) == ("7.5", "1.5")
+    assert one["pipeline"] == "StableDiffusionInstructPix2PixPipeline" and one["scheduler"] == "DDIMScheduler"
+    other = dict(tiny_editor("instruct_pix2pix", guidance_scale=2.0).identity)
+    assert {key for key in one if one[key] != other[key]} == {"guidance_scale"}
+    klein = tiny_editors.tiny_flux2_klein
+    distilled, full = (
+        PipelineEditor(klein(is_distilled=yes), flux2_klein.FAMILY, EditorConfig(kind="flux2_klein")).identity
+        for yes in (True, False)
+    )
+    assert (distilled["num_steps"], distilled["guidance_scale"]) == ("4", "1.0")
+    assert (full["num_steps"], full["guidance_scale"]) == ("50", "4.0")
+
+
+def test_licences_are_known_read_from_the_card_or_empty(tmp_path: Path):
+    assert licence_of("black-forest-labs/FLUX.1-Kontext-dev", kontext.LICENCES) == "FLUX.1 [dev] Non-Commercial License"
+    assert licence_of("somebody/else", kontext.LICENCES) == ""
+    (tmp_path / "README.md").write_text("---\nlicense: openrail\n---\n# Mine\n")
+    assert licence_of(str(tmp_path), {}) == "openrail"
+    assert tiny_editor("instruct_pix2pix").licence == ""
+
+
+def test_an_editor_is_loaded_from_a_folder(tmp_path: Path):
+    folder = tmp_path / "editor"
+    tiny_editors.tiny_instruct_pix2pix().save_pretrained(folder)
+    config = EditorConfig(kind="instruct_pix2pix", model=str(folder), num_steps=1, device="cpu", batch_size=3)
+    editor = load_editor(config)
+    assert editor.batch_size == 3 and editor.concurrency == 1 and len(editor.identity["revision"]) == 64
+    assert editor([noise(0)], ["make it red"], [1])[0].size == (64, 64)
+    (folder / "note.txt").write_text("changed")
+    assert load_editor(config).identity["revision"] != editor.identity["revision"]
+
+
+def test_controlnet_takes_a_base_of_your_own(tmp_path: Path):
+    base = save_tiny_sd(tmp_path / "base")
+    tiny_editors.tiny_controlnet().save_pretrained(tmp_path / "net")
+    config = EditorConfig(kind="controlnet", model=str(tmp_path / "net"), base_model=str(base), num_steps=1)
+    editor = load_editor(config)
+    assert editor.identity["base_model"] == str(base) and len(editor.identity["base_revision"]) == 64
+    assert editor([noise(0)], ["make it red"], [1])[0].size == (64, 64)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in EDITORS if kind != "shapes"])
+def test_what_is_no_editor_is_refused(kind, tmp_path: Path):
+    with pytest.raises(ValueError, match="expected a"):
+        load_editor(EditorConfig(kind=kind, model=str(tmp_path), base_model=str(tmp_path)))
+
+
+def test_wrong_settings_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="there is no editor of kind 'ip2p'; expected one of shapes, instruct_pix2pix"):
+        load_editor(EditorConfig(kind="ip2p"))
+    with pytest.raises(ValueError, match="instruct_pix2pix: guidance_scale is 0.5, expected at least 1; leave it out"):
+        tiny_editor("instruct_pix2pix", guidance_scale=0.5)
+    with pytest.raises(ValueError, match="editor dtype 'half' does not exist; use auto or one of float32"):
+        place(EditorConfig(dtype="half"))
+    base = save_tiny_sd(tmp_path / "base")
+    with pytest.raises(ValueError, match="is a StableDiffusionPipeline, expected a QwenImageEditPipeline or a"):
+        load_editor(EditorConfig(kind="qwen_edit", model=str(base)))
