@@ -329,12 +329,11 @@ def test_configurations_that_cannot_be_asked():
         load_critic(CriticConfig(kind="server", model="m", base_url="http://127.0.0.1:1/v1", concurrency=0))
 
 
-def test_the_instructor_asks_only_where_there_is_something_to_fix():
+def test_the_instructor_is_told_caption_and_critique():
     with fake_server(saying('{"instructions": ["make the hat red"]}')) as server:
         instructor = load_instructor(InstructorConfig(kind="server", model="m", base_url=server.url))
-        fine = Critique(problems=(), overall=10)
-        answers = instructor([IMAGE] * 3, ["a hat", "a red hat", "a cap"], [fine, VALUE, fine])
-    assert [answer.text for answer in answers] == ["", "make the hat red", ""]
+        (answer,) = instructor([IMAGE], ["a red hat"], [VALUE])
+    assert answer.text == "make the hat red"
     (text,) = server.texts()
     assert "«a red hat»" in text and '"what": "the hat is blue"' in text
     assert server.requests[0]["response_format"]["json_schema"]["name"] == "Instructions"

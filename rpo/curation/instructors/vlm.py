@@ -1,7 +1,4 @@
-"""A vision-language model as instructor: a call and a prompt of its own; it sees image, caption and critique.
-
-Where the critic found nothing to fix there is nothing to ask, and nothing is asked.
-"""
+"""A vision-language model as instructor: a call and a prompt of its own; it sees image, caption and critique."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -32,20 +29,19 @@ class VlmInstructor:
     def __call__(
         self, images: Sequence[Image], captions: Sequence[str], critiques: Sequence[Critique]
     ) -> list[Instructions | Fault]:
-        """Instructions for each image; none where there is nothing to fix.
+        """Instructions for each image.
 
         Args:
             images: To look at.
             captions: What each should show.
             critiques: What is wrong with each.
         """
-        asked = [index for index, critique in enumerate(critiques) if not critique.nothing_to_fix]
-        values = [{"caption": captions[index], "critique": _in_words(critiques[index])} for index in asked]
-        answers: list[Instructions | Fault] = [Instructions(instructions=()) for _ in critiques]
-        found = ask(self._chat, self._prompt, [(images[index],) for index in asked], values, Instructions)
-        for index, answer in zip(asked, found, strict=True):
-            answers[index] = answer if isinstance(answer, Fault) else check_commands(answer)
-        return answers
+        values = [
+            {"caption": caption, "critique": json.dumps(critique.model_dump(mode="json"), ensure_ascii=False)}
+            for caption, critique in zip(captions, critiques, strict=True)
+        ]
+        answers = ask(self._chat, self._prompt, [(image,) for image in images], values, Instructions)
+        return [answer if isinstance(answer, Fault) else check_commands(answer) for answer in answers]
 
 
 def vlm_instructor(config: InstructorConfig, cache_folder: Path | None) -> VlmInstructor:
@@ -57,7 +53,3 @@ def vlm_instructor(config: InstructorConfig, cache_folder: Path | None) -> VlmIn
     """
     prompt = PromptFile.load("instruct", config.prompt, variables=("caption", "critique"))
     return VlmInstructor(load_chat(config, cache_folder), prompt)
-
-
-def _in_words(critique: Critique) -> str:
-    return json.dumps(critique.model_dump(mode="json"), ensure_ascii=False)

@@ -1,0 +1,258 @@
+"""How far the critic and the judges of a run can be trusted, measured on the run's own images.
+
+- position bias: the share of pairs on which a judge changes its mind when the two images change places;
+- parse errors: the share of questions to which there was no answer in the form asked for, by kind;
+- agreement of two judges beyond chance (Cohen's kappa);
+- controls: a critic must find something to fix in noise and in a blank image, and no judge may prefer them to an image
+  that was made for the caption.
+
+Every share counts prompts for its interval. Faults are counted apart and are in no other share.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+
+from rpo.config import load_config
+from rpo.curation.agreement import cohen_kappa
+from rpo.curation.audit_report import CONTROLS, Answers, Audit, Control, CriticAudit, JudgeAudit
+from rpo.curation.component_config import CriticConfig, JudgeConfig
+from rpo.curation.critics import load_critic
+from rpo.curation.curate_config import CurateConfig
+from rpo.curation.folder import RunFolder
+from rpo.curation.history import histories
+from rpo.curation.judge import BothOrders, OrderedVerdicts, load_judge
+from rpo.curation.records import Component, Critic, Critique, Fault
+from rpo.curation.stages import ask_each
+from rpo.intervals import Interval, accuracy
+
+AUDIT_FILE = "audit.json"
+CACHE_FOLDER = "answers"
+"""That of the run, so that what was asked once is not asked again."""
+
+_Item = TypeVar("_Item")
+_Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """What is audited, and on how many images."""
+
+    critic: CriticConfig | None = None
+    """The critic to try on noise and blank images; nothing is that of the run."""
+
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """The judge whose position bias is measured."""
+
+    second_judge: JudgeConfig | None = field(default_factory=lambda: JudgeConfig(kind="reward", model="shapes-clip"))
+    """The judge that it is compared with; null for none."""
+
+    pairs: int = 100
+    """Pairs of source and edit to judge; 100 tell a share within ten points."""
+
+    controls: int = 20
+    """Noise images, and as many blank ones; 20 show what happens often."""
+
+    seed: int = 0
+    """Of the choice of pairs and of the noise."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images for one caption."""
+
+    caption: str
+    first: Image.Image
+    second: Image.Image
+
+
+def audit(folder: str | Path, config: AuditConfig) -> Audit:
+    """Audit a run, and write what was found to `audit.json` in its folder.
+
+    Args:
+        folder: Of the run.
+        config: Who is audited, and on how much.
+
+    Raises:
+        ValueError: The folder holds no run, or a component cannot be made.
+        Unavailable: A model cannot be asked now; answers so far are kept in the cache.
+    """
+    run = RunFolder(folder)
+    critic = load_critic(config.critic or _critic_of(run), run.path / CACHE_FOLDER)
+    configs = [one for one in (config.judge, config.second_judge) if one is not None]
+    judges = [load_judge(one, run.path / CACHE_FOLDER) for one in configs]
+    rng = np.random.default_rng(config.seed)
+    pairs, sources = _pairs(run, config.pairs, rng), _sources(run, config.controls, rng)
+    controls: dict[Control, list[Pair]] = {
+        kind: [Pair(caption, _control(kind, image.size, rng), image) for caption, image in sources] for kind in CONTROLS
+    }
+    verdicts = [_judge(judge, pairs) for judge in judges]
+    kappa, number = _agreement(pairs, verdicts)
+    found = Audit(
+        records=_recorded(run),
+        critic=audit_critic(critic, controls),
+        judges=tuple(audit_judge(*one, pairs, controls) for one in zip(judges, verdicts, strict=True)),
+        agreement=kappa,
+        num_agreement_pairs=number,
+    )
+    (run.path / AUDIT_FILE).write_text(json.dumps(asdict(found), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    return found
+
+
+def audit_critic(critic: Critic, controls: Mapping[Control, Sequence[Pair]]) -> CriticAudit:
+    """What a critic says of images that show nothing.
+
+    Args:
+        critic: The critic.
+        controls: Pairs of which the first image is the control.
+    """
+    answers: list[Critique | Fault] = []
+    shares: dict[Control, Interval | None] = {}
+    for kind, pairs in controls.items():
+        found = _ask(critic, lambda some: critic([p.first for p in some], [p.caption for p in some]), pairs)
+        judged = [(pair.caption, one) for pair, one in zip(pairs, found, strict=True) if isinstance(one, Critique)]
+        shares[kind] = _share([one.nothing_to_fix for _, one in judged], [caption for caption, _ in judged])
+        answers += found
+    asked = [pair.caption for pairs in controls.values() for pair in pairs]
+    return CriticAudit(dict(critic.identity), count_answers(answers, asked), shares)
+
+
+def audit_judge(
+    judge: BothOrders,
+    verdicts: Sequence[OrderedVerdicts],
+    pairs: Sequence[Pair],
+    controls: Mapping[Control, Sequence[Pair]],
+) -> JudgeAudit:
+    """What a judge has said of pairs, and what it says of controls.
+
+    Args:
+        judge: The judge.
+        verdicts: Of the pairs.
+        pairs: Of source and edit.
+        controls: Pairs of which the first image is the control.
+    """
+    answered = [
+        (pair.caption, one)
+        for pair, one in zip(pairs, verdicts, strict=True)
+        if not (isinstance(one.forward, Fault) or isinstance(one.backward, Fault))
+    ]
+    winners = [
+        (pair.caption, word == shown)
+        for pair, one in zip(pairs, verdicts, strict=True)
+        for word, shown in ((one.forward, "first"), (one.backward, "second"))
+        if word in ("first", "second")
+    ]
+    said, asked = _both(verdicts), [pair.caption for pair in pairs for _ in range(2)]
+    shares: dict[Control, Interval | None] = {}
+    for kind, some in controls.items():
+        found = _judge(judge, some)
+        sure = [(pair.caption, one.verdict) for pair, one in zip(some, found, strict=True)]
+        sure = [(caption, verdict) for caption, verdict in sure if not isinstance(verdict, Fault)]
+        shares[kind] = _share([verdict == "first" for _, verdict in sure], [caption for caption, _ in sure])
+        said += _both(found)
+        asked += [pair.caption for pair in some for _ in range(2)]
+    return JudgeAudit(
+        identity=dict(judge.identity),
+        answers=count_answers(said, asked),
+        position_bias=_share([not one.is_consistent for _, one in answered], [caption for caption, _ in answered]),
+        shown_first=_share([is_first for _, is_first in winners], [caption for caption, _ in winners]),
+        prefers_control=shares,
+    )
+
+
+def count_answers(answers: Sequence[object], captions: Sequence[str]) -> Answers:
+    """How many of the answers are faults.
+
+    Args:
+        answers: Results and faults.
+        captions: The caption of every question.
+    """
+    faults = [one for one in answers if isinstance(one, Fault)]
+    rate = _share([isinstance(one, Fault) for one in answers], captions)
+    return Answers(len(answers), dict(sorted(Counter(one.kind for one in faults).items())), rate)
+
+
+def _critic_of(run: RunFolder) -> CriticConfig:
+    """The critic that the settings of the run name."""
+    settings = run.path / "run.yaml"
+    return load_config(CurateConfig, settings).critic if settings.is_file() else CriticConfig()
+
+
+def _recorded(run: RunFolder) -> dict[str, Answers]:
+    critiques: list[tuple[str, object]] = []
+    instructions: list[tuple[str, object]] = []
+    for one in histories(run):
+        for stage, answer in ((critiques, one.critique), (instructions, one.instructions)):
+            if answer is not None:
+                stage.append((one.source.caption, answer))
+    return {
+        name: count_answers([answer for _, answer in rows], [caption for caption, _ in rows])
+        for name, rows in (("critiques", critiques), ("instructions", instructions))
+    }
+
+
+def _pairs(run: RunFolder, number: int, rng: np.random.Generator) -> list[Pair]:
+    """Some sources with their edits, in the order of the plan."""
+    found = [(one.source, image) for one in histories(run) if (image := one.image_of("edit"))]
+    chosen = sorted(rng.permutation(len(found))[:number])
+    return [
+        Pair(source.caption, run.load_image(source.image, source.id), run.load_image(image, source.id))
+        for source, image in (found[index] for index in chosen)
+    ]
+
+
+def _sources(run: RunFolder, number: int, rng: np.random.Generator) -> list[tuple[str, Image.Image]]:
+    found = [one.source for one in histories(run)]
+    chosen = sorted(rng.permutation(len(found))[:number])
+    return [(found[index].caption, run.load_image(found[index].image, found[index].id)) for index in chosen]
+
+
+def _control(kind: Control, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    width, height = size
+    if kind == "blank":
+        return Image.new("RGB", size, (128, 128, 128))
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def _judge(judge: BothOrders, pairs: Sequence[Pair]) -> list[OrderedVerdicts]:
+    def orders(some: Sequence[Pair]) -> list[OrderedVerdicts | Fault]:
+        return [*judge.orders([p.first for p in some], [p.second for p in some], [p.caption for p in some])]
+
+    found = _ask(judge, orders, pairs)
+    return [OrderedVerdicts(one, one) if isinstance(one, Fault) else one for one in found]
+
+
+def _ask(
+    component: Component, ask: Callable[[Sequence[_Item]], Sequence[_Answer | Fault]], items: Sequence[_Item]
+) -> list[_Answer | Fault]:
+    """All answers, in batches that keep a server busy."""
+    size = max(component.batch_size, component.concurrency)
+    return [answer for start in range(0, len(items), size) for answer in ask_each(ask, items[start : start + size])]
+
+
+def _agreement(pairs: Sequence[Pair], verdicts: Sequence[Sequence[OrderedVerdicts]]) -> tuple[Interval | None, int]:
+    """Kappa over the pairs of which both judges are sure, and how many these are."""
+    if len(verdicts) < 2:  # noqa: PLR2004
+        return None, 0
+    both = [
+        (pair.caption, one.verdict, other.verdict)
+        for pair, one, other in zip(pairs, *verdicts, strict=True)
+        if not (isinstance(one.verdict, Fault) or isinstance(other.verdict, Fault))
+    ]
+    captions = [caption for caption, _, _ in both]
+    kappa = cohen_kappa([str(one) for _, one, _ in both], [str(other) for _, _, other in both], groups=captions)
+    return kappa, len(both)
+
+
+def _both(verdicts: Sequence[OrderedVerdicts]) -> list[object]:
+    return [answer for one in verdicts for answer in (one.forward, one.backward)]
+
+
+def _share(holds: Sequence[bool], captions: Sequence[str]) -> Interval | None:
+    return accuracy(holds, groups=captions) if holds else None
