@@ -208,7 +208,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("part", choices=[*PARTS, "report", "one-train", "one-steps", "base"])
     parser.add_argument("--folder", type=Path, default=Path("runs/online_rl"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--budget", type=int, default=300_000, help="denoiser evaluations per run")
+    parser.add_argument("--budget", type=int, default=200_000, help="denoiser evaluations per run")
     parser.add_argument("--images", type=int, default=200, help="held-out prompts of each domain")
     parser.add_argument("--workers", type=int, default=2, help="runs at the same time, one core each")
     parser.add_argument("--method", choices=list(METHODS), help=argparse.SUPPRESS)

@@ -19,6 +19,7 @@ from tests.analytic.linear_quadratic import (
     objective,
     score_as_action,
     steps_of,
+    value_config,
 )
 from tests.analytic.test_training import Piecewise
 
@@ -35,20 +36,31 @@ NUM_STEPS, ROWS = 300, 10_000
 
 def endpoint(case, folder, *, rows=ROWS, num_steps=NUM_STEPS, train_steps=16, **settings):
     learning = LearningConfig(train_steps=train_steps, micro_batch=ALL)
-    return score_as_action(
-        case,
-        folder,
-        estimator="endpoint",
-        advantage="group",
-        learning=learning,
-        **{"rollout": case.rollout(rows, num_steps)} | settings,
-    )
+    defaults = {"advantage": "group", "rollout": case.rollout(rows, num_steps), "bound_clip": None}
+    return score_as_action(case, folder, estimator="endpoint", learning=learning, **defaults | settings)
 
 
 @pytest.mark.parametrize("case", AT_REFERENCE.values(), ids=AT_REFERENCE)
 def test_it_is_the_exact_gradient_at_the_reference(tmp_path, case):
     trainer = endpoint(case, tmp_path)
     exact = exact_gradient(trainer, case, move(trainer, case))
+    found = torch.stack([-gradient(trainer, loss_of(trainer), index) for index in range(3)]).mean(dim=0)
+    assert error(found, exact) < 0.03
+
+
+def test_at_the_reference_the_clip_holds_nothing_back(tmp_path):
+    case, gradients = AT_REFERENCE["vp"], []
+    for clip in (None, 0.3):
+        trainer = endpoint(case, tmp_path / str(clip), rows=1000, num_steps=50, bound_clip=clip)
+        move(trainer, case)
+        gradients.append(gradient(trainer, loss_of(trainer), 0))
+    assert error(gradients[1], gradients[0]) < 1e-5
+
+
+def test_a_value_of_every_noised_moment_leaves_the_gradient_as_it_is(tmp_path):
+    case = AT_REFERENCE["vp"]
+    trainer = endpoint(case, tmp_path, advantage="return_minus_value", value=value_config())
+    exact = exact_gradient(trainer, case, move(trainer, case))  # which gives it the value of the nearest node
     found = torch.stack([-gradient(trainer, loss_of(trainer), index) for index in range(3)]).mean(dim=0)
     assert error(found, exact) < 0.03
 
