@@ -71,7 +71,8 @@ def test_the_tree_names_every_module_and_nothing_else():
     modules = {path.name for path in (ROOT / "rpo").rglob("*.py")} - {"__init__.py"}
     covered = {name for name in modules if any(Path(name).match(pattern) for pattern in patterns)}
     assert modules - covered <= named, sorted(modules - covered - named)
-    others = {path.name for folder in ("configs", "examples", "benchmarks") for path in (ROOT / folder).iterdir()}
+    folders = ("configs", "examples", "benchmarks", "pipelines")
+    others = {path.name for folder in folders for path in (ROOT / folder).iterdir()}
     assert named - set(patterns) <= modules | others, sorted(named - modules - others)
 
 
