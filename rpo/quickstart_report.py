@@ -48,7 +48,11 @@ def write_quickstart_report(findings: Findings, path: Path, dpo: DPOConfig) -> P
         numbers,
         images,
         kinds,
-        curves_section(read_metrics(findings.trained.folder), error_ratio_limit=dpo.max_chosen_error_ratio),
+        curves_section(
+            read_metrics(findings.trained.folder),
+            error_ratio_limit=dpo.max_chosen_error_ratio,
+            is_plain=not dpo.objective.changed,
+        ),
         _about_the_pairs(findings),
         READING_GUIDE,
         _commands(findings),

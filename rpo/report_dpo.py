@@ -50,12 +50,15 @@ READING_GUIDE = TextSection(
 )
 
 
-def curves_section(entries: Iterable[Mapping[str, float | None]], *, error_ratio_limit: float) -> CurvesSection:
+def curves_section(
+    entries: Iterable[Mapping[str, float | None]], *, error_ratio_limit: float, is_plain: bool = True
+) -> CurvesSection:
     """The curves of a run's `metrics.jsonl`; a chart of which nothing was logged is left out.
 
     Args:
         entries: Its lines.
         error_ratio_limit: Of the chosen images, where training stops; infinite if it does not.
+        is_plain: Whether the objective is Diffusion-DPO itself, whose loss starts at log 2.
     """
     lines = list(entries)
     limits = (Mark("limit", error_ratio_limit),) if math.isfinite(error_ratio_limit) else ()
@@ -63,8 +66,10 @@ def curves_section(entries: Iterable[Mapping[str, float | None]], *, error_ratio
         Chart(
             "Loss",
             _curves(lines, {"dpo/loss": "loss"}) or _curves(lines, {"loop/loss": "loss"}),
-            (Mark("log 2", math.log(2)),),
-            "The preference loss. It starts at log 2 = 0.693 and falls only a little.",
+            (Mark("log 2", math.log(2)),) if is_plain else (),
+            "The preference loss. It starts at log 2 = 0.693 and falls only a little."
+            if is_plain
+            else "The preference loss of the objective that was chosen.",
         ),
         Chart(
             "Implicit accuracy",

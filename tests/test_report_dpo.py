@@ -40,6 +40,11 @@ def test_marks_tell_start_chance_and_limit():
     assert "limit" not in {mark.label for mark in curves_section(ENTRIES, error_ratio_limit=math.inf).charts[3].marks}
 
 
+def test_another_objective_starts_elsewhere():
+    charts = curves_section(ENTRIES, error_ratio_limit=1.5, is_plain=False).charts
+    assert charts[0].marks == () and "log 2" not in charts[0].explanation
+
+
 def test_the_preference_term_is_shown_where_it_is_logged_apart():
     entries = [entry | {"dpo/loss": 0.6} for entry in ENTRIES]
     assert curves_section(entries, error_ratio_limit=math.inf).charts[0].series[0].y == (0.6,) * 30
