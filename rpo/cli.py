@@ -10,13 +10,14 @@ import os
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 from rpo import __version__
+from rpo.cli_command import Command
+from rpo.cli_curate import CURATE
 
 INPUT_ERRORS = (ValueError, OSError, ImportError)
 """What wrong input raises; anything else is a defect of rpo and keeps its traceback."""
@@ -27,20 +28,6 @@ TRAINERS = {
     "grpo": "rpo.trainers.grpo_run",
 }
 """Module of each trainer; it has a dataclass `RunConfig` and a function `run(config, resume)`."""
-
-
-@dataclass(frozen=True)
-class Command:
-    """One line of the table: what a command is for, what it accepts, what it does."""
-
-    summary: str
-    """One line for the help."""
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    """Declares what it accepts."""
-    run: Callable[[argparse.Namespace], None]
-    """Does it."""
-    config: str = ""
-    """`module:class` of the configuration that `key=value` words fill; its keys are listed in the help."""
 
 
 def quickstart(args: argparse.Namespace) -> None:
@@ -143,6 +130,7 @@ COMMANDS = {
         partial(train, "grpo"),
         f"{TRAINERS['grpo']}:RunConfig",
     ),
+    **CURATE,
     "data check": Command("say what a pair set holds and what is wrong with it", _takes_pairs, data_check),
     "shapes evaluate": Command(
         "measure the embedded model, or a LoRA of it, by its verifier", _takes_evaluation, shapes_evaluate
@@ -162,7 +150,15 @@ COMMANDS = {
 }
 
 
-GROUPS = {"train": "train a checkpoint", "data": "look at preference data", "shapes": "the embedded model"}
+GROUPS = {
+    "train": "train a checkpoint",
+    "curate": "make preference pairs that say why; `rpo curate CONFIG` is `rpo curate run CONFIG`",
+    "data": "look at preference data",
+    "shapes": "the embedded model",
+}
+
+DEFAULTS = {"curate": "run"}
+"""What a group does when none of its commands is named: `rpo curate CONFIG` is `rpo curate run CONFIG`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -194,6 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
+    words = _with_default(words)
     parser = argparse.ArgumentParser(prog="rpo", description="Align diffusers pipelines.")
     parser.add_argument("--version", action="version", version=f"rpo {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -223,6 +220,15 @@ def _parse(words: list[str]) -> argparse.Namespace:
     if left_over:
         args.overrides = [*args.overrides, *left_over]
     return args
+
+
+def _with_default(words: list[str]) -> list[str]:
+    """The words with the default command of their group put in, where they name none of its commands."""
+    group, *rest = words or [""]
+    if group not in DEFAULTS or not rest:
+        return words
+    known = {name.removeprefix(f"{group} ") for name in COMMANDS}
+    return words if rest[0] in known | {"-h", "--help"} else [group, DEFAULTS[group], *rest]
 
 
 def _asks_for_help(words: list[str], name: str) -> bool:

@@ -85,7 +85,7 @@ def publish(
             state; or if the repository is public already and `private` was asked for.
     """
     folder = Path(folder)
-    _check_repo_id(repo_id)
+    check_repo_id(repo_id)
     notes = _check_weights(folder)
     files, hidden = _files(folder)
     notes += _check_card(folder)
@@ -123,7 +123,15 @@ def _carry_out(plan: PublishPlan, folder: Path, token: str | None, api: HfApi) -
     return replace(plan, url=url)
 
 
-def _check_repo_id(repo_id: str) -> None:
+def check_repo_id(repo_id: str) -> None:
+    """Refuse what is not the name of a repository with its owner.
+
+    Args:
+        repo_id: What should be "owner/name".
+
+    Raises:
+        ValueError: It is something else.
+    """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from rpo import write_pairs
-from rpo.cli import COMMANDS, TRAINERS
+from rpo.cli import COMMANDS, DEFAULTS, TRAINERS
 from rpo.config import load_config
+from rpo.curation.curate_config import CurateConfig
 from rpo.data.preference import PreferencePair, encode_png
 from rpo.shapes.world import draw_scene, render, sample_prompts
 from rpo.trainers.online_config import RolloutConfig
@@ -55,7 +56,7 @@ def test_every_command_in_the_readme_is_one():
     assert len(commands) >= 5
     for words in commands:
         if words[0] == "rpo":
-            assert any(" ".join(words[1:]).startswith(name) for name in COMMANDS), words
+            assert any(" ".join(words[1:]).startswith(name) for name in (*COMMANDS, *DEFAULTS)), words
         elif words[0] == "make":
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words
         elif words[0] == "python":
@@ -78,7 +79,10 @@ def test_the_tree_names_every_module_and_nothing_else():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_configuration_loads_and_says_command_hardware_and_expectation(path):
-    trainer = next(name for name in TRAINERS if path.stem.startswith(name.replace("-", "_")))
-    load_config(import_module(TRAINERS[trainer]).RunConfig, path)
-    header = path.read_text().split("model:")[0]
+    if path.stem.startswith("curate"):
+        load_config(CurateConfig, path)
+    else:
+        trainer = next(name for name in TRAINERS if path.stem.startswith(name.replace("-", "_")))
+        load_config(import_module(TRAINERS[trainer]).RunConfig, path)
+    header = re.split(r"^\w+:", path.read_text(), maxsplit=1, flags=re.MULTILINE)[0]
     assert all(word in header for word in ("# command", "# hardware", "# expected"))

@@ -18,7 +18,7 @@ from typing import Literal, final, get_args
 import numpy as np
 from PIL.Image import Image
 
-from rpo.curation.manifest import Identity, Manifest
+from rpo.curation.manifest import Identity, Manifest, read_manifest
 from rpo.curation.parts import StageRecords
 from rpo.curation.share import Share, ShareLock
 from rpo.data.jsonl import name_full_disk
@@ -63,9 +63,9 @@ class RunFolder:
             )
         try:
             own = None if share is None else share.index
-            self.stages: dict[StageName, StageRecords] = {
-                stage: StageRecords(self.path / stage, own) for stage in STAGES
-            }
+            # The last stage first: of a run at work, whatever a line builds on is then read as well.
+            found = {stage: StageRecords(self.path / stage, own) for stage in reversed(STAGES)}
+            self.stages: dict[StageName, StageRecords] = {stage: found[stage] for stage in STAGES}
         except BaseException:
             self.close()
             raise
@@ -86,6 +86,10 @@ class RunFolder:
         """
         has_records = {str(stage): len(records) > 0 for stage, records in self.stages.items()}
         Manifest(self.path).claim({str(stage): one for stage, one in identities.items()}, has_records)
+
+    def identity_of(self, stage: StageName) -> Identity:
+        """What made the records of a stage; empty if it was not begun."""
+        return read_manifest(self.path).get(stage, {})
 
     def save_image(self, image: Image) -> str:
         """Keep an RGB image, and return the sha256 that it is called by.

@@ -124,7 +124,7 @@ class Component(Protocol):
 
     @property
     def identity(self) -> Mapping[str, str]:
-        """Everything that decides the answers, such as kind, model, revision, sha256 of the prompt file and decoding."""
+        """Everything that decides the answers, such as kind, model, revision, sha256 of the prompt and decoding."""
         ...
 
     @property

@@ -7,7 +7,8 @@ as they came, which keeps their content hash and with it every cache entry.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -60,7 +61,8 @@ class RecordFolder:
             extension = (image.format or "png").lower()
         name = f"images/{digest}.{extension}"
         if not (self.folder / name).exists():
-            _write_atomically(self.folder / name, data)
+            with written_whole(self.folder / name) as partial:
+                partial.write_bytes(data)
         return name
 
 
@@ -99,25 +101,27 @@ def write_parquet(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
     """
     import pyarrow.parquet as pq  # not at the top: the command line answers before arrow has loaded
 
-    path, schema = Path(path), _parquet_schema()
+    schema = _parquet_schema()
+    rows = iter(pairs)
+    with written_whole(Path(path)) as partial, pq.ParquetWriter(partial, schema) as writer:
+        while batch := [_parquet_row(pair) for pair in islice(rows, _PARQUET_ROWS)]:
+            writer.write_batch(_record_batch(batch, schema))
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A file to write to that takes the place of `path` once it is written, and is gone if that fails.
+
+    Args:
+        path: The file; its folder is created.
+
+    Raises:
+        OSError: The disk is full; a file that was there before is untouched.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
-    rows = iter(pairs)
     try:
-        with pq.ParquetWriter(partial, schema) as writer:
-            while batch := [_parquet_row(pair) for pair in islice(rows, _PARQUET_ROWS)]:
-                writer.write_batch(_record_batch(batch, schema))
-        partial.replace(path)
-    except OSError as error:
-        raise name_full_disk(error, path) from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    partial = _partial(path)
-    try:
-        partial.write_bytes(data)
+        yield partial
         partial.replace(path)
     except OSError as error:
         raise name_full_disk(error, path) from error

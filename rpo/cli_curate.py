@@ -1,0 +1,127 @@
+"""The commands of `rpo curate`: run, status, export, audit."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from rpo.cli_command import Command
+
+
+def run(args: argparse.Namespace) -> None:
+    """Curate what a YAML file, or nothing but overrides, describes."""
+    from rpo.config import load_config
+    from rpo.curation.curate import CurateConfig, curate
+    from rpo.curation.records import Unavailable
+    from rpo.curation.share import share_of
+    from rpo.curation.status import status_of
+
+    path, overrides = _config_and_overrides(args)
+    config = load_config(CurateConfig, path, overrides)
+    try:
+        folder = curate(config, resume=args.resume)
+    except Unavailable as error:
+        raise ConnectionError(f"{error}; run the same command with --resume: what was found out is kept") from error
+    if share_of(config.part, os.environ).index == 0:
+        print(status_of(folder))
+
+
+def status(args: argparse.Namespace) -> None:
+    """Say what a run has come to."""
+    from rpo.curation.status import status_of
+
+    print(status_of(args.run_folder))
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write the pairs of a run for training or for others, and say what an upload would send."""
+    from rpo.curation.export import export as write
+    from rpo.curation.push import push_to_hub
+
+    done = write(args.run_folder, args.form, to=args.to, licence=args.licence)
+    print(f"{done.num_pairs} pairs in {done.path}")
+    if args.repo:
+        print(push_to_hub(done.path, args.repo, push=args.push, private=not args.public))
+
+
+def audit(args: argparse.Namespace) -> None:
+    """Say how far critic and judges of a run can be trusted."""
+    from rpo.config import load_config
+    from rpo.curation.audit import AuditConfig
+    from rpo.curation.audit import audit as examine
+    from rpo.curation.audit_report import format_audit
+    from rpo.curation.records import Unavailable
+
+    try:
+        print(format_audit(examine(args.run_folder, load_config(AuditConfig, None, args.overrides))))
+    except Unavailable as error:
+        raise ConnectionError(f"{error}; run the same command again: what was answered is kept") from error
+
+
+def _config_and_overrides(args: argparse.Namespace) -> tuple[str | None, list[str]]:
+    """The file among the words, which may stand anywhere or be left out, and the `key=value` words."""
+    words = [*([args.config] if args.config else []), *args.overrides]
+    files = [word for word in words if "=" not in word or Path(word).is_file()]
+    if len(files) > 1:
+        raise ValueError(
+            f"got {' and '.join(files)}; expected one configuration and key=value words; leave out the rest"
+        )
+    overrides = [word for word in words if word not in files]
+    if args.output:
+        overrides.append(f"output={json.dumps(args.output)}")  # JSON quotes the folder for YAML
+    return (files[0] if files else None), overrides
+
+
+def takes_run(parser: argparse.ArgumentParser) -> None:
+    """Declare what `rpo curate` accepts."""
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file of the run; none curates shapes")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="a setting to change, such as source.limit=100"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with a run of the same output")
+    parser.add_argument("--output", metavar="DIR", help="folder of the run; the same as output=DIR")
+
+
+def takes_run_folder(parser: argparse.ArgumentParser) -> None:
+    """Declare what `rpo curate status` accepts."""
+    parser.add_argument("run_folder", metavar="DIR", type=Path, help="folder of a run of curation")
+
+
+def takes_audit(parser: argparse.ArgumentParser) -> None:
+    """Declare what `rpo curate audit` accepts."""
+    takes_run_folder(parser)
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="a setting to change, such as judge.kind=server"
+    )
+
+
+def takes_export(parser: argparse.ArgumentParser) -> None:
+    """Declare what `rpo curate export` accepts."""
+    takes_run_folder(parser)
+    parser.add_argument(
+        "--form", choices=("native", "parquet", "pickapic"), default="native", help="what is written (default native)"
+    )
+    parser.add_argument("--to", metavar="DIR", type=Path, help="folder to write (default: export/FORM in the run)")
+    parser.add_argument("--licence", metavar="ID", help="licence of the data set, for its card")
+    parser.add_argument("--repo", metavar="OWNER/NAME", help="say what an upload to the Hub would send")
+    parser.add_argument("--push", action="store_true", help="with --repo: really upload")
+    parser.add_argument("--public", action="store_true", help="with --push: let everybody see it")
+
+
+CURATE = {
+    "curate run": Command(
+        "make preference pairs: criticise images, instruct, edit, score, decide",
+        takes_run,
+        run,
+        "rpo.curation.curate_config:CurateConfig",
+    ),
+    "curate status": Command("say what a run of curation has come to", takes_run_folder, status),
+    "curate export": Command("write the pairs of a run for training or for others", takes_export, export),
+    "curate audit": Command(
+        "measure how far critic and judges of a run can be trusted",
+        takes_audit,
+        audit,
+        "rpo.curation.audit:AuditConfig",
+    ),
+}
+"""The commands of the group, by name."""

@@ -1,0 +1,97 @@
+"""The card of a curated data set: who made what, under which licences, and how much came through each stage.
+
+A folder on this machine is called by its last name only: paths are nobody's business.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from huggingface_hub import DatasetCardData
+
+from rpo.curation.folder import RunFolder
+from rpo.curation.status import RunStatus
+from rpo.data.details import DETAIL_COLUMNS
+from rpo.model_card import PLACEHOLDER, TEMPLATES, is_hub_id
+
+CARD = "README.md"
+
+_SNIPPETS = {
+    "native": 'from rpo import read_pairs\n\npairs = read_pairs("{source}")',
+    "parquet": 'from datasets import load_dataset\n\npairs = load_dataset("{source}", split="train")',
+    "pickapic": 'from datasets import load_dataset\n\npairs = load_dataset("{source}", split="train")',
+}
+_NOTES = {
+    "native": "`metadata.jsonl` has a line per pair; `images/` has files named by their content.",
+    "parquet": "`chosen` and `rejected` are images; `rpo.read_pairs` reads the folder as well.",
+    "pickapic": "The columns are those of Pick-a-Pic v2. Which side comes first is as good as random.",
+}
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+_LARGER = "n>1M"
+
+
+def write_dataset_card(folder: Path, run: RunFolder, status: RunStatus, form: str, licence: str | None) -> Path:
+    """Write `README.md` into an exported data set.
+
+    Args:
+        folder: Of the export.
+        run: Where the pairs come from.
+        status: What the run has come to.
+        form: Of the export: "native", "parquet" or "pickapic".
+        licence: Of the data set; None leaves it open.
+
+    Returns:
+        The path of the card.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    makers = {stage: shown_settings(run.identity_of(stage)) for stage in run.stages if run.identity_of(stage)}
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["cell"] = _cell
+    edits, sources = run.identity_of("edits"), run.identity_of("sources")
+    text = environment.get_template("dataset_card.md.j2").render(
+        title="Rich preference pairs",
+        num_pairs=status.num_pairs,
+        snippet=_SNIPPETS[form].format(source=PLACEHOLDER),
+        form_note=_form_note(form),
+        makers=makers,
+        editor_licence=edits.get("licence", ""),
+        editor_model=shown_model(edits.get("model") or edits.get("kind", "")),
+        generator_model=shown_model(sources.get("model", "")),
+        status=status,
+    )
+    header = DatasetCardData(
+        license=licence,
+        task_categories=["text-to-image"],
+        size_categories=[_size(status.num_pairs)],
+        tags=["preference", "dpo", "image-editing", "rpo"],
+    )
+    path = folder / CARD
+    path.write_text(f"---\n{header.to_yaml()}\n---\n\n" + re.sub(r"\n{3,}", "\n\n", text) + "\n", "utf-8")
+    return path
+
+
+def shown_model(name: str) -> str:
+    """A model as others may know it: a hub id as it is, a folder of this machine by its last name."""
+    return name if "/" not in name or is_hub_id(name) else Path(name).name
+
+
+def shown_settings(identity: Mapping[str, str]) -> str:
+    """What decided a stage's results, in one line."""
+    return ", ".join(f"{key}: {shown_model(value)}" for key, value in identity.items() if value)
+
+
+def _form_note(form: str) -> str:
+    if form == "pickapic":
+        return _NOTES[form]
+    return f"{_NOTES[form]} Columns that say how a pair came to be: {', '.join(DETAIL_COLUMNS)}."
+
+
+def _size(count: int) -> str:
+    return next((name for limit, name in _SIZES if count < limit), _LARGER)
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,198 @@
+"""Curated pairs for training and for others: every pair with how it came to be.
+
+Three forms: "native" is a folder of images with `metadata.jsonl`, "parquet" the same as a table, "pickapic" a table
+with the columns of Pick-a-Pic. Each appears whole or not at all, in the order of the plan, with a card beside it.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rpo.curation.card import shown_model, write_dataset_card
+from rpo.curation.decide import Outcome
+from rpo.curation.folder import RunFolder, StageName
+from rpo.curation.history import History, histories, history_of
+from rpo.curation.records import Critique, Instructions
+from rpo.curation.score import Scores
+from rpo.curation.stages import cut
+from rpo.curation.status import RunStatus, status_of
+from rpo.data.pickapic import write_pickapic
+from rpo.data.preference import PreferencePair
+from rpo.data.writers import write_pairs, write_parquet
+
+ExportForm = Literal["native", "parquet", "pickapic"]
+
+PAIRS_PER_FILE = 5000
+"""Rows of one parquet file: at 512 pixels about 4 GB."""
+
+MARK = "export.json"
+"""File that says that a folder is an export, and may be replaced by the next one."""
+
+_IDENTITIES: dict[str, tuple[StageName, str]] = {
+    "critic_model": ("critiques", "model"),
+    "critic_prompt_sha256": ("critiques", "prompt_sha256"),
+    "instructor_model": ("instructions", "model"),
+    "instructor_prompt_sha256": ("instructions", "prompt_sha256"),
+    "editor_model": ("edits", "model"),
+    "editor_licence": ("edits", "licence"),
+}
+"""Details that are the same for all pairs, and which value of the manifest they are."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    path: Path
+    form: ExportForm
+    num_pairs: int
+
+
+def export(
+    run: str | Path, form: ExportForm = "native", *, to: str | Path | None = None, licence: str | None = None
+) -> Exported:
+    """Write the pairs of a run, and a dataset card.
+
+    Args:
+        run: The run's folder; it need not be at its end.
+        form: "native", "parquet" or "pickapic".
+        to: Folder to write; None for `export/<form>` in that of the run. An earlier export there is replaced.
+        licence: Of the data set, for the header of its card; None leaves it open.
+
+    Raises:
+        ValueError: There is no run, no pair was kept, an image is damaged, or `to` holds something else.
+
+    Example:
+        >>> export("runs/curate", "parquet").num_pairs                   # doctest: +SKIP
+        412
+    """
+    folder = RunFolder(run)
+    target = Path(to) if to is not None else folder.path / "export" / form
+    if target.exists() and any(target.iterdir()) and not (target / MARK).is_file():
+        raise ValueError(f"{target} holds something other than an export; expected a new folder; give another one")
+    status = status_of(run)
+    if not status.num_pairs:
+        raise ValueError(_why_none(status))
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    pairs = list(pairs_of(folder))
+    _write(partial, form, pairs)
+    write_dataset_card(partial, folder, status, form, licence)
+    (partial / MARK).write_text(json.dumps({"form": form, "pairs": len(pairs)}) + "\n", "utf-8")
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    return Exported(target, form, len(pairs))
+
+
+def pairs_of(run: RunFolder) -> Iterator[PreferencePair]:
+    """The pairs that were kept, in the order of the plan; their images are read when they are asked for.
+
+    A pair that comes again, with the same images and caption, is given once.
+
+    Args:
+        run: The run.
+    """
+    common = _common_details(run)
+    seen: set[tuple[str, object, object]] = set()
+    for history in histories(run):
+        for outcome in history.outcomes or ():
+            if outcome.chosen:
+                pair = _pair(run, history, outcome, common)
+                if (key := (pair.prompt, pair.chosen, pair.rejected)) not in seen:
+                    seen.add(key)
+                    yield pair
+
+
+@dataclass(frozen=True)
+class _Side:
+    """An image of a pair and the record that it belongs to."""
+
+    history: History
+    kind: str
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """By each reward that filters; empty if it was not scored."""
+        scores = self.history.scores
+        if not isinstance(scores, Scores):
+            return {}
+        return dict(scores.source if self.kind == "source" else scores.edit or {})
+
+
+def _pair(run: RunFolder, history: History, outcome: Outcome, common: dict[str, str]) -> PreferencePair:
+    chosen, rejected = (_side(run, history, name) for name in (outcome.chosen, outcome.rejected))
+    paths = []
+    for side in (chosen, rejected):
+        digest = side.history.image_of(side.kind)
+        assert digest is not None, "an outcome names images that there are"
+        paths.append(run.image_path(digest))
+    is_by_reward, _, leading = outcome.label.partition(":")
+    seed = history.source.origin.get("seed")
+    return PreferencePair(
+        history.source.caption,
+        paths[0],
+        paths[1],
+        chosen_score=chosen.scores.get(leading) if is_by_reward == "reward" else None,
+        rejected_score=rejected.scores.get(leading) if is_by_reward == "reward" else None,
+        source="rpo.curation",
+        seed=int(seed) if seed is not None else None,
+        details={**common, **_details(history, outcome, chosen, rejected)},
+        name=f"record {history.source.id}",
+    )
+
+
+def _details(history: History, outcome: Outcome, chosen: _Side, rejected: _Side) -> dict[str, str | float]:
+    told = next((side.history for side in (chosen, rejected) if side.kind == "edit"), rejected.history)
+    is_edited = "edit" in (chosen.kind, rejected.kind)
+    details: dict[str, str | float] = {
+        "record": history.source.id,
+        "chosen_is": chosen.kind,
+        "rejected_is": rejected.kind,
+        "label_source": outcome.label,
+    }
+    if isinstance(told.critique, Critique):
+        details["critique"] = told.critique.model_dump_json()
+    if is_edited and isinstance(told.instructions, Instructions):
+        details["edit_instruction"] = told.instructions.text
+    if chosen.scores and rejected.scores:
+        details["scores"] = json.dumps({"chosen": chosen.scores, "rejected": rejected.scores})
+    is_own = chosen.history.source.id == rejected.history.source.id
+    if is_own and isinstance(told.scores, Scores) and told.scores.distance is not None:
+        details["distance"] = told.scores.distance
+    return details
+
+
+def _side(run: RunFolder, history: History, name: str) -> _Side:
+    record, _, kind = name.partition("/")
+    return _Side(history if record == history.source.id else history_of(run, record), kind)
+
+
+def _common_details(run: RunFolder) -> dict[str, str]:
+    found = {column: run.identity_of(stage).get(key, "") for column, (stage, key) in _IDENTITIES.items()}
+    for column in ("critic_model", "instructor_model", "editor_model"):
+        found[column] = shown_model(found[column] or run.identity_of(_IDENTITIES[column][0]).get("kind", ""))
+    found["generator_model"] = shown_model(run.identity_of("sources").get("model", ""))
+    return {column: value for column, value in found.items() if value}
+
+
+def _write(folder: Path, form: ExportForm, pairs: Sequence[PreferencePair]) -> None:
+    if form == "native":
+        write_pairs(folder, pairs)
+        return
+    write = write_parquet if form == "parquet" else write_pickapic
+    shards = cut(pairs, PAIRS_PER_FILE)
+    for index, shard in enumerate(shards):
+        write(folder / "data" / f"train-{index:05}-of-{len(shards):05}.parquet", shard)
+
+
+def _why_none(status: RunStatus) -> str:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(status.dropped.items()))
+    found = f"dropped: {reasons}" if reasons else "no record has been decided yet"
+    return (
+        f"{status.path} has no pairs ({found}); expected at least one; let the run go on, give it more images, or "
+        "relax decide.rewards and the windows"
+    )
