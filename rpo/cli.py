@@ -76,6 +76,14 @@ def shapes_pretrain_editor(args: argparse.Namespace) -> None:
     pretrain_editor(load_config(PretrainEditorConfig, None, args.overrides))
 
 
+def shapes_pretrain_proxy(args: argparse.Namespace) -> None:
+    """Train the embedded proxy reward from nothing."""
+    from rpo.config import load_config
+    from rpo.shapes.pretrain_proxy import PretrainProxyConfig, pretrain_proxy
+
+    pretrain_proxy(load_config(PretrainProxyConfig, None, args.overrides))
+
+
 def _takes_run(parser: argparse.ArgumentParser) -> None:
     _takes_overrides(parser)
     parser.add_argument(
@@ -140,6 +148,12 @@ COMMANDS = {
         _takes_overrides,
         shapes_pretrain,
         "rpo.shapes.pretrain:PretrainConfig",
+    ),
+    "shapes pretrain-proxy": Command(
+        "train the embedded proxy reward, a small CLIP model, from nothing",
+        _takes_overrides,
+        shapes_pretrain_proxy,
+        "rpo.shapes.pretrain_proxy:PretrainProxyConfig",
     ),
     "shapes pretrain-editor": Command(
         "train the embedded editor, a small InstructPix2Pix, from the embedded checkpoint",
