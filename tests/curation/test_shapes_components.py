@@ -1,5 +1,6 @@
 """Critic, instructor and judge of the shapes world against the verifier, on many scenes, right and wrong ones."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -15,7 +16,7 @@ from rpo.curation.records import Critique, Problem
 from rpo.shapes.edits import MAX_EDITS, parse_edits
 from rpo.shapes.prompts import KINDS, sample_prompts
 from rpo.shapes.verifier import verify
-from rpo.shapes.world import Scene, SceneObject, draw_scene, render
+from rpo.shapes.world import DIRECTIONS, Scene, SceneObject, draw_scene, render
 from tests.shapes.pictures import degrade
 
 CRITIC = load_critic(CriticConfig())
@@ -281,3 +282,58 @@ def test_kinds_of_ones_own_and_kinds_that_are_none():
 
 def test_every_kind_of_prompt_was_among_the_scenes():
     assert {prompt.kind for prompt in sample_prompts("train", 200, 6)} == set(KINDS)
+
+
+def carried_out(scene, edits, rng):
+    """The scene after an ideal editor: everything said is done, and nothing else."""
+    objects = list(scene.objects)
+    for edit in edits:
+        alike = [one for one in objects if (one.color, one.shape) == (edit.named.color, edit.named.shape)]
+        old = alike[0] if alike else None
+        if old:
+            objects.remove(old)
+        if edit.kind == "add":
+            objects += [old] if old else []
+            objects.append(placed(edit.named, objects, rng))
+        elif edit.kind == "change":
+            objects.append(replace(old, color=edit.new.color, shape=edit.new.shape))
+        elif edit.kind == "move":
+            (fixed,) = (one for one in objects if (one.color, one.shape) == (edit.other.color, edit.other.shape))
+            objects.append(placed(edit.named, objects, rng, (fixed, DIRECTIONS[edit.relation])))
+    return None if None in objects else replace(scene, objects=tuple(objects))
+
+
+def placed(named, others, rng, relation=None):
+    """An object where there is room, on the side that the relation says."""
+    for _ in range(2000):
+        x, y = rng.integers(10, 54, 2).tolist()
+        is_free = all(one is None or np.hypot(x - one.x, y - one.y) > 20 for one in others)
+        if relation:
+            fixed, (right, down) = relation
+            along = right * (x - fixed.x) + down * (y - fixed.y)
+            is_free &= along > 15 and along > 1.2 * (abs(down * (x - fixed.x)) + abs(right * (y - fixed.y)))
+        if is_free:
+            return SceneObject(named.shape, named.color, x, y, 7)
+    return None
+
+
+def test_what_the_editor_is_told_is_what_the_caption_lacks():
+    rng = np.random.default_rng(3)
+    wanted, shown = sample_prompts("train", 120, 8), sample_prompts("train", 120, 9)
+    fixed = 0
+    for prompt, other in zip(wanted, shown, strict=True):
+        scene = draw_scene(other, rng)
+        scene = replace(scene, objects=tuple(replace(one, radius=min(one.radius, 7.5)) for one in scene.objects))
+        before = verify(render(scene), prompt)
+        if before.holds:
+            continue
+        image = Image.fromarray(render(scene))
+        (instructions,) = INSTRUCTOR([image], [prompt.text], CRITIC([image], [prompt.text]))
+        edits = parse_edits(instructions.text)
+        edited = carried_out(scene, edits, rng)
+        if edited is None:  # no room, such as above an object at the upper edge
+            continue
+        after = verify(render(edited), prompt)
+        assert after.score > before.score, (prompt.text, other.text, instructions.text)
+        fixed += after.holds
+    assert fixed > 60
