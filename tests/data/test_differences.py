@@ -82,5 +82,7 @@ def test_memory_is_bounded_and_what_left_it_is_read_again(tmp_path):
 
 def test_two_sizes_are_refused(tmp_path):
     pair = PreferencePair("a", image(0), image(1, side=40), name="pairs.jsonl:7")
-    with pytest.raises(ValueError, match=r"pairs.jsonl:7: the chosen image is 32x32, the rejected one 40x40; expected one size"):
+    with pytest.raises(
+        ValueError, match=r"pairs.jsonl:7: the chosen image is 32x32, the rejected one 40x40; expected one size"
+    ):
         asked(PairDifferences(tmp_path, grid=(4, 4)), pair)
