@@ -1,0 +1,182 @@
+"""What became of records: one outcome each, in words, counted by stage, and a fair selection of all outcomes.
+
+A record's outcome is that of its edit and its own source; a record of a run that is under way may have none yet.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rpo.curation.decide import Outcome
+from rpo.curation.history import Edit, History
+from rpo.curation.records import Critique, Fault, FaultKind, Instructions
+from rpo.curation.score import Scores
+
+KEPT_EDIT, KEPT_SOURCE, UNDECIDED = "kept_edit", "kept_source", "undecided"
+
+WORDS: dict[str, tuple[str, str]] = {
+    KEPT_EDIT: ("edit preferred", "Kept as a pair: the edit is chosen, its source rejected."),
+    KEPT_SOURCE: ("source preferred", "Kept as a pair: the source is chosen, its edit rejected."),
+    "critique_fault": ("no critique", "The critic gave no critique that could be used."),
+    "nothing_to_fix": ("nothing to fix", "The critic found no problem, so nothing was edited."),
+    "instruction_fault": ("no usable instructions", "The instructor gave no instructions that could be used."),
+    "no_instructions": ("no instructions", "The instructor saw nothing that an editor could do."),
+    "edit_fault": ("no edit", "The editor gave no image that could be used."),
+    "score_fault": ("no scores", "A reward gave no number for an image."),
+    "too_close": ("hardly changed", "Source and edit differ by less than the window allows."),
+    "too_far": ("changed too much", "Source and edit differ by more than the window allows."),
+    "too_dissimilar": ("too dissimilar", "The similarity model sees source and edit as two different images."),
+    "too_similar": ("too similar", "The similarity model hardly tells source and edit apart."),
+    "equal_scores": ("equal scores", "The first reward gives both images the same score."),
+    "got_worse": ("edit got worse", "The first reward prefers the source, and the policy keeps improvements only."),
+    "small_margin": ("margin too small", "The rewards differ by less than their margins."),
+    "disagreement": ("rewards disagree", "The rewards do not agree on which image is better."),
+    "no_rule": ("no rule", "No rule says which image is better."),
+    UNDECIDED: ("not decided yet", "The run has not come this far with the record."),
+}
+"""Each outcome by name, and in a sentence; in the order in which they are shown."""
+
+FAULT_WORDS: dict[FaultKind, str] = {
+    "parse_error": "no JSON",
+    "invalid": "not of the form asked for",
+    "raised": "exception",
+    "empty": "no answer",
+}
+"""Kinds of faults, for people."""
+
+STEPS = (
+    "images",
+    "criticised",
+    "with something to fix",
+    "instructed",
+    "edited",
+    "scored",
+    "changed enough, not too much",
+    "kept as pairs",
+)
+"""What a record goes through."""
+
+_WINDOW = ("too_close", "too_far", "too_dissimilar", "too_similar")
+_LAST_STEP = {
+    "critique_fault": 0,
+    "nothing_to_fix": 1,
+    "instruction_fault": 2,
+    "no_instructions": 2,
+    "edit_fault": 3,
+    "score_fault": 4,
+    **dict.fromkeys(_WINDOW, 5),
+    KEPT_EDIT: 7,
+    KEPT_SOURCE: 7,
+}
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of one record, without anything that takes room."""
+
+    record: str
+    outcome: str
+    """A key of `WORDS`."""
+    faults: tuple[FaultKind, ...]
+    last_step: int
+    """Index of the last of `STEPS` that it came through."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """How many records came through one of `STEPS`, and what became of those that did not come through the next."""
+
+    name: str
+    count: int
+    lost: tuple[tuple[str, int], ...]
+    """Outcomes and how often, the most frequent first."""
+
+
+def fate_of(history: History) -> Fate:
+    """What became of a record.
+
+    Args:
+        history: The record.
+    """
+    outcome = own_outcome(history)
+    faults: tuple[FaultKind, ...] = tuple(fault.kind for _, fault in faults_of(history))
+    name = _name_of(outcome)
+    if name == UNDECIDED:
+        return Fate(history.source.id, name, faults, _step_so_far(history))
+    return Fate(history.source.id, name, faults, _LAST_STEP.get(name, STEPS.index("kept as pairs") - 1))
+
+
+def own_outcome(history: History) -> Outcome | None:
+    """What became of a record's edit and source; None if that is not decided yet."""
+    names = {f"{history.source.id}/source", f"{history.source.id}/edit"}
+    return next((one for one in history.outcomes or () if {one.first, one.second} == names), None)
+
+
+def faults_of(history: History) -> list[tuple[str, Fault]]:
+    """The faults of a record, each with what it is a fault of."""
+    found = {
+        "critique": history.critique,
+        "instructions": history.instructions,
+        "edit": history.edit,
+        "scores": history.scores,
+    }
+    return [(name, one) for name, one in found.items() if isinstance(one, Fault)]
+
+
+def count_steps(fates: Iterable[Fate]) -> list[Step]:
+    """How many records came through each step.
+
+    Args:
+        fates: Of all records.
+    """
+    all_fates = list(fates)
+    lost = [Counter(one.outcome for one in all_fates if one.last_step == step) for step in range(len(STEPS))]
+    last = len(STEPS) - 1
+    return [
+        Step(name, sum(one.last_step >= step for one in all_fates), _ordered(lost[step]) if step < last else ())
+        for step, name in enumerate(STEPS)
+    ]
+
+
+def select(fates: Sequence[Fate], limit: int) -> list[Fate]:
+    """At most `limit` records, in the order given, with as equal a number of every outcome and kind of fault as can be.
+
+    Of one outcome those with the lowest ids are taken; ids are hashes, so that nobody has picked them, and a run that
+    goes on keeps most of them.
+
+    Args:
+        fates: Of all records.
+        limit: How many may be selected.
+    """
+    groups: dict[tuple[int, tuple[FaultKind, ...]], list[Fate]] = {}
+    order = list(WORDS)
+    for one in sorted(fates, key=lambda fate: fate.record):
+        groups.setdefault((order.index(one.outcome), one.faults), []).append(one)
+    ranked = sorted((rank, group, one.record) for group, members in groups.items() for rank, one in enumerate(members))
+    taken = {record for _, _, record in ranked[:limit]}
+    return [one for one in fates if one.record in taken]
+
+
+def _name_of(outcome: Outcome | None) -> str:
+    if outcome is None:
+        return UNDECIDED
+    if outcome.reason is not None:
+        return outcome.reason
+    return KEPT_EDIT if outcome.chosen.endswith("/edit") else KEPT_SOURCE
+
+
+def _step_so_far(history: History) -> int:
+    """The last step that a record without a decision has come through."""
+    came_through = (
+        isinstance(history.critique, Critique),
+        history.instructions is not None
+        or (isinstance(history.critique, Critique) and bool(history.critique.problems)),
+        isinstance(history.instructions, Instructions) and not history.instructions.is_empty,
+        isinstance(history.edit, Edit),
+        isinstance(history.scores, Scores),
+    )
+    return next((step for step, is_through in enumerate(came_through) if not is_through), len(came_through))
+
+
+def _ordered(counts: Counter[str]) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(counts.items(), key=lambda item: (-item[1], list(WORDS).index(item[0]))))
