@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shapes.*": MODEL | RESULTS | {"config", "data"},
     "rewards": {"types", "data", "shapes", "shapes.*"},
     "control": {"types", "randomness", "objectives"},
-    "curation": MODEL | {"config", "data", "model_card", "publish", "rewards", "shapes.*", "trainers"},
+    "curation": MODEL | {"config", "data", "intervals", "model_card", "publish", "rewards", "shapes.*", "trainers"},
     "trainers": MODEL | {"config", "data", "training", "model_card", "publish", "rewards", "report_online", "shapes.*"},
 }
 """What each part may import; `rpo/__init__.py`, the command line and the quickstart may import everything."""

@@ -11,8 +11,8 @@ CURATION_COLUMNS = (
     "scores",
     "distance",
 )
-"""What `rpo curate` says besides: id of the record; whether a side is a source or an edit; who wrote the instruction; the
-prompt templates; what binds edits; every reward's scores as JSON; mean absolute difference of source and edit."""
+"""What `rpo curate` says besides: id of the record; whether a side is a source or an edit; who wrote the instruction;
+the prompt templates; what binds edits; every reward's scores as JSON; mean absolute difference of source and edit."""
 
 DETAIL_COLUMNS = (
     "prompt_id",
