@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rpo.cli import main
 from rpo.config import to_yaml
-from rpo.curation.audit import AUDIT_FILE, AuditConfig, audit
+from rpo.curation.audit import AUDIT_FILE, CACHE_FOLDER, AuditConfig, audit
 from rpo.curation.audit_report import Audit, format_audit
 from rpo.curation.component_config import CriticConfig, JudgeConfig
+from rpo.curation.curate import CACHE
 from rpo.curation.curate_config import CurateConfig
 from rpo.curation.folder import RunFolder
 from rpo.curation.records import Critique, Fault, Unavailable
@@ -201,3 +203,20 @@ def test_the_critic_of_the_run_is_audited_unless_another_is_named(folder):
     assert audit(folder, AuditConfig(second_judge=None, pairs=1, controls=1)).critic.identity == {"kind": "content"}
     other = AuditConfig(critic=CriticConfig(), second_judge=None, pairs=1, controls=1)
     assert audit(folder, other).critic.identity == {"kind": "shapes"}
+
+
+def test_from_the_command_line(folder, capsys):
+    words = ["curate", "audit", str(folder), "second_judge=null", "pairs=3", "controls=1"]
+    assert main(words) == 0
+    assert "judge reward shapes" in capsys.readouterr().out
+    assert main([*words, f"judge.kind={__name__}:OwnJudge", "judge.model=down"]) == 2
+    assert "no server; run the same command again: what was answered is kept" in capsys.readouterr().err
+    assert main([*words, "judge.modell=x"]) == 2
+    assert "AuditConfig has no such key; the nearest is 'judge.model'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["curate", "audit", "--help"])
+    assert "second_judge.kind=" in capsys.readouterr().out
+
+
+def test_answers_are_kept_where_the_run_keeps_them():
+    assert CACHE_FOLDER == CACHE
