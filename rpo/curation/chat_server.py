@@ -232,7 +232,9 @@ def _reply(completion: object) -> Reply | Fault:
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.message if isinstance(choice, Choice) else None
     if not isinstance(choice, Choice) or not isinstance(message, ChatCompletionMessage):
-        return Fault("empty", "the server sent a completion without a message", raw=completion.model_dump_json(warnings=False))
+        return Fault(
+            "empty", "the server sent a completion without a message", raw=completion.model_dump_json(warnings=False)
+        )
     refusal = message.refusal or ("content filter" if choice.finish_reason == "content_filter" else "")
     return Reply(str(message.content or ""), str(refusal), is_cut=choice.finish_reason == "length")
 
