@@ -1,4 +1,4 @@
-"""The commands of `rpo curate`: run, status, export, audit."""
+"""The commands of `rpo curate`: run, status, page, export, audit."""
 
 import argparse
 import json
@@ -12,6 +12,7 @@ def run(args: argparse.Namespace) -> None:
     """Curate what a YAML file, or nothing but overrides, describes."""
     from rpo.config import load_config
     from rpo.curation.curate import CurateConfig, curate
+    from rpo.curation.page import write_page
     from rpo.curation.records import Unavailable
     from rpo.curation.share import share_of
     from rpo.curation.status import status_of
@@ -24,6 +25,7 @@ def run(args: argparse.Namespace) -> None:
         raise ConnectionError(f"{error}; run the same command with --resume: what was found out is kept") from error
     if share_of(config.part, os.environ).index == 0:
         print(status_of(folder))
+        print(f"to leaf through: {write_page(folder)}")
 
 
 def status(args: argparse.Namespace) -> None:
@@ -31,6 +33,13 @@ def status(args: argparse.Namespace) -> None:
     from rpo.curation.status import status_of
 
     print(status_of(args.run_folder))
+
+
+def page(args: argparse.Namespace) -> None:
+    """Write the page of a run, to leaf through."""
+    from rpo.curation.page import write_page
+
+    print(write_page(args.run_folder, args.to, max_records=args.max_records))
 
 
 def export(args: argparse.Namespace) -> None:
@@ -87,6 +96,15 @@ def takes_run_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", metavar="DIR", type=Path, help="folder of a run of curation")
 
 
+def takes_page(parser: argparse.ArgumentParser) -> None:
+    """Declare what `rpo curate page` accepts."""
+    takes_run_folder(parser)
+    parser.add_argument("--to", metavar="FILE", type=Path, help="file to write (default: pairs.html in the run)")
+    parser.add_argument(
+        "--max-records", metavar="N", type=int, default=400, help="records shown with their images (default 400)"
+    )
+
+
 def takes_audit(parser: argparse.ArgumentParser) -> None:
     """Declare what `rpo curate audit` accepts."""
     takes_run_folder(parser)
@@ -116,6 +134,7 @@ CURATE = {
         "rpo.curation.curate_config:CurateConfig",
     ),
     "curate status": Command("say what a run of curation has come to", takes_run_folder, status),
+    "curate page": Command("write pairs.html, to leaf through a run in a browser", takes_page, page),
     "curate export": Command("write the pairs of a run for training or for others", takes_export, export),
     "curate audit": Command(
         "measure how far critic and judges of a run can be trusted",

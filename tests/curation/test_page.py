@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rpo.cli import main
 from rpo.curation import page as page_module
 from rpo.curation.decide import Reason
 from rpo.curation.folder import RunFolder
@@ -354,3 +355,14 @@ def test_a_folder_without_a_run_and_a_limit_without_sense_are_refused(tmp_path):
         write_page(tmp_path)
     with pytest.raises(ValueError, match="max_records is 0; expected at least 1; leave it out for 400"):
         write_page(tmp_path, max_records=0)
+
+
+def test_from_the_command_line(run, tmp_path, capsys):
+    wanted = tmp_path / "page.html"
+    assert main(["curate", "page", str(run), "--to", str(wanted), "--max-records", "2"]) == 0
+    assert capsys.readouterr().out == f"{wanted}\n"
+    assert len(Page(wanted.read_text("utf-8")).data["records"]) == 2
+    assert main(["curate", "page", str(run), "--max-records", "0"]) == 2
+    assert "max_records is 0; expected at least 1" in capsys.readouterr().err
+    assert main(["curate", "page", str(tmp_path)]) == 2
+    assert "holds no run of curation" in capsys.readouterr().err
