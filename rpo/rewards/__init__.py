@@ -33,6 +33,7 @@ REWARDS = {
     "jpeg-incompressibility": "rpo.rewards.jpeg:INCOMPRESSIBILITY",
     "clip-score": "rpo.rewards.clip:CLIP_SCORE",
     "pick-score": "rpo.rewards.clip:PICK_SCORE",
+    "shapes-clip": "rpo.rewards.clip:SHAPES_CLIP",
 }
 """The rewards that have a name, and where they are."""
 

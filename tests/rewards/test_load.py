@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rpo.rewards import REWARDS, WeightedRewards, load_reward, load_rewards
-from rpo.rewards.clip import CLIP_SCORE, PICK_SCORE
+from rpo.rewards.clip import CLIP_SCORE, PICK_SCORE, SHAPES_CLIP
 from rpo.rewards.function import FunctionReward
 from rpo.rewards.jpeg import COMPRESSIBILITY, JpegReward
 from rpo.rewards.shapes import GRADED, ShapesReward
@@ -57,6 +57,7 @@ def test_names_are_what_they_say():
         JpegReward(is_small_good=False),
         CLIP_SCORE,
         PICK_SCORE,
+        SHAPES_CLIP,
     ]
 
 
@@ -76,10 +77,10 @@ def test_objects(custom):
 
 ERRORS = {
     "shape": "there is no reward 'shape'; expected one of shapes, shapes-strict, jpeg-compressibility, "
-    "jpeg-incompressibility, clip-score, pick-score, or package.module:attribute; the nearest is 'shapes'",
+    "jpeg-incompressibility, clip-score, pick-score, shapes-clip, or package.module:attribute; the nearest is 'shapes'",
     "jpeg_compressibility": "there is no reward 'jpeg_compressibility'; expected one of shapes, shapes-strict, "
-    "jpeg-compressibility, jpeg-incompressibility, clip-score, pick-score, or package.module:attribute; the nearest is "
-    "'jpeg-compressibility'",
+    "jpeg-compressibility, jpeg-incompressibility, clip-score, pick-score, shapes-clip, or package.module:attribute; "
+    "the nearest is 'jpeg-compressibility'",
     "clip-score:": "reward 'clip-score:' names no checkpoint; expected clip-score:FOLDER or clip-score:owner/name; "
     "name one, or leave out the colon for the usual one",
     "jpeg-compressibility:fox": "reward 'jpeg-compressibility:fox' takes no checkpoint; expected one of clip-score, "
