@@ -44,7 +44,10 @@ def test_it_loads_with_the_path_alone_in_one_dtype_and_without_a_word(caplog: py
 def test_its_weights_are_half_precision_and_small() -> None:
     for name in WEIGHTS:
         assert {tensor.dtype for tensor in load_file(shapes.path() / name).values()} == {torch.float16}
-    assert sum(file.stat().st_size for file in shapes.path().rglob("*") if file.is_file()) <= 16 * 2**20
+    files = [file for file in shapes.path().rglob("*") if file.is_file()]
+    beside = ("editor", "proxy")  # these have their own folders and their own limits
+    own = [file for file in files if file.relative_to(shapes.path()).parts[0] not in beside]
+    assert sum(file.stat().st_size for file in own) <= 16 * 2**20
 
 
 def test_nothing_of_the_text_encoder_is_lost_on_the_way_to_disk(pipe: StableDiffusionPipeline) -> None:
