@@ -39,6 +39,10 @@ def plan_generation(config: SourceConfig) -> SourcePlan:
             f"source.images_per_prompt is {config.images_per_prompt}; expected at least 1; 1 to 8 are usual"
         )
     prompts = read_prompts(config.prompts, seed=config.seed)
+    if config.limit is not None and config.limit < 1:
+        raise ValueError(
+            f"source.limit is {config.limit}, so there is nothing to draw; expected at least 1; leave it out"
+        )
     drawer = Drawer(config)
     items = [
         planned(
@@ -88,7 +92,9 @@ class Drawer:
         if config.lora:
             parts.append(hashlib.sha256(inspect_lora(config.lora).path.read_bytes()).hexdigest())
         self.fingerprint = hashlib.sha256("/".join(parts).encode()).hexdigest()
-        self._model: StableDiffusion | None = None
+        is_for_cpu = config.model.device == "cpu" or (config.model.device == "auto" and not torch.cuda.is_available())
+        is_as_wanted = is_for_cpu and replace(config.model, device="cpu") == on_cpu
+        self._model = self._with_lora(model) if is_as_wanted else None
 
     def __call__(self, items: Sequence[Planned]) -> list[Image.Image]:
         """The images of some records."""
@@ -107,7 +113,10 @@ class Drawer:
 
     def _ready(self) -> StableDiffusion:
         if self._model is None:
-            self._model = load_model(self._config.model)
-            if self._config.lora:
-                load_lora(self._model, self._config.lora)
+            self._model = self._with_lora(load_model(self._config.model))
         return self._model
+
+    def _with_lora(self, model: StableDiffusion) -> StableDiffusion:
+        if self._config.lora:
+            load_lora(model, self._config.lora)
+        return model

@@ -16,6 +16,8 @@ from rpo.curation.folder import STAGES, StageName
 from rpo.curation.records import Fault
 from rpo.data.jsonl import append_line, mend_last_line, read_lines
 
+REFRESH_SECONDS = 0.3
+
 
 @final
 class Progress:
@@ -38,8 +40,9 @@ class Progress:
         self._since: dict[StageName, float] = {}
         self._seconds: defaultdict[StageName, float] = defaultdict(float)
         done = totals.get("decisions", 0)
-        self._bar = tqdm(total=num_records, initial=done, unit="record", disable=not is_shown, dynamic_ncols=True)
-        self._bar.set_description("curate")
+        # Without a bar there is no tqdm at all: its lock is shared with forked processes, one of which may be killed.
+        self._bar = tqdm(desc="curate", total=num_records, initial=done, unit="record") if is_shown else None
+        self._shown_at = time.perf_counter()
 
     def begin(self, stage: StageName) -> None:
         """A batch of a stage has begun."""
@@ -54,20 +57,24 @@ class Progress:
             self._running[stage] -= 1
             if self._running[stage] == 0:
                 self._seconds[stage] += time.perf_counter() - self._since[stage]
-            self._bar.set_postfix_str(self._summary(), refresh=False)
+            # The bar itself moves only with decisions.
+            if self._bar is not None and time.perf_counter() - self._shown_at > REFRESH_SECONDS:
+                self._bar.set_postfix_str(self._summary())
+                self._shown_at = time.perf_counter()
 
     def recorded(self, stage: StageName, fault: Fault | None) -> None:
         """A record has its row of a stage."""
         with self._lock:
             (self._kept if fault is None else self._faults)[stage] += 1
-            if stage == "decisions":
+            if self._bar is not None and stage == "decisions":
                 self._bar.update()
 
     def close(self) -> None:
         """Keep the seconds of this session, and end the bar."""
         with self._lock:
-            self._bar.set_postfix_str(self._summary())
-            self._bar.close()
+            if self._bar is not None:
+                self._bar.set_postfix_str(self._summary())
+                self._bar.close()
             self._timings.parent.mkdir(parents=True, exist_ok=True)
             mend_last_line(self._timings)
             for stage, seconds in self._seconds.items():

@@ -14,7 +14,7 @@ from rpo.curation.card import shown_model
 from rpo.curation.curate import curate
 from rpo.curation.export import export, pairs_of
 from rpo.curation.push import push_to_hub
-from rpo.curation.records import Critique
+from rpo.curation.records import Critique, Unavailable
 from rpo.curation.status import status_of
 from rpo.data.pickapic import side_order, write_pickapic
 from rpo.data.preference import SIDES
@@ -279,3 +279,14 @@ def test_curate_takes_its_words_in_any_order(tmp_path, capsys, last, monkeypatch
     assert "got a.yaml and b.yaml; expected one configuration" in capsys.readouterr().err
     assert main(["curate", "sauce.kind=folder"]) == 2
     assert "CurateConfig has no such key; the nearest is 'source.kind'" in capsys.readouterr().err
+
+
+def test_a_server_that_is_gone_is_told_in_one_line(tmp_path, capsys, monkeypatch):
+    def gone(config, *, resume):
+        raise Unavailable("no answer from http://gone")
+
+    monkeypatch.setattr("rpo.curation.curate.curate", gone)
+    assert main(["curate", "--output", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        "rpo: error: no answer from http://gone; run the same command with --resume: what was found out is kept\n"
+    )
