@@ -6,6 +6,7 @@
   const list = document.querySelector(".index ul");
   const index = document.querySelector(".index");
   const leaf = document.getElementById("leaf");
+  const said = document.getElementById("said");
   const output = form.querySelector("output");
   const LOT = 40;
   let visible = records;
@@ -129,6 +130,7 @@
     const record = visible[place];
     if (!record) {
       leaf.replaceChildren(element("p", { class: "empty" }, "No record fits these filters."));
+      said.textContent = "";
       return;
     }
     const [name, sentence] = words[record.outcome];
@@ -152,6 +154,7 @@
           .filter((one) => one !== null)),
       element("details", { class: "provenance" }, element("summary", {}, "Where it comes from"), facts(record.provenance)));
     setDifference(showsDifference);
+    said.textContent = `${place + 1} of ${visible.length}: ${record.caption}; ${name}`;
   }
 
   function setDifference(isShown) {

@@ -272,7 +272,7 @@ def test_what_the_script_looks_for_is_there(page):
         assert f"{name}:" in page.scripts[1] or f"elements.{name}" in page.scripts[1], field
     ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
     assert len(ids) == len(set(ids))
-    assert {"data", "leaf"} <= set(ids)
+    assert set(re.findall(r"getElementById\(\"(\w+)\"\)", page.scripts[1])) == {"data", "leaf", "said"} <= set(ids)
     outcomes = {attrs["data-outcome"] for attrs in page.all("button") if "data-outcome" in attrs}
     values = {attrs["value"] for attrs in page.all("option")}
     assert outcomes <= values and {"kept", "dropped", "any", *FAULT_WORDS} <= values
