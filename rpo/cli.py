@@ -149,17 +149,17 @@ COMMANDS = {
         shapes_pretrain,
         "rpo.shapes.pretrain:PretrainConfig",
     ),
-    "shapes pretrain-proxy": Command(
-        "train the embedded proxy reward, a small CLIP model, from nothing",
-        _takes_overrides,
-        shapes_pretrain_proxy,
-        "rpo.shapes.pretrain_proxy:PretrainProxyConfig",
-    ),
     "shapes pretrain-editor": Command(
         "train the embedded editor, a small InstructPix2Pix, from the embedded checkpoint",
         _takes_overrides,
         shapes_pretrain_editor,
         "rpo.shapes.pretrain_editor:PretrainEditorConfig",
+    ),
+    "shapes pretrain-proxy": Command(
+        "train the embedded proxy reward, a small CLIP model, from nothing",
+        _takes_overrides,
+        shapes_pretrain_proxy,
+        "rpo.shapes.pretrain_proxy:PretrainProxyConfig",
     ),
 }
 
