@@ -27,11 +27,11 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from rpo.curation.blame import ask_each
 from rpo.curation.critics import CriticConfig, load_critic
 from rpo.curation.editors import EditorConfig, load_editor
 from rpo.curation.instructors import InstructorConfig, load_instructor
 from rpo.curation.records import Critique, Fault, Instructions
-from rpo.curation.stages import ask_each
 from rpo.diffusion.transition import Ddim
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.randomness import keyed_generator

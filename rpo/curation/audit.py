@@ -10,6 +10,7 @@ Every share counts prompts for its interval. Faults are counted apart and are in
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,7 @@ from PIL import Image
 from rpo.config import load_config
 from rpo.curation.agreement import cohen_kappa
 from rpo.curation.audit_report import CONTROLS, Answers, Audit, Control, CriticAudit, JudgeAudit
+from rpo.curation.blame import Probation, ask_each, in_words
 from rpo.curation.component_config import CriticConfig, JudgeConfig
 from rpo.curation.critics import load_critic
 from rpo.curation.curate_config import CurateConfig
@@ -29,7 +31,6 @@ from rpo.curation.folder import RunFolder
 from rpo.curation.history import histories
 from rpo.curation.judge import BothOrders, OrderedVerdicts, load_judge
 from rpo.curation.records import Component, Critic, Critique, Fault
-from rpo.curation.stages import ask_each
 from rpo.intervals import Interval, accuracy
 
 AUDIT_FILE = "audit.json"
@@ -80,7 +81,7 @@ def audit(folder: str | Path, config: AuditConfig) -> Audit:
         config: Who is audited, and on how much.
 
     Raises:
-        ValueError: The folder holds no run, or a component cannot be made.
+        ValueError: The folder holds no run, or a component cannot be made or raises on everything.
         Unavailable: A model cannot be asked now; answers so far are kept in the cache.
     """
     run = RunFolder(folder)
@@ -111,6 +112,9 @@ def audit_critic(critic: Critic, controls: Mapping[Control, Sequence[Pair]]) -> 
     Args:
         critic: The critic.
         controls: Pairs of which the first image is the control.
+
+    Raises:
+        ValueError: It raises on everything.
     """
     answers: list[Critique | Fault] = []
     shares: dict[Control, Interval | None] = {}
@@ -119,6 +123,7 @@ def audit_critic(critic: Critic, controls: Mapping[Control, Sequence[Pair]]) -> 
         judged = [(pair.caption, one) for pair, one in zip(pairs, found, strict=True) if isinstance(one, Critique)]
         shares[kind] = _share([one.nothing_to_fix for _, one in judged], [caption for caption, _ in judged])
         answers += found
+    _require_an_answer(in_words("critic", critic.identity), answers)
     asked = [pair.caption for pairs in controls.values() for pair in pairs]
     return CriticAudit(dict(critic.identity), count_answers(answers, asked), shares)
 
@@ -136,6 +141,9 @@ def audit_judge(
         verdicts: Of the pairs.
         pairs: Of source and edit.
         controls: Pairs of which the first image is the control.
+
+    Raises:
+        ValueError: It raises on everything.
     """
     answered = [
         (pair.caption, one)
@@ -157,6 +165,7 @@ def audit_judge(
         shares[kind] = _share([verdict == "first" for _, verdict in sure], [caption for caption, _ in sure])
         said += _both(found)
         asked += [pair.caption for pair in some for _ in range(2)]
+    _require_an_answer(in_words("judge", judge.identity), said)
     return JudgeAudit(
         identity=dict(judge.identity),
         answers=count_answers(said, asked),
@@ -234,6 +243,13 @@ def _ask(
     """All answers, in batches that keep a server busy."""
     size = max(component.batch_size, component.concurrency)
     return [answer for start in range(0, len(items), size) for answer in ask_each(ask, items[start : start + size])]
+
+
+def _require_an_answer(who: str, answers: Sequence[object]) -> None:
+    """Refuse what raised on everything; not earlier, for an audit is short, and noise may be too much for a critic."""
+    probation = Probation(f"audit: {who}", patience=math.inf)
+    probation.hear(answers)
+    probation.end()
 
 
 def _agreement(pairs: Sequence[Pair], verdicts: Sequence[Sequence[OrderedVerdicts]]) -> tuple[Interval | None, int]:

@@ -9,9 +9,12 @@ Components that take several batches at a time (a server) are called in threads;
 thread, one batch after the other, and the latest stage that has a batch ready goes first. So the first pairs come
 early, and while the main thread draws or edits one chunk the server is busy with another: with one chunk at a time,
 either would wait for the other.
+
+Until a component has answered something in this session, the faults of what it raised on are held back, and so are the
+chunks that they belong to: they are recorded with the first answer, or never, if there is none.
 """
 
-import errno
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -20,19 +23,17 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Generic, Protocol, TypeVar, final
 
-import torch
-
+from rpo.curation.blame import Probation, ask_each, is_raised
 from rpo.curation.folder import StageName
+from rpo.curation.history import fault_in
 from rpo.curation.parts import Row, StageRecords
-from rpo.curation.records import Fault, Unavailable
+from rpo.curation.records import Fault
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 CHUNKS_AHEAD = 4
 """Chunks under way at the same time: enough to keep a server and a GPU busy, few enough to see whole pairs early."""
-
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Stage(Generic[Item, Answer]):
     """The row to record of an answer; an error stops the run."""
     is_strict: bool = False
     """Whether an error of `ask` stops the run as well."""
+    component: str = "the component"
+    """What messages call what is asked."""
 
 
 class Observer(Protocol):
@@ -100,6 +103,11 @@ class Pipeline:
         self._local: list[_Lot] = []
         self._remote: dict[Future[None], _Lot] = {}
         self._pools: dict[StageName, ThreadPoolExecutor] = {}
+        self._probations = {one.name: Probation(f"stage '{one.name}': {one.component}") for one in stages}
+        self._held: dict[StageName, list[tuple[str, Fault]]] = {}
+        self._held_lots: list[_Lot] = []
+        self._lock = threading.Lock()
+        self._error: BaseException | None = None
 
     def run(self, chunks: Iterable[Sequence[str]]) -> None:
         """Take every chunk through all stages; what is recorded already is not asked again.
@@ -110,7 +118,8 @@ class Pipeline:
         Raises:
             Unavailable: A component cannot answer now; what the others were doing is recorded.
             OSError: The disk is full.
-            ValueError: A record's image is missing or corrupt, or a component answered for another number of items.
+            ValueError: A record's image is missing or corrupt, or a component answered for another number of items,
+                or raised on everything that it was asked about.
         """
         waiting = enumerate(chunks)
         with ExitStack() as stack:
@@ -118,7 +127,7 @@ class Pipeline:
                 if stage.concurrency > 1:
                     self._pools[stage.name] = stack.enter_context(ThreadPoolExecutor(stage.concurrency, stage.name))
             try:
-                while self._open_more(waiting) or self._local or self._remote:
+                while self._open_more(waiting) or self._local or self._remote or self._let_go_of_the_last():
                     self._do_some()
             finally:
                 self._local.clear()
@@ -170,70 +179,85 @@ class Pipeline:
             self._settle(lot)
 
     def _settle(self, lot: _Lot) -> None:
+        """A batch is through; chunks that are through with a component that works go on to the next stage."""
         lot.num_open -= 1
         if lot.num_open == 0:
             self._local = [one for one in self._local if one is not lot]
-            self._advance(lot)
+            self._held_lots.append(lot)
+        with self._lock:
+            known = [(one, self._probation(one).is_passed) for one in self._held_lots]
+        self._held_lots = [one for one, is_passed in known if not is_passed]
+        for one, is_passed in known:
+            if is_passed:
+                self._advance(one)
+
+    def _let_go_of_the_last(self) -> bool:
+        """Nothing is left to ask: whether chunks were held back that may go on, their component having once answered.
+
+        Raises:
+            ValueError: It never has.
+        """
+        if not self._held_lots:
+            return False
+        lot = self._held_lots.pop()
+        stage = self._stages[lot.stage_index]
+        records = self._records[stage.name]
+        has_answered = any(not is_raised(fault_in(records[one])) for one in records)
+        self._probation(lot).end(has_answered_before=has_answered)
+        self._record_held(stage, self._held.pop(stage.name, []))
+        self._advance(lot)
+        return True
+
+    def _probation(self, lot: _Lot) -> Probation:
+        return self._probations[self._stages[lot.stage_index].name]
 
     def _do(self, stage: Stage, batch: Sequence[str]) -> None:
-        """Ask for one batch, and record what is not recorded yet."""
+        """Ask for one batch, and record what is not recorded yet; nothing more is asked after an error."""
+        if self._error is not None:
+            raise self._error
         self._observer.begin(stage.name)
         try:
             items = [stage.load(one) for one in batch]
             answers = stage.ask(items) if stage.is_strict else ask_each(stage.ask, items)
             done = self._records[stage.name]
-            for one, item, answer in zip(batch, items, answers, strict=True):
-                if one in done:
-                    continue
-                row = answer if isinstance(answer, Fault) else stage.keep(one, item, answer)
-                is_fault = isinstance(row, Fault)
-                done.append({"id": one, **({"fault": fault_row(row)} if is_fault else row)})
-                self._observer.recorded(stage.name, row if is_fault else None)
+            new = [one for one in zip(batch, items, answers, strict=True) if one[0] not in done]
+            faults = [(record, answer) for record, _, answer in new if isinstance(answer, Fault)]
+            if self._is_let_through(stage, answers, faults):
+                for record, item, answer in new:
+                    row = answer if isinstance(answer, Fault) else stage.keep(record, item, answer)
+                    self._record(stage, record, row)
+        except BaseException as error:
+            self._error = error
+            raise
         finally:
             self._observer.end(stage.name)
 
+    def _is_let_through(self, stage: Stage, answers: Sequence[object], faults: Sequence[tuple[str, Fault]]) -> bool:
+        """Whether a component has answered, so that what it raised on is recorded; if not, that is held back.
 
-def ask_each(ask: Callable[[Sequence[Item]], Sequence[Answer | Fault]], items: Sequence[Item]) -> list[Answer | Fault]:
-    """The answers to a batch; if the component raises, to each item alone, so that one item is at fault and not all.
+        Raises:
+            ValueError: It raised on everything so far, too often.
+        """
+        probation = self._probations[stage.name]
+        with self._lock:
+            if probation.is_passed:
+                return True
+            held = self._held.pop(stage.name, [])  # and not put back if the component turns out to be broken
+            probation.hear(answers)
+            if probation.is_passed:
+                self._record_held(stage, held)
+            else:
+                self._held[stage.name] = [*held, *faults]
+            return probation.is_passed
 
-    Args:
-        ask: The component.
-        items: The batch.
+    def _record_held(self, stage: Stage, held: Sequence[tuple[str, Fault]]) -> None:
+        for record, fault in held:
+            self._record(stage, record, fault)
 
-    Raises:
-        ValueError: The component answered for another number of items.
-    """
-    try:
-        answers = list(ask(items))
-    except Exception as error:
-        if not is_of_item(error):
-            raise
-        if len(items) == 1:
-            return [fault_of(error)]
-        return [answer for item in items for answer in ask_each(ask, [item])]
-    if len(answers) != len(items):
-        raise ValueError(
-            f"a component gave {len(answers)} answers for {len(items)} items; expected one for each, a result or a "
-            "Fault; mend the component"
-        )
-    return answers
-
-
-def is_of_item(error: Exception) -> bool:
-    """Whether an exception may be the fault of the item that was asked about, and not of the machine."""
-    seen: BaseException | None = error
-    while seen is not None:  # a library may have wrapped what the machine said
-        if isinstance(seen, Unavailable | MemoryError | torch.OutOfMemoryError):
-            return False
-        if isinstance(seen, OSError) and seen.errno in _FULL_DISK:
-            return False
-        seen = seen.__cause__
-    return True
-
-
-def fault_of(error: Exception) -> Fault:
-    """What is recorded of an exception."""
-    return Fault("raised", f"{type(error).__name__}: {error}")
+    def _record(self, stage: Stage, record: str, row: Row | Fault) -> None:
+        is_fault = isinstance(row, Fault)
+        self._records[stage.name].append({"id": record, **({"fault": fault_row(row)} if is_fault else row)})
+        self._observer.recorded(stage.name, row if is_fault else None)
 
 
 def fault_row(fault: Fault) -> Row:

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from PIL.Image import Image
 
+from rpo.curation.blame import in_words
 from rpo.curation.curate_config import CurateConfig, DecideConfig
 from rpo.curation.decide import Candidate, Judged, Outcome, Reason, outcomes_across, outcomes_of
 from rpo.curation.folder import RunFolder
@@ -78,7 +79,10 @@ def critiques_stage(folder: RunFolder, critic: Critic) -> Stage[ToCriticise, Cri
     def keep(record: str, item: ToCriticise, answer: Critique) -> Row | Fault:
         return wrong_type(answer, Critique) or {"critique": answer.model_dump(mode="json")}
 
-    return Stage("critiques", critic.batch_size, critic.concurrency, lambda record: True, load, ask, keep)
+    who = in_words("critic", critic.identity)
+    return Stage(
+        "critiques", critic.batch_size, critic.concurrency, lambda record: True, load, ask, keep, component=who
+    )
 
 
 def instructions_stage(
@@ -105,7 +109,8 @@ def instructions_stage(
     def keep(record: str, item: ToInstruct, answer: Instructions) -> Row | Fault:
         return wrong_type(answer, Instructions) or {"instructions": list(answer.instructions)}
 
-    return Stage("instructions", instructor.batch_size, instructor.concurrency, wants, load, ask, keep)
+    who = in_words("instructor", instructor.identity)
+    return Stage("instructions", instructor.batch_size, instructor.concurrency, wants, load, ask, keep, component=who)
 
 
 def edits_stage(folder: RunFolder, editor: Editor, seed: int) -> Stage[ToEdit, Image]:
@@ -133,7 +138,8 @@ def edits_stage(folder: RunFolder, editor: Editor, seed: int) -> Stage[ToEdit, I
             return Fault("invalid", f"the edit is {found}; expected {wanted}, as its source is")
         return {"image": folder.save_image(answer), "seed": item.seed}
 
-    return Stage("edits", editor.batch_size, editor.concurrency, wants, load, ask, keep)
+    who = in_words("editor", editor.identity)
+    return Stage("edits", editor.batch_size, editor.concurrency, wants, load, ask, keep, component=who)
 
 
 def scores_stage(folder: RunFolder, scorer: Scorer, config: CurateConfig) -> Stage[ToScore, Scores]:

@@ -83,10 +83,24 @@ class OwnJudge:
             return "first"
         if self._habit == "breaks on noise" and any(num_colors(image) > 3000 for image in (first, second)):
             raise ValueError("cannot look at this")
+        if self._habit == "broken":
+            raise RuntimeError("no weights")
         if self._habit == "prose":
             return Fault("parse_error", "no JSON", raw="Lovely!")
         busy = [num_colors(first), num_colors(second)]
         return "tie" if busy[0] == busy[1] else "first" if busy[0] > busy[1] else "second"
+
+
+class BrokenCritic:
+    batch_size = 4
+    concurrency = 1
+    identity = {"kind": "broken"}
+
+    def __init__(self, config):
+        pass
+
+    def __call__(self, images, captions):
+        raise RuntimeError("no eyes")
 
 
 class ContentCritic:
@@ -154,6 +168,17 @@ def test_an_exception_is_a_fault_of_its_own_pair_only(folder):
 def test_a_model_that_cannot_be_asked_stops_the_audit(folder):
     with pytest.raises(Unavailable, match="^no server$"):
         audit(folder, AuditConfig(judge=own("down"), second_judge=None))
+    assert not (folder / AUDIT_FILE).exists()
+
+
+def test_a_component_that_raises_on_everything_is_not_audited(folder):
+    message = (
+        r"^audit: the judge \(kind own, model broken\) raised on all 14 items .* 'RuntimeError: no weights'; expect"
+    )
+    with pytest.raises(ValueError, match=message):
+        audit(folder, AuditConfig(judge=own("broken"), second_judge=None, pairs=3, controls=2))
+    with pytest.raises(ValueError, match=r"^audit: the critic \(kind broken\) raised on all 4 items .*no eyes"):
+        audit(folder, AuditConfig(critic=CriticConfig(kind=f"{__name__}:BrokenCritic"), second_judge=None, controls=2))
     assert not (folder / AUDIT_FILE).exists()
 
 

@@ -1,0 +1,224 @@
+"""A component that raises on everything stops the run; one that raises on some records loses these."""
+
+import pytest
+
+from rpo.curation.blame import PATIENCE, Probation, ask_each, in_words
+from rpo.curation.curate import curate
+from rpo.curation.folder import RunFolder
+from rpo.curation.parts import StageRecords
+from rpo.curation.records import Fault
+from rpo.curation.stages import CHUNKS_AHEAD
+from tests.curation.fakes import (
+    FakeCritic,
+    FakeEditor,
+    FakeInstructor,
+    config_of,
+    fakes,
+    finished,
+    image_folder,
+    lines_of,
+)
+from tests.curation.test_stages import Notes, run, stage
+
+
+class Moody:
+    """Raises on some records, says nonsense of others, and remembers whom it was asked about."""
+
+    def __init__(self, raises, nonsense=()):
+        self.raises, self.nonsense, self.asked = set(raises), set(nonsense), []
+
+    def __call__(self, items):
+        self.asked += items
+        if found := self.raises.intersection(items):
+            raise RuntimeError(f"cannot look at {max(found)}")
+        return [Fault("parse_error", "no JSON", "prose") if one in self.nonsense else one for one in items]
+
+
+IDS = [f"{index:02}" for index in range(3 * PATIENCE)]
+
+
+def in_chunks(ids, size):
+    return [ids[start : start + size] for start in range(0, len(ids), size)]
+
+
+def kinds(records):
+    return {one: records[one].get("fault", {}).get("kind") for one in records}
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_what_raises_on_the_first_records_stops_the_run_and_records_nothing(tmp_path, chunk, concurrency):
+    broken = Moody(IDS)
+    last = stage("decisions")
+    first = stage("critiques", broken, batch_size=1, concurrency=concurrency, component="the critic (kind own)")
+    message = (
+        rf"^stage 'critiques': the critic \(kind own\) raised on each of the first {PATIENCE} items that it was asked "
+        r"about, the last time with 'RuntimeError: cannot look at \d+'; expected an answer to some of them, .*; mend "
+        r"the component .*, and run again \(`rpo curate` with --resume\): nothing was recorded of these items$"
+    )
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, [first, last], in_chunks(IDS, chunk))
+    assert PATIENCE <= len(broken.asked) < PATIENCE + 2 * concurrency, "what was in flight, and no more"
+    assert len(StageRecords(tmp_path / "critiques")) == len(StageRecords(tmp_path / "decisions")) == 0
+    mended = run(tmp_path, [stage("critiques", Moody([])), last], in_chunks(IDS, chunk))
+    assert sorted(mended["critiques"]) == sorted(mended["decisions"]) == IDS
+    assert set(kinds(mended["critiques"]).values()) == {None}
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+@pytest.mark.parametrize("nonsense", [True, False])
+def test_an_answer_after_fewer_says_that_the_records_were_at_fault(tmp_path, chunk, concurrency, nonsense):
+    """An answer in no form at all is one: the model's own."""
+    odd, first_answer = IDS[: PATIENCE - 3], IDS[PATIENCE - 3]
+    later = IDS[-PATIENCE - 1 :]  # more than the patience, but the component is known to work by now
+    moody = Moody([*odd, *later], [first_answer] if nonsense else [])
+    seen = []
+    notes = Notes()
+    stages = [
+        stage("critiques", moody, batch_size=1, concurrency=concurrency),
+        stage("decisions", lambda items: seen.extend(items) or items),
+    ]
+    records = run(tmp_path, stages, in_chunks(IDS, chunk), notes)
+    expected = dict.fromkeys(IDS) | dict.fromkeys([*odd, *later], "raised")
+    expected[first_answer] = "parse_error" if nonsense else None
+    assert kinds(records["critiques"]) == expected
+    assert sorted(seen) == IDS
+    assert notes.faults["critiques"] == len(odd) + len(later) + nonsense
+
+
+def test_a_batch_in_which_one_is_answered_is_no_row_of_exceptions(tmp_path):
+    moody = Moody(IDS[:-1])
+    records = run(tmp_path, [stage("critiques", moody, batch_size=len(IDS))], [IDS])
+    assert list(kinds(records["critiques"]).values()).count("raised") == len(IDS) - 1
+
+
+@pytest.mark.parametrize(("number", "words"), [(1, "the only item that there is"), (3, "all 3 items that there are")])
+def test_fewer_records_than_the_patience_that_all_raise_stop_the_run(tmp_path, number, words):
+    with pytest.raises(ValueError, match=rf"^stage 'critiques': the component raised on {words}, the last time"):
+        run(tmp_path, [stage("critiques", Moody(IDS)), stage("edits")], in_chunks(IDS[:number], 2))
+    assert len(StageRecords(tmp_path / "critiques")) == len(StageRecords(tmp_path / "edits")) == 0
+
+
+def test_the_last_few_of_a_run_that_was_killed_may_raise_if_others_were_answered_before(tmp_path):
+    odd = IDS[2:5]
+    run(tmp_path, [stage("critiques", Moody([]), batch_size=1)], [IDS[:2]])
+    stages = [stage("critiques", Moody(odd), batch_size=1), stage("edits", batch_size=1)]
+    records = run(tmp_path, stages, in_chunks(IDS[:5], 1))
+    assert kinds(records["critiques"]) == dict.fromkeys(IDS[:2]) | dict.fromkeys(odd, "raised")
+    assert sorted(records["edits"]) == IDS[:5]
+
+
+def test_faults_of_an_earlier_session_are_no_answers(tmp_path):
+    done = StageRecords(tmp_path / "critiques", 0)
+    done.append({"id": IDS[0], "fault": {"kind": "raised", "message": "no", "raw": ""}})
+    with pytest.raises(ValueError, match="raised on the only item"):
+        run(tmp_path, [stage("critiques", Moody(IDS), batch_size=1)], [IDS[:2]])
+
+
+def test_chunks_that_are_held_back_do_not_keep_others_from_beginning(tmp_path):
+    odd = IDS[: CHUNKS_AHEAD + 2]
+    records = run(tmp_path, [stage("critiques", Moody(odd), batch_size=1)], in_chunks(IDS, 1))
+    assert kinds(records["critiques"]) == dict.fromkeys(IDS) | dict.fromkeys(odd, "raised")
+
+
+def test_what_was_held_back_is_recorded_once(tmp_path):
+    """Killed between two answers, a run asks again what was held back."""
+    moody = Moody([*IDS[:2], IDS[4]])
+    run(tmp_path, [stage("critiques", moody, batch_size=1)], [IDS[:3]])
+    records = run(tmp_path, [stage("critiques", moody, batch_size=1)], [IDS[:6]])
+    assert moody.asked == IDS[:6]
+    assert (tmp_path / "critiques/part-0.jsonl").read_text().count("\n") == len(records["critiques"]) == 6
+
+
+def test_a_component_in_words():
+    assert in_words("editor", {"model": "brush", "seed": "3"}) == "the editor (model brush)"
+    assert in_words("judge", {"orders": "both"}) == "the judge"
+
+
+def test_a_long_answer_of_a_server_is_shown_in_part():
+    probation = Probation("the critic")
+    probation.hear([Fault("raised", "the server failed at this question: ValueError", raw="<html>" + "x" * 1000)])
+    with pytest.raises(ValueError, match=r"with 'the server failed at this question: ValueError: <html>x{294}'; expec"):
+        probation.end()
+
+
+def test_nothing_asked_is_nothing_wrong():
+    probation = Probation("the critic")
+    probation.hear([])
+    probation.end()
+    assert probation.is_passed
+
+
+def test_answers_for_another_number_of_items_are_refused():
+    with pytest.raises(ValueError, match="gave 1 answers for 2 items"):
+        ask_each(lambda items: items[:1], ["a", "b"])
+
+
+def fail():
+    raise RuntimeError("no weights")
+
+
+NUM_IMAGES = 60
+BROKEN = [
+    ("critic", FakeCritic(before=fail), "critiques", "eye"),
+    ("instructor", FakeInstructor(before=fail), "instructions", "pen"),
+    ("editor", FakeEditor(before=fail), "edits", "brush"),
+]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return image_folder(tmp_path_factory.mktemp("source"), NUM_IMAGES)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, source):
+    return finished(config_of(tmp_path_factory.mktemp("undisturbed") / "run", source))
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_component_stops_the_run_and_once_mended_it_ends_as_an_undisturbed_one(
+    undisturbed, source, tmp_path, case
+):
+    name, broken, stage_name, model = case
+    config = config_of(tmp_path / "run", source)
+    for resume in (False, True):  # to try again without mending changes nothing
+        message = (
+            rf"^stage '{stage_name}': the {name} \(kind fake, model {model}\) raised on each of the first \d+ items "
+        )
+        with pytest.raises(ValueError, match=message):
+            curate(config, resume=resume, components=fakes(**{name: broken}))
+        folder = RunFolder(config.output)
+        assert len(folder.stages[stage_name]) == 0
+        assert all("fault" not in folder.stages["decisions"][one] for one in folder.stages["decisions"])
+    curate(config, resume=True, components=fakes())
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_component_that_breaks_between_two_sessions_stops_the_second(undisturbed, source, tmp_path, case):
+    name, broken, stage_name, _ = case
+    calls = []
+
+    def fail_later():
+        calls.append(0)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    config = config_of(tmp_path / "run", source)
+    with pytest.raises(KeyboardInterrupt):
+        curate(config, components=fakes(**{name: type(broken)(before=fail_later)}))
+    before = lines_of(tmp_path / "run")[stage_name]
+    assert before
+    with pytest.raises(ValueError, match=rf"stage '{stage_name}': the {name} .* raised on each of the first"):
+        curate(config, resume=True, components=fakes(**{name: broken}))
+    assert lines_of(tmp_path / "run")[stage_name] == before
+    curate(config, resume=True, components=fakes())
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
+
+
+def test_a_source_of_one_image_that_raises_stops_the_run(tmp_path):
+    config = config_of(tmp_path / "run", image_folder(tmp_path / "one", 1))
+    with pytest.raises(ValueError, match="raised on the only item that there is, the last time with 'RuntimeError: no"):
+        curate(config, components=fakes(critic=FakeCritic(before=fail)))
