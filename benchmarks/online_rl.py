@@ -8,9 +8,10 @@
 Every run starts from the embedded checkpoint, sees the same prompts and is told the graded verdict of the verifier. One
 evaluation is one latent through the denoiser, forward or backward; rollouts, training, the watched KL and the value's
 own rollouts all count. Every run is judged after a quarter, half and all of the budget, on held-out prompts by 20 DDIM
-steps: without guidance, as it was trained, and with guidance 3, which suits the base model. Each seed is a process on
-one core that continues where it was killed: start the command again. Everything lies in one folder; `results.json` has
-every number of the tables.
+steps: without guidance, as it was trained, and with guidance 3, which suits the base model. The KL from the base is
+that of paths of the reverse SDE in 10 steps, for every method the same; that of the last two stands apart. Each seed is
+a process on one core that continues where it was killed: start the command again. Everything lies in one folder;
+`results.json` has every number of the tables.
 """
 
 import argparse
@@ -30,10 +31,11 @@ from torch import nn
 
 from rpo.config import load_config
 from rpo.diffusion.transition import Ddim
+from rpo.lora import reference
 from rpo.models.solvers import BlackBoxSolver
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.rewards import load_reward
-from rpo.sampler import image_generator, sample
+from rpo.sampler import image_generator, replay, sample
 from rpo.shapes.evaluate import evaluate, held_out_prompts
 from rpo.shapes.evaluation import Sampling
 from rpo.shapes.prompts import Prompt, sample_prompts
@@ -49,6 +51,7 @@ TRAIN_PROMPTS = 512
 """An equal share of each kind of prompt."""
 STEP_COUNTS = (5, 10, 20, 40)
 TRAINED_STEPS = 10
+LAST_STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -113,11 +116,11 @@ def train(method: Method, seed: int, budget: int, images: int, folder: Path) -> 
             "evaluations": cost["start"] + updates * cost["update"],
             "updates": updates,
             "seconds": entries[-1]["seconds"],
-            "kl": statistics.mean(entry["policy/kl"] for entry in recent),
             "reward": statistics.mean(entry["reward/mean"] for entry in recent),
             "explained_variance": [
                 _mean(recent, f"value/explained_variance{part}") for part in ("", "_1", "_2", "_3", "_4")
             ],
+            **path_kl(trainer.run.model, images),
             **accuracies(trainer.run.model, images),
         }
         write(judged, facts)
@@ -163,6 +166,24 @@ def _accuracy(model: StableDiffusion, prompts: list[Prompt], num_steps: int, *, 
     generators = [image_generator(0, index, 0) for index in range(len(texts))]
     drawn = sample(model, model.encode_prompts(texts), grid, kernel, guidance_scale=1.0, generators=generators)
     return 100 * float(load_reward("shapes-strict")(model.decode(drawn.x_0), texts).mean())
+
+
+@torch.no_grad()
+def path_kl(model: StableDiffusion, images: int) -> dict[str, float]:
+    """KL from the base along paths of the reverse SDE without guidance, the same for every method, in nats.
+
+    That of the last steps is told apart: their noise is so small that a difference too small to see outweighs the rest.
+    """
+    prompts = [prompt.text for prompt in held_out_prompts(images, seed=0)["in_domain"]]
+    generators = [image_generator(0, index, 0) for index in range(len(prompts))]
+    cond, grid, kernel = model.encode_prompts(prompts), model.grid(TRAINED_STEPS), Ddim(1.0)
+    drawn = sample(model, cond, grid, kernel, guidance_scale=1.0, generators=generators)
+    costs: list[float] = []
+    for step in range(grid.num_steps):
+        transition = replay(model, drawn, step, kernel, guidance_scale=1.0)
+        with reference(model.denoiser):
+            costs.append(transition.kl(replay(model, drawn, step, kernel, guidance_scale=1.0)).mean().item())
+    return {"kl": sum(costs[:-LAST_STEPS]), "kl_last_steps": sum(costs[-LAST_STEPS:])}
 
 
 def steps(folder: Path, images: int) -> None:

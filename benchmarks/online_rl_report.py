@@ -14,6 +14,7 @@ STOPS = (0.25, 0.5, 1.0)
 GUIDANCE = {"": 1.0, "_guided": 3.0}
 """Endings of the names of results, and the guidance that they were drawn with."""
 ACCURACIES = tuple(f"{domain}{ending}" for ending in GUIDANCE for domain in ("in_domain", "out_of_domain"))
+CHARTS = {"in_domain": "Verified accuracy, in-domain (%)", "kl": "KL from the base, without the last steps (nats)"}
 COLUMNS = ("in-domain %", "out-of-domain %", "in-domain %, guidance 3", "out-of-domain %, guidance 3")
 
 
@@ -28,7 +29,7 @@ def report(folder: Path, titles: Mapping[str, str], compared: tuple[str, ...]) -
     base = {"steps": read(folder / "base" / "steps.json")}
     found: dict[str, Any] = {"base": read(folder / "base.json"), "runs": {"base": {"stops": {}, **base}}}
     for name in titles:
-        for place in sorted(folder.glob(f"{name}-[0-9]*")):
+        for place in sorted(one for one in folder.glob(f"{name}-[0-9]*") if one.is_dir()):
             stops = {f"{stop:g}": read(place / f"judged-{stop:g}.json") for stop in STOPS}
             found["runs"][place.name] = {"stops": stops, "steps": read(place / "steps.json")}
     write(folder / "results.json", found)
@@ -41,15 +42,15 @@ def report(folder: Path, titles: Mapping[str, str], compared: tuple[str, ...]) -
 
 def _tables(found: dict[str, Any], titles: Mapping[str, str]) -> Iterator[str]:
     base = found["base"] or {}
-    yield f"| method | seeds | evaluations | {' | '.join(COLUMNS)} | KL | minutes |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield f"| method | seeds | evaluations | {' | '.join(COLUMNS)} | KL | KL, last steps | minutes |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     if base:
-        yield f"| base | | 0 | {' | '.join(f'{base[key]:.1f}' for key in ACCURACIES)} | 0 | |"
+        yield f"| base | | 0 | {' | '.join(f'{base[key]:.1f}' for key in ACCURACIES)} | 0 | 0 | |"
     for name, title in titles.items():
         for stop in STOPS:
             done = [run for run in _stops(found, name, stop) if run]
             if done:
-                numbers = [_spread([run[key] for run in done]) for key in (*ACCURACIES, "kl")]
+                numbers = [_spread([run[key] for run in done]) for key in (*ACCURACIES, "kl", "kl_last_steps")]
                 cost, minutes = (statistics.mean(run[key] for run in done) for key in ("evaluations", "seconds"))
                 yield (f"| {title} | {len(done)} | {cost:,.0f} | {' | '.join(numbers)} | {minutes / 60:.0f} |")
     yield ""
@@ -66,7 +67,10 @@ def _tables(found: dict[str, Any], titles: Mapping[str, str]) -> Iterator[str]:
 def _charts(found: dict[str, Any], titles: Mapping[str, str], compared: tuple[str, ...]) -> list[Chart]:
     charts = []
     base = found["base"]
-    for key, title in (("in_domain", "Verified accuracy, in-domain (%)"), ("kl", "KL from the base (nats)")):
+    for key, title in (
+        ("in_domain", "Verified accuracy, in-domain (%)"),
+        ("kl", "KL from the base, without the last steps (nats)"),
+    ):
         series = []
         for name in compared:
             points = [[run for run in _stops(found, name, stop) if run] for stop in STOPS]

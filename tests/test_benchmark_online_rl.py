@@ -18,7 +18,13 @@ BASE = {"in_domain": 40.0, "out_of_domain": 35.0, "in_domain_guided": 54.0, "out
 
 def judged(gain: float, evaluations: int) -> dict[str, object]:
     found = {name: value + gain for name, value in BASE.items()}
-    return found | {"evaluations": evaluations, "kl": gain / 10, "seconds": 60.0, "explained_variance": [0.5, None]}
+    return found | {
+        "evaluations": evaluations,
+        "kl": gain / 10,
+        "kl_last_steps": gain,
+        "seconds": 60.0,
+        "explained_variance": [0.5, None],
+    }
 
 
 def test_evaluations_count_latents_forward_and_backward():
@@ -39,8 +45,11 @@ def test_the_report_shows_every_seed_and_the_base(tmp_path, capsys):
             online_rl_report.write(place, judged(stop * gain, round(stop * 1000)))
     found = online_rl_report.report(tmp_path, {"ddpo": "DDPO"}, ("ddpo",))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2] == "| base | | 0 | 40.0 | 35.0 | 54.0 | 59.0 | 0 | |"
-    assert lines[-2] == "| DDPO | 2 | 1,000 | 55.0 ± 7.1 | 50.0 ± 7.1 | 69.0 ± 7.1 | 74.0 ± 7.1 | 1.5 ± 0.7 | 1 |"
+    assert lines[2] == "| base | | 0 | 40.0 | 35.0 | 54.0 | 59.0 | 0 | 0 | |"
+    assert (
+        lines[-2]
+        == "| DDPO | 2 | 1,000 | 55.0 ± 7.1 | 50.0 ± 7.1 | 69.0 ± 7.1 | 74.0 ± 7.1 | 1.5 ± 0.7 | 15.0 ± 7.1 | 1 |"
+    )
     assert json.loads((tmp_path / "results.json").read_text()) == found
     assert "DDPO" in (tmp_path / "online_rl.svg").read_text()
 

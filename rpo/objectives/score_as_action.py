@@ -74,7 +74,7 @@ def endpoint(
     Args:
         kl_of_posterior: KL(q(x_s | x_t, x_0) ‖ p(x_s | x_t)), with gradient.
         advantage: Of the point.
-        reference_kl: The same KL under the reference; needed to clip.
+        reference_kl: The same KL under the reference; without it nothing is clipped.
         clip: Share of `reference_kl`, > 0.
     """
     advantage = advantage.detach()

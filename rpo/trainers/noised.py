@@ -4,9 +4,10 @@ Every image is noised afresh, to times anywhere on the process, and each such mo
 
     A(t, x_t) = r(x_0) - baseline,      baseline = what the other images of the prompt earned, or V(t, x_t)
 
-V is the better baseline. Close to the data x_t shows how it will end, so V takes away nearly all of what r - m says
+V has the smaller variance. Close to the data x_t shows how it will end, so V takes away nearly all of what r - m says
 there, which is noise: the step could not change it. And since E[A | x_t] = 0 with the right V, images that turned out
-badly do not push the policy away from everything that looked like them.
+badly do not push the policy away from everything that looked like them. On `shapes` the two trained equally well: most
+of what V explains lies where nothing is left to decide.
 """
 
 from dataclasses import dataclass, replace
