@@ -1,9 +1,40 @@
-"""From the kind that a configuration names to the thing that makes such a component."""
+"""From the kind that a configuration names to the component."""
 
 import difflib
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
+
+from rpo.curation.records import Unavailable
+
+
+def make_component(config: Any, known: Mapping[str, str], what: str, *for_known: object) -> Any:
+    """Make the component that a configuration describes.
+
+    Args:
+        config: What the component is made of. Its `kind` is a name among `known`, or "package.module:attribute"; its
+            `model` is for messages.
+        known: Names of the package's own, and their places.
+        what: What messages call the component, such as "critic".
+        for_known: What the package's own are called with besides the configuration; one of your own is not.
+
+    Returns:
+        The component.
+
+    Raises:
+        ValueError: There is no such kind, or it cannot be made of the configuration.
+    """
+    make = find_component(config.kind, known, what)
+    try:
+        return make(config, *for_known) if config.kind in known else make(config)
+    except (ValueError, OSError, ImportError, Unavailable):
+        raise  # these say what is wrong
+    except Exception as error:
+        named = f"kind {config.kind!r}" + (f" and model {config.model!r}" if config.model else "")
+        raise ValueError(
+            f"the {what} of {named} cannot be made ({type(error).__name__}: {error}); expected one that "
+            "its configuration is enough for; look at its settings and whether its files are whole"
+        ) from error
 
 
 def find_component(kind: str, known: Mapping[str, str], what: str) -> Callable[..., Any]:

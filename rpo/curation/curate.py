@@ -67,7 +67,8 @@ def curate(config: CurateConfig, *, resume: bool = False, components: Components
 
     Raises:
         ValueError: The folder holds a run and `resume` was not asked for, or one that was made otherwise; or the
-            settings or an item of the source cannot be used. Says which and why.
+            settings, a component or an item of the source cannot be used, or a component raises on everything. Says
+            which and why.
         Unavailable: A server or device cannot answer now; resume later.
         OSError: The disk is full; what was found out is kept.
 
@@ -159,7 +160,9 @@ def _stages(
         stages.append(edits_stage(folder, editor, config.editor.seed))
         identities["edits"] = {**editor.identity, "licence": editor.licence, "seed": str(config.editor.seed)}
     if "scores" in wanted:
-        stages.append(scores_stage(folder, _scorer(config), config))
+        scorer = _scorer(config)
+        scorer.load()
+        stages.append(scores_stage(folder, scorer, config))
         identities["scores"] = _scores_identity(config)
     if "decisions" in wanted:
         stages.append(decisions_stage(folder, config.decide, groups))

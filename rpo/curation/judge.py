@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from rpo.curation.chat import Chat, ask, chat_identity, load_chat
 from rpo.curation.component_config import JudgeConfig
-from rpo.curation.components import find_component
+from rpo.curation.components import make_component
 from rpo.curation.prompt_file import PromptFile
 from rpo.curation.records import Fault, Judge, Verdict
 from rpo.rewards import Reward, load_reward, score
@@ -188,11 +188,10 @@ def load_judge(config: JudgeConfig, cache_folder: Path | None = None) -> BothOrd
         cache_folder: Where answers of models are kept; None for nowhere.
 
     Raises:
-        ValueError: There is no such kind, model, reward or prompt.
+        ValueError: There is no such kind, model, reward or prompt, or it cannot be loaded.
         ImportError: A library that this kind needs is not installed.
     """
-    make = find_component(config.kind, JUDGES, "judge")
-    return BothOrders(make(config, cache_folder) if config.kind in JUDGES else make(config))
+    return BothOrders(make_component(config, JUDGES, "judge", cache_folder))
 
 
 def vlm_judge(config: JudgeConfig, cache_folder: Path | None) -> VlmJudge:

@@ -67,6 +67,29 @@ class Scorer:
         self._similarity = similarity
         self._device = device
 
+    def load(self) -> None:
+        """Load what is otherwise loaded with the first image, so that what is missing is known before work is done.
+
+        Raises:
+            ValueError: A checkpoint cannot be loaded; names the reward.
+        """
+        from rpo.rewards.clip import ClipReward
+
+        named = {f"the reward {name!r} of decide.rewards": reward for name, reward in self._filters.items()}
+        named |= {"the reward that evaluates": self._evaluation} if self._evaluation else {}
+        named |= {"decide.similarity_model": self._similarity.reward} if self._similarity else {}
+        blank = torch.ones(1, 3, 64, 64, device=self._device)
+        for who, reward in named.items():
+            if isinstance(reward, ClipReward):
+                try:
+                    with torch.no_grad():
+                        reward.embed_images(blank)
+                except Exception as error:  # a damaged file may raise anything
+                    raise ValueError(
+                        f"{who} cannot be loaded ({type(error).__name__}: {error}); expected a whole checkpoint; mend "
+                        "it or name another, then run again: nothing was drawn, and nobody was asked"
+                    ) from error
+
     def __call__(self, items: Sequence[ToScore]) -> list[Scores | Fault]:
         """The scores of each item; an item whose scores are not finite is a fault.
 
@@ -111,7 +134,11 @@ class Scorer:
 
 @final
 class ImageSimilarity:
-    """The cosine of two images' embeddings by a CLIP checkpoint."""
+    """The cosine of two images' embeddings by a CLIP checkpoint.
+
+    Attributes:
+        reward: Has the checkpoint.
+    """
 
     def __init__(self, model: str, device: str = "cpu") -> None:
         """Name the checkpoint; it is loaded when the first images come.
@@ -122,7 +149,7 @@ class ImageSimilarity:
         """
         from rpo.rewards.clip import ClipReward
 
-        self._reward = ClipReward(model, device=device)
+        self.reward = ClipReward(model, device=device)
 
     def __call__(self, first: Image, second: Image) -> float:
         """From -1 to 1; 1 for the same image.
@@ -131,7 +158,7 @@ class ImageSimilarity:
             ValueError: The checkpoint cannot be loaded.
         """
         with torch.no_grad():
-            embeddings = [self._reward.embed_images(_tensor([image])) for image in (first, second)]
+            embeddings = [self.reward.embed_images(_tensor([image])) for image in (first, second)]
         return float((embeddings[0] * embeddings[1]).sum())
 
 

@@ -57,6 +57,14 @@ class Stage(Generic[Item, Answer]):
     component: str = "the component"
     """What messages call what is asked."""
 
+    def __post_init__(self) -> None:
+        """Refuse a component that wants no items."""
+        for what, value in (("batch_size", self.batch_size), ("concurrency", self.concurrency)):
+            if value < 1:
+                raise ValueError(
+                    f"stage '{self.name}': {self.component} has {what} {value}; expected at least 1; change that"
+                )
+
 
 class Observer(Protocol):
     """Hears what the pipeline does; may be called by several threads."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rpo.curation.component_config import CriticConfig
-from rpo.curation.components import find_component
+from rpo.curation.components import make_component
 from rpo.curation.records import Critic
 
 __all__ = ["CRITICS", "CriticConfig", "load_critic"]
@@ -24,8 +24,7 @@ def load_critic(config: CriticConfig, cache_folder: Path | None = None) -> Criti
         cache_folder: Where answers of models are kept; None for nowhere.
 
     Raises:
-        ValueError: There is no such kind, model or prompt.
+        ValueError: There is no such kind, model or prompt, or it cannot be loaded.
         ImportError: A library that this kind needs is not installed.
     """
-    make = find_component(config.kind, CRITICS, "critic")
-    return make(config, cache_folder) if config.kind in CRITICS else make(config)
+    return make_component(config, CRITICS, "critic", cache_folder)

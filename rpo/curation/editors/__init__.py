@@ -1,7 +1,7 @@
 """Editors: what carries out instructions, and how a configuration becomes one."""
 
 from rpo.curation.component_config import EditorConfig
-from rpo.curation.components import find_component
+from rpo.curation.components import make_component
 from rpo.curation.records import Editor
 
 __all__ = ["EDITORS", "EditorConfig", "load_editor"]
@@ -24,7 +24,7 @@ def load_editor(config: EditorConfig) -> Editor:
         config: Kind, model and settings; an editor of your own is called with it, too.
 
     Raises:
-        ValueError: There is no such kind or model, or a setting is out of range.
+        ValueError: There is no such kind or model, it cannot be loaded, or a setting is out of range.
         FileNotFoundError: The installation lacks the weights of the shapes editor.
     """
-    return find_component(config.kind, EDITORS, "editor")(config)
+    return make_component(config, EDITORS, "editor")

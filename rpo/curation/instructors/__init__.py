@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rpo.curation.component_config import InstructorConfig
-from rpo.curation.components import find_component
+from rpo.curation.components import make_component
 from rpo.curation.records import Instructor
 
 __all__ = ["INSTRUCTORS", "InstructorConfig", "load_instructor"]
@@ -25,8 +25,7 @@ def load_instructor(config: InstructorConfig, cache_folder: Path | None = None) 
         cache_folder: Where answers of models are kept; None for nowhere.
 
     Raises:
-        ValueError: There is no such kind, model or prompt.
+        ValueError: There is no such kind, model or prompt, or it cannot be loaded.
         ImportError: A library that this kind needs is not installed.
     """
-    make = find_component(config.kind, INSTRUCTORS, "instructor")
-    return make(config, cache_folder) if config.kind in INSTRUCTORS else make(config)
+    return make_component(config, INSTRUCTORS, "instructor", cache_folder)
