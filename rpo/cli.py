@@ -46,6 +46,20 @@ def train(name: str, args: argparse.Namespace) -> None:
     trainer.run(load_config(trainer.RunConfig, args.config, _overrides(args)), resume=args.resume)
 
 
+def align(args: argparse.Namespace) -> None:
+    """Go through rounds of curation and training."""
+    from rpo.align import align as run_rounds
+    from rpo.align_config import AlignConfig
+    from rpo.config import load_config
+    from rpo.curation.records import Unavailable
+
+    try:
+        result = run_rounds(load_config(AlignConfig, args.config, _overrides(args)), resume=args.resume)
+    except Unavailable as error:
+        raise ConnectionError(f"{error}; run the same command with --resume: what was found out is kept") from error
+    print(f"LoRA: {result.lora}\nfigure: {result.folder / 'rounds.svg'}")
+
+
 def data_check(args: argparse.Namespace) -> None:
     """Read a pair set and say what it is."""
     from rpo.data.check import check_pairs, format_report
@@ -139,6 +153,12 @@ COMMANDS = {
         f"{TRAINERS['grpo']}:RunConfig",
     ),
     **CURATE,
+    "align": Command(
+        "rounds of drawing, curating and training: Rich Preference Optimization from end to end",
+        _takes_config,
+        align,
+        "rpo.align_config:AlignConfig",
+    ),
     "data check": Command("say what a pair set holds and what is wrong with it", _takes_pairs, data_check),
     "shapes evaluate": Command(
         "measure the embedded model, or a LoRA of it, by its verifier", _takes_evaluation, shapes_evaluate

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rpo import write_pairs
+from rpo.align_config import AlignConfig
 from rpo.cli import COMMANDS, DEFAULTS, TRAINERS
 from rpo.config import load_config
 from rpo.curation.curate_config import CurateConfig
@@ -81,6 +82,8 @@ def test_the_tree_names_every_module_and_nothing_else():
 def test_every_configuration_loads_and_says_command_hardware_and_expectation(path):
     if path.stem.startswith("curate"):
         load_config(CurateConfig, path)
+    elif path.stem.startswith("align"):
+        load_config(AlignConfig, path)
     else:
         trainer = next(name for name in TRAINERS if path.stem.startswith(name.replace("-", "_")))
         load_config(import_module(TRAINERS[trainer]).RunConfig, path)

@@ -41,6 +41,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report_dpo": RESULTS,
     "report_facts": set(),
     "report_online": RESULTS | {"report_facts", "shapes.*", "training"},
+    "lora_stack": {"lora_file"},
+    "held_out": MODEL | {"intervals", "rewards", "shapes.*", "trainers"},
     "model_card": {"evaluate", "intervals", "lora_file"},
     "publish": {"model_card", "lora_file", "models"},
     "shapes.*": MODEL | RESULTS | {"config", "data"},
@@ -50,7 +52,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trainers": MODEL | {"config", "data", "training", "model_card", "publish", "rewards", "report_online", "shapes.*"},
 }
 """What each part may import; `rpo/__init__.py`, the command line and the quickstart may import everything."""
-TOP = {"__init__", "cli", "cli_command", "cli_curate", "quickstart", "quickstart_report"}
+TOP = {"__init__", "align", "align_config", "align_report", "cli", "cli_command", "cli_curate"}
+TOP |= {"quickstart", "quickstart_report"}
 
 ONLY_HERE = {
     "accelerate": {"training"},
