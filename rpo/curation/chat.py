@@ -16,7 +16,7 @@ from rpo.curation.component_config import CriticConfig, InstructorConfig, JudgeC
 from rpo.curation.prompt_file import PromptFile
 from rpo.curation.records import Component, Fault
 
-ModelConfig = CriticConfig | InstructorConfig | JudgeConfig
+ChatConfig = CriticConfig | InstructorConfig | JudgeConfig
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def ask(
     return [reply if isinstance(reply, Fault) else understand(reply, answer) for reply in replies]
 
 
-def load_chat(config: ModelConfig, cache_folder: Path | None) -> Chat:
+def load_chat(config: ChatConfig, cache_folder: Path | None) -> Chat:
     """The model that a configuration names.
 
     Args:

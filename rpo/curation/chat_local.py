@@ -15,7 +15,7 @@ import torch
 
 from rpo.curation.answer_cache import AnswerCache
 from rpo.curation.answers import Reply
-from rpo.curation.chat import ModelConfig, Question
+from rpo.curation.chat import ChatConfig, Question
 from rpo.curation.records import Fault
 from rpo.randomness import keyed_generator
 
@@ -28,7 +28,7 @@ class LocalChat:
     identity: Mapping[str, str]
     is_held_to_schema: bool = False
 
-    def __init__(self, config: ModelConfig, *, cache_folder: Path | None = None) -> None:
+    def __init__(self, config: ChatConfig, *, cache_folder: Path | None = None) -> None:
         """Load a model and its processor.
 
         Args:
@@ -36,9 +36,10 @@ class LocalChat:
             cache_folder: Where answers are kept; None for nowhere.
 
         Raises:
-            ValueError: There is no such model, or it is none that is asked about images in turns.
+            ValueError: There is no such model, it is none that is asked about images in turns, or the configuration
+                leaves open how to decode.
         """
-        self._config = config
+        self._max_tokens, self._temperature, self._seed = _decoding(config)
         self._device = _device(config.device)
         self._processor, self._model = _load(config, self._device)
         self.batch_size = config.batch_size
@@ -47,9 +48,9 @@ class LocalChat:
             "model": config.model,
             "revision": _revision(config.model, self._model.config),
             "dtype": str(self._model.dtype),
-            "max_tokens": str(config.max_tokens),
-            "temperature": str(config.temperature),
-            "seed": str(config.seed),
+            "max_tokens": str(self._max_tokens),
+            "temperature": str(self._temperature),
+            "seed": str(self._seed),
         }
         self._cache = AnswerCache(cache_folder, self.identity) if cache_folder else None
 
@@ -66,7 +67,7 @@ class LocalChat:
         return replies
 
     def _answer(self, questions: list[Question]) -> list[Reply]:
-        if self._config.temperature == 0:
+        if self._temperature == 0:
             replies = self._generate(questions)
         else:
             replies = [self._sample(question) for question in questions]
@@ -79,7 +80,7 @@ class LocalChat:
         pixels = hashlib.sha256(b"".join(image.tobytes() for image in question.images)).hexdigest()
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(keyed_generator(self._config.seed, pixels, question.text).initial_seed())
+            torch.manual_seed(keyed_generator(self._seed, pixels, question.text).initial_seed())
             return self._generate([question])[0]
 
     @torch.inference_mode()
@@ -92,9 +93,9 @@ class LocalChat:
             return_tensors="pt",
             processor_kwargs={"padding": True},
         ).to(self._device, self._model.dtype)
-        temperature = self._config.temperature
+        temperature = self._temperature
         sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-        tokens = self._model.generate(**inputs, max_new_tokens=self._config.max_tokens, **sampling)
+        tokens = self._model.generate(**inputs, max_new_tokens=self._max_tokens, **sampling)
         written = tokens[:, inputs["input_ids"].shape[1] :]
         texts = self._processor.batch_decode(written, skip_special_tokens=True)
         return [Reply(text, is_cut=self._is_cut(row)) for text, row in zip(texts, written, strict=True)]
@@ -102,10 +103,20 @@ class LocalChat:
     def _is_cut(self, written: torch.Tensor) -> bool:
         ends = self._model.generation_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else list(ends or ())
-        return len(written) >= self._config.max_tokens and not torch.isin(written.cpu(), torch.tensor(ends)).any()
+        return len(written) >= self._max_tokens and not torch.isin(written.cpu(), torch.tensor(ends)).any()
 
 
-def _load(config: ModelConfig, device: torch.device) -> tuple[Any, Any]:
+def _decoding(config: ChatConfig) -> tuple[int, float, int]:
+    """Longest answer, temperature and seed, all of which a model on this machine needs."""
+    if config.max_tokens is None or config.temperature is None or config.seed is None:
+        raise ValueError(
+            f"a local model is to be asked, with max_tokens {config.max_tokens}, temperature {config.temperature} and "
+            f"seed {config.seed}; expected a number for each; only a server can be left to choose"
+        )
+    return config.max_tokens, config.temperature, config.seed
+
+
+def _load(config: ChatConfig, device: torch.device) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     if not config.model:

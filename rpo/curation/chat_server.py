@@ -20,13 +20,14 @@ from pydantic import BaseModel
 
 from rpo.curation.answer_cache import AnswerCache
 from rpo.curation.answers import Reply, answer_schema
-from rpo.curation.chat import ModelConfig, Question
+from rpo.curation.chat import ChatConfig, Question
 from rpo.curation.records import Fault, Unavailable
 
 if TYPE_CHECKING:
     import openai
 
 _REFUSES_EVERYBODY = (401, 403, 404, 429)  # no key, no right, no such model or address, too many requests
+_OPTIONAL = ("max_tokens", "temperature", "seed")  # of the request; null in the configuration is not sent
 _MAY_PASS = 500  # from here on, and for a timeout, a question is asked once more
 
 
@@ -47,7 +48,7 @@ class ServerChat:
     identity: Mapping[str, str]
     is_held_to_schema: bool
 
-    def __init__(self, config: ModelConfig, *, cache_folder: Path | None = None) -> None:
+    def __init__(self, config: ChatConfig, *, cache_folder: Path | None = None) -> None:
         """Prepare to ask; nothing is sent yet.
 
         Args:
@@ -165,26 +166,36 @@ class ServerChat:
             model=config.model,
             messages=[{"role": "user", "content": _content(question)}],  # pyright: ignore[reportArgumentType]
             response_format=_response_format(question) if self.is_held_to_schema else openai.omit,  # pyright: ignore[reportArgumentType]
-            max_tokens=config.max_tokens,
-            temperature=config.temperature,
-            seed=config.seed,
+            max_tokens=openai.omit if config.max_tokens is None else config.max_tokens,
+            temperature=openai.omit if config.temperature is None else config.temperature,
+            seed=openai.omit if config.seed is None else config.seed,
         )
         return _reply(completion)
 
     def _unavailable(self, error: "openai.APIError") -> Unavailable:
         import openai
 
-        advice = ""
-        is_refused = isinstance(error, openai.APIStatusError) and error.status_code not in _REFUSES_EVERYBODY
-        if self.is_held_to_schema and is_refused:
-            advice = '; if it does not know json_schema, set answer_format to "prompt"'
+        where, model, said = f"the server at {self._client.base_url}", self._config.model, _said(error)
+        status = error.status_code if isinstance(error, openai.APIStatusError) else _REFUSES_EVERYBODY[0]
+        advice = "" if status in _REFUSES_EVERYBODY else self._advice(said)
+        if status < _MAY_PASS and advice:
+            return Unavailable(f"{where} refuses all questions for model {model!r}: {said[:500]}; {advice}")
+        advice = f"; {advice}" if advice else ""
         return Unavailable(
-            f"the server at {self._client.base_url} does not answer for model {self._config.model!r}: "
-            f"{_said(error)[:500]}; see that it runs and knows the model, then run again{advice}"
+            f"{where} does not answer for model {model!r}: {said[:500]}; see that it runs and knows the model, then "
+            f"run again{advice}"
         )
 
+    def _advice(self, said: str) -> str:
+        """What to change where a server refuses even a small question."""
+        named = [name for name in _OPTIONAL if vars(self._config)[name] is not None and name in said]
+        if named:
+            names = " and ".join(named)
+            return f"if it does not take {names}, set {names} to null, which is not sent"
+        return 'if it does not know json_schema, set answer_format to "prompt"' if self.is_held_to_schema else ""
 
-def _client(config: ModelConfig) -> "openai.OpenAI":
+
+def _client(config: ChatConfig) -> "openai.OpenAI":
     try:
         import openai
     except ImportError as error:

@@ -36,14 +36,14 @@ class CriticConfig:
     max_retries: int = 5
     """Further tries of a failed request, each after a longer pause."""
 
-    max_tokens: int = 1024
-    """Longest answer; a critique takes 100 to 500."""
+    max_tokens: int | None = 1024
+    """Longest answer; a critique takes 100 to 500. Null is not sent, for a server that does not take it."""
 
-    temperature: float = 0.0
-    """0 is the likeliest answer; more varies it."""
+    temperature: float | None = 0.0
+    """0 is the likeliest answer; more varies it. Null is not sent, for a server that does not take it."""
 
-    seed: int = 0
-    """Of the sampling, where the temperature is not 0."""
+    seed: int | None = 0
+    """Of the sampling, where the temperature is not 0. Null is not sent, for a server that does not take it."""
 
     device: str = "auto"
     """Of a local model; "auto" takes the GPU when there is one."""
@@ -88,14 +88,14 @@ class InstructorConfig:
     max_retries: int = 5
     """Further tries of a failed request, each after a longer pause."""
 
-    max_tokens: int = 1024
-    """Longest answer; three instructions take 30 to 100."""
+    max_tokens: int | None = 1024
+    """Longest answer; three instructions take 30 to 100. Null is not sent, for a server that does not take it."""
 
-    temperature: float = 0.0
-    """0 is the likeliest answer; more varies it."""
+    temperature: float | None = 0.0
+    """0 is the likeliest answer; more varies it. Null is not sent, for a server that does not take it."""
 
-    seed: int = 0
-    """Of the sampling, where the temperature is not 0."""
+    seed: int | None = 0
+    """Of the sampling, where the temperature is not 0. Null is not sent, for a server that does not take it."""
 
     device: str = "auto"
     """Of a local model; "auto" takes the GPU when there is one."""
@@ -141,14 +141,14 @@ class JudgeConfig:
     max_retries: int = 5
     """Further tries of a failed request, each after a longer pause."""
 
-    max_tokens: int = 256
-    """Longest answer; a verdict takes 20 to 60."""
+    max_tokens: int | None = 256
+    """Longest answer; a verdict takes 20 to 60. Null is not sent, for a server that does not take it."""
 
-    temperature: float = 0.0
-    """0 is the likeliest answer; more varies it."""
+    temperature: float | None = 0.0
+    """0 is the likeliest answer; more varies it. Null is not sent, for a server that does not take it."""
 
-    seed: int = 0
-    """Of the sampling, where the temperature is not 0."""
+    seed: int | None = 0
+    """Of the sampling, where the temperature is not 0. Null is not sent, for a server that does not take it."""
 
     device: str = "auto"
     """Of a local model; "auto" takes the GPU when there is one."""

@@ -127,5 +127,11 @@ def test_what_cannot_be_loaded_is_said(folder, tmp_path):
         chat(mute)
 
 
+@pytest.mark.parametrize("name", ["max_tokens", "temperature", "seed"])
+def test_only_a_server_can_be_left_to_choose(folder, name):
+    with pytest.raises(ValueError, match=f"^a local model is to be asked, with .*{name} None.*; expected a number for"):
+        chat(folder, **{name: None})
+
+
 def test_the_processor_is_what_the_checkpoint_says():
     assert tiny_processor().chat_template.startswith("{% for message in messages %}")

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rpo.config import load_config
 from rpo.curation.answers import answer_schema
+from rpo.curation.audit import AuditConfig
 from rpo.curation.component_config import CriticConfig, InstructorConfig, JudgeConfig
 from rpo.curation.critics import load_critic
 from rpo.curation.instructors import load_instructor
@@ -202,10 +204,61 @@ def test_a_server_without_json_schema_is_refused_loudly_until_the_prompt_is_aske
         return Response(f"Sure!\n```json\n{GOOD}\n```")
 
     with fake_server(behave) as server:
-        with pytest.raises(Unavailable, match='if it does not know json_schema, set answer_format to "prompt"$'):
+        with pytest.raises(
+            Unavailable, match=r'refuses all .*: .*400.*; if it does not know json_schema, .* "prompt"$'
+        ):
             ask_once(server)
         assert ask_once(server, answer_format="prompt") == VALUE
         assert json.dumps(answer_schema(Critique)) in text_of(server.requests[-1])
+
+
+OPENAI_SAYS = (
+    "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("max_tokens",), OPENAI_SAYS),
+        (("temperature",), "Unsupported value: 'temperature' does not support 0 with this model. Only 1 is supported."),
+        (("seed",), "Extra inputs are not permitted: seed"),
+        (("max_tokens", "temperature"), "unknown fields: max_tokens, temperature"),
+    ],
+)
+def test_a_setting_that_a_server_refuses_is_named_and_may_be_left_out(names, said):
+    def behave(request):
+        return Response(said, status=400) if set(names) & set(request) else Response(GOOD)
+
+    listed = " and ".join(names)
+    with fake_server(behave) as server:
+        with pytest.raises(Unavailable) as caught:
+            ask_once(server)
+        assert str(caught.value).startswith(
+            f"the server at {server.url}/ refuses all questions for model 'm': Error code: 400 - "
+        )
+        assert said in str(caught.value)
+        assert str(caught.value).endswith(f"; if it does not take {listed}, set {listed} to null, which is not sent")
+        assert ask_once(server, **dict.fromkeys(names)) == VALUE
+    sent = {"max_tokens", "temperature", "seed"} & set(server.requests[-1])
+    assert sent == {"max_tokens", "temperature", "seed"} - set(names)
+
+
+def test_a_setting_that_is_left_out_is_not_blamed_and_is_part_of_the_identity():
+    with fake_server(lambda _: Response("no temperature, please", status=400)) as server:
+        with pytest.raises(Unavailable, match='if it does not know json_schema, set answer_format to "prompt"$'):
+            ask_once(server, temperature=None)
+        with pytest.raises(Unavailable, match="see that it runs and knows the model, then run again$"):
+            ask_once(server, temperature=None, answer_format="prompt")
+        identities = [dict(load_critic(config(server, temperature=one)).identity) for one in (None, 0.0)]
+    assert [one["temperature"] for one in identities] == ["None", "0.0"]
+
+
+def test_null_in_a_file_leaves_a_setting_out(tmp_path):
+    (tmp_path / "run.yaml").write_text("critic: {max_tokens: null, temperature: null}\njudge: {seed: null}\n")
+    found = load_config(AuditConfig, tmp_path / "run.yaml", ["judge.max_tokens=null"])
+    assert (found.critic.max_tokens, found.critic.temperature, found.critic.seed) == (None, None, 0)
+    assert (found.judge.max_tokens, found.judge.temperature, found.judge.seed) == (None, 0.0, None)
 
 
 def test_never_more_at_once_than_asked_for():
