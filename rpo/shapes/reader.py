@@ -170,7 +170,8 @@ def outline_points(
     """Rows and columns, in pixels, of a fine grid of points inside a piece.
 
     Whole pixels are too coarse to tell a small circle from a square; the coverage of its edge pixels tells where the
-    edge runs between them.
+    edge runs between them. A faint piece may be so thin that by its coverage it has no inside: then its pixels count as
+    whole ones, so that every piece has an area and a place.
 
     Args:
         piece: Mask of the piece.
@@ -181,7 +182,10 @@ def outline_points(
     window = np.s_[top : rows.max() + 3, left : columns.max() + 3]
     own = coverage[window] * ndimage.binary_dilation(piece[window])
     fine = _interpolation(own.shape[0]) @ own @ _interpolation(own.shape[1]).T
-    fine_rows, fine_columns = np.nonzero(fine >= MIN_COVERAGE)
+    is_inside = fine >= MIN_COVERAGE
+    if not is_inside.any():
+        is_inside = np.kron(piece[window], np.ones((FINENESS, FINENESS), bool))
+    fine_rows, fine_columns = np.nonzero(is_inside)
     return top + (fine_rows + 0.5) / FINENESS - 0.5, left + (fine_columns + 0.5) / FINENESS - 0.5
 
 

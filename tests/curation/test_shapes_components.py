@@ -63,7 +63,7 @@ def test_the_critic_sees_what_the_verifier_sees():
         severities = [one.severity for one in critique.problems]
         assert severities == sorted(severities, reverse=True)
         assert [bool(one.where) for one in critique.problems].count(True) == sum(
-            one.at is not None and np.isfinite(one.at).all() for one in verdict.problems
+            one.at is not None for one in verdict.problems
         )
     assert min(found.values()) > 30
 

@@ -156,6 +156,19 @@ def test_a_thin_slanted_line_is_an_object():
     assert verify(image, "a red circle").reason == "extra object: a blue object of no known shape"
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("coverage", [0.5, 0.52, 0.55, 0.57, 0.6, 0.8, 1.0])
+@pytest.mark.parametrize("is_slanted", [False, True])
+def test_a_faint_line_of_one_pixel_has_a_place_and_an_area(coverage, is_slanted):
+    image = picture()
+    rows = range(20, 50) if is_slanted else 30
+    background, color = image[0, 0].astype(float), np.array(COLORS["red"], float)
+    image[rows, range(10, 40)] = np.rint(background + coverage * (color - background))
+    (found,) = read_scene(image).objects
+    assert (found.x, found.y) == pytest.approx((24.5, 34.5 if is_slanted else 30))
+    assert 7 < found.area <= 30 and found.shape is None
+
+
 def test_too_small_and_too_large_objects_do_not_hold():
     for shape in SHAPES:
         assert not verify(picture((shape, "red", 32, 32, 4.5)), f"a red {shape}").holds

@@ -101,7 +101,7 @@ def _criticise(image: Image, prompt: Prompt) -> Critique:
 
 def _place(at: tuple[float, float] | None) -> str:
     """A place in words and in pixels: "upper left (x 12, y 9)"."""
-    if at is None or not all(map(math.isfinite, at)):  # a piece too thin for an outline has no centre
+    if at is None:
         return ""
     x, y = at
     row = ("upper", "middle", "lower")[min(int(3 * y / IMAGE_SIZE), 2)]
