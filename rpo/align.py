@@ -32,11 +32,11 @@ from rpo.data.readers import read_pairs
 from rpo.held_out import HeldOut, HeldOutScores
 from rpo.lora_stack import stack_loras
 from rpo.model_card import CardFacts, write_model_card
+from rpo.models.config import load_model
 from rpo.models.stable_diffusion import StableDiffusion
+from rpo.prompt_source import read_prompts
 from rpo.shapes.evaluate import load_lora
 from rpo.trainers.dpo import DPOTrainer
-from rpo.trainers.model_config import load_model
-from rpo.trainers.prompt_source import read_prompts
 
 ROUNDS = "rounds.jsonl"
 

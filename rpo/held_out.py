@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from rpo.intervals import Interval, paired_gain
 from rpo.models.base import DiffusionModel
+from rpo.prompt_source import SHAPES, read_prompts
 from rpo.rewards import load_reward, score
 from rpo.sampler import generate
 from rpo.shapes import GUIDANCE_SCALE, NUM_STEPS
 from rpo.shapes.prompts import Split, sample_prompts
-from rpo.trainers.prompt_source import SHAPES, read_prompts
 
 SPLITS: tuple[Split, ...] = ("in_domain", "out_of_domain")
 """The domains of the embedded prompts that no training sees."""

@@ -42,14 +42,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report_facts": set(),
     "report_online": RESULTS | {"report_facts", "shapes.*", "training"},
     "lora_stack": {"lora_file"},
-    "held_out": MODEL | {"intervals", "rewards", "shapes.*", "trainers"},
+    "held_out": MODEL | {"intervals", "prompt_source", "rewards", "shapes.*", "trainers"},
     "model_card": {"evaluate", "intervals", "lora_file"},
     "publish": {"model_card", "lora_file", "models"},
     "shapes.*": MODEL | RESULTS | {"config", "data"},
+    "prompt_source": {"data", "shapes.*"},
     "rewards": {"types", "data", "shapes", "shapes.*"},
     "control": {"types", "randomness", "objectives"},
-    "curation": MODEL | {"config", "data", "intervals", "model_card", "publish", "rewards", "shapes.*", "trainers"},
-    "trainers": MODEL | {"config", "data", "training", "model_card", "publish", "rewards", "report_online", "shapes.*"},
+    "curation": MODEL
+    | {"config", "data", "intervals", "model_card", "publish", "prompt_source", "rewards", "shapes.*"},
+    "trainers": MODEL
+    | {"config", "data", "training", "model_card", "prompt_source", "publish", "rewards", "report_online", "shapes.*"},
 }
 """What each part may import; `rpo/__init__.py`, the command line and the quickstart may import everything."""
 TOP = {"__init__", "align", "align_config", "align_report", "cli", "cli_command", "cli_curate"}

@@ -5,8 +5,8 @@ from typing import Literal
 
 from rpo.curation.component_config import CriticConfig, EditorConfig, InstructorConfig
 from rpo.curation.folder import StageName
+from rpo.models.config import ModelConfig
 from rpo.shapes import GUIDANCE_SCALE, NUM_STEPS
-from rpo.trainers.model_config import ModelConfig
 
 Policy = Literal["keep_improved", "both_directions", "always_edit"]
 Orderings = Literal["own", "all"]

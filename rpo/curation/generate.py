@@ -17,12 +17,12 @@ from rpo.curation.curate_config import SourceConfig
 from rpo.curation.sources import Planned, SourcePlan, planned
 from rpo.diffusion.transition import Ddim
 from rpo.lora_file import inspect_lora
+from rpo.models.config import load_model
 from rpo.models.stable_diffusion import StableDiffusion
+from rpo.prompt_source import read_prompts
 from rpo.sampler import image_generator, sample
 from rpo.shapes.evaluate import load_lora
 from rpo.shapes.evaluation import to_pixels
-from rpo.trainers.model_config import load_model
-from rpo.trainers.prompt_source import read_prompts
 
 
 def plan_generation(config: SourceConfig) -> SourcePlan:

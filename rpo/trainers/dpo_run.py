@@ -5,9 +5,9 @@ from pathlib import Path
 
 from rpo.config import to_yaml
 from rpo.data.readers import read_pairs
+from rpo.models.config import ModelConfig, load_model
 from rpo.trainers.dpo import DPOTrainer
 from rpo.trainers.dpo_config import DPOConfig
-from rpo.trainers.model_config import ModelConfig, load_model
 from rpo.training.loop import TrainResult
 from rpo.training.session import refuse_used
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rpo.config import to_yaml
+from rpo.models.config import ModelConfig, load_model
+from rpo.prompt_source import SHAPES, read_prompts
 from rpo.trainers.grpo import GRPOTrainer
 from rpo.trainers.grpo_config import GRPOConfig
-from rpo.trainers.model_config import ModelConfig, load_model
 from rpo.trainers.online_run import RunResult, train_and_report
-from rpo.trainers.prompt_source import SHAPES, read_prompts
 from rpo.training.session import refuse_used
 
 

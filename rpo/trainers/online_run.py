@@ -9,12 +9,12 @@ from typing import Protocol
 
 from tqdm.auto import tqdm
 
+from rpo.prompt_source import SHAPES
 from rpo.report_online import OnlineFindings, write_online_report
 from rpo.shapes.evaluate import Measurement, evaluate, format_accuracies, held_out_prompts
 from rpo.shapes.evaluation import Sampling
 from rpo.trainers.online import OnlineRun
 from rpo.trainers.preview import IMAGES, PREVIEWS
-from rpo.trainers.prompt_source import SHAPES
 from rpo.training.log import read_metrics
 from rpo.training.loop import TrainResult
 

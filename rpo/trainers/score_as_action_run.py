@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rpo.config import to_yaml
-from rpo.trainers.model_config import ModelConfig, load_model
+from rpo.models.config import ModelConfig, load_model
+from rpo.prompt_source import SHAPES, read_prompts
 from rpo.trainers.online_run import RunResult, train_and_report
-from rpo.trainers.prompt_source import SHAPES, read_prompts
 from rpo.trainers.score_as_action import ScoreAsActionTrainer
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig
 from rpo.training.session import refuse_used

@@ -11,10 +11,10 @@ from rpo.cli import main
 from rpo.config import load_config
 from rpo.data.writers import write_pairs
 from rpo.lora_file import WEIGHT_FILE
+from rpo.models.config import ModelConfig, load_model
 from rpo.trainers.dpo import DPOTrainer
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.trainers.dpo_run import DataConfig, RunConfig, run
-from rpo.trainers.model_config import ModelConfig, load_model
 from rpo.training.log import read_metrics
 from rpo.training.loop import LoopConfig
 from tests.tiny import save_tiny_sd

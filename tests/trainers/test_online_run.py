@@ -1,6 +1,5 @@
 """Online runs from a file: `run` and `rpo train …`, from a checkpoint, prompts and rewards to a LoRA and a report."""
 
-import json
 
 import pytest
 import torch
@@ -9,12 +8,10 @@ from safetensors.torch import load_file
 from rpo.cli import main
 from rpo.config import load_config
 from rpo.lora_file import WEIGHT_FILE
-from rpo.shapes.prompts import KINDS, parse_prompt, prompts
+from rpo.models.config import ModelConfig
 from rpo.trainers import grpo_run, score_as_action_run
 from rpo.trainers.grpo_config import GRPOConfig
-from rpo.trainers.model_config import ModelConfig
 from rpo.trainers.online_run import sampling_of
-from rpo.trainers.prompt_source import SHAPES_COUNT, read_prompts
 from rpo.training.log import read_metrics
 from tests.tiny import save_tiny_sd
 from tests.trainers.online_runs import grpo, settings
@@ -135,27 +132,3 @@ def test_mistakes_are_one_line_and_exit_2(inputs, tmp_path, capfd):
         for part in expected:
             assert part in lines[0]
     assert not (tmp_path / "out").exists()
-
-
-def test_prompts_of_a_text_file_and_of_json_lines(inputs, tmp_path):
-    assert read_prompts(str(inputs / "prompts.txt"), seed=0) == ["a red circle", "two dogs", "a house"]
-    rows = [{"prompt": "a cat", "id": 1}, {"prompt": "a dog"}]
-    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    assert read_prompts(str(tmp_path / "p.jsonl"), seed=0) == ["a cat", "a dog"]
-    (tmp_path / "q.jsonl").write_text('{"prompt": "a cat"}\n{"caption": "a dog"}\n')
-    with pytest.raises(ValueError, match='object 2 of .*q.jsonl has no text under "prompt" .its keys: caption.'):
-        read_prompts(str(tmp_path / "q.jsonl"), seed=0)
-    (tmp_path / "empty.txt").write_text("\n \n")
-    with pytest.raises(ValueError, match="empty.txt has no prompts"):
-        read_prompts(str(tmp_path / "empty.txt"), seed=0)
-    with pytest.raises(ValueError, match="prompts is '', but a text file"):
-        read_prompts("", seed=0)
-
-
-def test_embedded_prompts_are_balanced_and_those_of_their_split():
-    drawn = read_prompts("shapes", seed=1)
-    assert drawn == read_prompts("shapes:train", seed=1) != read_prompts("shapes", seed=2)
-    kinds = [parse_prompt(text).kind for text in drawn]
-    assert len(drawn) == SHAPES_COUNT and {kinds.count(kind) for kind in KINDS} == {SHAPES_COUNT // len(KINDS)}
-    assert set(drawn) <= {prompt.text for prompt in prompts("train")}
-    assert set(read_prompts("shapes:in_domain", seed=1)) <= {prompt.text for prompt in prompts("in_domain")}

@@ -1,4 +1,4 @@
-"""Which checkpoint a run from a file trains, and how it is loaded."""
+"""Which checkpoint a run from a file trains or draws with, and how it is loaded."""
 
 import os
 from dataclasses import dataclass
