@@ -9,6 +9,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError
@@ -19,6 +20,9 @@ from rpo.model_card import PLACEHOLDER, CardFacts, Sample, write_model_card
 from rpo.models.loading import check_folder
 
 __all__ = ["CardFacts", "PlannedFile", "PublishPlan", "Sample", "publish", "write_model_card"]
+
+CARD = "README.md"
+"""What the Hub shows of a repository."""
 
 TRAINING_STATE = re.compile(r"(^|/)(checkpoint-\d+|optimizer|random_states|scaler\b)|\.(pt|pth|bin|ckpt|pkl|pickle)$")
 """Paths that have no place beside published weights: state of a training run, and pickles, which can run code."""
@@ -91,7 +95,7 @@ def publish(
     notes += _check_card(folder)
     notes += [f"left out, being hidden: {', '.join(hidden)}"] if hidden else []
     plan = PublishPlan(repo_id, private, files, tuple(notes))
-    return _carry_out(plan, folder, token, api or HfApi()) if push else plan
+    return carry_out(plan, folder, "model", token=token, api=api or HfApi()) if push else plan
 
 
 def format_size(size_bytes: int) -> str:
@@ -102,23 +106,40 @@ def format_size(size_bytes: int) -> str:
     return f"{size_bytes} B"
 
 
-def _carry_out(plan: PublishPlan, folder: Path, token: str | None, api: HfApi) -> PublishPlan:
-    url = str(api.create_repo(plan.repo_id, token=token, private=plan.private, repo_type="model", exist_ok=True))
+def carry_out(
+    plan: PublishPlan, folder: Path, repo_type: Literal["model", "dataset"], *, token: str | None, api: HfApi
+) -> PublishPlan:
+    """Upload what a plan lists, with its repository named in the card.
+
+    Args:
+        plan: Of `folder`.
+        folder: Holds the files and the card README.md.
+        repo_type: What the repository is.
+        token: Of the Hub; None for that of `hf auth login`.
+        api: The client to upload with.
+
+    Returns:
+        The plan with the address of the repository.
+
+    Raises:
+        ValueError: If the repository is public already and the plan is for a private one.
+    """
+    url = str(api.create_repo(plan.repo_id, token=token, private=plan.private, repo_type=repo_type, exist_ok=True))
     # The Hub leaves an existing repository as visible as it is, whatever was asked for.
-    if plan.private and not api.model_info(plan.repo_id, token=token).private:
+    if plan.private and not api.repo_info(plan.repo_id, repo_type=repo_type, token=token).private:
         raise ValueError(
             f"{plan.repo_id} exists already and is public, but private=True was asked for; nothing was uploaded: give "
             "private=False, or another name"
         )
-    card = folder / "README.md"
+    card = folder / CARD
     card.write_text(card.read_text(encoding="utf-8").replace(PLACEHOLDER, plan.repo_id), encoding="utf-8")
     api.upload_folder(
         repo_id=plan.repo_id,
         folder_path=folder,
         token=token,
-        repo_type="model",
+        repo_type=repo_type,
         allow_patterns=[glob.escape(file.path) for file in plan.files],
-        commit_message="Upload model with rpo",
+        commit_message=f"Upload {repo_type} with rpo",
     )
     return replace(plan, url=url)
 
@@ -158,10 +179,10 @@ def _check_weights(folder: Path) -> list[str]:
 
 
 def _check_card(folder: Path) -> list[str]:
-    card = folder / "README.md"
+    card = folder / CARD
     if not card.is_file():
         raise ValueError(
-            f"{folder} has no model card README.md, but nobody can use a model without one; see write_model_card"
+            f"{folder} has no model card {CARD}, but nobody can use a model without one; see write_model_card"
         )
     data = ModelCard.load(card).data
     missing = [name for name in ("license", "base_model") if not data.get(name)]

@@ -99,8 +99,9 @@ class FakeHub:
             self.is_private = private
         return f"https://hub/{repo_id}"
 
-    def model_info(self, repo_id, *, token):
-        self.calls.append(("model_info", repo_id, token))
+    def repo_info(self, repo_id, *, repo_type, token):
+        assert repo_type == "model"
+        self.calls.append(("repo_info", repo_id, token))
         return SimpleNamespace(private=self.is_private)
 
     def upload_folder(self, *, repo_id, folder_path, token, repo_type, allow_patterns, commit_message):
@@ -272,7 +273,7 @@ def test_pushing_sends_exactly_the_plan(folder):
     (folder / "a o name.txt").write_text("would match the pattern of the odd name, and is planned in its own right")
     hub = FakeHub()
     plan = publish(folder, "me/model", push=True, token="hf_x", api=hub)
-    assert hub.calls == [(name, "me/model", "hf_x") for name in ("create_repo", "model_info", "upload_folder")]
+    assert hub.calls == [(name, "me/model", "hf_x") for name in ("create_repo", "repo_info", "upload_folder")]
     assert hub.is_private is True
     assert sorted(hub.uploaded) == sorted(file.path for file in plan.files)
     assert plan.url == "https://hub/me/model" and str(plan).startswith("uploaded to https://hub/me/model (private)")

@@ -13,8 +13,7 @@ from rpo.curation.folder import RunFolder
 from rpo.curation.status import RunStatus
 from rpo.data.details import DETAIL_COLUMNS
 from rpo.model_card import PLACEHOLDER, TEMPLATES, is_hub_id
-
-CARD = "README.md"
+from rpo.publish import CARD
 
 _SNIPPETS = {
     "native": 'from rpo import read_pairs\n\npairs = read_pairs("{source}")',

@@ -194,7 +194,8 @@ class Hub:
         assert (repo_type, exist_ok) == ("dataset", True)
         return f"https://hub/{repo_id}"
 
-    def dataset_info(self, repo_id, *, token):
+    def repo_info(self, repo_id, *, repo_type, token):
+        assert repo_type == "dataset"
         return type("Info", (), {"private": self.is_private})
 
     def upload_folder(self, **given):
