@@ -156,7 +156,7 @@ class ServerChat:
         try:
             self._send(self._client.with_options(max_retries=0), _SMALL)
         except (openai.OpenAIError, ValueError) as error:
-            raise self._unavailable(first) from error
+            raise self._unavailable(error if isinstance(error, openai.APIError) else first) from error
 
     def _send(self, client: "openai.OpenAI", question: Question) -> Reply | Fault:
         import openai

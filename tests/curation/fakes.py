@@ -112,6 +112,11 @@ def fakes(**changes) -> Components:
     return replace(Components(FakeCritic(), FakeInstructor(), FakeEditor()), **changes)
 
 
+def threaded(**changes) -> Components:
+    """Fresh components, of which critic and instructor are asked in threads, as servers are."""
+    return fakes(**{"critic": FakeCritic(concurrency=4), "instructor": FakeInstructor(concurrency=4)} | changes)
+
+
 def config_of(output: Path, source: Path, **changes) -> CurateConfig:
     """A run over a folder of images, by rewards of this file."""
     rules = DecideConfig(rewards={"tests.curation.fakes:brightness": 0.0}, policy="both_directions")

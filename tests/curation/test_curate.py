@@ -1,8 +1,6 @@
-"""Whole runs: what is recorded, what a killed or shared run comes to, and what is refused before anything is spent."""
+"""Whole runs: what is recorded, what a shared run comes to, and what is refused before anything is spent."""
 
 import os
-import random
-import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -16,7 +14,6 @@ from rpo.curation.records import Critique, Fault, Unavailable
 from tests.curation.fakes import (
     FakeCritic,
     FakeEditor,
-    FakeInstructor,
     Hook,
     config_of,
     fakes,
@@ -25,6 +22,7 @@ from tests.curation.fakes import (
     in_child,
     lines_of,
     picture,
+    threaded,
 )
 
 COUNT = 30
@@ -59,61 +57,6 @@ def test_every_record_has_its_history_and_an_outcome(undisturbed, source):
                 assert outcome.chosen.endswith("/edit" if gap > 0 else "/source")
     faulty = next(one for one in found if isinstance(one.critique, Fault))
     assert faulty.critique.raw == "It is a lovely picture."
-
-
-@pytest.mark.parametrize(
-    ("component", "at"), [("critic", 1), ("critic", 7), ("instructor", 5), ("editor", 2), ("editor", 4)]
-)
-def test_a_run_killed_in_a_component_ends_as_an_undisturbed_one(undisturbed, source, tmp_path, component, at):
-    config = config_of(tmp_path / "run", source)
-    kinds = {"critic": FakeCritic, "instructor": FakeInstructor, "editor": FakeEditor}
-    killed = fakes(**{component: kinds[component](before=Hook(at))})
-    assert in_child(partial(curate, config, components=killed)) == [-9]
-    assert lines_of(tmp_path / "run") != lines_of(undisturbed.path)
-    curate(config, resume=True, components=fakes())
-    assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
-
-
-def test_a_run_killed_at_random_times_ends_as_an_undisturbed_one(undisturbed, source, tmp_path):
-    kill_at_random(config_of(tmp_path / "run", source), undisturbed, times=4)
-
-
-@pytest.mark.slow
-def test_a_run_killed_often_ends_as_an_undisturbed_one(tmp_path):
-    source = image_folder(tmp_path / "source", 150)
-    undisturbed = finished(config_of(tmp_path / "undisturbed", source))
-    config = config_of(tmp_path / "run", source)
-    assert kill_at_random(config, undisturbed, times=20) >= 20
-    threads = {name: component for name, component in vars(threaded()).items() if component is not None}
-    again = replace(config, output=str(tmp_path / "threads"))
-    assert kill_at_random(again, undisturbed, times=20, **threads) >= 20
-
-
-def threaded():
-    return fakes(critic=FakeCritic(concurrency=4), instructor=FakeInstructor(concurrency=4))
-
-
-def kill_at_random(config, undisturbed, *, times, **changes):
-    """Kill a run, after times that are a part of what an undisturbed one takes, until it was killed often enough."""
-    chance = random.Random(0)
-    kills, seconds = 0, 0.05
-    while kills < times:
-        start = time.perf_counter()
-        (code,) = in_child(partial(curate, config, resume=True, components=fakes(**changes)), kill_after=seconds)
-        assert code in (0, -9)
-        if code == 0:  # it came to its end: begin anew, with less time
-            assert lines_of(RunFolder(config.output).path) == lines_of(undisturbed.path)
-            for stage in STAGES:
-                for part in RunFolder(config.output).path.glob(f"{stage}/part-*"):
-                    data = part.read_bytes()  # the end of every file is lost, in the middle of a line
-                    part.write_bytes(data[: chance.randrange(len(data))])
-            seconds = (time.perf_counter() - start) / 3
-        else:
-            kills += 1
-            seconds *= chance.uniform(0.8, 1.6)
-    curate(config, resume=True, components=fakes(**changes))
-    assert lines_of(RunFolder(config.output).path) == lines_of(undisturbed.path)
-    return kills
 
 
 def test_two_processes_share_a_folder_without_duplicates(undisturbed, source, tmp_path):
