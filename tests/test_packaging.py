@@ -55,9 +55,15 @@ def test_wheel_holds(part: str, wheel: ZipFile) -> None:
     assert part in wheel.namelist()
 
 
-def test_embedded_checkpoint_is_small(wheel: ZipFile) -> None:
-    assets = [info for info in wheel.infolist() if info.filename.startswith("rpo/shapes/assets/")]
-    assert 0 < sum(info.file_size for info in assets) <= 16 * 2**20
+@pytest.mark.parametrize(("part", "mebibytes"), [("checkpoint", 10), ("editor", 12), ("proxy", 6)])
+def test_embedded_weights_are_small(part: str, mebibytes: int, wheel: ZipFile) -> None:
+    sizes = dict.fromkeys(("checkpoint", "editor", "proxy"), 0)
+    for info in wheel.infolist():
+        _, is_asset, name = info.filename.partition("rpo/shapes/assets/")
+        folder = name.partition("/")[0]
+        if is_asset:
+            sizes[folder if folder in sizes else "checkpoint"] += info.file_size
+    assert 0 < sizes[part] <= mebibytes * 2**20
 
 
 def test_wheel_metadata(wheel: ZipFile) -> None:

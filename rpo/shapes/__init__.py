@@ -15,7 +15,7 @@ PROXY = Path(__file__).parent / "assets" / "proxy"
 """The embedded proxy reward: the folder of a small CLIPModel, which the reward "shapes-clip" reads."""
 
 EDIT_GUIDANCE_SCALE = 3.0
-EDIT_IMAGE_GUIDANCE_SCALE = 1.5
+EDIT_IMAGE_GUIDANCE_SCALE = 2.5
 """Guidance by instruction and by source at which the editor is meant to be sampled and its accuracy is quoted."""
 
 EDIT_NUM_STEPS = 20
