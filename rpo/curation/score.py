@@ -4,7 +4,8 @@ The rewards that filter and the one that evaluates are asked together and kept a
 reward that gives no finite number for an image is that record's fault; one that raises stops the run.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -105,31 +106,29 @@ class Scorer:
                 return [Fault("invalid", str(error))]
         return [answer for item in items for answer in self([item])]
 
-    def _score(self, items: Sequence[ToScore]) -> list[Scores]:
-        edited = [item for item in items if item.edit is not None]
-        images = [item.source for item in items] + [item.edit for item in edited if item.edit is not None]
-        captions = [item.caption for item in items] + [item.caption for item in edited]
-        by_filter = {
-            name: score_images(reward, images, captions, name=name, device=self._device)
-            for name, reward in self._filters.items()
-        }
-        judged = None
-        if self._evaluation is not None:
-            judged = score_images(self._evaluation, images, captions, name="evaluation", device=self._device)
-        found: list[Scores] = []
-        place = len(items)
+    def _score(self, items: Sequence[ToScore]) -> Iterator[Scores | Fault]:
+        edits = [item for item in items if item.edit is not None]
+        images = [item.source for item in items] + [item.edit for item in edits if item.edit is not None]
+        captions = [item.caption for item in [*items, *edits]]
+        by_filter = {name: self._ask(reward, images, captions, name) for name, reward in self._filters.items()}
+        filtering = [{name: scores[index] for name, scores in by_filter.items()} for index in range(len(images))]
+        judged = self._ask(self._evaluation, images, captions, "evaluation") if self._evaluation is not None else None
+        places = iter(range(len(items), len(images)))
         for index, item in enumerate(items):
-            source = {name: values[index] for name, values in by_filter.items()}
-            evaluation = {} if judged is None else {"source": judged[index]}
+            own = {"source": index} if item.edit is None else {"source": index, "edit": next(places)}
+            evaluation = {kind: judged[place] for kind, place in own.items()} if judged is not None else {}
             if item.edit is None:
-                found.append(Scores(source, None, None, None, evaluation))
+                yield Scores(filtering[index], None, None, None, evaluation)
                 continue
-            edit = {name: values[place] for name, values in by_filter.items()}
-            evaluation |= {} if judged is None else {"edit": judged[place]}
             similarity = self._similarity(item.source, item.edit) if self._similarity is not None else None
-            found.append(Scores(source, edit, distance(item.source, item.edit), similarity, evaluation))
-            place += 1
-        return found
+            if similarity is not None and not math.isfinite(similarity):
+                yield Fault("invalid", f"the similarity of source and edit is {similarity}; expected a finite number")
+                continue
+            apart = distance(item.source, item.edit)
+            yield Scores(filtering[index], filtering[own["edit"]], apart, similarity, evaluation)
+
+    def _ask(self, reward: Reward, images: Sequence[Image], captions: Sequence[str], name: str) -> list[float]:
+        return score_images(reward, images, captions, name=name, device=self._device)
 
 
 @final

@@ -21,7 +21,6 @@ from tests.curation.fakes import (
     image_folder,
     in_child,
     lines_of,
-    picture,
     threaded,
 )
 
@@ -146,88 +145,6 @@ def test_a_server_that_is_gone_stops_the_run_and_costs_nothing_else(undisturbed,
     assert 8 <= len(RunFolder(config.output).stages["critiques"]) < COUNT
     curate(config, resume=True, components=fakes())
     assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
-
-
-class Answering(FakeCritic):
-    """A critic that says what it is told to."""
-
-    def __init__(self, answer):
-        super().__init__()
-        self.answer = answer
-
-    def one(self, image):
-        return self.answer
-
-
-@pytest.mark.parametrize(
-    ("answer", "kind"), [(None, "empty"), ("A lovely picture.", "invalid"), ({"overall": 3}, "invalid"), (7, "invalid")]
-)
-def test_a_critic_that_gives_something_else_is_a_counted_fault(source, tmp_path, answer, kind):
-    folder = finished(config_of(tmp_path / "run", source), critic=Answering(answer))
-    found = list(histories(folder))
-    assert {one.critique.kind for one in found} == {kind}
-    assert {one.outcomes[0].reason for one in found} == {"critique_fault"}
-    assert answer is None or {one.critique.raw for one in found} == {str(answer)}
-
-
-def test_a_critic_that_gives_ten_megabytes_fills_no_disk(source, tmp_path):
-    folder = finished(config_of(tmp_path / "run", source), critic=Answering("x" * 10_000_000))
-    assert (folder.path / "critiques/part-0.jsonl").stat().st_size < COUNT * 21_000
-
-
-class Clumsy(FakeEditor):
-    """An editor with which one image goes wrong."""
-
-    def __init__(self, wrong):
-        super().__init__()
-        self.wrong = wrong
-
-    def __call__(self, images, instructions, seeds):
-        first = next(iter(range(len(images))))
-        if any(seed % 7 == 0 for seed in seeds) and self.wrong == "raises":
-            raise RuntimeError("cannot edit this")
-        edits = super().__call__(images, instructions, seeds)
-        if self.wrong == "size":
-            edits[first] = picture(0, (5, 5))
-        return edits
-
-
-def test_an_editor_that_raises_on_some_images_loses_only_those(undisturbed, source, tmp_path):
-    folder = finished(config_of(tmp_path / "run", source), editor=Clumsy("raises"))
-    faulty = [one for one in histories(folder) if isinstance(one.edit, Fault)]
-    whole = [one for one in histories(undisturbed) if isinstance(one.edit, Edit)]
-    assert {one.source.id for one in faulty} == {one.source.id for one in whole if one.edit.seed % 7 == 0}
-    assert faulty
-    assert {one.edit.message for one in faulty} == {"RuntimeError: cannot edit this"}
-    assert {one.outcomes[0].reason for one in faulty} == {"edit_fault"}
-
-
-def test_an_edit_of_another_size_is_a_fault(source, tmp_path):
-    folder = finished(config_of(tmp_path / "run", source), editor=Clumsy("size"))
-    faults = [one.edit for one in histories(folder) if isinstance(one.edit, Fault)]
-    assert faults
-    assert {fault.message for fault in faults} == {"the edit is RGB 5x5; expected RGB 12x10, as its source is"}
-
-
-def sometimes_nan(images, prompts):
-    """A reward that has no number for some captions."""
-    scores = images.mean((1, 2, 3))
-    for index, prompt in enumerate(prompts):
-        if prompt.endswith("3"):
-            scores[index] = float("nan")
-    return scores
-
-
-def test_a_score_that_is_no_number_is_that_records_fault(undisturbed, source, tmp_path):
-    base = config_of(tmp_path / "run", source)
-    rules = replace(base.decide, rewards={"tests.curation.test_curate:sometimes_nan": 0.0})
-    folder = finished(replace(base, decide=rules))
-    faulty = [one for one in histories(folder) if isinstance(one.scores, Fault)]
-    assert faulty
-    assert {one.source.caption[-1] for one in faulty} == {"3"}
-    assert {one.scores.kind for one in faulty} == {"invalid"}
-    assert {one.outcomes[0].reason for one in faulty} == {"score_fault"}
-    assert all("sometimes_nan" in one.scores.message for one in faulty)
 
 
 def raising(images, prompts):

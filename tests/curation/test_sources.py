@@ -17,7 +17,7 @@ from rpo.data.writers import write_pairs
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.sampler import generate
 from rpo.shapes.evaluation import to_pixels
-from tests.curation.fakes import FakeCritic, config_of, fakes, image_folder, picture
+from tests.curation.fakes import config_of, fakes, image_folder, picture
 from tests.data.samples import pair
 
 
@@ -90,18 +90,6 @@ def test_folders_that_hold_nothing_to_use(tmp_path):
     picture(0).save(tmp_path / "cat.png")
     with pytest.raises(ValueError, match=r"^cat\.png: there is no cat\.txt beside it, nor metadata\.jsonl"):
         folder_plan(tmp_path)
-
-
-def test_an_unreadable_image_ends_the_run_before_anything_is_asked(tmp_path):
-    source = image_folder(tmp_path / "source", 12)
-    (source / "011.png").write_bytes((source / "011.png").read_bytes()[:70])
-
-    def refuse():
-        raise AssertionError("the critic was asked")
-
-    config = replace(config_of(tmp_path / "run", source), chunk=2)
-    with pytest.raises(ValueError, match=r"^011\.png: the image cannot be decoded"):
-        curate(config, components=fakes(critic=FakeCritic(before=refuse)))
 
 
 def test_a_table(tmp_path):
