@@ -26,3 +26,6 @@ DETAIL_COLUMNS = (
     *CURATION_COLUMNS,
 )
 """All of them, in the order in which they are written."""
+
+NUMBERS = {"source_row": int, "distance": float}
+"""Those that are numbers where a column has one type; the others are text."""

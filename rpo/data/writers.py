@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from rpo.data.details import DETAIL_COLUMNS
+from rpo.data.details import DETAIL_COLUMNS, NUMBERS
 from rpo.data.jsonl import append_line, mend_last_line, name_full_disk, read_lines
 from rpo.data.preference import SIDES, PreferencePair, Side
 
@@ -150,13 +150,14 @@ def _parquet_schema() -> "pa.Schema":
     text, number = datasets.Value("string"), datasets.Value("float64")
     features = {"prompt": text, "chosen": datasets.Image(), "rejected": datasets.Image()}
     features |= {"chosen_score": number, "rejected_score": number, "source": text, "seed": datasets.Value("int64")}
-    features |= {column: text for column in DETAIL_COLUMNS}
+    types = {str: text, int: datasets.Value("int64"), float: number}
+    features |= {column: types[NUMBERS.get(column, str)] for column in DETAIL_COLUMNS}
     return datasets.Features(features).arrow_schema
 
 
 def _parquet_row(pair: PreferencePair) -> dict[str, object]:
     columns = _plain_columns(pair)
-    details = {name: str(columns[name]) for name in pair.details}
+    details = {name: NUMBERS.get(name, str)(columns[name]) for name in pair.details if name in columns}
     images = {side: {"bytes": pair.encoded(side), "path": None} for side in SIDES}
     return {"prompt": pair.prompt, **columns, **images, **details}
 
