@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from diffusers import QwenImageEditPipeline
+from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline
 from PIL import Image
 
 from rpo.curation.component_config import EditorConfig
@@ -130,6 +130,43 @@ def test_an_editor_is_loaded_from_a_folder(tmp_path: Path):
     assert editor([noise(0)], ["make it red"], [1])[0].size == (64, 64)
     (folder / "note.txt").write_text("changed")
     assert load_editor(config).identity["revision"] != editor.identity["revision"]
+
+
+FOLDERS = {
+    "shapes": tiny_editors.tiny_instruct_pix2pix,
+    "instruct_pix2pix": tiny_editors.tiny_instruct_pix2pix,
+    "kontext": tiny_editors.tiny_kontext,
+    "flux2_klein": tiny_editors.tiny_flux2_klein,
+}
+NO_FOLDERS = {"controlnet", "qwen_edit"}
+"""One needs two folders, the other a processor that needs torchvision; both have a test of their own."""
+
+
+def test_every_editor_is_tried_with_its_real_classes():
+    assert {name.removesuffix("_plus") for name in FAMILIES} | {"shapes"} == set(EDITORS) == set(FOLDERS) | NO_FOLDERS
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_every_kind_is_loaded_from_a_folder_and_edits(kind, tmp_path: Path):
+    pipe = FOLDERS[kind]()
+    pipe.save_pretrained(tmp_path)
+    editor = load_editor(EditorConfig(kind=kind, model=str(tmp_path), num_steps=1, device="cpu"))
+    assert editor.identity["kind"] == kind and editor.identity["pipeline"] == type(pipe).__name__
+    assert editor.identity["num_steps"] == "1" and len(editor.identity["revision"]) == 64
+    if kind == "kontext":
+        assert editor.identity["max_area"] == str(1024 * 1024), "too much for a test"
+        return
+    (edit,) = editor([noise(0, width=80)], ["make it red"], [1])
+    assert edit.size == (80, 64) and difference(edit, noise(0, width=80)) > 0
+
+
+@pytest.mark.parametrize("pipeline_class", [QwenImageEditPipeline, QwenImageEditPlusPipeline])
+def test_both_versions_of_qwen_are_known_by_their_class(pipeline_class, tmp_path: Path, monkeypatch):
+    pipe = ready(tiny_editors.tiny_qwen_edit(pipeline_class))
+    monkeypatch.setattr(qwen_edit, "load_pretrained", lambda *given: pipe)
+    editor = load_editor(EditorConfig(kind="qwen_edit", model=str(tmp_path), num_steps=1, device="cpu"))
+    assert editor.identity["pipeline"] == pipeline_class.__name__ and editor.identity["guidance_scale"] == "4.0"
+    assert editor([noise(0)], ["make it red"], [1])[0].size == (64, 64)
 
 
 def test_controlnet_takes_a_base_of_your_own(tmp_path: Path):

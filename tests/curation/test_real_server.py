@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rpo.cli import main
+from rpo.config import to_yaml
 from rpo.curation.component_config import CriticConfig
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import CurateConfig, DecideConfig, SourceConfig
@@ -116,7 +118,7 @@ def num_requests(log: Path) -> int:
     return log.read_text().count("[Request received]")
 
 
-def test_garbage_is_counted_and_a_killed_server_costs_what_was_in_flight(pictures, tmp_path, monkeypatch):
+def test_garbage_is_counted_and_a_killed_server_costs_what_was_in_flight(pictures, tmp_path, monkeypatch, capsys):
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -126,7 +128,8 @@ def test_garbage_is_counted_and_a_killed_server_costs_what_was_in_flight(picture
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
 
     with serving(model, port, log) as process:
-        curate(settings(undisturbed, pictures, model, port))
+        (tmp_path / "run.yaml").write_text(to_yaml(settings(undisturbed, pictures, model, port)))
+        assert main(["curate", str(tmp_path / "run.yaml")]) == 0
         assert num_requests(log) == NUM_IMAGES
         killer = threading.Thread(target=kill_after, args=(process, killed, NUM_IMAGES // 2))
         killer.start()
@@ -142,6 +145,10 @@ def test_garbage_is_counted_and_a_killed_server_costs_what_was_in_flight(picture
     assert num_requests(other_log) == NUM_IMAGES - len(before), "what was answered is not asked again"
     assert sorted(lines(killed)) == sorted(lines(undisturbed)), "record for record, as if nothing had happened"
 
+    capsys.readouterr()
+    assert main(["curate", "status", str(killed)]) == 0
+    line = next(one for one in capsys.readouterr().out.splitlines() if one.startswith("  critiques"))
+    assert line.endswith(f" {NUM_IMAGES} parse_error")
     run = RunFolder(killed)
     faults = [run.stages["critiques"][record]["fault"] for record in run.stages["critiques"]]
     assert len(faults) == NUM_IMAGES
