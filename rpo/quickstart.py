@@ -1,9 +1,9 @@
-"""The whole way on one machine: find where a model fails its prompts, align it, prove that it got better, show it.
+"""The whole way on one machine: find where a model fails, say why, mend the images, align the model, prove it, show it.
 
-Images of the training prompts are drawn from the embedded model and judged by the verifier of its world; the better
-and the worse image of a prompt become a preference pair; Diffusion-DPO trains a LoRA on the pairs; base and LoRA are
-compared on prompts that were not trained on, with the same noise; the LoRA is saved, verified and described in a
-report.
+Images of the training prompts are drawn from the embedded model; a critic says what is wrong with each, an instructor
+what an editor should do about it, an editor does it, and a reward keeps what got better: `rpo.curation`. Diffusion-DPO
+trains a LoRA on the pairs of image and edit; base and LoRA are compared on prompts that were not trained on, with the
+same noise; the LoRA is saved, verified and described in a report.
 
 Every stage leaves its result in the run's folder, so that a killed run continues with `resume`.
 """
@@ -21,16 +21,20 @@ import torch
 from tqdm.auto import tqdm
 
 from rpo.config import to_yaml
+from rpo.curation.component_config import EditorConfig
+from rpo.curation.curate import curate
+from rpo.curation.curate_config import CurateConfig
+from rpo.curation.export import export
+from rpo.curation.page import write_page
+from rpo.curation.status import RunStatus, status_of
 from rpo.data.jsonl import append_line, mend_last_line, read_lines
 from rpo.data.preference import PairSet
 from rpo.data.readers import read_pairs
-from rpo.data.writers import write_pairs
 from rpo.evaluate import Comparison
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.quickstart_report import Findings, write_quickstart_card, write_quickstart_report
 from rpo.shapes.evaluate import Measurement, evaluate, format_accuracies, held_out_prompts
-from rpo.shapes.evaluation import Sampling, ShapesEvaluation, comparisons
-from rpo.shapes.pairing import preference_pairs
+from rpo.shapes.evaluation import Sampling, comparisons
 from rpo.shapes.prompts import sample_prompts
 from rpo.trainers.dpo import DPOTrainer
 from rpo.trainers.dpo_config import DPOConfig
@@ -48,20 +52,13 @@ class QuickstartConfig:
     """Of prompts, noise and training; the same seed gives the same numbers."""
 
     prompts: int = 690
-    """Training prompts to draw images of, of which there are 690. More give more pairs: 100 to 690."""
+    """Training prompts to draw images of; 100 to 690. More give more pairs."""
 
     images_per_prompt: int = 4
-    """Images drawn of each training prompt; 2 to 8."""
+    """Images drawn of each training prompt; 1 to 8."""
 
-    pairs_per_prompt: int = 2
-    """Pairs made of one prompt's images at most; no image is used twice."""
-
-    min_chosen_score: float = 1.0
-    """Least score of a pair's better image, 0 to 1; at 1 it must show exactly what its prompt asks for. Lower, near
-    misses may be preferred to worse ones, which makes more pairs of the hard prompts, and teaches to miss nearly."""
-
-    min_margin: float = 0.25
-    """Least difference of the verifier's scores within a pair, 0 to 1."""
+    curate: CurateConfig = field(default_factory=lambda: CurateConfig(editor=EditorConfig(batch_size=64)))
+    """How images become pairs; its output, prompts and seed are those of the run."""
 
     evaluation_prompts: int = 320
     """Held-out prompts of each domain, one image each by base and by LoRA. More narrow the intervals."""
@@ -117,9 +114,10 @@ def run(config: QuickstartConfig, *, resume: bool = False) -> QuickstartResult:
     with stages.timed("evaluate the base model"):
         base = evaluate(model, held_out, sampling, batch_size=config.batch_size, progress="base model")
     tqdm.write(format_accuracies(Measurement(base)) + "\n")
-    with stages.timed("make preference pairs"):
-        pairs = make_pairs(model, folder / "pairs", config)
-    tqdm.write(f"{len(pairs)} preference pairs of {config.prompts} prompts in {folder / 'pairs'}\n")
+    with stages.timed("draw, criticise, instruct, edit, judge"):
+        curated, pairs = make_pairs(folder, config)
+    status = status_of(curated)
+    tqdm.write(f"{status}\n  to leaf through: {curated / 'pairs.html'}\n")
 
     dpo = replace(config.dpo, folder=str(folder / "dpo"), seed=config.seed)
     trainer = DPOTrainer(model, pairs, dpo)
@@ -132,49 +130,42 @@ def run(config: QuickstartConfig, *, resume: bool = False) -> QuickstartResult:
 
     measured = Measurement(base, aligned)
     tqdm.write("\n" + format_accuracies(measured, seed=config.seed))
-    _write_results(folder / "results.json", measured, trained, len(pairs), config)
-    findings = Findings(base, aligned, trained, len(pairs), lora, stages.seconds, to_yaml(config), config.seed)
+    _write_results(folder / "results.json", measured, trained, status, config.seed)
+    findings = Findings(base, aligned, trained, curated, lora, stages.seconds, to_yaml(config), config.seed)
     report = write_quickstart_report(findings, folder / "report.html", dpo)
     write_quickstart_card(findings, dpo)
     tqdm.write(f"\nLoRA:   {lora}\nreport: {report}  (open it in a browser)")
     return QuickstartResult(measured, trained, len(pairs), report, lora)
 
 
-def make_pairs(model: StableDiffusion, folder: Path, config: QuickstartConfig) -> PairSet:
-    """Draw images of the training prompts, judge them, and write the pairs; what is there already is not drawn again.
+def make_pairs(folder: Path, config: QuickstartConfig) -> tuple[Path, PairSet]:
+    """Curate images of the training prompts; what is there already is not done again.
 
     Args:
-        model: The model that is to be aligned.
-        folder: Where the pairs go.
+        folder: Of the run.
         config: How many, from which seed.
 
+    Returns:
+        The folder of the curation, and its pairs.
+
     Raises:
-        ValueError: If no two images of one prompt differ enough.
+        ValueError: If no edit got better.
     """
-    finished = folder / "finished"
-    if not finished.exists():
-        judged = judged_samples(model, config)
-        pairs = preference_pairs(
-            judged,
-            pairs_per_prompt=config.pairs_per_prompt,
-            min_chosen_score=config.min_chosen_score,
-            min_margin=config.min_margin,
-        )
-        if not pairs:
-            raise ValueError(
-                f"none of {config.prompts} prompts has an image that scores {config.min_chosen_score} and one that "
-                f"scores {config.min_margin} less; draw more images_per_prompt, or lower min_chosen_score or min_margin"
-            )
-        write_pairs(folder, pairs)
-        finished.touch()
-    return read_pairs(folder)
-
-
-def judged_samples(model: StableDiffusion, config: QuickstartConfig) -> ShapesEvaluation:
-    """Images of the training prompts, judged; their noise is not that of any evaluation."""
-    sampling = Sampling(config.seed + 1_000_003, images_per_prompt=config.images_per_prompt)
-    prompts = {"train": sample_prompts("train", config.prompts, config.seed)}
-    return evaluate(model, prompts, sampling, batch_size=config.batch_size, progress="training prompts")
+    texts = folder / "prompts.txt"
+    texts.write_text("".join(f"{one.text}\n" for one in sample_prompts("train", config.prompts, config.seed)), "utf-8")
+    source = replace(
+        config.curate.source,
+        prompts=str(texts),
+        images_per_prompt=config.images_per_prompt,
+        seed=config.seed + 1_000_003,  # other noise than that of any evaluation
+        batch_size=config.batch_size,
+        model=replace(config.curate.source.model, device=_device(config.device)),
+    )
+    place = folder / "curate"
+    settings = replace(config.curate, output=str(place), source=source)
+    run = curate(settings, resume=place.exists())
+    write_page(run)
+    return run, read_pairs(export(run, "native", to=folder / "pairs").path)
 
 
 class Stages:
@@ -226,14 +217,14 @@ def _device(name: str) -> str:
     return name
 
 
-def _write_results(
-    file: Path, measured: Measurement, trained: TrainResult, num_pairs: int, config: QuickstartConfig
-) -> None:
+def _write_results(file: Path, measured: Measurement, trained: TrainResult, curated: RunStatus, seed: int) -> None:
     assert measured.aligned is not None
-    table = comparisons(measured.base, measured.aligned, seed=config.seed)
+    table = comparisons(measured.base, measured.aligned, seed=seed)
     accuracy: dict[str, Any] = {domain: {row.name: _row(row) for row in rows} for domain, rows in table.items()}
     results = {
-        "pairs": num_pairs,
+        "yield": {stage.name: stage.kept for stage in curated.stages},
+        "dropped": dict(curated.dropped),
+        "pairs": curated.num_pairs,
         "updates": trained.updates,
         "stopped_because": trained.stopped_because,
         "accuracy": accuracy,

@@ -6,17 +6,20 @@ from pathlib import Path
 
 import numpy as np
 
+from rpo.curation.status import status_of
 from rpo.model_card import CardFacts, Sample, write_model_card
+from rpo.quickstart_curation import edits_section, yield_section
 from rpo.report import Report, write_report
 from rpo.report_dpo import READING_GUIDE, curves_section
 from rpo.report_facts import environment_facts, settings_facts
-from rpo.sections import Command, CommandsSection, FactsSection, StagesSection, TextSection
+from rpo.sections import Command, CommandsSection, FactsSection, StagesSection
 from rpo.shapes.evaluation import ShapesEvaluation, comparisons, readable
 from rpo.shapes.report import result_sections, summary
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.training.log import read_metrics
 from rpo.training.loop import TrainResult
 
+TITLE = "Rich Preference Optimization on shapes"
 SAMPLES = 4
 """Images in the model card."""
 
@@ -28,7 +31,8 @@ class Findings:
     base: ShapesEvaluation
     aligned: ShapesEvaluation
     trained: TrainResult
-    num_pairs: int
+    curated: Path
+    """Folder of the curation."""
     lora: Path
     seconds: Mapping[str, float]
     settings: str
@@ -44,16 +48,18 @@ def write_quickstart_report(findings: Findings, path: Path, dpo: DPOConfig) -> P
         dpo: Settings of the training.
     """
     numbers, images, kinds = result_sections(findings.base, findings.aligned, seed=findings.seed)
+    status = status_of(findings.curated)
     sections = (
         numbers,
         images,
         kinds,
+        edits_section(findings.curated, seed=findings.seed),
+        yield_section(status, findings.trained),
         curves_section(
             read_metrics(findings.trained.folder),
             error_ratio_limit=dpo.max_chosen_error_ratio,
             is_plain=not dpo.objective.changed,
         ),
-        _about_the_pairs(findings),
         READING_GUIDE,
         _commands(findings),
         StagesSection("Where the time went", tuple(findings.seconds.items())),
@@ -62,7 +68,7 @@ def write_quickstart_report(findings: Findings, path: Path, dpo: DPOConfig) -> P
         ),
     )
     result = summary(findings.base, findings.aligned, seed=findings.seed)
-    return write_report(Report("Diffusion-DPO on shapes", result, sections, subtitle="rpo quickstart"), path)
+    return write_report(Report(TITLE, result, sections, subtitle="rpo quickstart"), path)
 
 
 def write_quickstart_card(findings: Findings, dpo: DPOConfig) -> Path:
@@ -77,12 +83,14 @@ def write_quickstart_card(findings: Findings, dpo: DPOConfig) -> Path:
     shown = [int(index) for index in np.flatnonzero(~before.holds & after.holds)[:SAMPLES]]
     repeat = f"rpo shapes evaluate --lora FOLDER --images {len(before.where('in_domain'))} --seed {findings.seed}"
     card = CardFacts(
-        method="Diffusion-DPO",
+        method="Rich Preference Optimization",
         base_expression="rpo.shapes.path()",
         imports=("import rpo.shapes",),
-        title="Diffusion-DPO on shapes",
+        title=TITLE,
         description="Aligns the embedded checkpoint of rpo with its prompts: a demonstration, for no other images.",
-        data=f"{findings.num_pairs} preference pairs of the base's own images, ordered by the shapes verifier.",
+        data=f"{status_of(findings.curated).num_pairs} pairs of the base's own images and edits of them: the shapes "
+        "critic said what was wrong, an instructor what to do, the shapes editor did it, and the edit was kept where "
+        "the learned reward shapes-clip found it better.",
         settings=asdict(dpo),
         call={"num_inference_steps": before.sampling.num_steps, "guidance_scale": before.sampling.guidance_scale},
         results={readable(domain).capitalize(): tuple(rows) for domain, rows in table.items()},
@@ -93,19 +101,6 @@ def write_quickstart_card(findings: Findings, dpo: DPOConfig) -> Path:
         license="apache-2.0",
     )
     return write_model_card(findings.lora, card)
-
-
-def _about_the_pairs(findings: Findings) -> TextSection:
-    trained = findings.trained
-    end = f" Training was stopped: {trained.stopped_because}." if trained.stopped_because else ""
-    return TextSection(
-        "What it was trained on",
-        (
-            f"{findings.num_pairs} preference pairs, {trained.updates} updates. Each pair is two images of one "
-            "training prompt that the base model drew, ordered by the same verifier that gives the result above: it "
-            f"stands in for a critic, and no prompt of the result was among them.{end}",
-        ),
-    )
 
 
 def _commands(findings: Findings) -> CommandsSection:
@@ -121,8 +116,9 @@ def _commands(findings: Findings) -> CommandsSection:
             Command("With stock diffusers:", load),
             Command("Measure it again:", f"rpo shapes evaluate --lora {findings.lora}"),
             Command(
-                "Do the same with your own checkpoint and pairs:",
-                "rpo train dpo configs/dpo_sd15.yaml data.source=PAIRS",
+                "Do the same with your own checkpoint: make pairs, then train on them:",
+                "rpo curate configs/curate_sd15.yaml --output runs/curate && rpo curate export runs/curate\n"
+                "rpo train dpo configs/dpo_sd15.yaml data.source=runs/curate/export/native",
             ),
         ),
     )

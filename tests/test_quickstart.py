@@ -18,7 +18,6 @@ SMALL = [
     "prompts=12",
     "images_per_prompt=4",
     "evaluation_prompts=8",
-    "min_chosen_score=0.0",
     "dpo.loop.updates=3",
     "dpo.pairs_per_update=8",
     "dpo.micro_batch=8",
@@ -46,9 +45,17 @@ def test_it_leaves_pairs_numbers_a_lora_and_a_report(finished):
     assert base[0] == pytest.approx(result.measured.base.holds[:8].mean())
     page = result.report.read_text()
     assert f"{result.num_pairs} preference pairs, 3 updates" in page
+    assert results["yield"]["sources"] == 48
+    assert results["yield"]["edits"] == result.num_pairs + sum(
+        count for reason, count in results["dropped"].items() if reason not in ("nothing_to_fix", "no_instructions")
+    )
+    (told, *_) = (json.loads(line) for line in (folder / "run/curate/instructions/part-0.jsonl").open())
+    assert told["instructions"]
+    assert "Images and their edits" in page
+    assert (folder / "run/curate/pairs.html").is_file()
     assert f'load_lora_weights("{result.lora}")' in page.replace("&#34;", '"')
     card = (result.lora / "README.md").read_text()
-    assert "Diffusion-DPO" in card
+    assert "Rich Preference Optimization" in card
     assert "rpo.shapes.path()" in card
 
 

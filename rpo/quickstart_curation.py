@@ -1,0 +1,82 @@
+"""The quickstart's report on its pairs: how many images came through each stage, and what the editor made of some."""
+
+from pathlib import Path
+
+import numpy as np
+
+from rpo.curation.folder import RunFolder
+from rpo.curation.history import Edit, History, histories
+from rpo.curation.records import Instructions
+from rpo.curation.status import RunStatus
+from rpo.evaluate import OUTCOMES, Outcome, draw_examples, outcomes
+from rpo.sections import ImagePair, JudgedImage, PairGroup, PairsSection, TextSection
+from rpo.shapes.verifier import verify
+from rpo.training.loop import TrainResult
+
+SHOWN: dict[Outcome, int] = {"fixed": 6, "still fails": 3, "broken": 0, "still holds": 0}
+"""Edits shown of each outcome."""
+
+MEANINGS: dict[Outcome, str] = {
+    "fixed": "the edit shows what the prompt asks for",
+    "still fails": "the proxy reward finds it better, and it is still wrong",
+    "broken": "",
+    "still holds": "",
+}
+
+
+def yield_section(status: RunStatus, trained: TrainResult) -> TextSection:
+    """How the pairs came about, in numbers.
+
+    Args:
+        status: Of the curation.
+        trained: Of the training on its pairs.
+    """
+    counts = {stage.name: stage.kept for stage in status.stages}
+    end = f" Training was stopped: {trained.stopped_because}." if trained.stopped_because else ""
+    dropped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(status.dropped.items()))
+    return TextSection(
+        "What it was trained on",
+        (
+            f"{status.num_pairs} preference pairs, {trained.updates} updates. The base model drew {counts['sources']} "
+            "images of the training prompts. A critic that reads the scene said what was wrong with each, an "
+            f"instructor what an editor should do about it, and a small InstructPix2Pix made {counts['edits']} edits. "
+            f"An edit was kept where the learned reward shapes-clip found it better than its source.{end}",
+            f"Dropped: {dropped}. Every image with its critique, instruction, scores and decision is in "
+            "curate/pairs.html.",
+        ),
+    )
+
+
+def edits_section(run: Path, *, seed: int) -> PairsSection:
+    """Some of the pairs: the model's image, and what the editor made of it.
+
+    Args:
+        run: Folder of the curation.
+        seed: Of the draw of examples.
+    """
+    folder = RunFolder(run)
+    kept = [one for one in histories(folder) if any(outcome.chosen for outcome in one.outcomes or ())]
+    pairs = [_pair(folder, one) for one in kept]
+    found = outcomes([bool(one.before.holds) for one in pairs], [bool(one.after.holds) for one in pairs])
+    drawn = draw_examples(found, counts=SHOWN, seed=seed)
+    groups = tuple(
+        PairGroup(outcome, found.count(outcome), tuple(pairs[index] for index in drawn[outcome]), MEANINGS[outcome])
+        for outcome in OUTCOMES
+        if found.count(outcome) and SHOWN[outcome]
+    )
+    selection = (
+        f"Drawn at random (seed {seed}) from the {len(pairs)} kept pairs; below each is what the editor was told. The "
+        "verdicts are the verifier's, which had no say in what was kept."
+    )
+    return PairsSection("Images and their edits", groups, selection, before="source", after="edit")
+
+
+def _pair(folder: RunFolder, one: History) -> ImagePair:
+    assert isinstance(one.edit, Edit)
+    sides: list[JudgedImage] = []
+    for digest in (one.source.image, one.edit.image):
+        pixels = np.asarray(folder.load_image(digest, one.source.id))
+        verdict = verify(pixels, one.source.caption)
+        sides.append(JudgedImage(pixels, verdict.holds, verdict.reason))
+    told = one.instructions.text if isinstance(one.instructions, Instructions) else ""
+    return ImagePair(one.source.caption, *sides, label=told)
