@@ -24,7 +24,7 @@ from rpo.align_report import draw_rounds, format_rounds
 from rpo.config import to_yaml
 from rpo.curation.curate import Components, check_settings, curate
 from rpo.curation.export import export
-from rpo.curation.score import filter_rewards
+from rpo.curation.score import check_filters, is_verifier
 from rpo.curation.status import RunStatus, status_of
 from rpo.data.jsonl import append_line, mend_last_line, read_lines
 from rpo.data.preference import PairSet, pair_set
@@ -184,7 +184,8 @@ def _yield(status: RunStatus) -> dict[str, Any]:
 def _check(config: AlignConfig) -> None:
     """Refuse what cannot be met before anything is spent."""
     check_settings(config.curate)
-    filter_rewards(config.curate.decide, config.held_out.reward)
+    if not is_verifier(config.held_out.reward):  # which is the truth, and cannot be taken in
+        check_filters(config.curate.decide, config.held_out.reward, config.curate.critic.kind)
     if config.rounds < 1:
         raise ValueError(f"rounds is {config.rounds}, so there is nothing to do; expected at least 1; 1 to 4 are usual")
     if config.max_pairs is not None and config.max_pairs < 1:

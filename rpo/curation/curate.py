@@ -15,6 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from rpo.config import to_yaml
+from rpo.curation.critic_scores import CRITIC, CriticScores
 from rpo.curation.critics import load_critic
 from rpo.curation.curate_config import CurateConfig
 from rpo.curation.decide import check_rules
@@ -25,7 +26,7 @@ from rpo.curation.instructors import load_instructor
 from rpo.curation.manifest import Identity
 from rpo.curation.progress import Progress
 from rpo.curation.records import Critic, Editor, Instructor
-from rpo.curation.score import ImageSimilarity, Scorer, filter_rewards
+from rpo.curation.score import ImageSimilarity, Scorer, check_filters, filter_rewards
 from rpo.curation.share import Share, share_of
 from rpo.curation.sources import Planned, SourcePlan, plan_import
 from rpo.curation.stages import Pipeline, Stage
@@ -100,7 +101,7 @@ def check_settings(config: CurateConfig) -> None:
         ValueError: The rules are empty, or a reward both filters and evaluates.
     """
     check_rules(config.decide)
-    filter_rewards(config.decide, config.evaluation)
+    check_filters(config.decide, config.evaluation, config.critic.kind)
     for name, value in (("chunk", config.chunk), ("score_batch_size", config.score_batch_size)):
         if value < 1:
             raise ValueError(f"{name} is {value}; expected at least 1; leave it out for the usual one")
@@ -110,6 +111,11 @@ def check_settings(config: CurateConfig) -> None:
         raise ValueError(
             f"decide.orderings is 'all', and source.kind {config.source.kind!r}; expected given pairs, whose sides and "
             "edits can be ordered; give source.kind=pairs, or decide.orderings=own"
+        )
+    if config.decide.orderings == "prompt" and config.source.kind != "generate":
+        raise ValueError(
+            f"decide.orderings is 'prompt', and source.kind {config.source.kind!r}; expected images that are "
+            "generated, several for a prompt; give source.kind=generate, or decide.orderings=own"
         )
 
 
@@ -144,11 +150,11 @@ def _stages(
 ) -> tuple[list[Stage], dict[StageName, Identity]]:
     """The stages up to the last one wanted, and what decides the results of each; later components are not made."""
     wanted = STAGES[: STAGES.index(config.stop_after) + 1]
+    critic = components.critic or load_critic(config.critic, folder.path / CACHE) if "critiques" in wanted else None
     stages: list[Stage] = [sources_stage(folder, plan, config.source.batch_size)]
     identities: dict[StageName, Identity] = {"sources": plan.identity}
     cache = folder.path / CACHE
-    if "critiques" in wanted:
-        critic = components.critic or load_critic(config.critic, cache)
+    if critic is not None:
         stages.append(critiques_stage(folder, critic))
         identities["critiques"] = critic.identity
     if "instructions" in wanted:
@@ -159,8 +165,8 @@ def _stages(
         editor = components.editor or load_editor(config.editor)
         stages.append(edits_stage(folder, editor, config.editor.seed))
         identities["edits"] = {**editor.identity, "licence": editor.licence, "seed": str(config.editor.seed)}
-    if "scores" in wanted:
-        scorer = _scorer(config)
+    if "scores" in wanted and critic is not None:
+        scorer = _scorer(config, critic)
         scorer.load()
         stages.append(scores_stage(folder, scorer, config))
         identities["scores"] = _scores_identity(config)
@@ -170,12 +176,13 @@ def _stages(
     return stages, identities
 
 
-def _scorer(config: CurateConfig) -> Scorer:
+def _scorer(config: CurateConfig, critic: Critic) -> Scorer:
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     evaluation = load_reward(config.evaluation) if config.evaluation else None
     model = config.decide.similarity_model
     similarity = ImageSimilarity(model, device) if model else None
-    return Scorer(filter_rewards(config.decide, config.evaluation), evaluation, similarity, device)
+    voice = CriticScores(critic) if CRITIC in config.decide.rewards else None
+    return Scorer(filter_rewards(config.decide), evaluation, similarity, device, voice)
 
 
 def _scores_identity(config: CurateConfig) -> Identity:

@@ -9,7 +9,7 @@ from rpo.models.config import ModelConfig
 from rpo.shapes import GUIDANCE_SCALE, NUM_STEPS
 
 Policy = Literal["keep_improved", "both_directions", "always_edit"]
-Orderings = Literal["own", "all"]
+Orderings = Literal["own", "all", "prompt"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,11 @@ class DecideConfig:
 
     rewards: dict[str, float] = field(default_factory=lambda: {"shapes-clip": 0.0})
     """Names of the rewards that filter, each with the least difference that it must see (on its own scale). The first
-    one says which image is better; with the margin 0 any difference will do."""
+    one says which image is better; with the margin 0 any difference will do. "critic" is what the critic itself thinks
+    of an image overall, 1 to 10: it is then asked about every edit, too."""
+
+    min_chosen: dict[str, float] = field(default_factory=dict)
+    """Least score of the preferred image by some of the rewards, as in {"critic": 10}: better is not yet good."""
 
     agreement: bool = True
     """Whether all rewards must see the same image as better, each by its margin; otherwise the first one alone."""
@@ -92,7 +96,9 @@ class DecideConfig:
 
     orderings: Orderings = "own"
     """"own" compares each edit with its own source. "all", for sources that are the two sides of preference pairs,
-    makes up to six pairs out of both sides and both edits; the given pair keeps its label."""
+    makes up to six pairs out of both sides and both edits; the given pair keeps its label. "prompt", for images that
+    are generated, orders all images of a prompt, edits among them, and pairs the best with the worst, the second best
+    with the second worst and so on: images with nothing to fix are used too, and no image twice."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ have been made has an outcome: kept with a label, or dropped for one reason.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rpo.curation.curate_config import DecideConfig
@@ -26,11 +26,14 @@ Reason = Literal[
     "equal_scores",
     "got_worse",
     "small_margin",
+    "not_good",
     "disagreement",
     "no_rule",
+    "ranked",
 ]
 """Why a pair was not made: a fault of a stage; nothing to do; source and edit too much or too little alike; the scores
-do not tell them apart, tell against the edit, by too little, or contradict each other; nothing says which is better."""
+do not tell them apart, tell against the edit, by too little, of an image that is not good, or contradict each other;
+nothing says which is better; both are ordered with the other images of their prompt instead."""
 
 Kind = Literal["source", "edit"]
 
@@ -98,6 +101,8 @@ def outcomes_of(record: Judged, rules: DecideConfig) -> list[Outcome]:
         return [Outcome(record.source.name, name, reason=record.reason or "edit_fault")]
     if reason := outside_window(record, rules):
         return [Outcome(record.source.name, name, reason=reason)]
+    if rules.orderings == "prompt":
+        return [Outcome(record.source.name, name, reason="ranked")]
     return [compare(record.source, record.edit, rules)]
 
 
@@ -122,6 +127,29 @@ def outcomes_across(first: Judged, second: Judged, rules: DecideConfig) -> list[
     return found
 
 
+def outcomes_of_prompt(records: Sequence[Judged], rules: DecideConfig) -> list[Outcome]:
+    """What becomes of all images of one prompt: the best against the worst, the second best against the second worst.
+
+    At equal scores an edit goes before a source, so that the pair is more likely one that says why. A couple that the
+    rules drop is left out.
+
+    Args:
+        records: Those of the prompt.
+        rules: The settings.
+    """
+    images = [record.source for record in records if record.source.scores]
+    images += [
+        record.edit
+        for record in records
+        if record.edit is not None and record.reason is None and not outside_window(record, rules)
+    ]
+    leading = next(iter(rules.rewards))
+    images.sort(key=lambda image: (-image.scores[leading], image.kind != "edit"))
+    couples = zip(images[: len(images) // 2], reversed(images), strict=False)
+    found = [compare(worse, better, replace(rules, policy="both_directions")) for better, worse in couples]
+    return [outcome for outcome in found if outcome.chosen]
+
+
 def compare(first: Candidate, second: Candidate, rules: DecideConfig) -> Outcome:
     """Which of two images is better by the rules.
 
@@ -142,7 +170,10 @@ def compare(first: Candidate, second: Candidate, rules: DecideConfig) -> Outcome
         return Outcome(*names, reason="got_worse")
     if reason := _not_borne_out(gaps, leading, rules):
         return Outcome(*names, reason=reason)
-    return Outcome(*names, second.name if gaps[leading] > 0 else first.name, f"reward:{leading}")
+    better = second if gaps[leading] > 0 else first
+    if any(better.scores[name] < least for name, least in rules.min_chosen.items()):
+        return Outcome(*names, reason="not_good")
+    return Outcome(*names, better.name, f"reward:{leading}")
 
 
 def outside_window(record: Judged, rules: DecideConfig) -> Reason | None:
@@ -175,6 +206,16 @@ def check_rules(rules: DecideConfig) -> None:
     for name, margin in rules.rewards.items():
         if not margin >= 0:
             raise ValueError(f"decide.rewards gives {name!r} the margin {margin}; expected at least 0; give 0 or more")
+    if strangers := [name for name in rules.min_chosen if name not in rules.rewards]:
+        raise ValueError(
+            f"decide.min_chosen names {strangers[0]!r}, which is not among decide.rewards "
+            f"({', '.join(rules.rewards)}); expected one of them; add it there with the margin 0"
+        )
+    if rules.orderings == "prompt" and rules.policy == "always_edit":
+        raise ValueError(
+            "decide.orderings is 'prompt' and decide.policy 'always_edit', which orders nothing; give another policy, "
+            "or decide.orderings=own"
+        )
     windows = {"distance": (rules.min_distance, rules.max_distance)}
     if rules.similarity_model:
         windows["similarity"] = (rules.min_similarity, rules.max_similarity)

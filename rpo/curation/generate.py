@@ -54,6 +54,8 @@ def plan_generation(config: SourceConfig) -> SourcePlan:
         for prompt, caption in enumerate(prompts[: config.limit])
         for image in range(config.images_per_prompt)
     ]
+    size = config.images_per_prompt
+    items = [replace(item, group=items[place - place % size].id) for place, item in enumerate(items)]
     identity = {
         "kind": "generate",
         "model": config.model.source,

@@ -7,14 +7,15 @@ reward that gives no finite number for an image is that record's fault; one that
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import cast, final
 
 import numpy as np
 import torch
 from PIL.Image import Image
 
+from rpo.curation.critic_scores import CRITIC, CriticScores
 from rpo.curation.curate_config import DecideConfig
-from rpo.curation.records import Fault
+from rpo.curation.records import Critique, Fault
 from rpo.rewards import REWARDS, Reward, RewardError, load_reward, score
 
 _VERIFIER = "rpo.rewards.shapes:"  # its gradings are one judge
@@ -27,6 +28,8 @@ class ToScore:
     caption: str
     source: Image
     edit: Image | None
+    critique: Critique | None = None
+    """Of the source, where it is known."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Scorer:
         evaluation: Reward | None,
         similarity: "ImageSimilarity | None" = None,
         device: str = "cpu",
+        critic: CriticScores | None = None,
     ) -> None:
         """Take the rewards.
 
@@ -62,7 +66,9 @@ class Scorer:
             evaluation: The one that evaluates.
             similarity: Compares source and edit.
             device: Where the images are put for them.
+            critic: Scores as "critic", if it has a say.
         """
+        self._critic = critic
         self._filters = filters
         self._evaluation = evaluation
         self._similarity = similarity
@@ -110,22 +116,40 @@ class Scorer:
         edits = [item for item in items if item.edit is not None]
         images = [item.source for item in items] + [item.edit for item in edits if item.edit is not None]
         captions = [item.caption for item in [*items, *edits]]
-        by_filter = {name: self._ask(reward, images, captions, name) for name, reward in self._filters.items()}
-        filtering = [{name: scores[index] for name, scores in by_filter.items()} for index in range(len(images))]
+        filtering = self._filtering(images, captions, [item.critique for item in items] + [None] * len(edits))
         judged = self._ask(self._evaluation, images, captions, "evaluation") if self._evaluation is not None else None
         places = iter(range(len(items), len(images)))
         for index, item in enumerate(items):
             own = {"source": index} if item.edit is None else {"source": index, "edit": next(places)}
             evaluation = {kind: judged[place] for kind, place in own.items()} if judged is not None else {}
+            filtered = {kind: filtering[place] for kind, place in own.items()}
+            if fault := next((one for one in filtered.values() if isinstance(one, Fault)), None):
+                yield fault
+                continue
+            scores = {kind: one for kind, one in filtered.items() if not isinstance(one, Fault)}
             if item.edit is None:
-                yield Scores(filtering[index], None, None, None, evaluation)
+                yield Scores(scores["source"], None, None, None, evaluation)
                 continue
             similarity = self._similarity(item.source, item.edit) if self._similarity is not None else None
             if similarity is not None and not math.isfinite(similarity):
                 yield Fault("invalid", f"the similarity of source and edit is {similarity}; expected a finite number")
                 continue
             apart = distance(item.source, item.edit)
-            yield Scores(filtering[index], filtering[own["edit"]], apart, similarity, evaluation)
+            yield Scores(scores["source"], scores["edit"], apart, similarity, evaluation)
+
+    def _filtering(
+        self, images: Sequence[Image], captions: Sequence[str], known: Sequence[Critique | None]
+    ) -> list[dict[str, float] | Fault]:
+        """What each image has of every reward that filters, in the order of the settings."""
+        asked = {name: self._ask(reward, images, captions, name) for name, reward in self._filters.items()}
+        found: list[dict[str, float] | Fault] = [{name: asked[name][at] for name in asked} for at in range(len(images))]
+        if self._critic is None:
+            return found
+        answers = self._critic(images, captions, known)
+        return [
+            answer if isinstance(answer, Fault) else {CRITIC: answer, **cast(dict[str, float], own)}
+            for answer, own in zip(answers, found, strict=True)
+        ]
 
     def _ask(self, reward: Reward, images: Sequence[Image], captions: Sequence[str], name: str) -> list[float]:
         return score_images(reward, images, captions, name=name, device=self._device)
@@ -161,26 +185,47 @@ class ImageSimilarity:
         return float((embeddings[0] * embeddings[1]).sum())
 
 
-def filter_rewards(config: DecideConfig, evaluation: str) -> dict[str, Reward]:
-    """The rewards that filter, once it is sure that none of them evaluates.
+def check_filters(config: DecideConfig, evaluation: str, critic: str) -> None:
+    """Refuse rewards that filter if there are none, or if one of them is the one that evaluates.
 
     Args:
         config: Names the rewards.
         evaluation: Name of the reward that evaluates; empty for none.
+        critic: Kind of the critic.
 
     Raises:
-        ValueError: There is none, there is no such reward, or one of them is the reward that evaluates.
+        ValueError: Says which.
     """
     if not config.rewards:
         raise ValueError("decide.rewards is empty; expected at least one reward; name one, as in shapes-clip: 0.0")
     for name in config.rewards:
-        if evaluation and _judge_of(name) == _judge_of(evaluation):
+        if evaluation and _judge_of(name, critic) == _judge_of(evaluation, critic):
             raise ValueError(
                 f"the reward {name!r} filters, and {evaluation!r} evaluates, which is the same judge; expected two, or "
                 "the evaluation only shows how well the filter was met; name another reward in decide.rewards or in "
                 "evaluation"
             )
-    return {name: load_reward(name) for name in config.rewards}
+
+
+def filter_rewards(config: DecideConfig) -> dict[str, Reward]:
+    """The rewards that filter, but for the critic.
+
+    Args:
+        config: Names the rewards.
+
+    Raises:
+        ValueError: There is no such reward.
+    """
+    return {name: load_reward(name) for name in config.rewards if name != CRITIC}
+
+
+def is_verifier(reward: str) -> bool:
+    """Whether a reward is the truth of the embedded world, and no model of it.
+
+    Args:
+        reward: Name of a reward.
+    """
+    return _judge_of(reward, "") == _VERIFIER
 
 
 def score_images(
@@ -220,7 +265,9 @@ def distance(first: Image, second: Image) -> float:
     return float(np.abs(one - other).mean() / 255)
 
 
-def _judge_of(name: str) -> str:
+def _judge_of(name: str, critic: str) -> str:
+    if name == CRITIC:
+        return _VERIFIER if critic == "shapes" else f"the critic {critic}"  # it sees with the verifier's eyes
     place = REWARDS.get(name, name)
     return _VERIFIER if place.startswith(_VERIFIER) else place
 

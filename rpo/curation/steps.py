@@ -9,7 +9,7 @@ from PIL.Image import Image
 
 from rpo.curation.blame import in_words
 from rpo.curation.curate_config import CurateConfig, DecideConfig
-from rpo.curation.decide import Candidate, Judged, Outcome, Reason, outcomes_across, outcomes_of
+from rpo.curation.decide import Candidate, Judged, Outcome, Reason, outcomes_across, outcomes_of, outcomes_of_prompt
 from rpo.curation.folder import RunFolder
 from rpo.curation.history import Edit, History, history_of, source_of, stage_is_ok
 from rpo.curation.parts import Row
@@ -143,18 +143,20 @@ def edits_stage(folder: RunFolder, editor: Editor, seed: int) -> Stage[ToEdit, I
 
 
 def scores_stage(folder: RunFolder, scorer: Scorer, config: CurateConfig) -> Stage[ToScore, Scores]:
-    """Score source and edit; of given pairs, with all orderings, also sides that were not edited."""
+    """Score source and edit; where they are ordered with others, also sources that were not edited."""
 
     def wants(record: str) -> bool:
         if stage_is_ok(folder, "edits", record):
             return True
-        return config.decide.orderings == "all" and bool(folder.stages["sources"][record]["side"])
+        is_pair = config.decide.orderings == "all" and bool(folder.stages["sources"][record]["side"])
+        return is_pair or config.decide.orderings == "prompt"
 
     def load(record: str) -> ToScore:
         image, caption = _seen(folder, record)
         edit = history_of(folder, record).edit
         edited = folder.load_image(edit.image, _named(record, caption)) if isinstance(edit, Edit) else None
-        return ToScore(caption, image, edited)
+        critique = history_of(folder, record).critique
+        return ToScore(caption, image, edited, critique if isinstance(critique, Critique) else None)
 
     def keep(record: str, item: ToScore, answer: Scores) -> Row:
         return asdict(answer)
@@ -180,6 +182,8 @@ def decisions_stage(
         members = groups.get(history.source.group, ())
         if rules.orderings == "all" and len(members) > 1 and members[0] == record:
             found += outcomes_across(own, judged(history_of(folder, members[1])), rules)
+        if rules.orderings == "prompt" and members[0] == record:
+            found += outcomes_of_prompt([judged(history_of(folder, one)) for one in members], rules)
         return tuple(found)
 
     def ask(records: Sequence[str]) -> list[tuple[Outcome, ...] | Fault]:

@@ -1,6 +1,5 @@
 """Online runs from a file: `run` and `rpo train …`, from a checkpoint, prompts and rewards to a LoRA and a report."""
 
-
 import pytest
 import torch
 from safetensors.torch import load_file

@@ -1,0 +1,213 @@
+"""The critic has a vote: it is asked about edits, not again about sources; and images of one prompt are ordered."""
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from rpo.curation.critic_scores import CriticScores
+from rpo.curation.curate import curate
+from rpo.curation.curate_config import CurateConfig, DecideConfig, SourceConfig
+from rpo.curation.decide import Candidate, Judged, check_rules, compare, outcomes_of_prompt
+from rpo.curation.export import pairs_of
+from rpo.curation.folder import RunFolder
+from rpo.curation.history import Edit, histories
+from rpo.curation.records import Critique, Fault, Problem
+from rpo.curation.score import Scores, check_filters
+from rpo.curation.status import status_of
+from tests.curation.fakes import FakeCritic, config_of, fakes, image_folder, in_child, lines_of, number_of, picture
+
+BRIGHTNESS = "tests.curation.fakes:brightness"
+
+
+@dataclass
+class Grader(FakeCritic):
+    """Gives images a mark that depends on all of their pixels, and remembers which it was shown."""
+
+    seen: list[int] = field(default_factory=list)
+
+    def one(self, image):
+        self.seen.append(number_of(image))
+        overall = 1 + number_of(image) % 10
+        problems = () if overall == 10 else (Problem(what=f"number {overall}", severity=1),)
+        return Critique(problems=problems, overall=overall)
+
+
+def voted(tmp_path, **rules):
+    base = config_of(tmp_path / "run", image_folder(tmp_path / "images", 24))
+    decide = DecideConfig(rewards={"critic": 0.0}, policy="both_directions", **rules)
+    return replace(base, decide=decide)
+
+
+def test_a_critique_that_is_there_is_not_asked_for_again():
+    critic = Grader()
+    known = Critique(problems=(Problem(what="dark", severity=2),), overall=4)
+    found = CriticScores(critic)([picture(0), picture(1)], ["a", "b"], [known, None])
+    assert critic.seen == [number_of(picture(1))]
+    assert found == [4.0, 1 + number_of(picture(1)) % 10]
+
+
+def test_every_batch_is_of_the_size_and_in_as_many_threads_as_the_critic_wants():
+    sizes = []
+
+    class Sized(Grader):
+        def __call__(self, images, captions):
+            sizes.append(len(images))
+            return super().__call__(images, captions)
+
+    images = [picture(index) for index in range(8)]
+    found = CriticScores(Sized(batch_size=3, concurrency=2))(images, ["x"] * 8, [None] * 8)
+    assert sorted(sizes) == [2, 3, 3]
+    assert found == [1 + number_of(image) % 10 for image in images]
+
+
+def test_an_answer_that_is_no_critique_is_the_fault_of_its_record_alone():
+    class Odd(Grader):
+        def one(self, image):
+            number = image.getpixel((0, 0))[0]
+            if number == 0:
+                raise OSError("broken")
+            odd = {1: "very nice", 2: Fault("parse_error", "no JSON", "hm")}
+            return odd[number] if number in odd else super().one(image)
+
+    images = [picture(index) for index in range(4)]
+    for number, image in enumerate(images[:3]):
+        image.putpixel((0, 0), (number, 0, 0))
+    kinds = [getattr(one, "kind", one) for one in CriticScores(Odd(batch_size=2))(images, ["x"] * 4, [None] * 4)]
+    assert kinds == ["raised", "invalid", "parse_error", 1 + number_of(images[3]) % 10]
+
+
+def test_the_mark_of_the_edit_decides_in_a_run_and_the_source_is_asked_about_once(tmp_path):
+    critic = Grader()
+    config = voted(tmp_path)
+    run = RunFolder(curate(config, components=fakes(critic=critic)))
+    edited = [one for one in histories(run) if isinstance(one.edit, Edit)]
+    assert len(edited) > 10
+    assert len(critic.seen) == 24 + len(edited)
+    for one in edited:
+        marks = {kind: 1 + number_of(run.load_image(one.image_of(kind), "")) % 10 for kind in ("source", "edit")}
+        assert isinstance(one.scores, Scores)
+        assert (one.scores.source["critic"], one.scores.edit["critic"]) == (marks["source"], marks["edit"])
+        (outcome,) = one.outcomes
+        better = max(marks, key=marks.get) if marks["source"] != marks["edit"] else ""
+        assert outcome.chosen == (f"{one.source.id}/{better}" if better else "")
+
+
+def test_a_critic_that_cannot_judge_an_edit_costs_that_record_only(tmp_path):
+    class Shy(Grader):
+        def one(self, image):
+            is_edit = number_of(image) not in sources
+            return Fault("parse_error", "no JSON", "?") if is_edit and number_of(image) % 3 == 0 else super().one(image)
+
+    sources = {number_of(picture(index)) for index in range(24)}
+    run = RunFolder(curate(voted(tmp_path), components=fakes(critic=Shy())))
+    found = [one.scores for one in histories(run) if isinstance(one.edit, Edit)]
+    faults = [one for one in found if isinstance(one, Fault)]
+    assert 0 < len(faults) < len(found)
+    assert {one.kind for one in faults} == {"parse_error"}
+    assert status_of(run.path).dropped["score_fault"] == len(faults)
+
+
+def test_the_same_judge_does_not_filter_and_evaluate():
+    rules = DecideConfig(rewards={"critic": 0.0})
+    with pytest.raises(ValueError, match="'critic' filters, and 'shapes' evaluates, which is the same judge"):
+        check_filters(rules, "shapes", "shapes")
+    check_filters(rules, "shapes", "server")
+    check_filters(rules, "shapes-clip", "shapes")
+
+
+def candidate(record, kind, a, b=0.0):
+    return Candidate(record, kind, {"a": a, "b": b})
+
+
+def judged(record, source, edit=None, **changes):
+    return Judged(
+        record,
+        candidate(record, "source", source),
+        None if edit is None else candidate(record, "edit", edit),
+        0.1 if edit is not None else None,
+        reason=None if edit is not None else "nothing_to_fix",
+        **changes,
+    )
+
+
+RULES = DecideConfig(rewards={"a": 0.2}, orderings="prompt")
+
+
+def couples(records, rules=RULES):
+    return [(one.chosen, one.rejected) for one in outcomes_of_prompt(records, rules)]
+
+
+def test_the_best_is_paired_with_the_worst_and_no_image_is_used_twice():
+    records = [judged("1", 0.9), judged("2", 0.1, 0.8), judged("3", 0.3, 0.2)]
+    assert couples(records) == [("1/source", "2/source"), ("2/edit", "3/edit")]
+
+
+def test_at_equal_scores_the_edit_is_preferred_and_the_source_rejected():
+    records = [judged("1", 1.0), judged("2", 0.0, 1.0), judged("3", 0.5, 0.0)]
+    assert couples(records) == [("2/edit", "2/source"), ("1/source", "3/edit")]
+
+
+def test_a_couple_that_does_not_differ_enough_and_an_edit_outside_the_window_are_left_out():
+    assert couples([judged("1", 0.5), judged("2", 0.4)]) == []
+    far = replace(judged("2", 0.1, 0.9), distance=0.9)
+    assert couples([judged("1", 0.5), far]) == [("1/source", "2/source")]
+    assert couples([Judged("1", Candidate("1", "source", {}), reason="score_fault"), judged("2", 0.1)]) == []
+
+
+def test_a_preferred_image_must_be_good_not_only_better():
+    rules = replace(RULES, min_chosen={"a": 0.8})
+    assert couples([judged("1", 0.7), judged("2", 0.1)], rules) == []
+    assert couples([judged("1", 0.8), judged("2", 0.1)], rules) == [("1/source", "2/source")]
+    worse = compare(candidate("1", "source", 0.1), candidate("1", "edit", 0.7), rules)
+    assert (worse.chosen, worse.reason) == ("", "not_good")
+    with pytest.raises(ValueError, match=r"min_chosen names 'b', which is not among decide.rewards \(a\)"):
+        check_rules(replace(RULES, min_chosen={"b": 1.0}))
+    with pytest.raises(ValueError, match="policy 'always_edit', which orders nothing"):
+        check_rules(replace(RULES, policy="always_edit"))
+
+
+def by_prompt(output, part="", prompts=6):
+    return CurateConfig(
+        output=str(output),
+        source=SourceConfig(images_per_prompt=3, limit=prompts, num_steps=3, batch_size=1),  # equal to the last bit
+        decide=DecideConfig(rewards={"critic": 1.0, BRIGHTNESS: 0.0}, agreement=False, orderings="prompt"),
+        evaluation="",
+        chunk=7,
+        part=part,
+        progress=False,
+    )
+
+
+def test_a_run_orders_all_images_of_a_prompt_alone_and_in_two_processes(tmp_path):
+    run = RunFolder(curate(by_prompt(tmp_path / "one"), components=fakes(critic=Grader())))
+    pairs = list(pairs_of(run))
+    assert len(pairs) >= 6
+    assert {pair.details["label_source"] for pair in pairs} == {"reward:critic"}
+    assert {(pair.details["chosen_is"], pair.details["rejected_is"]) for pair in pairs} > {("source", "source")}
+    images = [pair.facts(side).digest for pair in pairs for side in ("chosen", "rejected")]
+    assert len(set(images)) == len(images)
+    for pair in pairs:
+        assert pair.chosen_score >= pair.rejected_score + 1
+    every = {one.source.id: one.source.caption for one in histories(run)}
+    for one in histories(run):
+        for outcome in one.outcomes:
+            assert every[outcome.first.partition("/")[0]] == every[outcome.second.partition("/")[0]]
+    calls = [
+        lambda part=part: curate(by_prompt(tmp_path / "two", part), components=fakes(critic=Grader()))
+        for part in ("0/2", "1/2")
+    ]
+    assert in_child(*calls) == [0, 0]
+    assert lines_of(tmp_path / "two") == lines_of(tmp_path / "one")
+
+
+def test_more_prompts_may_be_asked_for_later(tmp_path):
+    curate(by_prompt(tmp_path / "run", prompts=2), components=fakes(critic=Grader()))
+    curate(by_prompt(tmp_path / "run", prompts=4), resume=True, components=fakes(critic=Grader()))
+    curate(by_prompt(tmp_path / "whole", prompts=4), components=fakes(critic=Grader()))
+    assert lines_of(tmp_path / "run") == lines_of(tmp_path / "whole")
+
+
+def test_only_generated_images_are_ordered_by_prompt(tmp_path):
+    base = config_of(tmp_path / "run", image_folder(tmp_path / "images", 2))
+    with pytest.raises(ValueError, match="orderings is 'prompt', and source.kind 'folder'; expected images"):
+        curate(replace(base, decide=replace(base.decide, orderings="prompt")), components=fakes())
