@@ -11,6 +11,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from rpo.config import load_config
+    from rpo.curation.curate import Components, curate
+    from rpo.curation.curate_config import CurateConfig
     from rpo.data.preference import PairSet, PreferencePair, pair_set
     from rpo.data.readers import read_pairs
     from rpo.data.writers import write_pairs
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from rpo.training.loop_config import LoopConfig
 
 __all__ = [
+    "Components",
+    "CurateConfig",
     "DPOConfig",
     "DPOTrainer",
     "Ddim",
@@ -42,6 +46,7 @@ __all__ = [
     "StableDiffusion",
     "__version__",
     "add_lora",
+    "curate",
     "ddim",
     "generate",
     "image_generator",
@@ -58,6 +63,8 @@ __all__ = [
 ]
 
 _HOME = {
+    "Components": "rpo.curation.curate",
+    "CurateConfig": "rpo.curation.curate_config",
     "DPOConfig": "rpo.trainers.dpo_config",
     "DPOTrainer": "rpo.trainers.dpo",
     "Ddim": "rpo.diffusion.transition",
@@ -71,6 +78,7 @@ _HOME = {
     "ScoreAsActionTrainer": "rpo.trainers.score_as_action",
     "StableDiffusion": "rpo.models.stable_diffusion",
     "add_lora": "rpo.lora",
+    "curate": "rpo.curation.curate",
     "ddim": "rpo.diffusion.transition",
     "generate": "rpo.sampler",
     "image_generator": "rpo.sampler",

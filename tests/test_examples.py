@@ -30,6 +30,14 @@ def test_train_score_as_action_without_a_configuration_trains_on_a_reward_of_its
     assert (tmp_path / "runs/example/score_as_action/lora/pytorch_lora_weights.safetensors").is_file()
 
 
+def test_rich_preferences_shows_a_pair_with_its_reason_and_trains_on_all(tmp_path):
+    said = script("examples/rich_preferences.py", "--updates", "2", "source.limit=10", "progress=false", cwd=tmp_path)
+    assert "the editor was told: " in said
+    assert "labelled by reward:shapes-clip" in said
+    assert (tmp_path / "runs/rich_preferences/pairs.html").is_file()
+    assert (tmp_path / "runs/rich_preferences/dpo/lora/pytorch_lora_weights.safetensors").is_file()
+
+
 def test_the_step_benchmark_counts_two_forwards_one_backward_and_no_encoding(tmp_path):
     said = script("benchmarks/dpo_step.py", "--updates", "2", "--micro-batch", "1", cwd=tmp_path)
     report = json.loads(said)
