@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from rpo.config import to_yaml
 from rpo.curation.component_config import EditorConfig
 from rpo.curation.curate import curate
-from rpo.curation.curate_config import CurateConfig
+from rpo.curation.curate_config import CurateConfig, DecideConfig
 from rpo.curation.export import export
 from rpo.curation.page import write_page
 from rpo.curation.status import RunStatus, status_of
@@ -57,7 +57,15 @@ class QuickstartConfig:
     images_per_prompt: int = 4
     """Images drawn of each training prompt; 1 to 8."""
 
-    curate: CurateConfig = field(default_factory=lambda: CurateConfig(editor=EditorConfig(batch_size=64)))
+    curate: CurateConfig = field(
+        default_factory=lambda: CurateConfig(
+            editor=EditorConfig(batch_size=64),
+            decide=DecideConfig(
+                rewards={"critic": 1.0, "shapes-clip": 0.0}, min_chosen={"critic": 10.0}, orderings="prompt"
+            ),
+            evaluation="",  # the critic sees with the verifier's eyes, and both rewards filter
+        )
+    )
     """How images become pairs; its output, prompts and seed are those of the run."""
 
     evaluation_prompts: int = 320
@@ -72,12 +80,13 @@ class QuickstartConfig:
     dpo: DPOConfig = field(
         default_factory=lambda: DPOConfig(
             beta=150.0,
+            sft_weight=0.05,
             rank=16,
             pairs_per_update=32,
             micro_batch=32,
             caption_dropout=0.1,
             max_chosen_error_ratio=2.0,
-            loop=LoopConfig(updates=180, learning_rate=3e-4, warmup_updates=10, ema_decay=0.97, checkpoint_every=60),
+            loop=LoopConfig(updates=300, learning_rate=1e-3, warmup_updates=10, ema_decay=0.97, checkpoint_every=60),
         )
     )
     """Of the training; its folder and seed are those of the run."""

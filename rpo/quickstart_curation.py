@@ -6,6 +6,7 @@ import numpy as np
 
 from rpo.curation.folder import RunFolder
 from rpo.curation.history import Edit, History, histories
+from rpo.curation.page_outcomes import own_outcome
 from rpo.curation.records import Instructions
 from rpo.curation.status import RunStatus
 from rpo.evaluate import OUTCOMES, Outcome, draw_examples, outcomes
@@ -18,7 +19,7 @@ SHOWN: dict[Outcome, int] = {"fixed": 6, "still fails": 3, "broken": 0, "still h
 
 MEANINGS: dict[Outcome, str] = {
     "fixed": "the edit shows what the prompt asks for",
-    "still fails": "the proxy reward finds it better, and it is still wrong",
+    "still fails": "found better, and still wrong",
     "broken": "",
     "still holds": "",
 }
@@ -40,7 +41,9 @@ def yield_section(status: RunStatus, trained: TrainResult) -> TextSection:
             f"{status.num_pairs} preference pairs, {trained.updates} updates. The base model drew {counts['sources']} "
             "images of the training prompts. A critic that reads the scene said what was wrong with each, an "
             f"instructor what an editor should do about it, and a small InstructPix2Pix made {counts['edits']} edits. "
-            f"An edit was kept where the learned reward shapes-clip found it better than its source.{end}",
+            "An edit was kept where the learned reward shapes-clip found it better than its source and the critic, "
+            "asked again, found nothing wrong with it; the model's own images of a prompt were paired in the same way, "
+            f"the best with the worst.{end}",
             f"Dropped: {dropped}. Every image with its critique, instruction, scores and decision is in "
             "curate/pairs.html.",
         ),
@@ -55,7 +58,7 @@ def edits_section(run: Path, *, seed: int) -> PairsSection:
         seed: Of the draw of examples.
     """
     folder = RunFolder(run)
-    kept = [one for one in histories(folder) if any(outcome.chosen for outcome in one.outcomes or ())]
+    kept = [one for one in histories(folder) if (own := own_outcome(one)) is not None and own.chosen]
     pairs = [_pair(folder, one) for one in kept]
     found = outcomes([bool(one.before.holds) for one in pairs], [bool(one.after.holds) for one in pairs])
     drawn = draw_examples(found, counts=SHOWN, seed=seed)
@@ -65,8 +68,8 @@ def edits_section(run: Path, *, seed: int) -> PairsSection:
         if found.count(outcome) and SHOWN[outcome]
     )
     selection = (
-        f"Drawn at random (seed {seed}) from the {len(pairs)} kept pairs; below each is what the editor was told. The "
-        "verdicts are the verifier's, which had no say in what was kept."
+        f"Drawn at random (seed {seed}) from the {len(pairs)} kept edits; below each is what the editor was told. The "
+        "verdicts are the verifier's."
     )
     return PairsSection("Images and their edits", groups, selection, before="source", after="edit")
 

@@ -88,9 +88,10 @@ def write_quickstart_card(findings: Findings, dpo: DPOConfig) -> Path:
         imports=("import rpo.shapes",),
         title=TITLE,
         description="Aligns the embedded checkpoint of rpo with its prompts: a demonstration, for no other images.",
-        data=f"{status_of(findings.curated).num_pairs} pairs of the base's own images and edits of them: the shapes "
+        data=f"{status_of(findings.curated).num_pairs} pairs of the base's own images and of edits of them: the shapes "
         "critic said what was wrong, an instructor what to do, the shapes editor did it, and the edit was kept where "
-        "the learned reward shapes-clip found it better.",
+        "the learned reward shapes-clip found it better and the critic nothing wrong with it. The base's own images of "
+        "a prompt were paired by the same two.",
         settings=asdict(dpo),
         call={"num_inference_steps": before.sampling.num_steps, "guidance_scale": before.sampling.guidance_scale},
         results={readable(domain).capitalize(): tuple(rows) for domain, rows in table.items()},

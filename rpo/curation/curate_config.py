@@ -97,8 +97,8 @@ class DecideConfig:
     orderings: Orderings = "own"
     """"own" compares each edit with its own source. "all", for sources that are the two sides of preference pairs,
     makes up to six pairs out of both sides and both edits; the given pair keeps its label. "prompt", for images that
-    are generated, orders all images of a prompt, edits among them, and pairs the best with the worst, the second best
-    with the second worst and so on: images with nothing to fix are used too, and no image twice."""
+    are generated, also orders the model's own images of each prompt and pairs the best with the worst, the second best
+    with the second worst and so on, so that images with nothing to fix serve, too."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ have been made has an outcome: kept with a label, or dropped for one reason.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from rpo.curation.curate_config import DecideConfig
@@ -29,11 +29,10 @@ Reason = Literal[
     "not_good",
     "disagreement",
     "no_rule",
-    "ranked",
 ]
 """Why a pair was not made: a fault of a stage; nothing to do; source and edit too much or too little alike; the scores
 do not tell them apart, tell against the edit, by too little, of an image that is not good, or contradict each other;
-nothing says which is better; both are ordered with the other images of their prompt instead."""
+nothing says which is better."""
 
 Kind = Literal["source", "edit"]
 
@@ -101,8 +100,6 @@ def outcomes_of(record: Judged, rules: DecideConfig) -> list[Outcome]:
         return [Outcome(record.source.name, name, reason=record.reason or "edit_fault")]
     if reason := outside_window(record, rules):
         return [Outcome(record.source.name, name, reason=reason)]
-    if rules.orderings == "prompt":
-        return [Outcome(record.source.name, name, reason="ranked")]
     return [compare(record.source, record.edit, rules)]
 
 
@@ -127,26 +124,20 @@ def outcomes_across(first: Judged, second: Judged, rules: DecideConfig) -> list[
     return found
 
 
-def outcomes_of_prompt(records: Sequence[Judged], rules: DecideConfig) -> list[Outcome]:
-    """What becomes of all images of one prompt: the best against the worst, the second best against the second worst.
+def outcomes_of_siblings(records: Sequence[Judged], rules: DecideConfig) -> list[Outcome]:
+    """What becomes of the model's own images of one prompt: best against worst, second best against second worst, ...
 
-    At equal scores an edit goes before a source, so that the pair is more likely one that says why. A couple that the
-    rules drop is left out.
+    A couple that the rules drop is left out.
 
     Args:
         records: Those of the prompt.
         rules: The settings.
     """
-    images = [record.source for record in records if record.source.scores]
-    images += [
-        record.edit
-        for record in records
-        if record.edit is not None and record.reason is None and not outside_window(record, rules)
-    ]
     leading = next(iter(rules.rewards))
-    images.sort(key=lambda image: (-image.scores[leading], image.kind != "edit"))
+    images = [record.source for record in records if record.source.scores]
+    images.sort(key=lambda image: -image.scores[leading])
     couples = zip(images[: len(images) // 2], reversed(images), strict=False)
-    found = [compare(worse, better, replace(rules, policy="both_directions")) for better, worse in couples]
+    found = [compare(worse, better, rules) for better, worse in couples]
     return [outcome for outcome in found if outcome.chosen]
 
 
@@ -213,8 +204,8 @@ def check_rules(rules: DecideConfig) -> None:
         )
     if rules.orderings == "prompt" and rules.policy == "always_edit":
         raise ValueError(
-            "decide.orderings is 'prompt' and decide.policy 'always_edit', which orders nothing; give another policy, "
-            "or decide.orderings=own"
+            "decide.orderings is 'prompt' and decide.policy 'always_edit', which orders no siblings; give another "
+            "policy, or decide.orderings=own"
         )
     windows = {"distance": (rules.min_distance, rules.max_distance)}
     if rules.similarity_model:

@@ -33,7 +33,6 @@ WORDS: dict[str, tuple[str, str]] = {
     "not_good": ("not good enough", "The better image scores less than is asked of a preferred one."),
     "disagreement": ("rewards disagree", "The rewards do not agree on which image is better."),
     "no_rule": ("no rule", "No rule says which image is better."),
-    "ranked": ("ordered with others", "All images of the prompt were ordered, and the best paired with the worst."),
     UNDECIDED: ("not decided yet", "The run has not come this far with the record."),
 }
 """Each outcome by name, and in a sentence; in the order in which they are shown."""

@@ -9,7 +9,7 @@ from PIL.Image import Image
 
 from rpo.curation.blame import in_words
 from rpo.curation.curate_config import CurateConfig, DecideConfig
-from rpo.curation.decide import Candidate, Judged, Outcome, Reason, outcomes_across, outcomes_of, outcomes_of_prompt
+from rpo.curation.decide import Candidate, Judged, Outcome, Reason, outcomes_across, outcomes_of, outcomes_of_siblings
 from rpo.curation.folder import RunFolder
 from rpo.curation.history import Edit, History, history_of, source_of, stage_is_ok
 from rpo.curation.parts import Row
@@ -183,7 +183,7 @@ def decisions_stage(
         if rules.orderings == "all" and len(members) > 1 and members[0] == record:
             found += outcomes_across(own, judged(history_of(folder, members[1])), rules)
         if rules.orderings == "prompt" and members[0] == record:
-            found += outcomes_of_prompt([judged(history_of(folder, one)) for one in members], rules)
+            found += outcomes_of_siblings([judged(history_of(folder, one)) for one in members], rules)
         return tuple(found)
 
     def ask(records: Sequence[str]) -> list[tuple[Outcome, ...] | Fault]:

@@ -1,4 +1,4 @@
-"""The critic has a vote: it is asked about edits, not again about sources; and images of one prompt are ordered."""
+"""The critic has a vote: it is asked about edits, not again about sources; and siblings of one prompt are ordered."""
 
 from dataclasses import dataclass, field, replace
 
@@ -7,7 +7,7 @@ import pytest
 from rpo.curation.critic_scores import CriticScores
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import CurateConfig, DecideConfig, SourceConfig
-from rpo.curation.decide import Candidate, Judged, check_rules, compare, outcomes_of_prompt
+from rpo.curation.decide import Candidate, Judged, check_rules, compare, outcomes_of_siblings
 from rpo.curation.export import pairs_of
 from rpo.curation.folder import RunFolder
 from rpo.curation.history import Edit, histories
@@ -134,23 +134,16 @@ RULES = DecideConfig(rewards={"a": 0.2}, orderings="prompt")
 
 
 def couples(records, rules=RULES):
-    return [(one.chosen, one.rejected) for one in outcomes_of_prompt(records, rules)]
+    return [(one.chosen, one.rejected) for one in outcomes_of_siblings(records, rules)]
 
 
 def test_the_best_is_paired_with_the_worst_and_no_image_is_used_twice():
-    records = [judged("1", 0.9), judged("2", 0.1, 0.8), judged("3", 0.3, 0.2)]
-    assert couples(records) == [("1/source", "2/source"), ("2/edit", "3/edit")]
+    records = [judged("1", 0.5), judged("2", 0.1, 0.8), judged("3", 0.9), judged("4", 0.8), judged("5", 0.2)]
+    assert couples(records) == [("3/source", "2/source"), ("4/source", "5/source")]
 
 
-def test_at_equal_scores_the_edit_is_preferred_and_the_source_rejected():
-    records = [judged("1", 1.0), judged("2", 0.0, 1.0), judged("3", 0.5, 0.0)]
-    assert couples(records) == [("2/edit", "2/source"), ("1/source", "3/edit")]
-
-
-def test_a_couple_that_does_not_differ_enough_and_an_edit_outside_the_window_are_left_out():
+def test_a_couple_that_does_not_differ_enough_or_has_no_scores_is_left_out():
     assert couples([judged("1", 0.5), judged("2", 0.4)]) == []
-    far = replace(judged("2", 0.1, 0.9), distance=0.9)
-    assert couples([judged("1", 0.5), far]) == [("1/source", "2/source")]
     assert couples([Judged("1", Candidate("1", "source", {}), reason="score_fault"), judged("2", 0.1)]) == []
 
 
@@ -162,7 +155,7 @@ def test_a_preferred_image_must_be_good_not_only_better():
     assert (worse.chosen, worse.reason) == ("", "not_good")
     with pytest.raises(ValueError, match=r"min_chosen names 'b', which is not among decide.rewards \(a\)"):
         check_rules(replace(RULES, min_chosen={"b": 1.0}))
-    with pytest.raises(ValueError, match="policy 'always_edit', which orders nothing"):
+    with pytest.raises(ValueError, match="policy 'always_edit', which orders no siblings"):
         check_rules(replace(RULES, policy="always_edit"))
 
 
@@ -178,14 +171,16 @@ def by_prompt(output, part="", prompts=6):
     )
 
 
-def test_a_run_orders_all_images_of_a_prompt_alone_and_in_two_processes(tmp_path):
+def test_a_run_orders_the_images_of_a_prompt_alone_and_in_two_processes(tmp_path):
     run = RunFolder(curate(by_prompt(tmp_path / "one"), components=fakes(critic=Grader())))
     pairs = list(pairs_of(run))
     assert len(pairs) >= 6
     assert {pair.details["label_source"] for pair in pairs} == {"reward:critic"}
-    assert {(pair.details["chosen_is"], pair.details["rejected_is"]) for pair in pairs} > {("source", "source")}
-    images = [pair.facts(side).digest for pair in pairs for side in ("chosen", "rejected")]
-    assert len(set(images)) == len(images)
+    sides = [(pair.details["chosen_is"], pair.details["rejected_is"]) for pair in pairs]
+    assert set(sides) == {("source", "source"), ("edit", "source")}
+    siblings = [pair for pair, kinds in zip(pairs, sides, strict=True) if kinds == ("source", "source")]
+    assert len(siblings) <= 6  # three images of each of six prompts make one couple
+    assert all("critique" in pair.details and "edit_instruction" not in pair.details for pair in siblings)
     for pair in pairs:
         assert pair.chosen_score >= pair.rejected_score + 1
     every = {one.source.id: one.source.caption for one in histories(run)}
