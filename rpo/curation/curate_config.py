@@ -80,7 +80,8 @@ class DecideConfig:
     lower, with the source preferred; "always_edit" prefers the edit whatever the rewards say."""
 
     min_distance: float = 0.002
-    """Least mean absolute difference of source and edit, pixels being in [0, 1]; below it nothing changed."""
+    """Least mean absolute difference of source and edit, pixels being in [0, 1]; below it nothing changed. On shapes,
+    edits that mended an image lie between 0.004 and 0.1."""
 
     max_distance: float = 0.3
     """The largest; above it the edit is another image."""
