@@ -95,7 +95,7 @@ def _counts(numbers: Mapping[str, float]) -> str:
 
 def _figure(rows: Mapping[str, Mapping[str, list[float]]]) -> str:
     """Gains of every arm: a dot for each seed, a bar for their mean."""
-    style = {"svg.fonttype": "none", "svg.hashsalt": "rpo", "font.size": 9.5, "font.family": "sans-serif"}
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "rpo", "font.size": 9.5, "font.family": "sans-serif"}
     with mpl.rc_context(style):
         figure = Figure(figsize=(8.2, 0.9 + 0.42 * len(rows)), layout="constrained")
         axes = figure.subplots()
