@@ -127,8 +127,6 @@ def outcomes_across(first: Judged, second: Judged, rules: DecideConfig) -> list[
 def outcomes_of_siblings(records: Sequence[Judged], rules: DecideConfig) -> list[Outcome]:
     """What becomes of the model's own images of one prompt: best against worst, second best against second worst, ...
 
-    A couple that the rules drop is left out.
-
     Args:
         records: Those of the prompt.
         rules: The settings.
@@ -137,8 +135,7 @@ def outcomes_of_siblings(records: Sequence[Judged], rules: DecideConfig) -> list
     images = [record.source for record in records if record.source.scores]
     images.sort(key=lambda image: -image.scores[leading])
     couples = zip(images[: len(images) // 2], reversed(images), strict=False)
-    found = [compare(worse, better, rules) for better, worse in couples]
-    return [outcome for outcome in found if outcome.chosen]
+    return [compare(worse, better, rules) for better, worse in couples]
 
 
 def compare(first: Candidate, second: Candidate, rules: DecideConfig) -> Outcome:

@@ -134,7 +134,7 @@ RULES = DecideConfig(rewards={"a": 0.2}, orderings="prompt")
 
 
 def couples(records, rules=RULES):
-    return [(one.chosen, one.rejected) for one in outcomes_of_siblings(records, rules)]
+    return [(one.chosen, one.rejected) for one in outcomes_of_siblings(records, rules) if one.chosen]
 
 
 def test_the_best_is_paired_with_the_worst_and_no_image_is_used_twice():
@@ -142,9 +142,11 @@ def test_the_best_is_paired_with_the_worst_and_no_image_is_used_twice():
     assert couples(records) == [("3/source", "2/source"), ("4/source", "5/source")]
 
 
-def test_a_couple_that_does_not_differ_enough_or_has_no_scores_is_left_out():
-    assert couples([judged("1", 0.5), judged("2", 0.4)]) == []
-    assert couples([Judged("1", Candidate("1", "source", {}), reason="score_fault"), judged("2", 0.1)]) == []
+def test_a_couple_that_does_not_differ_enough_is_dropped_for_a_reason_and_one_without_scores_is_none():
+    (dropped,) = outcomes_of_siblings([judged("1", 0.5), judged("2", 0.4)], RULES)
+    assert (dropped.chosen, dropped.reason) == ("", "small_margin")
+    unscored = Judged("1", Candidate("1", "source", {}), reason="score_fault")
+    assert outcomes_of_siblings([unscored, judged("2", 0.1)], RULES) == []
 
 
 def test_a_preferred_image_must_be_good_not_only_better():
