@@ -5,8 +5,9 @@
     python benchmarks/rpo_ablation.py report          # from what is finished so far
 
 For every seed, images of the training prompts are drawn once and curated once: criticised, instructed, edited and
-scored by the proxy reward `shapes-clip`, which alone filters and ranks. Every arm takes the same number of pairs from
-them and trains a LoRA with the settings of the quickstart; the two arms of other sizes say so. Verified accuracy is
+scored by the proxy reward `shapes-clip`, which ranks and filters but where an arm names the critic. Every arm takes the
+same number of pairs from them and trains a LoRA with the settings of the quickstart; what differs says so.
+Verified accuracy is
 that of held-out prompts, which nothing here saw, with the same noise for every arm of a seed. Each run is a process on
 one core and continues where it was killed: start the command again.
 """
