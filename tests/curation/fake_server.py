@@ -67,15 +67,17 @@ class FakeServer:
                     outer._now += 1
                     outer.most_at_once = max(outer.most_at_once, outer._now)
                 try:
-                    self._respond(outer._behave(request), request)
+                    response = outer._behave(request)
+                    time.sleep(response.wait_seconds)
+                finally:
+                    with outer._lock:  # before the reply: a client that has it may ask again at once
+                        outer._now -= 1
+                try:
+                    self._reply(response, request)
                 except (BrokenPipeError, ConnectionResetError):
                     pass  # the client has given up
-                finally:
-                    with outer._lock:
-                        outer._now -= 1
 
-            def _respond(self, response: Response, request: dict) -> None:
-                time.sleep(response.wait_seconds)
+            def _reply(self, response: Response, request: dict) -> None:
                 body = completion(response, request["model"]) if response.body is None else response.body
                 self.send_response(response.status)
                 self.send_header("Content-Type", response.content_type)

@@ -262,7 +262,14 @@ def test_null_in_a_file_leaves_a_setting_out(tmp_path):
 
 
 def test_never_more_at_once_than_asked_for():
-    with fake_server(lambda _: Response(GOOD, wait_seconds=0.03)) as server:
+    three, left = threading.Barrier(3), iter(range(3))
+
+    def behave(_):
+        if next(left, None) is not None:  # the first three wait for each other
+            three.wait(timeout=60)
+        return Response(GOOD, wait_seconds=0.03)
+
+    with fake_server(behave) as server:
         critic = load_critic(config(server, concurrency=3))
         with ThreadPoolExecutor(4) as pool:
             batches = [pool.submit(critic, [IMAGE] * 5, [f"hat {index}"] * 5) for index in range(4)]
