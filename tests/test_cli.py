@@ -4,7 +4,6 @@ import argparse
 import runpy
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import pytest
@@ -35,10 +34,11 @@ def seen(monkeypatch: pytest.MonkeyPatch, *words: str) -> argparse.Namespace:
 
 
 def test_help_is_fast_and_imports_no_torch() -> None:
-    code = "import sys, rpo.cli\ntry: rpo.cli.main(['--help'])\nfinally: assert 'torch' not in sys.modules"
-    start = time.perf_counter()
+    code = (
+        "import sys, time, rpo.cli\ntry: rpo.cli.main(['--help'])\n"
+        "finally: assert 'torch' not in sys.modules and time.process_time() < 1"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert time.perf_counter() - start < 2
     for word in ("quickstart", "train", "data", "shapes"):
         assert word in done.stdout
 

@@ -4,7 +4,6 @@ import ast
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -183,11 +182,11 @@ def test_every_metric_is_defined_and_every_definition_is_logged() -> None:
 
 def test_import_is_fast_and_light() -> None:
     heavy = ("torch", "diffusers", "transformers", "numpy")
-    code = f"import sys, rpo; print([name for name in {heavy} if name in sys.modules])"
-    start = time.perf_counter()
+    code = f"import sys, time, rpo; print([name for name in {heavy} if name in sys.modules], time.process_time())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert time.perf_counter() - start < 1
-    assert done.stdout == "[]\n"
+    imported, _, seconds = done.stdout.rpartition(" ")
+    assert imported == "[]"
+    assert float(seconds) < 0.5, "of the processor, the interpreter's start included"
 
 
 @pytest.mark.parametrize("name", sorted(set(rpo.__all__) - {"__version__"}))
