@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -72,10 +72,8 @@ class FakeServer:
                 finally:
                     with outer._lock:  # before the reply: a client that has it may ask again at once
                         outer._now -= 1
-                try:
+                with suppress(BrokenPipeError, ConnectionResetError):  # the client has given up
                     self._reply(response, request)
-                except (BrokenPipeError, ConnectionResetError):
-                    pass  # the client has given up
 
             def _reply(self, response: Response, request: dict) -> None:
                 body = completion(response, request["model"]) if response.body is None else response.body
