@@ -17,8 +17,6 @@ a process on one core that continues where it was killed: start the command agai
 import argparse
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from online_rl_report import GUIDANCE, STOPS, report, write
+from jobs import on_one_core, write
+from online_rl_report import GUIDANCE, STOPS, report
 from torch import nn
 
 from rpo.config import load_config
@@ -213,16 +212,6 @@ def _mean(entries: list[dict[str, Any]], metric: str) -> float | None:
     return statistics.mean(values) if values else None
 
 
-def _in_process(words: list[str], folder: Path, name: str) -> None:
-    """Run one part of this script in a process on one core, with a log of its own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    with (folder / f"{name}.log").open("a") as log:
-        subprocess.run(
-            [sys.executable, __file__, *words], check=True, stdout=log, stderr=log, env={**os.environ, **threads}
-        )
-
-
 def main(argv: list[str] | None = None) -> None:
     """Run what the words ask for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -254,7 +243,7 @@ def main(argv: list[str] | None = None) -> None:
             for name in PARTS[args.part]:
                 jobs.append(([kind, *common, f"--seeds={seed}", f"--method={name}"], f"{name}-{seed}"))
         with ThreadPoolExecutor(args.workers) as pool:
-            list(pool.map(lambda job: _in_process(job[0], args.folder, job[1]), jobs))
+            list(pool.map(lambda job: on_one_core(__file__, job[0], args.folder / f"{job[1]}.log"), jobs))
         report(args.folder, {name: method.title for name, method in METHODS.items()}, PARTS["compare"])
 
 

@@ -1,11 +1,11 @@
 """What the runs of `online_rl.py` found: one JSON file, tables and a figure."""
 
-import json
-import os
 import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from jobs import read, write
 
 from rpo.charts import Chart, Mark, Series, draw_figure
 
@@ -96,16 +96,3 @@ def _stops(found: dict[str, Any], name: str, stop: float) -> list[dict[str, Any]
 
 def _spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
-
-
-def read(file: Path) -> dict[str, Any] | None:
-    """The content of a JSON file, if it is there."""
-    return json.loads(file.read_text()) if file.is_file() else None
-
-
-def write(file: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, file)

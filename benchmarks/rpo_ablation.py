@@ -15,8 +15,6 @@ one core and continues where it was killed: start the command again.
 import argparse
 import os
 import shutil
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from online_rl_report import write
+from jobs import on_one_core, write
 from rpo_ablation_pairs import CONFIG, PROXY, SETS, SOURCE_SCORES, source_scores
 from rpo_ablation_report import report
 
@@ -200,34 +198,19 @@ def yields(folder: Path, seed: int) -> dict[str, Any]:
     return found
 
 
-def _in_process(words: list[str], folder: Path, name: str) -> None:
-    """Run one part of this script in a process on one core, with a log of its own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    with (folder / f"{name}.log").open("a") as log:
-        subprocess.run(
-            [sys.executable, __file__, *words], check=True, stdout=log, stderr=log, env={**os.environ, **threads}
-        )
-
-
 def _all(args: argparse.Namespace) -> None:
     common = [f"--folder={args.folder}", f"--images={args.images}", f"--prompts={args.prompts}"]
     common.append(f"--updates={args.updates}")
     arms = {name: arm for name, arm in PARTS[args.part].items() if not args.only or name in args.only}
     with ThreadPoolExecutor(args.workers) as pool:
-        data = {
-            seed: pool.submit(_in_process, ["data", *common, f"--seeds={seed}"], args.folder, f"data-{seed}")
-            for seed in args.seeds
-        }
-        for done in data.values():
-            done.result()
-        jobs = [
-            pool.submit(_in_process, ["one", *common, f"--seeds={seed}", f"--only={arm}"], args.folder, f"{arm}-{seed}")
-            for seed in args.seeds
-            for arm in arms
-        ]
-        for job in jobs:
-            job.result()
+        for part, names in (("data", ["data"]), ("one", list(arms))):
+            words = {f"{name}-{seed}": [f"--seeds={seed}", f"--only={name}"] for seed in args.seeds for name in names}
+            jobs = [
+                pool.submit(on_one_core, __file__, [part, *common, *more], args.folder / f"{job}.log")
+                for job, more in words.items()
+            ]
+            for job in jobs:
+                job.result()
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from jobs import read, write
 from matplotlib.figure import Figure
-from online_rl_report import read, write
 
 DOMAINS = {"in_domain": "in-domain", "out_of_domain": "out-of-domain"}
 VERDICTS = ("better", "equal", "worse")

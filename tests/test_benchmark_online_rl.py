@@ -12,6 +12,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import online_rl  # noqa: E402
 import online_rl_report  # noqa: E402
+from jobs import write  # noqa: E402
 
 BASE = {"in_domain": 40.0, "out_of_domain": 35.0, "in_domain_guided": 54.0, "out_of_domain_guided": 59.0}
 
@@ -38,11 +39,11 @@ def test_evaluations_count_latents_forward_and_backward():
 
 
 def test_the_report_shows_every_seed_and_the_base(tmp_path, capsys):
-    online_rl_report.write(tmp_path / "base.json", BASE)
+    write(tmp_path / "base.json", BASE)
     for seed, gain in ((0, 10.0), (1, 20.0)):
         for stop in online_rl_report.STOPS:
             place = tmp_path / f"ddpo-{seed}" / f"judged-{stop:g}.json"
-            online_rl_report.write(place, judged(stop * gain, round(stop * 1000)))
+            write(place, judged(stop * gain, round(stop * 1000)))
     found = online_rl_report.report(tmp_path, {"ddpo": "DDPO"}, ("ddpo",))
     lines = capsys.readouterr().out.splitlines()
     assert lines[2] == "| base | | 0 | 40.0 | 35.0 | 54.0 | 59.0 | 0 | 0 | |"

@@ -11,7 +11,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import rpo_ablation  # noqa: E402
 import rpo_ablation_report  # noqa: E402
-from online_rl_report import write  # noqa: E402
+from jobs import write  # noqa: E402
 
 from rpo.config import load_config  # noqa: E402
 from rpo.data.preference import PreferencePair, encode_png  # noqa: E402

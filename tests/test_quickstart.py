@@ -10,9 +10,6 @@ from PIL import Image
 
 from rpo.config import load_config
 from rpo.quickstart import QuickstartConfig, Stages, run
-from rpo.shapes.evaluation import Sampling, judge_images
-from rpo.shapes.pairing import preference_pairs
-from rpo.shapes.world import Scene, draw_scene, render, sample_prompts
 
 SMALL = [
     "prompts=12",
@@ -103,36 +100,6 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(finished):
         run(small(folder / "run", "seed=1"), resume=True)
 
 
-def judged_scenes(wrong):
-    """Four images of one prompt, of which the ones at `wrong` show another prompt."""
-    prompt, other = sample_prompts("train", 8, seed=0)[1:3]
-    scenes = [
-        render(draw_scene(other if index in wrong else prompt, np.random.default_rng(index))) for index in range(4)
-    ]
-    return judge_images(np.stack(scenes), {"train": [prompt]}, Sampling(0, images_per_prompt=4))
-
-
-def test_pairs_are_best_against_worst_and_use_no_image_twice():
-    judged = judged_scenes(wrong={0, 3})
-    pairs = preference_pairs(judged, pairs_per_prompt=4, min_chosen_score=1.0, min_margin=0.25)
-    assert len(pairs) == 2
-    assert all(pair.chosen_score == 1.0 > pair.rejected_score for pair in pairs)
-    assert len({pair.facts(side).digest for pair in pairs for side in ("chosen", "rejected")}) == 4
-    assert len(preference_pairs(judged, pairs_per_prompt=1, min_chosen_score=1.0, min_margin=0.25)) == 1
-
-
-def test_a_near_miss_is_preferred_only_when_that_is_asked_for():
-    prompt = next(one for one in sample_prompts("train", 8, seed=0) if one.kind == "conjunction")
-    scene = draw_scene(prompt, np.random.default_rng(0))
-    one_of_two = render(Scene(scene.objects[:1]))
-    blank = np.full((64, 64, 3), 245, np.uint8)
-    judged = judge_images(np.stack([blank, one_of_two]), {"train": [prompt]}, Sampling(0, images_per_prompt=2))
-    assert 0 == judged.scores[0] < judged.scores[1] < 1
-    assert preference_pairs(judged, pairs_per_prompt=1, min_chosen_score=1.0, min_margin=0.1) == []
-    (pair,) = preference_pairs(judged, pairs_per_prompt=1, min_chosen_score=0.0, min_margin=0.1)
-    assert (pair.chosen_score, pair.rejected_score) == (judged.scores[1], 0)
-
-
 def test_a_stage_line_cut_by_a_kill_is_left_out(tmp_path):
     file = tmp_path / "stages.jsonl"
     file.write_text('{"stage": "draw", "seconds": 2.0}\n{"stage": "tra')
@@ -142,9 +109,3 @@ def test_a_stage_line_cut_by_a_kill_is_left_out(tmp_path):
         pass
     assert Stages(file).seconds["draw"] >= 2.0
     assert list(Stages(file).seconds) == ["draw"]
-
-
-def test_images_that_do_not_differ_enough_make_no_pair():
-    assert preference_pairs(judged_scenes(wrong=set()), pairs_per_prompt=2, min_chosen_score=1.0, min_margin=0.25) == []
-    with pytest.raises(ValueError, match="pairs_per_prompt is 0, but at least 1 is needed"):
-        preference_pairs(judged_scenes(wrong=set()), pairs_per_prompt=0, min_chosen_score=1.0, min_margin=0.25)
