@@ -54,7 +54,7 @@ class QuickstartConfig:
     prompts: int = 690
     """Training prompts to draw images of; 100 to 690. More give more pairs."""
 
-    images_per_prompt: int = 4
+    images_per_prompt: int = 8
     """Images drawn of each training prompt; 1 to 8."""
 
     curate: CurateConfig = field(
@@ -86,7 +86,14 @@ class QuickstartConfig:
             micro_batch=32,
             caption_dropout=0.1,
             max_chosen_error_ratio=2.0,
-            loop=LoopConfig(updates=300, learning_rate=1e-3, warmup_updates=10, ema_decay=0.97, checkpoint_every=60),
+            loop=LoopConfig(
+                updates=450,
+                learning_rate=1e-3,
+                lr_schedule="cosine",
+                warmup_updates=10,
+                ema_decay=0.97,
+                checkpoint_every=90,
+            ),
         )
     )
     """Of the training; its folder and seed are those of the run."""

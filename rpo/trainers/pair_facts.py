@@ -54,12 +54,30 @@ def pair_facts(pairs: PairSet, config: PreferenceConfig, measure: Callable[[], F
         pairs: The set.
         config: The objective.
         measure: The reference's mid-time error of each pair; called only if it is asked for.
+
+    Raises:
+        ValueError: The gaps of the scores are asked for, and there are none.
     """
-    gaps = torch.tensor([pair.margin for pair in pairs]) if config.margin_from == "rewards" else None
+    gaps = relative_gaps(pairs) if config.margin_from == "rewards" else None
     if config.context == "none":
         return PairFacts(gaps)
     dispersion = score_dispersion(pairs) if config.context == "scores" else per_prompt(pairs, measure())
     return PairFacts(gaps, mallows_scale(dispersion))
+
+
+def relative_gaps(pairs: PairSet) -> Float[Tensor, " pairs"]:
+    """Chosen minus rejected score in units of the set's mean gap: rewards differ in scale by orders of magnitude.
+
+    Raises:
+        ValueError: The two scores are equal in every pair.
+    """
+    gaps = torch.tensor([pair.margin for pair in pairs], dtype=torch.float32)
+    if not gaps.any():
+        raise ValueError(
+            f"chosen_score and rejected_score are equal in all {len(gaps)} pairs, but objective.margin_from: rewards "
+            "asks how far they differ; score the set, or leave that setting out"
+        )
+    return gaps / gaps.abs().mean()
 
 
 def score_dispersion(pairs: PairSet) -> Float[Tensor, " pairs"]:

@@ -55,7 +55,7 @@ class PreferenceConfig:
 
     margin_from: Literal["constant", "time", "rewards"] = "constant"
     """What gamma multiplies: 1; how far errors usually lie apart at this time, mean 1 over times; or the pair's
-    chosen_score minus its rejected_score."""
+    chosen_score minus its rejected_score, mean 1 over the set."""
 
     margin_mixed: bool = False
     """Count the margin only (1 - `reference_weight`) times, as the second reference of RainbowPO's mixture."""

@@ -42,7 +42,7 @@ class PairFacts:
     """What the objective needs to know of every pair of the set, by its index."""
 
     score_gaps: Float[Tensor, " pairs"] | None = None
-    """Chosen minus rejected score."""
+    """Chosen minus rejected score, in units of the set's mean gap."""
     context_scale: Float[Tensor, " pairs"] | None = None
     """phi of the pair's prompt."""
 
