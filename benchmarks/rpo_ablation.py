@@ -207,6 +207,7 @@ def _all(args: argparse.Namespace) -> None:
             jobs = [
                 pool.submit(on_one_core, __file__, [part, *common, *more], args.folder / f"{job}.log")
                 for job, more in words.items()
+                if not (args.folder / job / "judged.json").is_file()
             ]
             for job in jobs:
                 job.result()
