@@ -10,10 +10,14 @@ from typing import Any
 import matplotlib as mpl
 from jobs import read, write
 from matplotlib.figure import Figure
+from scipy.stats import spearmanr
 
 DOMAINS = {"in_domain": "in-domain", "out_of_domain": "out-of-domain"}
 VERDICTS = ("better", "equal", "worse")
 COLORS = ("#4257d6", "#c2702a")
+CHOSEN_ERROR = "dpo/chosen_error_ratio"
+FEWEST_RUNS = 6
+"""With fewer a rank correlation says nothing."""
 
 
 def report(folder: Path, parts: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
@@ -28,7 +32,7 @@ def report(folder: Path, parts: Mapping[str, Mapping[str, str]]) -> dict[str, An
     found["runs"] = {name: runs for name in names if (runs := _by_seed(folder, name, "judged.json"))}
     write(folder / "results.json", found)
     for part, titles in parts.items():
-        print("\n".join(_table(found["runs"], titles)), "\n")
+        print("\n".join([*_table(found["runs"], titles), "", *_holding(found["runs"], titles)]))
         rows = {title: _gains(found["runs"], name) for name, title in titles.items() if name in found["runs"]}
         if rows:
             (folder / f"rpo_{part}.svg").write_text(_figure(rows))
@@ -56,9 +60,23 @@ def _table(runs: Mapping[str, Any], titles: Mapping[str, str]) -> Iterator[str]:
             cells.append(_spread([one[domain] for one in some.values()]))
             cells.append(_spread(gains[domain], "+.1f") if name != "base" else "")
         cells.append(_spread([one["in_domain_proxy"] for one in some.values()], ".3f"))
-        errors = [one["metrics"].get("dpo/chosen_error_ratio") for one in some.values()] if name != "base" else []
+        errors = [one["metrics"].get(CHOSEN_ERROR) for one in some.values()] if name != "base" else []
         cells.append(_spread([error for error in errors if error is not None], ".2f"))
         yield f"| {title} | {' | '.join(cells)} | {len(some)} |"
+
+
+def _holding(runs: Mapping[str, Any], titles: Mapping[str, str]) -> Iterator[str]:
+    """How far gains follow from whether the chosen side was held in place."""
+    base = runs.get("base", {})
+    both = [(one, base[seed]) for name in titles for seed, one in runs.get(name, {}).items() if seed in base]
+    rows = [(one, start) for one, start in both if one["metrics"].get(CHOSEN_ERROR) is not None]
+    if len(rows) < FEWEST_RUNS:
+        return
+    errors = [one["metrics"][CHOSEN_ERROR] for one, _ in rows]
+    by_domain = {name: [one[domain] - start[domain] for one, start in rows] for domain, name in DOMAINS.items()}
+    ranks = {name: float(spearmanr(errors, gains).statistic) for name, gains in by_domain.items()}
+    numbers = ", ".join(f"{name} {rank:.2f}" for name, rank in ranks.items())
+    yield f"chosen error and gain over {len(rows)} runs, rank correlation: {numbers}\n"
 
 
 def _gains(runs: Mapping[str, Any], name: str) -> dict[str, list[float]]:

@@ -64,6 +64,17 @@ def test_the_report_shows_means_and_paired_gains_of_every_seed(tmp_path, capsys)
     assert "rich" in (tmp_path / "rpo_arms.svg").read_text()
 
 
+def test_the_report_says_how_far_gains_follow_from_holding_the_chosen_side(tmp_path, capsys):
+    write(tmp_path / "base-0/judged.json", judged(50.0, 50.0))
+    for number in range(6):
+        run = judged(60.0 - number, 40.0 + number**2, pairs=1, metrics={"dpo/chosen_error_ratio": 1 + number})
+        write(tmp_path / f"arm{number}-0/judged.json", run)
+    write(tmp_path / "arm0-1/judged.json", judged(1, 1, pairs=1, metrics={"dpo/chosen_error_ratio": 9}))  # without base
+    rpo_ablation_report.report(tmp_path, {"arms": {f"arm{number}": "" for number in range(6)}})
+    line = "chosen error and gain over 6 runs, rank correlation: in-domain -1.00, out-of-domain 1.00"
+    assert line in capsys.readouterr().out.splitlines()
+
+
 @pytest.mark.slow
 def test_an_ablation_runs_and_continues(tmp_path):
     words = ["arms", f"--folder={tmp_path}", "--seeds", "0", "--prompts=40", "--images=4", "--updates=2"]
