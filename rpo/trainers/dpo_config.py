@@ -22,7 +22,8 @@ class DPOConfig:
 
     sft_weight: float = 0.0
     """Weight of the chosen side's plain denoising loss, in units of beta/2. 0 is plain DPO; 0.05 to 0.5 keeps the
-    chosen side in place and allows more updates."""
+    chosen side in place and allows more updates. Give 0.05 to 0.2 where the model did not draw the chosen images
+    itself, as with edits."""
 
     max_chosen_error_ratio: float = 1.5
     """Training stops when the chosen side's error, smoothed, exceeds this many times the reference's: from there on
