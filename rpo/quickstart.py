@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
 from rpo.config import to_yaml
@@ -31,7 +30,7 @@ from rpo.data.jsonl import append_line, mend_last_line, read_lines
 from rpo.data.preference import PairSet
 from rpo.data.readers import read_pairs
 from rpo.evaluate import Comparison
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.config import ModelConfig, load_model
 from rpo.quickstart_report import Findings, write_quickstart_card, write_quickstart_report
 from rpo.shapes.evaluate import Measurement, evaluate, format_accuracies, held_out_prompts
 from rpo.shapes.evaluation import Sampling, comparisons
@@ -55,7 +54,7 @@ class QuickstartConfig:
     """Training prompts to draw images of; 100 to 690. More give more pairs."""
 
     images_per_prompt: int = 8
-    """Images drawn of each training prompt; 1 to 8. 4 saves three minutes and costs a point or two."""
+    """Images drawn of each training prompt; 1 to 8. 4 saves three minutes and gains less."""
 
     curate: CurateConfig = field(
         default_factory=lambda: CurateConfig(
@@ -123,7 +122,7 @@ def run(config: QuickstartConfig, *, resume: bool = False) -> QuickstartResult:
     folder = Path(config.output)
     _claim(folder, config, resume=resume)
     stages = Stages(folder / "stages.jsonl")
-    model = StableDiffusion.load("shapes", device=_device(config.device))
+    model = load_model(ModelConfig(device=config.device))
     held_out = held_out_prompts(config.evaluation_prompts, config.seed)
     sampling = Sampling(config.seed)
 
@@ -147,7 +146,8 @@ def run(config: QuickstartConfig, *, resume: bool = False) -> QuickstartResult:
     measured = Measurement(base, aligned)
     tqdm.write("\n" + format_accuracies(measured, seed=config.seed))
     _write_results(folder / "results.json", measured, trained, status, config.seed)
-    findings = Findings(base, aligned, trained, curated, lora, stages.seconds, to_yaml(config), config.seed)
+    rules, settings = config.curate.decide, to_yaml(config)
+    findings = Findings(base, aligned, trained, curated, rules, lora, stages.seconds, settings, config.seed)
     report = write_quickstart_report(findings, folder / "report.html", dpo)
     write_quickstart_card(findings, dpo)
     tqdm.write(f"\nLoRA:   {lora}\nreport: {report}  (open it in a browser)")
@@ -175,10 +175,11 @@ def make_pairs(folder: Path, config: QuickstartConfig) -> tuple[Path, PairSet]:
         images_per_prompt=config.images_per_prompt,
         seed=config.seed + 1_000_003,  # other noise than that of any evaluation
         batch_size=config.batch_size,
-        model=replace(config.curate.source.model, device=_device(config.device)),
+        model=replace(config.curate.source.model, device=config.device),
     )
     place = folder / "curate"
-    settings = replace(config.curate, output=str(place), source=source)
+    editor = replace(config.curate.editor, device=config.device)
+    settings = replace(config.curate, output=str(place), source=source, editor=editor)
     run = curate(settings, resume=place.exists())
     write_page(run)
     return run, read_pairs(export(run, "native", to=folder / "pairs").path)
@@ -225,12 +226,6 @@ def _claim(folder: Path, config: QuickstartConfig, *, resume: bool) -> None:
     partial = folder / "settings.yaml.partial"
     partial.write_text(text)
     os.replace(partial, settings)  # whole or not at all: a cut file would look like other settings
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
 
 
 def _write_results(file: Path, measured: Measurement, trained: TrainResult, curated: RunStatus, seed: int) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rpo.curation.curate_config import DecideConfig
 from rpo.curation.folder import RunFolder
 from rpo.curation.history import Edit, History, histories
 from rpo.curation.page_outcomes import own_outcome
@@ -25,12 +26,29 @@ MEANINGS: dict[Outcome, str] = {
 }
 
 
-def yield_section(status: RunStatus, trained: TrainResult) -> TextSection:
+def in_words(rules: DecideConfig) -> str:
+    """Which images became a pair, in a sentence or two.
+
+    Args:
+        rules: The settings.
+    """
+    judges = [f"{name} by {margin:g} or more" if margin else name for name, margin in rules.rewards.items()]
+    said = " and ".join(judges) if rules.agreement else f"{judges[0]} (of {' and '.join(judges)})"
+    least = "".join(f", and {name} gave the better one at least {mark:g}" for name, mark in rules.min_chosen.items())
+    across = " The base's own images of a prompt were paired in the same way, the best with the worst."
+    return (
+        f"An edit and its source became a pair where {said} told them apart{least} (policy {rules.policy})."
+        f"{across if rules.orderings == 'prompt' else ''}"
+    )
+
+
+def yield_section(status: RunStatus, trained: TrainResult, rules: DecideConfig) -> TextSection:
     """How the pairs came about, in numbers.
 
     Args:
         status: Of the curation.
         trained: Of the training on its pairs.
+        rules: What became a pair.
     """
     counts = {stage.name: stage.kept for stage in status.stages}
     end = f" Training was stopped: {trained.stopped_because}." if trained.stopped_because else ""
@@ -41,9 +59,7 @@ def yield_section(status: RunStatus, trained: TrainResult) -> TextSection:
             f"{status.num_pairs} preference pairs, {trained.updates} updates. The base model drew {counts['sources']} "
             "images of the training prompts. A critic that reads the scene said what was wrong with each, an "
             f"instructor what an editor should do about it, and a small InstructPix2Pix made {counts['edits']} edits. "
-            "An edit was kept where the learned reward shapes-clip found it better than its source and the critic, "
-            "asked again, found nothing wrong with it; the model's own images of a prompt were paired in the same way, "
-            f"the best with the worst.{end}",
+            f"{in_words(rules)}{end}",
             f"Dropped: {dropped}. Every image with its critique, instruction, scores and decision is in "
             "curate/pairs.html.",
         ),

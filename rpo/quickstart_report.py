@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from rpo.curation.curate_config import DecideConfig
 from rpo.curation.status import status_of
 from rpo.model_card import CardFacts, Sample, write_model_card
-from rpo.quickstart_curation import edits_section, yield_section
+from rpo.quickstart_curation import edits_section, in_words, yield_section
 from rpo.report import Report, write_report
 from rpo.report_dpo import READING_GUIDE, curves_section
 from rpo.report_facts import environment_facts, settings_facts
@@ -33,6 +34,8 @@ class Findings:
     trained: TrainResult
     curated: Path
     """Folder of the curation."""
+    rules: DecideConfig
+    """What became a pair."""
     lora: Path
     seconds: Mapping[str, float]
     settings: str
@@ -54,7 +57,7 @@ def write_quickstart_report(findings: Findings, path: Path, dpo: DPOConfig) -> P
         images,
         kinds,
         edits_section(findings.curated, seed=findings.seed),
-        yield_section(status, findings.trained),
+        yield_section(status, findings.trained, findings.rules),
         curves_section(
             read_metrics(findings.trained.folder),
             error_ratio_limit=dpo.max_chosen_error_ratio,
@@ -89,9 +92,7 @@ def write_quickstart_card(findings: Findings, dpo: DPOConfig) -> Path:
         title=TITLE,
         description="Aligns the embedded checkpoint of rpo with its prompts: a demonstration, for no other images.",
         data=f"{status_of(findings.curated).num_pairs} pairs of the base's own images and of edits of them: the shapes "
-        "critic said what was wrong, an instructor what to do, the shapes editor did it, and the edit was kept where "
-        "the learned reward shapes-clip found it better and the critic nothing wrong with it. The base's own images of "
-        "a prompt were paired by the same two.",
+        f"critic said what was wrong, an instructor what to do, the shapes editor did it. {in_words(findings.rules)}",
         settings=asdict(dpo),
         call={"num_inference_steps": before.sampling.num_steps, "guidance_scale": before.sampling.guidance_scale},
         results={readable(domain).capitalize(): tuple(rows) for domain, rows in table.items()},
@@ -119,7 +120,7 @@ def _commands(findings: Findings) -> CommandsSection:
             Command(
                 "Do the same with your own checkpoint: make pairs, then train on them:",
                 "rpo curate configs/curate_sd15.yaml --output runs/curate && rpo curate export runs/curate\n"
-                "rpo train dpo configs/dpo_sd15.yaml data.source=runs/curate/export/native",
+                "rpo train dpo configs/dpo_sd15.yaml data.source=runs/curate/export/native dpo.sft_weight=0.1",
             ),
         ),
     )

@@ -3,14 +3,19 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from rpo.config import load_config
-from rpo.quickstart import QuickstartConfig, Stages, run
+from rpo.quickstart import QuickstartConfig, Stages, make_pairs, run
+from rpo.quickstart_curation import in_words
+from rpo.trainers.dpo_run import RunConfig
 
+CONFIGS = Path(__file__).parent.parent / "configs"
 SMALL = [
     "prompts=12",
     "images_per_prompt=4",
@@ -98,6 +103,37 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(finished):
         run(small(folder / "run"))
     with pytest.raises(ValueError, match="was started with other settings"):
         run(small(folder / "run", "seed=1"), resume=True)
+
+
+def test_the_report_tells_the_rules_that_were_in_force():
+    rules = QuickstartConfig().curate.decide
+    said = in_words(rules)
+    assert (
+        "where critic by 1 or more and shapes-clip told them apart, and critic gave the better one at least 10" in said
+    )
+    assert "own images of a prompt were paired" in said
+    other = in_words(replace(rules, agreement=False, min_chosen={}, orderings="own", policy="both_directions"))
+    assert "critic by 1 or more (of critic by 1 or more and shapes-clip)" in other
+    assert "both_directions" in other and "own images" not in other and "at least" not in other
+
+
+def test_the_configuration_of_its_training_is_its_training():
+    found = load_config(RunConfig, CONFIGS / "dpo_shapes.yaml", ["data.source=x"]).dpo
+    own = QuickstartConfig().dpo
+    assert replace(found, folder=own.folder) == own
+
+
+def test_its_device_is_that_of_drawing_and_editing(monkeypatch, tmp_path):
+    asked = []
+
+    def note(settings, **_):
+        asked.append(settings)
+        raise InterruptedError
+
+    monkeypatch.setattr("rpo.quickstart.curate", note)
+    with pytest.raises(InterruptedError):
+        make_pairs(tmp_path, small(tmp_path, "device=cuda:7"))
+    assert asked[0].source.model.device == asked[0].editor.device == "cuda:7"
 
 
 def test_a_stage_line_cut_by_a_kill_is_left_out(tmp_path):
