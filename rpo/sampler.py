@@ -12,9 +12,11 @@ from typing import Literal
 import torch
 from tqdm.auto import tqdm
 
+from rpo.diffusion.continuous import grid_at, uniform_times
 from rpo.diffusion.prediction import to_x0_eps
 from rpo.diffusion.transition import Ddim, Gaussian, Kernel
 from rpo.models.base import DiffusionModel, guided
+from rpo.models.solvers import BlackBoxSolver
 from rpo.randomness import keyed_generator
 from rpo.types import Conditioning, Grid, Images, Latents, Node, Trajectory
 
@@ -188,6 +190,8 @@ def generate(
     num_steps: int = 50,
     guidance_scale: float = 7.5,
     eta: float = 0.0,
+    solver: Literal["ddim", "dpm_solver"] = "ddim",
+    spacing: Literal["checkpoint", "uniform"] = "checkpoint",
     batch_size: int = 16,
     progress: str | None = None,
 ) -> Images:
@@ -201,22 +205,36 @@ def generate(
         num_steps: Denoising steps; 20 to 50 are usual.
         guidance_scale: 1 is no guidance; 7.5 is usual for Stable Diffusion.
         eta: 0 is deterministic DDIM, 1 ancestral sampling.
+        solver: DDIM, or DPM-Solver++ (second order and deterministic: `eta` is 0) for half of the steps.
+        spacing: Steps where the checkpoint's scheduler puts them, or evenly in time; of DDIM.
         batch_size: Images at once; changes speed and memory, not images (but for float error).
         progress: Label of a progress bar; None for none.
+
+    Raises:
+        ValueError: If the solver cannot have that noise level or spacing.
     """
+    if solver == "dpm_solver" and (eta != 0 or spacing != "checkpoint"):
+        raise ValueError(
+            f"solver is dpm_solver with eta {eta:g} and spacing {spacing!r}, but it is an ODE solver with steps of its "
+            'own; give eta 0 and spacing "checkpoint", or solver "ddim"'
+        )
     cond = model.encode_prompts(prompts)
     jobs = [(prompt, image) for prompt in range(len(prompts)) for image in range(images_per_prompt)]
     bar = tqdm(total=len(jobs), desc=progress, unit="image", disable=progress is None, dynamic_ncols=True)
     images = []
-    grid = model.grid(num_steps)
+    if spacing == "uniform":
+        grid = grid_at(model.process, uniform_times(model.process, num_steps), device=model.device)
+    else:
+        grid = model.grid(num_steps)
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
         rows = torch.tensor([prompt for prompt, _ in batch], device=model.device)
+        multistep = BlackBoxSolver(model, num_steps) if solver == "dpm_solver" else None  # one per trajectory
         trajectory = sample(
             model,
             cond.select(rows),
-            grid,
-            Ddim(eta),
+            multistep.grid if multistep else grid,
+            multistep or Ddim(eta),
             guidance_scale=guidance_scale,
             generators=[image_generator(seed, prompt, image) for prompt, image in batch],
         )

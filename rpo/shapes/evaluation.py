@@ -5,6 +5,7 @@ No model is needed here: images that lie on a disk are judged just as well as fr
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ class Sampling:
     num_steps: int = NUM_STEPS
     guidance_scale: float = GUIDANCE_SCALE
     eta: float = 0.0
+    solver: Literal["ddim", "dpm_solver"] = "ddim"
+    spacing: Literal["checkpoint", "uniform"] = "checkpoint"
 
 
 @dataclass(frozen=True)

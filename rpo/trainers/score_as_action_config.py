@@ -238,13 +238,18 @@ class ScoreAsActionConfig:
 
     @property
     def explicit_cost(self) -> bool:
-        """Whether the cost of a step is differentiated as such, which a sampled log-ratio does without."""
-        return self.kl_weight > 0 and self.estimator != "likelihood"
+        """Whether the cost of a step is differentiated as such; a log-ratio is not, since its slope has mean 0."""
+        return self.kl_weight > 0 and self.estimator in ("pathwise", "likelihood_state_cost")
 
     @property
     def rollout_kernel(self) -> Kernel:
         """The kernel in which a step is learnt: the rollout's, or for `endpoint` that of the reverse SDE."""
         return Ddim(1.0) if self.estimator == "endpoint" else training_kernel(self.rollout)
+
+    @property
+    def _skips_clean_end(self) -> bool:
+        """`endpoint` learns in the DDIM step, whatever draws."""
+        return self.estimator == "endpoint" or (self.rollout.has_density and self.rollout.ends_without_noise)
 
     @property
     def uses_value(self) -> bool:
@@ -262,7 +267,7 @@ class ScoreAsActionConfig:
             folder=Path(self.folder),
             seed=self.seed,
             whole=self,
-            needs_density=self.rollout_kernel.has_density,
+            skips_clean_end=self._skips_clean_end,
             has_ratio=self.estimator != "endpoint" and self.rollout.has_density,
             method="score as action",
             preflight=self.preflight,
