@@ -108,7 +108,7 @@ def test_training_reaches_the_tilted_law(tmp_path):
         checkpoint_every=150,
         progress=False,
     )
-    endpoint(case, tmp_path, rows=200, num_steps=200, train_steps=None, model=model, loop=loop).train()
+    endpoint(case, tmp_path, rows=150, num_steps=300, train_steps=None, model=model, loop=loop).train()
     steps = steps_of(model, model.grid(1000), case.kernel())
     _, mean, variance = objective(steps, case.problem.quadratic, case.problem.beta)
     assert mean.item() == pytest.approx(0.9727, rel=0.03)
