@@ -104,10 +104,10 @@ def test_a_refusal_a_filter_and_a_cut_answer():
     assert cut.kind == "parse_error" and cut.message.endswith("raise max_tokens") and cut.raw == GOOD[:50]
 
 
-def test_ten_megabytes_are_a_fault_of_twenty_kilobytes():
-    with fake_server(saying("hat " * 2_500_000)) as server:
+def test_megabytes_are_a_fault_of_twenty_kilobytes():
+    with fake_server(saying("hat " * 1_000_000)) as server:
         fault = ask_once(server)
-    assert fault.kind == "parse_error" and "10000000 characters" in fault.message and len(fault.raw) == RAW_LIMIT
+    assert fault.kind == "parse_error" and "4000000 characters" in fault.message and len(fault.raw) == RAW_LIMIT
 
 
 @pytest.mark.parametrize(
