@@ -50,7 +50,7 @@ def test_a_good_answer_and_what_was_asked_for_it():
     scheme, _, data = image["image_url"]["url"].partition(",")
     assert scheme == "data:image/png;base64"
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), np.asarray(IMAGE))
-    assert "«a red hat»" in text["text"] and "JSON schema" not in text["text"]
+    assert '"a red hat"' in text["text"] and "JSON schema" not in text["text"]
     assert request["response_format"]["json_schema"]["schema"] == answer_schema(Critique)
     assert request["response_format"]["json_schema"]["strict"] is True
     assert (request["model"], request["temperature"], request["seed"], request["max_tokens"]) == ("m", 0.5, 7, 99)
@@ -395,7 +395,7 @@ def test_the_instructor_is_told_caption_and_critique():
         (answer,) = instructor([IMAGE], ["a red hat"], [VALUE])
     assert answer.text == "make the hat red"
     (text,) = server.texts()
-    assert "«a red hat»" in text and '"what": "the hat is blue"' in text
+    assert '"a red hat"' in text and '"what": "the hat is blue"' in text
     assert server.requests[0]["response_format"]["json_schema"]["name"] == "Instructions"
 
 

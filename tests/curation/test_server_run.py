@@ -57,7 +57,7 @@ def own_editor(config):
 
 
 def number_in(text):
-    return int(text.partition("«caption ")[2].partition("»")[0])
+    return int(text.partition('"caption ')[2].partition('"')[0])
 
 
 def good_critique(number):
