@@ -14,9 +14,12 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
+
+from rpo.from_environment import FromEnvironment, as_written, resolved
+from rpo.local_paths import without_paths
 
 Config = TypeVar("Config")
 
@@ -58,15 +61,16 @@ def load_config(cls: type[Config], path: str | Path | None = None, overrides: Se
         trees[f"the override '{word}'"] = _read_override(word)
     source_of = {key: source for source, tree in trees.items() for key in _leaf_keys(tree)}
     try:
-        values = OmegaConf.to_container(OmegaConf.merge({}, *trees.values()), resolve=True)
+        values = resolved(cast(DictConfig, OmegaConf.merge({}, *trees.values())))
     except OmegaConfBaseException as error:
         raise ValueError(f"the configuration of {cls.__name__} does not resolve: {_one_line(error)}") from error
     return _Builder(cls, source_of).dataclass(cls, values, "")
 
 
-def to_yaml(config: object) -> str:
-    """The YAML of a configuration, every value written out; `load_config` of it gives the configuration back."""
-    return OmegaConf.to_yaml(OmegaConf.create(_plain(asdict(cast(Any, config)))))
+def to_yaml(config: object, *, for_others: bool = False) -> str:
+    """The YAML of a configuration, which `load_config` reads back; `for_others`, without the paths of this machine."""
+    values = _plain(as_written(asdict(cast(Any, config))))
+    return OmegaConf.to_yaml(OmegaConf.create(without_paths(values) if for_others else values))
 
 
 def describe_fields(cls: type, default: object = None) -> list[FieldInfo]:
@@ -128,10 +132,11 @@ class _Builder:
 
     def scalar(self, hint: Any, value: Any, key: str) -> Any:
         """A value without parts; a whole number also passes for a number, text for a path."""
-        if type(value) is hint or hint is Any:
+        plain = str(value) if isinstance(value, FromEnvironment) else value
+        if type(plain) is hint or hint is Any:
             return value
-        if any(value == one and type(value) is type(one) for one in get_args(hint)):
-            return value
+        if any(plain == one and type(plain) is type(one) for one in get_args(hint)):
+            return plain
         if hint is float and type(value) is int:
             return float(value)
         if hint is Path and isinstance(value, str):

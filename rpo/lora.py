@@ -183,7 +183,8 @@ def _write(model: StableDiffusion, folder: Path) -> None:
             layers[part] = {
                 name: tensor.contiguous() for name, tensor in convert_state_dict_to_diffusers(state).items()
             }
-            metadata[part] = network.peft_config[ADAPTER].to_dict()
+            # transformers notes the folder that the network came from.
+            metadata[part] = network.peft_config[ADAPTER].to_dict() | {"base_model_name_or_path": None}
     if not layers:
         raise ValueError("the model carries no adapter, so there is no LoRA to save; call add_lora (or train) first")
     StableDiffusionPipeline.save_lora_weights(

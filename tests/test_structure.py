@@ -22,36 +22,40 @@ TREES = {path: ast.parse(path.read_text()) for path in SOURCES}
 # types ← diffusion ← objectives ← models, lora ← sampler ← trainers ← cli, and what stands beside that line. The file
 # rpo/shapes/__init__.py is only a path and two numbers; the modules of that folder are "shapes.*".
 LEAVES = {"types", "randomness", "config", "intervals", "lora_file", "charts", "shapes"}
+LEAVES |= {"from_environment", "local_paths"}
 PROCESS = {"types", "randomness", "diffusion", "objectives"}
 MODEL = PROCESS | {"models", "lora", "lora_file", "sampler", "shapes"}
 RESULTS = {"intervals", "evaluate", "charts", "sections", "report"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{leaf: set() for leaf in LEAVES},
+    "config": {"from_environment", "local_paths"},
     "diffusion": {"types"},
     "objectives": {"types", "diffusion"},
     "models": PROCESS | {"shapes"},
     "lora": PROCESS | {"models", "lora_file"},
     "sampler": PROCESS | {"models", "lora"},
-    "training": {"types", "randomness"},
+    "training": {"types", "randomness", "from_environment", "local_paths"},
     "data": {"types", "randomness", "models"},
     "evaluate": {"intervals"},
     "sections": {"charts", "evaluate", "intervals"},
     "report": {"charts", "sections", "evaluate", "intervals"},
     "report_dpo": RESULTS,
-    "report_facts": set(),
+    "report_facts": {"local_paths"},
     "report_online": RESULTS | {"report_facts", "shapes.*", "training"},
     "lora_stack": {"lora_file"},
     "held_out": MODEL | {"intervals", "prompt_source", "rewards", "shapes.*", "trainers"},
-    "model_card": {"evaluate", "intervals", "lora_file"},
-    "publish": {"model_card", "lora_file", "models"},
+    "model_card": {"evaluate", "from_environment", "intervals", "local_paths", "lora_file"},
+    "publish": {"local_paths", "model_card", "lora_file", "models"},
     "shapes.*": MODEL | RESULTS | {"config", "data"},
     "prompt_source": {"data", "shapes.*"},
     "rewards": {"types", "data", "shapes", "shapes.*"},
     "control": {"types", "randomness", "objectives"},
     "curation": MODEL
-    | {"config", "data", "intervals", "model_card", "publish", "prompt_source", "rewards", "shapes.*"},
+    | {"config", "data", "from_environment", "intervals", "local_paths", "model_card", "publish", "prompt_source"}
+    | {"rewards", "shapes.*"},
     "trainers": MODEL
-    | {"config", "data", "training", "model_card", "prompt_source", "publish", "rewards", "report_online", "shapes.*"},
+    | {"config", "data", "local_paths", "training", "model_card", "prompt_source", "publish", "rewards"}
+    | {"report_online", "shapes.*"},
 }
 """What each part may import; `rpo/__init__.py`, the command line and the quickstart may import everything."""
 TOP = {"__init__", "align", "align_config", "align_report", "cli", "cli_command", "cli_curate"}

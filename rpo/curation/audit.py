@@ -31,6 +31,7 @@ from rpo.curation.folder import RunFolder
 from rpo.curation.history import histories
 from rpo.curation.judge import BothOrders, OrderedVerdicts, load_judge
 from rpo.curation.records import Component, Critic, Critique, Fault
+from rpo.from_environment import as_written
 from rpo.intervals import Interval, accuracy
 
 AUDIT_FILE = "audit.json"
@@ -102,7 +103,9 @@ def audit(folder: str | Path, config: AuditConfig) -> Audit:
         agreement=kappa,
         num_agreement_pairs=number,
     )
-    (run.path / AUDIT_FILE).write_text(json.dumps(asdict(found), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    (run.path / AUDIT_FILE).write_text(
+        json.dumps(as_written(asdict(found)), indent=2, ensure_ascii=False) + "\n", "utf-8"
+    )
     return found
 
 

@@ -82,8 +82,8 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
         if response.is_redirect:
             place = self._key.sub(KEY_SHOWN, response.headers.get("location", ""))
             raise RefusedError(
-                f"it redirects to {without_userinfo(place)[:200]!r}, and nothing is sent on: if that is the server, give "
-                "its address as base_url"
+                f"it redirects to {without_userinfo(place)[:200]!r}, and nothing is sent on: if that is the server, "
+                "give its address as base_url"
             )
         if (encoding := response.headers.get("content-encoding", "identity").lower()) != "identity":
             raise RefusedError(f"it sends a body compressed by {encoding[:50]!r}, and was asked for a plain one")

@@ -26,6 +26,7 @@ from rpo.curation.answers import Reply, answer_schema
 from rpo.curation.chat import ChatConfig, Question
 from rpo.curation.component_config import check_address
 from rpo.curation.records import Fault, Unavailable
+from rpo.from_environment import as_written
 
 if TYPE_CHECKING:
     import openai
@@ -36,7 +37,7 @@ _MAY_PASS = 500  # from here on, and for a timeout, a question is asked once mor
 
 
 class _Sign(BaseModel):
-    """The answer to the small question that tells whether a server works."""
+    """Tells whether a server works."""
 
     ok: bool
 
@@ -69,6 +70,7 @@ class ServerChat:
             raise ValueError(f"concurrency is {config.concurrency}; expected at least 1; give 4 to 64")
         self._config = config
         self._client = _client(config)
+        self._address = as_written(config.base_url or str(self._client.base_url))
         self._loop = _loop_of(os.getpid())
         self._slots = threading.BoundedSemaphore(config.concurrency)
         self.batch_size, self.concurrency = config.batch_size, config.concurrency
@@ -192,16 +194,14 @@ class ServerChat:
     def _unavailable(self, error: "openai.OpenAIError") -> Unavailable:
         import openai
 
-        where, model, said = f"the server at {self._client.base_url}", self._config.model, _said(error)
+        where, model, said = f"the server at {self._address}", self._config.model, _said(error)
         status = error.status_code if isinstance(error, openai.APIStatusError) else _REFUSES_EVERYBODY[0]
         advice = "" if status in _REFUSES_EVERYBODY else self._advice(said)
         if status < _MAY_PASS and advice:
             return Unavailable(f"{where} refuses all questions for model {model!r}: {said[:500]}; {advice}")
-        advice = f"; {advice}" if advice else ""
-        return Unavailable(
-            f"{where} does not answer for model {model!r}: {said[:500]}; see that it runs and knows the model, then "
-            f"run again{advice}"
-        )
+        more = f"; {advice}" if advice else ""
+        seen = f"{where} does not answer for model {model!r}: {said[:500]}"
+        return Unavailable(f"{seen}; see that it runs and knows the model, then run again{more}")
 
     def _advice(self, said: str) -> str:
         """What to change where a server refuses even a small question."""

@@ -244,6 +244,6 @@ def check_address(base_url: str, key: str = "") -> None:
     if wrong:
         raise ValueError(
             f"base_url (not shown here) has {' and '.join(wrong)}; expected a plain address as in "
-            "http://localhost:8000/v1, for it is kept with the run; put a key or password into the environment variable "
-            "OPENAI_API_KEY, which is written nowhere"
+            "http://localhost:8000/v1, for it is kept with the run; put a key or password into the environment "
+            "variable OPENAI_API_KEY, which is written nowhere"
         )

@@ -172,8 +172,13 @@ def _stages(
         identities["scores"] = _scores_identity(config)
     if "decisions" in wanted:
         stages.append(decisions_stage(folder, config.decide, groups))
-        identities["decisions"] = {name: str(value) for name, value in asdict(config.decide).items()}
+        identities["decisions"] = _texts(asdict(config.decide))
     return stages, identities
+
+
+def _texts(settings: Mapping[str, object]) -> Identity:
+    """Settings as texts; one that is a text stays the object that it is, which knows how it was written."""
+    return {name: value if isinstance(value, str) else str(value) for name, value in settings.items()}
 
 
 def _scorer(config: CurateConfig, critic: Critic) -> Scorer:

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from rpo.curation.card import shown_model
 from rpo.curation.decide import Outcome
 from rpo.curation.folder import RunFolder
 from rpo.curation.history import Edit, History, histories, history_of
@@ -122,7 +123,10 @@ def render_page(run: RunFolder, max_records: int) -> str:
         choices=_choices(fates, chosen, records),
         has_records=bool(records),
         amplification=AMPLIFICATION,
-        stages=[(_STAGE_NAMES.get(stage, stage), sorted(one.items())) for stage, one in manifest.items()],
+        stages=[
+            (_STAGE_NAMES.get(stage, stage), sorted((key, shown_model(value)) for key, value in one.items()))
+            for stage, one in manifest.items()
+        ],
         data=script_json(
             {
                 "words": WORDS,

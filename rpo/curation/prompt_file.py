@@ -1,7 +1,9 @@
 """Prompts are files: jinja2 templates that a user can replace, known by the sha256 of their bytes.
 
 The package's own are in rpo/curation/prompts. A template is told the caption, what the critic said, and, where nothing
-else enforces it, the JSON schema of the answer; it need not use all of them, but it may use nothing else.
+else enforces it, the JSON schema of the answer; it need not use all of them, but it may use nothing else. It runs in
+jinja2's sandbox, for a template is a text that people pass on, and no program. `{{ caption | quoted }}` is the caption
+as a JSON string, whose end no caption can fake.
 """
 
 import hashlib

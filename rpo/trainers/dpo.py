@@ -204,7 +204,7 @@ class DPOTrainer:
         place = Path(folder) if folder else self.folder / ("lora" if self.config.train == "lora" else "pipeline")
         if self._is_main:
             self.policy.save(place)
-            (place / "training_config.yaml").write_text(to_yaml(self.config))
+            (place / "training_config.yaml").write_text(to_yaml(self.config, for_others=True))
             write_model_card(place, self._card())
         return place
 

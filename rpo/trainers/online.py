@@ -276,7 +276,7 @@ class OnlineRun:
         )
         if self.processes.is_main:
             self.policy.save(place)
-            (place / "training_config.yaml").write_text(to_yaml(settings.whole))
+            (place / "training_config.yaml").write_text(to_yaml(settings.whole, for_others=True))
             write_model_card(place, self._card())
         return place
 

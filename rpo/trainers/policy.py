@@ -14,6 +14,7 @@ from typing import final
 import torch
 from torch import nn
 
+from rpo.local_paths import clean_configs
 from rpo.lora import adapter_layers, add_lora, reference, save_lora
 from rpo.models.base import DiffusionModel
 from rpo.models.stable_diffusion import StableDiffusion
@@ -94,6 +95,7 @@ class FullPolicy:
                 f"a {type(self.model).__name__} has no diffusers pipeline to write; save its denoiser's state_dict"
             )
         self.model.pipe.save_pretrained(folder)
+        clean_configs(Path(folder))
         return Path(folder)
 
 

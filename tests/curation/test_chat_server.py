@@ -153,7 +153,7 @@ def test_a_slow_answer_is_asked_for_again():
 def test_a_server_that_serves_nobody_stops_the_run(status):
     with (
         fake_server(lambda _: Response("no service", status=status)) as server,
-        pytest.raises(Unavailable, match=rf"^the server at {server.url}/ does not answer for model 'm': .*{status}"),
+        pytest.raises(Unavailable, match=rf"^the server at {server.url} does not answer for model 'm': .*{status}"),
     ):
         ask_once(server)
     assert len(server.requests) == {401: 1, 403: 1, 404: 1, 429: 3}.get(status, 4)
@@ -235,7 +235,7 @@ def test_a_setting_that_a_server_refuses_is_named_and_may_be_left_out(names, sai
         with pytest.raises(Unavailable) as caught:
             ask_once(server)
         assert str(caught.value).startswith(
-            f"the server at {server.url}/ refuses all questions for model 'm': Error code: 400 - "
+            f"the server at {server.url} refuses all questions for model 'm': Error code: 400 - "
         )
         assert said in str(caught.value)
         assert str(caught.value).endswith(f"; if it does not take {listed}, set {listed} to null, which is not sent")
@@ -280,7 +280,7 @@ def test_never_more_at_once_than_asked_for():
 
 def test_the_order_of_a_batch_is_kept():
     def behave(request):
-        number = int(text_of(request).rpartition("hat ")[2].split("»")[0])
+        number = int(text_of(request).rpartition("hat ")[2].split('"')[0])
         return Response(f'{{"problems": [], "keep": [], "overall": {number}}}', wait_seconds=0.02 * (number % 3))
 
     with fake_server(behave) as server:

@@ -124,7 +124,9 @@ def test_a_question_on_which_a_working_server_drips_is_its_own_fault():
     assert isinstance(fault, Fault) and fault.kind == "raised" and "APITimeoutError" in fault.message
 
 
-@pytest.mark.parametrize("head", [HEAD + b"Transfer-Encoding: chunked\r\n\r\n", HEAD + b"\r\n", b"HTTP/1.1 500 No\r\n\r\n"])
+@pytest.mark.parametrize(
+    "head", [HEAD + b"Transfer-Encoding: chunked\r\n\r\n", HEAD + b"\r\n", b"HTTP/1.1 500 No\r\n\r\n"]
+)
 def test_a_body_without_an_end_is_not_kept(head):
     sent = []
 
@@ -193,7 +195,13 @@ def test_nothing_is_sent_to_where_a_server_redirects(status):
 
 def forms_of_the_key():
     escaped = "".join(f"\\u{ord(one):04x}" for one in KEY)
-    return [KEY, f"Authorization: Bearer {KEY}", KEY.replace("/", "%2F").replace("+", "%2b"), KEY.replace("/", r"\/"), escaped]
+    return [
+        KEY,
+        f"Authorization: Bearer {KEY}",
+        KEY.replace("/", "%2F").replace("+", "%2b"),
+        KEY.replace("/", r"\/"),
+        escaped,
+    ]
 
 
 def echoes(text):
