@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from rpo.from_environment import FromEnvironment, as_written, resolved
-from rpo.local_paths import without_paths
+from rpo.local_paths import without_paths, without_userinfo
 
 Config = TypeVar("Config")
 
@@ -54,11 +54,9 @@ def load_config(cls: type[Config], path: str | Path | None = None, overrides: Se
     Raises:
         ValueError: A key that `cls` does not have, a value of another type, a missing value, or text that is no YAML.
     """
-    trees: dict[str, Any] = {}
-    if path is not None:
-        trees[f"'{path}'"] = _read_yaml(Path(path))
+    trees: dict[str, Any] = {} if path is None else {f"'{path}'": _read_yaml(Path(path))}
     for word in overrides:
-        trees[f"the override '{word}'"] = _read_override(word)
+        trees[f"the override '{without_userinfo(word)}'"] = _read_override(word)
     source_of = {key: source for source, tree in trees.items() for key in _leaf_keys(tree)}
     try:
         values = resolved(cast(DictConfig, OmegaConf.merge({}, *trees.values())))
@@ -213,12 +211,13 @@ def _read_yaml(path: Path) -> Any:
 
 def _read_override(word: str) -> Any:
     key, equals, _ = word.partition("=")
+    shown = without_userinfo(word)
     if not (key.strip() and equals):
-        raise ValueError(f"the override '{word}' is not of the form key=value; write for example seed=1")
+        raise ValueError(f"the override '{shown}' is not of the form key=value; write for example seed=1")
     try:
         return OmegaConf.from_dotlist([word])
     except (YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"the override '{word}' cannot be read as YAML: {_one_line(error)}") from error
+        raise ValueError(f"the override '{shown}' cannot be read as YAML: {_one_line(error)}") from error
 
 
 def _leaf_keys(tree: Any, prefix: str = "") -> Iterator[str]:
@@ -297,4 +296,4 @@ def _join(key: str, name: object) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return without_userinfo(" ".join(str(error).split()))

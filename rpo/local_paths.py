@@ -40,6 +40,11 @@ def shown_path(text: str) -> str:
     return _WITHIN.sub(lambda found: _last_name(found[0]), text)
 
 
+def without_userinfo(text: str) -> str:
+    """A text with addresses, without what stands before their "@"."""
+    return re.sub(r"//[^/?#\s]*@", "//", text)
+
+
 def without_paths(value: Any) -> Any:
     """Plain data in which every path is its last name.
 

@@ -11,6 +11,8 @@ import re
 import httpx2
 import openai
 
+from rpo.local_paths import without_userinfo
+
 BODY_LIMIT = 4 * 2**20
 """Bytes of a response; an answer has a few thousand."""
 
@@ -107,11 +109,6 @@ def secret_pattern(key: str) -> re.Pattern[str]:
     if len(key) < _SHORTEST_SECRET:
         return re.compile(r"(?!)")
     return re.compile("".join(_forms_of(character) for character in key))
-
-
-def without_userinfo(address: str) -> str:
-    """An address without what stands before its "@"."""
-    return re.sub(r"//[^/?#]*@", "//", address)
 
 
 def _forms_of(character: str) -> str:

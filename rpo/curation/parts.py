@@ -49,7 +49,8 @@ class StageRecords:
             folder.mkdir(parents=True, exist_ok=True)
             mend_last_line(self._own)
         self._has_own = self._own is not None and self._own.exists() and self._own.stat().st_size > 0
-        self._parts = sorted({*folder.glob("part-*.jsonl"), *([self._own] if self._own is not None else [])})
+        found: set[Path] = set(folder.glob("part-*.jsonl"))
+        self._parts = sorted(found if self._own is None else found | {self._own})
         self._file = lru_cache(OPEN_FILES)(self._open)
         keys, places = array("Q"), array("Q")
         for part, path in enumerate(self._parts):

@@ -1,16 +1,21 @@
 """What a run of any length costs: bytes held for a record, files opened, lines read, forwards made."""
 
+import hashlib
 import json
+import os
 import pathlib
 import tracemalloc
 from array import array
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from rpo.curation import parts
+from rpo.curation.curate_config import SourceConfig
+from rpo.curation.digests import Digests
 from rpo.curation.export import export, pairs_of
 from rpo.curation.folder import STAGES, RunFolder
 from rpo.curation.history import histories
@@ -19,6 +24,7 @@ from rpo.curation.page_outcomes import Fate, select
 from rpo.curation.parts import StageRecords
 from rpo.curation.places import Places, key_of, part_and_start, place_of
 from rpo.curation.score import ImageSimilarity
+from rpo.curation.sources import plan_import
 from rpo.curation.status import status_of
 from tests.curation.fakes import config_of, finished, image_folder
 from tests.rewards.clip_models import save_clip
@@ -135,6 +141,62 @@ def test_what_another_process_writes_later_is_not_half_seen(tmp_path):
         file.write(json.dumps({"id": name_of(3), "order": 3}) + "\n")
     assert sorted(records) == sorted(map(name_of, range(3)))
     assert [row["order"] for row in records.in_order("order")] == [0, 1, 2]
+
+
+# what an import reads
+
+
+def read_by(folder, digests, monkeypatch):
+    """Names of the files that are read, and the ids of the plan."""
+    read, digest = [], hashlib.file_digest
+
+    def noting(file, kind):
+        read.append(Path(file.name).name)
+        return digest(file, kind)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", noting)
+        plan = plan_import(SourceConfig(kind="folder", path=str(folder)), digests)
+    return sorted(read), [item.id for item in plan.items]
+
+
+def test_a_start_reads_only_files_that_are_new_or_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr("rpo.curation.digests.SETTLED_SECONDS", -60.0)
+    source = image_folder(tmp_path / "source", 5)
+    names = [f"{index:03}.png" for index in range(5)]
+    first = read_by(source, Digests(tmp_path / "d", 0), monkeypatch)
+    assert first[0] == names
+    assert read_by(source, Digests(tmp_path / "d", 1), monkeypatch) == ([], first[1]), "another process knows them too"
+    assert plan_import(SourceConfig(kind="folder", path=str(source))).items[0].id == first[1][0]
+    before = (source / "001.png").stat()
+    changed = bytearray((source / "001.png").read_bytes())
+    changed[-1] ^= 1
+    (source / "001.png").write_bytes(changed)  # of the same size, and given the old time
+    os.utime(source / "001.png", ns=(before.st_atime_ns, before.st_mtime_ns))
+    (source / "003.png").rename(source / "003.old")
+    (source / "004.png").replace(source / "003.png")
+    (source / "003.old").rename(source / "004.png")
+    again = read_by(source, Digests(tmp_path / "d", 0), monkeypatch)
+    assert "001.png" in again[0] and not {"000.png", "002.png"} & set(again[0])
+    assert again[1] == [item.id for item in plan_import(SourceConfig(kind="folder", path=str(source))).items]
+    assert again[1] != first[1]
+
+
+def test_a_file_that_was_just_written_is_read_again(tmp_path, monkeypatch):
+    source = image_folder(tmp_path / "source", 2)
+    for _ in range(2):
+        assert len(read_by(source, Digests(tmp_path / "d", 0), monkeypatch)[0]) == 2
+
+
+def test_a_line_that_is_being_written_costs_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("rpo.curation.digests.SETTLED_SECONDS", -60.0)
+    source = image_folder(tmp_path / "source", 3)
+    first = read_by(source, Digests(tmp_path / "d", 0), monkeypatch)
+    file = tmp_path / "d" / "part-0.jsonl"
+    file.write_bytes(file.read_bytes()[:-20])
+    for part in (1, 0):
+        read, ids = read_by(source, Digests(tmp_path / "d", part), monkeypatch)
+        assert ids == first[1] and len(read) <= 3
 
 
 # what reads whole runs

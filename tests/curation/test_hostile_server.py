@@ -295,6 +295,20 @@ def test_an_address_in_a_file_or_the_environment_is_refused_as_well(tmp_path, mo
     assert "pass-word" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        "critic.base_ulr=http://joe:pass-word@host/v1",
+        "critic.base_url=[http://joe:pass-word@host/v1",
+        "http://joe:pass-word@host/v1",
+    ],
+)
+def test_a_slip_beside_an_address_does_not_show_its_password(word):
+    with pytest.raises(ValueError, match="the override") as caught:
+        load_config(CurateConfig, None, [word])
+    assert "pass-word" not in str(caught.value)
+
+
 def test_plain_addresses_are_taken():
     for address in ("", "http://localhost:8000/v1", "https://api.example.org/v1/", "http://[::1]:8000"):
         assert CriticConfig(base_url=address).base_url == address
