@@ -32,6 +32,7 @@ from rpo.data.readers import read_pairs
 from rpo.evaluate import Comparison
 from rpo.models.config import ModelConfig, load_model
 from rpo.quickstart_report import Findings, write_quickstart_card, write_quickstart_report
+from rpo.settings import settings
 from rpo.shapes.evaluate import Measurement, evaluate, format_accuracies, held_out_prompts
 from rpo.shapes.evaluation import Sampling, comparisons
 from rpo.shapes.prompts import sample_prompts
@@ -40,7 +41,7 @@ from rpo.trainers.dpo_config import DPOConfig
 from rpo.training.loop import LoopConfig, TrainResult
 
 
-@dataclass(frozen=True)
+@settings
 class QuickstartConfig:
     """Settings of the quickstart; the defaults take about nine minutes on two CPU cores."""
 

@@ -3,11 +3,12 @@
 A kind is a name of the package's own ("shapes", "server", "local" …) or "package.module:attribute" of one's own.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
+from rpo.settings import settings
 
-@dataclass(frozen=True)
+
+@settings
 class CriticConfig:
     """Which critic, and how it is asked."""
 
@@ -59,7 +60,7 @@ class CriticConfig:
     """Whether answers are kept in the run's folder, so that a question is asked once."""
 
 
-@dataclass(frozen=True)
+@settings
 class InstructorConfig:
     """Which instructor, and how it is asked."""
 
@@ -111,7 +112,7 @@ class InstructorConfig:
     """Whether answers are kept in the run's folder, so that a question is asked once."""
 
 
-@dataclass(frozen=True)
+@settings
 class JudgeConfig:
     """Which pairwise judge, and how it is asked."""
 
@@ -164,7 +165,7 @@ class JudgeConfig:
     """Whether answers are kept in the run's folder, so that a question is asked once."""
 
 
-@dataclass(frozen=True)
+@settings
 class EditorConfig:
     """Which editor, and how it edits."""
 

@@ -1,16 +1,17 @@
 """The settings of Diffusion-DPO, refused at once when no run can have them, and what they mean for one process."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Literal
 
 from rpo.lora import ATTENTION_PROJECTIONS
+from rpo.settings import settings
 from rpo.trainers.pair_batches import Share
 from rpo.trainers.preference_config import PreferenceConfig
 from rpo.trainers.region_config import RegionConfig
 from rpo.training.loop_config import LoopConfig
 
 
-@dataclass(frozen=True)
+@settings
 class DPOConfig:
     """Settings of `DPOTrainer`; the defaults suit a LoRA on a few hundred pairs."""
 

@@ -6,13 +6,14 @@ from pathlib import Path
 from rpo.config import to_yaml
 from rpo.data.readers import read_pairs
 from rpo.models.config import ModelConfig, load_model
+from rpo.settings import settings
 from rpo.trainers.dpo import DPOTrainer
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.training.loop import TrainResult
 from rpo.training.session import refuse_used
 
 
-@dataclass(frozen=True)
+@settings
 class DataConfig:
     """Which preference pairs are trained on."""
 
@@ -32,7 +33,7 @@ class DataConfig:
     """Accept pairs of images of different sizes (Pick-a-Pic has them); each is cropped at its own centre."""
 
 
-@dataclass(frozen=True)
+@settings
 class RunConfig:
     """A whole run: `rpo train dpo CONFIG key=value …`."""
 
