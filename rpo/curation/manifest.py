@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import final
 
-from rpo.curation.share import exclusive
+from filelock import FileLock
 
 Identity = Mapping[str, str]
 
@@ -72,7 +72,7 @@ class Manifest:
             ValueError: A stage with records was made otherwise, or its records were deleted and those of a later stage
                 were not.
         """
-        with exclusive(self._folder / "locks" / "manifest.lock"):
+        with FileLock(self._folder / "locks" / "manifest.lock"):
             known = read_manifest(self._folder)
             for stage, identity in identities.items():
                 if has_records[stage] and stage in known:

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
+from rpo.interrupts import uninterrupted
 from rpo.training.checkpoint import (
     checkpoint_path,
     checkpoints,
@@ -20,7 +21,6 @@ from rpo.training.checkpoint import (
     save_checkpoint,
     verify_checkpoint,
 )
-from rpo.training.interrupts import uninterrupted
 from rpo.training.log import METRICS_FILE, MetricLog, cut_metrics
 from rpo.training.loop_config import LoopConfig, check_unchanged, plain
 from rpo.training.processes import Processes

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from rpo.training.interrupts import uninterrupted
+from rpo.interrupts import uninterrupted
 
 
 def test_the_block_ends_before_the_interrupt_arrives():
