@@ -1,8 +1,9 @@
 """Signals that end a run: each keeps what Ctrl-C keeps, and none tears an update apart.
 
-A terminal that is closed sends SIGHUP, and a scheduler whose time is up SIGTERM. Python would die of either on the spot.
+A terminal that is closed sends SIGHUP, a scheduler whose time is up SIGTERM. Python would die of either on the spot.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -24,11 +25,11 @@ class Terminated(SystemExit):  # noqa: N818 - no error: somebody wants the proce
 def ended_in_order() -> Iterator[None]:
     """Inside, SIGTERM and SIGHUP raise `Terminated`, as Ctrl-C raises `KeyboardInterrupt`.
 
-    A handler of the caller's own stays, and so does `nohup`. Python hands signals to the main thread only, so elsewhere
-    there is nothing to do.
+    A handler of the caller's own stays, and so does `nohup`. One of several processes of a run dies at once, as it may
+    wait for the others without end. Python hands signals to the main thread only: elsewhere there is nothing to do.
     """
-    is_main = threading.current_thread() is threading.main_thread()
-    ours = [number for number in _ENDING if is_main and signal.getsignal(number) == signal.SIG_DFL]
+    is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 and threading.current_thread() is threading.main_thread()
+    ours = [number for number in _ENDING if is_alone and signal.getsignal(number) == signal.SIG_DFL]
     for number in ours:
         signal.signal(number, _end)
     try:

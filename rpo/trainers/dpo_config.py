@@ -146,10 +146,10 @@ def _check_objective(config: DPOConfig) -> None:
 
 
 def identity(config: DPOConfig) -> dict[str, str]:
-    """What decides about a run's result, as text; how long it is, where it lies and when it encodes may change.
+    """What of the settings decides about a run's result, as text by name.
 
-    Of the objective and the region only what is not as usual counts, so that runs from before there was a choice
-    resume.
+    How long it is, where it lies and when it encodes may change. Of objective and region only what is not as usual is
+    named.
     """
     free = {"loop", "folder", "cache_folder", "encode_ahead", "objective", "region"}
     settings = {name: str(value) for name, value in asdict(config).items() if name not in free}

@@ -10,7 +10,8 @@ from rpo.settings import settings
 from rpo.trainers.dpo import DPOTrainer
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.training.loop import TrainResult
-from rpo.training.session import refuse_used
+from rpo.training.processes import Processes
+from rpo.training.resume import refuse_used
 
 
 @settings
@@ -81,7 +82,7 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
         allow_size_mismatch=config.data.allow_size_mismatch,
     )
     trainer = DPOTrainer(load_model(config.model), pairs, dpo)
-    trainer.folder.mkdir(parents=True, exist_ok=True)
-    (trainer.folder / "run.yaml").write_text(to_yaml(config))
-    trained = trainer.train(resume=resume)
-    return RunResult(trained, trainer.save())
+    with trainer.claim(resume=resume):
+        if Processes().is_main:
+            (trainer.folder / "run.yaml").write_text(to_yaml(config))
+        return RunResult(trainer.train(resume=resume), trainer.save())

@@ -11,7 +11,7 @@ from rpo.settings import settings
 from rpo.trainers.grpo import GRPOTrainer
 from rpo.trainers.grpo_config import GRPOConfig
 from rpo.trainers.online_run import RunResult, train_and_report
-from rpo.training.session import refuse_used
+from rpo.training.resume import refuse_used
 
 
 @settings

@@ -5,6 +5,7 @@ denoiser and puts it in the model's place for as long as the reference is asked.
 """
 
 import copy
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from os import PathLike
@@ -94,6 +95,8 @@ class FullPolicy:
                 f"a {type(self.model).__name__} has no diffusers pipeline to write; save its denoiser's state_dict"
             )
         self.model.pipe.save_pretrained(folder)
+        for file in Path(folder).rglob("*.safetensors"):  # which only their owner may read, as the library has it
+            shutil.copymode(Path(folder) / "model_index.json", file)
         return Path(folder)
 
 

@@ -11,7 +11,7 @@ from rpo.settings import settings
 from rpo.trainers.online_run import RunResult, train_and_report
 from rpo.trainers.score_as_action import ScoreAsActionTrainer
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig
-from rpo.training.session import refuse_used
+from rpo.training.resume import refuse_used
 
 
 @settings
