@@ -61,8 +61,8 @@ def to_yaml(config: object) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(_plain(asdict(cast(Any, config)))))
 
 
-def differences(old: Any, new: Any, key: str = "") -> list[str]:
-    """What differs between two configurations of a class, each as "key was OLD and is now NEW".
+def differences(old: Any, new: Any, key: str = "") -> dict[str, str]:
+    """What differs between two configurations of a class: "was OLD and is now NEW", by key.
 
     Args:
         old: The first.
@@ -71,9 +71,9 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
     """
     if is_dataclass(old) and type(old) is type(new):
         pairs = ((_join(key, one.name), getattr(old, one.name), getattr(new, one.name)) for one in fields(old))
-        return [text for name, before, after in pairs for text in differences(before, after, name)]
+        return {name: text for one, before, after in pairs for name, text in differences(before, after, one).items()}
     is_equal = old == new and (not isinstance(old, Mapping) or list(old) == list(new))  # the first reward may lead
-    return [] if is_equal else [f"{key} was {_plain(old)!r} and is now {_plain(new)!r}"]
+    return {} if is_equal else {key: f"was {_plain(old)!r} and is now {_plain(new)!r}"}
 
 
 def describe_fields(cls: type, default: object = None) -> list[FieldInfo]:

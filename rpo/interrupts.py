@@ -19,6 +19,7 @@ class Terminated(SystemExit):  # noqa: N818 - no error: somebody wants the proce
     def __init__(self, number: int) -> None:
         """Remember the signal."""
         super().__init__(128 + number)
+        self.exit_code = 128 + number
 
 
 @contextmanager

@@ -129,7 +129,7 @@ def test_a_run_that_was_stopped_after_any_part_ends_as_if_it_had_not_been(finish
 def test_a_folder_is_not_taken_over_and_other_settings_are_named(finished):
     with pytest.raises(ValueError, match="holds a run already; give --resume"):
         align(small(finished.folder), components=OWN)
-    with pytest.raises(ValueError, match=r"was started with other settings .*: now beta: 7\.0; repeat them"):
+    with pytest.raises(ValueError, match=r"started with other settings .*: dpo\.beta was None and is now 7\.0; repeat"):
         align(small(finished.folder, "dpo.beta=7"), resume=True, components=OWN)
 
 

@@ -222,16 +222,16 @@ def test_one_name_is_set_in_the_default_mapping_too() -> None:
 
 def test_differences_are_of_settings_and_not_of_their_text() -> None:
     old = Weighed(rewards={"a": 1.0, "b": 2.0}, train=Train(beta=1.0, loop=Loop(updates=3)))
-    assert differences(old, replace(old)) == []
-    assert differences(old, replace(old, rewards={"b": 2.0, "a": 1.0})) == [
-        "rewards was {'a': 1.0, 'b': 2.0} and is now {'b': 2.0, 'a': 1.0}"
-    ]
+    assert differences(old, replace(old)) == {}
+    assert differences(old, replace(old, rewards={"b": 2.0, "a": 1.0})) == {
+        "rewards": "was {'a': 1.0, 'b': 2.0} and is now {'b': 2.0, 'a': 1.0}"
+    }
     other = replace(old, train=replace(old.train, beta=3.0, output=Path("x"), loop=Loop(updates=1)))
-    assert differences(old, other) == [
-        "train.loop.updates was 3 and is now 1",
-        "train.beta was 1.0 and is now 3.0",
-        "train.output was None and is now 'x'",
-    ]
+    assert differences(old, other) == {
+        "train.loop.updates": "was 3 and is now 1",
+        "train.beta": "was 1.0 and is now 3.0",
+        "train.output": "was None and is now 'x'",
+    }
 
 
 @dataclass(frozen=True)

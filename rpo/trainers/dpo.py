@@ -36,10 +36,10 @@ from rpo.data.transform import PairTransform
 from rpo.models.fingerprint import describe_schedule
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.publish import CardFacts, PublishPlan, publish, write_model_card
-from rpo.trainers.base_identity import base_identity
 from rpo.trainers.chosen_guard import ChosenGuard
 from rpo.trainers.denoising import errors
 from rpo.trainers.dpo_config import DPOConfig, describe_objective, identity, share_of
+from rpo.trainers.identity import base_identity
 from rpo.trainers.pair_batches import PairBatch, PairBatches
 from rpo.trainers.pair_facts import mid_time_errors, pair_facts, require_scores
 from rpo.trainers.policy import FullPolicy, LoraPolicy, Policy
@@ -112,7 +112,6 @@ class DPOTrainer:
         if not len(pairs):
             raise ValueError("the preference set is empty, but at least one pair is needed; see `rpo data check`")
         self._processes = Processes()
-        self._is_main = self._processes.is_main
         self.share = share_of(self.config, process=self._processes.index, processes=self._processes.count)
         self.resolution = self.config.resolution or self.model.image_size
         side = self.resolution // self.model.pipe.vae_scale_factor
@@ -146,38 +145,35 @@ class DPOTrainer:
             NonFiniteLossError: A loss is not finite; names the records, and the last good state is kept.
             ValueError: The folder holds another run already.
         """
+        loop = self._loop
+        guard = ChosenGuard(self.config.max_chosen_error_ratio, starts_at_zero=self.objective.starts_at_zero)
         with self.claim(resume=resume):
-            self._say(self.plan())
+            if self._processes.is_main and loop.progress:
+                tqdm.write(self.plan())
             if self.config.encode_ahead:
-                self.batches.fill_caches(self._loop.updates, progress=self._loop.progress and self._is_main)
+                self.batches.fill_caches(loop.updates, progress=loop.progress and self._processes.is_main)
             step_loss = self._loss()
-            state = {
-                "guard": ChosenGuard(self.config.max_chosen_error_ratio, starts_at_zero=self.objective.starts_at_zero)
-            }
+            state = {"guard": guard}
             self.model.denoiser.train(self.config.gradient_checkpointing)  # diffusers checkpoints in training mode only
             try:
                 return fit(
                     self.batches,
                     step_loss,
                     self.policy.parameters,
-                    self._loop,
+                    loop,
                     folder=self.folder,
                     names=lambda batch: batch.names,
                     resume=resume,
                     state=state if step_loss.moments is None else state | {"moments": step_loss.moments},
                     identity=self.identity,
                     on_update=None if step_loss.moments is None else lambda *_: step_loss.advance(Processes()),
-                    guard=state["guard"],
+                    guard=guard,
                 )
             finally:
                 self.model.denoiser.eval()
 
     def claim(self, *, resume: bool) -> AbstractContextManager[None]:
-        """Inside, the run's folder belongs to this run: refused before anything in it is touched.
-
-        Args:
-            resume: Whether the run in it is to be continued, which must then be this one.
-        """
+        """Inside, the run's folder belongs to this run; refused before anything in it is touched."""
         return claimed(self.folder, self._loop, self.identity, self._processes, resume=resume)
 
     def plan(self) -> str:
@@ -208,7 +204,7 @@ class DPOTrainer:
             OSError: If it cannot be written.
         """
         place = Path(folder) if folder else self.folder / ("lora" if self.config.train == "lora" else "pipeline")
-        if self._is_main:
+        if self._processes.is_main:
             self.policy.save(place)
             (place / "training_config.yaml").write_text(to_yaml(self.config))
             write_model_card(place, self._card())
@@ -295,10 +291,6 @@ class DPOTrainer:
     def identity(self) -> dict[str, str]:
         """What decides about the result; how long a run is, where it lies and when it encodes may change."""
         return identity(self.config) | {"beta": str(self.beta)} | self._base | pairs_identity(self.pairs)
-
-    def _say(self, text: str) -> None:
-        if self._is_main and self.config.loop.progress:
-            tqdm.write(text)
 
 
 def _policy(model: StableDiffusion, config: DPOConfig) -> Policy:

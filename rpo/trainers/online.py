@@ -4,7 +4,6 @@ One object that holds the policy, its rollouts and the run's folder, and divides
 update. What a step is worth, and what is descended, is the trainers' own.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -27,7 +26,7 @@ from rpo.publish import CardFacts, PublishPlan, publish, write_model_card
 from rpo.randomness import keyed_generator
 from rpo.rewards import RewardLike, load_rewards
 from rpo.sampler import Keep
-from rpo.trainers.base_identity import base_identity
+from rpo.trainers.identity import base_identity, prompts_identity, settings_identity
 from rpo.trainers.moments import reference_prediction, step_cost
 from rpo.trainers.online_settings import OnlineSettings, division
 from rpo.trainers.points import PointBatches, Points, choose_steps, points_of
@@ -266,12 +265,7 @@ class OnlineRun:
 
     @contextmanager
     def claim(self, *, resume: bool, lines: Sequence[str] | None = None) -> Iterator[None]:
-        """Inside, the run's folder belongs to this run: refused before anything in it is touched.
-
-        Args:
-            resume: Whether the run in it is to be continued, which must then be this one.
-            lines: What to say of the run besides its plan; None says nothing.
-        """
+        """Inside, the run's folder belongs to this run, and the plan and `lines`, if there are any, have been said."""
         with claimed(self.settings.folder, self.loop, self.identity, self.processes, resume=resume):
             if lines is not None and self.processes.is_main and self.settings.loop.progress:
                 tqdm.write("\n".join((self.plan(), *lines)))
@@ -302,13 +296,6 @@ class OnlineRun:
     @cached_property
     def identity(self) -> dict[str, str]:
         """What decides about the result; how long a run is, and where it lies, may change."""
-        free = {"loop", "folder", "preview_every", "preflight"}
-        settings: dict[str, str] = {}
-        for name, value in asdict(self.settings.whole).items():
-            if name not in free:
-                section = value if isinstance(value, dict) else {"": value}
-                settings |= {f"{name}.{key}".rstrip("."): str(one) for key, one in section.items()}
-        prompts = hashlib.sha256("\n".join(self.rollouts.prompts).encode()).hexdigest()
+        settings = settings_identity(self.settings.whole, {"loop", "folder", "preview_every", "preflight"})
         rewards = ", ".join(f"{name} × {weight:g}" for name, weight in self.rollouts.rewards.weights.items())
-        told = {"prompts": f"{len(self.rollouts.prompts)} ({prompts[:12]})", "rewards": rewards}
-        return settings | self._base | told
+        return settings | self._base | prompts_identity(self.rollouts.prompts) | {"rewards": rewards}

@@ -1,4 +1,9 @@
-"""What a run starts from, as far as it decides the result: a resumed run must start from the same."""
+"""What a run is made of, as far as it decides the result: a resumed run must be made of the same."""
+
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from typing import Any
 
 from rpo.models.base import DiffusionModel
 from rpo.models.fingerprint import describe_schedule, hash_network
@@ -26,3 +31,21 @@ def base_identity(model: DiffusionModel) -> dict[str, str]:
         "dtype": f"{model.weight_dtype}, vae {model.vae.dtype}, text encoder {text.dtype}",
         "compute_dtype": str(model.compute_dtype),
     }
+
+
+def settings_identity(config: Any, free: Collection[str]) -> dict[str, str]:
+    """Every setting as text, those of a section as "section.name".
+
+    Args:
+        config: The settings, a dataclass.
+        free: Fields that may change in a resumed run.
+    """
+    values = {name: value for name, value in asdict(config).items() if name not in free}
+    sections = {name: value if isinstance(value, dict) else {"": value} for name, value in values.items()}
+    return {f"{name}.{key}".rstrip("."): str(one) for name, part in sections.items() for key, one in part.items()}
+
+
+def prompts_identity(prompts: Sequence[str]) -> dict[str, str]:
+    """Prompts in their order."""
+    digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+    return {"prompts": f"{len(prompts)} ({digest[:12]})"}
