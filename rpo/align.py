@@ -235,7 +235,7 @@ def _check(config: AlignConfig) -> None:
 
 def _inputs(config: AlignConfig, held_out: HeldOut) -> dict[str, str]:
     """What a run learns from and is judged by, beside its settings: all of its rounds must have the same."""
-    texts = {"held-out prompts": held_out.prompts}
+    texts: dict[str, Any] = {"held-out prompts": held_out.prompts}
     if config.curate.source.kind == "generate":
         texts["prompts"] = read_prompts(config.curate.source.prompts, seed=config.curate.source.seed)
     told = {name: hashlib.sha256(repr(found).encode()).hexdigest()[:16] for name, found in texts.items()}

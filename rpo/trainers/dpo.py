@@ -33,7 +33,6 @@ from rpo.data.cache import EmbeddingCache, LatentCache
 from rpo.data.differences import PairDifferences
 from rpo.data.preference import PairSet, pairs_identity
 from rpo.data.transform import PairTransform
-from rpo.models.fingerprint import describe_schedule
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.publish import CardFacts, PublishPlan, publish, write_model_card
 from rpo.trainers.chosen_guard import ChosenGuard
@@ -120,8 +119,6 @@ class DPOTrainer:
         self.objective = self.config.objective
         require_scores(pairs, self.objective)
         self.beta = self.config.beta or self.objective.default_beta(self.num_dims)
-        asks_again = self.config.draws_per_pair is not None or self.objective.context == "reference"
-        self._base_key = self.model.fingerprint("denoiser") if asks_again else ""
         self._base = base_identity(self.model)
         self.policy = _policy(self.model, self.config)
         if self.config.gradient_checkpointing:
@@ -143,7 +140,7 @@ class DPOTrainer:
 
         Raises:
             NonFiniteLossError: A loss is not finite; names the records, and the last good state is kept.
-            ValueError: The folder holds another run already.
+            ValueError: The folder is in use, or holds another run already; says which and what differs.
         """
         loop = self._loop
         guard = ChosenGuard(self.config.max_chosen_error_ratio, starts_at_zero=self.objective.starts_at_zero)
@@ -178,14 +175,13 @@ class DPOTrainer:
 
     def plan(self) -> str:
         """What the run comes to, in a few lines: sizes, epochs, and beta as it counts."""
-        share, loop = self.share, self._loop
-        epochs = loop.updates * self.config.pairs_per_update / len(self.pairs)
+        share, epochs = self.share, self._loop.updates * self.config.pairs_per_update / len(self.pairs)
         trained = sum(parameter.numel() for parameter in self.policy.parameters)
         return "\n".join(
             [
                 f"{self.objective.title}, {self.config.train}: {trained:,} parameters on {self.model.device}, "
                 f"{self.model.compute_dtype}; {len(self.pairs)} pairs at {self.resolution} px",
-                f"  {describe(loop, share.micro_batch, share.processes, unit='pairs')}, {epochs:.1f} epochs",
+                f"  {describe(self._loop, share.micro_batch, share.processes, unit='pairs')}, {epochs:.1f} epochs",
                 f"  {describe_objective(self.config, beta=self.beta, num_dims=self.num_dims)}",
             ]
         )
@@ -201,7 +197,6 @@ class DPOTrainer:
 
         Raises:
             ValueError: If the saved file does not reproduce the live model, or the adapter changes nothing.
-            OSError: If it cannot be written.
         """
         place = Path(folder) if folder else self.folder / ("lora" if self.config.train == "lora" else "pipeline")
         if self._processes.is_main:
@@ -220,17 +215,20 @@ class DPOTrainer:
         """
         return publish(self.save(), repo_id, push=push, private=private)
 
-    @property
+    @cached_property
     def _loop(self) -> LoopConfig:
         # fp16 gradients of small errors vanish unless the loss is scaled; the model knows what it computes in.
         precision = "fp16" if self.model.compute_dtype == torch.float16 else self.config.loop.mixed_precision
         return replace(self.config.loop, accumulate=self.share.accumulate, mixed_precision=precision)
 
+    @property
+    def _cache(self) -> Path:
+        return Path(self.config.cache_folder or self.folder / "cache")
+
     @cached_property
     def batches(self) -> PairBatches:
         """The micro-batches; their caches are opened here, so that a refused run opens none."""
-        config, model = self.config, self.model
-        cache = Path(config.cache_folder or self.folder / "cache")
+        config, model, cache = self.config, self.model, self._cache
         return PairBatches(
             model,
             self.pairs,
@@ -251,9 +249,8 @@ class DPOTrainer:
 
     @cached_property
     def _reference_errors(self) -> ReferenceErrors | None:
-        if self.config.draws_per_pair is None:
-            return None
-        return self._kept_reference_errors(self.config.region.key, self.objective.reduction)
+        is_kept = self.config.draws_per_pair is not None
+        return self._kept_reference_errors(self.config.region.key, self.objective.reduction) if is_kept else None
 
     def _loss(self) -> PreferenceLoss:
         return PreferenceLoss(
@@ -274,11 +271,8 @@ class DPOTrainer:
         return mid_time_errors(self.batches, self._kept_reference_errors(), under_reference, Processes())
 
     def _kept_reference_errors(self, region: str = "", reduction: str = "mean") -> ReferenceErrors:
-        model, cache = self.model, Path(self.config.cache_folder or self.folder / "cache")
-        parts = (self._base_key, model.fingerprint("vae"), model.fingerprint("text"), model.prediction_type)
-        schedule = sorted(describe_schedule(model.scheduler_config).items())
         weighting = [f"{reduction} {region}"] if region or reduction != "mean" else []
-        return ReferenceErrors(cache, "/".join([*parts, str(schedule), *weighting]))
+        return ReferenceErrors(self._cache, "/".join([str(sorted(self._base.items())), *weighting]))
 
     def _card(self) -> CardFacts:
         return CardFacts(

@@ -274,9 +274,8 @@ class OnlineRun:
     def save(self, folder: str | PathLike[str] | None = None) -> Path:
         """Write what was trained, verified, with a model card and the settings."""
         settings = self.settings
-        place = (
-            Path(folder) if folder else settings.folder / ("lora" if settings.adapter.train == "lora" else "pipeline")
-        )
+        usual = "lora" if settings.adapter.train == "lora" else "pipeline"
+        place = Path(folder) if folder else settings.folder / usual
         if self.processes.is_main:
             self.policy.save(place)
             (place / "training_config.yaml").write_text(to_yaml(settings.whole))

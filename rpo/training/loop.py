@@ -69,8 +69,7 @@ def fit(
     """Train parameters on micro-batches.
 
     The parameters are trained where they are; nothing is wrapped. Hooks may draw random numbers without changing the
-    run. Ctrl-C, SIGTERM, SIGHUP or an error in an update leaves a checkpoint of the last complete one (in a single
-    process).
+    run. In a single process Ctrl-C, SIGTERM, SIGHUP or an error leaves a checkpoint of the last complete update.
 
     Args:
         batches: From the number of updates done to this process's micro-batches from there on, all of one size.
@@ -90,22 +89,17 @@ def fit(
     Returns:
         How the run ended. The parameters are those of the last update, or their averages with `ema_decay`.
     """
-    processes, folder = Processes(), Path(folder)
+    processes, folder, same = Processes(), Path(folder), identity or {}
     gradients = FlatGradients(params)
-    same = identity or {}
     try:
         with claimed(folder, loop, same, processes, resume=resume), undisturbed_randomness(params[0].device):
             processes.broadcast(params)  # first, because the session starts an average from them
             session = Session(
                 params, loop, folder, processes, objects=state or {}, identity=same, on_checkpoint=on_checkpoint
             )
+            count, norm = loop.accumulate, loop.max_grad_norm
             accumulator = Accumulator(
-                loss_fn,
-                names,
-                gradients=gradients,
-                processes=processes,
-                accumulate=loop.accumulate,
-                max_grad_norm=loop.max_grad_norm,
+                loss_fn, names, gradients=gradients, processes=processes, accumulate=count, max_grad_norm=norm
             )
             session.start(resume=resume)
             if not session.is_done:
