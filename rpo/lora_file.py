@@ -30,7 +30,8 @@ class LoraFile:
 
     path: Path
     sha256: str
-    """Of names, tensors and metadata, in whatever order the file has them."""
+    key: str
+    """sha256 of names, tensors and metadata, in whatever order the file has them."""
     size_bytes: int
     num_parameters: int
     num_layers: int
@@ -70,7 +71,8 @@ def inspect_lora(path: str | PathLike[str]) -> LoraFile:
     _check_tensors(file, tensors, downs)
     return LoraFile(
         path=file,
-        sha256=_content_hash(tensors, metadata),
+        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        key=_content_hash(tensors, metadata),
         size_bytes=file.stat().st_size,
         num_parameters=sum(tensor.numel() for name, tensor in tensors.items() if name.endswith(DOWN + UP)),
         num_layers=len(downs),

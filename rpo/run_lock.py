@@ -17,10 +17,6 @@ LOCK = ".lock"
 """The lock file of a folder."""
 
 
-class InUseError(ValueError):
-    """Another process has what was asked for."""
-
-
 @contextmanager
 def sole_owner(folder: Path, *, is_main: bool = True) -> Iterator[None]:
     """Hold a run's folder; whoever comes meanwhile is refused at once.
@@ -32,7 +28,7 @@ def sole_owner(folder: Path, *, is_main: bool = True) -> Iterator[None]:
         is_main: Whether this process holds it for all.
 
     Raises:
-        InUseError: Another process works in it; says which.
+        ValueError: Another process works in it; says which.
     """
     if not is_main:
         yield
@@ -64,13 +60,13 @@ def taken(path: Path, what: str, remedy: str = "wait until it has ended, or choo
         remedy: Ends it.
 
     Raises:
-        InUseError: Another process has it; says which.
+        ValueError: Another process has it; says which.
     """
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise InUseError(f"{what} by {_owner(path)}; expected one process at a time; {remedy}") from None
+        raise ValueError(f"{what} by {_owner(path)}; expected one process at a time; {remedy}") from None
     try:
         path.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
         yield

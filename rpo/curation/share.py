@@ -14,7 +14,7 @@ from typing import final
 
 from filelock import FileLock
 
-from rpo.run_lock import InUseError, is_taken, taken
+from rpo.run_lock import is_taken, taken
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _refuse_other_splits(folder: Path, share: Share) -> None:
     for other in sorted(folder.glob("part-*-of-*.lock")):
         count = other.stem.rpartition("-")[2]
         if count != str(share.count) and is_taken(other):
-            raise InUseError(
+            raise ValueError(
                 f"processes that share {folder.parent} in {count} parts are at work, and part {share.index} of "
                 f"{share.count} has records in common with theirs; expected one number of parts at a time; wait until "
                 "they have ended"
