@@ -15,6 +15,7 @@ from typing import final
 from rpo.data.preference import SIDES, ImageFacts, ImageSource, PairSet, PreferencePair, Side
 from rpo.data.tables import Cell
 
+_TABLE = "facts (stamp TEXT PRIMARY KEY, digest TEXT, width INT, height INT)"
 _SETTLED_SECONDS = 2.0  # a file that changed just now may change once more within one tick of its date
 
 
