@@ -33,6 +33,7 @@ from rpo.curation.judge import BothOrders, OrderedVerdicts, load_judge
 from rpo.curation.records import Component, Critic, Critique, Fault
 from rpo.from_environment import as_written
 from rpo.intervals import Interval, accuracy
+from rpo.settings import settings
 
 AUDIT_FILE = "audit.json"
 CACHE_FOLDER = "answers"
@@ -42,7 +43,7 @@ _Item = TypeVar("_Item")
 _Answer = TypeVar("_Answer")
 
 
-@dataclass(frozen=True)
+@settings
 class AuditConfig:
     """What is audited, and on how many images."""
 

@@ -3,12 +3,13 @@
 A kind is a name of the package's own ("shapes", "server", "local" …) or "package.module:attribute" of one's own.
 """
 
-from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
+from rpo.settings import settings
 
-@dataclass(frozen=True)
+
+@settings
 class CriticConfig:
     """Which critic, and how it is asked."""
 
@@ -64,7 +65,7 @@ class CriticConfig:
         check_address(self.base_url)
 
 
-@dataclass(frozen=True)
+@settings
 class InstructorConfig:
     """Which instructor, and how it is asked."""
 
@@ -120,7 +121,7 @@ class InstructorConfig:
         check_address(self.base_url)
 
 
-@dataclass(frozen=True)
+@settings
 class JudgeConfig:
     """Which pairwise judge, and how it is asked."""
 
@@ -177,7 +178,7 @@ class JudgeConfig:
         check_address(self.base_url)
 
 
-@dataclass(frozen=True)
+@settings
 class EditorConfig:
     """Which editor, and how it edits."""
 

@@ -39,6 +39,7 @@ from rpo.curation.steps import (
     scores_stage,
     sources_stage,
 )
+from rpo.interrupts import ended_in_order
 from rpo.rewards import REWARDS, load_reward
 
 __all__ = ["Components", "CurateConfig", "curate"]
@@ -86,7 +87,8 @@ def curate(config: CurateConfig, *, resume: bool = False, components: Components
             raise ValueError(
                 f"{folder.path} holds a run already; give --resume (resume=True) to go on with it, or another output"
             )
-        _run(config, folder, share, components or Components())
+        with ended_in_order():
+            _run(config, folder, share, components or Components())
     finally:
         folder.close()
     return folder.path

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import final
 
-from rpo.curation.share import exclusive
+from filelock import FileLock
+
 from rpo.from_environment import as_written
 
 Identity = Mapping[str, str]
@@ -79,7 +80,7 @@ class Manifest:
             ValueError: A stage with records was made otherwise, or its records were deleted and those of a later stage
                 were not.
         """
-        with exclusive(self._folder / "locks" / "manifest.lock"):
+        with FileLock(self._folder / "locks" / "manifest.lock"):
             known, hashes = _read(self._folder)
             for stage, identity in identities.items():
                 now = identity_hash(identity)
