@@ -1,7 +1,8 @@
 """Opening what `datasets` can open (parquet, folders, saved tables, hub ids), with its images left encoded."""
 
+import functools
 import hashlib
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -74,7 +75,36 @@ def is_saved_table(source: str | Path) -> bool:
 
 def image_in(table: "Dataset", index: int, column: str) -> ImageSource:
     """The encoded image in one cell of a table; it is read when it is asked for."""
-    return partial(_cell_bytes, table, index, column)
+    return Cell(table, index, column)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One encoded image of a table, read when it is called."""
+
+    table: "Dataset"
+    index: int
+    column: str
+
+    def __call__(self) -> bytes:
+        """Its bytes."""
+        return encoded_bytes(self.table[self.index][self.column])
+
+    @property
+    def stamp(self) -> str:
+        """What stands for its content, which a path in the cell does not: another table has another fingerprint."""
+        return f"{self.table._fingerprint}|{self.index}|{self.column}" if _holds_bytes(self.table, self.column) else ""
+
+
+@functools.lru_cache(maxsize=8)
+def _holds_bytes(table: "Dataset", column: str) -> bool:
+    import pyarrow
+    import pyarrow.compute
+
+    cells = table.data.column(column)
+    if pyarrow.types.is_struct(cells.type):
+        cells = pyarrow.compute.struct_field(cells, "bytes")
+    return cells.null_count == 0 and (pyarrow.types.is_binary(cells.type) or pyarrow.types.is_large_binary(cells.type))
 
 
 def encoded_bytes(value: object) -> bytes:
@@ -94,10 +124,6 @@ def encoded_bytes(value: object) -> bytes:
     if not value or not isinstance(value, str | bytes):
         raise ValueError(f"the cell holds {type(value).__name__ if value else 'nothing'}, not an encoded image")
     return Path(value).read_bytes() if isinstance(value, str) else value
-
-
-def _cell_bytes(table: "Dataset", index: int, column: str) -> bytes:
-    return encoded_bytes(table[index][column])
 
 
 def _encoded_images(table: Table) -> Table:

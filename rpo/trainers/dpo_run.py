@@ -6,13 +6,15 @@ from pathlib import Path
 from rpo.config import to_yaml
 from rpo.data.readers import read_pairs
 from rpo.models.config import ModelConfig, load_model
+from rpo.settings import settings
 from rpo.trainers.dpo import DPOTrainer
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.training.loop import TrainResult
-from rpo.training.session import refuse_used
+from rpo.training.processes import Processes
+from rpo.training.resume import refuse_used
 
 
-@dataclass(frozen=True)
+@settings
 class DataConfig:
     """Which preference pairs are trained on."""
 
@@ -32,7 +34,7 @@ class DataConfig:
     """Accept pairs of images of different sizes (Pick-a-Pic has them); each is cropped at its own centre."""
 
 
-@dataclass(frozen=True)
+@settings
 class RunConfig:
     """A whole run: `rpo train dpo CONFIG key=value …`."""
 
@@ -80,7 +82,7 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
         allow_size_mismatch=config.data.allow_size_mismatch,
     )
     trainer = DPOTrainer(load_model(config.model), pairs, dpo)
-    trainer.folder.mkdir(parents=True, exist_ok=True)
-    (trainer.folder / "run.yaml").write_text(to_yaml(config))
-    trained = trainer.train(resume=resume)
-    return RunResult(trained, trainer.save())
+    with trainer.claim(resume=resume):
+        if Processes().is_main:
+            (trainer.folder / "run.yaml").write_text(to_yaml(config))
+        return RunResult(trainer.train(resume=resume), trainer.save())

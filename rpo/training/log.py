@@ -14,6 +14,9 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from rpo.from_environment import as_written
+from rpo.local_paths import without_paths
+
 METRICS: dict[str, str] = {
     "loop/loss": "the scalar that the update descends, mean over its micro-batches and processes",
     "loop/grad_norm": "norm of the gradient over all trained parameters, before clipping",
@@ -152,7 +155,8 @@ class MetricLog:
         )
         if self._accelerator is not None:
             flat = {key: value for key, value in (config or {}).items() if isinstance(value, str | int | float | bool)}
-            self._accelerator.init_trackers("rpo", config=flat, init_kwargs={"wandb": {"name": folder.name}})
+            sent = without_paths(as_written(flat))  # trackers are on other machines
+            self._accelerator.init_trackers("rpo", config=sent, init_kwargs={"wandb": {"name": folder.name}})
 
     def write(self, entry: Mapping[str, float]) -> None:
         """Log one update: its "update", "samples" and "seconds", and its metrics; not-a-number becomes null."""

@@ -16,9 +16,10 @@ from diffusers import DiffusionPipeline
 from PIL.Image import Image, Resampling
 
 from rpo.curation.component_config import EditorConfig
+from rpo.settings import settings
 
 
-@dataclass(frozen=True)
+@settings
 class EditSettings:
     """How strongly and how long an edit is sampled; a family uses what its pipeline knows."""
 
