@@ -35,7 +35,7 @@ from rpo.trainers import grpo, score_as_action
 from rpo.trainers.grpo import GRPOTrainer
 from rpo.trainers.grpo_config import GRPOConfig
 from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
-from rpo.trainers.points import PointBatches, Points
+from rpo.trainers.points import Points
 from rpo.trainers.score_as_action import ScoreAsActionTrainer
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig, ValueConfig
 from rpo.training.loop_config import LoopConfig
@@ -150,7 +150,7 @@ def loss_of(trainer: Trainer) -> Callable[[Points], StepOutput]:
 def gradient(trainer: Trainer) -> tuple[Tensor, list[int]]:
     """The gradient of the first update, and the bytes kept for backward: at most, then after each micro-batch."""
     run, loss = trainer.run, loss_of(trainer)
-    batches = PointBatches(trainer.prepare, run.live, run.settings.learning, accumulate=run.accumulate, seed=0)
+    batches = run.batches(trainer.prepare)
     memory = GraphMemory(run.model.denoiser.parameters())
     left: list[int] = []
     with moved(run.policy.parameters), memory.watch():

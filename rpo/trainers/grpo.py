@@ -169,7 +169,7 @@ class GRPOTrainer:
         run = self.run
         rollout = run.draw(index)
         points = run.points(rollout)
-        facts = rollout_facts(rollout)
+        facts = rollout_facts(rollout, run.processes)
         if self.config.kl_weight > 0:
             reference = reference_prediction(run.policy, points, run.guidance_scale, batch_size=run.batch_size)
             points = replace(points, reference=reference)
@@ -191,6 +191,11 @@ class GRPOTrainer:
         return (total / scale).clamp(-config.max_advantage, config.max_advantage)
 
     def _compared(self, name: str, rollout: Rollout) -> PerSample:
+        """How the images of this process compare with those of all."""
+        processes = self.run.processes
+        rewards = processes.join(rollout.parts[name])
         if self.config.baseline == "group":
-            return group_normalize(rollout.parts[name], rollout.group, scale=self.config.scale)
-        return self.histories[name].advantages(rollout.parts[name], rollout.prompts)
+            group = torch.arange(len(rewards), device=rewards.device) // self.config.rollout.images_per_prompt
+            return processes.own(group_normalize(rewards, group, scale=self.config.scale))
+        prompts = [prompt for part in processes.gather(rollout.prompts) for prompt in part]
+        return processes.own(self.histories[name].advantages(rewards, prompts))

@@ -32,6 +32,7 @@ from rpo.trainers.score_as_action_config import ScoreAsActionConfig, ValueConfig
 from rpo.trainers.value import Critic
 from rpo.trainers.value_network import ValueNetwork
 from rpo.trainers.value_points import ValuePoints
+from rpo.training.processes import Processes
 from rpo.types import Latents, PerSample
 
 NORMALIZE_EPS = 1e-8
@@ -63,6 +64,7 @@ def make_critic(
     *,
     seed: int,
     evidence: Path,
+    processes: Processes,
 ) -> Critic:
     """V for a model and its rewards.
 
@@ -73,6 +75,7 @@ def make_critic(
         network: F; the package's own by default.
         seed: Of its first weights and the order of its data.
         evidence: Where the images behind a failing reward are put.
+        processes: Who fits it.
     """
     if network is None:
         prompt_dim = model.encode_prompts(["a"]).prompt_embeds.shape[-1]
@@ -94,6 +97,7 @@ def make_critic(
         reward_until=config.reward_until,
         learning_rate=config.learning_rate,
         seed=seed,
+        processes=processes,
     )
 
 
@@ -167,7 +171,7 @@ def trained_points(judged: Judged, run: OnlineRun, critic: Critic | None, config
     if judged.references is not None:
         points = replace(points, reference=judged.references[points.step, points.image])
     if config.estimator != "pathwise":
-        return with_advantage(points, judged, config)
+        return with_advantage(points, judged, config, run.processes)
     assert critic is not None
     gradient = value_gradient(
         run.model,
@@ -181,38 +185,36 @@ def trained_points(judged: Judged, run: OnlineRun, critic: Critic | None, config
     return replace(points, value_gradient=gradient, cost_weight=torch.full_like(points.weight, config.kl_weight))
 
 
-def with_advantage(points: Points, judged: Judged, config: ScoreAsActionConfig) -> Points:
-    """The points with what they are worth; where that is scaled, what their KL costs is scaled alike.
-
-    Args:
-        points: The trained moments.
-        judged: What they are from.
-        config: The settings.
-    """
-    worth, scale = scaled(advantages(judged, config), config)
+def with_advantage(points: Points, judged: Judged, config: ScoreAsActionConfig, processes: Processes) -> Points:
+    """The points with what they are worth; where that is scaled, what their KL costs is scaled alike."""
+    worth, scale = scaled(advantages(judged, config), config, processes)
     row = points.step - judged.first
     return replace(points, advantage=worth[row, points.image], cost_weight=config.kl_weight / scale[row, points.image])
 
 
 def scaled(
-    worth: Float[Tensor, "steps images"], config: ScoreAsActionConfig
+    worth: Float[Tensor, "steps images"], config: ScoreAsActionConfig, processes: Processes
 ) -> tuple[Float[Tensor, "steps images"], Float[Tensor, "steps images"]]:
     """Advantages in the unit that the settings ask for, and what they were divided by.
 
     Args:
         worth: In the unit of the reward.
         config: The settings.
+        processes: Whose images count in the spread: those of all.
     """
+    if config.normalize == "none":
+        return worth, torch.ones_like(worth)
+    worth = processes.join(worth, dim=1)
     scale = torch.ones_like(worth)
     if config.normalize == "batch":
         scale = scale * (worth.std() + NORMALIZE_EPS)
         worth = worth / scale
-    elif config.normalize == "per_step":
+    else:
         scale = scale * (worth.std(dim=1, correction=0, keepdim=True) + NORMALIZE_EPS)
         worth = normalize_per_step(worth)
-    if config.normalize != "none" and config.max_advantage is not None:
+    if config.max_advantage is not None:
         worth = worth.clamp(-config.max_advantage, config.max_advantage)
-    return worth, scale
+    return processes.own(worth, dim=1), processes.own(scale, dim=1)
 
 
 def advantages(judged: Judged, config: ScoreAsActionConfig) -> Float[Tensor, "steps images"]:

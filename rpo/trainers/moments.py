@@ -15,12 +15,16 @@ from rpo.diffusion.prediction import to_x0_eps
 from rpo.diffusion.transition import Gaussian, Kernel
 from rpo.models.base import DiffusionModel
 from rpo.sampler import predict_at
-from rpo.trainers.points import Points
+from rpo.trainers.points import Points, points_of
 from rpo.trainers.policy import Policy
 from rpo.trainers.rollouts import Rollout
 from rpo.trainers.value import Value
 from rpo.trainers.value_points import ValuePoints
+from rpo.training.processes import Processes
 from rpo.types import Latents, PerSample
+
+KL_STRIDE = 8
+"""Of so many moments one is asked for its KL, where the KL is only logged."""
 
 
 def transition_of(model: DiffusionModel, noise_pred: Latents, points: Points, kernel: Kernel) -> Gaussian:
@@ -66,6 +70,33 @@ def step_cost(
     _, eps_hat = to_x0_eps(noise_pred, points.x_t, points.t, model.prediction_type)
     _, eps_reference = to_x0_eps(reference_pred, points.x_t, points.t, model.prediction_type)
     return running_cost(eps_hat, eps_reference, points.t, points.s, eta=0.0)
+
+
+def measured_kl(
+    policy: Policy, rollout: Rollout, kernel: Kernel, guidance_scale: float, *, batch_size: int, processes: Processes
+) -> Tensor:
+    """KL of the path from the reference's, from every eighth of all its moments: watching costs little.
+
+    Args:
+        policy: What drew it.
+        rollout: With its predictions.
+        kernel: Of its steps.
+        guidance_scale: Of the rollout.
+        batch_size: Latents at once.
+        processes: Which have drawn the rollout together; the mean of what they return is the KL.
+    """
+    num_steps, images = rollout.trajectory.log_probs.shape
+    everyone = num_steps * images * processes.count
+    stride = min(KL_STRIDE, everyone)
+    is_asked = torch.arange(everyone).view(num_steps, -1) % stride == rollout.index % stride
+    every = points_of(rollout, torch.arange(num_steps)[:, None].expand(-1, images), 1.0, is_frozen=False)
+    rows = processes.own(is_asked, dim=1).flatten().nonzero().flatten()
+    if not len(rows):
+        return every.x_t.new_zeros(())
+    some = every.select(rows)
+    reference = reference_prediction(policy, some, guidance_scale, batch_size=batch_size)
+    cost = step_cost(policy.model, some.prediction, reference, some, kernel)
+    return num_steps * processes.count * torch.where(cost.isfinite(), cost, 0.0).sum() / int(is_asked.sum())
 
 
 def value_nodes(model: DiffusionModel, rollout: Rollout, nodes: Sequence[int]) -> ValuePoints:

@@ -80,18 +80,19 @@ def judge_noised(
     else:
         nodes = critic.ask_reward(_seen(_current(points, run), points, rollout, run), batch_size=run.batch_size)
         baseline = critic.evaluate(nodes, batch_size=run.batch_size)
-    advantage, scale = scaled((returns - baseline)[None], config)
+    advantage, scale = scaled((returns - baseline)[None], config, run.processes)
     points = replace(points, advantage=advantage[0], cost_weight=config.kl_weight / scale[0])
     return NoisedJudgement(points, nodes, returns)
 
 
 def _noised(rollout: Rollout, run: OnlineRun, config: ScoreAsActionConfig, use: str) -> Points:
     model = run.model
-    generator = keyed_generator("noise", use, config.seed, rollout.index, run.processes.index)
-    times = jittered_times(model.process, run.settings.rollout.num_steps, generator, jitter=JITTER)
+    moved = keyed_generator("times", use, config.seed, rollout.index)
+    times = jittered_times(model.process, run.settings.rollout.num_steps, moved, jitter=JITTER)
     grid = grid_at(model.process, times, device=model.device)
+    noise = [keyed_generator("noise", use, config.seed, *visit) for visit in rollout.visits]
     return noised_points(
-        rollout, grid, run.steps, run.stands_for, prediction_type=model.prediction_type, generator=generator
+        rollout, grid, run.steps, run.stands_for, prediction_type=model.prediction_type, generators=noise
     )
 
 

@@ -27,9 +27,10 @@ from rpo.randomness import keyed_generator
 from rpo.rewards import RewardLike, load_rewards
 from rpo.sampler import Keep
 from rpo.trainers.identity import base_identity, prompts_identity, settings_identity
-from rpo.trainers.moments import reference_prediction, step_cost
+from rpo.trainers.moments import measured_kl
 from rpo.trainers.online_settings import OnlineSettings, division
-from rpo.trainers.points import PointBatches, Points, choose_steps, points_of
+from rpo.trainers.point_batches import PointBatches
+from rpo.trainers.points import Points, choose_steps, points_of
 from rpo.trainers.policy import make_policy
 from rpo.trainers.preflight import Subject, preflight
 from rpo.trainers.preview import PREVIEWS, Preview
@@ -41,9 +42,6 @@ from rpo.training.processes import Processes
 from rpo.training.resume import claimed
 from rpo.training.state import Stateful
 from rpo.types import Grid, StepOutput
-
-KL_STRIDE = 8
-"""Of so many moments one is asked for its KL, where the KL is only logged."""
 
 
 @final
@@ -131,19 +129,9 @@ class OnlineRun:
         return self.rollout
 
     def measured_kl(self, rollout: Rollout, kernel: Kernel) -> Tensor:
-        """KL of the path from the reference's, from every eighth of all its moments: watching costs little.
-
-        Args:
-            rollout: With its predictions.
-            kernel: Of its steps.
-        """
-        num_steps, images = rollout.trajectory.log_probs.shape
-        every = points_of(rollout, torch.arange(num_steps)[:, None].expand(-1, images), 1.0, is_frozen=False)
-        some = every.select(torch.arange(rollout.index % KL_STRIDE, len(every), KL_STRIDE))
-        drawn_at = self.settings.rollout.guidance_scale
-        reference = reference_prediction(self.policy, some, drawn_at, batch_size=self.batch_size)
-        cost = step_cost(self.model, some.prediction, reference, some, kernel)
-        return num_steps * torch.where(cost.isfinite(), cost, 0.0).mean()
+        """KL of the path from the reference's, to be logged; see `rpo.trainers.moments.measured_kl`."""
+        guidance, size = self.settings.rollout.guidance_scale, self.batch_size
+        return measured_kl(self.policy, rollout, kernel, guidance, batch_size=size, processes=self.processes)
 
     def points(self, rollout: Rollout) -> Points:
         """The moments of the rollout in use that are trained."""
@@ -151,9 +139,11 @@ class OnlineRun:
 
     def _choose(self, grid: Grid, index: int) -> tuple[Int[Tensor, "trained images"], float]:
         settings = self.settings
-        images = settings.rollout.images // self.processes.count
-        generator = keyed_generator("steps", settings.seed, index, self.processes.index)
-        return choose_steps(grid, images, settings.learning, generator, skips_clean_end=settings.skips_clean_end)
+        generator, skips = keyed_generator("steps", settings.seed, index), settings.skips_clean_end
+        every, stands_for = choose_steps(
+            grid, settings.rollout.images, settings.learning, generator, skips_clean_end=skips
+        )
+        return self.processes.own(every, dim=1), stands_for
 
     def live(self, points: Points) -> Iterator[Points]:
         """The points of the rollout with their graphs, a batch of one step at a time."""
@@ -166,6 +156,14 @@ class OnlineRun:
                 rows = torch.arange(first, first + size) + row * images
                 yield replace(points.select(rows), live=chunk.live[step])
             first += size
+
+    def batches(self, prepare: Callable[[int], Points]) -> PointBatches:
+        """The micro-batches of rollouts that `prepare` makes the points of."""
+        config, seed = self.settings.learning, self.settings.seed
+        rollout, share = self.settings.rollout, (self.processes.index, self.processes.count)
+        return PointBatches(
+            prepare, self.live, config, rollout=rollout, accumulate=self.accumulate, seed=seed, share=share
+        )
 
     def fit(
         self,
@@ -186,7 +184,7 @@ class OnlineRun:
             on_update: Called after every update with its number and metrics.
         """
         settings = self.settings
-        batches = PointBatches(prepare, self.live, settings.learning, accumulate=self.accumulate, seed=settings.seed)
+        batches = self.batches(prepare)
         preview = Preview(
             self.model,
             self.rollouts.prompts,

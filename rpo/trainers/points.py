@@ -1,4 +1,4 @@
-"""Points: the moments of a rollout that are learnt from, laid out flat, and how they become micro-batches.
+"""Points: the moments of a rollout that are learnt from, laid out flat.
 
 A point is one step of one trajectory: where it was (x_t), where it went (x_s), and what that step is worth. Of an
 image's E steps K are trained, each with probability K/E, and the loss of the image is their sum, never their mean:
@@ -8,21 +8,17 @@ image's E steps K are trained, each with probability K/E, and the loss of the im
 so that any cut of the points into equal micro-batches gives the same gradient, and a finer grid does not shrink it.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
-from typing import Any, final
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from rpo.diffusion.prediction import add_noise, from_x0_eps
-from rpo.randomness import keyed_generator
 from rpo.trainers.online_config import LearningConfig
 from rpo.trainers.rollouts import Rollout
 from rpo.types import Conditioning, Grid, Node, PerSample, PredictionType
-
-_NO_TENSORS = ("t", "s", "conditioning", "names", "prompts")
 
 
 @dataclass(frozen=True)
@@ -66,13 +62,14 @@ class Points:
         """Number of points."""
         return self.x_t.shape[0]
 
-    def select(self, index: Int[Tensor, " picked"]) -> "Points":
+    def select(self, index: Int[Tensor, " picked"], *, uploaded: Tensor | None = None) -> "Points":
         """Some of the points, in the order asked for; a graph cannot be divided and is left out.
 
         Args:
             index: Rows, on the CPU: the names are looked up there, and reading them off a device would wait for it.
+            uploaded: The same on the device, so that many selections need one upload.
         """
-        rows = index.to(self.x_t.device)
+        rows = index.to(self.x_t.device) if uploaded is None else uploaded
         tensors = {name: None if getattr(self, name) is None else getattr(self, name)[rows] for name in _ROWS}
         return replace(
             self,
@@ -164,7 +161,7 @@ def noised_points(
     weight: float,
     *,
     prediction_type: PredictionType,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
 ) -> Points:
     """Moments that lead to the images of a rollout though no rollout passed through them: x_0 noised afresh.
 
@@ -176,14 +173,15 @@ def noised_points(
         steps: Which steps of it, for every image.
         weight: How many steps they stand for.
         prediction_type: What the network puts out.
-        generator: Of the noise.
+        generators: Of each image's noise.
     """
     x_0 = rollout.trajectory.x_0
     trained, images = steps.shape
     step = steps.flatten().to(x_0.device)
     image = torch.arange(images, device=step.device).repeat(trained)
     t, s = _node_at(grid, step), _node_at(grid, step + 1)
-    eps = torch.randn(len(step), *x_0.shape[1:], generator=generator).to(x_0)
+    noise = [torch.randn(trained, *x_0.shape[1:], generator=one) for one in generators]
+    eps = torch.stack(noise, dim=1).flatten(0, 1).to(x_0)
     return Points(
         x_t=add_noise(x_0[image], eps, t),
         x_s=add_noise(x_0[image], eps, s),
@@ -198,85 +196,6 @@ def noised_points(
         names=rollout.names * trained,
         prompts=rollout.prompts * trained,
     )
-
-
-@final
-class PointBatches:
-    """The endless micro-batches of an online trainer, for `fit`; draws a rollout when the last is used up.
-
-    A rollout that serves several updates is part of the state, since after a kill it could not be drawn again: the
-    policy has moved.
-    """
-
-    def __init__(
-        self,
-        prepare: Callable[[int], Points],
-        live: Callable[[Points], Iterator[Points]],
-        config: LearningConfig,
-        *,
-        accumulate: int,
-        seed: int,
-    ):
-        """Prepare.
-
-        Args:
-            prepare: Draws rollout number n and makes its points.
-            live: Splits the points into micro-batches that carry the graph of the rollout; used with `keep_graph`.
-            config: How a rollout is divided.
-            accumulate: Micro-batches per update.
-            seed: Of the order of points.
-        """
-        self._prepare, self._live, self._config = prepare, live, config
-        self._accumulate, self._seed = accumulate, seed
-        self._kept: Points | None = None
-
-    def __call__(self, first_update: int) -> Iterator[Points]:
-        """Micro-batches from the update after `first_update` updates on."""
-        config = self._config
-        update = first_update
-        while True:
-            index, turn = divmod(update, config.updates_per_rollout)
-            points = self._prepare(index) if turn == 0 else self._kept
-            assert points is not None, "a rollout that serves several updates is part of the state"
-            self._kept = points if turn + 1 < config.updates_per_rollout else None
-            yield from self._live(points) if config.keep_graph else self._update(points, index, turn)
-            update += 1
-
-    def _update(self, points: Points, index: int, turn: int) -> Iterator[Points]:
-        pass_, minibatch = divmod(turn, self._config.minibatches)
-        order = torch.randperm(len(points), generator=keyed_generator("points", self._seed, index, pass_))
-        part = order.chunk(self._config.minibatches)[minibatch]
-        for rows in part.chunk(self._accumulate):
-            yield points.select(rows)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The rollout in use, if it serves further updates."""
-        if self._kept is None:
-            return {}
-        flat = {field.name: getattr(self._kept, field.name) for field in fields(Points) if field.name != "live"}
-        nodes = {name: vars(flat.pop(name)) for name in ("t", "s")}
-        return {
-            **flat,
-            **nodes,
-            "conditioning": vars(flat["conditioning"]),
-            "names": list(flat["names"]),
-            "prompts": list(flat["prompts"]),
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue within a rollout."""
-        if not state_dict:
-            self._kept = None
-            return
-        rest = {name: value for name, value in state_dict.items() if name not in _NO_TENSORS}
-        self._kept = Points(
-            **rest,
-            t=Node(**state_dict["t"]),
-            s=Node(**state_dict["s"]),
-            conditioning=Conditioning(**state_dict["conditioning"]),
-            names=tuple(state_dict["names"]),
-            prompts=tuple(state_dict["prompts"]),
-        )
 
 
 def _node_at(grid: Grid, index: Int[Tensor, " points"]) -> Node:

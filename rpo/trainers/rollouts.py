@@ -23,6 +23,7 @@ from rpo.randomness import keyed_generator
 from rpo.rewards.base import WeightedRewards
 from rpo.sampler import Keep, sample
 from rpo.trainers.online_config import RolloutConfig
+from rpo.training.processes import Processes
 from rpo.types import Conditioning, Grid, PerSample, Trajectory
 
 JITTER = 0.9
@@ -48,6 +49,8 @@ class Rollout:
     """The raw score of each reward, by name."""
     names: tuple[str, ...]
     """What a person finds each image by."""
+    visits: tuple[tuple[int, int], ...]
+    """(visit to a prompt, image) of each, which all of its randomness is a function of."""
 
     @property
     def num_images(self) -> int:
@@ -55,11 +58,11 @@ class Rollout:
         return len(self.prompts)
 
 
-def rollout_facts(rollout: Rollout) -> dict[str, Tensor]:
-    """What to log of a rollout's rewards."""
+def rollout_facts(rollout: Rollout, processes: Processes) -> dict[str, Tensor]:
+    """What to log of a rollout's rewards, over all processes; their mean is that of the processes' means."""
     return {
         "reward/mean": rollout.rewards.mean(),
-        "reward/std": rollout.rewards.std(correction=0),
+        "reward/std": processes.join(rollout.rewards).std(correction=0),
         **{f"reward/{name}": part.mean() for name, part in rollout.parts.items() if len(rollout.parts) > 1},
     }
 
@@ -110,7 +113,6 @@ class Rollouts:
                 f"multiple of {processes}"
             )
         self._own_prompts = config.prompts // processes
-        self._embeds: dict[str, Conditioning] = {}
 
     def grid(self, index: int) -> Grid:
         """The grid of a rollout; the same on every process."""
@@ -146,16 +148,18 @@ class Rollouts:
         jobs = [(first + row, image) for row in range(self._own_prompts) for image in range(config.images_per_prompt)]
         prompts = tuple(self.prompts[visit(len(self.prompts), self._seed, place)[0]] for place, _ in jobs)
         generators = [keyed_generator("rollout", self._seed, place, image) for place, image in jobs]
-        cond = self._conditioning(prompts)
+        # Encoded anew: kept, it would be as many as there are prompts, and a resumed run would encode in other company.
+        cond = self.model.encode_prompts(prompts)
         grid = self.grid(index)
         chunks, images = [], []
         for start in range(0, len(jobs), config.batch_size):
             part = slice(start, start + config.batch_size)
+            kernel = self._kernel()
             chunk = sample(
                 self.model,
                 cond.select(part),
-                grid,
-                self._kernel(),
+                kernel.grid if isinstance(kernel, BlackBoxSolver) else grid,
+                kernel,
                 guidance_scale=config.guidance_scale,
                 generators=generators[part],
                 keep=keep(grid),
@@ -167,22 +171,13 @@ class Rollouts:
         assert isinstance(total, Tensor)
         group = torch.arange(self._own_prompts, device=total.device).repeat_interleave(config.images_per_prompt)
         names = tuple(f"rollout {index}, prompt {p!r}, image {job[1]}" for p, job in zip(prompts, jobs, strict=True))
-        return Rollout(index, _joined(chunks, cond), tuple(chunks), prompts, group, total, parts, names)
+        trajectory = _joined(chunks, cond)
+        return Rollout(index, trajectory, tuple(chunks), prompts, group, total, parts, names, tuple(jobs))
 
     def _kernel(self) -> Kernel:
         if self.config.solver == "dpm_solver":
             return BlackBoxSolver(self.model, self.config.num_steps)  # it keeps a history: one per trajectory
         return training_kernel(self.config)
-
-    def _conditioning(self, prompts: Sequence[str]) -> Conditioning:
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeds]
-        if new:
-            encoded = self.model.encode_prompts(new)
-            self._embeds |= {prompt: encoded.select(slice(row, row + 1)) for row, prompt in enumerate(new)}
-        rows = [self._embeds[prompt] for prompt in prompts]
-        return Conditioning(
-            torch.cat([row.prompt_embeds for row in rows]), torch.cat([row.negative_embeds for row in rows])
-        )
 
 
 def _joined(chunks: Sequence[Trajectory], cond: Conditioning) -> Trajectory:

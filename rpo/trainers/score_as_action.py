@@ -191,6 +191,8 @@ class ScoreAsActionTrainer:
             state["critic"] = self.critic
         guidance, region = self.run.guidance_scale, self.region
         with self.run.claim(resume=resume, lines=lines):
+            if self.critic is not None:  # a network of the caller's may differ between processes
+                self.run.processes.broadcast(list(self.critic.network.parameters()))
             return self.run.fit(
                 self.prepare,
                 partial(loss, policy=self.run.policy, config=config, region=region, guidance_scale=guidance),
@@ -225,11 +227,7 @@ class ScoreAsActionTrainer:
         return self.run.publish(repo_id, push=push, private=private)
 
     def prepare(self, index: int) -> Points:
-        """Draw rollout `index` and make its trained points; then fit V to it.
-
-        Args:
-            index: Number of the rollout, from 0.
-        """
+        """Draw rollout `index`, from 0, and make its trained points; then fit V to it."""
         if index == 0:
             self._pretrain_value()
         rollout = self.run.draw(index)
@@ -238,7 +236,7 @@ class ScoreAsActionTrainer:
             points = judged.points
         else:
             points = trained_points(judged, self.run, self.critic, self.config)
-        facts = rollout_facts(rollout)
+        facts = rollout_facts(rollout, self.run.processes)
         if "policy/kl" not in facts and points.reference is None and self.config.measure_kl:
             facts["policy/kl"] = self.run.measured_kl(rollout, training_kernel(self.config.rollout))
         facts |= self._learn_value(judged, self.config.value.updates)
@@ -264,26 +262,29 @@ class ScoreAsActionTrainer:
         if critic is None or judged.nodes is None:
             return {}
         if isinstance(judged, NoisedJudgement):
-            quality = critic.fit(judged.nodes, judged.returns, steps=updates, batch_size=value.batch_size)
-        else:
-            assert judged.values is not None
-            quality = critic.fit_paths(
-                judged.nodes,
-                judged.values,
-                judged.costs,
-                loss=value.loss,
-                trace=value.trace,
-                steps=updates,
-                batch_size=value.batch_size,
-            )
-        for parameter in critic.network.parameters():  # every process has fitted V to its own images
-            self.run.processes.average(parameter.data)
-        return quality
+            returns = judged.returns.view_as(self.run.steps)
+            return critic.fit(judged.nodes, returns, steps=updates, batch_size=value.batch_size)
+        assert judged.values is not None
+        return critic.fit_paths(
+            judged.nodes,
+            judged.values,
+            judged.costs,
+            loss=value.loss,
+            trace=value.trace,
+            steps=updates,
+            batch_size=value.batch_size,
+        )
 
     def _critic(self, network: nn.Module | None) -> Critic:
-        rewards, seed = self.run.rollouts.rewards, self.config.seed
-        evidence = self.run.settings.evidence
-        return make_critic(self.run.model, rewards, self.config.value, network, seed=seed, evidence=evidence)
+        return make_critic(
+            self.run.model,
+            self.run.rollouts.rewards,
+            self.config.value,
+            network,
+            seed=self.config.seed,
+            evidence=self.run.settings.evidence,
+            processes=self.run.processes,
+        )
 
     def _pretrain_value(self) -> None:
         """Fit V to rollouts of the policy before it moves."""

@@ -26,6 +26,7 @@ from rpo.objectives.advantages import traced_returns
 from rpo.objectives.score_as_action import explained_variance, monte_carlo
 from rpo.randomness import keyed_generator
 from rpo.trainers.value_points import TIME_BINS, Design, ValuePoints, skip_weights
+from rpo.training.processes import Processes
 from rpo.types import Latents, PerSample
 
 Branch = Literal["frozen", "differentiable"]
@@ -67,17 +68,19 @@ class Critic:
         reward_until: float = 1.0,
         learning_rate: float = 1e-3,
         seed: int = 0,
+        processes: Processes | None = None,
     ):
         """Start with V = 0 where no reward of x0_hat enters.
 
         Args:
-            network: F, on the device to learn on; see `ValueNetwork`.
+            network: F, on the device to learn on.
             design: Weights of the two parts.
             terminal: Reward of clean latents; needed unless the design is "none".
             branch: Whether V can be differentiated through `terminal`.
             reward_until: Time, 0 … 1, up to which x0_hat is worth asking about; beyond it V is learnt alone.
             learning_rate: Of AdamW on F; 3e-4 … 3e-3.
             seed: Of the order in which points are visited.
+            processes: Who fits it together, each to its own images; those that were launched by default.
 
         Raises:
             ValueError: If there is a design without `terminal`, or the reverse.
@@ -94,6 +97,7 @@ class Critic:
         self._optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
         self._mean, self._std = 0.0, 0.0
         self._fits = 0
+        self._processes = processes or Processes()
 
     def __call__(self, points: ValuePoints) -> PerSample:
         """V of each point, in the unit of the reward."""
@@ -108,22 +112,12 @@ class Critic:
 
     @torch.no_grad()
     def evaluate(self, points: ValuePoints, *, batch_size: int) -> PerSample:
-        """V of any number of points, without gradient.
-
-        Args:
-            points: Where.
-            batch_size: Points at once.
-        """
+        """V of any number of points, without gradient, so many at once."""
         return torch.cat([self(points.select(rows)) for rows in _rows(points).split(batch_size)])
 
     @torch.no_grad()
     def ask_reward(self, points: ValuePoints, *, batch_size: int) -> ValuePoints:
-        """The points with the reward of their x0_hat, so that it is asked once for all that follows.
-
-        Args:
-            points: Where.
-            batch_size: Points at once.
-        """
+        """The points with the reward of their x0_hat, so that it is asked once for all that follows."""
         if self._terminal is None or points.x0_reward is not None:
             return points
         asked = points.time.new_zeros(len(points))
@@ -132,28 +126,26 @@ class Critic:
         return replace(points, x0_reward=asked)
 
     def fit(
-        self, points: ValuePoints, targets: Float[Tensor, " points"], *, steps: int, batch_size: int
+        self, points: ValuePoints, targets: Float[Tensor, "... images"], *, steps: int, batch_size: int
     ) -> dict[str, Tensor]:
         """Regress V on numbers.
 
         Args:
             points: Where.
-            targets: What V should be there.
-            steps: Optimiser steps.
-            batch_size: Points per step.
+            targets: What V should be there; of several moments of the same images, moment by moment.
+            steps: Of the optimiser.
+            batch_size: Points per step, over all processes.
 
         Returns:
             How good V was before, on these new points; see `METRICS`.
-
-        Raises:
-            ValueError: If a target is not finite.
         """
         points = self.ask_reward(points, batch_size=batch_size)
         values = self.evaluate(points, batch_size=batch_size)
-        _check_finite(targets)
-        self._standardise(targets)
+        time, values, returns = self._of_all(points.time, values, targets.flatten())
+        _check_finite(returns)
+        self._standardise(returns)
         self._descend(points, lambda: targets, steps=steps, batch_size=batch_size)
-        return self._quality(points.time, values, targets)
+        return self._quality(time, values, returns)
 
     def fit_paths(
         self,
@@ -175,7 +167,7 @@ class Critic:
             loss: What V is compared with.
             trace: Of "martingale".
             steps: Optimiser steps.
-            batch_size: Nodes per step.
+            batch_size: Nodes per step, over all processes.
 
         Returns:
             How good V was before, on these new nodes; see `METRICS`.
@@ -186,18 +178,22 @@ class Critic:
         nodes = self.ask_reward(nodes, batch_size=batch_size)
         traces: dict[ValueLoss, float] = {"monte_carlo": 1.0, "td0": 0.0, "martingale": trace}
         returns = traced_returns(values, costs, trace=1.0).flatten()
+        time, before, returns = self._of_all(nodes.time[: len(returns)], values[:-1].flatten(), returns)
         _check_finite(returns)
-        self._standardise(values[-1])
+        self._standardise(self._processes.join(values[-1]))
 
         def targets() -> Tensor:
             latest = values
             if traces[loss] < 1:
                 latest = self.evaluate(nodes, batch_size=batch_size).view_as(values)
             latest = torch.cat([latest[:-1], values[-1:]])
-            return torch.cat([traced_returns(latest, costs, trace=traces[loss]), values[-1:]]).flatten()
+            return torch.cat([traced_returns(latest, costs, trace=traces[loss]), values[-1:]])
 
         self._descend(nodes, targets, steps=steps, batch_size=batch_size)
-        return self._quality(nodes.time[: len(returns)], values[:-1].flatten(), returns)
+        return self._quality(time, before, returns)
+
+    def _of_all(self, *numbers: PerSample) -> Sequence[PerSample]:
+        return self._processes.join(torch.stack(numbers), dim=1).unbind()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to end in the same weights, bit for bit."""
@@ -255,22 +251,31 @@ class Critic:
 
     @torch.enable_grad()
     def _descend(self, points: ValuePoints, targets: Callable[[], Tensor], *, steps: int, batch_size: int) -> None:
-        """Take AdamW steps on shuffled points, with new targets at every pass."""
+        """Take AdamW steps on shuffled points of all processes, with new targets at every pass."""
         queue: list[Tensor] = []
-        goals = torch.empty(0)
+        goals, everyone = torch.empty(0), len(points) * self._processes.count
         for step in range(steps):
             if not queue:
                 goals = targets()
-                order = torch.randperm(len(points), generator=keyed_generator("value", self._seed, self._fits, step))
+                order = torch.randperm(everyone, generator=keyed_generator("value", self._seed, self._fits, step))
                 queue = list(order.split(batch_size))
-            rows = queue.pop(0)
-            losses = monte_carlo(self(points.select(rows)), goals[rows.to(goals.device)]) / self._unit**2
+            batch = queue.pop(0)
+            rows = self._own(batch, goals.shape[-1])
             self._optimizer.zero_grad()
-            losses.mean().backward()
+            if len(rows):  # otherwise all points of this step are other processes'
+                errors = monte_carlo(self(points.select(rows)), goals.flatten()[rows.to(goals.device)])
+                ((errors / self._unit**2).sum() * self._processes.count / len(batch)).backward()
+            self._processes.average_gradients(list(self.network.parameters()))
             nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRAD_NORM)
             self._optimizer.step()
         self._optimizer.zero_grad()
         self._fits += 1
+
+    def _own(self, rows: Tensor, images: int) -> Tensor:
+        """Where those of all points lie that are this process's: the points of each moment are dealt by image."""
+        moment, image = rows // (images * self._processes.count), rows % (images * self._processes.count)
+        own = image // images == self._processes.index
+        return (moment * images + image % images)[own]
 
     def _quality(self, time: PerSample, values: PerSample, returns: PerSample) -> dict[str, Tensor]:
         part = (time * len(TIME_BINS)).long().clamp(max=len(TIME_BINS) - 1)

@@ -8,7 +8,7 @@ lose: key prefixes, searches for unused parameters, a forward that differs betwe
 import atexit
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,11 @@ class Processes:
                 f"{launched} processes were launched, but accelerate was set up for {accelerator.num_processes}; "
                 "expected all of them: set ACCELERATE_USE_CPU=true to train on CPUs, and do not set up accelerate first"
             )
+        if launched == 1 and _is_launched_for_several():
+            raise ValueError(
+                "accelerate launch was asked for several processes, but has started this one alone, as it does with "
+                "--cpu; expected all of them: launch with `torchrun --nproc_per_node N`, or ask for one process"
+            )
         self.index: int = accelerator.process_index
         self.count: int = accelerator.num_processes
         if self.count > 1:
@@ -55,6 +60,48 @@ class Processes:
         if self.count > 1:
             torch.distributed.all_reduce(tensor)
             tensor.div_(self.count)
+
+    def average_gradients(self, params: Sequence[nn.Parameter]) -> None:
+        """Give every process the mean of the gradients; one without a gradient has zero."""
+        if self.count > 1:
+            flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in params])
+            self.average(flat)
+            for param, values in zip(params, flat.split([param.numel() for param in params]), strict=True):
+                param.grad = values.view(param.shape)
+
+    def join(self, tensor: Tensor, dim: int = 0) -> Tensor:
+        """The tensors of all processes, of one shape, along a dimension in the order of the processes."""
+        if self.count == 1:
+            return tensor
+        own = tensor.detach().to(self.device).contiguous()
+        parts = [torch.empty_like(own) for _ in range(self.count)]
+        torch.distributed.all_gather(parts, own)
+        return torch.cat(parts, dim).to(tensor.device)
+
+    def own(self, joined: Tensor, dim: int = 0) -> Tensor:
+        """This process's part of what all have along a dimension."""
+        return joined.chunk(self.count, dim)[self.index]
+
+    def require_same(self, told: Mapping[str, str]) -> None:
+        """Refuse, on every process, that they were told different things: they would wait for each other for ever.
+
+        Args:
+            told: What must be the same on all of them, by name.
+
+        Raises:
+            ValueError: Naming what differs, and what each process was told.
+        """
+        if self.count == 1:
+            return
+        everyone = self.gather(dict(told))
+        names = dict.fromkeys(name for one in everyone for name in one)
+        differing = [name for name in names if len({one.get(name) for one in everyone}) > 1]
+        if differing:
+            said = "; ".join(f"{name}: {', '.join(str(one.get(name)) for one in everyone)}" for name in differing)
+            raise ValueError(
+                f"the {self.count} processes were told different things ({said}, in the order of the processes); "
+                "expected one run on all of them: give every process the same settings, files and code"
+            )
 
     @torch.no_grad()
     def broadcast(self, params: Sequence[nn.Parameter]) -> None:
@@ -97,6 +144,11 @@ class Processes:
                 raise RuntimeError(f"the main process failed, so this one stops too: {text}")
         if error is not None:
             raise error
+
+
+def _is_launched_for_several() -> bool:
+    """Whether accelerate's launcher of a single process was told of several: it then names a meeting place for them."""
+    return "ACCELERATE_DYNAMO_BACKEND" in os.environ and "MASTER_ADDR" in os.environ and "RANK" not in os.environ
 
 
 @functools.cache

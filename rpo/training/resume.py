@@ -22,7 +22,7 @@ from rpo.training.checkpoint import (
     verify_checkpoint,
 )
 from rpo.training.log import METRICS_FILE
-from rpo.training.loop_config import LoopConfig, check_unchanged
+from rpo.training.loop_config import LoopConfig, check_unchanged, plain
 from rpo.training.processes import Processes
 
 Identity = Mapping[str, str]
@@ -47,8 +47,10 @@ def claimed(
         resume: Whether the run in the folder is to be continued.
 
     Raises:
-        ValueError: The folder is in use, holds a run that is not to be continued, or one that is not the same.
+        ValueError: The folder is in use, holds a run that is not to be continued, or one that is not the same; or the
+            processes were told different things.
     """
+    processes.require_same({**identity, **_told(loop), "resume": str(resume)})
     with ExitStack() as held:
         error: Exception | None = None
         if processes.is_main:
@@ -89,6 +91,11 @@ def versions() -> dict[str, str]:
 def changed_versions(saved: Mapping[str, str]) -> str:
     """What is another version than in a checkpoint, in words; empty if nothing is."""
     return ", ".join(f"{name} {saved.get(name)} → {now}" for name, now in versions().items() if saved.get(name) != now)
+
+
+def _told(loop: LoopConfig) -> dict[str, str]:
+    """The loop's settings that all processes must share; what is shown and logged may be the main one's alone."""
+    return {name: str(value) for name, value in plain(loop).items() if name not in ("progress", "trackers")}
 
 
 def _check_same(folder: Path, loop: LoopConfig, identity: Identity, processes: int) -> None:

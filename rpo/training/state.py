@@ -35,6 +35,10 @@ class Stateful(Protocol):
         ...
 
 
+class WrittenOnce:
+    """Marks a `Stateful` whose state nobody writes to once it was handed out, so that no copy is taken of it."""
+
+
 class TrainingState:
     """Parameters, optimizer, average, loss scale, generators, the caller's objects, and how far the run is."""
 
@@ -107,7 +111,10 @@ class TrainingState:
     def _snapshot(self) -> dict[str, Any]:
         return {
             "random": random_state(self.device),
-            "objects": {name: copy.deepcopy(item.state_dict()) for name, item in self.objects.items()},
+            "objects": {
+                name: item.state_dict() if isinstance(item, WrittenOnce) else copy.deepcopy(item.state_dict())
+                for name, item in self.objects.items()
+            },
         }
 
     @contextmanager

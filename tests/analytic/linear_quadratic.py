@@ -18,7 +18,7 @@ from rpo.diffusion.continuous import running_cost
 from rpo.diffusion.process import RectifiedFlow
 from rpo.diffusion.transition import Ddim, EulerMaruyama, Kernel
 from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
-from rpo.trainers.points import PointBatches, Points
+from rpo.trainers.points import Points
 from rpo.trainers.score_as_action import ScoreAsActionTrainer, loss
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig, ValueConfig
 from rpo.trainers.value import Critic
@@ -149,10 +149,7 @@ def plug(critic: Critic, network: nn.Module) -> None:
 def gradient(trainer: Any, loss: Callable[[Points], StepOutput], index: int = 0) -> Tensor:
     """What one rollout says of -dJ/dtheta, over the micro-batches that training would take it in; flat."""
     run = trainer.run
-    batches = PointBatches(
-        trainer.prepare, run.live, run.settings.learning, accumulate=run.accumulate, seed=run.settings.seed
-    )
-    stream = batches(index * run.settings.learning.updates_per_rollout)
+    stream = run.batches(trainer.prepare)(index * run.settings.learning.updates_per_rollout)
     for parameter in run.policy.parameters:
         parameter.grad = None
     for _ in range(run.accumulate):

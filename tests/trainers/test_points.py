@@ -7,9 +7,10 @@ import torch
 
 from rpo.trainers.grpo import loss
 from rpo.trainers.online_config import LearningConfig
-from rpo.trainers.points import PointBatches, choose_steps, per_image, points_of
+from rpo.trainers.point_batches import PointBatches
+from rpo.trainers.points import choose_steps, per_image, points_of
 from rpo.types import Grid
-from tests.trainers.online_runs import grpo
+from tests.trainers.online_runs import ROLLOUT, grpo
 
 IMAGES = 6
 
@@ -145,7 +146,9 @@ def test_any_micro_batch_gives_the_same_gradient(trainer, micro_batch):
 
 
 def batches(trainer, learning, *, prepare=None, accumulate=2):
-    return PointBatches(prepare or trainer.prepare, trainer.run.live, learning, accumulate=accumulate, seed=3)
+    return PointBatches(
+        prepare or trainer.prepare, trainer.run.live, learning, rollout=ROLLOUT, accumulate=accumulate, seed=3
+    )
 
 
 def visited(parts):

@@ -1,0 +1,105 @@
+"""Two processes make the online updates of one: advantages, histories, V, noise and what is logged are those of all."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from rpo.trainers.online_config import LearningConfig
+from rpo.training.log import TIMINGS, read_metrics
+from rpo.training.loop import LoopConfig
+from rpo.training.processes import Processes
+from tests.trainers.online_runs import ROLLOUT, VALUE, grpo, lightness, score_as_action
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+import sys
+from pathlib import Path
+from rpo.training.processes import Processes
+
+Processes()  # joins the other process; what is imported from here on finds a group
+from tests.trainers.test_online_processes import in_each_process
+
+in_each_process(Path(sys.argv[1]))
+"""
+# Sharp rewards and a large eps: neither rounding of a reward nor of a gradient near zero may grow into a whole step.
+LOOP = LoopConfig(updates=4, learning_rate=1e-2, adam_eps=1e-3, progress=False)
+SOME = LearningConfig(micro_batch=2, train_steps=1, minibatches=2)
+"""One of two steps of each image, in two updates a rollout: most that is drawn is drawn apart from the images."""
+
+
+def darkness(images, prompts):
+    return 10 * (1 - images.square().mean(dim=(1, 2, 3)))
+
+
+TWO_REWARDS = {"tests.trainers.online_runs:lightness": 1.0, f"{__name__}:darkness": 0.5}
+RUNS = {
+    "grpo": (grpo, {"reward": TWO_REWARDS, "learning": SOME, "clip": 0.1}),
+    "grpo_group": (grpo, {"scale": "group", "kl_weight": 0.1}),
+    "ddpo": (grpo, {"baseline": "prompt_history", "min_history": 3, "history": 5}),
+    "likelihood": (score_as_action, {"kl_weight": 0.1}),
+    "per_step": (score_as_action, {"normalize": "per_step", "value": replace(VALUE, loss="monte_carlo")}),
+    "endpoint": (
+        score_as_action,
+        {
+            "estimator": "endpoint",
+            "advantage": "return_minus_value",
+            "kl_weight": 0.1,
+            "learning": replace(SOME, minibatches=1),
+        },
+    ),
+}
+
+
+def trained(root, name):
+    make, changes = RUNS[name]
+    trainer = make(root, **{"reward": lightness, "loop": LOOP, "preflight": False} | changes)
+    trainer.train()
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.run.policy.parameters])
+
+
+def in_each_process(root):
+    torch.set_num_threads(1)
+    here = Processes()
+    seen = {name: trained(root / "two" / name, name).tolist() for name in RUNS}
+    (root / f"seen-{here.index}.json").write_text(json.dumps(seen))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    root = tmp_path_factory.mktemp("two")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
+    ended = subprocess.run(
+        [*torchrun, sys.executable, "-c", SCRIPT, str(root)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return root, [json.loads((root / f"seen-{index}.json").read_text()) for index in range(2)]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_make_the_updates_of_one(two, tmp_path, name):
+    root, seen = two
+    ours, theirs = (torch.tensor(process[name]) for process in seen)
+    assert torch.equal(ours, theirs)
+    alone = trained(tmp_path, name)
+    assert alone.abs().max() > 1e-2
+    assert (ours - alone).abs().max() < 1e-5 * alone.abs().max()
+    for line, expected in zip(read_metrics(root / "two" / name), read_metrics(tmp_path), strict=True):
+        for metric in expected.keys() - set(TIMINGS):
+            # The loss is a sum of large terms of both signs. A metric that is nowhere defined is null in both.
+            rounding = 1e-3 if metric == "loop/loss" else 1e-5
+            if expected[metric] is None:
+                assert line[metric] is None, metric
+            else:
+                assert line[metric] == pytest.approx(expected[metric], rel=1e-3, abs=rounding), metric
