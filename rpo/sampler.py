@@ -199,7 +199,7 @@ def generate(
 
     Args:
         model: The checkpoint.
-        prompts: Each is encoded once.
+        prompts: Encoded batch by batch.
         seed: With it, image k of prompt i is always the same.
         images_per_prompt: How many of each.
         num_steps: Denoising steps; 20 to 50 are usual.
@@ -218,27 +218,33 @@ def generate(
             f"solver is dpm_solver with eta {eta:g} and spacing {spacing!r}, but it is an ODE solver with steps of its "
             'own; give eta 0 and spacing "checkpoint", or solver "ddim"'
         )
-    cond = model.encode_prompts(prompts)
     jobs = [(prompt, image) for prompt in range(len(prompts)) for image in range(images_per_prompt)]
     bar = tqdm(total=len(jobs), desc=progress, unit="image", disable=progress is None, dynamic_ncols=True)
-    images = []
-    if spacing == "uniform":
-        grid = grid_at(model.process, uniform_times(model.process, num_steps), device=model.device)
-    else:
-        grid = model.grid(num_steps)
-    for start in range(0, len(jobs), batch_size):
+    images = torch.empty(0)
+    for start in range(0, max(len(jobs), 1), batch_size):  # without prompts, encoding refuses them
         batch = jobs[start : start + batch_size]
-        rows = torch.tensor([prompt for prompt, _ in batch], device=model.device)
-        multistep = BlackBoxSolver(model, num_steps) if solver == "dpm_solver" else None  # one per trajectory
+        grid, kernel = _steps(model, num_steps, eta=eta, solver=solver, spacing=spacing)
         trajectory = sample(
             model,
-            cond.select(rows),
-            multistep.grid if multistep else grid,
-            multistep or Ddim(eta),
+            model.encode_prompts([prompts[prompt] for prompt, _ in batch]),
+            grid,
+            kernel,
             guidance_scale=guidance_scale,
             generators=[image_generator(seed, prompt, image) for prompt, image in batch],
         )
-        images.append(model.decode(trajectory.x_0).cpu())
+        decoded = model.decode(trajectory.x_0)
+        if start == 0:
+            images = torch.empty(len(jobs), *decoded.shape[1:])
+        images[start : start + batch_size] = decoded
         bar.update(len(batch))
     bar.close()
-    return torch.cat(images)
+    return images
+
+
+def _steps(model: DiffusionModel, num_steps: int, *, eta: float, solver: str, spacing: str) -> tuple[Grid, Kernel]:
+    if solver == "dpm_solver":
+        multistep = BlackBoxSolver(model, num_steps)  # one per trajectory
+        return multistep.grid, multistep
+    if spacing == "uniform":
+        return grid_at(model.process, uniform_times(model.process, num_steps), device=model.device), Ddim(eta)
+    return model.grid(num_steps), Ddim(eta)

@@ -5,7 +5,7 @@ set, an update costs one forward and one backward instead of two forwards and on
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import final
 
@@ -29,7 +29,6 @@ class ReferenceErrors:
         """
         self._store = TensorStore(folder / "reference_errors.sqlite")
         self._model_key = model_key
-        self._memory: dict[str, Tensor] = {}
         self.computed = 0
 
     def of(self, batch: PairBatch, compute: Callable[[PairBatch], Tensor]) -> Tensor:
@@ -41,21 +40,16 @@ class ReferenceErrors:
             batch: The visits.
             compute: From the batch to its errors under the reference.
         """
-        self._read([draw for draw in batch.draws if draw not in self._memory])
-        if any(draw not in self._memory for draw in batch.draws):
+        keys = [self._key(draw) for draw in batch.draws]
+        known = self._store.load(keys)
+        if any(key not in known for key in keys):
             errors = compute(batch).float().cpu().view(2, -1)
             self.computed += len(batch.draws)
-            self._store.save({self._key(draw): errors[:, row] for row, draw in enumerate(batch.draws)})
+            self._store.save({key: errors[:, row] for row, key in enumerate(keys)})
             # The store keeps what it had, and last bits change with a visit's company: what a resumed run will read
             # has to be used now.
-            self._read(batch.draws)
-        known = torch.stack([self._memory[draw] for draw in batch.draws], dim=1)
-        return known.flatten().to(batch.x_0.device)
-
-    def _read(self, draws: Sequence[str]) -> None:
-        keys = {draw: self._key(draw) for draw in draws}
-        stored = self._store.load(list(keys.values()))
-        self._memory |= {draw: stored[key] for draw, key in keys.items() if key in stored}
+            known = self._store.load(keys)
+        return torch.stack([known[key] for key in keys], dim=1).flatten().to(batch.x_0.device)
 
     def _key(self, draw: str) -> bytes:
         return hashlib.sha256(f"{self._model_key}/{draw}".encode()).digest()

@@ -11,7 +11,7 @@ from rpo.diffusion.transition import Ddim
 from rpo.models.solvers import SOLVERS, BlackBoxSolver
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.sampler import image_generator, sample
-from rpo.types import Node
+from rpo.types import Grid, Node
 from tests.tiny import tiny_scheduler, tiny_sd
 
 PROMPTS = ["a red circle", "", "two blue squares"]
@@ -120,6 +120,20 @@ def test_a_second_rollout_is_refused():
         ValueError, match="^this solver has done its 2 steps, but was asked for another; it remembers one"
     ):
         draw(model, solver.grid, solver)
+
+
+def test_on_its_own_grid_no_step_waits_for_the_device(monkeypatch):
+    model = StableDiffusion(tiny_sd())
+
+    def read(*tensors):
+        raise AssertionError("two tensors were compared on the host")
+
+    solver = BlackBoxSolver(model, 3)
+    copied = Grid(*(nodes.clone() for nodes in vars(solver.grid).values()))
+    monkeypatch.setattr(torch, "equal", read)
+    draw(model, solver.grid, solver)
+    monkeypatch.undo()
+    draw(model, copied, BlackBoxSolver(model, 3))
 
 
 def test_another_grid_is_refused():

@@ -9,8 +9,11 @@ from rpo.diffusion.continuous import running_cost
 from rpo.diffusion.prediction import to_x0_eps
 from rpo.diffusion.transition import Ddim
 from rpo.models.base import guided
+from rpo.sampler import Keep
+from rpo.trainers.grpo import loss as grpo_loss
 from rpo.trainers.moments import (
     current_prediction,
+    measured_kl,
     others_mean,
     reference_prediction,
     step_cost,
@@ -19,6 +22,7 @@ from rpo.trainers.moments import (
     value_nodes,
 )
 from rpo.trainers.online_config import LearningConfig
+from rpo.trainers.points import points_of
 from tests.trainers.online_runs import LEARNING, ROLLOUT, grpo, score_as_action
 
 KERNEL = Ddim(1.0)
@@ -111,6 +115,51 @@ def test_a_step_costs_its_kl_and_that_of_an_ode_its_running_cost(tmp_path):
     found = step_cost(model, points.prediction, reference, points, Ddim(0.0))
     assert torch.allclose(found, running_cost(*eps, points.t, points.s, eta=0.0))
     assert (step_cost(model, reference, reference, points, KERNEL) == 0).all()
+
+
+def kl_of_paths(trainer, rollout):
+    """Step by step, summed over each path; mean over the images."""
+    trainer.run.rollout, every = rollout, torch.arange(3)[:, None].expand(-1, rollout.num_images)
+    points, policy = points_of(rollout, every, 1.0, is_frozen=False), trainer.run.policy
+    reference = reference_prediction(policy, points, 2.0, batch_size=3)
+    return step_cost(trainer.run.model, points.prediction, reference, points, KERNEL).view(3, -1).sum(dim=0).mean()
+
+
+def test_the_kl_that_is_measured_is_that_of_whole_paths(tmp_path, monkeypatch):
+    trainer = moved(grpo(tmp_path))
+    alone = trainer.run.processes
+    few, rollout = (trainer.run.rollouts.draw(index, lambda _: Keep(predictions=True)) for index in (1, 2))
+    sums = [measured_kl(trainer.run.policy, few, KERNEL, 2.0, batch_size=3, processes=alone)]
+    assert 0 < sums[0] < 3 * kl_of_paths(trainer, few)
+    monkeypatch.setattr("rpo.trainers.moments.KL_STRIDE", 1)
+    found = measured_kl(trainer.run.policy, rollout, KERNEL, 2.0, batch_size=3, processes=alone)
+    assert torch.allclose(found, kl_of_paths(trainer, rollout), rtol=1e-4)
+
+
+def test_every_so_often_each_moment_is_measured_once(tmp_path):
+    """Over as many rollouts as the stride says, also where there are fewer moments than that."""
+    trainer = moved(grpo(tmp_path, rollout=replace(ROLLOUT, prompts=1)))
+    rollout = trainer.run.rollouts.draw(0, lambda _: Keep(predictions=True))
+    turns = [
+        measured_kl(
+            trainer.run.policy,
+            replace(rollout, index=index),
+            KERNEL,
+            2.0,
+            batch_size=3,
+            processes=trainer.run.processes,
+        )
+        for index in range(6)
+    ]
+    assert torch.allclose(torch.stack(turns).mean(), kl_of_paths(trainer, rollout), rtol=1e-4)
+
+
+def test_the_kl_of_a_loss_is_that_of_whole_paths(tmp_path):
+    trainer = moved(grpo(tmp_path, kl_weight=0.1))
+    points = trainer.prepare(0)
+    facts = grpo_loss(points, policy=trainer.run.policy, config=trainer.config, guidance_scale=2.0).metrics
+    assert trainer.run.trained_steps == 3
+    assert torch.allclose(facts["policy/kl"], kl_of_paths(trainer, trainer.run.rollout), rtol=1e-4)
 
 
 def test_nodes_of_a_value(tmp_path):

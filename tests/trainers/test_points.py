@@ -1,6 +1,7 @@
 """Points: which moments are trained, what each counts, and that no way of cutting them up changes the gradient."""
 
 import io
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ import torch
 from rpo.trainers.grpo import loss
 from rpo.trainers.online_config import LearningConfig
 from rpo.trainers.point_batches import PointBatches
-from rpo.trainers.points import choose_steps, per_image, points_of
+from rpo.trainers.points import choose_steps, noised_points, per_image, points_of
+from rpo.training.state import TrainingState
 from rpo.types import Grid
 from tests.trainers.online_runs import ROLLOUT, grpo
 
@@ -117,6 +119,50 @@ def test_points_are_the_steps_of_the_rollout(trainer):
     assert per_image(torch.arange(8.0), points, 4).tolist() == [4, 6, 8, 10]
 
 
+def test_moments_noised_afresh_share_their_noise_before_and_after_the_step(trainer):
+    """x_t and x_s are of one noising: the noise of an image and step, at both of its times."""
+    rollout = trainer.run.draw(0)
+    steps = torch.tensor([[0, 1, 0, 2], [2, 2, 1, 1]])
+    generators = [torch.Generator().manual_seed(image) for image in range(4)]
+    noised = grid(3, ends_clean=False)
+    points = noised_points(rollout, noised, steps, 3.0, prediction_type="epsilon", generators=generators)
+    noise = torch.stack([torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(image)) for image in range(4)])
+    for row, (step, image) in enumerate(zip(steps.flatten().tolist(), points.image.tolist(), strict=True)):
+        x_0, eps = rollout.trajectory.x_0[image], noise[image, row // 4]
+        for found, node in ((points.x_t[row], noised[step]), (points.x_s[row], noised[step + 1])):
+            assert torch.allclose(found, node.alpha * x_0 + node.sigma * eps, atol=1e-5)
+        assert torch.allclose(points.prediction[row], eps, atol=1e-5)
+
+
+@pytest.mark.parametrize("minibatches", [2, 3])
+def test_what_an_update_learns_from_does_not_depend_on_the_processes(trainer, minibatches):
+    rollout = replace(ROLLOUT, prompts=4)
+    learning = LearningConfig(minibatches=minibatches)
+
+    def visited_by(process, processes):
+        images = torch.arange(8 // processes)
+        image, first = images.repeat(3), process * len(images)
+        points = replace(
+            trainer.prepare(0).select(image % 4), image=image, step=torch.arange(3).repeat_interleave(len(images))
+        )
+        stream = PointBatches(
+            lambda _: points,
+            trainer.run.live,
+            learning,
+            rollout=rollout,
+            accumulate=1,
+            seed=3,
+            share=(process, processes),
+        )(0)
+        parts = [next(stream) for _ in range(minibatches)]
+        return [{(image + first, step) for image, step in visited([part])} for part in parts]
+
+    whole = visited_by(0, 1)
+    assert sum(map(len, whole)) == 24
+    halves = [visited_by(process, 2) for process in range(2)]
+    assert [one | other for one, other in zip(*halves, strict=True)] == whole
+
+
 def test_selected_points_are_in_the_order_asked_for(trainer):
     points = trainer.prepare(0)
     some = points.select(torch.tensor([5, 0]))
@@ -201,3 +247,12 @@ def test_between_rollouts_there_is_nothing_to_keep(trainer):
     assert source.state_dict() == {}
     source.load_state_dict({})
     assert next(source(2)).names[0].startswith("rollout 1, ")
+
+
+def test_points_that_are_kept_are_not_copied_at_every_update(trainer):
+    source = batches(trainer, LearningConfig(minibatches=2))
+    next(source(0))
+    parameters = trainer.run.policy.parameters
+    state = TrainingState(parameters, torch.optim.SGD(parameters, lr=1.0), objects={"batches": source})
+    state.mark()
+    assert state._marked["objects"]["batches"]["x_t"] is source.state_dict()["x_t"]

@@ -91,6 +91,30 @@ def test_grids(model):
     assert torch.equal(even.grid(0).timestep, even.grid(1).timestep)
 
 
+def test_every_batch_of_a_multistep_solver_steps_on_its_own_grid(model, monkeypatch):
+    config = replace(CONFIG, solver="dpm_solver", eta=0.0, batch_size=2)
+    whole = drawn(rollouts(model, replace(config, batch_size=64)))
+    monkeypatch.setattr(
+        "rpo.models.solvers._are_same", lambda node, other: node.sigma.data_ptr() == other.sigma.data_ptr()
+    )
+    parts = drawn(rollouts(model, config))
+    assert torch.allclose(parts.trajectory.x_0, whole.trajectory.x_0, atol=1e-3)
+
+
+def test_what_is_encoded_for_a_rollout_is_a_function_of_the_rollout(model, monkeypatch):
+    """Nothing is kept of earlier ones: it would be as much as there are prompts, and a resumed run has none of it."""
+    seen, encode = [], model.encode_text
+    monkeypatch.setattr(model, "encode_text", lambda prompts: seen.append(tuple(prompts)) or encode(prompts))
+    source = rollouts(model)
+    drawn(source, 0)
+    before = len(seen)
+    drawn(source, 1)
+    again = len(seen)
+    drawn(rollouts(model), 1)
+    assert again > before
+    assert seen[before:again] == seen[again:]
+
+
 def test_rewards_are_weighted_and_kept_apart(model):
     rewards = load_rewards({f"{__name__}:lightness": 1.0, f"{__name__}:darkness": -0.5})
     rollout = Rollouts(model, PROMPTS, rewards, CONFIG, seed=0).draw(0, lambda grid: Keep())

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 LOOP = LoopConfig(updates=4, learning_rate=1e-2, accumulate=2, checkpoint_every=2, progress=False, ema_decay=0.5)
 
 
-def train(folder, *, micro_batch, loop=LOOP, resume=False, broken_on=None, on_checkpoint=None):
+def train(folder, *, micro_batch, loop=LOOP, resume=False, broken_on=None, on_checkpoint=None, identity=None):
     here = Processes()
     model = toy_model()
     if here.index > 0:
@@ -46,6 +46,7 @@ def train(folder, *, micro_batch, loop=LOOP, resume=False, broken_on=None, on_ch
         names=names,
         resume=resume,
         on_checkpoint=on_checkpoint,
+        identity=identity,
     )
     return [param.tolist() for param in model.parameters()], result.metrics
 
@@ -78,7 +79,20 @@ def in_each_process(folder: Path) -> None:
         "nan": error_of(train, folder / "nan", micro_batch=2, broken_on=1),
         "full": error_of(train, folder / "full", micro_batch=2, on_checkpoint=refuse),
         "again": error_of(train, folder / "two", micro_batch=2),
+        "told": {
+            "updates": error_of(
+                train, folder / "told", micro_batch=2, loop=dataclasses.replace(LOOP, updates=4 + here.index)
+            ),
+            "prompts": error_of(train, folder / "told", micro_batch=2, identity={"prompts": f"{here.index} prompts"}),
+            "resume": error_of(train, folder / "told", micro_batch=2, resume=here.index == 1),
+        },
+        "only shown": error_of(
+            train, folder / "shown", micro_batch=2, loop=dataclasses.replace(LOOP, updates=1, progress=here.is_main)
+        ),
     }
+    part = torch.tensor([[0, 1], [2, 3]]) + 10 * here.index
+    joined = here.join(part, dim=1)
+    seen |= {"joined": joined.tolist(), "own": torch.equal(here.own(joined, dim=1), part)}
     (folder / f"seen-{here.index}.json").write_text(json.dumps(seen))
 
 
@@ -149,6 +163,24 @@ def test_a_folder_in_use_is_refused_by_both(two):
     assert "already holds a run" in other
 
 
+@pytest.mark.parametrize(
+    ("what", "said"), [("updates", "updates: 4, 5"), ("prompts", "0 prompts, 1 prompts"), ("resume", "False, True")]
+)
+def test_processes_that_were_told_different_things_refuse_together(two, what, said):
+    folder, seen = two
+    for one in seen:
+        assert one["told"][what][0].startswith("ValueError: the 2 processes were told different things (")
+        assert f"{said}, in the order of the processes)" in one["told"][what][0]
+        assert one["only shown"] is None
+    assert not list((folder / "told").glob("checkpoint-*"))
+
+
+def test_what_is_joined_is_in_the_order_of_the_processes(two):
+    for one in two[1]:
+        assert one["joined"] == [[0, 1, 10, 11], [2, 3, 12, 13]]
+        assert one["own"]
+
+
 def test_one_process_cannot_continue_what_two_began(two):
     folder, _ = two
     with pytest.raises(ValueError, match="was trained by 2 processes, now there are 1; expected the same number"):
@@ -159,6 +191,14 @@ def test_processes_that_accelerate_does_not_see_are_not_strangers(monkeypatch):
     Processes()
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="2 processes were launched, but accelerate was set up for 1; expected all"):
+        Processes()
+
+
+def test_one_of_several_that_accelerate_was_asked_for_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")  # as `accelerate launch --cpu --num_processes 1` sets it
+    assert Processes().count == 1
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # … and with --num_processes 2, where it still starts one
+    with pytest.raises(ValueError, match="asked for several processes, but has started this one alone.*torchrun"):
         Processes()
 
 
