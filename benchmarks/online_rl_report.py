@@ -8,6 +8,7 @@ from typing import Any
 from jobs import read, write
 
 from rpo.charts import Chart, Mark, Series, draw_figure
+from rpo.text import write_text
 
 STOPS = (0.25, 0.5, 1.0)
 """Shares of the budget at which a run is judged."""
@@ -36,7 +37,7 @@ def report(folder: Path, titles: Mapping[str, str], compared: tuple[str, ...]) -
     print("\n".join(_tables(found, titles)))
     charts = _charts(found, titles, compared)
     if charts:
-        (folder / "online_rl.svg").write_text(draw_figure(charts))
+        write_text(folder / "online_rl.svg", draw_figure(charts))
     return found
 
 

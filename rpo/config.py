@@ -18,6 +18,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from rpo.text import read_text
+
 Config = TypeVar("Config")
 
 TYPE_NAMES = {
@@ -198,8 +200,8 @@ def _read_yaml(path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"there is no configuration file '{path}'; give the path of a YAML file")
     try:
-        tree = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        tree = OmegaConf.create(read_text(path))
+    except (YAMLError, OmegaConfBaseException, OSError) as error:
         raise ValueError(f"'{path}' cannot be read as YAML: {_one_line(error)}") from error
     if not OmegaConf.is_dict(tree):
         raise ValueError(f"'{path}' holds a list, but a configuration is lines of `key: value`; write it so")

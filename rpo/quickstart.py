@@ -35,6 +35,7 @@ from rpo.quickstart_report import Findings, write_quickstart_card, write_quickst
 from rpo.shapes.evaluate import Measurement, evaluate, format_accuracies, held_out_prompts
 from rpo.shapes.evaluation import Sampling, comparisons
 from rpo.shapes.prompts import sample_prompts
+from rpo.text import read_text, write_text
 from rpo.trainers.dpo import DPOTrainer
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.training.loop import LoopConfig, TrainResult
@@ -217,14 +218,14 @@ def _claim(folder: Path, config: QuickstartConfig, *, resume: bool) -> None:
             raise ValueError(
                 f"{folder} holds a run already; give --resume to continue it, or --output for another folder"
             )
-        if settings.read_text() != text:
+        if read_text(settings) != text:
             raise ValueError(
                 f"{folder} was started with other settings ({settings}); repeat them, or use another --output"
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / "settings.yaml.partial"
-    partial.write_text(text)
+    write_text(partial, text)
     os.replace(partial, settings)  # whole or not at all: a cut file would look like other settings
 
 
@@ -240,7 +241,7 @@ def _write_results(file: Path, measured: Measurement, trained: TrainResult, cura
         "stopped_because": trained.stopped_because,
         "accuracy": accuracy,
     }
-    file.write_text(json.dumps(results, indent=2) + "\n")
+    write_text(file, json.dumps(results, indent=2) + "\n")
 
 
 def _row(row: Comparison) -> dict[str, Any]:

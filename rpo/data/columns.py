@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rpo.data.details import DETAIL_COLUMNS
+from rpo.data.foreign import foreign_columns
 from rpo.data.preference import ImageSource, PreferencePair
+from rpo.text import text_fault
 
 Row = Mapping[str, object]
 FormName = Literal["native", "files", "pickapic"]
@@ -51,12 +53,19 @@ def recognise(columns: Collection[str], origin: str, form: FormName | Literal["a
         form: The form that the caller says it has; "auto" looks at the columns.
 
     Raises:
-        ValueError: The columns are not those of the form, or of no known form.
+        ValueError: The columns are not those of the form, of no known form, or of two.
     """
     candidates: dict[FormName, Form] = FORMS if form == "auto" else {form: FORMS[form]}
-    for name, candidate in candidates.items():
-        if set(candidate.required) <= set(columns):
-            return name
+    found = [name for name, candidate in candidates.items() if set(candidate.required) <= set(columns)]
+    if len(found) > 1:
+        raise ValueError(
+            f"{origin}: has the columns of {len(found)} forms, {' and '.join(found)}, which may contradict each other; "
+            "expected one; remove the columns of the other, or read it with form=…"
+        )
+    if found:
+        return found[0]
+    if foreign := foreign_columns(columns):
+        raise ValueError(f"{origin}: {foreign}")
     expected = " or ".join(f"{', '.join(candidate.required)} ({name})" for name, candidate in candidates.items())
     raise ValueError(
         f"{origin}: found the columns {', '.join(sorted(columns)) or '(none)'}; expected {expected}; rename the columns"
@@ -113,6 +122,8 @@ def _text(row: Row, column: str, name: str) -> str:
     value = row.get(column)
     if not isinstance(value, str):
         raise ValueError(f"{name}: {column} is {value!r}; expected text; mend or remove the record")
+    if fault := text_fault(value):
+        raise ValueError(f"{name}: {column} {fault}; expected plain text; mend or remove the record")
     return value
 
 

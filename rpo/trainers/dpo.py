@@ -34,6 +34,7 @@ from rpo.data.preference import PairSet
 from rpo.data.transform import PairTransform
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.publish import CardFacts, PublishPlan, publish, write_model_card
+from rpo.text import write_text
 from rpo.trainers.chosen_guard import ChosenGuard
 from rpo.trainers.denoising import errors
 from rpo.trainers.dpo_config import DPOConfig, describe_objective, identity, share_of
@@ -204,7 +205,7 @@ class DPOTrainer:
         place = Path(folder) if folder else self.folder / ("lora" if self.config.train == "lora" else "pipeline")
         if self._is_main:
             self.policy.save(place)
-            (place / "training_config.yaml").write_text(to_yaml(self.config))
+            write_text(place / "training_config.yaml", to_yaml(self.config))
             write_model_card(place, self._card())
         return place
 

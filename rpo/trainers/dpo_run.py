@@ -6,6 +6,7 @@ from pathlib import Path
 from rpo.config import to_yaml
 from rpo.data.readers import read_pairs
 from rpo.models.config import ModelConfig, load_model
+from rpo.text import write_text
 from rpo.trainers.dpo import DPOTrainer
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.training.loop import TrainResult
@@ -81,6 +82,6 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
     )
     trainer = DPOTrainer(load_model(config.model), pairs, dpo)
     trainer.folder.mkdir(parents=True, exist_ok=True)
-    (trainer.folder / "run.yaml").write_text(to_yaml(config))
+    write_text(trainer.folder / "run.yaml", to_yaml(config))
     trained = trainer.train(resume=resume)
     return RunResult(trained, trainer.save())

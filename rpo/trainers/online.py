@@ -25,6 +25,7 @@ from rpo.publish import CardFacts, PublishPlan, publish, write_model_card
 from rpo.randomness import keyed_generator
 from rpo.rewards import RewardLike, load_rewards
 from rpo.sampler import Keep
+from rpo.text import write_text
 from rpo.trainers.moments import reference_prediction, step_cost
 from rpo.trainers.online_settings import OnlineSettings, division
 from rpo.trainers.points import PointBatches, Points, choose_steps, points_of
@@ -276,7 +277,7 @@ class OnlineRun:
         )
         if self.processes.is_main:
             self.policy.save(place)
-            (place / "training_config.yaml").write_text(to_yaml(settings.whole))
+            write_text(place / "training_config.yaml", to_yaml(settings.whole))
             write_model_card(place, self._card())
         return place
 

@@ -13,6 +13,7 @@ from rpo.prompt_source import SHAPES
 from rpo.report_online import OnlineFindings, write_online_report
 from rpo.shapes.evaluate import Measurement, evaluate, format_accuracies, held_out_prompts
 from rpo.shapes.evaluation import Sampling
+from rpo.text import write_text
 from rpo.trainers.online import OnlineRun
 from rpo.trainers.preview import IMAGES, PREVIEWS
 from rpo.training.log import read_metrics
@@ -65,7 +66,7 @@ def train_and_report(
     is_main = trainer.run.processes.is_main
     if is_main:
         trainer.folder.mkdir(parents=True, exist_ok=True)
-        (trainer.folder / "run.yaml").write_text(settings)
+        write_text(trainer.folder / "run.yaml", settings)
     trained = trainer.train(resume=resume)
     saved = trainer.save()
     if not (report and is_main):

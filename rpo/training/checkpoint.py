@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from rpo.text import read_text
+
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"checkpoint-(\d{6,})")
 
@@ -86,7 +88,7 @@ def verify_checkpoint(path: Path) -> None:
     remedy = f"delete the folder {path} to continue from {older[-1].name if older else 'the start'}"
     if not (path / MANIFEST).is_file():
         raise ValueError(f"{path} has no {MANIFEST}; expected a complete checkpoint: {remedy}")
-    for name, expected in json.loads((path / MANIFEST).read_text()).items():
+    for name, expected in json.loads(read_text(path / MANIFEST)).items():
         file = path / name
         if not file.is_file():
             raise ValueError(f"{file} is missing; expected {expected['bytes']} bytes: {remedy}")
@@ -101,7 +103,7 @@ def verify_checkpoint(path: Path) -> None:
 def read_part(path: Path, name: str) -> Any:
     """The content of one file of a checkpoint, tensors on the CPU; nothing in it is executed."""
     if name.endswith(".json"):
-        return json.loads((path / name).read_text())
+        return json.loads(read_text(path / name))
     return torch.load(path / name, map_location="cpu", weights_only=True)
 
 
