@@ -56,7 +56,7 @@ def recognise(columns: Collection[str], origin: str, form: FormName | Literal["a
         ValueError: The columns are not those of the form, of no known form, or of two.
     """
     candidates: dict[FormName, Form] = FORMS if form == "auto" else {form: FORMS[form]}
-    found = [name for name, candidate in candidates.items() if set(candidate.required) <= set(columns)]
+    found: list[FormName] = [name for name, candidate in candidates.items() if set(candidate.required) <= set(columns)]
     if len(found) > 1:
         raise ValueError(
             f"{origin}: has the columns of {len(found)} forms, {' and '.join(found)}, which may contradict each other; "

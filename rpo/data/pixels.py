@@ -9,7 +9,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps
@@ -100,7 +100,7 @@ def as_seen(image: Image.Image) -> Seen:
         colour, change = _to_srgb(colour, profile)
         changes += [change] if change else []
     colour = colour.convert("RGB")
-    if alpha is not None and alpha.getextrema()[0] < _BITS_8:
+    if alpha is not None and np.asarray(alpha).min() < _BITS_8:
         colour = Image.composite(colour, Image.new("RGB", colour.size, "white"), alpha)
         changes.append(ON_WHITE)
     return Seen(colour, tuple(changes))
@@ -162,9 +162,10 @@ def _to_srgb(colour: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
 @lru_cache(maxsize=16)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """What brings a profile's pixels to sRGB; None where they are sRGB already."""
-    opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    if _SPACES.get(opened.profile.xcolor_space) != mode:
-        raise ValueError(f"the profile is of {opened.profile.xcolor_space.strip()}, the pixels of {mode}")
+    opened = ImageCms.getOpenProfile(io.BytesIO(profile))
+    space = str(cast("Any", opened.profile).xcolor_space)
+    if _SPACES.get(space) != mode:
+        raise ValueError(f"the profile is of {space.strip()}, the pixels of {mode}")
     transform = ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), mode, "RGB")
     if mode == "CMYK":
         return transform

@@ -164,6 +164,12 @@ class PairSet:
         return tuple(dict.fromkeys(pair.prompt for pair in self.pairs))
 
 
+def left_out(pairs: PairSet) -> str:
+    """What was left out of a set and why, in a sentence; empty if nothing was."""
+    counts = [f"{count} {reason}" for reason, count in sorted(pairs.dropped.items()) if count]
+    return f"left out: {', '.join(counts)}" if counts else ""
+
+
 def pair_set(
     pairs: Iterable[PreferencePair],
     *,
@@ -214,6 +220,16 @@ def require_sound(pair: PreferencePair, *, allow_size_mismatch: bool, allow_empt
             "expected two images of one size; resize them, or pass allow_size_mismatch=True to let the transform "
             "bring both to one size"
         )
+
+
+def require_two_images(pair: PreferencePair) -> None:
+    """Refuse a record whose two images, decoded, have the same pixels: it says nothing, and still moves the weights.
+
+    Raises:
+        ValueError: They have, or cannot be read.
+    """
+    if pair.decode("chosen") == pair.decode("rejected"):
+        raise ValueError(same_image(pair.name))
 
 
 def same_image(name: str) -> str:

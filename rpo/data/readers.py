@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 import numpy as np
 from PIL.Image import Image
@@ -38,7 +38,8 @@ from rpo.data.writers import METADATA
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-    PairSource = str | Path | Dataset | DatasetDict | Sequence[Mapping[str, object] | PreferencePair]
+PairSource: TypeAlias = "str | Path | PairSet | Dataset | DatasetDict | Sequence[Mapping[str, object] | PreferencePair]"
+"""What holds pairs: a folder, a file, a hub id; or, from a program, a set, a table, a list of rows or of records."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Scan:
 
 
 def read_pairs(
-    source: "PairSource",
+    source: PairSource,
     *,
     split: str = "train",
     form: FormName | Literal["auto"] = "auto",
@@ -115,8 +116,23 @@ def read_pairs(
     return PairSet(tuple(pairs), found.origin, dict(dropped), found.ignored_columns)
 
 
+def pairs_from(source: PairSource) -> PairSet:
+    """A set as it is, or read from whatever else it is given as.
+
+    Args:
+        source: A set, or a source as for `read_pairs`.
+
+    Raises:
+        ValueError: It is nothing that holds pairs, is empty, or a record is not sound.
+    """
+    pairs = source if isinstance(source, PairSet) else read_pairs(source)
+    if not len(pairs):
+        raise ValueError("the preference set is empty, but at least one pair is needed; see `rpo data check`")
+    return pairs
+
+
 def scan(
-    source: "PairSource",
+    source: PairSource,
     *,
     split: str = "train",
     form: FormName | Literal["auto"] = "auto",
@@ -139,6 +155,8 @@ def scan(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; expected at least 1 row; leave it out to read all")
+    if isinstance(source, PairSet):
+        return Scan(source.origin, list(source)[:limit], [], Counter(source.dropped), source.ignored_columns)
     if not isinstance(source, str | Path):
         return scan_given(source, split=split, form=form, limit=limit)
     metadata = _metadata_file(source)
@@ -167,17 +185,19 @@ def scan_given(
         ValueError: It is something else.
     """
     if isinstance(source, Sequence) and not isinstance(source, bytes):
-        found = Scan("pairs")
-        for number, row in enumerate(islice(source, limit)):
+        found, rows = Scan("pairs"), cast("Sequence[object]", source)
+        for number, row in enumerate(islice(rows, limit)):
             found.take(partial(_given, row, f"pairs[{number}]", form))
         return found
     import datasets  # not at the top: it takes most of a second to load
 
+    table = source
     if isinstance(source, datasets.DatasetDict):
-        require_split("the table", split, *source)
-        source = source[split]
-    if isinstance(source, datasets.Dataset):
-        return _scan_table(encoded_images(source), "the table", form, limit, home_of_table(source))
+        splits = cast("Mapping[str, Dataset]", source)
+        require_split("the table", split, *splits)
+        table = splits[split]
+    if isinstance(table, datasets.Dataset):
+        return _scan_table(encoded_images(table), "the table", form, limit, home_of_table(table))
     raise ValueError(
         f"pairs are a {type(source).__name__}; expected a folder, a file, a hub id, a Dataset, or a list of rows with "
         "prompt, chosen and rejected; give one of these"
@@ -189,7 +209,7 @@ def _given(row: object, name: str, form: FormName | Literal["auto"]) -> Preferen
         return row if row.name else replace(row, name=name)
     if not isinstance(row, Mapping):
         raise ValueError(f"{name}: a {type(row).__name__}; expected a row with prompt, chosen and rejected; give it so")
-    columns: dict[str, object] = {str(column): value for column, value in row.items()}
+    columns = cast("Mapping[str, object]", row)
     return parse(recognise(columns, name, form), columns, lambda column: _given_image(columns[column], name), name=name)
 
 

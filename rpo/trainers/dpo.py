@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from rpo.config import to_yaml
 from rpo.data.cache import EmbeddingCache, LatentCache
 from rpo.data.differences import PairDifferences
-from rpo.data.preference import PairSet
+from rpo.data.readers import PairSource, pairs_from
 from rpo.data.transform import PairTransform
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.publish import CardFacts, PublishPlan, publish, write_model_card
@@ -39,7 +39,7 @@ from rpo.trainers.chosen_guard import ChosenGuard
 from rpo.trainers.denoising import errors
 from rpo.trainers.dpo_config import DPOConfig, describe_objective, identity, share_of
 from rpo.trainers.pair_batches import PairBatch, PairBatches
-from rpo.trainers.pair_facts import mid_time_errors, pair_facts, require_scores
+from rpo.trainers.pair_facts import mid_time_errors, pair_facts, require_scores, set_notes
 from rpo.trainers.policy import FullPolicy, LoraPolicy, Policy
 from rpo.trainers.preference_config import PreferenceConfig
 from rpo.trainers.preference_loss import PreferenceLoss
@@ -92,13 +92,16 @@ class DPOTrainer:
     """
 
     def __init__(
-        self, pipe: StableDiffusionPipeline | StableDiffusion, pairs: PairSet, config: DPOConfig | None = None
+        self,
+        pipe: StableDiffusionPipeline | StableDiffusion,
+        pairs: PairSource,
+        config: DPOConfig | None = None,
     ):
         """Check everything that can be checked before the first update, and add the adapter.
 
         Args:
             pipe: The pipeline to train, on the device to train on.
-            pairs: The preference set; see `read_pairs`.
+            pairs: The preference set, or what `read_pairs` reads one from.
             config: The settings.
 
         Raises:
@@ -106,9 +109,7 @@ class DPOTrainer:
         """
         self.config = config or DPOConfig()
         self.model = pipe if isinstance(pipe, StableDiffusion) else StableDiffusion(pipe)
-        self.pairs = pairs
-        if not len(pairs):
-            raise ValueError("the preference set is empty, but at least one pair is needed; see `rpo data check`")
+        self.pairs = pairs = pairs_from(pairs)
         processes = Processes()
         self._is_main = processes.is_main
         self.share = share_of(self.config, process=processes.index, processes=processes.count)
@@ -186,6 +187,7 @@ class DPOTrainer:
                 f"{self.model.compute_dtype}; {len(self.pairs)} pairs at {self.resolution} px",
                 f"  {describe(loop, share.micro_batch, share.processes, unit='pairs')}, {epochs:.1f} epochs",
                 f"  {describe_objective(self.config, beta=self.beta, num_dims=self.num_dims)}",
+                *set_notes(self.model, self.pairs),
             ]
         )
 

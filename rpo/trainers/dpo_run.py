@@ -32,6 +32,9 @@ class DataConfig:
     allow_size_mismatch: bool = False
     """Accept pairs of images of different sizes (Pick-a-Pic has them); each is cropped at its own centre."""
 
+    skip_faulty: bool = False
+    """Leave out and count records that are not sound, instead of ending the run; for sets of the size of Pick-a-Pic."""
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -79,6 +82,7 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
         limit=config.data.limit,
         streaming=config.data.streaming,
         allow_size_mismatch=config.data.allow_size_mismatch,
+        skip_faulty=config.data.skip_faulty,
     )
     trainer = DPOTrainer(load_model(config.model), pairs, dpo)
     trainer.folder.mkdir(parents=True, exist_ok=True)

@@ -258,6 +258,7 @@ class OnlineRun:
                 f"{rollouts:,} rollouts = {rollouts * rollout.images:,} images",
                 f"  {describe(self.loop, self.micro_batch, self.processes.count, unit='points')}; "
                 f"{self.trained_steps} steps of each path are trained",
+                *self.rollouts.notes(),
             ]
         )
 
@@ -272,9 +273,8 @@ class OnlineRun:
     def save(self, folder: str | PathLike[str] | None = None) -> Path:
         """Write what was trained, verified, with a model card and the settings."""
         settings = self.settings
-        place = (
-            Path(folder) if folder else settings.folder / ("lora" if settings.adapter.train == "lora" else "pipeline")
-        )
+        name = "lora" if settings.adapter.train == "lora" else "pipeline"
+        place = Path(folder) if folder else settings.folder / name
         if self.processes.is_main:
             self.policy.save(place)
             write_text(place / "training_config.yaml", to_yaml(settings.whole))

@@ -16,6 +16,7 @@ from diffusers import DiffusionPipeline
 from PIL.Image import Image, Resampling
 
 from rpo.curation.component_config import EditorConfig
+from rpo.data.pixels import rgb
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def groups(images: Sequence[Image], largest: int | None) -> Iterator[list[int]]:
 
 
 def _fit(edited: Image, source: Image) -> Image:
-    edited = edited.convert("RGB")
+    edited = rgb(edited)
     return edited if edited.size == source.size else edited.resize(source.size, Resampling.LANCZOS)
 
 
