@@ -5,6 +5,7 @@ line on stderr and exit code 2; its traceback is shown under `--debug`.
 """
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -122,11 +123,7 @@ def _takes_overrides(parser: argparse.ArgumentParser) -> None:
 def _takes_pairs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="folder, file or hub id of a pair set")
     parser.add_argument("--split", metavar="NAME", default="train", help="of a set with several (default train)")
-    parser.add_argument(
-        "--model",
-        metavar="PATH",
-        help="count the captions that this checkpoint's text encoder cuts; shapes, folder, hub id",
-    )
+    parser.add_argument("--model", metavar="PATH", help="checkpoint (folder, id, shapes) whose cut captions count")
 
 
 def _takes_evaluation(parser: argparse.ArgumentParser) -> None:
@@ -215,6 +212,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # What these libraries say at import (an image processor without torchvision, …) concerns nothing that rpo does.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a caption that the terminal cannot show ends no run
     args = _parse(list(sys.argv[1:] if argv is None else argv))
     try:
         return args.command.run(args) or 0

@@ -23,7 +23,8 @@ def read_prompts(source: str, *, seed: int) -> list[str]:
     """The prompts that a configuration names.
 
     Args:
-        source: A text file with one prompt per line, a .jsonl file whose lines have a "prompt", or "shapes".
+        source: A text file with one prompt per line (blank lines are none), a .jsonl file whose lines have a "prompt",
+            or "shapes".
         seed: Of the draw among the embedded ones.
 
     Raises:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import final
 
 from rpo.data.jsonl import append_line, mend_last_line, parse_line
+from rpo.text import decode_text
 
 Row = Mapping[str, object]
 
@@ -110,7 +111,9 @@ def _rows(path: Path) -> Iterator[tuple[int, Row]]:
                 try:
                     yield (
                         start,
-                        parse_line(line.decode("utf-8", errors="replace"), f"{path.parent.name}/{path.name}:{number}"),
+                        parse_line(
+                            decode_text(line, str(path), first_line=number), f"{path.parent.name}/{path.name}:{number}"
+                        ),
                     )
                 except ValueError:
                     if line.endswith(b"\n"):

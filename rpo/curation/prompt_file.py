@@ -14,6 +14,7 @@ from jinja2 import meta
 from pydantic import BaseModel
 
 from rpo.curation.answers import answer_schema
+from rpo.text import decode_text
 
 FOLDER = Path(__file__).parent / "prompts"
 
@@ -39,9 +40,9 @@ class PromptFile:
         """
         environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
         try:
-            text = source.decode("utf-8")
+            text = decode_text(source, name)
             used = meta.find_undeclared_variables(environment.parse(text))
-        except (UnicodeDecodeError, jinja2.TemplateSyntaxError) as error:
+        except (ValueError, jinja2.TemplateSyntaxError) as error:
             raise ValueError(f"prompt {name} is no jinja2 template in UTF-8 ({error}); mend it") from error
         known = {*variables, "schema"}
         if not text.strip() or used - known:

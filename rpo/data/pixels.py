@@ -6,13 +6,14 @@ exact pixels, and so does one whose profile is sRGB's own.
 """
 
 import io
+import struct
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms
 
 T = TypeVar("T")
 
@@ -22,8 +23,18 @@ UNFIT_PROFILE = "with a colour profile that cannot be used, taken as sRGB"
 ON_WHITE = "transparent, laid on white"
 ROUNDED = "of 16 bits, rounded to 8"
 
-_UPRIGHT = 1
-_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""From EXIF's orientation to what makes an image upright."""
+
+_SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height
 _ORIENTATION_MARKS = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type")  # of the chunks of a PNG that may tell one
 _SAME = 2  # levels by which a profile may differ from sRGB in rounding
 _BITS_8, _BITS_16 = 255, 65535
@@ -88,28 +99,23 @@ def as_seen(image: Image.Image) -> Seen:
         TypeError: The mode has no defined brightness.
     """
     image.load()  # the metadata of a PNG may follow its pixels
-    changes: list[str] = []
-    if image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT) in range(_UPRIGHT + 1, max(_SIDEWAYS) + 1):
-        image = ImageOps.exif_transpose(image)
-        changes.append(TURNED)
-    profile = image.info.get("icc_profile")
-    if image.mode.startswith("I;16"):
-        changes.append(ROUNDED)
+    turn = _TURNS.get(_orientation(image))
+    changes = [TURNED] if turn is not None else []
+    changes += [ROUNDED] if image.mode.startswith("I;16") else []
     colour, alpha = _colour_and_alpha(image)
-    if profile:
+    if profile := image.info.get("icc_profile"):
         colour, change = _to_srgb(colour, profile)
         changes += [change] if change else []
     colour = colour.convert("RGB")
     if alpha is not None and np.asarray(alpha).min() < _BITS_8:
         colour = Image.composite(colour, Image.new("RGB", colour.size, "white"), alpha)
         changes.append(ON_WHITE)
-    return Seen(colour, tuple(changes))
+    return Seen(colour if turn is None else colour.transpose(turn), tuple(changes))
 
 
 def _decode(data: bytes) -> Seen:
     with Image.open(io.BytesIO(data)) as image:
-        seen = as_seen(image)
-        return replace(seen, image=seen.image.copy()) if seen.image is image else seen
+        return as_seen(image)
 
 
 def _upright_size(data: bytes) -> tuple[int, int]:
@@ -117,8 +123,15 @@ def _upright_size(data: bytes) -> tuple[int, int]:
         width, height = image.size
         if image.format == "TIFF" or (image.format == "PNG" and not any(mark in data for mark in _ORIENTATION_MARKS)):
             return width, height  # Pillow turns a TIFF itself; of a PNG it would decode all pixels in search of a chunk
-        is_sideways = image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT) in _SIDEWAYS
-        return (height, width) if is_sideways else (width, height)
+        return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
+
+
+def _orientation(image: Image.Image) -> int:
+    """As its metadata says; 0 where they say nothing that can be read, for viewers show such an image as it is."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 0))
+    except (ArithmeticError, LookupError, SyntaxError, TypeError, ValueError, struct.error):
+        return 0
 
 
 def _colour_and_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:

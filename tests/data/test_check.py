@@ -1,5 +1,9 @@
 import io
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -9,6 +13,8 @@ from rpo.data.check import Margins, check_pairs, format_report
 from rpo.data.preference import pair_set
 from rpo.data.writers import write_pairs
 from tests.data.samples import pair, png, write_file
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_sound_set(tmp_path):
@@ -177,3 +183,12 @@ def test_the_exit_code_says_whether_it_can_be_trained_on(tmp_path, capsys, colum
     assert main(["data", "check", str(tmp_path)]) == code
     assert ("cannot be trained on" in capsys.readouterr().out) == (code == 1)
     assert main(["data", "check", str(tmp_path), "--split", "nope"]) == 2
+
+
+def test_a_terminal_that_cannot_show_a_caption_ends_nothing(tmp_path):
+    write_pairs(tmp_path, [pair(0, prompt="学習"), pair(0, prompt="学習")])
+    home = tmp_path.rename(tmp_path.with_name("学習"))
+    command = [sys.executable, "-m", "rpo.cli", "data", "check", str(home)]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, env=environment, cwd=ROOT, check=False)
+    assert (done.returncode, b"\\u5b66" in done.stdout) == (0, True)

@@ -104,6 +104,11 @@ PLAIN = {
     ),
     "upright by its metadata": stored(noise(1, SIZE), exif=turned(1)),
     "orientation that means nothing": stored(noise(1, SIZE), exif=turned(9)),
+    "metadata that cannot be read": with_chunk(stored(noise(1, SIZE)), chunk(b"eXIf", b"junk"), b"IDAT"),
+    "half of its metadata": with_chunk(stored(noise(1, SIZE)), chunk(b"eXIf", turned(6).tobytes()[6:16]), b"IDAT"),
+    "a raw profile that is none": with_chunk(
+        stored(noise(1, SIZE)), chunk(b"tEXt", b"Raw profile type exif\0\nexif\n4\nzz"), b"IDAT"
+    ),
 }
 
 
@@ -112,6 +117,7 @@ def test_plain_images_keep_their_exact_pixels(name):
     seen = decode_image(PLAIN[name], name)
     assert seen.image.mode == "RGB" and not seen.changes
     assert np.array_equal(np.asarray(seen.image), np.asarray(noise(1, SIZE)))
+    assert upright_size(PLAIN[name], name) == SIZE
 
 
 @pytest.mark.parametrize("hidden", [(0, 0, 0), (255, 0, 255), (255, 255, 255)])
