@@ -43,12 +43,13 @@ def home_of(source: str | Path, cache_dir: str | Path | None) -> Home:
     import datasets
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    unpacked = Path(datasets.config.DOWNLOADED_DATASETS_PATH if cache_dir is None else cache_dir) / "extracted"
+    downloads = datasets.config.DOWNLOADED_DATASETS_PATH if cache_dir is None else Path(cache_dir) / "downloads"
+    unpacked = Path(downloads) / datasets.config.EXTRACTED_DATASETS_DIR
     path = Path(source)
     if path.exists():
         folder = path.parent if path.is_file() else path
         return Home(folder, (folder, unpacked))
-    repository = Path(HF_HUB_CACHE if cache_dir is None else cache_dir) / f"datasets--{str(source).replace('/', '--')}"
+    repository = Path(HF_HUB_CACHE) / f"datasets--{str(source).replace('/', '--')}"
     return Home(None, (repository, unpacked), str(source))
 
 
@@ -149,20 +150,24 @@ def encoded_bytes(value: object, home: Home) -> bytes:
         raise ValueError(f"the cell holds {type(value).__name__ if value else 'nothing'}, not an encoded image")
     if isinstance(value, bytes):
         return value
-    if _is_of_repository(value, home.repository):
-        import fsspec  # a streamed folder of images is the only case that needs it
+    if _is_own_address(value, home):
+        import fsspec  # archives, and streamed folders of images, are the only cases that need it
 
         with fsspec.open(value, "rb") as file:
             return file.read()
     return read_regular(_named(value, home))
 
 
-def _is_of_repository(address: str, repository: str) -> bool:
-    """Whether an address is that of a file of a hub repository, or of one inside its archives."""
+def _is_own_address(address: str, home: Home) -> bool:
+    """Whether an address is one that the reader of an image folder makes: of the source's own hub repository, or of what
+    is inside its archives.
+    """
     *inner, last = address.split("::")
-    if not repository or ".." in address or not last.startswith(f"hf://datasets/{repository}@"):
+    if ".." in address or not all(part.startswith(("zip://", "tar://", "gzip://")) for part in inner):
         return False
-    return all(part.startswith(("zip://", "tar://", "gzip://")) for part in inner)
+    if home.repository and last.startswith(f"hf://datasets/{home.repository}@"):
+        return True
+    return bool(inner) and Path(last).is_file() and any(is_own(root, Path(last)) for root in home.roots)
 
 
 def _named(name: str, home: Home) -> Path:

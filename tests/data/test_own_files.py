@@ -4,6 +4,7 @@ import io
 import json
 import os
 import socket
+import zipfile
 
 import datasets
 import pytest
@@ -177,6 +178,19 @@ def test_a_stream_fetches_from_its_own_repository_only(monkeypatch):
         with pytest.raises(ValueError, match="is no file of this table; expected the image itself"):
             encoded_bytes(address, home)
     assert len(opened) == 2
+
+
+def test_an_archive_of_images_is_read_from_where_it_was_unpacked(home):
+    row = {"prompt": "p", "chosen_file_name": "0.png", "rejected_file_name": "1.png"}
+    with zipfile.ZipFile(home / "train.zip", "w") as archive:
+        archive.writestr("metadata.jsonl", json.dumps(row))
+        for number in range(2):
+            archive.writestr(f"{number}.png", png(number))
+    (home / "img" / "a.png").unlink()
+    assert read_pairs(home, cache_dir=home.parent / "cache")[0].encoded("rejected") == png(1)
+    (home / "train.zip").rename(home.parent / "private.zip")
+    with pytest.raises(ValueError, match="is an address, and nothing is fetched"):
+        encoded_bytes(f"zip://1.png::{home.parent}/private.zip", Home(home, (home,)))
 
 
 @pytest.mark.parametrize("form", ["jsonl", "file", "saved"])
