@@ -40,7 +40,7 @@ _OPTIONAL = ("chosen_score", "rejected_score", "source", "seed", "key", *DETAIL_
 FORMS: dict[FormName, Form] = {
     "native": Form(("prompt",), ("chosen", "rejected"), _OPTIONAL),
     "files": Form(("prompt",), ("chosen_file_name", "rejected_file_name"), _OPTIONAL),
-    "pickapic": Form(("caption", "label_0"), ("jpg_0", "jpg_1"), ("has_label",)),
+    "pickapic": Form(("caption", "label_0"), ("jpg_0", "jpg_1"), ("has_label", "label_1")),
 }
 
 
@@ -113,6 +113,9 @@ def _parse_pickapic(row: Row, image_of: Callable[[str], ImageSource], name: str)
         return Dropped("tie")
     if label not in (0.0, 1.0):
         raise ValueError(f"{name}: label_0 is {label}; expected 1, 0 or 0.5 (a tie); mend or remove the row")
+    other = _number(row, "label_1", name)
+    if other is not None and label + other != 1:
+        raise ValueError(f"{name}: label_0 is {label} and label_1 {other}; expected two that add up to 1; mend the row")
     chosen, rejected = ("jpg_0", "jpg_1") if label == 1.0 else ("jpg_1", "jpg_0")
     prompt = _text(row, "caption", name)
     return PreferencePair(prompt, image_of(chosen), image_of(rejected), source="pickapic", name=name)

@@ -159,9 +159,7 @@ def encoded_bytes(value: object, home: Home) -> bytes:
 
 
 def _is_own_address(address: str, home: Home) -> bool:
-    """Whether an address is one that the reader of an image folder makes: of the source's own hub repository, or of what
-    is inside its archives.
-    """
+    """Whether an address leads into the source: to its own hub repository, or into an archive of its own."""
     *inner, last = address.split("::")
     if ".." in address or not all(part.startswith(("zip://", "tar://", "gzip://")) for part in inner):
         return False

@@ -157,7 +157,7 @@ class PairBatches:
             visits = min(visits, len(self.pairs))  # every draw of a pair has the same pixels
         requests: dict[LatentRequest, None] = {}
         couples: dict[DifferenceRequest, int] = {}
-        prompts = {"": None}
+        prompts, encoded = {"": None}, self.latents.encoded
         for pair, draw in map(self._visit, range(visits)):
             if pair % share.processes != share.process:  # not dealt by position: a pair's draws share their latents
                 continue
@@ -174,9 +174,14 @@ class PairBatches:
                 bar.update(min(2 * COUPLES_AT_ONCE, len(requests) - bar.n))
             self.latents.prefetch(list(requests), progress=lambda done, _: bar.update(done - bar.n))
         self.embeddings.prefetch(list(prompts))
-        own = {pair: draw for pair, draw in map(self._visit, range(visits)) if pair % share.processes == share.process}
-        for start in range(0, len(own), COUPLES_AT_ONCE):
-            some = list(own.items())[start : start + COUPLES_AT_ONCE]
+        if self.latents.encoded > encoded:
+            first = dict(map(self._visit, range(visits)))
+            self._compare([visit for visit in first.items() if visit[0] % share.processes == share.process])
+
+    def _compare(self, visits: Sequence[tuple[int, int]]) -> None:
+        """Refuse pairs of one image now rather than when they are visited; their latents are there already."""
+        for start in range(0, len(visits), COUPLES_AT_ONCE):
+            some = visits[start : start + COUPLES_AT_ONCE]
             chosen, rejected = zip(*(self._requests(pair, draw) for pair, draw in some), strict=True)
             self._refuse_one_image([pair for pair, _ in some], self.latents.moments([*chosen, *rejected])[0])
 

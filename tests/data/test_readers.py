@@ -101,6 +101,16 @@ def test_pickapic_with_a_strange_label(tmp_path):
     assert str(error.value) == (f"{path} row 1: label_0 is 0.7; expected 1, 0 or 0.5 (a tie); mend or remove the row")
 
 
+def test_pickapic_labels_that_contradict_each_other(tmp_path):
+    assert (
+        len(read_pairs(parquet(tmp_path / "a", pickapic([1.0, 0.0], label_1=[0.0, 1.0])), cache_dir=tmp_path / "c"))
+        == 2
+    )
+    path = parquet(tmp_path / "set", pickapic([1.0, 1.0], label_1=[0.0, 1.0]))
+    with pytest.raises(ValueError, match=r"row 1: label_0 is 1\.0 and label_1 1\.0; expected two that add up to 1"):
+        read_pairs(path, cache_dir=tmp_path / "cache")
+
+
 def test_a_set_of_ties_is_refused(tmp_path):
     path = parquet(tmp_path / "set", pickapic([0.5, 0.5]))
     with pytest.raises(ValueError) as error:
