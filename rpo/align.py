@@ -10,10 +10,12 @@ A round that is finished is a line of `rounds.jsonl`; a killed run goes on insid
 (arXiv:2503.11720) has one round; iterating it is ours.
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +23,25 @@ from tqdm.auto import tqdm
 
 from rpo.align_config import AlignConfig
 from rpo.align_report import draw_rounds, format_rounds
-from rpo.config import to_yaml
 from rpo.curation.curate import Components, check_settings, curate
 from rpo.curation.export import export
 from rpo.curation.score import check_filters, is_verifier
 from rpo.curation.status import RunStatus, status_of
-from rpo.data.jsonl import append_line, mend_last_line, read_lines
+from rpo.data.jsonl import append_line, read_lines
 from rpo.data.preference import PairSet, pair_set
 from rpo.data.readers import read_pairs
 from rpo.held_out import HeldOut, HeldOutScores
+from rpo.interrupts import ended_in_order
 from rpo.lora_stack import stack_loras
 from rpo.model_card import CardFacts, write_model_card
 from rpo.models.config import load_model
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.prompt_source import read_prompts
+from rpo.run_lock import sole_owner
+from rpo.run_settings import keep_settings, require_same_settings
 from rpo.shapes.evaluate import load_lora
 from rpo.trainers.dpo import DPOTrainer
+from rpo.trainers.identity import base_identity
 
 ROUNDS = "rounds.jsonl"
 
@@ -77,11 +82,25 @@ def align(config: AlignConfig, *, resume: bool = False, components: Components |
     if config.curate.source.kind == "generate":
         held_out.refuse_trained(read_prompts(config.curate.source.prompts, seed=config.curate.source.seed))
     folder = Path(config.output)
-    _claim(folder, config, resume=resume)
+    with sole_owner(folder), ended_in_order():
+        return _rounds(folder, config, held_out, components, resume=resume)
+
+
+_FREE = ("output", "rounds", "curate.progress", "dpo.loop.progress")
+"""Settings that may change in a resumed run."""
+
+
+def _rounds(
+    folder: Path, config: AlignConfig, held_out: HeldOut, components: Components | None, *, resume: bool
+) -> AlignResult:
+    require_same_settings(folder, config, resume=resume, free=_FREE)
+    inputs = _inputs(config, held_out)
+    _require_same_inputs(folder, inputs)
+    keep_settings(folder, config)
     judged = _Judged(folder, held_out, config)
     done = list(read_lines(folder / ROUNDS))
     if not done:
-        done.append(_note(folder, {"round": 0, **judged.entry(None)}))
+        done.append(_note(folder, {"round": 0, "inputs": inputs, **judged.entry(None)}))
     for number in range(len(done), config.rounds + 1):
         done.append(_note(folder, _round(config, number, judged, components)))
         if config.curate.progress:
@@ -214,25 +233,25 @@ def _check(config: AlignConfig) -> None:
         )
 
 
-def _claim(folder: Path, config: AlignConfig, *, resume: bool) -> None:
-    """Take the folder for this run; a resumed one must have the same settings, but for how many rounds it has."""
-    settings = folder / "settings.yaml"
-    text = to_yaml(replace(config, rounds=0, curate=replace(config.curate, progress=True)))
-    if settings.exists() and not resume:
-        raise ValueError(f"{folder} holds a run already; give --resume to continue it, or --output for another folder")
-    if settings.exists():
-        before, now = settings.read_text("utf-8").splitlines(), text.splitlines()
-        if changed := [line.strip() for line in now if line not in before]:
+def _inputs(config: AlignConfig, held_out: HeldOut) -> dict[str, str]:
+    """What a run learns from and is judged by, beside its settings: all of its rounds must have the same."""
+    texts: dict[str, Any] = {"held-out prompts": held_out.prompts}
+    if config.curate.source.kind == "generate":
+        texts["prompts"] = read_prompts(config.curate.source.prompts, seed=config.curate.source.seed)
+    told = {name: hashlib.sha256(repr(found).encode()).hexdigest()[:16] for name, found in texts.items()}
+    return base_identity(load_model(config.curate.source.model)) | told
+
+
+def _require_same_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
+    for begun in islice(read_lines(folder / ROUNDS), 1):
+        before: Any = begun.get("inputs", {})
+        if changed := [
+            f"{name} from {was} to {inputs.get(name)}" for name, was in before.items() if was != inputs.get(name)
+        ]:
             raise ValueError(
-                f"{folder} was started with other settings ({settings}): now {', '.join(changed)}; repeat them, or "
-                "give --output for another folder"
+                f"{folder} was started with something else: {'; '.join(changed)}; restore it, or give --output for "
+                "another folder"
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    if not settings.exists():
-        partial = folder / ".settings.partial"
-        partial.write_text(text, "utf-8")
-        partial.rename(settings)
-    mend_last_line(folder / ROUNDS)
 
 
 def _note(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:

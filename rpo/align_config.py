@@ -1,13 +1,14 @@
 """The settings of whole rounds of Rich Preference Optimization."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from rpo.curation.curate_config import CurateConfig
 from rpo.held_out import HeldOutConfig
+from rpo.settings import settings
 from rpo.trainers.dpo_config import DPOConfig
 
 
-@dataclass(frozen=True)
+@settings
 class AlignConfig:
     """Rounds of curation, training and judging: `rpo align CONFIG key=value …`."""
 

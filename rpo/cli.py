@@ -19,6 +19,7 @@ from pathlib import Path
 from rpo import __version__
 from rpo.cli_command import Command
 from rpo.cli_curate import CURATE
+from rpo.interrupts import Terminated, ended_in_order
 
 INPUT_ERRORS = (ValueError, OSError, ImportError)
 """What wrong input raises; anything else is a defect of rpo and keeps its traceback."""
@@ -207,7 +208,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `rpo`; None for those of this process.
 
     Returns:
-        The exit code: 0, 1 for a set that cannot be trained on, 2 for wrong input, 130 when interrupted.
+        The exit code: 0, 1 for a set that cannot be trained on, 2 for wrong input, 130 when interrupted, 143 or 129
+        when ended by SIGTERM or SIGHUP.
     """
     # What these libraries say at import (an image processor without torchvision, …) concerns nothing that rpo does.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -217,11 +219,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a caption that the terminal cannot show ends no run
     args = _parse(list(sys.argv[1:] if argv is None else argv))
     try:
-        return args.command.run(args) or 0
-    except KeyboardInterrupt:
+        with ended_in_order():
+            return args.command.run(args) or 0
+    except (KeyboardInterrupt, Terminated) as ended:
         advice = "; run the same command with --resume to continue from the last checkpoint" if "resume" in args else ""
         print(f"\nrpo: interrupted{advice}", file=sys.stderr)
-        return 130
+        return ended.exit_code if isinstance(ended, Terminated) else 130
     except INPUT_ERRORS as error:
         if args.debug:
             traceback.print_exc()

@@ -2,34 +2,30 @@
 
 OmegaConf reads YAML and dotlists, merges them and resolves `${...}`; the dataclass's own type hints then decide what
 each value may be. An unknown key and a wrong type are errors that say where the value stands and what was meant.
+
+A mapping of free names, such as the rewards of a run, is one value: who sets it replaces it whole. `rewards.NAME=1`
+sets one name in the mapping that is in force.
 """
 
 import ast
 import difflib
 import inspect
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from rpo.from_environment import as_written, resolved
+from rpo.local_paths import without_paths, without_userinfo
+from rpo.settings import WrongTypeError, as_type, field_types, type_name
 from rpo.text import read_text
 
 Config = TypeVar("Config")
-
-TYPE_NAMES = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    Path: "a path",
-    NoneType: "null",
-}
 
 
 @dataclass(frozen=True)
@@ -53,22 +49,36 @@ def load_config(cls: type[Config], path: str | Path | None = None, overrides: Se
     Raises:
         ValueError: A key that `cls` does not have, a value of another type, a missing value, or text that is no YAML.
     """
-    trees: dict[str, Any] = {}
-    if path is not None:
-        trees[f"'{path}'"] = _read_yaml(Path(path))
+    trees = [] if path is None else [(f"'{path}'", "", _read_yaml(Path(path)))]
     for word in overrides:
-        trees[f"the override '{word}'"] = _read_override(word)
-    source_of = {key: source for source, tree in trees.items() for key in _leaf_keys(tree)}
+        trees.append((f"the override '{without_userinfo(word)}'", word.partition("=")[0].strip(), _read_override(word)))
+    source_of = {key: source for source, _, tree in trees for key in _leaf_keys(tree)}
     try:
-        values = OmegaConf.to_container(OmegaConf.merge({}, *trees.values()), resolve=True)
+        values = resolved(_merged(cls, [(name, tree) for _, name, tree in trees]))
     except OmegaConfBaseException as error:
         raise ValueError(f"the configuration of {cls.__name__} does not resolve: {_one_line(error)}") from error
     return _Builder(cls, source_of).dataclass(cls, values, "")
 
 
-def to_yaml(config: object) -> str:
-    """The YAML of a configuration, every value written out; `load_config` of it gives the configuration back."""
-    return OmegaConf.to_yaml(OmegaConf.create(_plain(asdict(cast(Any, config)))))
+def to_yaml(config: object, *, for_others: bool = False) -> str:
+    """The YAML of a configuration, which `load_config` reads back; `for_others`, without the paths of this machine."""
+    values = _plain(as_written(asdict(cast(Any, config))))
+    return OmegaConf.to_yaml(OmegaConf.create(without_paths(values) if for_others else values))
+
+
+def differences(old: Any, new: Any, key: str = "") -> dict[str, str]:
+    """What differs between two configurations of a class: "was OLD and is now NEW", by key.
+
+    Args:
+        old: The first.
+        new: The second.
+        key: What both are called; empty for whole configurations.
+    """
+    if is_dataclass(old) and type(old) is type(new):
+        pairs = ((_join(key, one.name), getattr(old, one.name), getattr(new, one.name)) for one in fields(old))
+        return {name: text for one, before, after in pairs for name, text in differences(before, after, one).items()}
+    is_equal = old == new and (not isinstance(old, Mapping) or list(old) == list(new))  # the first reward may lead
+    return {} if is_equal else {key: f"was {_plain(old)!r} and is now {_plain(new)!r}"}
 
 
 def describe_fields(cls: type, default: object = None) -> list[FieldInfo]:
@@ -87,7 +97,7 @@ def describe_fields(cls: type, default: object = None) -> list[FieldInfo]:
                 described.append(FieldInfo(f"{field.name}.{inner.key}", inner.type_name, inner.default, inner.doc))
         else:
             shown = "required" if value is MISSING else _yaml_value(value)
-            described.append(FieldInfo(field.name, _type_name(hint), shown, docs.get(field.name, "")))
+            described.append(FieldInfo(field.name, type_name(hint), shown, docs.get(field.name, "")))
     return described
 
 
@@ -101,7 +111,7 @@ class _Builder:
     def dataclass(self, cls: type[Config], value: Any, key: str, default: object = None) -> Config:
         """One section, from a mapping of its keys; what they leave out is as in `default`, or as the class has it."""
         if not isinstance(value, Mapping):
-            raise self.mismatch(key, value, f"a section with keys {', '.join(field.name for field, _ in _hints(cls))}")
+            raise self.mismatch(key, value, type_name(cls))
         hints = {field.name: (field, hint) for field, hint in _hints(cls)}
         for name in value:
             if name not in hints:
@@ -117,54 +127,13 @@ class _Builder:
 
     def value(self, hint: Any, value: Any, key: str, default: object = None) -> Any:
         """One value of the type that `hint` asks for; `default` is what a section starts from."""
-        origin = get_origin(hint)
-        if is_dataclass(hint):
-            return self.dataclass(cast(type[object], hint), value, key, default)
-        if origin in (Union, UnionType):
-            return self.union(hint, value, key, default)
-        if origin in (list, tuple, Sequence) and isinstance(value, list):
-            return self.items(hint, value, key)
-        if origin in (dict, Mapping) and isinstance(value, Mapping):
-            return {name: self.value(get_args(hint)[1], one, _join(key, name)) for name, one in value.items()}
-        return self.scalar(hint, value, key)
-
-    def scalar(self, hint: Any, value: Any, key: str) -> Any:
-        """A value without parts; a whole number also passes for a number, text for a path."""
-        if type(value) is hint or hint is Any:
-            return value
-        if any(value == one and type(value) is type(one) for one in get_args(hint)):
-            return value
-        if hint is float and type(value) is int:
-            return float(value)
-        if hint is Path and isinstance(value, str):
-            return Path(value)
-        raise self.mismatch(key, value, _type_name(hint))
-
-    def union(self, hint: Any, value: Any, key: str, default: object) -> Any:
-        """The first member that takes the value; with a single one beside None, its own error tells more."""
-        members = [member for member in get_args(hint) if member is not NoneType]
-        if value is None and len(members) < len(get_args(hint)):
-            return None
-        if len(members) == 1:
-            return self.value(members[0], value, key, default)
-        for member in members:
-            try:
-                return self.value(member, value, key)
-            except ValueError:
-                continue
-        raise self.mismatch(key, value, _type_name(hint))
-
-    def items(self, hint: Any, value: list[Any], key: str) -> Any:
-        """A list, or a tuple of any or of a fixed length."""
-        args = get_args(hint)
-        is_fixed = get_origin(hint) is tuple and args[-1] is not Ellipsis
-        if is_fixed and len(value) != len(args):
-            raise self.mismatch(key, value, _type_name(hint))
-        hints = args if is_fixed else args[:1] * len(value)
-        built = [
-            self.value(one, item, f"{key}[{index}]") for index, (one, item) in enumerate(zip(hints, value, strict=True))
-        ]
-        return built if get_origin(hint) is list else tuple(built)
+        section = _section(hint)
+        if section is not None and not (value is None and section is not hint):
+            return self.dataclass(section, value, key, default)
+        try:
+            return as_type(hint, value)
+        except WrongTypeError as wrong:
+            raise self.mismatch(key + wrong.place, wrong.value, wrong.expected) from None
 
     def unknown(self, key: str) -> ValueError:
         """The error for a key that the configuration does not have."""
@@ -210,12 +179,47 @@ def _read_yaml(path: Path) -> Any:
 
 def _read_override(word: str) -> Any:
     key, equals, _ = word.partition("=")
+    shown = without_userinfo(word)
     if not (key.strip() and equals):
-        raise ValueError(f"the override '{word}' is not of the form key=value; write for example seed=1")
+        raise ValueError(f"the override '{shown}' is not of the form key=value; write for example seed=1")
     try:
         return OmegaConf.from_dotlist([word])
     except (YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"the override '{word}' cannot be read as YAML: {_one_line(error)}") from error
+        raise ValueError(f"the override '{shown}' cannot be read as YAML: {_one_line(error)}") from error
+
+
+def _merged(cls: type, trees: Iterable[tuple[str, DictConfig]]) -> DictConfig:
+    """All trees in one, the later ones winning; each comes with the key of its override, or nothing for a file."""
+    merged = OmegaConf.create({})
+    for name, tree in trees:
+        for key, default in _mappings(cls):
+            if not _holds(tree, key):
+                continue
+            if not name.startswith(f"{key}."):
+                OmegaConf.update(merged, key, {}, merge=False)
+            elif not _holds(merged, key):
+                OmegaConf.update(merged, key, dict(default))
+        merged = cast(DictConfig, OmegaConf.merge(merged, tree))
+    return merged
+
+
+def _mappings(cls: Any, default: object = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The key of every mapping of free names, and what it is by default."""
+    for field, hint in _hints(cls):
+        value = _default(field, default)
+        if nested := _section(hint):
+            yield from ((f"{field.name}.{key}", one) for key, one in _mappings(nested, value))
+        elif any(get_origin(one) in (dict, Mapping) for one in (hint, *get_args(hint))):
+            yield field.name, value if isinstance(value, Mapping) else {}
+
+
+def _holds(tree: DictConfig, key: str) -> bool:
+    node: Any = tree
+    for name in key.split("."):
+        if not OmegaConf.is_dict(node) or name not in node.keys():  # noqa: SIM118 - `in` does not see a null
+            return False
+        node = node._get_node(name)
+    return True
 
 
 def _leaf_keys(tree: Any, prefix: str = "") -> Iterator[str]:
@@ -227,8 +231,7 @@ def _leaf_keys(tree: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _hints(cls: Any) -> list[tuple[Field[Any], Any]]:
-    hints = get_type_hints(cls)
-    return [(field, hints[field.name]) for field in fields(cls)]
+    return [(field, field_types(cls)[field.name]) for field in fields(cls)]
 
 
 def _section(hint: Any) -> type | None:
@@ -265,21 +268,6 @@ def _yaml_value(value: Any) -> str:
     return "null" if value is None else str(_plain(value))
 
 
-def _type_name(hint: Any) -> str:
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return "one of " + ", ".join(str(one) for one in args)
-    if origin in (Union, UnionType):
-        return " or ".join(_type_name(member) for member in args)
-    if origin is tuple and args[-1] is not Ellipsis:
-        return f"a list ({', '.join(_type_name(member) for member in args)})"
-    if origin in (list, tuple, Sequence):
-        return f"a list (each {_type_name(args[0])})"
-    if origin in (dict, Mapping):
-        return f"a mapping (each {_type_name(args[1])})"
-    return TYPE_NAMES.get(hint, getattr(hint, "__name__", str(hint)))
-
-
 def _plain(value: Any) -> Any:
     """What YAML can write: lists for tuples, text for paths."""
     if isinstance(value, Mapping):
@@ -294,4 +282,4 @@ def _join(key: str, name: object) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return without_userinfo(" ".join(str(error).split()))

@@ -16,6 +16,7 @@ from rpo.models.base import DiffusionModel
 from rpo.prompt_source import SHAPES, read_prompts
 from rpo.rewards import load_reward, score
 from rpo.sampler import generate
+from rpo.settings import settings
 from rpo.shapes import GUIDANCE_SCALE, NUM_STEPS
 from rpo.shapes.prompts import Split, sample_prompts
 
@@ -23,7 +24,7 @@ SPLITS: tuple[Split, ...] = ("in_domain", "out_of_domain")
 """The domains of the embedded prompts that no training sees."""
 
 
-@dataclass(frozen=True)
+@settings
 class HeldOutConfig:
     """What a model is judged on, and by whom."""
 

@@ -26,7 +26,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rpo.lora_file import WEIGHT_FILE
+from rpo.lora_file import WEIGHT_FILE, put_in_order
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.types import Latents
 
@@ -161,6 +161,7 @@ def save_lora(model: StableDiffusion, folder: str | PathLike[str]) -> Path:
     staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=folder))
     try:
         _write(model, staging)
+        put_in_order(staging / WEIGHT_FILE)
         verify_lora(model, staging)
         os.replace(staging / WEIGHT_FILE, folder / WEIGHT_FILE)
     except OSError as error:
@@ -183,7 +184,10 @@ def _write(model: StableDiffusion, folder: Path) -> None:
             layers[part] = {
                 name: tensor.contiguous() for name, tensor in convert_state_dict_to_diffusers(state).items()
             }
-            metadata[part] = network.peft_config[ADAPTER].to_dict()
+            # transformers notes the folder that the network came from.
+            settings = network.peft_config[ADAPTER].to_dict() | {"base_model_name_or_path": None}
+            # Sets have no order: the same adapter would be another file in the next process.
+            metadata[part] = {name: sorted(one) if isinstance(one, set) else one for name, one in settings.items()}
     if not layers:
         raise ValueError("the model carries no adapter, so there is no LoRA to save; call add_lora (or train) first")
     StableDiffusionPipeline.save_lora_weights(

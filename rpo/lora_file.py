@@ -6,6 +6,7 @@ before it is published, and before it is loaded, where diffusers takes a file th
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -29,6 +30,8 @@ class LoraFile:
 
     path: Path
     sha256: str
+    key: str
+    """sha256 of names, tensors and metadata, in whatever order the file has them."""
     size_bytes: int
     num_parameters: int
     num_layers: int
@@ -69,6 +72,7 @@ def inspect_lora(path: str | PathLike[str]) -> LoraFile:
     return LoraFile(
         path=file,
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        key=_content_hash(tensors, metadata),
         size_bytes=file.stat().st_size,
         num_parameters=sum(tensor.numel() for name, tensor in tensors.items() if name.endswith(DOWN + UP)),
         num_layers=len(downs),
@@ -76,6 +80,33 @@ def inspect_lora(path: str | PathLike[str]) -> LoraFile:
         ranks=tuple(sorted({tensor.shape[0] for tensor in downs.values()})),
         alpha=_alpha(metadata),
     )
+
+
+def put_in_order(file: Path) -> None:
+    """Rewrite a safetensors file with its metadata in one order, so that equal content is equal bytes.
+
+    The library draws the order anew each time. The file also gets the mode of any other new file, not the library's.
+
+    Args:
+        file: The file; it is replaced whole.
+    """
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")  # the length of the header, the header, the tensors
+    header = json.loads(content[8:end])
+    metadata = {"__metadata__": dict(sorted(header.pop("__metadata__", {}).items()))}
+    text = json.dumps(metadata | header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # as the format wants it, for the tensors to be aligned
+    ordered = file.with_name(f"{file.name}.ordered")
+    ordered.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
+    os.replace(ordered, file)
+
+
+def _content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _check_tensors(file: Path, tensors: Mapping[str, Tensor], downs: Mapping[str, Tensor]) -> None:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rpo.lora_file import DOWN, UP, WEIGHT_FILE, inspect_lora
+from rpo.lora_file import DOWN, UP, WEIGHT_FILE, inspect_lora, put_in_order
 
 _DOWN, _UP = ".lora.down.weight", ".lora.up.weight"
 
@@ -55,6 +55,7 @@ def stack_loras(loras: Sequence[str | PathLike[str]], folder: str | PathLike[str
     place.mkdir(parents=True, exist_ok=True)
     partial = place / f".{WEIGHT_FILE}.partial"
     save_file(state, partial, metadata=_metadata(downs))
+    put_in_order(partial)
     os.replace(partial, place / WEIGHT_FILE)
     return place / WEIGHT_FILE
 

@@ -17,6 +17,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from rpo.evaluate import Comparison, format_gain, format_share
+from rpo.from_environment import as_written
+from rpo.local_paths import shown_path, without_paths
 from rpo.lora_file import WEIGHT_FILE, LoraFile, inspect_lora
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -170,7 +172,7 @@ def _body(card: CardFacts, lora: LoraFile | None) -> str:
 def _base(card: CardFacts) -> str:
     """The base as a sentence names it; of a local folder the name alone, for its path is nobody's business."""
     name = card.base_model or ""
-    return name if is_hub_id(name) else card.base_expression or Path(name).name
+    return name if is_hub_id(name) else card.base_expression or shown_path(name)
 
 
 def _snippet(card: CardFacts, lora: LoraFile | None) -> str:
@@ -197,7 +199,7 @@ def _flat(settings: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         elif value is not None and not name.endswith(_LOCAL_SETTINGS):
-            yield f"{prefix}{name}", value
+            yield shown_path(f"{prefix}{name}"), without_paths(as_written(value))
 
 
 def _cell(value: object) -> str:

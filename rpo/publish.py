@@ -15,6 +15,7 @@ from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from rpo.local_paths import refuse_private
 from rpo.lora_file import WEIGHT_FILE, inspect_lora
 from rpo.model_card import PLACEHOLDER, CardFacts, Sample, write_model_card
 from rpo.models.loading import check_folder
@@ -86,13 +87,14 @@ def publish(
 
     Raises:
         ValueError: If the name is no repository's, the folder holds no working weights or no card, or it holds training
-            state; or if the repository is public already and `private` was asked for.
+            state, paths of this machine or keys; or if the repository is public already and `private` was asked for.
     """
     folder = Path(folder)
     check_repo_id(repo_id)
     notes = _check_weights(folder)
     files, hidden = _files(folder)
     notes += _check_card(folder)
+    refuse_private(folder, [file.path for file in files])
     notes += [f"left out, being hidden: {', '.join(hidden)}"] if hidden else []
     plan = PublishPlan(repo_id, private, files, tuple(notes))
     return carry_out(plan, folder, "model", token=token, api=api or HfApi()) if push else plan

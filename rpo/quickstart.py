@@ -30,18 +30,22 @@ from rpo.data.jsonl import append_line, mend_last_line, read_lines
 from rpo.data.preference import PairSet
 from rpo.data.readers import read_pairs
 from rpo.evaluate import Comparison
+from rpo.interrupts import ended_in_order
 from rpo.models.config import ModelConfig, load_model
 from rpo.quickstart_report import Findings, write_quickstart_card, write_quickstart_report
+from rpo.run_lock import sole_owner
+from rpo.run_settings import keep_settings, require_same_settings
+from rpo.settings import settings
 from rpo.shapes.evaluate import Measurement, evaluate, format_accuracies, held_out_prompts
 from rpo.shapes.evaluation import Sampling, comparisons
 from rpo.shapes.prompts import sample_prompts
-from rpo.text import read_text, write_text
+from rpo.text import write_text
 from rpo.trainers.dpo import DPOTrainer
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.training.loop import LoopConfig, TrainResult
 
 
-@dataclass(frozen=True)
+@settings
 class QuickstartConfig:
     """Settings of the quickstart; the defaults take about nine minutes on two CPU cores."""
 
@@ -121,7 +125,18 @@ def run(config: QuickstartConfig, *, resume: bool = False) -> QuickstartResult:
         ValueError: If the folder holds a run and `resume` was not asked for, or that run had other settings.
     """
     folder = Path(config.output)
-    _claim(folder, config, resume=resume)
+    is_main = os.environ.get("RANK", "0") == "0"
+    with sole_owner(folder, is_main=is_main), ended_in_order():
+        require_same_settings(folder, config, resume=resume, free=_FREE)
+        keep_settings(folder, config)
+        return _whole_way(folder, config, resume=resume)
+
+
+_FREE = ("output", "curate.progress", "dpo.loop.progress")
+"""Settings that may change in a resumed run."""
+
+
+def _whole_way(folder: Path, config: QuickstartConfig, *, resume: bool) -> QuickstartResult:
     stages = Stages(folder / "stages.jsonl")
     model = load_model(ModelConfig(device=config.device))
     held_out = held_out_prompts(config.evaluation_prompts, config.seed)
@@ -208,25 +223,6 @@ class Stages:
 
     def _add(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-
-
-def _claim(folder: Path, config: QuickstartConfig, *, resume: bool) -> None:
-    settings = folder / "settings.yaml"
-    text = to_yaml(config)
-    if settings.exists():
-        if not resume:
-            raise ValueError(
-                f"{folder} holds a run already; give --resume to continue it, or --output for another folder"
-            )
-        if read_text(settings) != text:
-            raise ValueError(
-                f"{folder} was started with other settings ({settings}); repeat them, or use another --output"
-            )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "settings.yaml.partial"
-    write_text(partial, text)
-    os.replace(partial, settings)  # whole or not at all: a cut file would look like other settings
 
 
 def _write_results(file: Path, measured: Measurement, trained: TrainResult, curated: RunStatus, seed: int) -> None:

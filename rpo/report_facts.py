@@ -9,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 import rpo
+from rpo.local_paths import without_paths
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 
@@ -25,7 +26,7 @@ def settings_facts(text: str) -> tuple[tuple[str, Facts], ...]:
     Returns:
         Title and facts of each section, those without a section first.
     """
-    tree = OmegaConf.to_container(OmegaConf.create(text))
+    tree = without_paths(OmegaConf.to_container(OmegaConf.create(text)))
     return tuple((name, facts) for name, facts in _sections("Run", tree) if facts)
 
 

@@ -2,10 +2,10 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from rpo import align as module
 from rpo.align import align
@@ -17,6 +17,7 @@ from rpo.curation.folder import RunFolder
 from rpo.lora_file import WEIGHT_FILE, inspect_lora
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.shapes.evaluate import load_lora
+from tests.run_state import assert_refused, result_of
 
 SMALL = [
     "rounds=2",
@@ -121,16 +122,44 @@ def test_a_run_that_was_stopped_after_any_part_ends_as_if_it_had_not_been(finish
     align(small(tmp_path / "run", "rounds=1"), resume=True, components=OWN)
     again = align(small(tmp_path / "run"), resume=True, components=OWN)
     assert lines(again.folder) == lines(finished.folder)
-    states = [load_file(one.lora / WEIGHT_FILE) for one in (again, finished)]
-    assert set(states[0]) == set(states[1])
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    first, second = (result_of(one.folder) for one in (again, finished))
+    assert f"lora/{WEIGHT_FILE}" in first
+    assert [name for name in first | second if first.get(name) != second.get(name)] == []
 
 
 def test_a_folder_is_not_taken_over_and_other_settings_are_named(finished):
     with pytest.raises(ValueError, match="holds a run already; give --resume"):
         align(small(finished.folder), components=OWN)
-    with pytest.raises(ValueError, match=r"was started with other settings .*: now beta: 7\.0; repeat them"):
-        align(small(finished.folder, "dpo.beta=7"), resume=True, components=OWN)
+    cases = {
+        "dpo.beta=7": r"dpo\.beta was None and is now 7\.0;",
+        "held_out.seed=2": r"held_out\.seed was 0 and is now 2;",
+        "curate.decide.rewards={shapes-clip: 0.5}": r"curate\.decide\.rewards was .* and is now",
+    }
+    for word, message in cases.items():
+        attempt = partial(align, small(finished.folder, word), resume=True, components=OWN)
+        assert_refused(finished.folder, f"was started with other settings .*: {message}", attempt)
+
+
+def test_other_prompts_or_another_base_are_named(tmp_path, monkeypatch):
+    texts = tmp_path / "prompts.txt"
+    texts.write_text("a red circle\n")
+    config = small(tmp_path / "run", "rounds=1", f"curate.source.prompts={texts}")
+    monkeypatch.setattr(module, "_round", lambda *_: {"round": 1, "scores": {}})
+    (tmp_path / "run/round-1/lora").mkdir(parents=True)
+    monkeypatch.setattr(module, "draw_rounds", lambda _: "")
+    align(config, components=OWN)
+    texts.write_text("a red square\n")
+    assert_refused(tmp_path / "run", "started with something else: prompts from", lambda: align(config, resume=True))
+    texts.write_text("a red circle\n")
+    load = module.load_model
+
+    def other(settings):
+        model = load(settings)
+        model.text_encoder.get_parameter("final_layer_norm.bias").data.add_(1)
+        return model
+
+    monkeypatch.setattr(module, "load_model", other)
+    assert_refused(tmp_path / "run", r"base\.text_encoder from \w+ to \w+;", lambda: align(config, resume=True))
 
 
 @pytest.mark.parametrize(

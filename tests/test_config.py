@@ -1,12 +1,13 @@
 """Strict configuration: what is accepted, and the exact words for what is not."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from rpo.config import FieldInfo, describe_fields, load_config, to_yaml
+from rpo.config import FieldInfo, describe_fields, differences, load_config, to_yaml
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,51 @@ def test_fields_are_described_by_the_text_under_them() -> None:
     assert described[2] == FieldInfo("beta", "a number", "80.0", "Strength of the preference.")
     assert FieldInfo("output", "a path or null", "null", "") in described
     assert describe_fields(Needy) == [FieldInfo("pairs", "text", "required", "")]
+
+
+@dataclass(frozen=True)
+class Weighed:
+    rewards: Mapping[str, float] = field(default_factory=lambda: {"own": 1.0})
+    train: Train = field(default_factory=lambda: Train(weights={"inner": 4.0}))
+
+
+@pytest.mark.parametrize(
+    ("words", "rewards", "weights"),
+    [
+        ([], {"a": 1.0, "b": 2.0}, {"c": 3.0}),
+        (["rewards={d: 4}"], {"d": 4.0}, {"c": 3.0}),
+        (["rewards={}"], {}, {"c": 3.0}),
+        (["rewards={d: 4}", "rewards={e: 5}"], {"e": 5.0}, {"c": 3.0}),
+        (["rewards.b=0", "rewards.d=4"], {"a": 1.0, "b": 0.0, "d": 4.0}, {"c": 3.0}),
+        (["rewards.d=4", "rewards={e: 5}"], {"e": 5.0}, {"c": 3.0}),
+        (["rewards={e: 5}", "rewards={d: 4}", "rewards={e: 5}"], {"e": 5.0}, {"c": 3.0}),
+        (["train={weights: {d: 4}}"], {"a": 1.0, "b": 2.0}, {"d": 4.0}),
+        (["train.weights={d: 4}", "train.beta=1"], {"a": 1.0, "b": 2.0}, {"d": 4.0}),
+    ],
+)
+def test_a_mapping_of_free_names_is_one_value(tmp_path: Path, words: list[str], rewards: dict, weights: dict) -> None:
+    file = written(tmp_path, "rewards: {a: 1, b: 2}\ntrain: {weights: {c: 3}}\n")
+    config = load_config(Weighed, file, words)
+    assert (config.rewards, config.train.weights) == (rewards, weights)
+
+
+def test_one_name_is_set_in_the_default_mapping_too() -> None:
+    config = load_config(Weighed, None, ["rewards.d=4", "train.weights.d=5"])
+    assert (config.rewards, config.train.weights) == ({"own": 1.0, "d": 4.0}, {"inner": 4.0, "d": 5.0})
+
+
+def test_differences_are_of_settings_and_not_of_their_text() -> None:
+    old = Weighed(rewards={"a": 1.0, "b": 2.0}, train=Train(beta=1.0, loop=Loop(updates=3)))
+    assert differences(old, replace(old)) == {}
+    assert differences(old, replace(old, rewards={"b": 2.0, "a": 1.0})) == {
+        "rewards": "was {'a': 1.0, 'b': 2.0} and is now {'b': 2.0, 'a': 1.0}"
+    }
+    other = replace(old, train=replace(old.train, beta=3.0, output=Path("x"), loop=Loop(updates=1)))
+    assert differences(old, other) == {
+        "train.loop.updates": "was 3 and is now 1",
+        "train.beta": "was 1.0 and is now 3.0",
+        "train.output": "was None and is now 'x'",
+    }
 
 
 @dataclass(frozen=True)

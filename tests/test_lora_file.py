@@ -1,15 +1,24 @@
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from rpo.lora import add_lora, lora_parameters, save_lora
-from rpo.lora_file import WEIGHT_FILE, inspect_lora
+from rpo.lora_file import WEIGHT_FILE, inspect_lora, put_in_order
+from rpo.lora_stack import stack_loras
 from rpo.models.stable_diffusion import StableDiffusion
+from rpo.trainers.policy import FullPolicy
 from tests.tiny import tiny_sd
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +97,68 @@ def test_a_truncated_file(saved, tmp_path):
 def test_what_is_no_working_lora_is_refused(tmp_path, tensors, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         inspect_lora(write(tmp_path, tensors))
+
+
+def test_the_same_adapter_is_the_same_file_in_every_process(saved, tmp_path):
+    folder, model = saved
+    first = save_lora(model, tmp_path / "again").read_bytes()
+    assert first == (folder / WEIGHT_FILE).read_bytes()
+    script = (
+        "import sys, torch\n"
+        "from rpo.lora import add_lora, lora_parameters, save_lora\n"
+        "from rpo.models.stable_diffusion import StableDiffusion\n"
+        "from tests.tiny import tiny_sd\n"
+        "model = StableDiffusion(tiny_sd())\n"
+        "add_lora(model.denoiser, rank=3)\n"
+        "generator = torch.Generator().manual_seed(0)\n"
+        "for one in lora_parameters(model.denoiser): one.data = torch.randn(one.shape, generator=generator) * 0.1\n"
+        "save_lora(model, sys.argv[1])\n"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "1", "OMP_NUM_THREADS": "1"}  # the order of sets
+    words = [sys.executable, "-c", script, tmp_path / "other"]
+    subprocess.run(words, check=True, cwd=ROOT, env=environment, capture_output=True)
+    assert (tmp_path / "other" / WEIGHT_FILE).read_bytes() == first
+
+
+def test_metadata_is_put_in_one_order_and_nothing_else_is_changed(tmp_path):
+    tensors = factors() | {"unet.a.bias": torch.arange(3, dtype=torch.bfloat16)}
+    metadata = {name: f"{name} «ä»" for name in "qwertyuiop"}
+    contents, keys = set(), set()
+    for _ in range(8):
+        save_file(tensors, tmp_path / WEIGHT_FILE, metadata)
+        keys.add(inspect_lora(tmp_path).key)
+        put_in_order(tmp_path / WEIGHT_FILE)
+        contents.add((tmp_path / WEIGHT_FILE).read_bytes())
+    assert len(contents) == len(keys) == 1
+    assert list(tmp_path.iterdir()) == [tmp_path / WEIGHT_FILE]
+    read = load_file(tmp_path / WEIGHT_FILE)
+    assert read.keys() == tensors.keys() and all(torch.equal(read[name], tensors[name]) for name in read)
+    with safe_open(tmp_path / WEIGHT_FILE, framework="pt") as opened:
+        assert opened.metadata() == metadata
+
+
+def test_another_tensor_name_or_alpha_is_another_key(tmp_path):
+    others = [
+        factors(),
+        factors(up=2.0),
+        factors(up_name="unet.b.lora.up.weight"),
+        {name: tensor.half() for name, tensor in factors().items()},
+    ]
+    keys = {inspect_lora(write(tmp_path, tensors)).key for tensors in others}
+    keys |= {inspect_lora(write(tmp_path, factors(), alpha=alpha)).key for alpha in (1, 2)}
+    assert len(keys) == 6
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_others_may_read_it_as_any_other_file(saved, tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        lora = save_lora(saved[1], tmp_path / "lora")
+        stacked = stack_loras([lora.parent], tmp_path / "stacked")
+        FullPolicy(StableDiffusion(tiny_sd())).save(tmp_path / "pipeline")
+        (tmp_path / "any").write_text("")
+    finally:
+        os.umask(before)
+    files = [lora, stacked, *(tmp_path / "pipeline").rglob("*.safetensors")]
+    assert len(files) == 5
+    assert {file.stat().st_mode for file in files} == {(tmp_path / "any").stat().st_mode}

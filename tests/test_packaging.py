@@ -19,7 +19,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 BROUGHT_BY = {
     "PIL": "pillow",
-    "filelock": "huggingface_hub",
     "fsspec": "datasets",
     "pyarrow": "datasets",
     "tokenizers": "transformers",

@@ -14,6 +14,7 @@ from rpo.config import load_config
 from rpo.quickstart import QuickstartConfig, Stages, make_pairs, run
 from rpo.quickstart_curation import in_words
 from rpo.trainers.dpo_run import RunConfig
+from tests.run_state import assert_refused, result_of
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SMALL = [
@@ -92,6 +93,9 @@ def test_a_second_run_gives_the_same_numbers_and_a_resumed_one_too(finished):
     results = (folder / "run/results.json").read_text()
     run(small(folder / "again"))
     assert (folder / "again/results.json").read_text() == results
+    first, second = (result_of(folder / name) for name in ("run", "again"))
+    assert {"lora/pytorch_lora_weights.safetensors", "dpo/metrics.jsonl", "pairs/metadata.jsonl"} <= first.keys()
+    assert [name for name in first | second if first.get(name) != second.get(name)] == []
     (folder / "again/results.json").unlink()
     run(small(folder / "again"), resume=True)
     assert (folder / "again/results.json").read_text() == results
@@ -101,8 +105,13 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(finished):
     folder, _ = finished
     with pytest.raises(ValueError, match="holds a run already; give --resume to continue it"):
         run(small(folder / "run"))
-    with pytest.raises(ValueError, match="was started with other settings"):
-        run(small(folder / "run", "seed=1"), resume=True)
+    cases = {
+        "seed=1": "seed was 0 and is now 1;",
+        "dpo.seed=1": r"dpo\.seed was 0 and is now 1;",  # a line that the file has elsewhere
+        "curate.decide.rewards={critic: 0.0, shapes-clip: 1.0}": r"curate\.decide\.rewards was .* and is now",
+    }
+    for word, message in cases.items():
+        assert_refused(folder / "run", message, lambda word=word: run(small(folder / "run", word), resume=True))
 
 
 def test_the_report_tells_the_rules_that_were_in_force():

@@ -5,13 +5,17 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import is_dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import jaxtyping
 import pytest
 import torch
 
 import rpo
+from rpo.cli import COMMANDS
 from rpo.training.log import METRICS
 from rpo.types import Grid
 
@@ -21,42 +25,47 @@ TREES = {path: ast.parse(path.read_text()) for path in SOURCES}
 
 # types ← diffusion ← objectives ← models, lora ← sampler ← trainers ← cli, and what stands beside that line. The file
 # rpo/shapes/__init__.py is only a path and two numbers; the modules of that folder are "shapes.*".
-# Every part may import rpo.text: how text is read and written.
-LEAVES = {"text", "types", "randomness", "config", "intervals", "lora_file", "charts", "shapes"}
+ANYWHERE = {"settings", "interrupts", "run_lock", "text"}
+"""What every part may import: how settings are made, how text is read, and what keeps a run whole."""
+LEAVES = {"types", "randomness", "config", "intervals", "lora_file", "charts", "shapes"}
+LEAVES |= {"from_environment", "local_paths"}
 PROCESS = {"types", "randomness", "diffusion", "objectives"}
 MODEL = PROCESS | {"models", "lora", "lora_file", "sampler", "shapes"}
 RESULTS = {"intervals", "evaluate", "charts", "sections", "report"}
 MAY_IMPORT: dict[str, set[str]] = {
-    **{leaf: set() for leaf in LEAVES},
+    **{leaf: set() for leaf in LEAVES | ANYWHERE},
+    "config": {"from_environment", "local_paths"},
     "diffusion": {"types"},
     "objectives": {"types", "diffusion"},
     "models": PROCESS | {"shapes"},
     "lora": PROCESS | {"models", "lora_file"},
     "sampler": PROCESS | {"models", "lora"},
-    "training": {"types", "randomness"},
+    "training": {"types", "randomness", "from_environment", "local_paths"},
     "data": {"types", "randomness", "models"},
     "evaluate": {"intervals"},
     "sections": {"charts", "evaluate", "intervals"},
     "report": {"charts", "sections", "evaluate", "intervals"},
     "report_dpo": RESULTS,
-    "report_facts": set(),
+    "report_facts": {"local_paths"},
     "report_online": RESULTS | {"report_facts", "shapes.*", "training"},
     "lora_stack": {"lora_file"},
     "held_out": MODEL | {"intervals", "prompt_source", "rewards", "shapes.*", "trainers"},
-    "model_card": {"evaluate", "intervals", "lora_file"},
-    "publish": {"model_card", "lora_file", "models"},
+    "model_card": {"evaluate", "from_environment", "intervals", "local_paths", "lora_file"},
+    "publish": {"local_paths", "model_card", "lora_file", "models"},
     "shapes.*": MODEL | RESULTS | {"config", "data"},
     "prompt_source": {"data", "shapes.*"},
     "rewards": {"types", "data", "shapes", "shapes.*"},
     "control": {"types", "randomness", "objectives"},
     "curation": MODEL
-    | {"config", "data", "intervals", "model_card", "publish", "prompt_source", "rewards", "shapes.*"},
+    | {"config", "data", "from_environment", "intervals", "local_paths", "model_card", "publish", "prompt_source"}
+    | {"rewards", "shapes.*"},
     "trainers": MODEL
-    | {"config", "data", "training", "model_card", "prompt_source", "publish", "rewards", "report_online", "shapes.*"},
+    | {"config", "data", "local_paths", "training", "model_card", "prompt_source", "publish", "rewards"}
+    | {"report_online", "shapes.*"},
 }
 """What each part may import; `rpo/__init__.py`, the command line and the quickstart may import everything."""
 TOP = {"__init__", "align", "align_config", "align_report", "cli", "cli_command", "cli_curate"}
-TOP |= {"quickstart", "quickstart_curation", "quickstart_report"}
+TOP |= {"quickstart", "quickstart_curation", "quickstart_report", "run_settings"}
 
 ONLY_HERE = {
     "accelerate": {"training"},
@@ -103,8 +112,31 @@ def test_imports_point_one_way() -> None:
             continue
         assert part in MAY_IMPORT, f"{path} is in no layer; add it to MAY_IMPORT"
         others = {part_of(module) for module in imported(tree) if module.startswith("rpo.")} - {part}
-        wrong += [f"{path.relative_to(ROOT)} imports {other}" for other in others - MAY_IMPORT[part] - {"text"}]
+        wrong += [f"{path.relative_to(ROOT)} imports {other}" for other in others - MAY_IMPORT[part] - ANYWHERE]
     assert not wrong
+
+
+def test_every_settings_class_checks_its_types() -> None:
+    plain = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and re.search(r"(Config|Settings)$", node.name)
+        if [ast.unparse(one) for one in node.decorator_list] != ["settings"]
+    ]
+    assert not plain
+
+
+@pytest.mark.parametrize("command", [one.config for one in COMMANDS.values() if one.config])
+def test_every_section_of_a_command_is_such_a_class(command: str) -> None:
+    module, _, name = command.partition(":")
+    waiting, seen = [vars(import_module(module))[name]], set[type]()
+    while waiting:
+        cls = waiting.pop()
+        assert cls.__name__.endswith("Config")
+        seen.add(cls)
+        parts = [part for hint in get_type_hints(cls).values() for part in (hint, *get_args(hint))]
+        waiting += [part for part in parts if is_dataclass(part) and part not in seen]
 
 
 def test_layers_have_no_cycle() -> None:

@@ -28,6 +28,7 @@ from rpo.control.lq import LinearPolicy, LinearQuadratic, objective
 from rpo.control.rollouts import Rollout, advantages, draw
 from rpo.objectives.policy import adapt_coefficient, clipped_surrogate, plain, trust_region
 from rpo.randomness import keyed_generator
+from rpo.settings import settings
 from rpo.types import PerSample
 
 Method = Literal["cpg", "cppo_sqrt", "cppo_linear"]
@@ -36,7 +37,7 @@ Method = Literal["cpg", "cppo_sqrt", "cppo_linear"]
 _BETAS = (0.8, 0.9)  # Adam's usual 0.999 would remember the first gradients, far larger than the last ones, to the end
 
 
-@dataclass(frozen=True)
+@settings
 class ControlConfig:
     """How to learn. With the defaults every method ends within 2 % of the optimum of the default problem."""
 

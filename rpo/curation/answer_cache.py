@@ -41,7 +41,7 @@ class AnswerCache:
         """What was answered, if the question was asked before."""
         try:
             return Reply(**json.loads(self._path(question).read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):
+        except (FileNotFoundError, ValueError, TypeError, RecursionError):
             return None
 
     def save(self, question: Question, reply: Reply) -> None:

@@ -31,7 +31,9 @@ from rpo.curation.folder import RunFolder
 from rpo.curation.history import histories
 from rpo.curation.judge import BothOrders, OrderedVerdicts, load_judge
 from rpo.curation.records import Component, Critic, Critique, Fault
+from rpo.from_environment import as_written
 from rpo.intervals import Interval, accuracy
+from rpo.settings import settings
 
 AUDIT_FILE = "audit.json"
 CACHE_FOLDER = "answers"
@@ -41,7 +43,7 @@ _Item = TypeVar("_Item")
 _Answer = TypeVar("_Answer")
 
 
-@dataclass(frozen=True)
+@settings
 class AuditConfig:
     """What is audited, and on how many images."""
 
@@ -102,7 +104,9 @@ def audit(folder: str | Path, config: AuditConfig) -> Audit:
         agreement=kappa,
         num_agreement_pairs=number,
     )
-    (run.path / AUDIT_FILE).write_text(json.dumps(asdict(found), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    (run.path / AUDIT_FILE).write_text(
+        json.dumps(as_written(asdict(found)), indent=2, ensure_ascii=False) + "\n", "utf-8"
+    )
     return found
 
 

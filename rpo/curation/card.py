@@ -12,6 +12,7 @@ from huggingface_hub import DatasetCardData
 from rpo.curation.folder import RunFolder
 from rpo.curation.status import RunStatus
 from rpo.data.details import DETAIL_COLUMNS
+from rpo.local_paths import shown_path
 from rpo.model_card import PLACEHOLDER, TEMPLATES, is_hub_id
 from rpo.publish import CARD
 
@@ -74,6 +75,7 @@ def write_dataset_card(folder: Path, run: RunFolder, status: RunStatus, form: st
 
 def shown_model(name: str) -> str:
     """A model as others may know it: a hub id as it is, a folder of this machine by its last name."""
+    name = shown_path(name)
     return name if "/" not in name or is_hub_id(name) else Path(name).name
 
 

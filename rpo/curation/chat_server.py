@@ -1,17 +1,20 @@
 """Any OpenAI-compatible server (vLLM, SGLang, Ollama, a hosted one), asked by the `openai` SDK.
 
-The SDK retries what may pass (no connection, timeout, 408, 409, 429, 5xx) with growing pauses. What is left is either
-the server's fault or that of one question, and only another question can tell: if the server answers a small one, the
-first becomes a `Fault` and the run goes on; if it does not, it is `Unavailable` and the run stops. The key is read from
+The SDK retries what may pass (no connection, timeout, 408, 409, 429, 5xx) with growing pauses; every try has a deadline
+and a bound on its answer, and goes to no other place (`rpo.curation.bounded_http`). What is left is either the server's
+fault or that of one question, and only another question can tell: if the server answers a small one, the first becomes
+a `Fault` and the run goes on; if it does not, it is `Unavailable` and the run stops. The key is read from
 OPENAI_API_KEY and from nowhere else; a server of one's own usually needs none.
 """
 
+import asyncio
 import base64
 import io
 import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +24,9 @@ from pydantic import BaseModel
 from rpo.curation.answer_cache import AnswerCache
 from rpo.curation.answers import Reply, answer_schema
 from rpo.curation.chat import ChatConfig, Question
+from rpo.curation.component_config import check_address
 from rpo.curation.records import Fault, Unavailable
+from rpo.from_environment import as_written
 
 if TYPE_CHECKING:
     import openai
@@ -32,7 +37,7 @@ _MAY_PASS = 500  # from here on, and for a timeout, a question is asked once mor
 
 
 class _Sign(BaseModel):
-    """The answer to the small question that tells whether a server works."""
+    """Tells whether a server works."""
 
     ok: bool
 
@@ -65,6 +70,8 @@ class ServerChat:
             raise ValueError(f"concurrency is {config.concurrency}; expected at least 1; give 4 to 64")
         self._config = config
         self._client = _client(config)
+        self._address = as_written(config.base_url or str(self._client.base_url))
+        self._loop = _loop_of(os.getpid())
         self._slots = threading.BoundedSemaphore(config.concurrency)
         self.batch_size, self.concurrency = config.batch_size, config.concurrency
         self.is_held_to_schema = config.answer_format == "json_schema"
@@ -116,7 +123,7 @@ class ServerChat:
         import openai
 
         try:
-            return self._send(self._client, question)
+            return self._send_for_one(self._client, question)
         except openai.APITimeoutError as error:
             return self._ask_again(question, error)
         except openai.APIStatusError as error:
@@ -126,10 +133,6 @@ class ServerChat:
                 return self._ask_again(question, error)
             self._check_it_works(error)
             return _fault(error)
-        except openai.APIConnectionError as error:
-            raise self._unavailable(error) from error
-        except (openai.OpenAIError, ValueError) as error:  # a body that is no answer of the API, or no JSON
-            return _fault(error)
 
     def _ask_again(self, question: Question, first: "openai.APIError") -> Reply | Fault:
         """Once more, after the server has shown that it works: it may have been restarting."""
@@ -137,12 +140,28 @@ class ServerChat:
 
         self._check_it_works(first)
         try:
-            return self._send(self._client.with_options(max_retries=0), question)
+            return self._send_for_one(self._client.with_options(max_retries=0), question)
         except (openai.APIStatusError, openai.APITimeoutError) as error:
             return _fault(error)
-        except openai.APIConnectionError as error:
+
+    def _send_for_one(self, client: "openai.AsyncOpenAI", question: Question) -> Reply | Fault:
+        """A question whose answer may be too long, too deep or no answer of the API at all.
+
+        Raises:
+            Unavailable: There is no connection, or the server wants what is not done for anybody.
+            APIError: A timeout or a status, which say nothing of whose fault it is.
+        """
+        import openai
+
+        from rpo.curation.bounded_http import RefusedError
+
+        try:
+            return self._send(client, question)
+        except (openai.APIStatusError, openai.APITimeoutError):
+            raise
+        except (openai.APIConnectionError, RefusedError) as error:
             raise self._unavailable(error) from error
-        except (openai.OpenAIError, ValueError) as error:
+        except (openai.OpenAIError, ValueError, RecursionError) as error:
             return _fault(error)
 
     def _check_it_works(self, first: "openai.APIError") -> None:
@@ -155,14 +174,14 @@ class ServerChat:
 
         try:
             self._send(self._client.with_options(max_retries=0), _SMALL)
-        except (openai.OpenAIError, ValueError) as error:
+        except (openai.OpenAIError, ValueError, RecursionError) as error:
             raise self._unavailable(error if isinstance(error, openai.APIError) else first) from error
 
-    def _send(self, client: "openai.OpenAI", question: Question) -> Reply | Fault:
+    def _send(self, client: "openai.AsyncOpenAI", question: Question) -> Reply | Fault:
         import openai
 
         config = self._config
-        completion = client.chat.completions.create(
+        asked = client.chat.completions.create(
             model=config.model,
             messages=[{"role": "user", "content": _content(question)}],  # pyright: ignore[reportArgumentType]
             response_format=_response_format(question) if self.is_held_to_schema else openai.omit,  # pyright: ignore[reportArgumentType]
@@ -170,21 +189,19 @@ class ServerChat:
             temperature=openai.omit if config.temperature is None else config.temperature,
             seed=openai.omit if config.seed is None else config.seed,
         )
-        return _reply(completion)
+        return _reply(asyncio.run_coroutine_threadsafe(asked, self._loop).result())
 
-    def _unavailable(self, error: "openai.APIError") -> Unavailable:
+    def _unavailable(self, error: "openai.OpenAIError") -> Unavailable:
         import openai
 
-        where, model, said = f"the server at {self._client.base_url}", self._config.model, _said(error)
+        where, model, said = f"the server at {self._address}", self._config.model, _said(error)
         status = error.status_code if isinstance(error, openai.APIStatusError) else _REFUSES_EVERYBODY[0]
         advice = "" if status in _REFUSES_EVERYBODY else self._advice(said)
         if status < _MAY_PASS and advice:
             return Unavailable(f"{where} refuses all questions for model {model!r}: {said[:500]}; {advice}")
-        advice = f"; {advice}" if advice else ""
-        return Unavailable(
-            f"{where} does not answer for model {model!r}: {said[:500]}; see that it runs and knows the model, then "
-            f"run again{advice}"
-        )
+        more = f"; {advice}" if advice else ""
+        seen = f"{where} does not answer for model {model!r}: {said[:500]}"
+        return Unavailable(f"{seen}; see that it runs and knows the model, then run again{more}")
 
     def _advice(self, said: str) -> str:
         """What to change where a server refuses even a small question."""
@@ -195,23 +212,38 @@ class ServerChat:
         return 'if it does not know json_schema, set answer_format to "prompt"' if self.is_held_to_schema else ""
 
 
-def _client(config: ChatConfig) -> "openai.OpenAI":
+def _client(config: ChatConfig) -> "openai.AsyncOpenAI":
     try:
+        import httpx2
         import openai
+
+        from rpo.curation.bounded_http import BoundedTransport
     except ImportError as error:
         raise ImportError(f"asking a server needs the openai library ({error}); pip install 'rpo[judge]'") from error
     key = os.environ.get("OPENAI_API_KEY", "")
-    if not (key or config.base_url or os.environ.get("OPENAI_BASE_URL")):
+    address = config.base_url or os.environ.get("OPENAI_BASE_URL", "")
+    if not (key or address):
         raise ValueError(
             "no base_url is set, which means the hosted server, but the environment has no OPENAI_API_KEY; set the key "
             "there, or give the address of a server of your own"
         )
-    return openai.OpenAI(
+    check_address(address, key)
+    transport = BoundedTransport(seconds=config.timeout_seconds, key=key)
+    return openai.AsyncOpenAI(
         api_key=key or "none",
-        base_url=config.base_url or None,
+        base_url=address or None,
         timeout=config.timeout_seconds,
         max_retries=config.max_retries,
+        http_client=httpx2.AsyncClient(transport=transport, timeout=config.timeout_seconds),
     )
+
+
+@cache
+def _loop_of(process: int) -> asyncio.AbstractEventLoop:
+    """Where all requests of a process wait; only what waits in a loop can be given up at any moment."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="requests", daemon=True).start()
+    return loop
 
 
 def _content(question: Question) -> list[dict[str, Any]]:
@@ -251,7 +283,11 @@ def _reply(completion: object) -> Reply | Fault:
 
 
 def _fault(error: Exception) -> Fault:
-    return Fault("raised", f"the server failed at this question: {type(error).__name__}", raw=_said(error))
+    from rpo.curation.bounded_http import OversizedError
+
+    raw = error.beginning if isinstance(error, OversizedError) else _said(error)
+    what = str(error) if isinstance(error, OversizedError) else type(error).__name__
+    return Fault("raised", f"the server failed at this question: {what}", raw=raw)
 
 
 def _said(error: Exception) -> str:

@@ -3,11 +3,13 @@
 A kind is a name of the package's own ("shapes", "server", "local" …) or "package.module:attribute" of one's own.
 """
 
-from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlsplit
+
+from rpo.settings import settings
 
 
-@dataclass(frozen=True)
+@settings
 class CriticConfig:
     """Which critic, and how it is asked."""
 
@@ -19,7 +21,7 @@ class CriticConfig:
     """Name of the model, as the server or the Hub calls it."""
 
     base_url: str = ""
-    """Address of the server, as in http://localhost:8000/v1."""
+    """Address of the server, as in http://localhost:8000/v1; a key belongs into OPENAI_API_KEY."""
 
     prompt: str = ""
     """Path of a prompt template of your own; nothing is the package's."""
@@ -31,7 +33,7 @@ class CriticConfig:
     """Images of one request or one forward; more than 1 helps a local model only."""
 
     timeout_seconds: float = 120.0
-    """How long one request may take."""
+    """How long one request may take, from connecting to the last byte; a retry is another request."""
 
     max_retries: int = 5
     """Further tries of a failed request, each after a longer pause."""
@@ -58,8 +60,12 @@ class CriticConfig:
     cache: bool = True
     """Whether answers are kept in the run's folder, so that a question is asked once."""
 
+    def __post_init__(self) -> None:
+        """Refuse an address that cannot be written down."""
+        check_address(self.base_url)
 
-@dataclass(frozen=True)
+
+@settings
 class InstructorConfig:
     """Which instructor, and how it is asked."""
 
@@ -71,7 +77,7 @@ class InstructorConfig:
     """Name of the model, as the server or the Hub calls it."""
 
     base_url: str = ""
-    """Address of the server, as in http://localhost:8000/v1."""
+    """Address of the server, as in http://localhost:8000/v1; a key belongs into OPENAI_API_KEY."""
 
     prompt: str = ""
     """Path of a prompt template of your own; nothing is the package's."""
@@ -83,7 +89,7 @@ class InstructorConfig:
     """Images of one request or one forward; more than 1 helps a local model only."""
 
     timeout_seconds: float = 120.0
-    """How long one request may take."""
+    """How long one request may take, from connecting to the last byte; a retry is another request."""
 
     max_retries: int = 5
     """Further tries of a failed request, each after a longer pause."""
@@ -110,8 +116,12 @@ class InstructorConfig:
     cache: bool = True
     """Whether answers are kept in the run's folder, so that a question is asked once."""
 
+    def __post_init__(self) -> None:
+        """Refuse an address that cannot be written down."""
+        check_address(self.base_url)
 
-@dataclass(frozen=True)
+
+@settings
 class JudgeConfig:
     """Which pairwise judge, and how it is asked."""
 
@@ -124,7 +134,7 @@ class JudgeConfig:
     """Name of the model, as the server or the Hub calls it; for kind "reward", that of the reward."""
 
     base_url: str = ""
-    """Address of the server, as in http://localhost:8000/v1."""
+    """Address of the server, as in http://localhost:8000/v1; a key belongs into OPENAI_API_KEY."""
 
     prompt: str = ""
     """Path of a prompt template of your own; nothing is the package's."""
@@ -136,7 +146,7 @@ class JudgeConfig:
     """Images of one request or one forward; more than 1 helps a local model only."""
 
     timeout_seconds: float = 120.0
-    """How long one request may take."""
+    """How long one request may take, from connecting to the last byte; a retry is another request."""
 
     max_retries: int = 5
     """Further tries of a failed request, each after a longer pause."""
@@ -163,8 +173,12 @@ class JudgeConfig:
     cache: bool = True
     """Whether answers are kept in the run's folder, so that a question is asked once."""
 
+    def __post_init__(self) -> None:
+        """Refuse an address that cannot be written down."""
+        check_address(self.base_url)
 
-@dataclass(frozen=True)
+
+@settings
 class EditorConfig:
     """Which editor, and how it edits."""
 
@@ -201,3 +215,36 @@ class EditorConfig:
 
     dtype: str = "auto"
     """"auto" is half precision on a GPU, float32 elsewhere."""
+
+
+def check_address(base_url: str, key: str = "") -> None:
+    """Refuse an address of a server that is none, or that holds what must not be written down; it is never shown.
+
+    Args:
+        base_url: What should be the address; empty for the hosted server.
+        key: Of the server.
+
+    Raises:
+        ValueError: It has user info, a query or the key in it, or another scheme than http.
+    """
+    if not base_url:
+        return
+    try:
+        parts = urlsplit(base_url)
+        found = {
+            "a user or password": "@" in parts.netloc,
+            "a query": "?" in base_url,
+            "a fragment": "#" in base_url,
+            "the key": bool(key) and key in base_url,
+            "no http:// or https:// at its start": parts.scheme not in ("http", "https"),
+            "no host": not parts.hostname,
+        }
+    except ValueError:
+        found = {"no host that can be read": True}
+    wrong = [what for what, is_so in found.items() if is_so]
+    if wrong:
+        raise ValueError(
+            f"base_url (not shown here) has {' and '.join(wrong)}; expected a plain address as in "
+            "http://localhost:8000/v1, for it is kept with the run; put a key or password into the environment "
+            "variable OPENAI_API_KEY, which is written nowhere"
+        )

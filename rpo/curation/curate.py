@@ -19,6 +19,7 @@ from rpo.curation.critic_scores import CRITIC, CriticScores
 from rpo.curation.critics import load_critic
 from rpo.curation.curate_config import CurateConfig
 from rpo.curation.decide import check_rules
+from rpo.curation.digests import Digests
 from rpo.curation.editors import load_editor
 from rpo.curation.folder import STAGES, RunFolder, StageName
 from rpo.curation.generate import plan_generation
@@ -38,6 +39,7 @@ from rpo.curation.steps import (
     scores_stage,
     sources_stage,
 )
+from rpo.interrupts import ended_in_order
 from rpo.rewards import REWARDS, load_reward
 from rpo.text import write_text
 
@@ -86,7 +88,8 @@ def curate(config: CurateConfig, *, resume: bool = False, components: Components
             raise ValueError(
                 f"{folder.path} holds a run already; give --resume (resume=True) to go on with it, or another output"
             )
-        _run(config, folder, share, components or Components())
+        with ended_in_order():
+            _run(config, folder, share, components or Components())
     finally:
         folder.close()
     return folder.path
@@ -121,7 +124,7 @@ def check_settings(config: CurateConfig) -> None:
 
 
 def _run(config: CurateConfig, folder: RunFolder, share: Share, components: Components) -> None:
-    plan = plan_import(config.source) if config.source.kind != "generate" else plan_generation(config.source)
+    plan = _plan(config, folder, share)
     if plan.num_duplicates and share.index == 0:
         tqdm.write(f"{plan.num_duplicates} images came again with the same caption; each is done once")
     groups = _groups(plan)
@@ -140,6 +143,12 @@ def _run(config: CurateConfig, folder: RunFolder, share: Share, components: Comp
         Pipeline(stages, folder.stages, progress).run(_chunks(own, config.chunk))
     finally:
         progress.close()
+
+
+def _plan(config: CurateConfig, folder: RunFolder, share: Share) -> SourcePlan:
+    if config.source.kind == "generate":
+        return plan_generation(config.source)
+    return plan_import(config.source, Digests(folder.path / "digests", share.index))
 
 
 def _stages(
@@ -173,8 +182,13 @@ def _stages(
         identities["scores"] = _scores_identity(config)
     if "decisions" in wanted:
         stages.append(decisions_stage(folder, config.decide, groups))
-        identities["decisions"] = {name: str(value) for name, value in asdict(config.decide).items()}
+        identities["decisions"] = _texts(asdict(config.decide))
     return stages, identities
+
+
+def _texts(settings: Mapping[str, object]) -> Identity:
+    """Settings as texts; one that is a text stays the object that it is, which knows how it was written."""
+    return {name: value if isinstance(value, str) else str(value) for name, value in settings.items()}
 
 
 def _scorer(config: CurateConfig, critic: Critic) -> Scorer:

@@ -1,18 +1,19 @@
 """The settings of curation; their defaults curate the embedded world."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from rpo.curation.component_config import CriticConfig, EditorConfig, InstructorConfig
 from rpo.curation.folder import StageName
 from rpo.models.config import ModelConfig
+from rpo.settings import settings
 from rpo.shapes import GUIDANCE_SCALE, NUM_STEPS
 
 Policy = Literal["keep_improved", "both_directions", "always_edit"]
 Orderings = Literal["own", "all", "prompt"]
 
 
-@dataclass(frozen=True)
+@settings
 class SourceConfig:
     """Where the images come from that are to be criticised."""
 
@@ -60,7 +61,7 @@ class SourceConfig:
     """To generate: folder or file of a LoRA for the checkpoint; nothing means none."""
 
 
-@dataclass(frozen=True)
+@settings
 class DecideConfig:
     """Which source and edit become a pair. Scores are those of rewards on the original caption."""
 
@@ -102,7 +103,7 @@ class DecideConfig:
     with the second worst and so on, so that images with nothing to fix serve, too."""
 
 
-@dataclass(frozen=True)
+@settings
 class CurateConfig:
     """A whole run of curation: `rpo curate CONFIG key=value …`."""
 

@@ -4,10 +4,12 @@ Three forms: "native" is a folder of images with `metadata.jsonl`, "parquet" the
 with the columns of Pick-a-Pic. Each appears whole or not at all, in the order of the plan, with a card beside it.
 """
 
+import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +19,6 @@ from rpo.curation.folder import RunFolder, StageName
 from rpo.curation.history import History, histories, history_of
 from rpo.curation.records import Critique, Instructions
 from rpo.curation.score import Scores
-from rpo.curation.stages import cut
 from rpo.curation.status import RunStatus, status_of
 from rpo.data.pickapic import write_pickapic
 from rpo.data.preference import PreferencePair
@@ -79,13 +80,12 @@ def export(
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    pairs = list(pairs_of(folder))
-    _write(partial, form, pairs)
+    num_pairs = _write(partial, form, pairs_of(folder))
     write_dataset_card(partial, folder, status, form, licence)
-    (partial / MARK).write_text(json.dumps({"form": form, "pairs": len(pairs)}) + "\n", "utf-8")
+    (partial / MARK).write_text(json.dumps({"form": form, "pairs": num_pairs}) + "\n", "utf-8")
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
-    return Exported(target, form, len(pairs))
+    return Exported(target, form, num_pairs)
 
 
 def pairs_of(run: RunFolder) -> Iterator[PreferencePair]:
@@ -97,12 +97,13 @@ def pairs_of(run: RunFolder) -> Iterator[PreferencePair]:
         run: The run.
     """
     common = _common_details(run)
-    seen: set[tuple[str, object, object]] = set()
+    seen: set[bytes] = set()
     for history in histories(run):
         for outcome in history.outcomes or ():
             if outcome.chosen:
                 pair = _pair(run, history, outcome, common)
-                if (key := (pair.prompt, pair.chosen, pair.rejected)) not in seen:
+                said = json.dumps([pair.prompt, str(pair.chosen), str(pair.rejected)])
+                if (key := hashlib.sha256(said.encode()).digest()) not in seen:
                     seen.add(key)
                     yield pair
 
@@ -179,14 +180,20 @@ def _common_details(run: RunFolder) -> dict[str, str]:
     return {column: value for column, value in found.items() if value}
 
 
-def _write(folder: Path, form: ExportForm, pairs: Sequence[PreferencePair]) -> None:
+def _write(folder: Path, form: ExportForm, pairs: Iterator[PreferencePair]) -> int:
+    """Write pairs as they come, and return how many they were."""
     if form == "native":
-        write_pairs(folder, pairs)
-        return
+        return write_pairs(folder, pairs)
     write = write_parquet if form == "parquet" else write_pickapic
-    shards = cut(pairs, PAIRS_PER_FILE)
-    for index, shard in enumerate(shards):
-        write(folder / "data" / f"train-{index:05}-of-{len(shards):05}.parquet", shard)
+    files: list[Path] = []
+    num_pairs = 0
+    while shard := list(islice(pairs, PAIRS_PER_FILE)):
+        files.append(folder / "data" / f"{len(files):05}.parquet")
+        write(files[-1], shard)
+        num_pairs += len(shard)
+    for index, file in enumerate(files):  # how many there are is only known now
+        file.rename(file.with_name(f"train-{index:05}-of-{len(files):05}.parquet"))
+    return num_pairs
 
 
 def _why_none(status: RunStatus) -> str:

@@ -92,7 +92,7 @@ class Drawer:
         model = load_model(on_cpu)
         parts = [model.fingerprint("denoiser"), model.fingerprint("vae"), model.fingerprint("text")]
         if config.lora:
-            parts.append(hashlib.sha256(inspect_lora(config.lora).path.read_bytes()).hexdigest())
+            parts.append(inspect_lora(config.lora).key)
         self.fingerprint = hashlib.sha256("/".join(parts).encode()).hexdigest()
         is_for_cpu = config.model.device == "cpu" or (config.model.device == "auto" and not torch.cuda.is_available())
         is_as_wanted = is_for_cpu and replace(config.model, device="cpu") == on_cpu

@@ -67,14 +67,18 @@ def history_of(folder: RunFolder, record: str) -> History:
     Raises:
         KeyError: There is no such record.
     """
-    rows = {stage: folder.stages[stage].get(record) for stage in STAGES[1:]}
+    return _history(folder, folder.stages["sources"][record])
+
+
+def _history(folder: RunFolder, source: Row) -> History:
+    rows = {stage: folder.stages[stage].get(str(source["id"])) for stage in STAGES[1:]}
     return History(
-        source_of(folder.stages["sources"][record]),
+        source_of(source),
         _read(rows["critiques"], lambda row: Critique.model_validate(row["critique"])),
         _read(rows["instructions"], lambda row: Instructions.model_validate({"instructions": row["instructions"]})),
         _read(rows["edits"], lambda row: Edit(row["image"], row["seed"])),
         _read(rows["scores"], scores_of),
-        _outcomes(rows["decisions"]),
+        None if rows["decisions"] is None else outcomes_in(rows["decisions"]),
     )
 
 
@@ -84,10 +88,7 @@ def histories(folder: RunFolder) -> Iterator[History]:
     Args:
         folder: The run.
     """
-    sources = folder.stages["sources"]
-    places = sorted((cast(int, sources[record]["order"]), record) for record in sources)
-    for _, record in places:
-        yield history_of(folder, record)
+    return (_history(folder, source) for source in folder.stages["sources"].in_order("order"))
 
 
 def fault_in(row: Row | None) -> Fault | None:
@@ -114,9 +115,8 @@ def _read(row: Row | None, read: Any) -> Any:
     return fault_in(row) or read(row)
 
 
-def _outcomes(row: Row | None) -> tuple[Outcome, ...] | None:
-    if row is None:
-        return None
+def outcomes_in(row: Row) -> tuple[Outcome, ...]:
+    """The outcomes that a row records."""
     return tuple(Outcome(**one) for one in cast(Any, row)["outcomes"])
 
 

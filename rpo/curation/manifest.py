@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import final
 
-from rpo.curation.share import exclusive
+from filelock import FileLock
+
+from rpo.from_environment import as_written
 
 Identity = Mapping[str, str]
 
@@ -33,12 +35,18 @@ def read_manifest(folder: Path) -> dict[str, dict[str, str]]:
     Raises:
         ValueError: The file is damaged, or of another version of this package.
     """
+    return _read(folder)[0]
+
+
+def _read(folder: Path) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Of each stage the identity as it was written, and the sha256 of its values."""
     path = folder / "manifest.json"
     if not path.exists():
-        return {}
+        return {}, {}
     try:
         found = json.loads(path.read_text("utf-8"))
         layout, stages = found["layout"], {name: dict(one["identity"]) for name, one in found["stages"].items()}
+        hashes = {name: str(one["sha256"]) for name, one in found["stages"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is damaged ({type(error).__name__}: {error}); expected the manifest of a run; restore it, or use "
@@ -46,7 +54,7 @@ def read_manifest(folder: Path) -> dict[str, dict[str, str]]:
         ) from error
     if layout != _LAYOUT:
         raise ValueError(f"{path} has layout {layout}; expected {_LAYOUT}; use the version of rpo that wrote it")
-    return stages
+    return stages, hashes
 
 
 @final
@@ -72,24 +80,25 @@ class Manifest:
             ValueError: A stage with records was made otherwise, or its records were deleted and those of a later stage
                 were not.
         """
-        with exclusive(self._folder / "locks" / "manifest.lock"):
-            known = read_manifest(self._folder)
+        with FileLock(self._folder / "locks" / "manifest.lock"):
+            known, hashes = _read(self._folder)
             for stage, identity in identities.items():
-                if has_records[stage] and stage in known:
-                    self._require_same(stage, known[stage], identity)
-                elif stage in known and known[stage] != dict(identity):
+                now = identity_hash(identity)
+                if stage in known and hashes[stage] != now:
+                    if has_records[stage]:
+                        raise self._made_otherwise(stage, known[stage], identity, hashes[stage])
                     self._require_none_after(stage, has_records)
-                known[stage] = dict(identity)
-            self._write(known)
+                known[stage], hashes[stage] = dict(identity), now
+            self._write(known, hashes)
 
-    def _require_same(self, stage: str, old: Identity, new: Identity) -> None:
-        changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
-        if not changed:
-            return
+    def _made_otherwise(self, stage: str, old: Identity, new: Identity, old_hash: str) -> ValueError:
+        kept = as_written(dict(new))
+        changed = sorted(key for key in {*old, *new} if old.get(key) != kept.get(key))
+        changed = changed or sorted(key for key in new if new[key] != kept[key])  # the environment has another value
         values = "; ".join(f"{key} was {_shown(old, key)} and is {_shown(new, key)}" for key in changed)
-        raise ValueError(
+        return ValueError(
             f"{self._folder}: the records of stage '{stage}' were made otherwise: {values} (sha256 of all settings of "
-            f"the stage: {identity_hash(old)} and {identity_hash(new)}); expected one way for all records of a run; "
+            f"the stage: {old_hash} and {identity_hash(new)}); expected one way for all records of a run; "
             f"repeat the old setting, use another output folder, or delete the folder '{stage}' and those of the "
             "stages after it to do them again"
         )
@@ -103,8 +112,8 @@ class Manifest:
                     f"records that came of the old ones; expected none; delete the folder '{later}', too"
                 )
 
-    def _write(self, stages: Mapping[str, Identity]) -> None:
-        rows = {name: {"identity": dict(one), "sha256": identity_hash(one)} for name, one in stages.items()}
+    def _write(self, stages: Mapping[str, Identity], hashes: Mapping[str, str]) -> None:
+        rows = {name: {"identity": as_written(dict(one)), "sha256": hashes[name]} for name, one in stages.items()}
         partial = self._folder / ".manifest.json.partial"
         partial.write_text(
             json.dumps({"layout": _LAYOUT, "stages": rows}, indent=2, ensure_ascii=False) + "\n", "utf-8"

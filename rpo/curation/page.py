@@ -13,13 +13,14 @@ import json
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
 
+from rpo.curation.card import shown_model
 from rpo.curation.decide import Outcome
 from rpo.curation.folder import RunFolder
-from rpo.curation.history import Edit, History, histories, history_of
+from rpo.curation.history import Edit, History, histories, history_of, outcomes_in
 from rpo.curation.manifest import Identity, read_manifest
 from rpo.curation.page_outcomes import (
     FAULT_WORDS,
@@ -97,11 +98,11 @@ def render_page(run: RunFolder, max_records: int) -> str:
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # here, so that `import rpo` stays quick
 
-    fates = [fate_of(history) for history in histories(run)]
-    chosen = select(fates, max_records)
+    kinds: Counter[Fate] = Counter()
+    chosen = select(_counted((fate_of(history) for history in histories(run)), kinds), max_records)
     side = image_side(len(chosen))
     manifest = read_manifest(run.path)
-    across = _outcomes_across(run)
+    across, num_across = _outcomes_across(run, {one.record for one in chosen})
     records = [_shown(run, history_of(run, one.record), side, across, manifest) for one in chosen]
     script = (TEMPLATES / "curation.js").read_text("utf-8")
     environment = Environment(
@@ -112,17 +113,20 @@ def render_page(run: RunFolder, max_records: int) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    counts = Counter(one.outcome for one in fates)
+    counts = Counter(one.outcome for one in kinds.elements())
     return environment.get_template("curation.html.j2").render(
         name=run.path.resolve().name,
-        summary=_summary(counts, sum(one.chosen != "" for one in _distinct(across))),
-        selection=_selection(len(chosen), len(fates), records, side),
-        steps=count_steps(fates),
+        summary=_summary(counts, num_across),
+        selection=_selection(len(chosen), kinds.total(), records, side),
+        steps=count_steps(kinds.elements()),
         words=WORDS,
-        choices=_choices(fates, chosen, records),
+        choices=_choices(kinds, chosen, records),
         has_records=bool(records),
         amplification=AMPLIFICATION,
-        stages=[(_STAGE_NAMES.get(stage, stage), sorted(one.items())) for stage, one in manifest.items()],
+        stages=[
+            (_STAGE_NAMES.get(stage, stage), sorted((key, shown_model(value)) for key, value in one.items()))
+            for stage, one in manifest.items()
+        ],
         data=script_json(
             {
                 "words": WORDS,
@@ -175,21 +179,25 @@ def _shown(
     return shown_record(history, images, across.get(history.source.id, ()), manifest)
 
 
-def _outcomes_across(run: RunFolder) -> dict[str, list[Outcome]]:
-    """Outcomes of images of two records, by each of the two; they are written down with the first of a group."""
+def _counted(fates: Iterable[Fate], kinds: Counter[Fate]) -> Iterator[Fate]:
+    """The same fates, counted by what they are, whichever record has them."""
+    for one in fates:
+        kinds[replace(one, record="")] += 1
+        yield one
+
+
+def _outcomes_across(run: RunFolder, shown: Collection[str]) -> tuple[dict[str, list[Outcome]], int]:
+    """Outcomes of images of two records, by each of the two that is shown; and how many of all became pairs."""
     found: defaultdict[str, list[Outcome]] = defaultdict(list)
-    decisions = run.stages["decisions"]
-    for record in decisions:
-        for row in cast(Any, decisions[record])["outcomes"]:
-            owners = {name.partition("/")[0] for name in (row["first"], row["second"])}
-            if len(owners) > 1:
-                for owner in owners:
-                    found[owner].append(Outcome(**row))
-    return found
-
-
-def _distinct(across: Mapping[str, Sequence[Outcome]]) -> set[Outcome]:
-    return {one for outcomes in across.values() for one in outcomes}
+    num_pairs = 0
+    for row in run.stages["decisions"].rows():
+        for outcome in outcomes_in(row):
+            owners = {name.partition("/")[0] for name in (outcome.first, outcome.second)}
+            if len(owners) > 1:  # written down once, with the first record of a group
+                num_pairs += outcome.chosen != ""
+                for owner in owners.intersection(shown):
+                    found[owner].append(outcome)
+    return found, num_pairs
 
 
 def _summary(counts: Counter[str], num_across: int) -> str:
@@ -218,12 +226,12 @@ def _selection(num_shown: int, total: int, records: Sequence[ShownRecord], side:
 
 
 def _choices(
-    fates: Sequence[Fate], chosen: Sequence[Fate], records: Sequence[ShownRecord]
+    kinds: Counter[Fate], chosen: Sequence[Fate], records: Sequence[ShownRecord]
 ) -> dict[str, list[tuple[str, str, str]]]:
     """The values of each filter that occur: value, words, and how many of how many are shown."""
-    totals = Counter(one.outcome for one in fates)
+    totals = Counter(one.outcome for one in kinds.elements())
     outcomes = Counter(one.outcome for one in chosen)
-    all_faults = Counter(kind for one in fates for kind in set(one.faults))
+    all_faults = Counter(kind for one in kinds.elements() for kind in set(one.faults))
     faults = Counter(kind for one in chosen for kind in set(one.faults))
     starts = Counter(word for one in records for word in one.starts)
     return {

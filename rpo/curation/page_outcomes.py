@@ -4,7 +4,7 @@ A record's outcome is that of its edit and its own source; a record of a run tha
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rpo.curation.decide import Outcome
@@ -57,6 +57,7 @@ STEPS = (
 )
 """What a record goes through."""
 
+_HELD = 4  # times as many of a group as may be selected, before those that cannot be are let go
 _WINDOW = ("too_close", "too_far", "too_dissimilar", "too_similar")
 _LAST_STEP = {
     "critique_fault": 0,
@@ -130,32 +131,43 @@ def count_steps(fates: Iterable[Fate]) -> list[Step]:
     Args:
         fates: Of all records.
     """
-    all_fates = list(fates)
-    lost = [Counter(one.outcome for one in all_fates if one.last_step == step) for step in range(len(STEPS))]
+    lost: list[Counter[str]] = [Counter() for _ in STEPS]
+    for one in fates:
+        lost[one.last_step][one.outcome] += 1
     last = len(STEPS) - 1
     return [
-        Step(name, sum(one.last_step >= step for one in all_fates), _ordered(lost[step]) if step < last else ())
+        Step(name, sum(one.total() for one in lost[step:]), _ordered(lost[step]) if step < last else ())
         for step, name in enumerate(STEPS)
     ]
 
 
-def select(fates: Sequence[Fate], limit: int) -> list[Fate]:
+def select(fates: Iterable[Fate], limit: int) -> list[Fate]:
     """At most `limit` records, in the order given, with as equal a number of every outcome and kind of fault as can be.
 
     Of one outcome those with the lowest ids are taken; ids are hashes, so that nobody has picked them, and a run that
     goes on keeps most of them.
 
     Args:
-        fates: Of all records.
+        fates: Of all records; read once, and few are held.
         limit: How many may be selected.
     """
-    groups: dict[tuple[int, tuple[FaultKind, ...]], list[Fate]] = {}
-    order = list(WORDS)
-    for one in sorted(fates, key=lambda fate: fate.record):
-        groups.setdefault((order.index(one.outcome), one.faults), []).append(one)
-    ranked = sorted((rank, group, one.record) for group, members in groups.items() for rank, one in enumerate(members))
-    taken = {record for _, _, record in ranked[:limit]}
-    return [one for one in fates if one.record in taken]
+    groups: dict[tuple[int, tuple[FaultKind, ...]], list[tuple[str, int, Fate]]] = {}
+    order = {outcome: place for place, outcome in enumerate(WORDS)}
+    for number, one in enumerate(fates):
+        members = groups.setdefault((order[one.outcome], one.faults), [])
+        members.append((one.record, number, one))
+        if len(members) > _HELD * limit:
+            members[:] = _lowest(members, limit)
+    ranked = sorted(
+        (rank, group, member)
+        for group, members in groups.items()
+        for rank, member in enumerate(_lowest(members, limit))
+    )
+    return [one for _, one in sorted((member[1:] for _, _, member in ranked[:limit]), key=lambda placed: placed[0])]
+
+
+def _lowest(members: list[tuple[str, int, Fate]], limit: int) -> list[tuple[str, int, Fate]]:
+    return sorted(members, key=lambda member: member[:2])[:limit]
 
 
 def _name_of(outcome: Outcome | None) -> str:

@@ -1,7 +1,9 @@
 """Prompts are files: jinja2 templates that a user can replace, known by the sha256 of their bytes.
 
 The package's own are in rpo/curation/prompts. A template is told the caption, what the critic said, and, where nothing
-else enforces it, the JSON schema of the answer; it need not use all of them, but it may use nothing else.
+else enforces it, the JSON schema of the answer; it need not use all of them, but it may use nothing else. It runs in
+jinja2's sandbox, for a template is a text that people pass on, and no program. `{{ caption | quoted }}` is the caption
+as a JSON string, whose end no caption can fake.
 """
 
 import hashlib
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import jinja2
 from jinja2 import meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel
 
 from rpo.curation.answers import answer_schema
@@ -38,11 +41,14 @@ class PromptFile:
         Raises:
             ValueError: It is empty, is no template, or uses something that it will not be told.
         """
-        environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
+        environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
+        environment.globals.clear()  # a prompt counts nothing and imports nothing
+        environment.filters["quoted"] = quoted
         try:
             text = decode_text(source, name)
             used = meta.find_undeclared_variables(environment.parse(text))
-        except (ValueError, jinja2.TemplateSyntaxError) as error:
+            self._template = environment.from_string(text)
+        except (ValueError, jinja2.TemplateError) as error:
             raise ValueError(f"prompt {name} is no jinja2 template in UTF-8 ({error}); mend it") from error
         known = {*variables, "schema"}
         if not text.strip() or used - known:
@@ -51,7 +57,13 @@ class PromptFile:
                 f"prompt {name} {given}; expected a text that uses some of {', '.join(sorted(known))}; change the file"
             )
         self.sha256 = hashlib.sha256(source).hexdigest()
-        self._template = environment.from_string(text)
+        try:
+            self._template.render(dict.fromkeys(known, "a red fox"))
+        except Exception as error:  # the sandbox and the expressions of a template may raise anything
+            raise ValueError(
+                f"prompt {name} cannot be filled in ({type(error).__name__}: {error}); expected a text that shows what "
+                "it is told, and runs nothing else; change the file"
+            ) from error
 
     @classmethod
     def load(cls, name: str, path: str, *, variables: Collection[str]) -> "PromptFile":
@@ -83,3 +95,17 @@ class PromptFile:
         """
         schema = json.dumps(answer_schema(answer)) if answer else ""
         return self._template.render({**values, "schema": schema})
+
+
+def quoted(text: str) -> str:
+    r"""A text as a JSON string on one line, so that nothing in it can end its quotation.
+
+    Args:
+        text: Anything.
+
+    Example:
+        >>> quoted('a "red" fox')
+        '"a \\"red\\" fox"'
+    """
+    plain = json.dumps(text, ensure_ascii=False)
+    return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in plain)

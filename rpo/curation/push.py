@@ -8,6 +8,7 @@ from pathlib import Path
 from huggingface_hub import DatasetCard, HfApi
 
 from rpo.curation.export import MARK
+from rpo.local_paths import refuse_private
 from rpo.publish import CARD, PlannedFile, PublishPlan, carry_out, check_repo_id
 
 
@@ -43,6 +44,7 @@ def push_to_hub(
         raise ValueError(f"{folder} is no exported data set; expected {MARK} and {CARD} in it; run `rpo curate export`")
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARK)
     files = tuple(PlannedFile(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths)
+    refuse_private(folder, [file.path for file in files])
     notes = [] if DatasetCard.load(folder / CARD).data.get("license") else ["the card names no license"]
     plan = PublishPlan(repo_id, private, files, tuple(notes))
     return carry_out(plan, folder, "dataset", token=token, api=api or HfApi()) if push else plan

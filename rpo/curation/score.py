@@ -118,11 +118,18 @@ class Scorer:
         captions = [item.caption for item in [*items, *edits]]
         filtering = self._filtering(images, captions, [item.critique for item in items] + [None] * len(edits))
         judged = self._ask(self._evaluation, images, captions, "evaluation") if self._evaluation is not None else None
+        alike = (
+            self._similarity(list(zip([item.source for item in edits], images[len(items) :], strict=True)))
+            if (self._similarity is not None and edits)
+            else [None] * len(edits)
+        )
+        similarities = iter(alike)
         places = iter(range(len(items), len(images)))
         for index, item in enumerate(items):
             own = {"source": index} if item.edit is None else {"source": index, "edit": next(places)}
             evaluation = {kind: judged[place] for kind, place in own.items()} if judged is not None else {}
             filtered = {kind: filtering[place] for kind, place in own.items()}
+            similarity = None if item.edit is None else next(similarities)
             if fault := next((one for one in filtered.values() if isinstance(one, Fault)), None):
                 yield fault
                 continue
@@ -130,7 +137,6 @@ class Scorer:
             if item.edit is None:
                 yield Scores(scores["source"], None, None, None, evaluation)
                 continue
-            similarity = self._similarity(item.source, item.edit) if self._similarity is not None else None
             if similarity is not None and not math.isfinite(similarity):
                 yield Fault("invalid", f"the similarity of source and edit is {similarity}; expected a finite number")
                 continue
@@ -174,15 +180,21 @@ class ImageSimilarity:
 
         self.reward = ClipReward(model, device=device)
 
-    def __call__(self, first: Image, second: Image) -> float:
-        """From -1 to 1; 1 for the same image.
+    def __call__(self, pairs: Sequence[tuple[Image, Image]]) -> list[float]:
+        """Of each pair, from -1 to 1; 1 for the same image. Images of one size go through the model together.
 
         Raises:
             ValueError: The checkpoint cannot be loaded.
         """
-        with torch.no_grad():
-            embeddings = [self.reward.embed_images(_tensor([image])) for image in (first, second)]
-        return float((embeddings[0] * embeddings[1]).sum())
+        found = torch.zeros(len(pairs))
+        sizes = [(first.size, second.size) for first, second in pairs]
+        for size in dict.fromkeys(sizes):
+            places = [place for place, one in enumerate(sizes) if one == size]
+            sides = zip(*(pairs[place] for place in places), strict=True)
+            with torch.no_grad():
+                first, second = (self.reward.embed_images(_tensor(side)) for side in sides)
+            found[places] = (first * second).sum(-1).float().cpu()
+        return found.tolist()
 
 
 def check_filters(config: DecideConfig, evaluation: str, critic: str) -> None:

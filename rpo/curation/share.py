@@ -6,11 +6,15 @@ while it runs no other split of the same folder may run: 1 of 2 and 1 of 3 have 
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, final
+from typing import final
+
+from filelock import FileLock
+
+from rpo.run_lock import is_taken, taken
 
 
 @dataclass(frozen=True)
@@ -75,67 +79,28 @@ class ShareLock:
             ValueError: Another process has this part, or works on the folder in another number of parts.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self._held: list[IO[bytes]] = []
-        try:
-            with exclusive(folder / "gate.lock"):
-                self._hold_split(folder, share)
-            own = _locked(folder / f"part-{share.index}.lock", is_exclusive=True)
-            if own is None:
-                raise ValueError(
-                    f"another process works on part {share.index} of {folder.parent}; expected one process to a part; "
-                    "wait until it has ended, or give each process a part of its own: part=0/2 and part=1/2"
+        self._held = ExitStack()
+        with FileLock(folder / "gate.lock"):
+            _refuse_other_splits(folder, share)
+            self._held.enter_context(
+                taken(
+                    folder / f"part-{share.index}-of-{share.count}.lock",
+                    f"part {share.index} of {share.count} of {folder.parent} is in use",
+                    "wait until it has ended, or give each process a part of its own: part=0/2 and part=1/2",
                 )
-            self._held.append(own)
-        except BaseException:
-            self.close()
-            raise
+            )
 
     def close(self) -> None:
         """Let go of the share."""
-        for file in self._held:
-            file.close()
-        self._held.clear()
-
-    def _hold_split(self, folder: Path, share: Share) -> None:
-        """Hold the split together with the other processes of it, if no other split is held."""
-        own_split = folder / f"split-{share.count}.lock"
-        for other in sorted(set(folder.glob("split-*.lock")) - {own_split}):
-            free = _locked(other, is_exclusive=True)
-            if free is None:
-                count = other.stem.removeprefix("split-")
-                raise ValueError(
-                    f"processes that share {folder.parent} in {count} parts are at work, and part {share.index} of "
-                    f"{share.count} has records in common with theirs; expected one number of parts at a time; wait "
-                    "until they have ended"
-                )
-            free.close()
-        split = _locked(own_split, is_exclusive=False)
-        assert split is not None, "only under the gate is a split ever locked exclusively"
-        self._held.append(split)
+        self._held.close()
 
 
-@contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Wait for a lock file and hold it.
-
-    Args:
-        path: The file; its folder exists.
-    """
-    import fcntl  # not at the top: there is none on Windows, where the rest of the package works
-
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _locked(path: Path, *, is_exclusive: bool) -> IO[bytes] | None:
-    """The open file with the lock on it, or None if another process has it."""
-    import fcntl
-
-    file = path.open("ab")
-    try:
-        fcntl.flock(file, (fcntl.LOCK_EX if is_exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+def _refuse_other_splits(folder: Path, share: Share) -> None:
+    for other in sorted(folder.glob("part-*-of-*.lock")):
+        count = other.stem.rpartition("-")[2]
+        if count != str(share.count) and is_taken(other):
+            raise ValueError(
+                f"processes that share {folder.parent} in {count} parts are at work, and part {share.index} of "
+                f"{share.count} has records in common with theirs; expected one number of parts at a time; wait until "
+                "they have ended"
+            )

@@ -9,12 +9,14 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from PIL.Image import Image
 
 from rpo.curation.curate_config import SourceConfig
+from rpo.curation.digests import Digests
 from rpo.curation.manifest import Identity
 from rpo.data.jsonl import numbered_lines, parse_line
 from rpo.data.own_files import is_own, own_file, read_regular
@@ -92,18 +94,19 @@ def planned(caption: object, origin: Mapping[str, str | int], key: str, name: st
     return Planned(record_id(caption, key), caption, origin, name)
 
 
-def plan_import(config: SourceConfig) -> SourcePlan:
+def plan_import(config: SourceConfig, digests: Digests | None = None) -> SourcePlan:
     """The plan of an import; reads every caption and the bytes of every image, and decodes none yet.
 
     Args:
         config: Kind and path.
+        digests: Of files, where they are remembered; those of a folder are then read once.
 
     Raises:
         ValueError: There is no such source, nothing in it, or an item that cannot be used; names the item.
     """
     if not config.path:
         raise ValueError(f"source.path is empty; expected what to import as {config.kind}; give source.path=PATH")
-    find = {"folder": _in_folder, "table": _in_table, "pairs": _in_pairs}[config.kind]
+    find = {"folder": partial(_in_folder, digests=digests), "table": _in_table, "pairs": _in_pairs}[config.kind]
     images: dict[str, ImageSource] = {}
     items: list[Planned] = []
     num_found = 0
@@ -124,7 +127,7 @@ def plan_import(config: SourceConfig) -> SourcePlan:
     return SourcePlan(items, identity, draw, True, num_found - len(items))
 
 
-def _in_folder(config: SourceConfig) -> Iterator[tuple[Planned, ImageSource]]:
+def _in_folder(config: SourceConfig, digests: Digests | None) -> Iterator[tuple[Planned, ImageSource]]:
     folder = Path(config.path)
     if not folder.is_dir():
         raise ValueError(f"source.path is {config.path!r}, which is no folder; expected a folder of images; correct it")
@@ -132,7 +135,7 @@ def _in_folder(config: SourceConfig) -> Iterator[tuple[Planned, ImageSource]]:
     for count, (name, path, caption) in enumerate(captions):
         if config.limit is not None and count >= config.limit:
             return
-        digest = hashlib.sha256(_bytes_of(path, name)).hexdigest()
+        digest = _digest(path, name, digests)
         yield planned(caption, {"kind": "folder", "file": path.relative_to(folder).as_posix()}, digest, name), path
 
 
@@ -193,6 +196,12 @@ def _in_pairs(config: SourceConfig) -> Iterator[tuple[Planned, ImageSource]]:
             record = record_id(pair.prompt, keys[side])
             image = pair.chosen if side == "chosen" else pair.rejected
             yield Planned(record, pair.prompt, origin, f"{pair.name}, {side} image", group, side), image
+
+
+def _digest(path: Path, name: str, digests: Digests | None) -> str:
+    if digests is not None and path.is_file():  # what is none is told by whoever reads it
+        return digests.of(path)
+    return hashlib.sha256(_bytes_of(path, name)).hexdigest()
 
 
 def _bytes_of(image: ImageSource, name: str) -> bytes:

@@ -1,5 +1,7 @@
 """What a run has come to so far: what is done by stage, what went wrong, why pairs were dropped, and how fast it is."""
 
+import math
+from array import array
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,9 +9,8 @@ from pathlib import Path
 
 from rpo.curation.decide import Outcome
 from rpo.curation.folder import STAGES, RunFolder
-from rpo.curation.history import History, fault_in, histories, history_of
+from rpo.curation.history import fault_in, outcomes_in, scores_of
 from rpo.curation.progress import rates
-from rpo.curation.score import Scores
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ class RunStatus:
         )
         lines += [f"    {count:>8}  labelled by {label}" for label, count in sorted(self.kept.items())]
         lines.append(f"  {'':<13}{self.num_dropped:>8} dropped")
-        lines += [f"    {count:>8}  {reason}" for reason, count in Counter(self.dropped).most_common()]
+        lines += [
+            f"    {count:>8}  {reason}" for reason, count in Counter(dict(sorted(self.dropped.items()))).most_common()
+        ]
         if self.evaluation is not None:
             one = self.evaluation
             lines.append(
@@ -102,45 +105,45 @@ def status_of(path: str | Path) -> RunStatus:
     stages: list[StageStatus] = []
     for name in STAGES:
         records = folder.stages[name]
-        faults = Counter(fault.kind for record in records if (fault := fault_in(records[record])) is not None)
+        faults = Counter(fault.kind for row in records.rows() if (fault := fault_in(row)) is not None)
         stages.append(StageStatus(name, len(records), dict(faults), speed.get(name)))
     kept: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
-    gaps: list[float] = []
-    for history in histories(folder):
-        for outcome in history.outcomes or ():
+    gaps = array("d")
+    for row in folder.stages["decisions"].rows():
+        for outcome in outcomes_in(row):
             if outcome.chosen:
                 kept[outcome.label] += 1
-                gaps += evaluation_gap(folder, history, outcome)
+                gaps.extend(evaluation_gap(folder, outcome))
             else:
                 dropped[str(outcome.reason)] += 1
     return RunStatus(folder.path, tuple(stages), dict(kept), dict(dropped), _evaluation(folder, gaps))
 
 
-def evaluation_gap(folder: RunFolder, history: History, outcome: Outcome) -> list[float]:
+def evaluation_gap(folder: RunFolder, outcome: Outcome) -> list[float]:
     """Score of the chosen image minus that of the rejected one by the reward that evaluates; empty if it was not asked.
 
     Args:
         folder: The run.
-        history: Of the record that the outcome stands with.
         outcome: A pair that was kept.
     """
     found: list[float] = []
     for name in (outcome.chosen, outcome.rejected):
         record, _, kind = name.partition("/")
-        scores = (history if record == history.source.id else history_of(folder, record)).scores
-        if not isinstance(scores, Scores) or kind not in scores.evaluation:
+        row = folder.stages["scores"].get(record)
+        scores = {} if row is None or fault_in(row) is not None else scores_of(row).evaluation
+        if kind not in scores:
             return []
-        found.append(scores.evaluation[kind])
+        found.append(scores[kind])
     return [found[0] - found[1]]
 
 
-def _evaluation(folder: RunFolder, gaps: list[float]) -> EvaluationStatus | None:
+def _evaluation(folder: RunFolder, gaps: "array[float]") -> EvaluationStatus | None:
     if not gaps:
         return None
     signs = Counter((gap > 0) - (gap < 0) for gap in gaps)
     name = folder.identity_of("scores").get("evaluation", "")
-    return EvaluationStatus(name, signs[1], signs[0], signs[-1], sum(gaps) / len(gaps))
+    return EvaluationStatus(name, signs[1], signs[0], signs[-1], math.fsum(gaps) / len(gaps))
 
 
 def _share(part: int, whole: int) -> str:

@@ -243,6 +243,17 @@ def pair_key(prompt: str, chosen_digest: str, rejected_digest: str) -> str:
     return hashlib.sha256(f"{text}{chosen_digest}{rejected_digest}".encode()).hexdigest()
 
 
+def pairs_identity(pairs: PairSet) -> dict[str, str]:
+    """What a set consists of, in order, as text by name: prompts, the images of each side, scores."""
+    parts: dict[str, Iterable[str]] = {
+        "prompts of the pairs": (hashlib.sha256(pair.prompt.encode()).hexdigest() for pair in pairs),
+        "chosen images": (pair.facts("chosen").digest for pair in pairs),
+        "rejected images": (pair.facts("rejected").digest for pair in pairs),
+        "scores of the pairs": (f"{pair.chosen_score} {pair.rejected_score}\n" for pair in pairs),
+    }
+    return {"pairs": str(len(pairs))} | {name: _digest("".join(part).encode())[:16] for name, part in parts.items()}
+
+
 def encode_png(pixels: np.ndarray) -> bytes:
     """Encode uint8 RGB pixels [height, width, 3] as PNG, without loss."""
     if pixels.dtype != np.uint8 or pixels.shape[2:] != (3,):

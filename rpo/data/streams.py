@@ -13,6 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from filelock import FileLock
+
 from rpo.data.columns import Dropped, FormName, ignored, parse, recognise
 from rpo.data.jsonl import append_line, mend_last_line, read_lines
 from rpo.data.tables import Home, encoded_bytes, home_of, open_stream
@@ -58,8 +60,6 @@ def local_copy(
         ValueError: No limit is given, or the source cannot be opened.
         OSError: The disk is full, or the connection breaks; what was stored is kept.
     """
-    from filelock import FileLock  # comes with datasets
-
     if limit is None:
         raise ValueError(f"{source}: streaming=True without a limit; expected the number of rows to keep; give limit=…")
     rows, fingerprint = open_stream(source, split=split, cache_dir=cache_dir)

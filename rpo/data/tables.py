@@ -1,8 +1,8 @@
 """Opening what `datasets` can open (parquet, folders, saved tables, hub ids), with its images left encoded."""
 
+import functools
 import hashlib
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -130,7 +130,37 @@ def is_saved_table(source: str | Path) -> bool:
 
 def image_in(table: "Dataset", index: int, column: str, home: Home) -> ImageSource:
     """The encoded image in one cell of a table; it is read when it is asked for."""
-    return partial(_cell_bytes, table, index, column, home)
+    return Cell(table, index, column, home)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One encoded image of a table, read when it is called."""
+
+    table: "Dataset"
+    index: int
+    column: str
+    home: Home
+
+    def __call__(self) -> bytes:
+        """Its bytes."""
+        return encoded_bytes(self.table[self.index][self.column], self.home)
+
+    @property
+    def stamp(self) -> str:
+        """What stands for its content, which a path in the cell does not: another table has another fingerprint."""
+        return f"{self.table._fingerprint}|{self.index}|{self.column}" if _holds_bytes(self.table, self.column) else ""
+
+
+@functools.lru_cache(maxsize=8)
+def _holds_bytes(table: "Dataset", column: str) -> bool:
+    import pyarrow
+    import pyarrow.compute
+
+    cells = table.data.column(column)
+    if pyarrow.types.is_struct(cells.type):
+        cells = pyarrow.compute.struct_field(cells, "bytes")
+    return cells.null_count == 0 and (pyarrow.types.is_binary(cells.type) or pyarrow.types.is_large_binary(cells.type))
 
 
 def encoded_bytes(value: object, home: Home) -> bytes:
@@ -179,10 +209,6 @@ def _named(name: str, home: Home) -> Path:
             "folder of images has; embed the images, or read the folder that they lie in"
         )
     return own_file(home.folder, name)
-
-
-def _cell_bytes(table: "Dataset", index: int, column: str, home: Home) -> bytes:
-    return encoded_bytes(table[index][column], home)
 
 
 def encoded_images(table: Table) -> Table:

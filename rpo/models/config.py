@@ -1,18 +1,18 @@
 """Which checkpoint a run from a file trains or draws with, and how it is loaded."""
 
 import os
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from rpo.models.execution import Attention
 from rpo.models.stable_diffusion import StableDiffusion
+from rpo.settings import settings
 
 DType = Literal["float32", "bfloat16", "float16"]
 
 
-@dataclass(frozen=True)
+@settings
 class ModelConfig:
     """Which checkpoint is trained, and how it runs."""
 

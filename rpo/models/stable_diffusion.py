@@ -5,21 +5,20 @@ and its own scheduler configuration says what the noise schedule is and how a sa
 copied, so whatever is trained is trained on the caller's pipeline.
 """
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, Literal, final
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from rpo.diffusion.grid import vp_grid, vp_node
 from rpo.diffusion.process import VariancePreserving
 from rpo.models.base import guided
 from rpo.models.execution import Attention, prepare_denoiser
+from rpo.models.fingerprint import hash_network
 from rpo.models.loading import check_pipeline, load_pipeline
 from rpo.types import Conditioning, Grid, Images, Latents, Node, PredictionType
 
@@ -259,9 +258,9 @@ class StableDiffusion:
         """
         if part == "text":
             vocabulary = {"vocab": self.tokenizer.get_vocab(), "max_length": self.tokenizer.model_max_length}
-            return _hash_network(self.text_encoder, self.text_encoder.config.to_dict(), vocabulary)
+            return hash_network(self.text_encoder, self.text_encoder.config.to_dict(), vocabulary)
         network = self.vae if part == "vae" else self.denoiser
-        return _hash_network(network, dict(network.config), {"compute_dtype": str(self.compute_dtype)})
+        return hash_network(network, dict(network.config), {"compute_dtype": str(self.compute_dtype)})
 
 
 def check_images(images: Images, factor: int) -> None:
@@ -281,18 +280,3 @@ def check_images(images: Images, factor: int) -> None:
         raise ValueError(
             f"images span [{low:.4g}, {high:.4g}], but [0, 1] is needed; divide bytes by 255, or undo 2x - 1"
         )
-
-
-def _hash_network(network: nn.Module, config: Mapping[str, Any], extra: Mapping[str, Any]) -> str:
-    described = {key: value for key, value in config.items() if not key.startswith("_")}
-    digest = hashlib.sha256(json.dumps([described, extra], sort_keys=True, default=str).encode())
-    for name, tensor in _base_tensors(network):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _base_tensors(network: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    for name, tensor in network.state_dict().items():
-        if ".lora_" not in name:
-            yield name.replace(".base_layer", ""), tensor

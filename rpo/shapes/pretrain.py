@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar as silence_transformers
 
+from rpo.settings import settings
 from rpo.shapes.networks import assemble, build_text_encoder, build_tokenizer, build_unet, save_checkpoint
 from rpo.shapes.pretrain_denoiser import Captioned, TextToLatent, train_denoiser
 from rpo.shapes.pretrain_evaluate import HeldOut, evaluate, table, to_channels_first
@@ -32,7 +33,7 @@ from rpo.shapes.prompts import prompts
 from rpo.shapes.world import training_scenes
 
 
-@dataclass(frozen=True)
+@settings
 class PretrainConfig:
     """Everything that a run depends on; each field is a flag of the command line."""
 

@@ -22,6 +22,7 @@ from transformers import CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar as silence_transformers
 
 from rpo.config import load_config
+from rpo.settings import settings
 from rpo.shapes.networks import build_scheduler, save_checkpoint
 from rpo.shapes.pretrain_denoiser import WARMUP_STEPS, TextToLatent, average_decay
 from rpo.shapes.pretrain_editor_data import Instructed, InstructedBatch, draw_batch, draw_instructed
@@ -52,7 +53,7 @@ SNR_LIMIT = 5.0
 """Signal-to-noise ratio from which a step counts less; the value of the paper."""
 
 
-@dataclass(frozen=True)
+@settings
 class PretrainEditorConfig:
     """Everything that a run depends on."""
 

@@ -12,7 +12,7 @@ always, and that can be gamed. A killed run continues where its last checkpoint 
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from rpo.settings import settings
 from rpo.shapes.networks import MAX_TOKENS, build_tokenizer
 from rpo.shapes.pretrain import world_words
 from rpo.shapes.pretrain_loop import (
@@ -47,7 +48,7 @@ MAX_LOGIT_SCALE = 100.0
 """CLIP's bound on the factor of the cosine."""
 
 
-@dataclass(frozen=True)
+@settings
 class PretrainProxyConfig:
     """Everything that a run depends on; each field is a setting of the command line."""
 

@@ -16,8 +16,9 @@ forgotten. `config.objective` names another member of the family (`rpo.trainers.
 weights errors by where the two images differ.
 """
 
-import hashlib
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import final
@@ -30,6 +31,8 @@ from tqdm.auto import tqdm
 from rpo.config import to_yaml
 from rpo.data.cache import EmbeddingCache, LatentCache
 from rpo.data.differences import PairDifferences
+from rpo.data.image_facts import FactsFile
+from rpo.data.preference import pairs_identity
 from rpo.data.readers import PairSource, pairs_from
 from rpo.data.transform import PairTransform
 from rpo.models.stable_diffusion import StableDiffusion
@@ -38,6 +41,7 @@ from rpo.text import write_text
 from rpo.trainers.chosen_guard import ChosenGuard
 from rpo.trainers.denoising import errors
 from rpo.trainers.dpo_config import DPOConfig, describe_objective, identity, share_of
+from rpo.trainers.identity import base_identity
 from rpo.trainers.pair_batches import PairBatch, PairBatches
 from rpo.trainers.pair_facts import mid_time_errors, pair_facts, require_scores, set_notes
 from rpo.trainers.policy import FullPolicy, LoraPolicy, Policy
@@ -45,9 +49,9 @@ from rpo.trainers.preference_config import PreferenceConfig
 from rpo.trainers.preference_loss import PreferenceLoss
 from rpo.trainers.reference_errors import ReferenceErrors
 from rpo.training.loop import TrainResult, describe, fit
+from rpo.training.loop_config import LoopConfig
 from rpo.training.processes import Processes
-from rpo.training.session import refuse_used
-from rpo.training.unchanged import Unchanged
+from rpo.training.resume import claimed
 from rpo.types import StepOutput
 
 
@@ -110,9 +114,8 @@ class DPOTrainer:
         self.config = config or DPOConfig()
         self.model = pipe if isinstance(pipe, StableDiffusion) else StableDiffusion(pipe)
         self.pairs = pairs = pairs_from(pairs)
-        processes = Processes()
-        self._is_main = processes.is_main
-        self.share = share_of(self.config, process=processes.index, processes=processes.count)
+        self._processes = Processes()
+        self.share = share_of(self.config, process=self._processes.index, processes=self._processes.count)
         self.resolution = self.config.resolution or self.model.image_size
         side = self.resolution // self.model.pipe.vae_scale_factor
         self._grid = (side, side)
@@ -120,13 +123,9 @@ class DPOTrainer:
         self.objective = self.config.objective
         require_scores(pairs, self.objective)
         self.beta = self.config.beta or self.objective.default_beta(self.num_dims)
-        asks_again = self.config.draws_per_pair is not None or self.objective.context == "reference"
-        self._base_key = self.model.fingerprint("denoiser") if asks_again else ""
+        self._base = base_identity(self.model)
         self.policy = _policy(self.model, self.config)
-        self.batches = self._batches()
-        self._reference_errors = None
-        if self.config.draws_per_pair is not None:
-            self._reference_errors = self._kept_reference_errors(self.config.region.key, self.objective.reduction)
+        self._facts = FactsFile(self._cache / "image_facts.sqlite")
         if self.config.gradient_checkpointing:
             self.model.denoiser.enable_gradient_checkpointing()
 
@@ -146,46 +145,50 @@ class DPOTrainer:
 
         Raises:
             NonFiniteLossError: A loss is not finite; names the records, and the last good state is kept.
-            ValueError: The folder holds another run already.
+            ValueError: The folder is in use, or holds another run already; says which and what differs.
         """
-        if not resume:
-            refuse_used(self.folder)
-        # fp16 gradients of small errors vanish unless the loss is scaled; the model knows what it computes in.
-        precision = "fp16" if self.model.compute_dtype == torch.float16 else self.config.loop.mixed_precision
-        loop = replace(self.config.loop, accumulate=self.share.accumulate, mixed_precision=precision)
+        loop = self._loop
         guard = ChosenGuard(self.config.max_chosen_error_ratio, starts_at_zero=self.objective.starts_at_zero)
-        self._say(self.plan())
-        if self.config.encode_ahead:
-            self.batches.fill_caches(loop.updates, progress=loop.progress and self._is_main)
-        step_loss = self._loss()
-        state = {"guard": guard, "settings": Unchanged(self._identity())}
-        self.model.denoiser.train(self.config.gradient_checkpointing)  # diffusers checkpoints in training mode only
-        try:
-            return fit(
-                self.batches,
-                step_loss,
-                self.policy.parameters,
-                loop,
-                folder=self.folder,
-                names=lambda batch: batch.names,
-                resume=resume,
-                state=state if step_loss.moments is None else state | {"moments": step_loss.moments},
-                on_update=None if step_loss.moments is None else lambda *_: step_loss.advance(Processes()),
-                guard=guard,
-            )
-        finally:
-            self.model.denoiser.eval()
+        with self.claim(resume=resume):
+            if self._processes.is_main:
+                self._facts.remember()
+            if self._processes.is_main and loop.progress:
+                tqdm.write(self.plan())
+            if self.config.encode_ahead:
+                self.batches.fill_caches(loop.updates, progress=loop.progress and self._processes.is_main)
+            step_loss = self._loss()
+            state = {"guard": guard}
+            self.model.denoiser.train(self.config.gradient_checkpointing)  # diffusers checkpoints in training mode only
+            try:
+                return fit(
+                    self.batches,
+                    step_loss,
+                    self.policy.parameters,
+                    loop,
+                    folder=self.folder,
+                    names=lambda batch: batch.names,
+                    resume=resume,
+                    state=state if step_loss.moments is None else state | {"moments": step_loss.moments},
+                    identity=self.identity,
+                    on_update=None if step_loss.moments is None else lambda *_: step_loss.advance(Processes()),
+                    guard=guard,
+                )
+            finally:
+                self.model.denoiser.eval()
+
+    def claim(self, *, resume: bool) -> AbstractContextManager[None]:
+        """Inside, the run's folder belongs to this run; refused before anything in it is touched."""
+        return claimed(self.folder, self._loop, self.identity, self._processes, resume=resume)
 
     def plan(self) -> str:
         """What the run comes to, in a few lines: sizes, epochs, and beta as it counts."""
-        share, loop = self.share, replace(self.config.loop, accumulate=self.share.accumulate)
-        epochs = loop.updates * self.config.pairs_per_update / len(self.pairs)
+        share, epochs = self.share, self._loop.updates * self.config.pairs_per_update / len(self.pairs)
         trained = sum(parameter.numel() for parameter in self.policy.parameters)
         return "\n".join(
             [
                 f"{self.objective.title}, {self.config.train}: {trained:,} parameters on {self.model.device}, "
                 f"{self.model.compute_dtype}; {len(self.pairs)} pairs at {self.resolution} px",
-                f"  {describe(loop, share.micro_batch, share.processes, unit='pairs')}, {epochs:.1f} epochs",
+                f"  {describe(self._loop, share.micro_batch, share.processes, unit='pairs')}, {epochs:.1f} epochs",
                 f"  {describe_objective(self.config, beta=self.beta, num_dims=self.num_dims)}",
                 *set_notes(self.model, self.pairs),
             ]
@@ -202,12 +205,11 @@ class DPOTrainer:
 
         Raises:
             ValueError: If the saved file does not reproduce the live model, or the adapter changes nothing.
-            OSError: If it cannot be written.
         """
         place = Path(folder) if folder else self.folder / ("lora" if self.config.train == "lora" else "pipeline")
-        if self._is_main:
+        if self._processes.is_main:
             self.policy.save(place)
-            write_text(place / "training_config.yaml", to_yaml(self.config))
+            write_text(place / "training_config.yaml", to_yaml(self.config, for_others=True))
             write_model_card(place, self._card())
         return place
 
@@ -221,9 +223,20 @@ class DPOTrainer:
         """
         return publish(self.save(), repo_id, push=push, private=private)
 
-    def _batches(self) -> PairBatches:
-        config, model = self.config, self.model
-        cache = Path(config.cache_folder or self.folder / "cache")
+    @cached_property
+    def _loop(self) -> LoopConfig:
+        # fp16 gradients of small errors vanish unless the loss is scaled; the model knows what it computes in.
+        precision = "fp16" if self.model.compute_dtype == torch.float16 else self.config.loop.mixed_precision
+        return replace(self.config.loop, accumulate=self.share.accumulate, mixed_precision=precision)
+
+    @property
+    def _cache(self) -> Path:
+        return Path(self.config.cache_folder or self.folder / "cache")
+
+    @cached_property
+    def batches(self) -> PairBatches:
+        """The micro-batches; their caches are opened here, so that a refused run opens none."""
+        config, model, cache = self.config, self.model, self._cache
         return PairBatches(
             model,
             self.pairs,
@@ -241,6 +254,11 @@ class DPOTrainer:
             seed=config.seed,
             differences=PairDifferences(cache, grid=self._grid) if config.region.is_on else None,
         )
+
+    @cached_property
+    def _reference_errors(self) -> ReferenceErrors | None:
+        is_kept = self.config.draws_per_pair is not None
+        return self._kept_reference_errors(self.config.region.key, self.objective.reduction) if is_kept else None
 
     def _loss(self) -> PreferenceLoss:
         return PreferenceLoss(
@@ -261,10 +279,8 @@ class DPOTrainer:
         return mid_time_errors(self.batches, self._kept_reference_errors(), under_reference, Processes())
 
     def _kept_reference_errors(self, region: str = "", reduction: str = "mean") -> ReferenceErrors:
-        model, cache = self.model, Path(self.config.cache_folder or self.folder / "cache")
-        parts = (self._base_key, model.fingerprint("vae"), model.fingerprint("text"), model.prediction_type)
         weighting = [f"{reduction} {region}"] if region or reduction != "mean" else []
-        return ReferenceErrors(cache, "/".join([*parts, *weighting]))
+        return ReferenceErrors(self._cache, "/".join([str(sorted(self._base.items())), *weighting]))
 
     def _card(self) -> CardFacts:
         return CardFacts(
@@ -273,14 +289,11 @@ class DPOTrainer:
             settings=asdict(self.config),
         )
 
-    def _identity(self) -> dict[str, str]:
+    @cached_property
+    def identity(self) -> dict[str, str]:
         """What decides about the result; how long a run is, where it lies and when it encodes may change."""
-        prompts = hashlib.sha256("\n".join(pair.prompt for pair in self.pairs).encode()).hexdigest()
-        return identity(self.config) | {"beta": str(self.beta), "pairs": f"{len(self.pairs)} (prompts {prompts[:12]})"}
-
-    def _say(self, text: str) -> None:
-        if self._is_main and self.config.loop.progress:
-            tqdm.write(text)
+        self._facts.recall(self.pairs)
+        return identity(self.config) | {"beta": str(self.beta)} | self._base | pairs_identity(self.pairs)
 
 
 def _policy(model: StableDiffusion, config: DPOConfig) -> Policy:

@@ -1,16 +1,17 @@
 """The settings of Diffusion-DPO, refused at once when no run can have them, and what they mean for one process."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Literal
 
 from rpo.lora import ATTENTION_PROJECTIONS
+from rpo.settings import settings
 from rpo.trainers.pair_batches import Share
 from rpo.trainers.preference_config import PreferenceConfig
 from rpo.trainers.region_config import RegionConfig
 from rpo.training.loop_config import LoopConfig
 
 
-@dataclass(frozen=True)
+@settings
 class DPOConfig:
     """Settings of `DPOTrainer`; the defaults suit a LoRA on a few hundred pairs."""
 
@@ -145,10 +146,10 @@ def _check_objective(config: DPOConfig) -> None:
 
 
 def identity(config: DPOConfig) -> dict[str, str]:
-    """What decides about a run's result, as text; how long it is, where it lies and when it encodes may change.
+    """What of the settings decides about a run's result, as text by name.
 
-    Of the objective and the region only what is not as usual counts, so that runs from before there was a choice
-    resume.
+    How long it is, where it lies and when it encodes may change. Of objective and region only what is not as usual is
+    named.
     """
     free = {"loop", "folder", "cache_folder", "encode_ahead", "objective", "region"}
     settings = {name: str(value) for name, value in asdict(config).items() if name not in free}

@@ -6,14 +6,16 @@ from pathlib import Path
 from rpo.config import to_yaml
 from rpo.data.readers import read_pairs
 from rpo.models.config import ModelConfig, load_model
+from rpo.settings import settings
 from rpo.text import write_text
 from rpo.trainers.dpo import DPOTrainer
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.training.loop import TrainResult
-from rpo.training.session import refuse_used
+from rpo.training.processes import Processes
+from rpo.training.resume import refuse_used
 
 
-@dataclass(frozen=True)
+@settings
 class DataConfig:
     """Which preference pairs are trained on."""
 
@@ -36,7 +38,7 @@ class DataConfig:
     """Leave out and count records that are not sound, instead of ending the run; for sets of the size of Pick-a-Pic."""
 
 
-@dataclass(frozen=True)
+@settings
 class RunConfig:
     """A whole run: `rpo train dpo CONFIG key=value …`."""
 
@@ -85,7 +87,7 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
         skip_faulty=config.data.skip_faulty,
     )
     trainer = DPOTrainer(load_model(config.model), pairs, dpo)
-    trainer.folder.mkdir(parents=True, exist_ok=True)
-    write_text(trainer.folder / "run.yaml", to_yaml(config))
-    trained = trainer.train(resume=resume)
-    return RunResult(trained, trainer.save())
+    with trainer.claim(resume=resume):
+        if Processes().is_main:
+            write_text(trainer.folder / "run.yaml", to_yaml(config))
+        return RunResult(trainer.train(resume=resume), trainer.save())

@@ -127,13 +127,13 @@ class GRPOTrainer:
             NonFiniteLossError: A loss is not finite; the last good state is kept.
             ValueError: The folder holds another run already.
         """
-        self.run.begin(resume=resume)
-        return self.run.fit(
-            self.prepare,
-            partial(loss, policy=self.run.policy, config=self.config, guidance_scale=self.run.guidance_scale),
-            resume=resume,
-            state={f"history of {name}": history for name, history in self.histories.items()},
-        )
+        with self.run.claim(resume=resume, lines=[]):
+            return self.run.fit(
+                self.prepare,
+                partial(loss, policy=self.run.policy, config=self.config, guidance_scale=self.run.guidance_scale),
+                resume=resume,
+                state={f"history of {name}": history for name, history in self.histories.items()},
+            )
 
     def plan(self) -> str:
         """What the run comes to, in a few lines."""

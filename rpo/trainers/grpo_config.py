@@ -1,16 +1,17 @@
 """The settings of GRPO and DDPO, refused at once when no run can have them."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
 from rpo.objectives.advantages import Scale
+from rpo.settings import settings
 from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
 from rpo.trainers.online_settings import OnlineSettings
 from rpo.training.loop_config import LoopConfig
 
 
-@dataclass(frozen=True)
+@settings
 class GRPOConfig:
     """Settings of `GRPOTrainer`. The defaults are the method as it is usually run; see `configs/grpo_shapes.yaml`."""
 

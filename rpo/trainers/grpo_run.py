@@ -1,19 +1,20 @@
 """A GRPO or DDPO run from a file, as `rpo train grpo` does it: checkpoint, prompts, rewards, settings."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 
 from rpo.config import to_yaml
 from rpo.models.config import ModelConfig, load_model
 from rpo.prompt_source import SHAPES, read_prompts
+from rpo.settings import settings
 from rpo.trainers.grpo import GRPOTrainer
 from rpo.trainers.grpo_config import GRPOConfig
 from rpo.trainers.online_run import RunResult, train_and_report
-from rpo.training.session import refuse_used
+from rpo.training.resume import refuse_used
 
 
-@dataclass(frozen=True)
+@settings
 class RunConfig:
     """A whole run: `rpo train grpo CONFIG key=value …`."""
 

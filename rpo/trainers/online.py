@@ -4,9 +4,10 @@ One object that holds the policy, its rollouts and the run's folder, and divides
 update. What a step is worth, and what is descended, is the trainers' own.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import final
@@ -26,6 +27,7 @@ from rpo.randomness import keyed_generator
 from rpo.rewards import RewardLike, load_rewards
 from rpo.sampler import Keep
 from rpo.text import write_text
+from rpo.trainers.identity import base_identity, prompts_identity, settings_identity
 from rpo.trainers.moments import reference_prediction, step_cost
 from rpo.trainers.online_settings import OnlineSettings, division
 from rpo.trainers.points import PointBatches, Points, choose_steps, points_of
@@ -37,9 +39,8 @@ from rpo.training.checkpoint import checkpoints
 from rpo.training.loop import TrainResult, describe, fit
 from rpo.training.loop_config import LoopConfig
 from rpo.training.processes import Processes
-from rpo.training.session import refuse_used
+from rpo.training.resume import claimed
 from rpo.training.state import Stateful
-from rpo.training.unchanged import Unchanged
 from rpo.types import Grid, StepOutput
 
 KL_STRIDE = 8
@@ -70,6 +71,7 @@ class OnlineRun:
         self.settings = settings
         self.model: DiffusionModel = StableDiffusion(pipe) if isinstance(pipe, StableDiffusionPipeline) else pipe
         self.processes = Processes()
+        self._base = base_identity(self.model)
         self.policy = make_policy(self.model, settings.adapter, seed=settings.seed)
         self.rollouts = Rollouts(
             self.model,
@@ -215,7 +217,8 @@ class OnlineRun:
                 folder=settings.folder,
                 names=lambda points: points.names,
                 resume=resume,
-                state={"batches": batches, "settings": Unchanged(self._identity()), **state},
+                state={"batches": batches, **state},
+                identity=self.identity,
                 on_update=after,
             )
         finally:
@@ -262,22 +265,22 @@ class OnlineRun:
             ]
         )
 
-    def begin(self, *, resume: bool, lines: Sequence[str] = ()) -> None:
-        """Claim the folder and say what is to come."""
-        if not resume:
-            refuse_used(self.settings.folder)
-        if self.processes.is_main and self.settings.loop.progress:
-            for line in (self.plan(), *lines):
-                tqdm.write(line)
+    @contextmanager
+    def claim(self, *, resume: bool, lines: Sequence[str] | None = None) -> Iterator[None]:
+        """Inside, the run's folder belongs to this run, and the plan and `lines`, if there are any, have been said."""
+        with claimed(self.settings.folder, self.loop, self.identity, self.processes, resume=resume):
+            if lines is not None and self.processes.is_main and self.settings.loop.progress:
+                tqdm.write("\n".join((self.plan(), *lines)))
+            yield
 
     def save(self, folder: str | PathLike[str] | None = None) -> Path:
         """Write what was trained, verified, with a model card and the settings."""
         settings = self.settings
-        name = "lora" if settings.adapter.train == "lora" else "pipeline"
-        place = Path(folder) if folder else settings.folder / name
+        usual = "lora" if settings.adapter.train == "lora" else "pipeline"
+        place = Path(folder) if folder else settings.folder / usual
         if self.processes.is_main:
             self.policy.save(place)
-            write_text(place / "training_config.yaml", to_yaml(settings.whole))
+            write_text(place / "training_config.yaml", to_yaml(settings.whole, for_others=True))
             write_model_card(place, self._card())
         return place
 
@@ -291,10 +294,9 @@ class OnlineRun:
             base_model=str(base or "") or None, method=self.settings.method, settings=asdict(self.settings.whole)
         )
 
-    def _identity(self) -> dict[str, str]:
+    @cached_property
+    def identity(self) -> dict[str, str]:
         """What decides about the result; how long a run is, and where it lies, may change."""
-        free = {"loop", "folder", "preview_every", "preflight"}
-        settings = {name: str(value) for name, value in asdict(self.settings.whole).items() if name not in free}
-        prompts = hashlib.sha256("\n".join(self.rollouts.prompts).encode()).hexdigest()
+        settings = settings_identity(self.settings.whole, {"loop", "folder", "preview_every", "preflight"})
         rewards = ", ".join(f"{name} × {weight:g}" for name, weight in self.rollouts.rewards.weights.items())
-        return settings | {"prompts": f"{len(self.rollouts.prompts)} ({prompts[:12]})", "rewards": rewards}
+        return settings | self._base | prompts_identity(self.rollouts.prompts) | {"rewards": rewards}

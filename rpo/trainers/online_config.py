@@ -1,15 +1,15 @@
 """The settings that every online trainer shares: how rollouts are drawn, and how their moments are learnt from."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 from rpo.lora import ATTENTION_PROJECTIONS
+from rpo.settings import settings
 
 Solver = Literal["ddim", "euler_maruyama", "dpm_solver"]
 Spacing = Literal["checkpoint", "uniform", "random"]
 
 
-@dataclass(frozen=True)
+@settings
 class RolloutConfig:
     """How images are drawn to learn from."""
 
@@ -91,7 +91,7 @@ class RolloutConfig:
         return self.eta > 0 and self.solver != "dpm_solver"
 
 
-@dataclass(frozen=True)
+@settings
 class LearningConfig:
     """How the moments of a rollout are learnt from."""
 
@@ -150,7 +150,7 @@ class LearningConfig:
         return self.minibatches * self.passes
 
 
-@dataclass(frozen=True)
+@settings
 class AdapterConfig:
     """What is trained."""
 

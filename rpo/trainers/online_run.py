@@ -64,11 +64,11 @@ def train_and_report(
         evaluate_images: Images of each domain by base and by aligned model; 0 for no measurement.
     """
     is_main = trainer.run.processes.is_main
-    if is_main:
-        trainer.folder.mkdir(parents=True, exist_ok=True)
-        write_text(trainer.folder / "run.yaml", settings)
-    trained = trainer.train(resume=resume)
-    saved = trainer.save()
+    with trainer.run.claim(resume=resume):
+        if is_main:
+            write_text(trainer.folder / "run.yaml", settings)
+        trained = trainer.train(resume=resume)
+        saved = trainer.save()
     if not (report and is_main):
         return RunResult(trained, saved, None, None)
     began = time.perf_counter()

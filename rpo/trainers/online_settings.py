@@ -1,14 +1,14 @@
 """What an online run consists of, as far as it is the same for every trainer, and what that comes to per update."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rpo.settings import settings
 from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
 from rpo.training.loop_config import LoopConfig
 
 
-@dataclass(frozen=True)
+@settings
 class OnlineSettings:
     """The part of a trainer's configuration that every online trainer has, and the whole of it for the record."""
 

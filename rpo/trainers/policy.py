@@ -5,6 +5,7 @@ denoiser and puts it in the model's place for as long as the reference is asked.
 """
 
 import copy
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from os import PathLike
@@ -14,6 +15,7 @@ from typing import final
 import torch
 from torch import nn
 
+from rpo.local_paths import clean_configs
 from rpo.lora import adapter_layers, add_lora, reference, save_lora
 from rpo.models.base import DiffusionModel
 from rpo.models.stable_diffusion import StableDiffusion
@@ -94,6 +96,9 @@ class FullPolicy:
                 f"a {type(self.model).__name__} has no diffusers pipeline to write; save its denoiser's state_dict"
             )
         self.model.pipe.save_pretrained(folder)
+        clean_configs(Path(folder))
+        for file in Path(folder).rglob("*.safetensors"):  # which only their owner may read, as the library has it
+            shutil.copymode(Path(folder) / "model_index.json", file)
         return Path(folder)
 
 

@@ -1,12 +1,13 @@
 """Which preference objective is trained: the components of RainbowPO by name, KTO and MaPO; refused when impossible."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Literal
 
 from rpo.objectives.preference import PAPER_BETA, beta_for_dims
 from rpo.objectives.preference_links import LinkName
 from rpo.objectives.unpaired import PAPER_KTO_BETA
+from rpo.settings import settings
 
 MAPO_BETA = 0.1
 """Of the authors' SDXL run."""
@@ -18,7 +19,7 @@ _OF_KTO = {"desirable_weight", "undesirable_weight"}
 _OF_MAPO = {"mapo_slope", "mapo_temperature"}
 
 
-@dataclass(frozen=True)
+@settings
 class PreferenceConfig:
     """The objective; the defaults are plain Diffusion-DPO. Formulas: `rpo.objectives.preference`."""
 

@@ -1,9 +1,9 @@
 """The settings of region-weighted preference training: where a pair may pull, and what holds the rest."""
 
-from dataclasses import dataclass
+from rpo.settings import settings
 
 
-@dataclass(frozen=True)
+@settings
 class RegionConfig:
     """Where the two images of a pair differ, and what becomes of the rest; see `rpo.objectives.region`."""
 

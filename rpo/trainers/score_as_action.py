@@ -179,23 +179,19 @@ class ScoreAsActionTrainer:
         """
         config = self.config
         is_bound = config.estimator != "endpoint" and config.rollout.eta != 1
-        self.run.begin(resume=resume, lines=[NOISE_WARNING.format(eta=config.rollout.eta)] if is_bound else [])
+        lines = [NOISE_WARNING.format(eta=config.rollout.eta)] if is_bound else []
         state: dict[str, Stateful] = {"region": self.region}
         if self.critic is not None:
             state["critic"] = self.critic
-        return self.run.fit(
-            self.prepare,
-            partial(
-                loss,
-                policy=self.run.policy,
-                config=config,
-                region=self.region,
-                guidance_scale=self.run.guidance_scale,
-            ),
-            resume=resume,
-            state=state,
-            on_update=self._after,
-        )
+        guidance, region = self.run.guidance_scale, self.region
+        with self.run.claim(resume=resume, lines=lines):
+            return self.run.fit(
+                self.prepare,
+                partial(loss, policy=self.run.policy, config=config, region=region, guidance_scale=guidance),
+                resume=resume,
+                state=state,
+                on_update=self._after,
+            )
 
     def plan(self) -> str:
         """What the run comes to, in a few lines."""

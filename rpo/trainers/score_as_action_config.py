@@ -1,10 +1,11 @@
 """The settings of score-as-action, refused at once when no run can have them."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
 from rpo.diffusion.transition import Ddim, Kernel
+from rpo.settings import settings
 from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
 from rpo.trainers.online_settings import OnlineSettings
 from rpo.trainers.rollouts import training_kernel
@@ -15,7 +16,7 @@ Update = Literal["plain", "clip", "trust_region"]
 AdvantageKind = Literal["value_difference", "return_minus_value", "gae", "group"]
 
 
-@dataclass(frozen=True)
+@settings
 class ValueConfig:
     """The value network V(t, x_t, x0_hat, prompt)."""
 
@@ -70,7 +71,7 @@ class ValueConfig:
         return self.inputs in ("x0_hat", "both") or (self.design != "none" and self.branch == "differentiable")
 
 
-@dataclass(frozen=True)
+@settings
 class ScoreAsActionConfig:
     """Settings of `ScoreAsActionTrainer`; the defaults are the method with its value network, on any checkpoint.
 

@@ -1,19 +1,20 @@
 """A score-as-action run from a file, as `rpo train score-as-action` does it: checkpoint, prompts, rewards."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 
 from rpo.config import to_yaml
 from rpo.models.config import ModelConfig, load_model
 from rpo.prompt_source import SHAPES, read_prompts
+from rpo.settings import settings
 from rpo.trainers.online_run import RunResult, train_and_report
 from rpo.trainers.score_as_action import ScoreAsActionTrainer
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig
-from rpo.training.session import refuse_used
+from rpo.training.resume import refuse_used
 
 
-@dataclass(frozen=True)
+@settings
 class RunConfig:
     """A whole run: `rpo train score-as-action CONFIG key=value …`."""
 

@@ -28,7 +28,7 @@ def checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = [path for path in folder.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)]
-    return sorted(found, key=_update_of)
+    return sorted(found, key=update_of)
 
 
 def checkpoint_path(folder: Path, update: int) -> Path:
@@ -75,20 +75,21 @@ def save_checkpoint(
         _remove(old)
 
 
-def verify_checkpoint(path: Path) -> None:
+def verify_checkpoint(path: Path, *, only: str | None = None) -> None:
     """Check every file of a checkpoint against its manifest.
 
     Args:
         path: The folder of the checkpoint.
+        only: The one file to check; nothing means all.
 
     Raises:
         ValueError: If a file is missing, cut short or altered; names it and says how to continue.
     """
-    older = [other for other in checkpoints(path.parent) if _update_of(other) < _update_of(path)]
-    remedy = f"delete the folder {path} to continue from {older[-1].name if older else 'the start'}"
-    if not (path / MANIFEST).is_file():
-        raise ValueError(f"{path} has no {MANIFEST}; expected a complete checkpoint: {remedy}")
-    for name, expected in json.loads(read_text(path / MANIFEST)).items():
+    remedy = remedy_for(path)
+    named = _read_manifest(path, remedy)
+    if only is not None and only not in named:
+        raise ValueError(f"{path / MANIFEST} does not name {only}; expected every file of a checkpoint: {remedy}")
+    for name, expected in named.items() if only is None else [(only, named[only])]:
         file = path / name
         if not file.is_file():
             raise ValueError(f"{file} is missing; expected {expected['bytes']} bytes: {remedy}")
@@ -98,6 +99,26 @@ def verify_checkpoint(path: Path) -> None:
             )
         if _sha256(file) != expected["sha256"]:
             raise ValueError(f"{file} was altered: expected the content its manifest names: {remedy}")
+
+
+def _read_manifest(path: Path, remedy: str) -> dict[str, dict[str, Any]]:
+    file = path / MANIFEST
+    if not file.is_file():
+        raise ValueError(f"{path} has no {MANIFEST}; expected a complete checkpoint: {remedy}")
+    try:
+        files = json.loads(read_text(file))
+        is_whole = bool(files) and all({"bytes", "sha256"} <= one.keys() for one in files.values())
+    except (ValueError, AttributeError):
+        is_whole = False
+    if not is_whole:
+        raise ValueError(f"{file} is damaged; expected the sizes and sha256 of the checkpoint's files: {remedy}")
+    return files
+
+
+def remedy_for(path: Path) -> str:
+    """How to go on without a checkpoint."""
+    older = [other for other in checkpoints(path.parent) if update_of(other) < update_of(path)]
+    return f"delete the folder {path} to continue from {older[-1].name if older else 'the start'}"
 
 
 def read_part(path: Path, name: str) -> Any:
@@ -113,7 +134,8 @@ def remove_leftovers(folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def _update_of(path: Path) -> int:
+def update_of(path: Path) -> int:
+    """How many updates a checkpoint's name says were done."""
     return int(path.name.removeprefix("checkpoint-"))
 
 
@@ -141,8 +163,7 @@ def _save_tensors(part: Any, handle: BinaryIO) -> None:
 def _seal(temporary: Path) -> None:
     manifest: dict[str, dict[str, int | str]] = {}
     for file in sorted(path for path in temporary.rglob("*") if path.is_file()):
-        name = file.relative_to(temporary).as_posix()
-        manifest[name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+        manifest[file.relative_to(temporary).as_posix()] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
         _sync(file)
     _write(temporary / MANIFEST, manifest)
     _sync(temporary / MANIFEST)

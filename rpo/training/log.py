@@ -14,6 +14,8 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from rpo.from_environment import as_written
+from rpo.local_paths import without_paths
 from rpo.text import read_text, write_text
 
 METRICS: dict[str, str] = {
@@ -154,7 +156,8 @@ class MetricLog:
         )
         if self._accelerator is not None:
             flat = {key: value for key, value in (config or {}).items() if isinstance(value, str | int | float | bool)}
-            self._accelerator.init_trackers("rpo", config=flat, init_kwargs={"wandb": {"name": folder.name}})
+            sent = without_paths(as_written(flat))  # trackers are on other machines
+            self._accelerator.init_trackers("rpo", config=sent, init_kwargs={"wandb": {"name": folder.name}})
 
     def write(self, entry: Mapping[str, float]) -> None:
         """Log one update: its "update", "samples" and "seconds", and its metrics; not-a-number becomes null."""

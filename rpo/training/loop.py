@@ -20,6 +20,7 @@ from rpo.training.gradients import FlatGradients
 from rpo.training.loop_config import LoopConfig, describe
 from rpo.training.processes import Processes
 from rpo.training.randomness import undisturbed_randomness
+from rpo.training.resume import Identity, claimed
 from rpo.training.session import Session
 from rpo.training.state import Stateful
 from rpo.training.step import Accumulator, NonFiniteLossError
@@ -60,6 +61,7 @@ def fit(
     names: Callable[[B], Sequence[str]],
     resume: bool = False,
     state: Mapping[str, Stateful] | None = None,
+    identity: Identity | None = None,
     on_checkpoint: Callable[[Path], None] | None = None,
     on_update: Callable[[int, dict[str, float]], None] | None = None,
     guard: Callable[[dict[str, float]], str | None] | None = None,
@@ -67,7 +69,7 @@ def fit(
     """Train parameters on micro-batches.
 
     The parameters are trained where they are; nothing is wrapped. Hooks may draw random numbers without changing the
-    run. A Ctrl-C or an error in an update leaves a checkpoint of the last complete one (in a single process).
+    run. In a single process Ctrl-C, SIGTERM, SIGHUP or an error leaves a checkpoint of the last complete update.
 
     Args:
         batches: From the number of updates done to this process's micro-batches from there on, all of one size.
@@ -78,6 +80,7 @@ def fit(
         names: From a micro-batch to the names of its records, one per sample; called for each, so without device work.
         resume: Continue from the newest checkpoint in `folder`, if there is one. Without it, `folder` must hold no run.
         state: What else has to survive a kill, by name; copied after every update.
+        identity: What a resumed run must have in common with the one that it continues, besides `loop`.
         on_checkpoint: Writes further files into a checkpoint before it is renamed into place. Main process only; with
             `ema_decay` the averages are in the parameters meanwhile.
         on_update: Called on every process with the number of updates done and the metrics of the last.
@@ -86,20 +89,18 @@ def fit(
     Returns:
         How the run ended. The parameters are those of the last update, or their averages with `ema_decay`.
     """
-    processes = Processes()
+    processes, folder, same = Processes(), Path(folder), identity or {}
     gradients = FlatGradients(params)
     try:
-        processes.broadcast(params)  # first, because the session starts an average from them
-        session = Session(params, loop, Path(folder), processes, objects=state or {}, on_checkpoint=on_checkpoint)
-        accumulator = Accumulator(
-            loss_fn,
-            names,
-            gradients=gradients,
-            processes=processes,
-            accumulate=loop.accumulate,
-            max_grad_norm=loop.max_grad_norm,
-        )
-        with undisturbed_randomness(params[0].device):
+        with claimed(folder, loop, same, processes, resume=resume), undisturbed_randomness(params[0].device):
+            processes.broadcast(params)  # first, because the session starts an average from them
+            session = Session(
+                params, loop, folder, processes, objects=state or {}, identity=same, on_checkpoint=on_checkpoint
+            )
+            count, norm = loop.accumulate, loop.max_grad_norm
+            accumulator = Accumulator(
+                loss_fn, names, gradients=gradients, processes=processes, accumulate=count, max_grad_norm=norm
+            )
             session.start(resume=resume)
             if not session.is_done:
                 session.train(batches(session.state.update), accumulator, on_update, guard)
@@ -109,4 +110,4 @@ def fit(
     end = session.state
     if end.stopped_because and processes.is_main:
         tqdm.write(f"stopped after update {end.update}: {end.stopped_because}")
-    return TrainResult(end.update, end.stopped_because, end.metrics, Path(folder), checkpoint)
+    return TrainResult(end.update, end.stopped_because, end.metrics, folder, checkpoint)

@@ -3,11 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
+from rpo.settings import settings
 
-@dataclass(frozen=True)
+
+@settings
 class LoopConfig:
     """How long, how fast and how safely `fit` trains; the defaults suit a LoRA on a tiny model."""
 
@@ -90,8 +91,6 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (("weight_decay",), lambda x: 0 <= x < math.inf, "0 or a number above 0"),
     (("adam_beta1", "adam_beta2"), lambda x: 0 <= x < 1, "at least 0 and below 1"),
     (("ema_decay",), lambda x: x is None or 0 < x < 1, "between 0 and 1, or nothing for no average"),
-    (("lr_schedule",), lambda x: x in ("constant", "cosine", "linear"), "constant, cosine or linear"),
-    (("mixed_precision",), lambda x: x in ("no", "bf16", "fp16"), "no, bf16 or fp16"),
 )
 
 _FREE_TO_CHANGE = ("checkpoint_every", "keep_checkpoints", "log_every", "trackers", "progress")

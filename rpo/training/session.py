@@ -12,19 +12,19 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
+from rpo.interrupts import uninterrupted
 from rpo.training.checkpoint import (
     checkpoint_path,
     checkpoints,
-    read_part,
     remove_leftovers,
     save_checkpoint,
     verify_checkpoint,
 )
-from rpo.training.interrupts import uninterrupted
-from rpo.training.log import METRICS_FILE, MetricLog, cut_metrics
-from rpo.training.loop_config import LoopConfig, check_unchanged, plain
+from rpo.training.log import MetricLog, cut_metrics
+from rpo.training.loop_config import LoopConfig, plain
 from rpo.training.processes import Processes
 from rpo.training.randomness import seed_all, undisturbed_randomness
+from rpo.training.resume import RUN, Identity, refuse_used, versions
 from rpo.training.schedule import learning_rate
 from rpo.training.state import Stateful, TrainingState, own_name
 from rpo.training.step import Accumulated, Accumulator, NonFiniteLossError
@@ -45,6 +45,7 @@ class Session(Generic[B]):
         processes: Processes,
         *,
         objects: Mapping[str, Stateful],
+        identity: Identity,
         on_checkpoint: Callable[[Path], None] | None,
     ) -> None:
         """Prepare a session that has not begun.
@@ -55,8 +56,10 @@ class Session(Generic[B]):
             folder: Of the run.
             processes: Who trains.
             objects: What of the caller's has to survive a kill, by name.
+            identity: What a resumed run must have in common with this one, besides `loop`.
             on_checkpoint: Writes further files into a checkpoint.
         """
+        self.identity = dict(identity)
         self.loop, self.folder, self.processes, self.on_checkpoint = loop, folder, processes, on_checkpoint
         self.state = TrainingState(
             params,
@@ -96,7 +99,8 @@ class Session(Generic[B]):
             )
         if newest:
             self._resume(newest[0])
-        if self.processes.is_main:
+        if self.processes.is_main:  # from here on the folder is changed
+            remove_leftovers(self.folder)
             cut_metrics(self.folder, self.state.update)
         self.state.mark()
         self.state.own_part()  # refuses unsuitable objects before the first update instead of at the first checkpoint
@@ -150,8 +154,9 @@ class Session(Generic[B]):
         path = checkpoint_path(self.folder, state.update)
         error: Exception | None = None
         if self.processes.is_main:
-            run = {**state.progress(), "loop": plain(self.loop), "processes": self.processes.count}
-            parts = {**state.shared_parts(), "run.json": run, **{own_name(i): part for i, part in enumerate(own)}}
+            same = {"loop": plain(self.loop), "identity": self.identity, "processes": self.processes.count}
+            run = {**state.progress(), **same, "versions": versions()}
+            parts = {**state.shared_parts(), RUN: run, **{own_name(i): part for i, part in enumerate(own)}}
             try:
                 with uninterrupted():
                     save_checkpoint(path, parts, keep=self.loop.keep_checkpoints, extra=self._write_extra)
@@ -167,18 +172,6 @@ class Session(Generic[B]):
 
     def _resume(self, path: Path) -> None:
         verify_checkpoint(path)
-        run = read_part(path, "run.json")
-        check_unchanged(self.loop, run["loop"], str(path))
-        if run["processes"] != self.processes.count:
-            raise ValueError(
-                f"{path} was trained by {run['processes']} processes, now there are {self.processes.count}; expected "
-                f"the same number to continue it: launch {run['processes']}, or start in a new folder"
-            )
-        if run["update"] > self.loop.updates:
-            raise ValueError(
-                f"{path} is past the end, updates={self.loop.updates}; expected updates={run['update']} or more: raise "
-                "updates, or delete the later checkpoints"
-            )
         self.state.load(path, process=self.processes.index)
         self._seconds_before = self.state.seconds
 
@@ -251,30 +244,11 @@ class Session(Generic[B]):
             error.add_note(f"The state after {self.state.update} updates is kept in {path}; resume continues there.")
 
 
-def refuse_used(folder: Path) -> None:
-    """Refuse a folder that holds a run already; one that ended before its first update left nothing to keep.
-
-    Trainers ask before they prepare anything: `fit` would say it only after that.
-
-    Args:
-        folder: Where a new run is to begin.
-
-    Raises:
-        ValueError: Naming the folder, and saying how to continue the run in it.
-    """
-    metrics = folder / METRICS_FILE
-    if (metrics.exists() and metrics.stat().st_size > 0) or any(folder.glob("checkpoint-*")):
-        raise ValueError(
-            f"{folder} already holds a run; expected a new folder: choose another, or pass resume=True to continue it"
-        )
-
-
 def _claim(folder: Path, *, resume: bool) -> None:
     """Make the folder this run's own, or refuse it."""
     if not resume:
         refuse_used(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
 
 
 def _optimizer(params: Sequence[nn.Parameter], loop: LoopConfig) -> torch.optim.AdamW:

@@ -297,7 +297,7 @@ def test_a_score_that_is_no_number_is_that_records_fault(undisturbed, source, tm
 def test_a_similarity_that_is_no_number_is_that_records_fault():
     items = [ToScore("a", picture(0), picture(1)), ToScore("b", picture(0), picture(2)), ToScore("c", picture(0), None)]
     answers = iter([0.5, float("nan")])
-    scorer = Scorer({"brightness": brightness}, None, lambda first, second: next(answers))
+    scorer = Scorer({"brightness": brightness}, None, lambda pairs: [next(answers) for _ in pairs])
     good, bad, unedited = scorer(items)
     assert good.similarity == 0.5 and unedited.similarity is None
     assert bad == Fault("invalid", "the similarity of source and edit is nan; expected a finite number")

@@ -102,7 +102,7 @@ def test_a_good_answer_goes_through_the_same_parser(folder, monkeypatch):
 
     monkeypatch.setattr(critic._chat, "_generate", answering)
     assert critic(IMAGES[:1], ["a fox"]) == [Critique(problems=(), overall=10)]
-    assert "«a fox»" in asked[0].text and "JSON schema" in asked[0].text, "nothing else tells the schema"
+    assert '"a fox"' in asked[0].text and "JSON schema" in asked[0].text, "nothing else tells the schema"
 
 
 def test_the_identity_tells_the_weights(folder, tmp_path):

@@ -50,7 +50,7 @@ def test_a_good_answer_and_what_was_asked_for_it():
     scheme, _, data = image["image_url"]["url"].partition(",")
     assert scheme == "data:image/png;base64"
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), np.asarray(IMAGE))
-    assert "«a red hat»" in text["text"] and "JSON schema" not in text["text"]
+    assert '"a red hat"' in text["text"] and "JSON schema" not in text["text"]
     assert request["response_format"]["json_schema"]["schema"] == answer_schema(Critique)
     assert request["response_format"]["json_schema"]["strict"] is True
     assert (request["model"], request["temperature"], request["seed"], request["max_tokens"]) == ("m", 0.5, 7, 99)
@@ -104,10 +104,10 @@ def test_a_refusal_a_filter_and_a_cut_answer():
     assert cut.kind == "parse_error" and cut.message.endswith("raise max_tokens") and cut.raw == GOOD[:50]
 
 
-def test_ten_megabytes_are_a_fault_of_twenty_kilobytes():
-    with fake_server(saying("hat " * 2_500_000)) as server:
+def test_megabytes_are_a_fault_of_twenty_kilobytes():
+    with fake_server(saying("hat " * 1_000_000)) as server:
         fault = ask_once(server)
-    assert fault.kind == "parse_error" and "10000000 characters" in fault.message and len(fault.raw) == RAW_LIMIT
+    assert fault.kind == "parse_error" and "4000000 characters" in fault.message and len(fault.raw) == RAW_LIMIT
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_slow_answer_is_asked_for_again():
 def test_a_server_that_serves_nobody_stops_the_run(status):
     with (
         fake_server(lambda _: Response("no service", status=status)) as server,
-        pytest.raises(Unavailable, match=rf"^the server at {server.url}/ does not answer for model 'm': .*{status}"),
+        pytest.raises(Unavailable, match=rf"^the server at {server.url} does not answer for model 'm': .*{status}"),
     ):
         ask_once(server)
     assert len(server.requests) == {401: 1, 403: 1, 404: 1, 429: 3}.get(status, 4)
@@ -235,7 +235,7 @@ def test_a_setting_that_a_server_refuses_is_named_and_may_be_left_out(names, sai
         with pytest.raises(Unavailable) as caught:
             ask_once(server)
         assert str(caught.value).startswith(
-            f"the server at {server.url}/ refuses all questions for model 'm': Error code: 400 - "
+            f"the server at {server.url} refuses all questions for model 'm': Error code: 400 - "
         )
         assert said in str(caught.value)
         assert str(caught.value).endswith(f"; if it does not take {listed}, set {listed} to null, which is not sent")
@@ -280,7 +280,7 @@ def test_never_more_at_once_than_asked_for():
 
 def test_the_order_of_a_batch_is_kept():
     def behave(request):
-        number = int(text_of(request).rpartition("hat ")[2].split("»")[0])
+        number = int(text_of(request).rpartition("hat ")[2].split('"')[0])
         return Response(f'{{"problems": [], "keep": [], "overall": {number}}}', wait_seconds=0.02 * (number % 3))
 
     with fake_server(behave) as server:
@@ -395,7 +395,7 @@ def test_the_instructor_is_told_caption_and_critique():
         (answer,) = instructor([IMAGE], ["a red hat"], [VALUE])
     assert answer.text == "make the hat red"
     (text,) = server.texts()
-    assert "«a red hat»" in text and '"what": "the hat is blue"' in text
+    assert '"a red hat"' in text and '"what": "the hat is blue"' in text
     assert server.requests[0]["response_format"]["json_schema"]["name"] == "Instructions"
 
 

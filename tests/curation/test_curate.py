@@ -1,6 +1,7 @@
 """Whole runs: what is recorded, what a shared run comes to, and what is refused before anything is spent."""
 
 import os
+import signal
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -11,6 +12,7 @@ from rpo.curation.curate import curate
 from rpo.curation.folder import STAGES, RunFolder
 from rpo.curation.history import Edit, histories
 from rpo.curation.records import Critique, Fault, Unavailable
+from rpo.interrupts import Terminated
 from tests.curation.fakes import (
     FakeCritic,
     FakeEditor,
@@ -23,6 +25,7 @@ from tests.curation.fakes import (
     lines_of,
     threaded,
 )
+from tests.run_state import assert_refused
 
 COUNT = 30
 
@@ -206,3 +209,40 @@ def test_instructions_may_be_asked_for_sound_images_too(undisturbed, source, tmp
     sound = [one.critique for one in histories(undisturbed) if one.outcomes[0].reason == "nothing_to_fix"]
     assert all(isinstance(one, Critique) and one.nothing_to_fix for one in sound)
     assert len(folder.stages["instructions"]) == len(undisturbed.stages["instructions"]) + len(sound)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_told_to_end_keeps_what_it_has_and_goes_on(undisturbed, source, tmp_path, number):
+    config, calls = config_of(tmp_path / "run", source), []
+
+    def end_later():
+        calls.append(0)
+        if len(calls) == 4:
+            signal.raise_signal(number)
+
+    with pytest.raises(Terminated):
+        curate(config, components=fakes(editor=FakeEditor(before=end_later)))
+    assert signal.getsignal(number) == signal.SIG_DFL
+    assert len(lines_of(tmp_path / "run")["edits"]) > 0
+    curate(config, resume=True, components=fakes())
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
+
+
+def test_a_refused_resume_changes_nothing(source, tmp_path):
+    config = config_of(tmp_path / "run", source)
+    curate(config, components=fakes())
+    rewards = replace(config.decide, rewards={"tests.curation.fakes:greenness": 0.0})
+    cases = {
+        "stage 'critiques' were made otherwise: model was 'eye' and is 'nose'": (
+            config,
+            fakes(critic=FakeCritic(identity={"kind": "fake", "model": "nose", "prompt_sha256": "1"})),
+        ),
+        "stage 'scores' were made otherwise: .*brightness": (replace(config, decide=rewards, evaluation=""), fakes()),
+        "stage 'edits' were made otherwise: seed was '0' and is '5'": (
+            replace(config, editor=replace(config.editor, seed=5)),
+            fakes(),
+        ),
+    }
+    for message, (other, components) in cases.items():
+        assert_refused(tmp_path / "run", message, partial(curate, other, resume=True, components=components))
+    assert_refused(tmp_path / "run", "holds a run already", partial(curate, config, components=fakes()))

@@ -176,10 +176,10 @@ def test_the_similarity_of_images_is_a_cosine(tmp_path):
     folder = save_clip(tmp_path)
     similarity = ImageSimilarity(str(folder))
     first, second = picture(0, (32, 32)), picture(1, (32, 32))
-    assert similarity(first, first) == pytest.approx(1, abs=1e-5)
-    assert -1 <= similarity(first, second) < 0.9999
-    assert similarity(first, second) == pytest.approx(similarity(second, first), abs=1e-6)
+    assert similarity([(first, first)]) == pytest.approx([1], abs=1e-5)
+    assert -1 <= similarity([(first, second)])[0] < 0.9999
+    assert similarity([(first, second)]) == pytest.approx(similarity([(second, first)]), abs=1e-6)
     scorer = Scorer({"bright": brightness}, None, similarity)
     (scores,) = scorer([ToScore("x", first, second)])
-    assert scores.similarity == pytest.approx(similarity(first, second), abs=1e-6)
+    assert scores.similarity == pytest.approx(similarity([(first, second)])[0], abs=1e-6)
     assert scores.evaluation == {}

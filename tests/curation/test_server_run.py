@@ -20,7 +20,7 @@ from tests.curation.fakes import FakeEditor, config_of, image_folder, lines_of
 
 COUNT = 12
 SOUND = '{"problems": [], "keep": [], "overall": 10}'
-LONG = "a hat " * 1_700_000
+LONG = "a hat " * 600_000
 CRITIQUES = {
     0: Response(None),
     1: Response("What a lovely picture!"),
@@ -57,7 +57,7 @@ def own_editor(config):
 
 
 def number_in(text):
-    return int(text.partition("«caption ")[2].partition("»")[0])
+    return int(text.partition('"caption ')[2].partition('"')[0])
 
 
 def good_critique(number):

@@ -231,7 +231,7 @@ def test_an_undisturbed_run_encodes_each_image_once_and_leaves_nothing_temporary
     assert [line["update"] for line in end["lines"]] == [1, 2, 3, 4, 5, 6]
     assert any(any(row) for row in end["weights"][1])  # B has left zero
     top = sorted(name for name in end["files"] if "/" not in name)
-    assert top == ["cache", "checkpoint-000004", "checkpoint-000006", "lora", "metrics.jsonl"]
+    assert top == [".lock", "cache", "checkpoint-000004", "checkpoint-000006", "lora", "metrics.jsonl"]
     assert sorted(name for name in end["files"] if name.startswith(("lora/", "cache/"))) == [
         "cache/embeddings.sqlite",
         "cache/latents.sqlite",

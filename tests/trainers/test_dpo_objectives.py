@@ -95,7 +95,7 @@ def test_plain_settings_are_plain_dpo(tmp_path):
     assert torch.equal(ours.sample_losses, plain.sample_losses)
     assert list(ours.metrics) == list(plain.metrics)
     assert trainer._loss().moments is None
-    assert not [key for key in trainer._identity() if key.startswith(("objective", "region"))]
+    assert not [key for key in trainer.identity if key.startswith(("objective", "region"))]
 
 
 @pytest.mark.slow
@@ -182,7 +182,7 @@ def test_moments_do_not_depend_on_how_an_update_is_split(tmp_path):
 
 def test_resuming_with_another_objective_is_refused(tmp_path):
     trained(tmp_path, updates=1)
-    with pytest.raises(ValueError, match=r"its settings changed .objective\.link from None to ipo"):
+    with pytest.raises(ValueError, match=r"what it is made of changed .objective\.link from None to ipo"):
         trained(tmp_path, updates=2, resume=True, objective=PreferenceConfig(link="ipo"))
 
 

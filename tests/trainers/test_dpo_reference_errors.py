@@ -1,10 +1,14 @@
 """The reference's errors are those that the file keeps, so that a resumed run computes with the same bits."""
 
+import pytest
 import torch
 
 from rpo.trainers.pair_batches import PairBatch
 from rpo.trainers.reference_errors import ReferenceErrors
+from rpo.training.log import read_metrics
 from rpo.types import Conditioning
+from tests.tiny import tiny_sd
+from tests.trainers.test_dpo import trained
 
 
 def batch_of(*draws):
@@ -43,3 +47,18 @@ def test_two_processes_that_compute_the_same_visit_agree(tmp_path):
 def test_another_model_is_asked_anew(tmp_path):
     ReferenceErrors(tmp_path, "model").of(batch_of("a"), answering(1.0, 2.0))
     assert ReferenceErrors(tmp_path, "other").of(batch_of("a"), answering(3.0, 4.0)).tolist() == [3, 4]
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [{"beta_end": 0.02}, {"beta_schedule": "linear"}, {"trained_betas": [0.001 + 1e-5 * n for n in range(1000)]}],
+)
+def test_under_another_noise_schedule_all_are_asked_anew(tmp_path, schedule):
+    def trainer(**changes):
+        settings = {"updates": 2, "draws_per_pair": 1, "cache_folder": str(tmp_path / "cache")}
+        return trained(tmp_path / str(len(list(tmp_path.iterdir()))), pipe=tiny_sd(**changes), **settings)
+
+    first, same, other = trainer(), trainer(), trainer(**schedule)
+    assert [one._reference_errors.computed for one in (first, same, other)] == [8, 0, 8]
+    (margin, *_) = (line["dpo/margin"] for line in read_metrics(other.folder))
+    assert abs(margin) < 1e-6

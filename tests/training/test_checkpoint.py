@@ -136,6 +136,43 @@ def remove_file(path):
     return r"run\.json is missing"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        "3",
+        "null",
+        '"weights.pt"',
+        '{"weights.pt": {"bytes": 9',
+        '{"weights.pt": 9}',
+        '{"weights.pt": {"bytes": 9}}',
+        "\x00\x00",
+        "\udce4",
+    ],
+)
+def test_a_damaged_manifest_is_named_with_the_remedy(tmp_path, text):
+    save(tmp_path, 3)
+    save(tmp_path, 4)
+    manifest = tmp_path / "checkpoint-000004/manifest.json"
+    manifest.write_bytes(text.encode(errors="surrogateescape"))
+    message = f"{manifest} is damaged; expected the sizes and sha256 .* delete the folder .* from checkpoint-000003"
+    for only in (None, "run.json"):
+        with pytest.raises(ValueError, match=message):
+            verify_checkpoint(manifest.parent, only=only)
+
+
+def test_a_manifest_that_leaves_a_file_out_is_named(tmp_path):
+    save(tmp_path, 3)
+    manifest = tmp_path / "checkpoint-000003/manifest.json"
+    named = json.loads(manifest.read_text())
+    del named["run.json"]
+    manifest.write_text(json.dumps(named))
+    with pytest.raises(ValueError, match=r"manifest\.json does not name run\.json; .* from the start"):
+        verify_checkpoint(manifest.parent, only="run.json")
+
+
 def remove_manifest(path):
     (path / "manifest.json").unlink()
     return r"has no manifest\.json"

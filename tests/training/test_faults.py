@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from rpo.interrupts import Terminated
 from rpo.training.checkpoint import checkpoints
 from rpo.training.log import read_metrics
 from rpo.training.loop import NonFiniteLossError
@@ -158,7 +159,11 @@ def test_the_guard_stops_the_run_and_keeps_it_stopped(tmp_path, capsys):
     assert equal(values(again), values(model))
 
 
-def test_ctrl_c_keeps_the_last_complete_update(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "raised"),
+    [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated), (signal.SIGHUP, Terminated)],
+)
+def test_whatever_ends_the_process_keeps_the_last_complete_update(tmp_path, number, raised):
     model = toy_model()
     plain, calls = plain_loss(model), 0
 
@@ -166,10 +171,10 @@ def test_ctrl_c_keeps_the_last_complete_update(tmp_path):
         nonlocal calls
         calls += 1
         if calls == 4:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return plain(batch)
 
-    with pytest.raises(KeyboardInterrupt) as caught:
+    with pytest.raises(raised) as caught:
         run(tmp_path, model=model, loss_fn=loss_fn)
     assert checkpoints(tmp_path)[-1].name == "checkpoint-000003"
     assert caught.value.__notes__ == [

@@ -21,8 +21,8 @@ from rpo.training.loop_config import LoopConfig, check_unchanged, describe, plai
         ({"max_grad_norm": 0.0}, "max_grad_norm=0.0; expected a number above 0, or inf for no clipping"),
         ({"adam_beta2": 1.0}, "adam_beta2=1.0; expected at least 0 and below 1"),
         ({"ema_decay": 1.0}, "ema_decay=1.0; expected between 0 and 1, or nothing for no average"),
-        ({"lr_schedule": "cosin"}, "lr_schedule='cosin'; expected constant, cosine or linear"),
-        ({"mixed_precision": "fp8"}, "mixed_precision='fp8'; expected no, bf16 or fp16"),
+        ({"lr_schedule": "cosin"}, "lr_schedule to 'cosin', but one of constant, cosine, linear is needed; .*'cosine'"),
+        ({"mixed_precision": "fp8"}, "mixed_precision to 'fp8', but one of no, bf16, fp16 is needed"),
     ],
 )
 def test_impossible_numbers_are_refused(wrong, message):

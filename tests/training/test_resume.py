@@ -9,10 +9,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from rpo.training.checkpoint import checkpoints
+from rpo.training import resume
+from rpo.training.checkpoint import checkpoints, read_part
 from rpo.training.log import TIMINGS, read_metrics
 from rpo.training.loop import fit
-from tests.training.toy import CONFIG, RunningMean, names, noisy_loss, toy_batches, toy_model, train_noisy
+from rpo.training.resume import versions
+from tests.run_state import assert_refused
+from tests.training.toy import (
+    CONFIG,
+    LOOP,
+    RunningMean,
+    names,
+    noisy_loss,
+    run,
+    toy_batches,
+    toy_model,
+    train_noisy,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -171,3 +184,41 @@ def test_a_damaged_checkpoint_says_how_to_go_on(tmp_path, undisturbed):
         file.unlink()
     newest.rmdir()
     assert everything(tmp_path, train_noisy(tmp_path, resume=True)) == undisturbed
+
+
+@pytest.mark.parametrize("name", ["checkpoint-000007", "checkpoint-000012", "checkpoint-1000000"])
+def test_a_renamed_checkpoint_is_named(five_updates, name):
+    folder, loop = five_updates
+    (folder / "checkpoint-000005").rename(folder / name)
+    message = f"{name} holds the state after 5 updates; .* rename it to checkpoint-000005, or delete the folder"
+    assert_refused(folder, message, lambda: resumed_with(folder, loop=dataclasses.replace(loop, updates=10**6)))
+
+
+def test_what_a_run_is_made_of_is_in_its_checkpoint_and_must_be_the_same(tmp_path):
+    def attempt(identity, updates=2, resume=True):
+        run(tmp_path, loop=dataclasses.replace(LOOP, updates=updates), identity=identity, resume=resume)
+
+    attempt({"base": "a", "pairs": "b"}, updates=1, resume=False)
+    cases = {
+        "base from a to c": {"base": "c", "pairs": "b"},
+        "pairs from b to None": {"base": "a"},
+        "more from None to d": {"base": "a", "pairs": "b", "more": "d"},
+        "base from a to b; pairs from b to a": {"base": "b", "pairs": "a"},
+    }
+    for message, identity in cases.items():
+        assert_refused(tmp_path, f"what it is made of changed .{message}.;", lambda one=identity: attempt(one))
+    attempt({"pairs": "b", "base": "a"})
+    assert [line["update"] for line in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_other_versions_are_said_in_one_line_and_not_refused(tmp_path, capsys, monkeypatch):
+    run(tmp_path, loop=dataclasses.replace(LOOP, updates=1))
+    assert set(read_part(checkpoints(tmp_path)[0], "run.json")["versions"]) == {"rpo", "torch", "diffusers", "peft"}
+    run(tmp_path, loop=dataclasses.replace(LOOP, updates=2), resume=True)
+    assert "versions" not in capsys.readouterr().out
+    now = versions()
+    monkeypatch.setattr(resume, "version", lambda name: "99.1" if name == "peft" else now[name])
+    run(tmp_path, loop=dataclasses.replace(LOOP, updates=3), resume=True)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "versions" in line]
+    assert line == f"resumed with other versions, so the last bits may differ: peft {now['peft']} → 99.1"
+    assert len(read_metrics(tmp_path)) == 3

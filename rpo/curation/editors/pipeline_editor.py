@@ -17,9 +17,10 @@ from PIL.Image import Image, Resampling
 
 from rpo.curation.component_config import EditorConfig
 from rpo.data.pixels import rgb
+from rpo.settings import settings
 
 
-@dataclass(frozen=True)
+@settings
 class EditSettings:
     """How strongly and how long an edit is sampled; a family uses what its pipeline knows."""
 

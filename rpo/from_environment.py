@@ -1,0 +1,86 @@
+"""Settings that come from the environment are used as they are and written down as they were written.
+
+`${oc.env:NAME}` may stand for a secret. So its value carries the reference along, and whatever is kept (`run.yaml`,
+manifests, cards) has the reference. A comparison of two runs compares the values, or a hash of them.
+"""
+
+import re
+from typing import Any, final
+
+from omegaconf import DictConfig, OmegaConf
+
+_REFERENCE = re.compile(r"\$\{\s*oc\.env\s*:")
+_OTHER_RESOLVER = re.compile(r"\$\{(?!\s*oc\.env\s*:)[^{}]*:")
+
+
+@final
+class FromEnvironment(str):
+    """A text out of the environment; `written` is the reference that it came from, which is also what it shows."""
+
+    written: str
+
+    def __new__(cls, value: str, written: str) -> "FromEnvironment":
+        """Join a value and its reference."""
+        made = super().__new__(cls, value)
+        made.written = written
+        return made
+
+    def __getnewargs__(self) -> tuple[str, str]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """What copies are made of."""
+        return str(self), self.written
+
+    def __repr__(self) -> str:
+        """The reference, for messages."""
+        return repr(self.written)
+
+
+def as_written(value: Any) -> Any:
+    """Plain data with references in the place of what came from the environment.
+
+    Args:
+        value: Mappings, lists, text and what else a configuration holds.
+    """
+    if isinstance(value, dict):
+        return {name: as_written(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(as_written(one) for one in value)
+    return value.written if isinstance(value, FromEnvironment) else value
+
+
+def resolved(tree: DictConfig) -> Any:
+    """The values of a configuration; texts that came from the environment are `FromEnvironment`.
+
+    Args:
+        tree: With its interpolations.
+
+    Raises:
+        OmegaConfBaseException: One does not resolve.
+    """
+    raw = OmegaConf.to_container(tree, resolve=False)
+    written = OmegaConf.to_container(OmegaConf.create(_kept(raw)), resolve=True)
+    return _joined(OmegaConf.to_container(tree, resolve=True), written, raw)
+
+
+def _kept(raw: Any) -> Any:
+    """A tree whose references to the environment are escaped, so that they come out as they are."""
+    if isinstance(raw, dict):
+        return {name: _kept(one) for name, one in raw.items()}
+    if isinstance(raw, list):
+        return [_kept(one) for one in raw]
+    is_plain = isinstance(raw, str) and not _OTHER_RESOLVER.search(raw)
+    return _REFERENCE.sub(r"\\\g<0>", raw) if is_plain else raw
+
+
+def _joined(value: Any, written: Any, raw: Any) -> Any:
+    if isinstance(value, dict) and isinstance(written, dict):
+        inner = raw if isinstance(raw, dict) else {}
+        return {name: _joined(one, written.get(name), inner.get(name)) for name, one in value.items()}
+    if isinstance(value, list) and isinstance(written, list) and len(value) == len(written):
+        inner = raw if isinstance(raw, list) and len(raw) == len(value) else [None] * len(value)
+        return [_joined(*three) for three in zip(value, written, inner, strict=True)]
+    if not isinstance(value, str):
+        return value
+    if isinstance(written, str) and written != value:
+        return FromEnvironment(value, written)
+    is_decoded = isinstance(raw, str) and _REFERENCE.search(raw) is not None  # its text was read as YAML in between
+    return FromEnvironment(value, raw) if is_decoded else value

@@ -1,0 +1,92 @@
+"""A run's folder belongs to one process at a time.
+
+The system lets go of a lock when its owner dies, however it dies, so nothing stale is left. What the lock file says
+names the owner for the message that the other gets.
+"""
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+LOCK = ".lock"
+"""The lock file of a folder."""
+
+
+@contextmanager
+def sole_owner(folder: Path, *, is_main: bool = True) -> Iterator[None]:
+    """Hold a run's folder; whoever comes meanwhile is refused at once.
+
+    Inside, the same thread may ask again. Only the main one of several processes that make one run holds it.
+
+    Args:
+        folder: Of the run; created.
+        is_main: Whether this process holds it for all.
+
+    Raises:
+        ValueError: Another process works in it; says which.
+    """
+    if not is_main:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    key = (os.getpid(), threading.get_ident(), folder.resolve())
+    if key in _ours:
+        yield
+        return
+    with taken(folder / LOCK, f"{folder} is in use"):
+        _ours.add(key)
+        try:
+            yield
+        finally:
+            _ours.discard(key)
+
+
+_ours: set[tuple[int, int, Path]] = set()
+"""Process, thread and folder of what is held here; a forked child holds nothing."""
+
+
+@contextmanager
+def taken(path: Path, what: str, remedy: str = "wait until it has ended, or choose another folder") -> Iterator[None]:
+    """Hold one lock file, and say in it who does.
+
+    Args:
+        path: The file; its folder exists.
+        what: Begins the message when another process holds it.
+        remedy: Ends it.
+
+    Raises:
+        ValueError: Another process has it; says which.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"{what} by {_owner(path)}; expected one process at a time; {remedy}") from None
+    try:
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
+        yield
+    finally:
+        with suppress(OSError):
+            path.write_text("", "utf-8")
+        lock.release()
+
+
+def is_taken(path: Path) -> bool:
+    """Whether somebody holds a lock file."""
+    try:
+        FileLock(path).acquire(timeout=0).lock.release()
+    except Timeout:
+        return True
+    return False
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.read_text("utf-8") or "another process"
+    except OSError:  # Windows lets nobody read a locked file
+        return "another process"

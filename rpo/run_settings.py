@@ -1,0 +1,44 @@
+"""The settings that a run of several stages was started with, in its folder: whoever continues it must repeat them."""
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from rpo.config import differences, load_config, to_yaml
+
+SETTINGS = "settings.yaml"
+
+
+def require_same_settings(folder: Path, config: Any, *, resume: bool, free: Collection[str]) -> None:
+    """Refuse a folder that holds another run; nothing is written.
+
+    Args:
+        folder: Of the run.
+        config: Its settings.
+        resume: Whether a run in the folder is to be continued.
+        free: Keys that may change.
+
+    Raises:
+        ValueError: It holds a run that is not to be continued, or one with other settings; says which.
+    """
+    file = folder / SETTINGS
+    if not file.exists():
+        return
+    if not resume:
+        raise ValueError(f"{folder} holds a run already; give --resume to continue it, or --output for another folder")
+    changed = differences(load_config(type(config), file), config)
+    told = [f"{key} {change}" for key, change in changed.items() if key not in free]
+    if told:
+        raise ValueError(
+            f"{folder} was started with other settings ({file}): {'; '.join(told)}; repeat them, or give --output for "
+            "another folder"
+        )
+
+
+def keep_settings(folder: Path, config: Any) -> None:
+    """Write the settings of a run that begins, whole or not at all: a cut file would look like other settings."""
+    if not (folder / SETTINGS).exists():
+        partial = folder / f".{SETTINGS}.partial"
+        partial.write_text(to_yaml(config), "utf-8")
+        os.replace(partial, folder / SETTINGS)

@@ -1,0 +1,51 @@
+"""What a run is made of, as far as it decides the result: a resumed run must be made of the same."""
+
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rpo.models.base import DiffusionModel
+from rpo.models.fingerprint import describe_schedule, hash_network
+from rpo.models.stable_diffusion import StableDiffusion
+
+
+def base_identity(model: DiffusionModel) -> dict[str, str]:
+    """The parts of a checkpoint that count, as text by name; ask before anything is trained.
+
+    Args:
+        model: The checkpoint.
+    """
+    found = {"prediction_type": str(model.prediction_type), **describe_schedule(model.scheduler_config)}
+    if not isinstance(model, StableDiffusion):
+        return found | {"base.denoiser": hash_network(model.denoiser, {}, {})[:16]}
+    text = model.text_encoder
+    # The library writes its own version into the configuration, which is no other text encoder.
+    config = {name: value for name, value in text.config.to_dict().items() if name != "transformers_version"}
+    vocabulary = {"vocab": model.tokenizer.get_vocab(), "max_length": model.tokenizer.model_max_length}
+    return found | {
+        "base.unet": hash_network(model.denoiser, model.denoiser.config, {})[:16],
+        "base.vae": hash_network(model.vae, model.vae.config, {})[:16],
+        "base.text_encoder": hash_network(text, config, vocabulary)[:16],
+        "vae.scaling_factor": str(model.vae.config["scaling_factor"]),
+        "dtype": f"{model.weight_dtype}, vae {model.vae.dtype}, text encoder {text.dtype}",
+        "compute_dtype": str(model.compute_dtype),
+    }
+
+
+def settings_identity(config: Any, free: Collection[str]) -> dict[str, str]:
+    """Every setting as text, those of a section as "section.name".
+
+    Args:
+        config: The settings, a dataclass.
+        free: Fields that may change in a resumed run.
+    """
+    values = {name: value for name, value in asdict(config).items() if name not in free}
+    sections = {name: value if isinstance(value, dict) else {"": value} for name, value in values.items()}
+    return {f"{name}.{key}".rstrip("."): str(one) for name, part in sections.items() for key, one in part.items()}
+
+
+def prompts_identity(prompts: Sequence[str]) -> dict[str, str]:
+    """Prompts in their order."""
+    digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+    return {"prompts": f"{len(prompts)} ({digest[:12]})"}

@@ -1,0 +1,137 @@
+"""What a resumed run must have in common with the one that it continues; asked before anything is touched.
+
+A run is what it learns from and how: its checkpoints hold its identity, plain text by the name that a person knows, and
+whatever differs is refused. The versions of the libraries are there too: another one is only said.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from tqdm import tqdm
+
+from rpo.interrupts import ended_in_order
+from rpo.run_lock import sole_owner
+from rpo.training.checkpoint import (
+    checkpoint_path,
+    checkpoints,
+    read_part,
+    remedy_for,
+    update_of,
+    verify_checkpoint,
+)
+from rpo.training.log import METRICS_FILE
+from rpo.training.loop_config import LoopConfig, check_unchanged
+from rpo.training.processes import Processes
+
+Identity = Mapping[str, str]
+
+RUN = "run.json"
+"""The part of a checkpoint that says what run it is of."""
+
+_LIBRARIES = ("rpo", "torch", "diffusers", "peft")
+
+
+@contextmanager
+def claimed(
+    folder: Path, loop: LoopConfig, identity: Identity, processes: Processes, *, resume: bool
+) -> Iterator[None]:
+    """Inside, the folder is this run's own, and may be written to; SIGTERM and SIGHUP end it as Ctrl-C does.
+
+    Args:
+        folder: Of the run.
+        loop: Its settings.
+        identity: What else must be the same in a resumed run.
+        processes: Who trains; the main one asks for all.
+        resume: Whether the run in the folder is to be continued.
+
+    Raises:
+        ValueError: The folder is in use, holds a run that is not to be continued, or one that is not the same.
+    """
+    with ExitStack() as held:
+        error: Exception | None = None
+        if processes.is_main:
+            try:
+                held.enter_context(sole_owner(folder))
+                if resume:
+                    _check_same(folder, loop, identity, processes.count)
+                else:
+                    refuse_used(folder)
+            except (OSError, ValueError) as caught:
+                error = caught
+        processes.fail_together(error)
+        held.enter_context(ended_in_order())
+        yield
+
+
+def refuse_used(folder: Path) -> None:
+    """Refuse a folder that holds a run already; one that ended before its first update left nothing to keep.
+
+    Args:
+        folder: Where a new run is to begin.
+
+    Raises:
+        ValueError: Naming the folder, and saying how to continue the run in it.
+    """
+    metrics = folder / METRICS_FILE
+    if (metrics.exists() and metrics.stat().st_size > 0) or any(folder.glob("checkpoint-*")):
+        raise ValueError(
+            f"{folder} already holds a run; expected a new folder: choose another, or pass resume=True to continue it"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide the last bits of a run."""
+    return {name: _version(name) for name in _LIBRARIES}
+
+
+def changed_versions(saved: Mapping[str, str]) -> str:
+    """What is another version than in a checkpoint, in words; empty if nothing is."""
+    return ", ".join(f"{name} {saved.get(name)} → {now}" for name, now in versions().items() if saved.get(name) != now)
+
+
+def _check_same(folder: Path, loop: LoopConfig, identity: Identity, processes: int) -> None:
+    for path in checkpoints(folder)[-1:]:
+        verify_checkpoint(path, only=RUN)
+        run = read_part(path, RUN)
+        if run["update"] != update_of(path):
+            raise ValueError(
+                f"{path} holds the state after {run['update']} updates; expected what its name says: rename it to "
+                f"{checkpoint_path(folder, run['update']).name}, or {remedy_for(path)}"
+            )
+        check_unchanged(loop, run["loop"], str(path))
+        _require_same(identity, run.get("identity", {}))
+        if run["processes"] != processes:
+            raise ValueError(
+                f"{path} was trained by {run['processes']} processes, now there are {processes}; expected the same "
+                f"number to continue it: launch {run['processes']}, or start in a new folder"
+            )
+        if run["update"] > loop.updates:
+            raise ValueError(
+                f"{path} is past the end, updates={loop.updates}; expected updates={run['update']} or more: raise "
+                "updates, or delete the later checkpoints"
+            )
+        if changed := changed_versions(run.get("versions", {})):
+            tqdm.write(f"resumed with other versions, so the last bits may differ: {changed}")
+
+
+def _require_same(identity: Identity, saved: Identity) -> None:
+    names = sorted(identity.keys() | saved.keys())
+    changed = [
+        f"{name} from {saved.get(name)} to {identity.get(name)}"
+        for name in names
+        if saved.get(name) != identity.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"the run cannot be resumed: what it is made of changed ({'; '.join(changed)}); resume it with what it was "
+            "started with, or train into another folder"
+        )
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,285 @@
+"""What a run of any length costs: bytes held for a record, files opened, lines read, forwards made."""
+
+import hashlib
+import json
+import os
+import pathlib
+import tracemalloc
+from array import array
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rpo.curation import parts
+from rpo.curation.curate_config import SourceConfig
+from rpo.curation.digests import Digests
+from rpo.curation.export import export, pairs_of
+from rpo.curation.folder import STAGES, RunFolder
+from rpo.curation.history import histories
+from rpo.curation.page import render_page
+from rpo.curation.page_outcomes import Fate, select
+from rpo.curation.parts import StageRecords
+from rpo.curation.places import Places, key_of, part_and_start, place_of
+from rpo.curation.score import ImageSimilarity
+from rpo.curation.sources import plan_import
+from rpo.curation.status import status_of
+from tests.curation.fakes import config_of, finished, image_folder
+from tests.rewards.clip_models import save_clip
+
+COUNT = 20_000
+
+
+def name_of(number):
+    return f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}"
+
+
+def lines(path, numbers, **columns):
+    path.parent.mkdir(exist_ok=True)
+    rows = ({"id": name_of(number), "order": number, "text": "word " * 20, **columns} for number in numbers)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def long_stage(tmp_path):
+    for part in range(3):
+        lines(tmp_path / "sources" / f"part-{part}.jsonl", range(part, COUNT, 3))
+    return tmp_path / "sources"
+
+
+def test_a_record_takes_16_bytes(long_stage):
+    StageRecords(long_stage)  # what is imported and cached by then
+    tracemalloc.start()
+    records = StageRecords(long_stage)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(records) == COUNT
+    assert held < 24 * COUNT
+
+
+def test_records_that_are_added_are_sorted_in(monkeypatch):
+    monkeypatch.setattr("rpo.curation.places._FEW", 10)
+    places = Places(array("Q", [5, 3, 5]), array("Q", [50, 30, 51]))
+    expected = {5: 50, 3: 30}
+    for key in np.random.default_rng(0).integers(0, 2**63, 500).tolist():
+        places.add(key * 2, key)
+        expected[key * 2] = key
+        assert len(places) == len(expected)
+    assert all(places.get(key) == place for key, place in expected.items())
+    assert places.get(4) is None and places.get(2**64 - 1) is None and places.get(1) is None
+    assert part_and_start(place_of(65_535, 2**48 - 1)) == (65_535, 2**48 - 1)
+    assert key_of("00000000000000ff") == 255 and key_of("ff") != 255 and key_of("00000000000000FF") != 255
+
+
+class Counted:
+    """Counts the files that are opened and the lines that are parsed."""
+
+    def __init__(self, monkeypatch):
+        self.opened, self.parsed = Counter(), 0
+        open_path, load = pathlib.Path.open, json.loads
+
+        def counting_open(path, *args, **kwargs):
+            self.opened[path.name] += 1
+            return open_path(path, *args, **kwargs)
+
+        def counting_load(text, *args, **kwargs):
+            self.parsed += 1
+            return load(text, *args, **kwargs)
+
+        monkeypatch.setattr(pathlib.Path, "open", counting_open)
+        monkeypatch.setattr(json, "loads", counting_load)
+
+
+def test_looks_open_a_file_once(long_stage, monkeypatch):
+    records = StageRecords(long_stage)
+    counted = Counted(monkeypatch)
+    for number in range(0, 3000, 2):
+        assert records[name_of(number)]["order"] == number
+    assert counted.opened == {f"part-{part}.jsonl": 1 for part in range(3)}
+    assert counted.parsed == 1500
+
+
+def test_a_pass_over_everything_opens_and_reads_each_file_once(long_stage, monkeypatch):
+    records = StageRecords(long_stage)
+    counted = Counted(monkeypatch)
+    assert sum(1 for _ in records.rows()) == COUNT
+    assert counted.opened == {f"part-{part}.jsonl": 1 for part in range(3)} and counted.parsed == COUNT
+
+
+def test_the_order_of_a_plan_is_found_with_few_bytes(long_stage):
+    records = StageRecords(long_stage)
+    assert [row["order"] for row in records.in_order("order")] == list(range(COUNT))
+    tracemalloc.start()
+    first = next(records.in_order("order"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert first["order"] == 0 and peak < 100 * COUNT
+
+
+def test_more_parts_than_may_be_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "OPEN_FILES", 2)
+    for part in range(7):
+        lines(tmp_path / "s" / f"part-{part}.jsonl", range(part, 70, 7))
+    records = StageRecords(tmp_path / "s")
+    assert [records[name_of(number)]["order"] for number in range(70)] == list(range(70))
+
+
+def test_a_line_longer_than_a_block_and_a_line_cut_off_after_a_look(tmp_path):
+    records = StageRecords(tmp_path / "s", 0)
+    rows = [{"id": name_of(number), "text": "é" * size} for number, size in enumerate([1, 4094, 4096, 20_000, 3])]
+    for row in rows:
+        records.append(row)
+    assert [records[row["id"]] for row in rows] == rows == list(records.rows())
+
+
+def test_what_another_process_writes_later_is_not_half_seen(tmp_path):
+    lines(tmp_path / "s" / "part-1.jsonl", range(3))
+    records = StageRecords(tmp_path / "s")
+    with (tmp_path / "s" / "part-1.jsonl").open("a") as file:
+        file.write(json.dumps({"id": name_of(3), "order": 3}) + "\n")
+    assert sorted(records) == sorted(map(name_of, range(3)))
+    assert [row["order"] for row in records.in_order("order")] == [0, 1, 2]
+
+
+# what an import reads
+
+
+def read_by(folder, digests, monkeypatch):
+    """Names of the files that are read, and the ids of the plan."""
+    read, digest = [], hashlib.file_digest
+
+    def noting(file, kind):
+        read.append(Path(file.name).name)
+        return digest(file, kind)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", noting)
+        plan = plan_import(SourceConfig(kind="folder", path=str(folder)), digests)
+    return sorted(read), [item.id for item in plan.items]
+
+
+def test_a_start_reads_only_files_that_are_new_or_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr("rpo.curation.digests.SETTLED_SECONDS", -60.0)
+    source = image_folder(tmp_path / "source", 5)
+    names = [f"{index:03}.png" for index in range(5)]
+    first = read_by(source, Digests(tmp_path / "d", 0), monkeypatch)
+    assert first[0] == names
+    assert read_by(source, Digests(tmp_path / "d", 1), monkeypatch) == ([], first[1]), "another process knows them too"
+    assert plan_import(SourceConfig(kind="folder", path=str(source))).items[0].id == first[1][0]
+    before = (source / "001.png").stat()
+    changed = bytearray((source / "001.png").read_bytes())
+    changed[-1] ^= 1
+    (source / "001.png").write_bytes(changed)  # of the same size, and given the old time
+    os.utime(source / "001.png", ns=(before.st_atime_ns, before.st_mtime_ns))
+    (source / "003.png").rename(source / "003.old")
+    (source / "004.png").replace(source / "003.png")
+    (source / "003.old").rename(source / "004.png")
+    again = read_by(source, Digests(tmp_path / "d", 0), monkeypatch)
+    assert "001.png" in again[0] and not {"000.png", "002.png"} & set(again[0])
+    assert again[1] == [item.id for item in plan_import(SourceConfig(kind="folder", path=str(source))).items]
+    assert again[1] != first[1]
+
+
+def test_a_file_that_was_just_written_is_read_again(tmp_path, monkeypatch):
+    source = image_folder(tmp_path / "source", 2)
+    for _ in range(2):
+        assert len(read_by(source, Digests(tmp_path / "d", 0), monkeypatch)[0]) == 2
+
+
+def test_a_line_that_is_being_written_costs_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("rpo.curation.digests.SETTLED_SECONDS", -60.0)
+    source = image_folder(tmp_path / "source", 3)
+    first = read_by(source, Digests(tmp_path / "d", 0), monkeypatch)
+    file = tmp_path / "d" / "part-0.jsonl"
+    file.write_bytes(file.read_bytes()[:-20])
+    for part in (1, 0):
+        read, ids = read_by(source, Digests(tmp_path / "d", part), monkeypatch)
+        assert ids == first[1] and len(read) <= 3
+
+
+# what reads whole runs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("growth")
+    return finished(config_of(folder / "run", image_folder(folder / "source", 30))).path
+
+
+def test_status_reads_each_line_a_few_times_whatever_it_says(run, monkeypatch):
+    num_lines = sum(len(RunFolder(run).stages[stage]) for stage in STAGES)
+    counted = Counted(monkeypatch)
+    status_of(run)
+    assert counted.parsed < 3.5 * num_lines + 30
+    assert max(counted.opened[name] for name in counted.opened if name.startswith("part-")) <= 3 * len(STAGES) + 1
+
+
+def test_exports_take_pairs_one_by_one(run, monkeypatch, tmp_path):
+    alive = []
+
+    def watched(pairs):
+        for number, one in enumerate(pairs, start=1):
+            alive.append(number)
+            yield one
+
+    def slow(folder, pairs):
+        taken = 0
+        for taken, _ in enumerate(pairs, start=1):
+            assert alive[-1] == taken, "no pair is made before it is written"
+        return taken
+
+    monkeypatch.setattr("rpo.curation.export.pairs_of", lambda folder: watched(pairs_of(folder)))
+    monkeypatch.setattr("rpo.curation.export.write_pairs", slow)
+    assert export(run, to=tmp_path / "native").num_pairs == len(alive) > 5
+
+
+@pytest.mark.parametrize("form", ["parquet", "pickapic"])
+def test_a_table_of_several_files_says_how_many_there_are(run, monkeypatch, tmp_path, form):
+    from rpo.data.readers import read_pairs
+
+    monkeypatch.setattr("rpo.curation.export.PAIRS_PER_FILE", 4)
+    done = export(run, form, to=tmp_path / form)
+    names = sorted(path.name for path in (done.path / "data").iterdir())
+    count = -(-done.num_pairs // 4)
+    assert count > 2 and names == [f"train-{index:05}-of-{count:05}.parquet" for index in range(count)]
+    whole = [(pair.prompt, pair.key) for pair in pairs_of(RunFolder(run))]
+    assert [(pair.prompt, pair.key) for pair in read_pairs(done.path)] == whole
+
+
+def test_histories_come_in_the_order_of_the_plan(run):
+    assert [one.source.order for one in histories(RunFolder(run))] == list(range(30))
+    assert render_page(RunFolder(run), 5).count("data:image") > 5
+
+
+def test_a_selection_holds_few_of_many():
+    def many():
+        for number in range(COUNT):
+            yield Fate(name_of(number), "too_close" if number % 7 else "kept_edit", (), 5)
+
+    everything = list(many())
+    tracemalloc.start()
+    chosen = select(many(), 10)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100_000
+    for outcome in ("too_close", "kept_edit"):
+        best = sorted(one.record for one in everything if one.outcome == outcome)[:5]
+        assert sorted(one.record for one in chosen if one.outcome == outcome) == best
+
+
+def test_similarities_take_one_forward_for_all_images_of_a_size(tmp_path, monkeypatch):
+    similarity = ImageSimilarity(str(save_clip(tmp_path)))
+    rng = np.random.default_rng(0)
+
+    def image(size):
+        return Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8))
+
+    pairs = [(image(size), image(size)) for size in (32, 40, 32, 32, 40)]
+    alone = [similarity([pair])[0] for pair in pairs]
+    calls = []
+    embed = similarity.reward.embed_images
+    monkeypatch.setattr(similarity.reward, "embed_images", lambda images: calls.append(len(images)) or embed(images))
+    assert similarity(pairs) == pytest.approx(alone, abs=1e-5)
+    assert sorted(calls) == [2, 2, 3, 3]

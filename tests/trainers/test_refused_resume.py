@@ -1,0 +1,145 @@
+"""A resume with something else is refused before anything in the folder is touched, and says what changed."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rpo.cli import main
+from rpo.data.preference import PreferencePair, encode_png, pair_set
+from rpo.data.writers import write_pairs
+from rpo.training.checkpoint import checkpoints
+from rpo.training.log import read_metrics
+from tests.run_state import assert_refused, state_of
+from tests.tiny import save_tiny_sd, tiny_sd
+from tests.trainers.online_runs import PROMPTS, TRAINERS, loop
+from tests.trainers.test_dpo import config, toy_pairs, trained
+
+
+def scaled(network):
+    """A pipeline of which one network is another."""
+    pipe = tiny_sd()
+    with torch.no_grad():
+        for parameter in pipe.components[network].parameters():
+            parameter.mul_(0.9)
+    return pipe
+
+
+def other_vae_scale():
+    pipe = tiny_sd()
+    pipe.vae.register_to_config(scaling_factor=0.5)
+    return pipe
+
+
+def changed(index, **changes):
+    """The toy pairs with one of them changed."""
+    pairs = list(toy_pairs())
+    pairs[index] = replace(pairs[index], **changes)
+    return pair_set(pairs, origin="toy")
+
+
+def bases():
+    """Pipelines that differ in one thing, and what is said of it."""
+    return {
+        "unet": (scaled("unet"), r"base\.unet from \w{16} to \w{16}\)"),
+        "text encoder": (scaled("text_encoder"), r"base\.text_encoder from"),
+        "vae": (scaled("vae"), r"base\.vae from"),
+        "vae scale": (other_vae_scale(), r"vae\.scaling_factor from 0\.18215 to 0\.5"),
+        "prediction": (tiny_sd("v_prediction"), "prediction_type from epsilon to v_prediction"),
+        "betas": (tiny_sd(beta_end=0.02), r"scheduler\.beta_end from 0\.012 to 0\.02\)"),
+        "beta schedule": (tiny_sd(beta_schedule="linear"), r"scheduler\.beta_schedule from scaled_linear to linear"),
+        "zero snr": (tiny_sd(rescale_betas_zero_snr=True), r"scheduler\.rescale_betas_zero_snr from False to True"),
+        "dtype": (tiny_sd(dtype=torch.bfloat16), r"dtype from torch\.float32, .* to torch\.bfloat16"),
+    }
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("begun")
+    trained(folder, updates=1)
+    return folder
+
+
+@pytest.mark.parametrize("what", list(bases()))
+def test_dpo_on_another_base(begun, what):
+    pipe, message = bases()[what]
+    assert_refused(begun, message, lambda: trained(begun, updates=2, resume=True, pipe=pipe))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (changed(3, prompt="another"), r"\(prompts of the pairs from \w+ to \w+\)"),
+        (changed(3, rejected=toy_pairs()[4].rejected), r"\(rejected images from \w+ to \w+\)"),
+        (changed(3, chosen=encode_png(torch.zeros(64, 64, 3, dtype=torch.uint8).numpy())), r"\(chosen images from"),
+        (changed(3, chosen_score=2.0, rejected_score=1.0), r"\(scores of the pairs from"),
+        (pair_set(reversed(list(toy_pairs()))), "chosen images from .* prompts of the pairs from"),
+        (
+            pair_set(PreferencePair(pair.prompt, pair.rejected, pair.chosen) for pair in toy_pairs()),
+            r"\(chosen images from (\w+) to (\w+); rejected images from \2 to \1\)",
+        ),
+        (toy_pairs(7), "pairs from 8 to 7"),
+    ],
+)
+def test_dpo_on_other_pairs(begun, pairs, message):
+    assert_refused(begun, message, lambda: trained(begun, updates=2, resume=True, pairs=pairs))
+
+
+def test_dpo_with_other_settings_or_fewer_updates(begun):
+    rate = replace(config(begun).loop, learning_rate=0.5, updates=2)
+    cases = {"rank from 4 to 2": {"rank": 2}, "learning_rate=0.01 .now 0.5": {"loop": rate}}
+    for message, changes in cases.items():
+        assert_refused(begun, message, lambda changes=changes: trained(begun, resume=True, **changes))
+    assert_refused(begun, "already holds a run", lambda: trained(begun))
+
+
+def test_the_same_base_and_pairs_go_on_wherever_they_lie(begun, tmp_path):
+    """Files instead of bytes, another name of the records, and folders of the same pipeline."""
+    for index, pair in enumerate(toy_pairs()):
+        for side in ("chosen", "rejected"):
+            (tmp_path / f"{index}-{side}.png").write_bytes(pair.encoded(side))
+    moved = [
+        replace(pair, chosen=tmp_path / f"{i}-chosen.png", rejected=tmp_path / f"{i}-rejected.png", name=f"row {i}")
+        for i, pair in enumerate(toy_pairs())
+    ]
+    trained(tmp_path / "run", updates=1)
+    trained(tmp_path / "run", updates=2, resume=True, pairs=pair_set(moved))
+    assert [line["update"] for line in read_metrics(tmp_path / "run")] == [1, 2]
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_online_runs_with_something_else(tmp_path, monkeypatch, name):
+    def attempt(resume=True, **changes):
+        TRAINERS[name](tmp_path, preflight=False, **{"loop": loop(2)} | changes).train(resume=resume)
+
+    attempt(resume=False, loop=loop(1))
+    for what in ("unet", "text encoder", "vae scale", "betas"):
+        pipe, message = bases()[what]
+        assert_refused(tmp_path, message.rstrip(")\\"), lambda pipe=pipe: attempt(pipe=pipe))
+    assert_refused(
+        tmp_path, "rewards from jpeg-compress.* to jpeg-incompress", lambda: attempt(reward="jpeg-incompressibility")
+    )
+    assert_refused(tmp_path, "seed from 0 to 1", lambda: attempt(seed=1))
+    with monkeypatch.context() as patched:
+        patched.setattr("tests.trainers.online_runs.PROMPTS", PROMPTS[::-1])
+        assert_refused(tmp_path, r"prompts from 3 \(\w+\) to 3 \(\w+\)", attempt)
+    attempt()
+    assert [line["update"] for line in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_a_refused_command_leaves_its_run_yaml(tmp_path, capfd):
+    save_tiny_sd(tmp_path / "model")
+    save_tiny_sd(tmp_path / "other", seed=1)
+    write_pairs(tmp_path / "pairs", toy_pairs(4))
+    (tmp_path / "none.yaml").write_text("{}\n")
+    words = ["train", "dpo", str(tmp_path / "none.yaml"), f"data.source={tmp_path / 'pairs'}", "dpo.rank=2"]
+    words += ["dpo.pairs_per_update=2", "dpo.micro_batch=2", f"output={tmp_path / 'run'}", "model.device=cpu"]
+    words += ["dpo.max_chosen_error_ratio=.inf", "dpo.loop={updates: 1, learning_rate: 0.01, progress: false}"]
+    assert main([*words, f"model.source={tmp_path / 'model'}"]) == 0
+    before = state_of(tmp_path / "run")
+    assert main([*words, f"model.source={tmp_path / 'other'}", "dpo.loop.updates=2", "--resume"]) == 2
+    assert main([*words, f"model.source={tmp_path / 'model'}", "dpo.beta=7", "--resume"]) == 2
+    assert state_of(tmp_path / "run") == before
+    said = capfd.readouterr().err
+    assert "base.text_encoder from" in said and "beta from 78.125 to 7.0" in said
+    assert checkpoints(tmp_path / "run")
