@@ -189,7 +189,6 @@ COMMANDS = {
     ),
 }
 
-
 GROUPS = {
     "train": "train a checkpoint",
     "curate": "make preference pairs that say why; `rpo curate CONFIG` is `rpo curate run CONFIG`",
@@ -208,8 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `rpo`; None for those of this process.
 
     Returns:
-        The exit code: 0, 1 for a set that cannot be trained on, 2 for wrong input, 130 when interrupted, 143 or 129
-        when ended by SIGTERM or SIGHUP.
+        The exit code: 0, 1 for an untrainable set, 2 for wrong input, 130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
     """
     # What these libraries say at import (an image processor without torchvision, …) concerns nothing that rpo does.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -184,7 +184,7 @@ def make_pairs(folder: Path, config: QuickstartConfig) -> tuple[Path, PairSet]:
         ValueError: If no edit got better.
     """
     texts = folder / "prompts.txt"
-    texts.write_text("".join(f"{one.text}\n" for one in sample_prompts("train", config.prompts, config.seed)), "utf-8")
+    write_text(texts, "".join(f"{one.text}\n" for one in sample_prompts("train", config.prompts, config.seed)))
     source = replace(
         config.curate.source,
         prompts=str(texts),

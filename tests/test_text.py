@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +155,11 @@ def test_no_file_is_opened_in_the_encoding_of_the_machine():
         if isinstance(node, ast.Call) and leaves_encoding_open(node)
     ]
     assert not calls
+
+
+def test_the_package_reads_and_writes_text_by_its_own_functions():
+    where = [path for path in SOURCES if path.is_relative_to(ROOT / "rpo")]
+    assert not [path for path in where if re.search(r"\.(read|write)_text\(", path.read_text("utf-8"))]
 
 
 def test_text_is_split_into_lines_by_one_function():

@@ -157,7 +157,6 @@ class DPOTrainer:
             if self.config.encode_ahead:
                 self.batches.fill_caches(loop.updates, progress=loop.progress and self._processes.is_main)
             step_loss = self._loss()
-            state = {"guard": guard}
             self.model.denoiser.train(self.config.gradient_checkpointing)  # diffusers checkpoints in training mode only
             try:
                 return fit(
@@ -168,7 +167,7 @@ class DPOTrainer:
                     folder=self.folder,
                     names=lambda batch: batch.names,
                     resume=resume,
-                    state=state if step_loss.moments is None else state | {"moments": step_loss.moments},
+                    state={"guard": guard} | ({} if step_loss.moments is None else {"moments": step_loss.moments}),
                     identity=self.identity,
                     on_update=None if step_loss.moments is None else lambda *_: step_loss.advance(Processes()),
                     guard=guard,
@@ -283,11 +282,8 @@ class DPOTrainer:
         return ReferenceErrors(self._cache, "/".join([str(sorted(self._base.items())), *weighting]))
 
     def _card(self) -> CardFacts:
-        return CardFacts(
-            base_model=str(self.model.pipe.name_or_path or "") or None,
-            method=self.objective.title,
-            settings=asdict(self.config),
-        )
+        base = str(self.model.pipe.name_or_path or "") or None
+        return CardFacts(base_model=base, method=self.objective.title, settings=asdict(self.config))
 
     @cached_property
     def identity(self) -> dict[str, str]:

@@ -189,14 +189,8 @@ class OnlineRun:
         """
         settings = self.settings
         batches = PointBatches(prepare, self.live, settings.learning, accumulate=self.accumulate, seed=settings.seed)
-        preview = Preview(
-            self.model,
-            self.rollouts.prompts,
-            settings.rollout,
-            settings.folder / PREVIEWS,
-            every=settings.preview_every if self.processes.is_main else 0,
-            seed=settings.seed,
-        )
+        every, place = settings.preview_every if self.processes.is_main else 0, settings.folder / PREVIEWS
+        preview = Preview(self.model, self.rollouts.prompts, settings.rollout, place, every=every, seed=settings.seed)
 
         def after(update: int, metrics: dict[str, float]) -> None:
             if on_update is not None:
