@@ -9,7 +9,8 @@ from diffusers import DDIMScheduler
 
 from rpo.diffusion.prediction import to_x0_eps
 from rpo.diffusion.transition import Ddim
-from rpo.trainers.moments import others_mean, transition_of
+from rpo.sampler import predict_at
+from rpo.trainers.moments import current_prediction, others_mean, transition_of
 from rpo.trainers.noised import judge_noised
 from rpo.trainers.online_config import LearningConfig, RolloutConfig
 from rpo.trainers.score_as_action_config import ValueConfig
@@ -119,3 +120,17 @@ def test_a_schedule_that_ends_at_clean_data_trains_with_every_solver(tmp_path, r
     last = read_metrics(trainer.folder)[-1]
     assert all(math.isfinite(last[name]) for name in ("loop/loss", "loop/grad_norm", "policy/kl", "policy/bound"))
     assert last["loop/grad_norm"] > 0
+
+
+@pytest.mark.parametrize(("freeze", "branches"), [(True, 1), (False, 2)])
+def test_the_negative_branch_of_a_noised_moment_is_differentiated_only_if_asked_for(tmp_path, freeze, branches):
+    learning = replace(LEARNING, freeze_negative=freeze, guidance_scale=2.0)
+    trainer = made(tmp_path, learning=learning)
+    points = trainer.prepare(0)
+    rows = []
+    trainer.run.model.denoiser.register_forward_hook(lambda network, args, output: rows.append(len(args[0])))
+    found = current_prediction(trainer.run.model, points, 2.0)
+    assert sum(rows) == branches * len(points)
+    with torch.no_grad():
+        whole = predict_at(trainer.run.model, points.x_t, points.t, points.conditioning, guidance_scale=2.0)
+    assert torch.allclose(found, whole, atol=1e-5)
