@@ -9,7 +9,8 @@ evaluation is one latent through the denoiser, forward or backward; rollouts, tr
 A sampler can be worth as much as training is: without guidance, 20 ancestral steps draw 17 points more of the base's
 images right than 20 deterministic ones do. So every model, the base too, is judged by every sampler of `SAMPLERS`,
 among them the one that its rollouts were drawn by (even steps, eta 1, guidance 2), and by the best of them as training
-prompts tell it. Gains are those over the base at *its* best, by which runs are also judged on their way.
+prompts tell it. Gains are those over the base at *its* best, and by one sampler that is good for it, by which runs are
+also judged on their way.
 
 The KL from the base is that of paths of the reverse SDE in 10 steps without guidance, for every method the same; that
 of the last two stands apart. Each seed is a process on one core that continues where it was killed: start the command
@@ -28,7 +29,7 @@ from typing import Any
 
 import torch
 from jobs import on_one_core, write
-from online_rl_report import BASE_BEST, SAMPLERS, STOPS, report
+from online_rl_report import SAMPLERS, STOPS, WATCHED, report
 from torch import nn
 
 from rpo.config import load_config
@@ -104,7 +105,7 @@ def train(method: Method, seed: int, budget: int, images: int, folder: Path) -> 
             "seconds": entries[-1]["seconds"],
             "reward": statistics.mean(entry["reward/mean"] for entry in recent),
             **path_kl(trainer.run.model, images),
-            "verdicts": verdicts(trainer.run.model, images, tuple(SAMPLERS) if stop == STOPS[-1] else (BASE_BEST,)),
+            "verdicts": verdicts(trainer.run.model, images, tuple(SAMPLERS) if stop == STOPS[-1] else (WATCHED,)),
         }
         write(judged, facts)
 
