@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> None:
             ]
             with ThreadPoolExecutor(args.workers) as pool:
                 list(pool.map(lambda job: on_one_core(__file__, job[0], args.folder / f"{job[1]}.log"), jobs))
-        report(args.folder, titles)
+        report(args.folder, titles, PARTS["compare"])
 
 
 if __name__ == "__main__":

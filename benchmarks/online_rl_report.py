@@ -34,12 +34,13 @@ WATCHED = "DDIM 20, eta 1, guidance 2"
 DOMAINS = {"in_domain": "in-domain", "out_of_domain": "out-of-domain"}
 
 
-def report(folder: Path, titles: Mapping[str, str]) -> dict[str, Any]:
+def report(folder: Path, titles: Mapping[str, str], drawn: Sequence[str]) -> dict[str, Any]:
     """All results that are there, as one JSON file, tables on the terminal and a figure.
 
     Args:
         folder: Of all runs.
         titles: What a person calls each method, by the name of its runs.
+        drawn: Names of those that the figure shows.
     """
     base = read(folder / "base.json")
     runs: dict[str, dict[str, list[dict[str, Any]]]] = {}
@@ -51,7 +52,8 @@ def report(folder: Path, titles: Mapping[str, str]) -> dict[str, Any]:
     write(folder / "results.json", found)
     if base:
         print("\n".join(_tables(base, runs, titles)))
-        charts = [_chart(base, runs, titles, domain) for domain in DOMAINS]
+        shown = {name: runs[name] for name in drawn}
+        charts = [_chart(base, shown, titles, domain) for domain in DOMAINS]
         if any(chart.series for chart in charts):
             (folder / "online_rl.svg").write_text(draw_figure(charts), encoding="utf-8")
     return found

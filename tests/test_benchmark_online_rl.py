@@ -49,7 +49,7 @@ def test_a_gain_is_that_over_the_base_at_its_best_sampler(tmp_path, capsys):
     for seed, best in ((0, 7), (1, 9)):
         for stop in online_rl_report.STOPS:
             write(tmp_path / f"ddpo-{seed}" / f"judged-{stop:g}.json", judged(best, round(stop * 1000)))
-    found = online_rl_report.report(tmp_path, {"ddpo": "DDPO"})
+    found = online_rl_report.report(tmp_path, {"ddpo": "DDPO"}, ("ddpo",))
     lines = capsys.readouterr().out.splitlines()
     assert f"| {BEST} | 60.0 | 80.0 ± 14.1 |" in lines
     assert "| best by training prompts | **60.0** | **80.0 ± 14.1** |" in lines
