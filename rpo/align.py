@@ -277,6 +277,7 @@ def _card(config: AlignConfig, number: int, num_pairs: int) -> CardFacts:
         settings=asdict(config.dpo),
         call={
             "num_inference_steps": config.curate.source.num_steps,
+            "eta": config.curate.source.eta,
             "guidance_scale": config.curate.source.guidance_scale,
         },
     )

@@ -12,11 +12,16 @@ from typing import Literal
 import torch
 from tqdm.auto import tqdm
 
+from rpo.diffusion.continuous import grid_at, uniform_times
 from rpo.diffusion.prediction import to_x0_eps
 from rpo.diffusion.transition import Ddim, Gaussian, Kernel
 from rpo.models.base import DiffusionModel, guided
+from rpo.models.solvers import BlackBoxSolver
 from rpo.randomness import keyed_generator
 from rpo.types import Conditioning, Grid, Images, Latents, Node, Trajectory
+
+SolverName = Literal["ddim", "dpm_solver"]
+SpacingName = Literal["checkpoint", "uniform"]
 
 
 def image_generator(seed: int, prompt_index: int, image_index: int) -> torch.Generator:
@@ -179,6 +184,34 @@ def _transition(model: DiffusionModel, noise_pred: Latents, x_t: Latents, t: Nod
     return kernel(x0_hat, eps_hat, t, s)
 
 
+def solving(
+    model: DiffusionModel, num_steps: int, *, solver: SolverName, spacing: SpacingName = "checkpoint", eta: float
+) -> tuple[Grid, Kernel]:
+    """The grid and the kernel of one call of `sample`.
+
+    Args:
+        model: The checkpoint.
+        num_steps: Denoising steps.
+        solver: DDIM, or DPM-Solver++ (second order and deterministic), which remembers its steps.
+        spacing: Where the steps of DDIM lie: as the checkpoint's scheduler has it, or evenly in time.
+        eta: Noise level of DDIM; 0 for DPM-Solver++.
+
+    Raises:
+        ValueError: If the solver cannot have that noise level or spacing.
+    """
+    if solver == "dpm_solver":
+        if eta != 0 or spacing != "checkpoint":
+            raise ValueError(
+                f"solver is dpm_solver with eta {eta:g} and spacing {spacing!r}, but it is an ODE solver with steps of "
+                'its own; give eta 0 and spacing "checkpoint", or solver "ddim"'
+            )
+        multistep = BlackBoxSolver(model, num_steps)
+        return multistep.grid, multistep
+    if spacing == "uniform":
+        return grid_at(model.process, uniform_times(model.process, num_steps), device=model.device), Ddim(eta)
+    return model.grid(num_steps), Ddim(eta)
+
+
 def generate(
     model: DiffusionModel,
     prompts: Sequence[str],
@@ -188,6 +221,8 @@ def generate(
     num_steps: int = 50,
     guidance_scale: float = 7.5,
     eta: float = 0.0,
+    solver: SolverName = "ddim",
+    spacing: SpacingName = "checkpoint",
     batch_size: int = 16,
     progress: str | None = None,
 ) -> Images:
@@ -201,22 +236,27 @@ def generate(
         num_steps: Denoising steps; 20 to 50 are usual.
         guidance_scale: 1 is no guidance; 7.5 is usual for Stable Diffusion.
         eta: 0 is deterministic DDIM, 1 ancestral sampling.
+        solver: See `solving`; DPM-Solver++ needs half of the steps.
+        spacing: See `solving`.
         batch_size: Images at once; changes speed and memory, not images (but for float error).
         progress: Label of a progress bar; None for none.
+
+    Raises:
+        ValueError: If the solver cannot have that noise level or spacing.
     """
     cond = model.encode_prompts(prompts)
     jobs = [(prompt, image) for prompt in range(len(prompts)) for image in range(images_per_prompt)]
     bar = tqdm(total=len(jobs), desc=progress, unit="image", disable=progress is None, dynamic_ncols=True)
     images = []
-    grid = model.grid(num_steps)
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
         rows = torch.tensor([prompt for prompt, _ in batch], device=model.device)
+        grid, kernel = solving(model, num_steps, solver=solver, spacing=spacing, eta=eta)
         trajectory = sample(
             model,
             cond.select(rows),
             grid,
-            Ddim(eta),
+            kernel,
             guidance_scale=guidance_scale,
             generators=[image_generator(seed, prompt, image) for prompt, image in batch],
         )

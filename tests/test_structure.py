@@ -177,7 +177,7 @@ def test_only_command_line_layers_print() -> None:
 
 
 def test_files_and_functions_are_short() -> None:
-    long = [f"{path} has {lines} lines" for path in SOURCES if (lines := len(path.read_text().splitlines())) > 300]
+    long = [f"{path} has {lines} lines" for path in SOURCES if (lines := len(path.read_text().splitlines())) > 400]
     for path, tree in TREES.items():
         for node in functions(tree):
             length = (node.end_lineno or node.lineno) - node.lineno + 1

@@ -66,7 +66,8 @@ def endpoint(
     forward process says, q(x_s | x_t, x_0), and the mean of d log p(x_s | x_t) is -d KL(q ‖ p): the gradient of the
     evidence lower bound on log p(x_0), term by term (arXiv:2006.11239, eq. 5). What is averaged away is the noise of
     the path, which says nothing about x_0. Noising x_0 afresh then stands for the path, at whatever times. For such a
-    policy a constant added to all advantages changes nothing on average, and holds it to being one.
+    policy a constant added to all advantages changes nothing on average, and holds it to being one: with a KL weight
+    the advantages vanish at the optimum, and without that hold a policy drifts among all that draw the same images.
 
     An image can be pushed away without bound, and then the policy is the reversal of nothing. With `clip`, a point says
     no more once its KL lies that share of the reference's beyond it, in the direction it asked for.

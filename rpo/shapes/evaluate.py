@@ -96,6 +96,8 @@ def evaluate(
         num_steps=sampling.num_steps,
         guidance_scale=sampling.guidance_scale,
         eta=sampling.eta,
+        solver=sampling.solver,
+        spacing=sampling.spacing,
         batch_size=batch_size,
         progress=progress,
     )

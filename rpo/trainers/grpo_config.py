@@ -111,7 +111,7 @@ class GRPOConfig:
             folder=Path(self.folder),
             seed=self.seed,
             whole=self,
-            needs_density=True,
+            skips_clean_end=self.rollout.ends_without_noise,
             has_ratio=True,
             method="GRPO" if self.baseline == "group" else "DDPO",
             preflight=self.preflight,

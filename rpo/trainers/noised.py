@@ -8,12 +8,20 @@ V has the smaller variance. Close to the data x_t shows how it will end, so V ta
 there, which is noise: the step could not change it. And since E[A | x_t] = 0 with the right V, images that turned out
 badly do not push the policy away from everything that looked like them. On `shapes` the two trained equally well: most
 of what V explains lies where nothing is left to decide.
+
+With a KL weight the reward of an image loses kl_weight log p(x_0) / p_reference(x_0). Of both only bounds are known,
+which miss the same where policy and reference reverse the noising process: their difference is the log-ratio.
+
+    log p(x_0) / p_reference(x_0) = Σ_k KL(q ‖ p_reference) - KL(q ‖ p),    q = q(x_s | x_t, x_0)
+
+The mean of this over the policy's images is the KL of the path. The KL of the steps at noised moments has that mean,
+too, and is no function of x_0 alone: to weigh the gradient of an image with it optimises something else. The moments
+that tell the log-ratio are not the trained ones, whose noise would be in both factors of that product.
 """
 
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from rpo.diffusion.continuous import grid_at, jittered_times
 from rpo.diffusion.prediction import to_x0_eps
@@ -26,7 +34,6 @@ from rpo.trainers.moments import (
     others_mean,
     reference_prediction,
     required_others_mean,
-    step_cost,
     transition_of,
 )
 from rpo.trainers.online import OnlineRun
@@ -60,33 +67,29 @@ def judge_noised(
         critic: V, if it is the baseline.
         config: The settings.
     """
-    points = _noised(rollout, run, config)
-    predictions = _current(points, run) if critic is not None or config.kl_weight > 0 else None
-    rewards = rollout.rewards
-    if config.kl_weight > 0 or config.bound_clip is not None:
-        reference = reference_prediction(run.policy, points, run.guidance_scale, batch_size=run.batch_size)
-        points = replace(points, reference=reference)
+    points = _noised(rollout, run, config, "trained")
+    if run.freezes_negative:
+        points = replace(points, negative=_negative(points, run))
     if config.bound_clip is not None:
-        points = replace(points, reference_kl=_reference_kl(points, run, config))
+        points = replace(points, reference_kl=_kl(_reference(points, run), points, run, config))
+    rewards = rollout.rewards
     if config.kl_weight > 0:
-        assert predictions is not None
-        rewards = rewards - config.kl_weight * _path_cost(predictions, points, rollout.num_images, run, config)
+        rewards = rewards - config.kl_weight * _log_ratio(rollout, run, config)
     returns = rewards[points.image]
     nodes = None
     if critic is None:
         baseline = required_others_mean(rewards, rollout.group)[points.image]
     else:
-        assert predictions is not None
-        nodes = critic.ask_reward(_seen(predictions, points, rollout, run), batch_size=run.batch_size)
+        nodes = critic.ask_reward(_seen(_current(points, run), points, rollout, run), batch_size=run.batch_size)
         baseline = critic.evaluate(nodes, batch_size=run.batch_size)
     advantage, scale = scaled((returns - baseline)[None], config)
     points = replace(points, advantage=advantage[0], cost_weight=config.kl_weight / scale[0])
     return NoisedJudgement(points, nodes, returns)
 
 
-def _noised(rollout: Rollout, run: OnlineRun, config: ScoreAsActionConfig) -> Points:
+def _noised(rollout: Rollout, run: OnlineRun, config: ScoreAsActionConfig, use: str) -> Points:
     model = run.model
-    generator = keyed_generator("noise", config.seed, rollout.index, run.processes.index)
+    generator = keyed_generator("noise", use, config.seed, rollout.index, run.processes.index)
     times = jittered_times(model.process, run.settings.rollout.num_steps, generator, jitter=JITTER)
     grid = grid_at(model.process, times, device=model.device)
     return noised_points(
@@ -100,21 +103,31 @@ def _current(points: Points, run: OnlineRun) -> Latents:
     return torch.cat(parts)
 
 
-def _reference_kl(points: Points, run: OnlineRun, config: ScoreAsActionConfig) -> PerSample:
-    """KL of what x_0 says of the step from what the reference says."""
-    assert points.reference is not None
+@torch.no_grad()
+def _negative(points: Points, run: OnlineRun) -> Latents:
+    """The output under the negative conditioning, which no rollout has at these moments."""
+    parts = batches(points, run.batch_size)
+    return torch.cat(
+        [run.model.predict(one.x_t, one.t.timestep.flatten(), one.conditioning.negative(), 1.0) for one in parts]
+    )
+
+
+def _reference(points: Points, run: OnlineRun) -> Latents:
+    return reference_prediction(run.policy, points, run.guidance_scale, batch_size=run.batch_size)
+
+
+def _kl(prediction: Latents, points: Points, run: OnlineRun, config: ScoreAsActionConfig) -> PerSample:
+    """KL of what x_0 says of the step from what a prediction says: a term of the bound on -log p(x_0)."""
     kernel = config.rollout_kernel
     posterior = transition_of(run.model, points.prediction, points, kernel)
-    return posterior.kl(transition_of(run.model, points.reference, points, kernel))
+    return posterior.kl(transition_of(run.model, prediction, points, kernel))
 
 
-def _path_cost(
-    predictions: Latents, points: Points, num_images: int, run: OnlineRun, config: ScoreAsActionConfig
-) -> Tensor:
-    """The cost of a path to each image, as its noised points tell it."""
-    assert points.reference is not None
-    cost = step_cost(run.model, predictions, points.reference, points, config.rollout_kernel)
-    return per_image(points.weight * cost / (len(points) / num_images), points, num_images)
+def _log_ratio(rollout: Rollout, run: OnlineRun, config: ScoreAsActionConfig) -> PerSample:
+    """The log-ratio log p(x_0) / p_reference(x_0) of every image: by how much the policy's bound is the better one."""
+    points = _noised(rollout, run, config, "log-ratio")
+    gap = _kl(_reference(points, run), points, run, config) - _kl(_current(points, run), points, run, config)
+    return per_image(points.weight * gap / len(run.steps), points, rollout.num_images)
 
 
 def _seen(predictions: Latents, points: Points, rollout: Rollout, run: OnlineRun) -> ValuePoints:

@@ -154,8 +154,7 @@ class OnlineRun:
         settings = self.settings
         images = settings.rollout.images // self.processes.count
         generator = keyed_generator("steps", settings.seed, index, self.processes.index)
-        needs_density = settings.needs_density and settings.rollout.ends_without_noise
-        return choose_steps(grid, images, settings.learning, generator, needs_density=needs_density)
+        return choose_steps(grid, images, settings.learning, generator, skips_clean_end=settings.skips_clean_end)
 
     def live(self, points: Points) -> Iterator[Points]:
         """The points of the rollout with their graphs, a batch of one step at a time."""

@@ -21,8 +21,8 @@ class OnlineSettings:
     seed: int
     whole: Any
     """The trainer's own configuration, a dataclass."""
-    needs_density: bool
-    """Whether only steps that add noise can be trained."""
+    skips_clean_end: bool
+    """Whether a last step to perfectly clean data cannot be learnt: the DDIM step adds no noise to it."""
     has_ratio: bool
     """Whether what is learnt from are the rollout's own steps, whose likelihood can be compared."""
     method: str

@@ -94,7 +94,7 @@ _ROWS = (
 
 
 def choose_steps(
-    grid: Grid, num_images: int, config: LearningConfig, generator: torch.Generator, *, needs_density: bool
+    grid: Grid, num_images: int, config: LearningConfig, generator: torch.Generator, *, skips_clean_end: bool
 ) -> tuple[Int[Tensor, "trained images"], float]:
     """Which steps of each trajectory are trained, in order, and what each counts.
 
@@ -103,7 +103,7 @@ def choose_steps(
         num_images: Trajectories.
         config: How many steps and from which part; with `keep_graph` all trajectories share theirs.
         generator: Of the draw.
-        needs_density: Leave out steps that add no noise (a last step to perfectly clean data).
+        skips_clean_end: Leave out a last step to perfectly clean data, to which DDIM adds no noise.
 
     Returns:
         Indices of steps, on the CPU, and the number of steps that they stand for, E.
@@ -112,7 +112,7 @@ def choose_steps(
         ValueError: If there are fewer steps to choose from than are to be trained.
     """
     low, high = config.window or (0.0, 1.0)
-    steps = range(grid.num_steps - 1 if needs_density and float(grid.sigma[-1]) == 0 else grid.num_steps)
+    steps = range(grid.num_steps - 1 if skips_clean_end and float(grid.sigma[-1]) == 0 else grid.num_steps)
     eligible = torch.tensor([step for step in steps if low <= step / grid.num_steps < high])
     wanted = config.train_steps or len(eligible)
     if not 1 <= wanted <= len(eligible):

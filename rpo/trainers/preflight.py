@@ -175,7 +175,7 @@ def _points(subject: Subject, rollout: Rollout) -> Points:
         rollout.num_images,
         settings.learning,
         keyed_generator("preflight steps", settings.seed),
-        needs_density=settings.needs_density and settings.rollout.ends_without_noise,
+        skips_clean_end=settings.skips_clean_end,
     )
     return points_of(rollout, steps, stands_for, is_frozen=subject.freezes_negative)
 
@@ -224,7 +224,13 @@ def _loss_gradient(subject: Subject, rollout: Rollout, points: Points, some: Poi
     generator = keyed_generator("preflight slope", subject.settings.seed)
     direction = torch.randn(some.x_t.shape, generator=generator).to(some.x_t.device)
     # Some losses are flat where the policy predicts what the rollout did, so the rollout gets another prediction.
-    prepared = replace(some, advantage=signs, value_gradient=direction, prediction=some.prediction + direction)
+    prepared = replace(
+        some,
+        advantage=signs,
+        cost_weight=torch.zeros_like(signs),
+        value_gradient=direction,
+        prediction=some.prediction + direction,
+    )
     saved = SavedBytes(model.denoiser.parameters())
     with saved.counting():
         loss = subject.loss(prepared).loss

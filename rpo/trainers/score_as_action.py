@@ -57,6 +57,10 @@ NOISE_WARNING = (
 )
 """Said once, where the noise level of the rollouts is not 1; `endpoint` learns for level 1 from any rollouts."""
 
+HOLD = 0.25
+"""Of `endpoint`, in units of `kl_weight`: how much every image is fitted whatever it is worth. On Gaussian problems a
+quarter to 1 reaches the optimum, 0 drifts among policies that draw the same images, and 2 narrows what is drawn."""
+
 
 def loss(
     points: Points, *, policy: Policy, config: ScoreAsActionConfig, region: TrustRegion, guidance_scale: float
@@ -79,15 +83,17 @@ def loss(
         assert points.value_gradient is not None
         per_point = pathwise(transition.mean - old.mean, points.value_gradient)
     elif config.estimator == "endpoint":
-        assert points.advantage is not None
+        assert points.advantage is not None and points.cost_weight is not None
         kl_of_posterior = old.kl(transition)
         per_point = endpoint(
             kl_of_posterior,
-            points.advantage + config.consistency,
+            points.advantage + config.consistency + HOLD * points.cost_weight,
             reference_kl=points.reference_kl,
             clip=config.bound_clip or math.inf,
         )
         facts["policy/bound"] = (points.weight * kl_of_posterior.detach()).mean()
+        if points.reference_kl is not None:
+            facts["policy/kl"] = (points.weight * (points.reference_kl - kl_of_posterior.detach())).mean()
     else:
         surrogate = _surrogate(transition.log_prob(points.x_s), points, config)
         per_point = surrogate.loss

@@ -115,8 +115,9 @@ class ScoreAsActionConfig:
     rewards push without bound until the images break (watch `policy/kl` and `loop/grad_norm` rise together)."""
 
     kl_weight: float = 0.0
-    """Weight of the running cost ∫½|u|², the KL from the reference along the path, against the reward. 0 leaves the
-    reference out; its size depends on the reward's: start where reward gained and cost are of one size."""
+    """Weight of the running cost ∫½|u|², the KL from the reference along the path, against the reward; for `endpoint`
+    of each image's log-ratio to the reference, whose mean that is and which two bounds tell. 0 leaves the reference
+    out; its size depends on the reward's: start where reward gained and cost are of one size."""
 
     measure_kl: bool = True
     """Whether the KL is logged when its weight is 0; it is taken at every eighth of the trained points."""
@@ -239,13 +240,18 @@ class ScoreAsActionConfig:
 
     @property
     def explicit_cost(self) -> bool:
-        """Whether the cost of a step is differentiated as such, which a sampled log-ratio does without."""
-        return self.kl_weight > 0 and self.estimator != "likelihood"
+        """Whether the cost of a step is differentiated as such; a log-ratio is not, since its slope has mean 0."""
+        return self.kl_weight > 0 and self.estimator in ("pathwise", "likelihood_state_cost")
 
     @property
     def rollout_kernel(self) -> Kernel:
         """The kernel in which a step is learnt: the rollout's, or for `endpoint` that of the reverse SDE."""
         return Ddim(1.0) if self.estimator == "endpoint" else training_kernel(self.rollout)
+
+    @property
+    def _skips_clean_end(self) -> bool:
+        """`endpoint` learns in the DDIM step, whatever draws."""
+        return self.estimator == "endpoint" or (self.rollout.has_density and self.rollout.ends_without_noise)
 
     @property
     def uses_value(self) -> bool:
@@ -263,7 +269,7 @@ class ScoreAsActionConfig:
             folder=Path(self.folder),
             seed=self.seed,
             whole=self,
-            needs_density=self.rollout_kernel.has_density,
+            skips_clean_end=self._skips_clean_end,
             has_ratio=self.estimator != "endpoint" and self.rollout.has_density,
             method="score as action",
             preflight=self.preflight,

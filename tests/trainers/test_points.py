@@ -19,9 +19,9 @@ def grid(num_steps, *, ends_clean=True):
     return Grid(alpha, (1 - alpha**2).clamp(min=0).sqrt(), torch.linspace(999, 0, num_steps + 1))
 
 
-def chosen(config, *, num_steps=8, seed=0, needs_density=False, **ends):
+def chosen(config, *, num_steps=8, seed=0, skips_clean_end=False, **ends):
     generator = torch.Generator().manual_seed(seed)
-    return choose_steps(grid(num_steps, **ends), IMAGES, config, generator, needs_density=needs_density)
+    return choose_steps(grid(num_steps, **ends), IMAGES, config, generator, skips_clean_end=skips_clean_end)
 
 
 def test_all_steps_of_all_images_are_trained_unless_told_otherwise():
@@ -31,10 +31,10 @@ def test_all_steps_of_all_images_are_trained_unless_told_otherwise():
 
 
 @pytest.mark.parametrize(
-    ("ends_clean", "needs_density", "trained"), [(True, True, 7), (True, False, 8), (False, True, 8)]
+    ("ends_clean", "skips_clean_end", "trained"), [(True, True, 7), (True, False, 8), (False, True, 8)]
 )
-def test_a_step_without_noise_is_left_out_where_a_density_is_needed(ends_clean, needs_density, trained):
-    steps, stands_for = chosen(LearningConfig(), needs_density=needs_density, ends_clean=ends_clean)
+def test_a_step_without_noise_is_left_out_where_asked(ends_clean, skips_clean_end, trained):
+    steps, stands_for = chosen(LearningConfig(), skips_clean_end=skips_clean_end, ends_clean=ends_clean)
     assert steps.shape == (trained, IMAGES)
     assert stands_for == trained
 
@@ -75,7 +75,7 @@ def test_a_window_is_a_share_of_the_trajectory():
 )
 def test_more_than_there_are_cannot_be_trained(config, message):
     with pytest.raises(ValueError, match=message):
-        chosen(config, needs_density=True)
+        chosen(config, skips_clean_end=True)
 
 
 @pytest.mark.parametrize("config", [LearningConfig(train_steps=3), LearningConfig(train_steps=1, window=(0.5, 1.0))])
