@@ -220,7 +220,7 @@ def forget_peak_memory(device: torch.device) -> None:
     """Begin `peak_memory_gib` anew, where the system can (Linux and CUDA)."""
     if device.type == "cpu":
         with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", "utf-8")
     else:
         torch.cuda.reset_peak_memory_stats()
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rpo.text import read_text, write_text
+
 
 def on_one_core(script: str, words: Sequence[str], log: Path) -> None:
     """Run `script` with these words in a process of one thread.
@@ -22,18 +24,18 @@ def on_one_core(script: str, words: Sequence[str], log: Path) -> None:
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    with log.open("a") as out:
+    with log.open("a", encoding="utf-8") as out:
         subprocess.run([sys.executable, script, *words], check=True, stdout=out, stderr=out, env=os.environ | threads)
 
 
 def read(file: Path) -> dict[str, Any] | None:
     """A result, or None where its run has not finished."""
-    return json.loads(file.read_text()) if file.is_file() else None
+    return json.loads(read_text(file)) if file.is_file() else None
 
 
 def write(file: Path, content: dict[str, Any]) -> None:
     """Write a result, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    write_text(temporary, json.dumps(content, indent=1) + "\n")
     os.replace(temporary, file)

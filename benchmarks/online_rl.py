@@ -1,6 +1,7 @@
 """Score as action against GRPO and DDPO on `shapes`, at equal cost in denoiser evaluations.
 
     python benchmarks/online_rl.py compare            # three seeds each; tables and figure
+    python benchmarks/online_rl.py rates              # GRPO and DDPO at three times the rate, one seed
     python benchmarks/online_rl.py report             # from what is finished so far
 
 Every run starts from the embedded checkpoint, sees the same prompts and is told the graded verdict of the verifier. One
@@ -9,7 +10,8 @@ evaluation is one latent through the denoiser, forward or backward; rollouts, tr
 A sampler can be worth as much as training is: without guidance, 20 ancestral steps draw 17 points more of the base's
 images right than 20 deterministic ones do. So every model, the base too, is judged by every sampler of `SAMPLERS`,
 among them the one that its rollouts were drawn by (even steps, eta 1, guidance 2), and by the best of them as training
-prompts tell it. Gains are those over the base at *its* best, by which runs are also judged on their way.
+prompts tell it. Gains are those over the base at *its* best, and by one sampler that is good for it, by which runs are
+also judged on their way.
 
 The KL from the base is that of paths of the reverse SDE in 10 steps without guidance, for every method the same; that
 of the last two stands apart. Each seed is a process on one core that continues where it was killed: start the command
@@ -28,7 +30,7 @@ from typing import Any
 
 import torch
 from jobs import on_one_core, write
-from online_rl_report import BASE_BEST, SAMPLERS, STOPS, report
+from online_rl_report import SAMPLERS, STOPS, WATCHED, report
 from torch import nn
 
 from rpo.config import load_config
@@ -65,7 +67,10 @@ METHODS = {
     "score_as_action": Method("score as action", "score_as_action"),
     "grpo": Method("GRPO", "grpo"),
     "ddpo": Method("DDPO", "grpo", ("baseline=prompt_history",)),
+    "grpo_fast": Method("GRPO, rate 1e-3", "grpo", ("loop.learning_rate=1e-3",)),
+    "ddpo_fast": Method("DDPO, rate 1e-3", "grpo", ("baseline=prompt_history", "loop.learning_rate=1e-3")),
 }
+PARTS = {"compare": ("score_as_action", "grpo", "ddpo"), "rates": ("grpo_fast", "ddpo_fast")}
 
 
 class Evaluations:
@@ -104,7 +109,7 @@ def train(method: Method, seed: int, budget: int, images: int, folder: Path) -> 
             "seconds": entries[-1]["seconds"],
             "reward": statistics.mean(entry["reward/mean"] for entry in recent),
             **path_kl(trainer.run.model, images),
-            "verdicts": verdicts(trainer.run.model, images, tuple(SAMPLERS) if stop == STOPS[-1] else (BASE_BEST,)),
+            "verdicts": verdicts(trainer.run.model, images, tuple(SAMPLERS) if stop == STOPS[-1] else (WATCHED,)),
         }
         write(judged, facts)
 
@@ -177,7 +182,7 @@ def _trainer(model: StableDiffusion, prompts: list[str], config: Any) -> Any:
 def main(argv: list[str] | None = None) -> None:
     """Run what the words ask for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["compare", "report", "one", "base"])
+    parser.add_argument("part", choices=[*PARTS, "report", "one", "base"])
     parser.add_argument("--folder", type=Path, default=Path("runs/online_rl"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budget", type=int, default=80_000, help="denoiser evaluations per run")
@@ -196,16 +201,16 @@ def main(argv: list[str] | None = None) -> None:
         place = args.folder / f"{args.method}-{args.seeds[0]}"
         train(METHODS[args.method], args.seeds[0], args.budget, args.images, place)
     else:
-        if args.part == "compare":
+        if args.part in PARTS:
             jobs = [(["base", *common], "base")] if not (args.folder / "base.json").is_file() else []
             jobs += [
                 (["one", *common, f"--seeds={seed}", f"--method={name}"], f"{name}-{seed}")
-                for seed in args.seeds
-                for name in METHODS
+                for seed in (args.seeds if args.part == "compare" else args.seeds[:1])
+                for name in PARTS[args.part]
             ]
             with ThreadPoolExecutor(args.workers) as pool:
                 list(pool.map(lambda job: on_one_core(__file__, job[0], args.folder / f"{job[1]}.log"), jobs))
-        report(args.folder, titles)
+        report(args.folder, titles, PARTS["compare"])
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from rpo.rewards import load_reward
 from rpo.shapes.evaluate import evaluate, held_out_prompts
 from rpo.shapes.evaluation import Sampling
 from rpo.shapes.prompts import sample_prompts
+from rpo.text import write_text
 from rpo.trainers.dpo import DPOTrainer
 from rpo.training.log import read_metrics
 
@@ -111,7 +112,7 @@ def make_data(folder: Path, seed: int, prompts: int) -> None:
     data = folder / f"data-{seed}"
     rich, blind, texts = data / "rich", data / "blind", data / "prompts.txt"
     data.mkdir(parents=True, exist_ok=True)
-    texts.write_text("\n".join(prompt.text for prompt in sample_prompts("train", prompts, seed)) + "\n")
+    write_text(texts, "\n".join(prompt.text for prompt in sample_prompts("train", prompts, seed)) + "\n")
     words = [f"output={rich}", f"source.seed={1000 + seed}", f"source.images_per_prompt={IMAGES_PER_PROMPT}"]
     words += [f"source.prompts={texts}", "progress=false"]
     _curate([*words, "stop_after=sources"])

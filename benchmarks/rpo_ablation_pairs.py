@@ -17,6 +17,7 @@ from rpo.curation.score import Scores, score_images
 from rpo.data.preference import PreferencePair
 from rpo.data.rejection_sampling import rejection_sampled_pairs
 from rpo.rewards import load_reward
+from rpo.text import read_text
 
 CONFIG = Path(__file__).parent.parent / "configs" / "curate_shapes.yaml"
 PROXY = "shapes-clip"
@@ -45,7 +46,7 @@ def source_scores(run: Path) -> dict[str, float]:
 def _ranked(data: Path) -> list[PreferencePair]:
     """Best against worst, and second against third, of the model's own images of a prompt."""
     found: list[PreferencePair] = []
-    run, scores = RunFolder(data / "rich"), json.loads((data / SOURCE_SCORES).read_text())
+    run, scores = RunFolder(data / "rich"), json.loads(read_text(data / SOURCE_SCORES))
     for some in _by_caption(run).values():
         order = sorted(some, key=lambda one: -scores[one.source.id])
         for better, worse in zip(order[: len(order) // 2], reversed(order), strict=False):
@@ -78,7 +79,7 @@ def _mixed(data: Path) -> list[PreferencePair]:
 
 def _rejection(data: Path) -> list[PreferencePair]:
     """Pairs by rejection sampling among all images of a prompt, edits included."""
-    run, of_source = RunFolder(data / "rich"), json.loads((data / SOURCE_SCORES).read_text())
+    run, of_source = RunFolder(data / "rich"), json.loads(read_text(data / SOURCE_SCORES))
     found: list[PreferencePair] = []
     for caption, some in _by_caption(run).items():
         images = [(one, "source", of_source[one.source.id]) for one in some]

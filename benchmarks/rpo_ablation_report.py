@@ -12,6 +12,8 @@ from jobs import read, write
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
+from rpo.text import write_text
+
 DOMAINS = {"in_domain": "in-domain", "out_of_domain": "out-of-domain"}
 VERDICTS = ("better", "equal", "worse")
 COLORS = ("#4257d6", "#c2702a")
@@ -35,7 +37,7 @@ def report(folder: Path, parts: Mapping[str, Mapping[str, str]]) -> dict[str, An
         print("\n".join([*_table(found["runs"], titles), "", *_holding(found["runs"], titles)]))
         rows = {title: _gains(found["runs"], name) for name, title in titles.items() if name in found["runs"]}
         if rows:
-            (folder / f"rpo_{part}.svg").write_text(_figure(rows))
+            write_text(folder / f"rpo_{part}.svg", _figure(rows))
     print("\n".join(_yields(found["yields"])))
     return found
 

@@ -14,6 +14,7 @@ import torch
 from rpo.charts import Chart, Mark, Series, draw_figure
 from rpo.control.lq import LinearPolicy, LinearQuadratic, objective, optimal_policy
 from rpo.control.policy_gradient import ControlConfig, Method, Update, learn
+from rpo.text import write_text
 
 METHODS: dict[Method, str] = {"cpg": "CPG", "cppo_sqrt": "CPPO, √KL", "cppo_linear": "CPPO, linear KL"}
 
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     args.folder.mkdir(parents=True, exist_ok=True)
     figure = args.folder / "continuous_control.svg"
-    figure.write_text(draw_figure(charts(runs, float(objective(problem, start)), best_value)), encoding="utf-8")
+    write_text(figure, draw_figure(charts(runs, float(objective(problem, start)), best_value)))
     print(f"figure: {figure}")
 
 

@@ -40,6 +40,7 @@ from rpo.prompt_source import read_prompts
 from rpo.run_lock import sole_owner
 from rpo.run_settings import keep_settings, require_same_settings
 from rpo.shapes.evaluate import load_lora
+from rpo.text import write_text
 from rpo.trainers.dpo import DPOTrainer
 from rpo.trainers.identity import base_identity
 
@@ -107,7 +108,7 @@ def _rounds(
             tqdm.write(format_rounds(done))
     last = _place(folder, len(done) - 1)
     shutil.copytree(last / "lora", folder / "lora", dirs_exist_ok=True)
-    (folder / "rounds.svg").write_text(draw_rounds(done), "utf-8")
+    write_text(folder / "rounds.svg", draw_rounds(done))
     return AlignResult(folder, folder / "lora", tuple(done))
 
 
@@ -276,6 +277,7 @@ def _card(config: AlignConfig, number: int, num_pairs: int) -> CardFacts:
         settings=asdict(config.dpo),
         call={
             "num_inference_steps": config.curate.source.num_steps,
+            "eta": config.curate.source.eta,
             "guidance_scale": config.curate.source.guidance_scale,
         },
     )

@@ -5,6 +5,7 @@ line on stderr and exit code 2; its traceback is shown under `--debug`.
 """
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -61,11 +62,13 @@ def align(args: argparse.Namespace) -> None:
     print(f"LoRA: {result.lora}\nfigure: {result.folder / 'rounds.svg'}")
 
 
-def data_check(args: argparse.Namespace) -> None:
-    """Read a pair set and say what it is."""
+def data_check(args: argparse.Namespace) -> int:
+    """Read a pair set and say what it is; 1 if it cannot be trained on."""
     from rpo.data.check import check_pairs, format_report
 
-    print(format_report(check_pairs(args.path)))
+    report = check_pairs(args.path, split=args.split, model=args.model)
+    print(format_report(report))
+    return 0 if report.is_trainable else 1
 
 
 def shapes_evaluate(args: argparse.Namespace) -> None:
@@ -120,6 +123,8 @@ def _takes_overrides(parser: argparse.ArgumentParser) -> None:
 
 def _takes_pairs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="folder, file or hub id of a pair set")
+    parser.add_argument("--split", metavar="NAME", default="train", help="of a set with several (default train)")
+    parser.add_argument("--model", metavar="PATH", help="checkpoint (folder, id, shapes) whose cut captions count")
 
 
 def _takes_evaluation(parser: argparse.ArgumentParser) -> None:
@@ -184,7 +189,6 @@ COMMANDS = {
     ),
 }
 
-
 GROUPS = {
     "train": "train a checkpoint",
     "curate": "make preference pairs that say why; `rpo curate CONFIG` is `rpo curate run CONFIG`",
@@ -203,15 +207,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `rpo`; None for those of this process.
 
     Returns:
-        The exit code: 0, 2 for wrong input, 130 when interrupted, 143 or 129 when ended by SIGTERM or SIGHUP.
+        The exit code: 0, 1 for an untrainable set, 2 for wrong input, 130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
     """
     # What these libraries say at import (an image processor without torchvision, …) concerns nothing that rpo does.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a caption that the terminal cannot show ends no run
     args = _parse(list(sys.argv[1:] if argv is None else argv))
     try:
         with ended_in_order():
-            args.command.run(args)
+            return args.command.run(args) or 0
     except (KeyboardInterrupt, Terminated) as ended:
         advice = "; run the same command with --resume to continue from the last checkpoint" if "resume" in args else ""
         print(f"\nrpo: interrupted{advice}", file=sys.stderr)
@@ -222,7 +229,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(f"rpo: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _parse(words: list[str]) -> argparse.Namespace:

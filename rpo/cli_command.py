@@ -13,7 +13,7 @@ class Command:
     """One line for the help."""
     add_arguments: Callable[[argparse.ArgumentParser], None]
     """Declares what it accepts."""
-    run: Callable[[argparse.Namespace], None]
-    """Does it."""
+    run: Callable[[argparse.Namespace], int | None]
+    """Does it, and returns the exit code; nothing is 0."""
     config: str = ""
     """`module:class` of the configuration that `key=value` words fill; its keys are listed in the help."""

@@ -23,6 +23,7 @@ from yaml import YAMLError
 from rpo.from_environment import as_written, resolved
 from rpo.local_paths import without_paths, without_userinfo
 from rpo.settings import WrongTypeError, as_type, field_types, type_name
+from rpo.text import read_text
 
 Config = TypeVar("Config")
 
@@ -168,8 +169,8 @@ def _read_yaml(path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"there is no configuration file '{path}'; give the path of a YAML file")
     try:
-        tree = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        tree = OmegaConf.create(read_text(path))
+    except (YAMLError, OmegaConfBaseException, OSError) as error:
         raise ValueError(f"'{path}' cannot be read as YAML: {_one_line(error)}") from error
     if not OmegaConf.is_dict(tree):
         raise ValueError(f"'{path}' holds a list, but a configuration is lines of `key: value`; write it so")

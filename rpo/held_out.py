@@ -17,7 +17,7 @@ from rpo.prompt_source import SHAPES, read_prompts
 from rpo.rewards import load_reward, score
 from rpo.sampler import generate
 from rpo.settings import settings
-from rpo.shapes import GUIDANCE_SCALE, NUM_STEPS
+from rpo.shapes import ETA, GUIDANCE_SCALE, NUM_STEPS
 from rpo.shapes.prompts import Split, sample_prompts
 
 SPLITS: tuple[Split, ...] = ("in_domain", "out_of_domain")
@@ -42,10 +42,13 @@ class HeldOutConfig:
     """Name of a reward, or "package.module:attribute"; it must not be among those that filter pairs."""
 
     num_steps: int = NUM_STEPS
-    """DDIM steps, with eta 0; 20 to 50."""
+    """DDIM steps; 20 to 50."""
+
+    eta: float = ETA
+    """Noise level of the steps: 0 is deterministic, as usual for Stable Diffusion; 1, for shapes, ancestral."""
 
     guidance_scale: float = GUIDANCE_SCALE
-    """7.5 is usual for Stable Diffusion, 3 for shapes."""
+    """7.5 is usual for Stable Diffusion, 2 for shapes."""
 
     batch_size: int = 64
     """Images at once; changes the speed only."""
@@ -149,6 +152,7 @@ class HeldOut:
                 seed=config.seed,
                 images_per_prompt=config.images_per_prompt,
                 num_steps=config.num_steps,
+                eta=config.eta,
                 guidance_scale=config.guidance_scale,
                 batch_size=config.batch_size,
                 progress=f"{progress}, {domain}" if progress else None,

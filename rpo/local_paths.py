@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rpo.text import read_text, write_text
+
 _BEGINNING = r"(?:file:/{0,2})?(?:~[\w.-]*[/\\]|[A-Za-z]:[\\/]|[/\\]|\.\.[/\\])"
 _WHOLE = re.compile(_BEGINNING + r"[^\n]*")
 _NAME = r"[^\s\"'`<>|;,()\[\]{}/\\:]+"
@@ -65,10 +67,10 @@ def clean_configs(folder: Path) -> None:
         folder: As `save_pretrained` wrote it.
     """
     for path in sorted({path for pattern in _CONFIGS for path in folder.rglob(pattern)}):
-        found = json.loads(path.read_text("utf-8"))
+        found = json.loads(read_text(path))
         clean = _whole_values(found)
         if clean != found:
-            path.write_text(json.dumps(clean, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            write_text(path, json.dumps(clean, indent=2, ensure_ascii=False) + "\n")
 
 
 def refuse_private(folder: Path, names: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from rpo.evaluate import Comparison, format_gain, format_share
 from rpo.from_environment import as_written
 from rpo.local_paths import shown_path, without_paths
 from rpo.lora_file import WEIGHT_FILE, LoraFile, inspect_lora
+from rpo.text import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -110,7 +111,7 @@ def write_model_card(folder: str | os.PathLike[str], card: CardFacts) -> Path:
     content = f"---\n{data.to_yaml()}\n---\n\n{_body(card, lora)}"
     path = folder / "README.md"
     unfinished = path.with_name("README.md.partial")
-    unfinished.write_text(ModelCard(content).content, encoding="utf-8")
+    write_text(unfinished, ModelCard(content).content)
     os.replace(unfinished, path)
     return path
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import get_args
 
-from rpo.data.jsonl import read_lines
+from rpo.data.jsonl import numbered_lines, parse_line
 from rpo.shapes.prompts import Split, sample_prompts
+from rpo.text import lines, read_text, text_fault
 
 SHAPES = "shapes"
 """The embedded prompts; "shapes:in_domain" and so on are those of another split than "train"."""
@@ -14,12 +15,16 @@ SHAPES_COUNT = 512
 
 KEY = "prompt"
 
+TABLES = (".csv", ".tsv", ".json", ".yaml", ".yml", ".parquet", ".arrow", ".xlsx", ".md", ".html")
+"""Files whose lines are something else than prompts."""
+
 
 def read_prompts(source: str, *, seed: int) -> list[str]:
     """The prompts that a configuration names.
 
     Args:
-        source: A text file with one prompt per line, a .jsonl file whose lines have a "prompt", or "shapes".
+        source: A text file with one prompt per line (blank lines are none), a .jsonl file whose lines have a "prompt",
+            or "shapes".
         seed: Of the draw among the embedded ones.
 
     Raises:
@@ -39,23 +44,31 @@ def read_prompts(source: str, *, seed: int) -> list[str]:
             f"prompts is {source!r}, but a text file with one prompt per line, a .jsonl file whose lines have a "
             f'"{KEY}", or "{SHAPES}" is needed; give prompts=FILE'
         )
-    prompts = _from_jsonl(path) if path.suffix == ".jsonl" else _from_text(path)
+    if path.suffix.lower() in TABLES:
+        raise ValueError(
+            f"prompts is {source!r}, a {path.suffix} file, whose lines are not prompts; expected a text file with one "
+            f'prompt per line, or a .jsonl file whose lines have a "{KEY}"; write it so'
+        )
+    prompts = _from_jsonl(path) if path.suffix.lower() == ".jsonl" else _from_text(path)
     if not prompts:
         raise ValueError(f"{path} has no prompts; give a file with at least one line")
     return prompts
 
 
 def _from_text(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.strip() for line in lines(read_text(path)) if line.strip()]  # blank lines separate, and are no prompts
 
 
 def _from_jsonl(path: Path) -> list[str]:
     prompts = []
-    for number, row in enumerate(read_lines(path), 1):
+    for name, text in numbered_lines(path):
+        row = parse_line(text, name)
         prompt = row.get(KEY)
         if not isinstance(prompt, str):
             raise ValueError(
-                f'object {number} of {path} has no text under "{KEY}" (its keys: {", ".join(row)}); name the column so'
+                f'{name} of {path} has no text under "{KEY}" (its keys: {", ".join(row)}); name the column so'
             )
+        if fault := text_fault(prompt) or ("" if prompt.strip() else "is empty"):
+            raise ValueError(f"{name} of {path}: the prompt {fault}; expected what an image should show; mend the line")
         prompts.append(prompt)
     return prompts

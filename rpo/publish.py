@@ -19,6 +19,7 @@ from rpo.local_paths import refuse_private
 from rpo.lora_file import WEIGHT_FILE, inspect_lora
 from rpo.model_card import PLACEHOLDER, CardFacts, Sample, write_model_card
 from rpo.models.loading import check_folder
+from rpo.text import read_text, write_text
 
 __all__ = ["CardFacts", "PlannedFile", "PublishPlan", "Sample", "publish", "write_model_card"]
 
@@ -134,7 +135,7 @@ def carry_out(
             "private=False, or another name"
         )
     card = folder / CARD
-    card.write_text(card.read_text(encoding="utf-8").replace(PLACEHOLDER, plan.repo_id), encoding="utf-8")
+    write_text(card, read_text(card).replace(PLACEHOLDER, plan.repo_id))
     api.upload_folder(
         repo_id=plan.repo_id,
         folder_path=folder,

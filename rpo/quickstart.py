@@ -39,6 +39,7 @@ from rpo.settings import settings
 from rpo.shapes.evaluate import Measurement, evaluate, format_accuracies, held_out_prompts
 from rpo.shapes.evaluation import Sampling, comparisons
 from rpo.shapes.prompts import sample_prompts
+from rpo.text import write_text
 from rpo.trainers.dpo import DPOTrainer
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.training.loop import LoopConfig, TrainResult
@@ -183,7 +184,7 @@ def make_pairs(folder: Path, config: QuickstartConfig) -> tuple[Path, PairSet]:
         ValueError: If no edit got better.
     """
     texts = folder / "prompts.txt"
-    texts.write_text("".join(f"{one.text}\n" for one in sample_prompts("train", config.prompts, config.seed)), "utf-8")
+    write_text(texts, "".join(f"{one.text}\n" for one in sample_prompts("train", config.prompts, config.seed)))
     source = replace(
         config.curate.source,
         prompts=str(texts),
@@ -236,7 +237,7 @@ def _write_results(file: Path, measured: Measurement, trained: TrainResult, cura
         "stopped_because": trained.stopped_because,
         "accuracy": accuracy,
     }
-    file.write_text(json.dumps(results, indent=2) + "\n")
+    write_text(file, json.dumps(results, indent=2) + "\n")
 
 
 def _row(row: Comparison) -> dict[str, Any]:

@@ -94,7 +94,11 @@ def write_quickstart_card(findings: Findings, dpo: DPOConfig) -> Path:
         data=f"{status_of(findings.curated).num_pairs} pairs of the base's own images and of edits of them: the shapes "
         f"critic said what was wrong, an instructor what to do, the shapes editor did it. {in_words(findings.rules)}",
         settings=asdict(dpo),
-        call={"num_inference_steps": before.sampling.num_steps, "guidance_scale": before.sampling.guidance_scale},
+        call={
+            "num_inference_steps": before.sampling.num_steps,
+            "eta": before.sampling.eta,
+            "guidance_scale": before.sampling.guidance_scale,
+        },
         results={readable(domain).capitalize(): tuple(rows) for domain, rows in table.items()},
         results_note="Share of images in which the verifier reads what the prompt asks for; base and LoRA start from "
         f"the same noise. `{repeat}` measures it again.",
@@ -110,7 +114,8 @@ def _commands(findings: Findings) -> CommandsSection:
         "import rpo.shapes\nfrom diffusers import StableDiffusionPipeline\n\n"
         "pipe = StableDiffusionPipeline.from_pretrained(rpo.shapes.path())\n"
         f'pipe.load_lora_weights("{findings.lora}")\n'
-        'image = pipe("a red circle above a blue square", num_inference_steps=20, guidance_scale=3.0).images[0]'
+        'call = {"num_inference_steps": 20, "eta": 1.0, "guidance_scale": 2.0}\n'
+        'image = pipe("a red circle above a blue square", **call).images[0]'
     )
     return CommandsSection(
         "Use the LoRA",

@@ -26,6 +26,7 @@ from rpo.sections import (
     TableSection,
     TextSection,
 )
+from rpo.text import write_text
 
 _FEW_SECONDS = 9.95  # below, a decimal is worth its place
 
@@ -96,7 +97,7 @@ def write_report(report: Report, path: Path) -> Path:
     page = render(report)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".partial")
-    unfinished.write_text(page, encoding="utf-8")
+    write_text(unfinished, page)
     os.replace(unfinished, path)
     return path
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from rpo.text import read_text, write_text
+
 LOCK = ".lock"
 """The lock file of a folder."""
 
@@ -68,11 +70,11 @@ def taken(path: Path, what: str, remedy: str = "wait until it has ended, or choo
     except Timeout:
         raise ValueError(f"{what} by {_owner(path)}; expected one process at a time; {remedy}") from None
     try:
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
+        write_text(path, f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
         with suppress(OSError):
-            path.write_text("", "utf-8")
+            write_text(path, "")
         lock.release()
 
 
@@ -87,6 +89,6 @@ def is_taken(path: Path) -> bool:
 
 def _owner(path: Path) -> str:
     try:
-        return path.read_text("utf-8") or "another process"
-    except OSError:  # Windows lets nobody read a locked file
+        return read_text(path) or "another process"
+    except (OSError, ValueError):  # Windows lets nobody read a locked file
         return "another process"

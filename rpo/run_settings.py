@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rpo.config import differences, load_config, to_yaml
+from rpo.text import write_text
 
 SETTINGS = "settings.yaml"
 
@@ -40,5 +41,5 @@ def keep_settings(folder: Path, config: Any) -> None:
     """Write the settings of a run that begins, whole or not at all: a cut file would look like other settings."""
     if not (folder / SETTINGS).exists():
         partial = folder / f".{SETTINGS}.partial"
-        partial.write_text(to_yaml(config), "utf-8")
+        write_text(partial, to_yaml(config))
         os.replace(partial, folder / SETTINGS)

@@ -20,6 +20,9 @@ from rpo.models.solvers import BlackBoxSolver
 from rpo.randomness import keyed_generator
 from rpo.types import Conditioning, Grid, Images, Latents, Node, Trajectory
 
+SolverName = Literal["ddim", "dpm_solver"]
+SpacingName = Literal["checkpoint", "uniform"]
+
 
 def image_generator(seed: int, prompt_index: int, image_index: int) -> torch.Generator:
     """The generator of one image, on the CPU so that every device draws the same noise.
@@ -181,6 +184,34 @@ def _transition(model: DiffusionModel, noise_pred: Latents, x_t: Latents, t: Nod
     return kernel(x0_hat, eps_hat, t, s)
 
 
+def solving(
+    model: DiffusionModel, num_steps: int, *, solver: SolverName, spacing: SpacingName = "checkpoint", eta: float
+) -> tuple[Grid, Kernel]:
+    """The grid and the kernel of one call of `sample`.
+
+    Args:
+        model: The checkpoint.
+        num_steps: Denoising steps.
+        solver: DDIM, or DPM-Solver++ (second order and deterministic), which remembers its steps.
+        spacing: Where the steps of DDIM lie: as the checkpoint's scheduler has it, or evenly in time.
+        eta: Noise level of DDIM; 0 for DPM-Solver++.
+
+    Raises:
+        ValueError: If the solver cannot have that noise level or spacing.
+    """
+    if solver == "dpm_solver":
+        if eta != 0 or spacing != "checkpoint":
+            raise ValueError(
+                f"solver is dpm_solver with eta {eta:g} and spacing {spacing!r}, but it is an ODE solver with steps of "
+                'its own; give eta 0 and spacing "checkpoint", or solver "ddim"'
+            )
+        multistep = BlackBoxSolver(model, num_steps)
+        return multistep.grid, multistep
+    if spacing == "uniform":
+        return grid_at(model.process, uniform_times(model.process, num_steps), device=model.device), Ddim(eta)
+    return model.grid(num_steps), Ddim(eta)
+
+
 def generate(
     model: DiffusionModel,
     prompts: Sequence[str],
@@ -190,8 +221,8 @@ def generate(
     num_steps: int = 50,
     guidance_scale: float = 7.5,
     eta: float = 0.0,
-    solver: Literal["ddim", "dpm_solver"] = "ddim",
-    spacing: Literal["checkpoint", "uniform"] = "checkpoint",
+    solver: SolverName = "ddim",
+    spacing: SpacingName = "checkpoint",
     batch_size: int = 16,
     progress: str | None = None,
 ) -> Images:
@@ -205,25 +236,20 @@ def generate(
         num_steps: Denoising steps; 20 to 50 are usual.
         guidance_scale: 1 is no guidance; 7.5 is usual for Stable Diffusion.
         eta: 0 is deterministic DDIM, 1 ancestral sampling.
-        solver: DDIM, or DPM-Solver++ (second order and deterministic: `eta` is 0) for half of the steps.
-        spacing: Steps where the checkpoint's scheduler puts them, or evenly in time; of DDIM.
+        solver: See `solving`; DPM-Solver++ needs half of the steps.
+        spacing: See `solving`.
         batch_size: Images at once; changes speed and memory, not images (but for float error).
         progress: Label of a progress bar; None for none.
 
     Raises:
         ValueError: If the solver cannot have that noise level or spacing.
     """
-    if solver == "dpm_solver" and (eta != 0 or spacing != "checkpoint"):
-        raise ValueError(
-            f"solver is dpm_solver with eta {eta:g} and spacing {spacing!r}, but it is an ODE solver with steps of its "
-            'own; give eta 0 and spacing "checkpoint", or solver "ddim"'
-        )
     jobs = [(prompt, image) for prompt in range(len(prompts)) for image in range(images_per_prompt)]
     bar = tqdm(total=len(jobs), desc=progress, unit="image", disable=progress is None, dynamic_ncols=True)
     images = torch.empty(0)
     for start in range(0, max(len(jobs), 1), batch_size):  # without prompts, encoding refuses them
         batch = jobs[start : start + batch_size]
-        grid, kernel = _steps(model, num_steps, eta=eta, solver=solver, spacing=spacing)
+        grid, kernel = solving(model, num_steps, solver=solver, spacing=spacing, eta=eta)
         trajectory = sample(
             model,
             model.encode_prompts([prompts[prompt] for prompt, _ in batch]),
@@ -239,12 +265,3 @@ def generate(
         bar.update(len(batch))
     bar.close()
     return images
-
-
-def _steps(model: DiffusionModel, num_steps: int, *, eta: float, solver: str, spacing: str) -> tuple[Grid, Kernel]:
-    if solver == "dpm_solver":
-        multistep = BlackBoxSolver(model, num_steps)  # one per trajectory
-        return multistep.grid, multistep
-    if spacing == "uniform":
-        return grid_at(model.process, uniform_times(model.process, num_steps), device=model.device), Ddim(eta)
-    return model.grid(num_steps), Ddim(eta)

@@ -15,7 +15,7 @@ def test_prompts_of_a_text_file_and_of_json_lines(tmp_path):
     (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     assert read_prompts(str(tmp_path / "p.jsonl"), seed=0) == ["a cat", "a dog"]
     (tmp_path / "q.jsonl").write_text('{"prompt": "a cat"}\n{"caption": "a dog"}\n')
-    with pytest.raises(ValueError, match='object 2 of .*q.jsonl has no text under "prompt" .its keys: caption.'):
+    with pytest.raises(ValueError, match='q.jsonl:2 of .*q.jsonl has no text under "prompt" .its keys: caption.'):
         read_prompts(str(tmp_path / "q.jsonl"), seed=0)
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(ValueError, match="empty.txt has no prompts"):

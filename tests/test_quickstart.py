@@ -77,7 +77,7 @@ pipe.set_progress_bar_config(disable=True)
 for index, prompt in enumerate({judged.texts[:3]!r}):
     key = hashlib.sha256(f"0/{{index}}/0".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
-    image = pipe(prompt, num_inference_steps=20, guidance_scale=3.0, generator=generator).images[0]
+    image = pipe(prompt, num_inference_steps=20, eta=1.0, guidance_scale=2.0, generator=generator).images[0]
     image.save({str(folder)!r} + f"/{{index}}.png")
 loaded = sorted(name for name in sys.modules if name.split(".")[0] == "rpo")
 assert loaded == ["rpo", "rpo.shapes"], loaded

@@ -25,8 +25,8 @@ TREES = {path: ast.parse(path.read_text()) for path in SOURCES}
 
 # types ← diffusion ← objectives ← models, lora ← sampler ← trainers ← cli, and what stands beside that line. The file
 # rpo/shapes/__init__.py is only a path and two numbers; the modules of that folder are "shapes.*".
-ANYWHERE = {"settings", "interrupts", "run_lock"}
-"""What every part may import: how settings are made, and what keeps a run whole."""
+ANYWHERE = {"settings", "interrupts", "run_lock", "text"}
+"""What every part may import: how settings are made, how text is read, and what keeps a run whole."""
 LEAVES = {"types", "randomness", "config", "intervals", "lora_file", "charts", "shapes"}
 LEAVES |= {"from_environment", "local_paths"}
 PROCESS = {"types", "randomness", "diffusion", "objectives"}
@@ -177,7 +177,7 @@ def test_only_command_line_layers_print() -> None:
 
 
 def test_files_and_functions_are_short() -> None:
-    long = [f"{path} has {lines} lines" for path in SOURCES if (lines := len(path.read_text().splitlines())) > 300]
+    long = [f"{path} has {lines} lines" for path in SOURCES if (lines := len(path.read_text().splitlines())) > 400]
     for path, tree in TREES.items():
         for node in functions(tree):
             length = (node.end_lineno or node.lineno) - node.lineno + 1

@@ -15,6 +15,7 @@ from pathlib import Path
 from rpo.curation.answers import Reply
 from rpo.curation.chat import Question
 from rpo.data.jsonl import name_full_disk
+from rpo.text import write_text
 
 
 class AnswerCache:
@@ -54,7 +55,7 @@ class AnswerCache:
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(json.dumps(asdict(reply), ensure_ascii=False), "utf-8")
+            write_text(unfinished, json.dumps(asdict(reply), ensure_ascii=False))
             os.replace(unfinished, path)
         except OSError as error:
             unfinished.unlink(missing_ok=True)

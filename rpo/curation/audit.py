@@ -34,6 +34,7 @@ from rpo.curation.records import Component, Critic, Critique, Fault
 from rpo.from_environment import as_written
 from rpo.intervals import Interval, accuracy
 from rpo.settings import settings
+from rpo.text import write_text
 
 AUDIT_FILE = "audit.json"
 CACHE_FOLDER = "answers"
@@ -104,9 +105,7 @@ def audit(folder: str | Path, config: AuditConfig) -> Audit:
         agreement=kappa,
         num_agreement_pairs=number,
     )
-    (run.path / AUDIT_FILE).write_text(
-        json.dumps(as_written(asdict(found)), indent=2, ensure_ascii=False) + "\n", "utf-8"
-    )
+    write_text(run.path / AUDIT_FILE, json.dumps(as_written(asdict(found)), indent=2, ensure_ascii=False) + "\n")
     return found
 
 

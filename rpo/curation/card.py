@@ -15,6 +15,7 @@ from rpo.data.details import DETAIL_COLUMNS
 from rpo.local_paths import shown_path
 from rpo.model_card import PLACEHOLDER, TEMPLATES, is_hub_id
 from rpo.publish import CARD
+from rpo.text import write_text
 
 _SNIPPETS = {
     "native": 'from rpo import read_pairs\n\npairs = read_pairs("{source}")',
@@ -69,7 +70,7 @@ def write_dataset_card(folder: Path, run: RunFolder, status: RunStatus, form: st
         tags=["preference", "dpo", "image-editing", "rpo"],
     )
     path = folder / CARD
-    path.write_text(f"---\n{header.to_yaml()}\n---\n\n" + re.sub(r"\n{3,}", "\n\n", text) + "\n", "utf-8")
+    write_text(path, f"---\n{header.to_yaml()}\n---\n\n" + re.sub(r"\n{3,}", "\n\n", text) + "\n")
     return path
 
 

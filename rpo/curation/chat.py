@@ -15,6 +15,7 @@ from rpo.curation.answers import Answer, Reply, understand
 from rpo.curation.component_config import CriticConfig, InstructorConfig, JudgeConfig
 from rpo.curation.prompt_file import PromptFile
 from rpo.curation.records import Component, Fault
+from rpo.data.pixels import rgb
 
 ChatConfig = CriticConfig | InstructorConfig | JudgeConfig
 
@@ -63,7 +64,7 @@ def ask(
     """
     shown = None if chat.is_held_to_schema else answer
     questions = [
-        Question(prompt.render(told, answer=shown), tuple(image.convert("RGB") for image in group), answer)
+        Question(prompt.render(told, answer=shown), tuple(rgb(image) for image in group), answer)
         for group, told in zip(images, values, strict=True)
     ]
     replies = chat(questions)

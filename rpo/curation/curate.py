@@ -41,6 +41,7 @@ from rpo.curation.steps import (
 )
 from rpo.interrupts import ended_in_order
 from rpo.rewards import REWARDS, load_reward
+from rpo.text import write_text
 
 __all__ = ["Components", "CurateConfig", "curate"]
 
@@ -130,7 +131,7 @@ def _run(config: CurateConfig, folder: RunFolder, share: Share, components: Comp
     stages, identities = _stages(config, folder, plan, groups, components)
     folder.claim(identities)
     if share.index == 0:
-        (folder.path / "run.yaml").write_text(to_yaml(config))
+        write_text(folder.path / "run.yaml", to_yaml(config))
     own = [members for group, members in groups.items() if share.owns(group)]
     ids = [record for members in own for record in members]
     done: dict[StageName, int] = {name: sum(one in records for one in ids) for name, records in folder.stages.items()}

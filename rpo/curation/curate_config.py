@@ -7,7 +7,7 @@ from rpo.curation.component_config import CriticConfig, EditorConfig, Instructor
 from rpo.curation.folder import StageName
 from rpo.models.config import ModelConfig
 from rpo.settings import settings
-from rpo.shapes import GUIDANCE_SCALE, NUM_STEPS
+from rpo.shapes import ETA, GUIDANCE_SCALE, NUM_STEPS
 
 Policy = Literal["keep_improved", "both_directions", "always_edit"]
 Orderings = Literal["own", "all", "prompt"]
@@ -46,10 +46,16 @@ class SourceConfig:
     """To generate: of the prompts' draw and of the noise; another seed gives other images."""
 
     num_steps: int = NUM_STEPS
-    """To generate: DDIM steps, with eta 0; 20 to 50."""
+    """To generate: steps; 20 to 50 of DDIM, 8 to 15 of DPM-Solver++."""
+
+    solver: Literal["ddim", "dpm_solver"] = "ddim"
+    """To generate: DDIM, or DPM-Solver++ (deterministic: set `eta: 0`), which needs half as many steps."""
+
+    eta: float = ETA
+    """To generate: noise level of the steps; 0 is deterministic, as usual for Stable Diffusion, 1 is ancestral."""
 
     guidance_scale: float = GUIDANCE_SCALE
-    """To generate: 1 is no guidance; 7.5 is usual for Stable Diffusion, 3 for shapes."""
+    """To generate: 1 is no guidance; 7.5 is usual for Stable Diffusion, 2 for shapes."""
 
     batch_size: int = 32
     """Images drawn, or read, at once."""

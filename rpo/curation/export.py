@@ -23,6 +23,7 @@ from rpo.curation.status import RunStatus, status_of
 from rpo.data.pickapic import write_pickapic
 from rpo.data.preference import PreferencePair
 from rpo.data.writers import write_pairs, write_parquet
+from rpo.text import write_text
 
 ExportForm = Literal["native", "parquet", "pickapic"]
 
@@ -82,7 +83,7 @@ def export(
     partial.mkdir(parents=True)
     num_pairs = _write(partial, form, pairs_of(folder))
     write_dataset_card(partial, folder, status, form, licence)
-    (partial / MARK).write_text(json.dumps({"form": form, "pairs": num_pairs}) + "\n", "utf-8")
+    write_text(partial / MARK, json.dumps({"form": form, "pairs": num_pairs}) + "\n")
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     return Exported(target, form, num_pairs)

@@ -22,7 +22,8 @@ from rpo.curation.manifest import Identity, Manifest, read_manifest
 from rpo.curation.parts import StageRecords
 from rpo.curation.share import Share, ShareLock
 from rpo.data.jsonl import name_full_disk
-from rpo.data.preference import encode_png, upright_rgb
+from rpo.data.pixels import decode_image
+from rpo.data.preference import encode_png
 
 StageName = Literal["sources", "critiques", "instructions", "edits", "scores", "decisions"]
 """The folders of the stages."""
@@ -132,4 +133,4 @@ class RunFolder:
             raise ValueError(
                 f"{name} does not exist; expected every image that a record names; restore it, or use another folder"
             ) from error
-        return upright_rgb(data, name)
+        return decode_image(data, name).image

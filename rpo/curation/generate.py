@@ -1,7 +1,7 @@
 """Drawing the images that are going to be criticised, each with a generator of its own.
 
 Image k of prompt i is a function of (checkpoint, LoRA, seed, i, k) and of the settings of sampling alone, whatever is
-drawn beside it (but for float error), by DDIM with eta 0.
+drawn beside it (but for float error), by DDIM or DPM-Solver++.
 """
 
 import hashlib
@@ -15,12 +15,11 @@ from PIL import Image
 
 from rpo.curation.curate_config import SourceConfig
 from rpo.curation.sources import Planned, SourcePlan, planned
-from rpo.diffusion.transition import Ddim
 from rpo.lora_file import inspect_lora
 from rpo.models.config import load_model
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.prompt_source import read_prompts
-from rpo.sampler import image_generator, sample
+from rpo.sampler import image_generator, sample, solving
 from rpo.shapes.evaluate import load_lora
 from rpo.shapes.evaluation import to_pixels
 
@@ -65,6 +64,8 @@ def plan_generation(config: SourceConfig) -> SourcePlan:
         "images_per_prompt": str(config.images_per_prompt),
         "seed": str(config.seed),
         "num_steps": str(config.num_steps),
+        "solver": config.solver,
+        "eta": str(config.eta),
         "guidance_scale": str(config.guidance_scale),
     }
     return SourcePlan(items, identity, drawer, False)
@@ -103,11 +104,12 @@ class Drawer:
         config, model = self._config, self._ready()
         places = [(int(item.origin["prompt"]), int(item.origin["image"])) for item in items]
         with torch.no_grad():
+            grid, kernel = solving(model, config.num_steps, solver=config.solver, eta=config.eta)
             trajectory = sample(
                 model,
                 model.encode_prompts([item.caption for item in items]),
-                model.grid(config.num_steps),
-                Ddim(0.0),
+                grid,
+                kernel,
                 guidance_scale=config.guidance_scale,
                 generators=[image_generator(config.seed, prompt, image) for prompt, image in places],
             )

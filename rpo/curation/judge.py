@@ -20,6 +20,7 @@ from rpo.curation.component_config import JudgeConfig
 from rpo.curation.components import make_component
 from rpo.curation.prompt_file import PromptFile
 from rpo.curation.records import Fault, Judge, Verdict
+from rpo.data.pixels import rgb
 from rpo.rewards import Reward, load_reward, score
 
 __all__ = ["JUDGES", "BothOrders", "JudgeConfig", "OrderedVerdicts", "RewardJudge", "VlmJudge", "load_judge"]
@@ -176,7 +177,7 @@ class RewardJudge:
         return ["tie" if abs(gap) <= self._margin else "first" if gap > 0 else "second" for gap in gaps]
 
     def _score(self, image: Image, caption: str) -> float:
-        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None] / 255
+        pixels = torch.from_numpy(np.array(rgb(image))).permute(2, 0, 1)[None] / 255
         return score(self._reward, pixels, [caption], name=self._name).item()
 
 

@@ -15,6 +15,7 @@ from typing import final
 from filelock import FileLock
 
 from rpo.from_environment import as_written
+from rpo.text import read_text, write_text
 
 Identity = Mapping[str, str]
 
@@ -44,7 +45,7 @@ def _read(folder: Path) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
     if not path.exists():
         return {}, {}
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = json.loads(read_text(path))
         layout, stages = found["layout"], {name: dict(one["identity"]) for name, one in found["stages"].items()}
         hashes = {name: str(one["sha256"]) for name, one in found["stages"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -115,9 +116,7 @@ class Manifest:
     def _write(self, stages: Mapping[str, Identity], hashes: Mapping[str, str]) -> None:
         rows = {name: {"identity": as_written(dict(one)), "sha256": hashes[name]} for name, one in stages.items()}
         partial = self._folder / ".manifest.json.partial"
-        partial.write_text(
-            json.dumps({"layout": _LAYOUT, "stages": rows}, indent=2, ensure_ascii=False) + "\n", "utf-8"
-        )
+        write_text(partial, json.dumps({"layout": _LAYOUT, "stages": rows}, indent=2, ensure_ascii=False) + "\n")
         os.replace(partial, self._folder / "manifest.json")
 
 

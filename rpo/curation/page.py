@@ -35,6 +35,7 @@ from rpo.curation.page_outcomes import (
 )
 from rpo.curation.page_pictures import AMPLIFICATION, EXACT_SIDE, difference, shown
 from rpo.curation.page_records import SEVERITIES, ShownImages, ShownRecord, shown_record
+from rpo.text import read_text
 
 MAX_SIDE = 512
 """Longest side of an image in the page."""
@@ -81,7 +82,7 @@ def write_page(folder: str | Path, path: str | Path | None = None, *, max_record
     page = render_page(run, max_records)
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(target.name + ".partial")
-    unfinished.write_text(page, encoding="utf-8", errors="replace")
+    unfinished.write_bytes(page.encode("utf-8", errors="replace"))
     os.replace(unfinished, target)
     return target
 
@@ -104,7 +105,7 @@ def render_page(run: RunFolder, max_records: int) -> str:
     manifest = read_manifest(run.path)
     across, num_across = _outcomes_across(run, {one.record for one in chosen})
     records = [_shown(run, history_of(run, one.record), side, across, manifest) for one in chosen]
-    script = (TEMPLATES / "curation.js").read_text("utf-8")
+    script = read_text(TEMPLATES / "curation.js")
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,

@@ -19,6 +19,7 @@ import numpy as np
 
 from rpo.curation.places import Places, key_of, part_and_start, place_of
 from rpo.data.jsonl import append_line, mend_last_line, parse_line
+from rpo.text import decode_text
 
 Row = Mapping[str, object]
 
@@ -170,7 +171,9 @@ def _rows(path: Path) -> Iterator[tuple[int, Row]]:
                 try:
                     yield (
                         start,
-                        parse_line(line.decode("utf-8", errors="replace"), f"{path.parent.name}/{path.name}:{number}"),
+                        parse_line(
+                            decode_text(line, str(path), first_line=number), f"{path.parent.name}/{path.name}:{number}"
+                        ),
                     )
                 except ValueError:
                     if line.endswith(b"\n"):

@@ -17,6 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel
 
 from rpo.curation.answers import answer_schema
+from rpo.text import decode_text
 
 FOLDER = Path(__file__).parent / "prompts"
 
@@ -44,10 +45,10 @@ class PromptFile:
         environment.globals.clear()  # a prompt counts nothing and imports nothing
         environment.filters["quoted"] = quoted
         try:
-            text = source.decode("utf-8")
+            text = decode_text(source, name)
             used = meta.find_undeclared_variables(environment.parse(text))
             self._template = environment.from_string(text)
-        except (UnicodeDecodeError, jinja2.TemplateError) as error:
+        except (ValueError, jinja2.TemplateError) as error:
             raise ValueError(f"prompt {name} is no jinja2 template in UTF-8 ({error}); mend it") from error
         known = {*variables, "schema"}
         if not text.strip() or used - known:

@@ -19,10 +19,13 @@ from rpo.curation.curate_config import SourceConfig
 from rpo.curation.digests import Digests
 from rpo.curation.manifest import Identity
 from rpo.data.jsonl import numbered_lines, parse_line
-from rpo.data.preference import SIDES, ImageSource, Side, upright_rgb
+from rpo.data.own_files import is_own, own_file, read_regular
+from rpo.data.pixels import decode_image
+from rpo.data.preference import SIDES, ImageSource, Side
 from rpo.data.readers import read_pairs
-from rpo.data.tables import encoded_bytes, image_in, open_table
+from rpo.data.tables import home_of, image_in, open_table
 from rpo.data.writers import METADATA
+from rpo.text import read_text, text_fault
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -82,6 +85,8 @@ def planned(caption: object, origin: Mapping[str, str | int], key: str, name: st
     """
     if not isinstance(caption, str):
         raise ValueError(f"{name}: the caption is {caption!r}; expected text; mend or remove the item")
+    if fault := text_fault(caption):
+        raise ValueError(f"{name}: the caption {fault}; expected plain text; mend or remove the item")
     if not caption.strip():
         raise ValueError(
             f"{name}: the caption is empty; expected what the image should show; write it or remove the item"
@@ -114,7 +119,7 @@ def plan_import(config: SourceConfig, digests: Digests | None = None) -> SourceP
         raise ValueError(f"{config.path} holds no images; expected at least one with a caption; look at source.kind")
 
     def draw(some: Sequence[Planned]) -> list[Image]:
-        return [upright_rgb(_bytes_of(images[item.id], item.name), f"{item.name}: the image") for item in some]
+        return [decode_image(_bytes_of(images[item.id], item.name), f"{item.name}: the image").image for item in some]
 
     identity = {"kind": config.kind, "from": Path(config.path).name, "split": config.split}
     if config.kind != "pairs":
@@ -143,7 +148,11 @@ def _captions_of_lines(folder: Path, config: SourceConfig) -> Iterator[tuple[str
                 f"{name}: found {', '.join(row) or 'nothing'}; expected file_name and {config.caption_column}; rename "
                 "them, or name the caption's by source.caption_column"
             )
-        yield name, folder / file_name, row[config.caption_column]
+        try:
+            path = own_file(folder, file_name)
+        except ValueError as error:
+            raise ValueError(f"{name}: file_name {error}") from error
+        yield name, path, row[config.caption_column]
 
 
 def _captions_beside(folder: Path) -> Iterator[tuple[str, Path, object]]:
@@ -153,7 +162,9 @@ def _captions_beside(folder: Path) -> Iterator[tuple[str, Path, object]]:
             raise ValueError(
                 f"{name}: there is no {text.name} beside it, nor {METADATA} in {folder}; expected a caption; write it"
             )
-        yield name, path, text.read_text("utf-8").strip()
+        if strangers := [file.name for file in (path, text) if not is_own(folder, file)]:
+            raise ValueError(f"{strangers[0]} is a link that leads out of {folder}; expected a file; put it there")
+        yield name, path, read_text(text).strip()
 
 
 def _in_table(config: SourceConfig) -> Iterator[tuple[Planned, ImageSource]]:
@@ -164,11 +175,12 @@ def _in_table(config: SourceConfig) -> Iterator[tuple[Planned, ImageSource]]:
             f"{config.path}: there is no column {', '.join(sorted(missing))} among {', '.join(table.column_names)}; "
             "expected one of images and one of captions; name them by source.image_column and source.caption_column"
         )
+    home = home_of(config.path, None)
     images = table.select_columns([config.image_column])
     captions = table.select_columns([config.caption_column])
     for index in range(min(len(table), len(table) if config.limit is None else config.limit)):
         name = f"{config.path} row {index}"
-        image = image_in(images, index, config.image_column)
+        image = image_in(images, index, config.image_column, home)
         digest = hashlib.sha256(_bytes_of(image, name)).hexdigest()
         origin = {"kind": "table", "row": index}
         yield planned(captions[index][config.caption_column], origin, digest, name), image
@@ -194,7 +206,9 @@ def _digest(path: Path, name: str, digests: Digests | None) -> str:
 
 def _bytes_of(image: ImageSource, name: str) -> bytes:
     try:
-        return image() if callable(image) else encoded_bytes(image if isinstance(image, bytes) else str(image))
+        if isinstance(image, str | Path):
+            return read_regular(image)
+        return image if isinstance(image, bytes) else image()
     except (OSError, ValueError) as error:
         fault = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         raise ValueError(

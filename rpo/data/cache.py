@@ -116,6 +116,7 @@ class LatentCache:
             key_of=lambda request: _key("latents", model_key, dtype, repr(request)),
             name_of=lambda request: request.name,
             encode=self._encode,
+            read=_pixels,
             dtype=dtype,
             chunk_size=_chunk_size(batch_size),
             memory_bytes=memory_mib * 2**20,
@@ -157,9 +158,7 @@ class LatentCache:
         """Let go of the file."""
         self._cache.store.close()
 
-    def _encode(self, requests: Sequence[LatentRequest]) -> Tensor:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding releases the interpreter lock
-            images = torch.stack(list(pool.map(LatentRequest.pixels, requests)))
+    def _encode(self, images: Images) -> Tensor:
         moments = [torch.stack(self._encode_images(batch), dim=1).cpu() for batch in images.split(self._batch_size)]
         return torch.cat(moments)
 
@@ -243,6 +242,11 @@ class EmbeddingCache:
         starts = range(0, len(prompts), self._batch_size)
         batches = [list(prompts[start : start + self._batch_size]) for start in starts]
         return torch.cat([self._encode_prompts(batch).cpu() for batch in batches])
+
+
+def _pixels(requests: Sequence[LatentRequest]) -> Images:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding releases the interpreter lock
+        return torch.stack(list(pool.map(LatentRequest.pixels, requests)))
 
 
 def _chunk_size(batch_size: int) -> int:

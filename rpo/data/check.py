@@ -3,20 +3,26 @@
 Unlike reading for training, checking never stops at the first fault, and it decodes every image to its last pixel.
 """
 
+import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Literal
 
+from PIL.Image import Image
+
 from rpo.data.columns import FormName
-from rpo.data.preference import SIDES, PairSet, PreferencePair, pair_key
-from rpo.data.readers import Scan, scan
+from rpo.data.preference import SIDES, PreferencePair, pair_key
+from rpo.data.readers import PairSource, scan
+from rpo.models.captions import CutCaptions, cut_captions, surely_cut
 
 Progress = Callable[[int, int], object]
 """Called with (records done, records in all)."""
 
+_AHEAD = 16  # records for each thread that are looked at before the next are begun
 _SHOWN = 5  # items of one kind that the text names before it counts the rest
 
 
@@ -47,6 +53,10 @@ class CheckReport:
     sizes: Mapping[tuple[int, int], int]
     """(width, height) to number of images, most frequent first."""
     margins: Margins | None
+    long_captions: str = ""
+    """How many captions the text encoder cuts, in a sentence."""
+    changes: Mapping[str, int] = field(default_factory=dict)
+    """What decoding had to do to show images as viewers do, and to how many."""
     faults: tuple[str, ...] = ()
     """Rows that are no record."""
     unreadable: tuple[str, ...] = ()
@@ -58,13 +68,42 @@ class CheckReport:
     conflicts: tuple[str, ...] = ()
     """Records that say the opposite of an earlier one."""
     same_image: tuple[str, ...] = ()
-    """Records whose two images are one and the same."""
+    """Records whose two images have the same pixels."""
 
     @property
     def is_trainable(self) -> bool:
         """Whether `read_pairs` accepts the set as it is and no image will fail later."""
-        broken = self.faults or self.unreadable or self.empty_prompts or self.mismatched_sizes
+        broken = self.faults or self.unreadable or self.empty_prompts or self.mismatched_sizes or self.same_image
         return self.records > 0 and not broken
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What one record was found to be; made on any thread."""
+
+    sizes: tuple[tuple[int, int], ...]
+    changes: tuple[str, ...]
+    errors: tuple[str, ...]
+    is_same: bool
+    """Whether the two images have the same pixels."""
+
+
+def _look(pair: PreferencePair) -> _Look:
+    images: list[Image] = []
+    changes: list[str] = []
+    errors: list[str] = []
+    for side in SIDES:
+        try:
+            seen = pair.seen(side)
+        except ValueError as error:
+            errors.append(str(error))
+            continue
+        images.append(seen.image)
+        changes += seen.changes
+        if not errors:
+            pair.facts(side)  # hashed here, beside other threads
+    is_same = len(images) == len(SIDES) and images[0] == images[1]
+    return _Look(tuple(image.size for image in images), tuple(changes), tuple(errors), is_same)
 
 
 @dataclass
@@ -72,7 +111,8 @@ class _Tally:
     """What has been seen so far."""
 
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    first_by_key: dict[str, str] = field(default_factory=dict)
+    changes: Counter[str] = field(default_factory=Counter)
+    first_by_key: dict[bytes, str] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
     empty_prompts: list[str] = field(default_factory=list)
     mismatched_sizes: list[str] = field(default_factory=list)
@@ -80,27 +120,24 @@ class _Tally:
     conflicts: list[str] = field(default_factory=list)
     same_image: list[str] = field(default_factory=list)
 
-    def look_at(self, pair: PreferencePair) -> None:
+    def take(self, pair: PreferencePair, look: _Look) -> None:
         """Take one record into account."""
         if not pair.prompt.strip():
             self.empty_prompts.append(pair.name)
-        sizes: list[tuple[int, int]] = []
-        for side in SIDES:
-            try:
-                sizes.append(pair.decode(side).size)
-            except ValueError as error:
-                self.unreadable.append(str(error))
-        self.sizes.update(sizes)
-        if len(sizes) == len(SIDES):
-            self._compare(pair, sizes[0], sizes[1])
+        self.unreadable += look.errors
+        self.sizes.update(look.sizes)
+        self.changes.update(look.changes)
+        if not look.errors:
+            self._compare(pair, look)
 
-    def _compare(self, pair: PreferencePair, chosen_size: tuple[int, int], rejected_size: tuple[int, int]) -> None:
-        if chosen_size != rejected_size:
-            shown = " and ".join(f"{width}x{height}" for width, height in (chosen_size, rejected_size))
+    def _compare(self, pair: PreferencePair, look: _Look) -> None:
+        if look.sizes[0] != look.sizes[1]:
+            shown = " and ".join(f"{width}x{height}" for width, height in look.sizes)
             self.mismatched_sizes.append(f"{pair.name} ({shown})")
         chosen, rejected = (pair.facts(side).digest for side in SIDES)
-        key, swapped = pair_key(pair.prompt, chosen, rejected), pair_key(pair.prompt, rejected, chosen)
-        if chosen == rejected:
+        orders = ((chosen, rejected), (rejected, chosen))
+        key, swapped = (bytes.fromhex(pair_key(pair.prompt, *order)) for order in orders)
+        if look.is_same:
             self.same_image.append(pair.name)
         elif swapped in self.first_by_key:
             self.conflicts.append(f"{pair.name} (against {self.first_by_key[swapped]})")
@@ -111,13 +148,14 @@ class _Tally:
 
 
 def check_pairs(
-    source: str | Path | PairSet,
+    source: PairSource,
     *,
     split: str = "train",
     form: FormName | Literal["auto"] = "auto",
     limit: int | None = None,
     streaming: bool = False,
     cache_dir: str | Path | None = None,
+    model: str | None = None,
     progress: Progress | None = None,
 ) -> CheckReport:
     """Read a whole set and say what it is and what is wrong with it.
@@ -129,18 +167,16 @@ def check_pairs(
         limit: As for `read_pairs`.
         streaming: As for `read_pairs`.
         cache_dir: As for `read_pairs`.
+        model: Checkpoint whose tokenizer counts the captions that are too long; None counts words.
         progress: Called after every record.
 
     Raises:
         ValueError: The source cannot be opened at all.
     """
-    if isinstance(source, PairSet):
-        found = Scan(source.origin, list(source), [], Counter(source.dropped), source.ignored_columns)
-    else:
-        found = scan(source, split=split, form=form, limit=limit, streaming=streaming, cache_dir=cache_dir)
+    found = scan(source, split=split, form=form, limit=limit, streaming=streaming, cache_dir=cache_dir)
     tally = _Tally()
-    for done, pair in enumerate(found.pairs, start=1):
-        tally.look_at(pair)
+    for done, (pair, look) in enumerate(_looks(found.pairs), start=1):
+        tally.take(pair, look)
         if progress is not None:
             progress(done, len(found.pairs))
     words = [len(pair.prompt.split()) for pair in found.pairs] or [0]
@@ -153,6 +189,8 @@ def check_pairs(
         prompt_words=(min(words), median(words), max(words)),
         sizes=dict(tally.sizes.most_common()),
         margins=_margins(found.pairs),
+        long_captions=str(_cut(found.pairs, model)),
+        changes=dict(tally.changes.most_common()),
         faults=tuple(found.faults),
         unreadable=tuple(tally.unreadable),
         empty_prompts=tuple(tally.empty_prompts),
@@ -176,6 +214,9 @@ def format_report(report: CheckReport) -> str:
         f"  images     {sizes or 'none'}{more_sizes}",
         f"  margins    {_margins_text(report.margins)}",
     ]
+    lines += [f"  captions   {report.long_captions}"] if report.long_captions else []
+    if report.changes:
+        lines.append("  decoded    " + ", ".join(f"{count} {what}" for what, count in report.changes.items()))
     if report.ignored_columns:
         lines.append(f"  not used   columns {', '.join(report.ignored_columns)}")
     problems = {
@@ -198,6 +239,25 @@ def _problem_lines(title: str, items: tuple[str, ...]) -> list[str]:
         return []
     more = [f"    … and {len(items) - _SHOWN} more"] if len(items) > _SHOWN else []
     return [f"  {title}: {len(items)}", *(f"    {item}" for item in items[:_SHOWN]), *more]
+
+
+def _looks(pairs: Sequence[PreferencePair]) -> Iterator[tuple[PreferencePair, _Look]]:
+    """Each record with what it is; decoded on all cores, for decoders release the interpreter lock."""
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(pairs), _AHEAD * workers):
+            some = pairs[start : start + _AHEAD * workers]
+            yield from zip(some, pool.map(_look, some), strict=True)
+
+
+def _cut(pairs: Sequence[PreferencePair], model: str | None) -> CutCaptions:
+    captions = (pair.prompt for pair in pairs)
+    if model is None:
+        return surely_cut(captions)
+    from rpo.models.tokens import kept_tokens, load_tokenizer  # not at the top: looking at a folder needs no torch
+
+    tokenizer = load_tokenizer(model)
+    return cut_captions(captions, kept_tokens(tokenizer), f"the {tokenizer.model_max_length} tokens of {model}")
 
 
 def _margins(pairs: list[PreferencePair]) -> Margins | None:

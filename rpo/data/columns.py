@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rpo.data.details import DETAIL_COLUMNS
+from rpo.data.foreign import foreign_columns
 from rpo.data.preference import ImageSource, PreferencePair
+from rpo.text import text_fault
 
 Row = Mapping[str, object]
 FormName = Literal["native", "files", "pickapic"]
@@ -38,7 +40,7 @@ _OPTIONAL = ("chosen_score", "rejected_score", "source", "seed", "key", *DETAIL_
 FORMS: dict[FormName, Form] = {
     "native": Form(("prompt",), ("chosen", "rejected"), _OPTIONAL),
     "files": Form(("prompt",), ("chosen_file_name", "rejected_file_name"), _OPTIONAL),
-    "pickapic": Form(("caption", "label_0"), ("jpg_0", "jpg_1"), ("has_label",)),
+    "pickapic": Form(("caption", "label_0"), ("jpg_0", "jpg_1"), ("has_label", "label_1")),
 }
 
 
@@ -51,12 +53,19 @@ def recognise(columns: Collection[str], origin: str, form: FormName | Literal["a
         form: The form that the caller says it has; "auto" looks at the columns.
 
     Raises:
-        ValueError: The columns are not those of the form, or of no known form.
+        ValueError: The columns are not those of the form, of no known form, or of two.
     """
     candidates: dict[FormName, Form] = FORMS if form == "auto" else {form: FORMS[form]}
-    for name, candidate in candidates.items():
-        if set(candidate.required) <= set(columns):
-            return name
+    found: list[FormName] = [name for name, candidate in candidates.items() if set(candidate.required) <= set(columns)]
+    if len(found) > 1:
+        raise ValueError(
+            f"{origin}: has the columns of {len(found)} forms, {' and '.join(found)}, which may contradict each other; "
+            "expected one; remove the columns of the other, or read it with form=…"
+        )
+    if found:
+        return found[0]
+    if foreign := foreign_columns(columns):
+        raise ValueError(f"{origin}: {foreign}")
     expected = " or ".join(f"{', '.join(candidate.required)} ({name})" for name, candidate in candidates.items())
     raise ValueError(
         f"{origin}: found the columns {', '.join(sorted(columns)) or '(none)'}; expected {expected}; rename the columns"
@@ -104,6 +113,9 @@ def _parse_pickapic(row: Row, image_of: Callable[[str], ImageSource], name: str)
         return Dropped("tie")
     if label not in (0.0, 1.0):
         raise ValueError(f"{name}: label_0 is {label}; expected 1, 0 or 0.5 (a tie); mend or remove the row")
+    other = _number(row, "label_1", name)
+    if other is not None and label + other != 1:
+        raise ValueError(f"{name}: label_0 is {label} and label_1 {other}; expected two that add up to 1; mend the row")
     chosen, rejected = ("jpg_0", "jpg_1") if label == 1.0 else ("jpg_1", "jpg_0")
     prompt = _text(row, "caption", name)
     return PreferencePair(prompt, image_of(chosen), image_of(rejected), source="pickapic", name=name)
@@ -113,6 +125,8 @@ def _text(row: Row, column: str, name: str) -> str:
     value = row.get(column)
     if not isinstance(value, str):
         raise ValueError(f"{name}: {column} is {value!r}; expected text; mend or remove the record")
+    if fault := text_fault(value):
+        raise ValueError(f"{name}: {column} {fault}; expected plain text; mend or remove the record")
     return value
 
 

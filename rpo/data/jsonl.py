@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from rpo.text import read_lines_of
+
 
 def append_line(path: Path, row: Mapping[str, object]) -> None:
     """Append one object as a line, in a single write.
@@ -43,13 +45,16 @@ def parse_line(text: str, name: str) -> dict[str, object]:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Name ("metadata.jsonl:17") and text of every line that is not blank; none if there is no file."""
+    """Name ("metadata.jsonl:17") and text of every line that is not blank; none if there is no file.
+
+    Raises:
+        ValueError: A line is not UTF-8.
+    """
     if not path.exists():
         return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, text in enumerate(file, start=1):
-            if text.strip():
-                yield f"{path.name}:{number}", text
+    for number, text in read_lines_of(path):
+        if text.strip():
+            yield f"{path.name}:{number}", text
 
 
 def read_lines(path: Path) -> Iterator[dict[str, object]]:

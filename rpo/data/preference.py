@@ -9,22 +9,20 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeVar, overload
+from typing import Literal, overload
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
-T = TypeVar("T")
+from rpo.data.own_files import read_regular
+from rpo.data.pixels import Seen, decode_image, upright_size
+from rpo.text import text_fault
 
 ImageSource = str | Path | bytes | Callable[[], bytes]
 """An encoded image: a file, its bytes, or a function that reads its bytes from where they are."""
 
 Side = Literal["chosen", "rejected"]
 SIDES: tuple[Side, Side] = ("chosen", "rejected")
-
-_UPRIGHT = 1
-_SIDEWAYS_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
-_DEEP_MODES = ("I", "F")  # and I;16…: Pillow saturates these at 255 instead of scaling them
 
 
 @dataclass(frozen=True)
@@ -98,24 +96,27 @@ class PreferencePair:
         """
         if side not in self._facts:
             data = self.encoded(side)
-            size = _guarded(_upright_size, data, self._image_name(side))
-            self._facts[side] = ImageFacts(_digest(data), size)
+            self._facts[side] = ImageFacts(_digest(data), upright_size(data, self._image_name(side)))
         return self._facts[side]
 
     def decode(self, side: Side) -> Image.Image:
-        """The upright RGB pixels of one image.
+        """The pixels of one image as a viewer shows them: upright, RGB.
 
         Raises:
             ValueError: The image is missing or corrupt, or was changed since its content hash was taken.
         """
+        return self.seen(side).image
+
+    def seen(self, side: Side) -> Seen:
+        """The pixels of one image, and what had to be done to show them; raises as `decode` does."""
         data = self.encoded(side)
-        image = _guarded(_upright_rgb, data, self._image_name(side))
+        seen = decode_image(data, self._image_name(side))
         if side in self._facts and self._facts[side].digest != _digest(data):
             raise ValueError(
                 f"{self._image_name(side)} was changed while it was in use; expected the content it had when the set "
                 "was read; start again"
             )
-        return image
+        return seen
 
     def _source(self, side: Side) -> ImageSource:
         return self.chosen if side == "chosen" else self.rejected
@@ -163,6 +164,12 @@ class PairSet:
         return tuple(dict.fromkeys(pair.prompt for pair in self.pairs))
 
 
+def left_out(pairs: PairSet) -> str:
+    """What was left out of a set and why, in a sentence; empty if nothing was."""
+    counts = [f"{count} {reason}" for reason, count in sorted(pairs.dropped.items()) if count]
+    return f"left out: {', '.join(counts)}" if counts else ""
+
+
 def pair_set(
     pairs: Iterable[PreferencePair],
     *,
@@ -193,15 +200,19 @@ def require_sound(pair: PreferencePair, *, allow_size_mismatch: bool, allow_empt
     """Refuse a record that cannot be trained on, as far as its text and its images' headers tell.
 
     Raises:
-        ValueError: The prompt is empty, an image is missing or no image, or the two sizes differ.
+        ValueError: The prompt is empty or no text, an image is missing or none, both are one, or their sizes differ.
     """
     if not allow_empty_prompts and not pair.prompt.strip():
         raise ValueError(
             f"{pair.name}: the prompt is empty; expected a caption; "
             "write one, or pass allow_empty_prompts=True to train on it without a caption"
         )
+    if fault := text_fault(pair.prompt):
+        raise ValueError(f"{pair.name}: the prompt {fault}; expected plain text; mend or remove the record")
     if allow_size_mismatch:
         return  # without a comparison there is no need to read every image before the first step
+    if pair.facts("chosen").digest == pair.facts("rejected").digest:
+        raise ValueError(same_image(pair.name))
     chosen, rejected = (pair.facts(side).size for side in SIDES)
     if chosen != rejected:
         raise ValueError(
@@ -209,6 +220,21 @@ def require_sound(pair: PreferencePair, *, allow_size_mismatch: bool, allow_empt
             "expected two images of one size; resize them, or pass allow_size_mismatch=True to let the transform "
             "bring both to one size"
         )
+
+
+def require_two_images(pair: PreferencePair) -> None:
+    """Refuse a record whose two images, decoded, have the same pixels: it says nothing, and still moves the weights.
+
+    Raises:
+        ValueError: They have, or cannot be read.
+    """
+    if pair.decode("chosen") == pair.decode("rejected"):
+        raise ValueError(same_image(pair.name))
+
+
+def same_image(name: str) -> str:
+    """What to say of a record whose two images have the same pixels."""
+    return f"{name}: the two images are one and the same; expected a better and a worse one; remove the record"
 
 
 def pair_key(prompt: str, chosen_digest: str, rejected_digest: str) -> str:
@@ -240,58 +266,13 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def upright_rgb(data: bytes, image_name: str) -> Image.Image:
-    """The upright RGB pixels of an encoded image.
-
-    Args:
-        data: The encoded image.
-        image_name: What the error calls it.
-
-    Raises:
-        ValueError: The image is corrupt.
-    """
-    return _guarded(_upright_rgb, data, image_name)
-
-
 def _read(source: ImageSource) -> bytes:
     if isinstance(source, bytes):
         return source
     if isinstance(source, str | Path):
-        return Path(source).read_bytes()
+        return read_regular(source)
     return source()
 
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _guarded(read: Callable[[bytes], T], data: bytes, image_name: str) -> T:
-    """Read from encoded bytes, and turn whatever a decoder raises into one error that names the image."""
-    try:
-        return read(data)
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, …
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"{image_name} cannot be decoded ({reason}); expected a whole 8-bit PNG, JPEG or WebP image; "
-            "replace it or remove the record"
-        ) from error
-
-
-def _upright_size(data: bytes) -> tuple[int, int]:
-    with Image.open(io.BytesIO(data)) as image:
-        width, height = image.size
-        return (height, width) if _orientation(image) in _SIDEWAYS_ORIENTATIONS else (width, height)
-
-
-def _upright_rgb(data: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(data)) as image:
-        if image.mode in _DEEP_MODES or image.mode.startswith("I;16"):
-            raise TypeError(f"mode {image.mode} has more than 8 bits a channel")
-        upright = image if _orientation(image) == _UPRIGHT else ImageOps.exif_transpose(image)
-        return upright.convert("RGB")
-
-
-def _orientation(image: Image.Image) -> int:
-    if image.format == "PNG" and "exif" not in image.info:
-        return _UPRIGHT  # Pillow would decode all pixels to look for a chunk behind them
-    return image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT)

@@ -6,22 +6,40 @@ would count as a win of its first image.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+
+import numpy as np
+from PIL.Image import Image
 
 from rpo.data.columns import FORMS, Dropped, FormName, Row, ignored, parse, recognise
+from rpo.data.foreign import foreign_source
 from rpo.data.jsonl import numbered_lines, parse_line
-from rpo.data.preference import ImageSource, PairSet, PreferencePair, require_sound
+from rpo.data.own_files import own_file
+from rpo.data.pixels import rgb
+from rpo.data.preference import ImageSource, PairSet, PreferencePair, encode_png, require_sound
 from rpo.data.streams import local_copy
-from rpo.data.tables import image_in, open_table
+from rpo.data.tables import (
+    ONLY_SPLIT,
+    Home,
+    encoded_images,
+    home_of,
+    home_of_table,
+    image_in,
+    open_table,
+    require_split,
+)
 from rpo.data.writers import METADATA
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
+
+PairSource: TypeAlias = "str | Path | PairSet | Dataset | DatasetDict | Sequence[Mapping[str, object] | PreferencePair]"
+"""What holds pairs: a folder, a file, a hub id; or, from a program, a set, a table, a list of rows or of records."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +68,7 @@ class Scan:
 
 
 def read_pairs(
-    source: str | Path,
+    source: PairSource,
     *,
     split: str = "train",
     form: FormName | Literal["auto"] = "auto",
@@ -65,7 +83,8 @@ def read_pairs(
 
     Args:
         source: A folder with `metadata.jsonl`, a `.jsonl` or `.parquet` file, a folder of parquet files, a table saved
-            by `datasets`, or a `datasets` id.
+            by `datasets`, a `datasets` id; or, from a program, a table of `datasets` or a list of rows, whose images
+            may be PIL's.
         split: Which split of a source that has several.
         form: The columns to expect: "native" (prompt, chosen, rejected), "files" (prompt, chosen_file_name,
             rejected_file_name) or "pickapic" (caption, jpg_0, jpg_1, label_0); "auto" looks.
@@ -97,8 +116,23 @@ def read_pairs(
     return PairSet(tuple(pairs), found.origin, dict(dropped), found.ignored_columns)
 
 
+def pairs_from(source: PairSource) -> PairSet:
+    """A set as it is, or read from whatever else it is given as.
+
+    Args:
+        source: A set, or a source as for `read_pairs`.
+
+    Raises:
+        ValueError: It is nothing that holds pairs, is empty, or a record is not sound.
+    """
+    pairs = source if isinstance(source, PairSet) else read_pairs(source)
+    if not len(pairs):
+        raise ValueError("the preference set is empty, but at least one pair is needed; see `rpo data check`")
+    return pairs
+
+
 def scan(
-    source: str | Path,
+    source: PairSource,
     *,
     split: str = "train",
     form: FormName | Literal["auto"] = "auto",
@@ -121,17 +155,70 @@ def scan(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; expected at least 1 row; leave it out to read all")
+    if isinstance(source, PairSet):
+        return Scan(source.origin, list(source)[:limit], [], Counter(source.dropped), source.ignored_columns)
+    if not isinstance(source, str | Path):
+        return scan_given(source, split=split, form=form, limit=limit)
     metadata = _metadata_file(source)
     if metadata is not None:
+        require_split(metadata, split, ONLY_SPLIT)
         if streaming:
             raise ValueError(f"{metadata} is on this disk already; expected a remote source; do not stream it")
         return _scan_jsonl(metadata, form, limit)
+    if foreign := foreign_source(Path(source)):
+        raise ValueError(f"{source}: {foreign}")
     if streaming:
         copy = local_copy(source, split=split, form=form, limit=limit, cache_dir=cache_dir)
         kept = _scan_jsonl(copy.metadata, "files", limit=None)
         pairs = [pair for pair in kept.pairs if _is_before(pair, limit)]
         return Scan(str(source), pairs, [*copy.faults, *kept.faults], copy.dropped, copy.ignored_columns)
-    return _scan_table(open_table(source, split=split, cache_dir=cache_dir), str(source), form, limit)
+    table = open_table(source, split=split, cache_dir=cache_dir)
+    return _scan_table(table, str(source), form, limit, home_of(source, cache_dir))
+
+
+def scan_given(
+    source: object, *, split: str, form: FormName | Literal["auto"] = "auto", limit: int | None = None
+) -> Scan:
+    """The same of what a program hands in: a table of `datasets`, or a list of rows or records.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if isinstance(source, Sequence) and not isinstance(source, bytes):
+        found, rows = Scan("pairs"), cast("Sequence[object]", source)
+        for number, row in enumerate(islice(rows, limit)):
+            found.take(partial(_given, row, f"pairs[{number}]", form))
+        return found
+    import datasets  # not at the top: it takes most of a second to load
+
+    table = source
+    if isinstance(source, datasets.DatasetDict):
+        splits = cast("Mapping[str, Dataset]", source)
+        require_split("the table", split, *splits)
+        table = splits[split]
+    if isinstance(table, datasets.Dataset):
+        return _scan_table(encoded_images(table), "the table", form, limit, home_of_table(table))
+    raise ValueError(
+        f"pairs are a {type(source).__name__}; expected a folder, a file, a hub id, a Dataset, or a list of rows with "
+        "prompt, chosen and rejected; give one of these"
+    )
+
+
+def _given(row: object, name: str, form: FormName | Literal["auto"]) -> PreferencePair | Dropped:
+    if isinstance(row, PreferencePair):
+        return row if row.name else replace(row, name=name)
+    if not isinstance(row, Mapping):
+        raise ValueError(f"{name}: a {type(row).__name__}; expected a row with prompt, chosen and rejected; give it so")
+    columns = cast("Mapping[str, object]", row)
+    return parse(recognise(columns, name, form), columns, lambda column: _given_image(columns[column], name), name=name)
+
+
+def _given_image(value: object, name: str) -> ImageSource:
+    if isinstance(value, Image):
+        return encode_png(np.asarray(rgb(value)))
+    if isinstance(value, bytes | Path) or (isinstance(value, str) and "://" not in value):
+        return value
+    raise ValueError(f"{name}: an image is {value!r:.80}; expected a PIL image, a file, or encoded bytes; give one")
 
 
 def _sound(
@@ -183,23 +270,26 @@ def _named_file(row: Row, folder: Path, name: str, column: str) -> Path:
     file_name = row[column]
     if not isinstance(file_name, str) or not file_name:
         raise ValueError(f"{name}: {column} is {file_name!r}; expected a file name; mend or remove the record")
-    return folder / file_name
+    try:
+        return own_file(folder, file_name)
+    except ValueError as error:
+        raise ValueError(f"{name}: {column} {error}") from error
 
 
-def _scan_table(table: "Dataset", origin: str, form: FormName | Literal["auto"], limit: int | None) -> Scan:
+def _scan_table(table: "Dataset", origin: str, form: FormName | Literal["auto"], limit: int | None, home: Home) -> Scan:
     found_form = recognise(table.column_names, origin, form)
     columns = FORMS[found_form]
     found = Scan(origin, ignored_columns=ignored(table.column_names, found_form))
     images = {column: table.select_columns([column]) for column in columns.images}
     text = [column for column in table.column_names if column in columns.text + columns.optional]
     for index, row in enumerate(islice(table.select_columns(text), limit)):  # no image is read here
-        image_of = partial(_cell, images, index)
+        image_of = partial(_cell, images, index, home)
         found.take(partial(parse, found_form, row, image_of, name=f"{origin} row {index}"))
     return found
 
 
-def _cell(images: Mapping[str, "Dataset"], index: int, column: str) -> ImageSource:
-    return image_in(images[column], index, column)
+def _cell(images: Mapping[str, "Dataset"], index: int, home: Home, column: str) -> ImageSource:
+    return image_in(images[column], index, column, home)
 
 
 def _is_before(pair: PreferencePair, limit: int | None) -> bool:

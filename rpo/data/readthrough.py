@@ -7,7 +7,8 @@ therefore finds whole chunks when it repeats its requests, and encodes the rest 
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ class ReadThrough(Generic[Request]):
         *,
         key_of: Callable[[Request], bytes],
         name_of: Callable[[Request], str],
-        encode: Callable[[Sequence[Request]], Tensor],
+        encode: Callable[[Any], Tensor],
+        read: Callable[[Sequence[Request]], Any] = list,
         dtype: torch.dtype,
         chunk_size: int,
         memory_bytes: int,
@@ -39,7 +41,8 @@ class ReadThrough(Generic[Request]):
             store: The disk.
             key_of: Everything that determines the entry of a request, as bytes.
             name_of: What messages call a request.
-            encode: Makes the entries of at most `chunk_size` requests, one row each.
+            encode: Makes the entries of at most `chunk_size` requests, one row each, from what `read` gave.
+            read: What the encoder needs of them; `prefetch` has it done for the next chunk while it encodes one.
             dtype: What is stored and returned; fresh entries are rounded to it too, so that a hit equals a miss.
             chunk_size: Entries stored in one transaction.
             memory_bytes: Size of the memory layer; the least recently used entries leave it first.
@@ -47,7 +50,7 @@ class ReadThrough(Generic[Request]):
         self.store = store
         self.encoded = 0
         self.hits = 0
-        self._key_of, self._name_of, self._encode = key_of, name_of, encode
+        self._key_of, self._name_of, self._encode, self._read = key_of, name_of, encode, read
         self._dtype, self._chunk_size, self._memory_bytes = dtype, chunk_size, memory_bytes
         self._memory: OrderedDict[bytes, Tensor] = OrderedDict()
         self._used_bytes = 0
@@ -66,7 +69,8 @@ class ReadThrough(Generic[Request]):
             missing = [key for key in dict.fromkeys(keys) if key not in found]
             self.hits += len(keys) - len(missing)
             for chunk in self._chunks(missing):
-                found |= self._make([(key, by_key[key]) for key in chunk])
+                items = [(key, by_key[key]) for key in chunk]
+                found |= self._make(items, self._read([request for _, request in items]))
             return torch.stack([found[key] for key in keys])
 
     def prefetch(self, requests: Sequence[Request], progress: Progress | None) -> None:
@@ -82,10 +86,24 @@ class ReadThrough(Generic[Request]):
             present = self.store.present(ordered)
             missing = [key for key in ordered if key not in present]
             done = len(present)
-            for chunk in self._chunks(missing):
-                done += len(self._make([(key, by_key[key]) for key in chunk]))
+            for items, read in self._read_ahead(
+                [[(key, by_key[key]) for key in chunk] for chunk in self._chunks(missing)]
+            ):
+                done += len(self._make(items, read))
                 if progress is not None:
                     progress(done, len(ordered))
+
+    def _read_ahead(
+        self, chunks: Sequence[list[tuple[bytes, Request]]]
+    ) -> Iterator[tuple[list[tuple[bytes, Request]], Any]]:
+        """Every chunk with what was read for it; the next is read meanwhile."""
+        with ThreadPoolExecutor(1) as reader:
+            read = [reader.submit(self._read, [request for _, request in items]) for items in chunks[:1]]
+            for place, items in enumerate(chunks):
+                current = read.pop().result()
+                following = chunks[place + 1 : place + 2]
+                read = [reader.submit(self._read, [request for _, request in items]) for items in following]
+                yield items, current
 
     def _chunks(self, keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
         return (keys[start : start + self._chunk_size] for start in range(0, len(keys), self._chunk_size))
@@ -98,9 +116,9 @@ class ReadThrough(Generic[Request]):
         self._remember(from_disk)
         return found | from_disk
 
-    def _make(self, items: Sequence[tuple[bytes, Request]]) -> dict[bytes, Tensor]:
+    def _make(self, items: Sequence[tuple[bytes, Request]], read: Any) -> dict[bytes, Tensor]:
         requests = [request for _, request in items]
-        rows = self._encode(requests).detach().to(device="cpu", dtype=self._dtype)
+        rows = self._encode(read).detach().to(device="cpu", dtype=self._dtype)
         if len(rows) != len(requests):
             raise ValueError(f"the encoder gave {len(rows)} entries for {len(requests)} requests; expected one each")
         self._refuse_non_finite(rows, requests)

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from rpo.data.columns import Dropped, FormName, ignored, parse, recognise
 from rpo.data.jsonl import append_line, mend_last_line, read_lines
-from rpo.data.tables import encoded_bytes, open_stream
+from rpo.data.tables import Home, encoded_bytes, home_of, open_stream
 from rpo.data.writers import RecordFolder
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def local_copy(
     folder = _streams_folder(cache_dir) / f"{slug}-{fingerprint}-{found_form}"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):  # the ranks of one training run read the same source at once
-        _copy(rows, folder, found_form, limit, str(source))
+        _copy(rows, folder, found_form, limit, str(source), home_of(source, cache_dir))
     left_out = [row for row in read_lines(folder / _LEFT_OUT) if _row_number(row) < limit]
     return LocalCopy(
         metadata=RecordFolder(folder).metadata,
@@ -79,14 +79,14 @@ def local_copy(
     )
 
 
-def _copy(rows: "IterableDataset", folder: Path, form: FormName, limit: int, origin: str) -> None:
+def _copy(rows: "IterableDataset", folder: Path, form: FormName, limit: int, origin: str, home: Home) -> None:
     records, left_out = RecordFolder(folder), folder / _LEFT_OUT
     mend_last_line(left_out)
     numbers = [_row_number(row) for path in (records.metadata, left_out) for row in read_lines(path)]
     start = max(numbers, default=-1) + 1
     for number, row in enumerate(islice(rows.skip(start), max(limit - start, 0)), start):
         try:
-            reason = _keep(records, form, row, f"{origin} row {number}", number)
+            reason = _keep(records, form, row, f"{origin} row {number}", home, number)
         except ValueError as error:
             append_line(left_out, {"source_row": number, "fault": str(error)})
             continue
@@ -94,9 +94,11 @@ def _copy(rows: "IterableDataset", folder: Path, form: FormName, limit: int, ori
             append_line(left_out, {"source_row": number, "reason": reason})
 
 
-def _keep(records: RecordFolder, form: FormName, row: Mapping[str, object], name: str, number: int) -> str | None:
+def _keep(
+    records: RecordFolder, form: FormName, row: Mapping[str, object], name: str, home: Home, number: int
+) -> str | None:
     """Store one row; if it holds no preference, say why instead."""
-    found = parse(form, row, lambda column: encoded_bytes(row[column]), name=name)
+    found = parse(form, row, lambda column: encoded_bytes(row[column], home), name=name)
     if isinstance(found, Dropped):
         return found.reason
     records.append(replace(found, details={**found.details, "source_row": number}))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from rpo.data.own_files import is_own, own_file, read_regular
 from rpo.data.preference import ImageSource
 
 if TYPE_CHECKING:
@@ -13,7 +14,49 @@ if TYPE_CHECKING:
 
 Table = TypeVar("Table", "Dataset", "IterableDataset")
 
+ONLY_SPLIT = "train"
+"""What the one split of a file or folder is called that has no others."""
+
 _SAVED_TABLE_MARKS = ("state.json", "dataset_dict.json")
+_MADE_BY_THE_CALLER = (None, "generator", "imagefolder")  # builders whose cells name no file of somebody else's choice
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where the files lie that the cells of a table may name."""
+
+    folder: Path | None = None
+    """What names are relative to."""
+    roots: tuple[Path, ...] = ()
+    """Folders of the paths from the root that the reader of an image folder puts into its cells."""
+    repository: str = ""
+    """Hub id whose own files a stream may fetch."""
+
+
+def home_of(source: str | Path, cache_dir: str | Path | None) -> Home:
+    """Where the files lie that a source may name.
+
+    Args:
+        source: As for `open_table`.
+        cache_dir: As for `open_table`.
+    """
+    import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    downloads = datasets.config.DOWNLOADED_DATASETS_PATH if cache_dir is None else Path(cache_dir) / "downloads"
+    unpacked = Path(downloads) / datasets.config.EXTRACTED_DATASETS_DIR
+    path = Path(source)
+    if path.exists():
+        folder = path.parent if path.is_file() else path
+        return Home(folder, (folder, unpacked))
+    repository = Path(HF_HUB_CACHE) / f"datasets--{str(source).replace('/', '--')}"
+    return Home(None, (repository, unpacked), str(source))
+
+
+def home_of_table(table: "Dataset") -> Home:
+    """The same of a table that the caller opened: any path from the root, unless a file of cells said it."""
+    is_callers = table.info.builder_name in _MADE_BY_THE_CALLER
+    return Home(None, (Path(Path.cwd().anchor),) if is_callers else ())
 
 
 def open_table(source: str | Path, *, split: str, cache_dir: str | Path | None) -> "Dataset":
@@ -32,16 +75,16 @@ def open_table(source: str | Path, *, split: str, cache_dir: str | Path | None) 
     if is_saved_table(source):
         found = datasets.load_from_disk(str(source))
         if isinstance(found, datasets.Dataset):
-            return _encoded_images(found)
-        if split not in found:
-            raise ValueError(f"{source}: there is no split {split!r}; expected one of {', '.join(found)}; name one")
-        return _encoded_images(found[split])
+            require_split(source, split, str(found.split or ONLY_SPLIT), ONLY_SPLIT)
+            return encoded_images(found)
+        require_split(source, split, *found)
+        return encoded_images(found[split])
     path, files = _address(source, split)
     try:
         table = datasets.load_dataset(path, data_files=files, split=split, cache_dir=_text(cache_dir))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise _not_opened(source, error) from error
-    return _encoded_images(table)
+    return encoded_images(table)
 
 
 def open_stream(source: str | Path, *, split: str, cache_dir: str | Path | None) -> tuple["IterableDataset", str]:
@@ -65,7 +108,19 @@ def open_stream(source: str | Path, *, split: str, cache_dir: str | Path | None)
         rows = builder.as_streaming_dataset(split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise _not_opened(source, error) from error
-    return _encoded_images(rows), _fingerprint(builder, split)
+    return encoded_images(rows), _fingerprint(builder, split)
+
+
+def require_split(source: object, split: str, *known: str) -> None:
+    """Refuse a split that a source does not have: reading another would train on what should be held out.
+
+    Raises:
+        ValueError: Naming those that there are.
+    """
+    if split not in known:
+        raise ValueError(
+            f"{source}: there is no split {split!r}; expected one of {', '.join(dict.fromkeys(known))}; name one"
+        )
 
 
 def is_saved_table(source: str | Path) -> bool:
@@ -73,9 +128,9 @@ def is_saved_table(source: str | Path) -> bool:
     return any((Path(source) / mark).is_file() for mark in _SAVED_TABLE_MARKS)
 
 
-def image_in(table: "Dataset", index: int, column: str) -> ImageSource:
+def image_in(table: "Dataset", index: int, column: str, home: Home) -> ImageSource:
     """The encoded image in one cell of a table; it is read when it is asked for."""
-    return Cell(table, index, column)
+    return Cell(table, index, column, home)
 
 
 @dataclass(frozen=True)
@@ -85,10 +140,11 @@ class Cell:
     table: "Dataset"
     index: int
     column: str
+    home: Home
 
     def __call__(self) -> bytes:
         """Its bytes."""
-        return encoded_bytes(self.table[self.index][self.column])
+        return encoded_bytes(self.table[self.index][self.column], self.home)
 
     @property
     def stamp(self) -> str:
@@ -107,26 +163,56 @@ def _holds_bytes(table: "Dataset", column: str) -> bool:
     return cells.null_count == 0 and (pyarrow.types.is_binary(cells.type) or pyarrow.types.is_large_binary(cells.type))
 
 
-def encoded_bytes(value: object) -> bytes:
+def encoded_bytes(value: object, home: Home) -> bytes:
     """The encoded image that the value of a cell stands for: its bytes, or the file that it names.
 
+    Args:
+        value: Of the cell.
+        home: Where the files lie that it may name.
+
     Raises:
-        ValueError: The cell is empty or holds something else.
+        ValueError: The cell is empty, holds something else, or names what is not the table's.
         OSError: The file that it names cannot be read.
     """
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
-    if isinstance(value, str) and "://" in value:
-        import fsspec  # a remote folder of images is the only case that needs it
+    if not value or not isinstance(value, str | bytes):
+        raise ValueError(f"the cell holds {type(value).__name__ if value else 'nothing'}, not an encoded image")
+    if isinstance(value, bytes):
+        return value
+    if _is_own_address(value, home):
+        import fsspec  # archives, and streamed folders of images, are the only cases that need it
 
         with fsspec.open(value, "rb") as file:
             return file.read()
-    if not value or not isinstance(value, str | bytes):
-        raise ValueError(f"the cell holds {type(value).__name__ if value else 'nothing'}, not an encoded image")
-    return Path(value).read_bytes() if isinstance(value, str) else value
+    return read_regular(_named(value, home))
 
 
-def _encoded_images(table: Table) -> Table:
+def _is_own_address(address: str, home: Home) -> bool:
+    """Whether an address leads into the source: to its own hub repository, or into an archive of its own."""
+    *inner, last = address.split("::")
+    if ".." in address or not all(part.startswith(("zip://", "tar://", "gzip://")) for part in inner):
+        return False
+    if home.repository and last.startswith(f"hf://datasets/{home.repository}@"):
+        return True
+    return bool(inner) and Path(last).is_file() and any(is_own(root, Path(last)) for root in home.roots)
+
+
+def _named(name: str, home: Home) -> Path:
+    path = Path(name)
+    is_from_root = "://" not in name and path.is_absolute() and ".." not in path.parts
+    if is_from_root and any(is_own(root, path) for root in home.roots):
+        return path
+    if home.folder is None:
+        raise ValueError(
+            f"{name!r} is no file of this table; expected the image itself in the cell, or a path that the table's own "
+            "folder of images has; embed the images, or read the folder that they lie in"
+        )
+    return own_file(home.folder, name)
+
+
+def encoded_images(table: Table) -> Table:
+    """The table with its images left encoded."""
     import datasets
 
     for column, feature in (table.features or {}).items():
@@ -140,6 +226,7 @@ def _address(source: str | Path, split: str) -> tuple[str, dict[str, str] | None
     if path.is_file():
         if path.suffix != ".parquet":
             raise ValueError(f"{path}: a {path.suffix or 'nameless'} file; expected .jsonl or .parquet; convert it")
+        require_split(path, split, ONLY_SPLIT)
         return "parquet", {split: str(path)}
     if not path.exists() and _is_no_hub_id(source):
         raise ValueError(f"{path} does not exist; expected a folder or file of preference pairs; correct the path")

@@ -75,7 +75,7 @@ class PairTransform:
     @property
     def key(self) -> str:
         """Everything besides image and window that determines the pixels, the decoder's version included."""
-        return f"pillow {PIL.__version__}, bilinear, short side {self.resolution}"
+        return f"pillow {PIL.__version__}, as seen, bilinear, short side {self.resolution}"
 
     def draw(self, *, seed: int, pair_index: int, draw_index: int) -> TransformDraw:
         """Decide for one use of a pair; the same three numbers give the same decision.

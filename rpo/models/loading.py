@@ -13,6 +13,7 @@ from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
 
 import rpo.shapes
+from rpo.text import read_text
 
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 WEIGHTED = ("unet", "vae", "text_encoder")
@@ -139,7 +140,7 @@ def check_folder(folder: Path, *, variant: str | None = None) -> None:
         raise ValueError(
             f"'{folder}' has no model_index.json, so it is no diffusers pipeline; give the folder that holds it"
         )
-    class_name = json.loads(index.read_text())["_class_name"]
+    class_name = json.loads(read_text(index))["_class_name"]
     if class_name.startswith(("StableDiffusionXL", "StableDiffusion3", "Flux")):
         raise ValueError(
             f"'{folder}' is a {class_name}, but Stable Diffusion 1.x/2.x is needed; give such a checkpoint"

@@ -199,7 +199,8 @@ class StableDiffusion:
             )
         distinct = list(dict.fromkeys([negative_prompt, *prompts]))
         embeds = self.encode_text(distinct)
-        rows = torch.tensor([distinct.index(prompt) for prompt in prompts], device=embeds.device)
+        row_of = {prompt: row for row, prompt in enumerate(distinct)}
+        rows = torch.tensor([row_of[prompt] for prompt in prompts], device=embeds.device)
         return Conditioning(embeds[rows], embeds[:1].expand(len(prompts), -1, -1))
 
     def predict(self, x_t: Latents, timestep: Tensor, cond: Conditioning, guidance_scale: float = 1.0) -> Latents:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from rpo.data.preference import encode_png
+from rpo.text import write_text
 from rpo.types import Images
 
 MAX_IMAGES = 8
@@ -41,7 +42,7 @@ def save_evidence(
         (folder / file).write_bytes(encode_png(pixels.permute(1, 2, 0).numpy()))
         kept.append({"index": index, "prompt": prompts[index], "file": file})
     record = {"reward": name, "problem": problem, "images_at_fault": len(indices), "images": kept}
-    (folder / "fault.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(folder / "fault.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     return folder
 
 

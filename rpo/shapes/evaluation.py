@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rpo.evaluate import Accuracy, Comparison, accuracy, accuracy_by, compare, compare_by
-from rpo.shapes import GUIDANCE_SCALE, NUM_STEPS
+from rpo.shapes import ETA, GUIDANCE_SCALE, NUM_STEPS
 from rpo.shapes.prompts import KINDS, Prompt, PromptKind
 from rpo.shapes.verifier import Verdict, verify
 from rpo.types import Images
@@ -25,7 +25,7 @@ class Sampling:
     images_per_prompt: int = 1
     num_steps: int = NUM_STEPS
     guidance_scale: float = GUIDANCE_SCALE
-    eta: float = 0.0
+    eta: float = ETA
     solver: Literal["ddim", "dpm_solver"] = "ddim"
     spacing: Literal["checkpoint", "uniform"] = "checkpoint"
 

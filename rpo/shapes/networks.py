@@ -18,6 +18,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from rpo.text import write_text
+
 MAX_TOKENS = 16
 """Prompt length with both ends. The longest prompt of the world needs twelve, and every token costs time."""
 
@@ -61,9 +63,9 @@ def write_tokenizer(folder: Path, words: Iterable[str]) -> None:
     alphabet = sorted(ByteLevel.alphabet())
     tokens = [*alphabet, *(char + "</w>" for char in alphabet), *(left + right for left, right in merges), START, END]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}), "utf-8")
+    write_text(folder / "vocab.json", json.dumps({token: index for index, token in enumerate(tokens)}))
     lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", "utf-8")
+    write_text(folder / "merges.txt", "\n".join(lines) + "\n")
 
 
 def build_tokenizer(folder: Path, words: Iterable[str]) -> CLIPTokenizer:

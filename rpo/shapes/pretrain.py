@@ -31,6 +31,7 @@ from rpo.shapes.pretrain_loop import Phase, TrainingLog, claim, discard, pick_de
 from rpo.shapes.pretrain_vae import Moments, encode_moments, train_vae
 from rpo.shapes.prompts import prompts
 from rpo.shapes.world import training_scenes
+from rpo.text import write_text
 
 
 @settings
@@ -221,7 +222,7 @@ def _finish(run: Run, pipe: StableDiffusionPipeline, folder: Path) -> dict[str, 
     evaluation = evaluate(
         folder, images_per_split=run.config.evaluate, device=run.device, seed=run.config.seed, held_out=run.held_out
     )
-    (folder / "evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n", "utf-8")
+    write_text(folder / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
     run.log.record(table(evaluation), folder=str(folder), evaluation=evaluation)
     return evaluation
 

@@ -48,6 +48,7 @@ from rpo.shapes.pretrain_loop import (
     write_atomically,
 )
 from rpo.shapes.pretrain_vae import Moments
+from rpo.text import write_text
 
 SNR_LIMIT = 5.0
 """Signal-to-noise ratio from which a step counts less; the value of the paper."""
@@ -185,7 +186,7 @@ def _finish(run: EditorRun, networks: TextToLatent, folder: Path) -> dict[str, A
         return {}
     pipe.set_progress_bar_config(disable=True)
     evaluation = evaluate_editor(pipe, cases=run.config.evaluate, seed=run.config.seed, sampling=EditSampling())
-    (folder / "evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n", "utf-8")
+    write_text(folder / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
     run.log.record(editor_table(evaluation), folder=str(folder), evaluation=evaluation)
     return evaluation
 

@@ -14,7 +14,7 @@ from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rpo.shapes import GUIDANCE_SCALE, NUM_STEPS
+from rpo.shapes import ETA, GUIDANCE_SCALE, NUM_STEPS
 from rpo.shapes.pretrain_loop import seed_of
 from rpo.shapes.pretrain_vae import psnr, round_trip
 from rpo.shapes.prompts import KINDS, Prompt, Split, sample_prompts
@@ -57,6 +57,7 @@ def evaluate(
         "images_per_split": images_per_split,
         "num_steps": NUM_STEPS,
         "guidance_scale": GUIDANCE_SCALE,
+        "eta": ETA,
         "accuracy": accuracy,
         "vae": vae_quality(pipe, held_out),
     }
@@ -72,6 +73,7 @@ def sample_images(pipe: StableDiffusionPipeline, prompts: list[str], *, seed: in
             batch,
             num_inference_steps=NUM_STEPS,
             guidance_scale=GUIDANCE_SCALE,
+            eta=ETA,
             generator=generators,
             output_type="pt",
         )

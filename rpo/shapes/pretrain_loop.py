@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rpo.text import read_text, write_text
+
 
 class Stateful(Protocol):
     """Anything that training changes: a module, an optimizer."""
@@ -87,7 +89,7 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
     """
     file = folder / "settings.json"
     if file.exists():
-        earlier = json.loads(file.read_text("utf-8"))
+        earlier = json.loads(read_text(file))
         changed = [f"{key}: {earlier.get(key)} -> {new}" for key, new in settings.items() if earlier.get(key) != new]
         if changed:
             raise ValueError(
@@ -95,7 +97,7 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
                 f"continue it; repeat them, or add --fresh to discard that run, or choose another --state"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+    write_text(file, json.dumps(settings, indent=2) + "\n")
 
 
 def seed_of(*numbers: int) -> int:

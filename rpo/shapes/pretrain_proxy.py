@@ -42,6 +42,7 @@ from rpo.shapes.proxy_checkpoint import save_proxy
 from rpo.shapes.proxy_data import Data, draw_batch, load_data, to_pixel_values
 from rpo.shapes.proxy_evaluate import evaluate_proxy, format_proxy
 from rpo.shapes.proxy_scenes import draw_families
+from rpo.text import write_text
 
 WIDTH = 128
 MAX_LOGIT_SCALE = 100.0
@@ -138,7 +139,7 @@ def pretrain_proxy(config: PretrainProxyConfig) -> dict[str, Any]:
         images_per_prompt=config.images_per_prompt,
         device=device,
     )
-    (config.out / "evaluation.json").write_text(json.dumps(evaluation, indent=2) + "\n", "utf-8")
+    write_text(config.out / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
     log.record(format_proxy(evaluation), evaluation=evaluation)
     return evaluation
 

@@ -15,6 +15,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from rpo.shapes.networks import write_tokenizer
 from rpo.shapes.world import IMAGE_SIZE
+from rpo.text import write_text
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -51,7 +52,7 @@ def save_proxy(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path, words: 
     model.save_pretrained(draft)
     tokenizer.save_pretrained(draft)
     write_tokenizer(draft, words)
-    (draft / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=2) + "\n", "utf-8")
+    write_text(draft / "preprocessor_config.json", json.dumps(PREPROCESSOR, indent=2) + "\n")
     weights = draft / "model.safetensors"
     halved = {
         key: value.to(torch.float16) if value.is_floating_point() else value

@@ -95,7 +95,9 @@ def evaluate_proxy(
     if prompts_per_split:
         model = StableDiffusion.load("shapes", device=str(device))
         prompts = {split: sample_prompts(split, prompts_per_split, seed) for split in SPLITS}
-        drawn = evaluate(model, prompts, Sampling(seed, images_per_prompt=images_per_prompt))
+        drawn = evaluate(
+            model, prompts, Sampling(seed, images_per_prompt=images_per_prompt, guidance_scale=3.0, eta=0.0)
+        )
         images = proxy.embed_images(to_channels_first(drawn.images))
         scores = (images * proxy.embed_texts(drawn.texts)).sum(-1).double().numpy()
         result["base_images"] = {"images_per_prompt": images_per_prompt, **agreements(drawn, scores)}

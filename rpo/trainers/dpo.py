@@ -32,16 +32,18 @@ from rpo.config import to_yaml
 from rpo.data.cache import EmbeddingCache, LatentCache
 from rpo.data.differences import PairDifferences
 from rpo.data.image_facts import FactsFile
-from rpo.data.preference import PairSet, pairs_identity
+from rpo.data.preference import pairs_identity
+from rpo.data.readers import PairSource, pairs_from
 from rpo.data.transform import PairTransform
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.publish import CardFacts, PublishPlan, publish, write_model_card
+from rpo.text import write_text
 from rpo.trainers.chosen_guard import ChosenGuard
 from rpo.trainers.denoising import errors
 from rpo.trainers.dpo_config import DPOConfig, describe_objective, identity, share_of
 from rpo.trainers.identity import base_identity
 from rpo.trainers.pair_batches import PairBatch, PairBatches
-from rpo.trainers.pair_facts import mid_time_errors, pair_facts, require_scores
+from rpo.trainers.pair_facts import mid_time_errors, pair_facts, require_scores, set_notes
 from rpo.trainers.policy import FullPolicy, LoraPolicy, Policy
 from rpo.trainers.preference_config import PreferenceConfig
 from rpo.trainers.preference_loss import PreferenceLoss
@@ -94,13 +96,16 @@ class DPOTrainer:
     """
 
     def __init__(
-        self, pipe: StableDiffusionPipeline | StableDiffusion, pairs: PairSet, config: DPOConfig | None = None
+        self,
+        pipe: StableDiffusionPipeline | StableDiffusion,
+        pairs: PairSource,
+        config: DPOConfig | None = None,
     ):
         """Check everything that can be checked before the first update, and add the adapter.
 
         Args:
             pipe: The pipeline to train, on the device to train on.
-            pairs: The preference set; see `read_pairs`.
+            pairs: The preference set, or what `read_pairs` reads one from.
             config: The settings.
 
         Raises:
@@ -108,9 +113,7 @@ class DPOTrainer:
         """
         self.config = config or DPOConfig()
         self.model = pipe if isinstance(pipe, StableDiffusion) else StableDiffusion(pipe)
-        self.pairs = pairs
-        if not len(pairs):
-            raise ValueError("the preference set is empty, but at least one pair is needed; see `rpo data check`")
+        self.pairs = pairs = pairs_from(pairs)
         self._processes = Processes()
         self.share = share_of(self.config, process=self._processes.index, processes=self._processes.count)
         self.resolution = self.config.resolution or self.model.image_size
@@ -154,7 +157,6 @@ class DPOTrainer:
             if self.config.encode_ahead:
                 self.batches.fill_caches(loop.updates, progress=loop.progress and self._processes.is_main)
             step_loss = self._loss()
-            state = {"guard": guard}
             self.model.denoiser.train(self.config.gradient_checkpointing)  # diffusers checkpoints in training mode only
             try:
                 return fit(
@@ -165,7 +167,7 @@ class DPOTrainer:
                     folder=self.folder,
                     names=lambda batch: batch.names,
                     resume=resume,
-                    state=state if step_loss.moments is None else state | {"moments": step_loss.moments},
+                    state={"guard": guard} | ({} if step_loss.moments is None else {"moments": step_loss.moments}),
                     identity=self.identity,
                     on_update=None if step_loss.moments is None else lambda *_: step_loss.advance(Processes()),
                     guard=guard,
@@ -187,6 +189,7 @@ class DPOTrainer:
                 f"{self.model.compute_dtype}; {len(self.pairs)} pairs at {self.resolution} px",
                 f"  {describe(self._loop, share.micro_batch, share.processes, unit='pairs')}, {epochs:.1f} epochs",
                 f"  {describe_objective(self.config, beta=self.beta, num_dims=self.num_dims)}",
+                *set_notes(self.model, self.pairs),
             ]
         )
 
@@ -205,7 +208,7 @@ class DPOTrainer:
         place = Path(folder) if folder else self.folder / ("lora" if self.config.train == "lora" else "pipeline")
         if self._processes.is_main:
             self.policy.save(place)
-            (place / "training_config.yaml").write_text(to_yaml(self.config, for_others=True))
+            write_text(place / "training_config.yaml", to_yaml(self.config, for_others=True))
             write_model_card(place, self._card())
         return place
 
@@ -238,12 +241,19 @@ class DPOTrainer:
             self.pairs,
             transform=PairTransform(self.resolution, crop=config.crop, flip=config.flip),
             share=self.share,
-            latents=LatentCache(cache, encode=model.encode_moments, model_key=model.fingerprint("vae")),
+            latents=LatentCache(
+                cache,
+                encode=model.encode_moments,
+                model_key=model.fingerprint("vae"),
+                dtype=getattr(torch, config.cache_dtype),
+                batch_size=config.encode_batch,
+            ),
             embeddings=EmbeddingCache(
                 cache,
                 encode=lambda prompts: model.encode_text(prompts).cpu(),
                 model_key=model.fingerprint("text"),
                 dtype=model.text_encoder.dtype,
+                batch_size=config.encode_batch,
             ),
             caption_dropout=config.caption_dropout,
             draws_per_pair=config.draws_per_pair,
@@ -279,11 +289,8 @@ class DPOTrainer:
         return ReferenceErrors(self._cache, "/".join([str(sorted(self._base.items())), *weighting]))
 
     def _card(self) -> CardFacts:
-        return CardFacts(
-            base_model=str(self.model.pipe.name_or_path or "") or None,
-            method=self.objective.title,
-            settings=asdict(self.config),
-        )
+        base = str(self.model.pipe.name_or_path or "") or None
+        return CardFacts(base_model=base, method=self.objective.title, settings=asdict(self.config))
 
     @cached_property
     def identity(self) -> dict[str, str]:

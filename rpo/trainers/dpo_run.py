@@ -7,6 +7,7 @@ from rpo.config import to_yaml
 from rpo.data.readers import read_pairs
 from rpo.models.config import ModelConfig, load_model
 from rpo.settings import settings
+from rpo.text import write_text
 from rpo.trainers.dpo import DPOTrainer
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.training.loop import TrainResult
@@ -32,6 +33,9 @@ class DataConfig:
 
     allow_size_mismatch: bool = False
     """Accept pairs of images of different sizes (Pick-a-Pic has them); each is cropped at its own centre."""
+
+    skip_faulty: bool = False
+    """Leave out and count records that are not sound, instead of ending the run; for sets of the size of Pick-a-Pic."""
 
 
 @settings
@@ -80,9 +84,10 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
         limit=config.data.limit,
         streaming=config.data.streaming,
         allow_size_mismatch=config.data.allow_size_mismatch,
+        skip_faulty=config.data.skip_faulty,
     )
     trainer = DPOTrainer(load_model(config.model), pairs, dpo)
     with trainer.claim(resume=resume):
         if Processes().is_main:
-            (trainer.folder / "run.yaml").write_text(to_yaml(config))
+            write_text(trainer.folder / "run.yaml", to_yaml(config))
         return RunResult(trainer.train(resume=resume), trainer.save())

@@ -68,6 +68,8 @@ def judge_noised(
         config: The settings.
     """
     points = _noised(rollout, run, config, "trained")
+    if run.freezes_negative:
+        points = replace(points, negative=_negative(points, run))
     if config.bound_clip is not None:
         points = replace(points, reference_kl=_kl(_reference(points, run), points, run, config))
     rewards = rollout.rewards
@@ -100,6 +102,15 @@ def _noised(rollout: Rollout, run: OnlineRun, config: ScoreAsActionConfig, use: 
 def _current(points: Points, run: OnlineRun) -> Latents:
     parts = [current_prediction(run.model, part, run.guidance_scale) for part in batches(points, run.batch_size)]
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def _negative(points: Points, run: OnlineRun) -> Latents:
+    """The output under the negative conditioning, which no rollout has at these moments."""
+    parts = batches(points, run.batch_size)
+    return torch.cat(
+        [run.model.predict(one.x_t, one.t.timestep.flatten(), one.conditioning.negative(), 1.0) for one in parts]
+    )
 
 
 def _reference(points: Points, run: OnlineRun) -> Latents:

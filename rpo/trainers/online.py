@@ -26,6 +26,7 @@ from rpo.publish import CardFacts, PublishPlan, publish, write_model_card
 from rpo.randomness import keyed_generator
 from rpo.rewards import RewardLike, load_rewards
 from rpo.sampler import Keep
+from rpo.text import write_text
 from rpo.trainers.identity import base_identity, prompts_identity, settings_identity
 from rpo.trainers.moments import measured_kl
 from rpo.trainers.online_settings import OnlineSettings, division
@@ -185,14 +186,8 @@ class OnlineRun:
         """
         settings = self.settings
         batches = self.batches(prepare)
-        preview = Preview(
-            self.model,
-            self.rollouts.prompts,
-            settings.rollout,
-            settings.folder / PREVIEWS,
-            every=settings.preview_every if self.processes.is_main else 0,
-            seed=settings.seed,
-        )
+        every, place = settings.preview_every if self.processes.is_main else 0, settings.folder / PREVIEWS
+        preview = Preview(self.model, self.rollouts.prompts, settings.rollout, place, every=every, seed=settings.seed)
 
         def after(update: int, metrics: dict[str, float]) -> None:
             if on_update is not None:
@@ -257,6 +252,7 @@ class OnlineRun:
                 f"{rollouts:,} rollouts = {rollouts * rollout.images:,} images",
                 f"  {describe(self.loop, self.micro_batch, self.processes.count, unit='points')}; "
                 f"{self.trained_steps} steps of each path are trained",
+                *self.rollouts.notes(),
             ]
         )
 
@@ -275,7 +271,7 @@ class OnlineRun:
         place = Path(folder) if folder else settings.folder / usual
         if self.processes.is_main:
             self.policy.save(place)
-            (place / "training_config.yaml").write_text(to_yaml(settings.whole, for_others=True))
+            write_text(place / "training_config.yaml", to_yaml(settings.whole, for_others=True))
             write_model_card(place, self._card())
         return place
 

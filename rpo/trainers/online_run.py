@@ -13,6 +13,7 @@ from rpo.prompt_source import SHAPES
 from rpo.report_online import OnlineFindings, write_online_report
 from rpo.shapes.evaluate import Measurement, evaluate, format_accuracies, held_out_prompts
 from rpo.shapes.evaluation import Sampling
+from rpo.text import write_text
 from rpo.trainers.online import OnlineRun
 from rpo.trainers.preview import IMAGES, PREVIEWS
 from rpo.training.log import read_metrics
@@ -65,7 +66,7 @@ def train_and_report(
     is_main = trainer.run.processes.is_main
     with trainer.run.claim(resume=resume):
         if is_main:
-            (trainer.folder / "run.yaml").write_text(settings)
+            write_text(trainer.folder / "run.yaml", settings)
         trained = trainer.train(resume=resume)
         saved = trainer.save()
     if not (report and is_main):
@@ -86,13 +87,14 @@ def train_and_report(
 
 
 def sampling_of(run: OnlineRun) -> Sampling:
-    """How base and aligned model are drawn to compare them: with the run's guidance, and its noise if it was not 1.
+    """How base and aligned model are drawn to compare them: as suits the base best, so that no gain is a sampler's.
 
-    What was learnt at noise level 1 may be sampled by the ODE; what was learnt below only as it was drawn.
+    What was learnt at noise level 1 may be sampled so; what was learnt at another, only as it was drawn.
     """
     rollout = run.settings.rollout
-    eta = 0.0 if rollout.eta in (0.0, 1.0) else rollout.eta
-    return Sampling(run.settings.seed, guidance_scale=rollout.guidance_scale, eta=eta)
+    if rollout.eta in (0.0, 1.0):
+        return Sampling(run.settings.seed)
+    return Sampling(run.settings.seed, guidance_scale=rollout.guidance_scale, eta=rollout.eta)
 
 
 def _measure(run: OnlineRun, images: int) -> Measurement:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from rpo.data.cache import EmbeddingCache, LatentCache, LatentRequest, latent_requests
 from rpo.data.differences import DifferenceRequest, PairDifferences
 from rpo.data.order import visit
-from rpo.data.preference import PairSet
+from rpo.data.preference import PairSet, require_two_images
 from rpo.data.transform import PairTransform, caption_dropped
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.randomness import keyed_generator
@@ -105,6 +105,7 @@ class PairBatches:
         self.draws_per_pair = draws_per_pair
         self.seed = seed
         self.differences = differences
+        self._two_images: set[int] = set()
 
     def __call__(self, first_update: int) -> Iterator[PairBatch]:
         """The micro-batches of this process from update `first_update` (0 is the first) on, without end."""
@@ -127,6 +128,7 @@ class PairBatches:
         requests = [self._requests(pair, draw) for pair, draw in visits]
         chosen, rejected = zip(*requests, strict=True)
         mean, std = self.latents.moments([*chosen, *rejected])
+        self._refuse_one_image([pair for pair, _ in visits], mean)
         randomness = [self._noise(pair, draw, mean.shape[1:]) for pair, draw in visits]
         timestep, eps, chosen_noise, rejected_noise = map(torch.stack, zip(*randomness, strict=True))
         captions = [self._caption(pair, draw) for pair, draw in visits]
@@ -155,7 +157,7 @@ class PairBatches:
             visits = min(visits, len(self.pairs))  # every draw of a pair has the same pixels
         requests: dict[LatentRequest, None] = {}
         couples: dict[DifferenceRequest, int] = {}
-        prompts = {"": None}
+        prompts, encoded = {"": None}, self.latents.encoded
         for pair, draw in map(self._visit, range(visits)):
             if pair % share.processes != share.process:  # not dealt by position: a pair's draws share their latents
                 continue
@@ -172,6 +174,23 @@ class PairBatches:
                 bar.update(min(2 * COUPLES_AT_ONCE, len(requests) - bar.n))
             self.latents.prefetch(list(requests), progress=lambda done, _: bar.update(done - bar.n))
         self.embeddings.prefetch(list(prompts))
+        if self.latents.encoded > encoded:
+            first = dict(map(self._visit, range(visits)))
+            self._compare([visit for visit in first.items() if visit[0] % share.processes == share.process])
+
+    def _compare(self, visits: Sequence[tuple[int, int]]) -> None:
+        """Refuse pairs of one image now rather than when they are visited; their latents are there already."""
+        for start in range(0, len(visits), COUPLES_AT_ONCE):
+            some = visits[start : start + COUPLES_AT_ONCE]
+            chosen, rejected = zip(*(self._requests(pair, draw) for pair, draw in some), strict=True)
+            self._refuse_one_image([pair for pair, _ in some], self.latents.moments([*chosen, *rejected])[0])
+
+    def _refuse_one_image(self, pairs: Sequence[int], mean: Tensor) -> None:
+        """Refuse a pair of one image; only one whose two sides are encoded alike, as two crops may be, is decoded."""
+        for pair, chosen, rejected in zip(pairs, *mean.chunk(2), strict=True):
+            if pair not in self._two_images and torch.equal(chosen, rejected):
+                require_two_images(self.pairs[pair])
+                self._two_images.add(pair)
 
     def _fill_both(self, couples: Sequence[DifferenceRequest]) -> None:
         assert self.differences is not None

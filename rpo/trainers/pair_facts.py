@@ -14,7 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rpo.data.preference import PairSet
+from rpo.data.preference import PairSet, left_out
+from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.tokens import count_cut
 from rpo.objectives.context_scale import mallows_scale
 from rpo.trainers.pair_batches import PairBatch, PairBatches
 from rpo.trainers.preference_config import PreferenceConfig
@@ -63,6 +65,11 @@ def pair_facts(pairs: PairSet, config: PreferenceConfig, measure: Callable[[], F
         return PairFacts(gaps)
     dispersion = score_dispersion(pairs) if config.context == "scores" else per_prompt(pairs, measure())
     return PairFacts(gaps, mallows_scale(dispersion))
+
+
+def set_notes(model: StableDiffusion, pairs: PairSet) -> list[str]:
+    """What a plan has to say of a set: captions that the text encoder cuts, rows that were left out."""
+    return [f"  {note}" for note in (count_cut(model.pipe, pairs.prompts), left_out(pairs)) if note]
 
 
 def relative_gaps(pairs: PairSet) -> Float[Tensor, " pairs"]:

@@ -5,7 +5,7 @@ the visits to prompts are counted over all rollouts, so a resumed run draws the 
 processes; its grid is one of (seed, rollout), so all processes share it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
@@ -19,9 +19,12 @@ from rpo.diffusion.continuous import grid_at, jittered_times, uniform_times
 from rpo.diffusion.transition import Ddim, EulerMaruyama, Kernel
 from rpo.models.base import DiffusionModel
 from rpo.models.solvers import BlackBoxSolver
+from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.tokens import count_cut
 from rpo.randomness import keyed_generator
 from rpo.rewards.base import WeightedRewards
 from rpo.sampler import Keep, sample
+from rpo.text import text_fault
 from rpo.trainers.online_config import RolloutConfig
 from rpo.training.processes import Processes
 from rpo.types import Conditioning, Grid, PerSample, Trajectory
@@ -103,16 +106,21 @@ class Rollouts:
         Raises:
             ValueError: If there is no prompt, one is empty, or they do not divide among the processes.
         """
+        _check_prompts(prompts)
         self.model, self.prompts, self.rewards, self.config = model, tuple(prompts), rewards, config
         self._seed, self._evidence = seed, evidence
         self._process, processes = share
-        _check_prompts(self.prompts)
         if config.prompts % processes:
             raise ValueError(
                 f"rollout.prompts is {config.prompts} for {processes} processes, but each needs an equal share; give a "
                 f"multiple of {processes}"
             )
         self._own_prompts = config.prompts // processes
+
+    def notes(self) -> list[str]:
+        """What a plan has to say of the prompts: those that the text encoder cuts."""
+        cut = count_cut(self.model.pipe, self.prompts) if isinstance(self.model, StableDiffusion) else ""
+        return [f"  {cut}"] if cut else []
 
     def grid(self, index: int) -> Grid:
         """The grid of a rollout; the same on every process."""
@@ -197,10 +205,17 @@ def _joined(chunks: Sequence[Trajectory], cond: Conditioning) -> Trajectory:
 
 
 def _check_prompts(prompts: Sequence[str]) -> None:
-    if not prompts:
+    if isinstance(prompts, str | bytes | Mapping) or not (isinstance(prompts, Sized) and isinstance(prompts, Iterable)):
+        raise ValueError(
+            f"prompts are a {type(prompts).__name__}, but a list of texts is needed; give [text, …], or list(…) of "
+            "what ends; a file is read by rpo.prompt_source.read_prompts"
+        )
+    if not len(prompts):
         raise ValueError("there are no prompts, but an online trainer draws images of some; give a list of texts")
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(
                 f"prompt {index} is {prompt!r}, but a text that is not empty is needed; remove it from the prompts"
             )
+        if fault := text_fault(prompt):
+            raise ValueError(f"prompt {index} {fault}, but plain text is needed; mend it")

@@ -115,8 +115,9 @@ class ScoreAsActionConfig:
     rewards push without bound until the images break (watch `policy/kl` and `loop/grad_norm` rise together)."""
 
     kl_weight: float = 0.0
-    """Weight of the running cost ∫½|u|², the KL from the reference along the path, against the reward. 0 leaves the
-    reference out; its size depends on the reward's: start where reward gained and cost are of one size."""
+    """Weight of the running cost ∫½|u|², the KL from the reference along the path, against the reward; for `endpoint`
+    of each image's log-ratio to the reference, whose mean that is and which two bounds tell. 0 leaves the reference
+    out; its size depends on the reward's: start where reward gained and cost are of one size."""
 
     measure_kl: bool = True
     """Whether the KL is logged when its weight is 0; it is taken at every eighth of the trained points."""

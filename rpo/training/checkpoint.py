@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from rpo.text import read_text
+
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"checkpoint-(\d{6,})")
 
@@ -104,7 +106,7 @@ def _read_manifest(path: Path, remedy: str) -> dict[str, dict[str, Any]]:
     if not file.is_file():
         raise ValueError(f"{path} has no {MANIFEST}; expected a complete checkpoint: {remedy}")
     try:
-        files = json.loads(file.read_bytes())
+        files = json.loads(read_text(file))
         is_whole = bool(files) and all({"bytes", "sha256"} <= one.keys() for one in files.values())
     except (ValueError, AttributeError):
         is_whole = False
@@ -122,7 +124,7 @@ def remedy_for(path: Path) -> str:
 def read_part(path: Path, name: str) -> Any:
     """The content of one file of a checkpoint, tensors on the CPU; nothing in it is executed."""
     if name.endswith(".json"):
-        return json.loads((path / name).read_text())
+        return json.loads(read_text(path / name))
     return torch.load(path / name, map_location="cpu", weights_only=True)
 
 

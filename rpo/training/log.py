@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from rpo.from_environment import as_written
 from rpo.local_paths import without_paths
+from rpo.text import read_text, write_text
 
 METRICS: dict[str, str] = {
     "loop/loss": "the scalar that the update descends, mean over its micro-batches and processes",
@@ -98,11 +99,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     file = folder / METRICS_FILE
     if not file.is_file():
         return []
-    lines = file.read_text().splitlines(keepends=True)
+    lines = read_text(file).split("\n")
     entries: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
-        if number == len(lines) and not line.endswith("\n"):
-            break
+        if number == len(lines):
+            break  # nothing, or what a kill cut short
         try:
             entries.append(json.loads(line))
         except json.JSONDecodeError as error:
@@ -116,7 +117,7 @@ def cut_metrics(folder: Path, update: int) -> None:
     """Drop the lines after an update, so that a run resumed there writes them once."""
     kept = [json.dumps(entry) + "\n" for entry in read_metrics(folder) if entry["update"] <= update]
     temporary = folder / f"{METRICS_FILE}.tmp"
-    temporary.write_text("".join(kept))
+    write_text(temporary, "".join(kept))
     os.replace(temporary, folder / METRICS_FILE)
 
 
@@ -149,7 +150,7 @@ class MetricLog:
             ImportError: If a tracker is not installed.
         """
         self._accelerator = _accelerator_with(trackers, folder) if trackers else None
-        self._file = (folder / METRICS_FILE).open("a") if is_main else None
+        self._file = (folder / METRICS_FILE).open("a", encoding="utf-8", newline="\n") if is_main else None
         self._bar = tqdm(
             total=updates, initial=first_update, unit="update", disable=not (progress and is_main), dynamic_ncols=True
         )

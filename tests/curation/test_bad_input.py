@@ -85,7 +85,7 @@ def pairs_with_blanks(path):
 def prompts_with_blanks(path):
     path.mkdir()
     (path / "prompts.jsonl").write_text('{"prompt": "a red circle"}\n{"prompt": " "}\n')
-    return SourceConfig(prompts=str(path / "prompts.jsonl")), "^prompt 1 of "
+    return SourceConfig(prompts=str(path / "prompts.jsonl")), r"^prompts\.jsonl:2 of "
 
 
 @pytest.mark.parametrize(

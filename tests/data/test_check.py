@@ -1,11 +1,20 @@
+import io
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from rpo.cli import main
 from rpo.data.check import Margins, check_pairs, format_report
 from rpo.data.preference import pair_set
 from rpo.data.writers import write_pairs
 from tests.data.samples import pair, png, write_file
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_sound_set(tmp_path):
@@ -93,7 +102,7 @@ def test_every_fault_is_found_in_one_pass(tmp_path):
         ({"rejected": png(1, (8, 8))}, False),
         ({"rejected": png(1)[:-40]}, False),
         ({"rejected": "nowhere.png"}, False),
-        ({"rejected": png(0)}, True),
+        ({"rejected": png(0)}, False),
         ({"seed": "x"}, False),
     ],
 )
@@ -124,3 +133,62 @@ def test_an_empty_set_is_reported_and_not_trainable(tmp_path):
         "  prompts    0 distinct, 0 to 0 words (median 0)",
         "  images     none",
     ]
+
+
+def test_what_decoding_changed_is_counted(tmp_path):
+    clear = Image.new("RGBA", (16, 16), (1, 2, 3, 0))
+    stream = io.BytesIO()
+    clear.save(stream, "PNG")
+    exif = Image.Exif()
+    exif[274] = 3
+    write_pairs(tmp_path, [pair(0), pair(1, chosen=stream.getvalue()), pair(2, chosen=png(9, exif=exif))])
+    report = check_pairs(tmp_path)
+    assert report.changes == {"transparent, laid on white": 1, "turned upright": 1}
+    assert "  decoded    1 transparent, laid on white, 1 turned upright" in format_report(report)
+    assert report.is_trainable
+
+
+def test_one_image_in_two_files_is_one_image(tmp_path):
+    write_pairs(tmp_path, [pair(0), pair(1, chosen=png(3, compress_level=1), rejected=png(3))])
+    report = check_pairs(tmp_path)
+    assert report.same_image == ("metadata.jsonl:2",) and not report.is_trainable
+
+
+def test_captions_that_are_cut_are_counted_by_words_and_by_a_checkpoint(tmp_path):
+    long = "red circle above a blue square and a " * 4
+    write_pairs(tmp_path, [pair(0, prompt=long + "green star"), pair(1, prompt=long + "cat"), pair(2)])
+    assert check_pairs(tmp_path).long_captions == ""  # that many words may well fit
+    said = check_pairs(tmp_path, model="shapes").long_captions
+    assert said == (
+        "2 of 3 captions are too long for the 16 tokens of shapes and are cut, and 2 of them became equal to another"
+    )
+    assert f"  captions   {said}" in format_report(check_pairs(tmp_path, model="shapes"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "code"),
+    [
+        ({}, 0),
+        ({"prompt": ""}, 1),
+        ({"rejected": png(0)}, 1),
+        ({"rejected": png(1, (8, 8))}, 1),
+        ({"rejected": b"x"}, 1),
+    ],
+)
+def test_the_exit_code_says_whether_it_can_be_trained_on(tmp_path, capsys, columns, code):
+    given = {"prompt": "p", "chosen": png(0), "rejected": png(1)} | columns
+    for side in ("chosen", "rejected"):
+        given[side] = write_file(tmp_path / f"{side}.png", given[side]).name
+    write_file(tmp_path / "metadata.jsonl", json.dumps(given).encode())
+    assert main(["data", "check", str(tmp_path)]) == code
+    assert ("cannot be trained on" in capsys.readouterr().out) == (code == 1)
+    assert main(["data", "check", str(tmp_path), "--split", "nope"]) == 2
+
+
+def test_a_terminal_that_cannot_show_a_caption_ends_nothing(tmp_path):
+    write_pairs(tmp_path, [pair(0, prompt="学習"), pair(0, prompt="学習")])
+    home = tmp_path.rename(tmp_path.with_name("学習"))
+    command = [sys.executable, "-m", "rpo.cli", "data", "check", str(home)]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, env=environment, cwd=ROOT, check=False)
+    assert (done.returncode, b"\\u5b66" in done.stdout) == (0, True)

@@ -9,7 +9,7 @@ import pytest
 
 from rpo.data.preference import PreferencePair
 from rpo.data.readers import read_pairs, scan
-from rpo.data.tables import encoded_bytes
+from rpo.data.tables import Home, encoded_bytes
 from rpo.data.writers import write_pairs, write_parquet
 from tests.data.samples import noise, pair, png, write_file
 
@@ -68,8 +68,8 @@ def test_parquet_with_image_columns(tmp_path):
 
 
 def test_parquet_with_paths_and_with_bytes(tmp_path):
-    path = write_file(tmp_path / "a.png", png(0))
-    table = parquet(tmp_path / "set", {"prompt": ["p"], "chosen": [str(path)], "rejected": [png(1)]})
+    write_file(tmp_path / "set" / "img" / "a.png", png(0))
+    table = parquet(tmp_path / "set", {"prompt": ["p"], "chosen": ["img/a.png"], "rejected": [png(1)]})
     (record,) = read_pairs(table, cache_dir=tmp_path / "cache")
     assert shows(record, "chosen", 0)
     assert shows(record, "rejected", 1)
@@ -99,6 +99,16 @@ def test_pickapic_with_a_strange_label(tmp_path):
     with pytest.raises(ValueError) as error:
         read_pairs(path, cache_dir=tmp_path / "cache")
     assert str(error.value) == (f"{path} row 1: label_0 is 0.7; expected 1, 0 or 0.5 (a tie); mend or remove the row")
+
+
+def test_pickapic_labels_that_contradict_each_other(tmp_path):
+    assert (
+        len(read_pairs(parquet(tmp_path / "a", pickapic([1.0, 0.0], label_1=[0.0, 1.0])), cache_dir=tmp_path / "c"))
+        == 2
+    )
+    path = parquet(tmp_path / "set", pickapic([1.0, 1.0], label_1=[0.0, 1.0]))
+    with pytest.raises(ValueError, match=r"row 1: label_0 is 1\.0 and label_1 1\.0; expected two that add up to 1"):
+        read_pairs(path, cache_dir=tmp_path / "cache")
 
 
 def test_a_set_of_ties_is_refused(tmp_path):
@@ -210,8 +220,8 @@ def test_an_empty_cell_names_the_row(tmp_path):
 
 
 def test_a_path_in_a_cell_that_leads_nowhere_is_named(tmp_path):
-    path = parquet(tmp_path / "set", {"prompt": ["p"], "chosen": ["/no/such.png"], "rejected": [png(1)]})
-    with pytest.raises(ValueError, match=r"row 0: the chosen image .* cannot be read \(.*'/no/such\.png'\); expected"):
+    path = parquet(tmp_path / "set", {"prompt": ["p"], "chosen": ["no/such.png"], "rejected": [png(1)]})
+    with pytest.raises(ValueError, match=r"row 0: the chosen image .* cannot be read \(.*/no/such\.png'\); expected"):
         read_pairs(path, cache_dir=tmp_path / "cache")
 
 
@@ -262,10 +272,10 @@ def test_a_dataset_that_cannot_be_reached(tmp_path):
 
 
 def test_files_of_another_kind(tmp_path):
-    path = write_file(tmp_path / "pairs.csv", b"prompt,chosen,rejected\n")
+    path = write_file(tmp_path / "pairs.avro", b"prompt,chosen,rejected\n")
     with pytest.raises(ValueError) as error:
         read_pairs(path)
-    assert str(error.value) == f"{path}: a .csv file; expected .jsonl or .parquet; convert it"
+    assert str(error.value) == f"{path}: a .avro file; expected .jsonl or .parquet; convert it"
     damaged = write_file(tmp_path / "pairs.parquet", b"junk")
     with pytest.raises(ValueError, match=rf"^{damaged} cannot be opened \("):
         read_pairs(damaged, cache_dir=tmp_path / "cache")
@@ -289,15 +299,16 @@ def test_table_records_can_be_sent_to_a_worker(tmp_path):
     assert pickle.loads(pickle.dumps(pairs))[0].key == pair(0).key
 
 
-def test_a_cell_may_hold_bytes_a_path_or_an_address(tmp_path):
+def test_a_cell_may_hold_bytes_or_a_path(tmp_path):
     path = write_file(tmp_path / "a.png", png(0))
-    cells = [png(0), str(path), path.as_uri(), {"bytes": png(0), "path": None}, {"bytes": None, "path": str(path)}]
-    assert [encoded_bytes(cell) for cell in cells] == [png(0)] * 5
+    home = Home(tmp_path, (tmp_path,))
+    cells = [png(0), "a.png", str(path), {"bytes": png(0), "path": None}, {"bytes": None, "path": "a.png"}]
+    assert [encoded_bytes(cell, home) for cell in cells] == [png(0)] * 5
     for empty in (None, "", b"", {"bytes": None, "path": None}):
         with pytest.raises(ValueError, match="the cell holds nothing, not an encoded image"):
-            encoded_bytes(empty)
+            encoded_bytes(empty, home)
     with pytest.raises(ValueError, match="the cell holds int, not an encoded image"):
-        encoded_bytes(3)
+        encoded_bytes(3, home)
 
 
 def test_checking_a_folder_loads_neither_torch_nor_datasets(tmp_path):

@@ -94,7 +94,8 @@ def test_it_follows_prompts_and_leaves_room(pipe: StableDiffusionPipeline) -> No
 def test_its_card_tells_the_accuracy_that_was_asked_for() -> None:
     evaluation = json.loads((shapes.path() / "evaluation.json").read_text("utf-8"))
     assert 0.40 <= evaluation["accuracy"]["in_domain"]["all"] <= 0.75
-    assert (evaluation["num_steps"], evaluation["guidance_scale"]) == (shapes.NUM_STEPS, shapes.GUIDANCE_SCALE)
+    sampler = (evaluation["num_steps"], evaluation["eta"], evaluation["guidance_scale"])
+    assert sampler == (shapes.NUM_STEPS, shapes.ETA, shapes.GUIDANCE_SCALE)
 
 
 def test_missing_weights_are_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

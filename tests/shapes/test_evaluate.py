@@ -146,14 +146,14 @@ def model():
     return StableDiffusion(tiny_sd())
 
 
-FAST = Sampling(seed=3, images_per_prompt=2, num_steps=2, guidance_scale=2.0)
+FAST = Sampling(seed=3, images_per_prompt=2, num_steps=2, guidance_scale=2.0, eta=1.0)
 
 
 def test_evaluate_judges_what_generate_draws(model):
     asked = held_out_prompts(2, seed=0)
     judged = evaluate(model, asked, FAST)
     texts = [prompt.text for split in HELD_OUT for prompt in asked[split]]
-    drawn = generate(model, texts, seed=3, images_per_prompt=2, num_steps=2, guidance_scale=2.0)
+    drawn = generate(model, texts, seed=3, images_per_prompt=2, num_steps=2, guidance_scale=2.0, eta=1.0)
     assert (judged.images == to_pixels(drawn)).all()
     assert list(judged.verdicts) == verify_all(drawn, [text for text in texts for _ in range(2)])
     assert judged.texts == [text for text in texts for _ in range(2)]

@@ -1,14 +1,21 @@
 """Moments noised afresh: what each is worth against the group and against a value, and where a bound is clipped."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from rpo.diffusion.prediction import to_x0_eps
 from rpo.diffusion.transition import Ddim
-from rpo.trainers.moments import others_mean, transition_of
+from rpo.sampler import predict_at
+from rpo.trainers.moments import current_prediction, others_mean, transition_of
 from rpo.trainers.noised import judge_noised
 from rpo.trainers.online_config import LearningConfig, RolloutConfig
 from rpo.trainers.score_as_action_config import ValueConfig
+from rpo.training.log import read_metrics
+from tests.tiny import tiny_sd
 from tests.trainers.online_runs import lightness, score_as_action
 from tests.trainers.test_moments import moved
 
@@ -90,3 +97,40 @@ def test_an_image_alone_has_nothing_to_be_compared_with(tmp_path):
         judged_by(made(tmp_path, rollout=alone))
     judged = judged_by(made(tmp_path, rollout=alone, advantage="return_minus_value"))[1]
     assert torch.isfinite(judged.points.advantage).all()
+
+
+@pytest.mark.parametrize(
+    "rollout",
+    [
+        ROLLOUT,
+        replace(ROLLOUT, solver="euler_maruyama", eta=1.0),
+        replace(ROLLOUT, solver="ddim", eta=0.0),
+        replace(ROLLOUT, solver="ddim", eta=1.0, spacing="uniform"),
+    ],
+    ids=lambda rollout: f"{rollout.solver} {rollout.eta:g}",
+)
+@pytest.mark.parametrize("window", [None, (0.0, 1.0), (0.0, 0.5)])
+def test_a_schedule_that_ends_at_clean_data_trains_with_every_solver(tmp_path, rollout, window):
+    pipe = tiny_sd()
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, set_alpha_to_one=True)
+    learning = LearningConfig(micro_batch=4, window=window)
+    settings = {"estimator": "endpoint", "advantage": "group", "rollout": rollout, "learning": learning}
+    trainer = score_as_action(tmp_path, pipe=pipe, kl_weight=0.1, reward=lightness, **settings)
+    trainer.train()  # with its preflight
+    last = read_metrics(trainer.folder)[-1]
+    assert all(math.isfinite(last[name]) for name in ("loop/loss", "loop/grad_norm", "policy/kl", "policy/bound"))
+    assert last["loop/grad_norm"] > 0
+
+
+@pytest.mark.parametrize(("freeze", "branches"), [(True, 1), (False, 2)])
+def test_the_negative_branch_of_a_noised_moment_is_differentiated_only_if_asked_for(tmp_path, freeze, branches):
+    learning = replace(LEARNING, freeze_negative=freeze, guidance_scale=2.0)
+    trainer = made(tmp_path, learning=learning)
+    points = trainer.prepare(0)
+    rows = []
+    trainer.run.model.denoiser.register_forward_hook(lambda network, args, output: rows.append(len(args[0])))
+    found = current_prediction(trainer.run.model, points, 2.0)
+    assert sum(rows) == branches * len(points)
+    with torch.no_grad():
+        whole = predict_at(trainer.run.model, points.x_t, points.t, points.conditioning, guidance_scale=2.0)
+    assert torch.allclose(found, whole, atol=1e-5)

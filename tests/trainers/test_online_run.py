@@ -8,6 +8,7 @@ from rpo.cli import main
 from rpo.config import load_config
 from rpo.lora_file import WEIGHT_FILE
 from rpo.models.config import ModelConfig
+from rpo.shapes.evaluation import Sampling
 from rpo.trainers import grpo_run, score_as_action_run
 from rpo.trainers.grpo_config import GRPOConfig
 from rpo.trainers.online_run import sampling_of
@@ -99,14 +100,14 @@ def test_a_run_of_shapes_reports_verified_accuracy(tmp_path):
     measured = result.measured
     assert measured is not None and measured.aligned is not None
     assert len(measured.base.prompts) == len(measured.aligned.prompts) == 8
-    assert measured.base.sampling.guidance_scale == 1.0
+    assert measured.base.sampling == Sampling(seed=0)
     # The base is what was loaded, and not what was trained.
     assert (measured.base.images != measured.aligned.images).any()
     page = (tmp_path / "report.html").read_text()
     assert "In-domain prompts" in page and "Out-of-domain prompts" in page and "rpo shapes evaluate --lora" in page
 
 
-@pytest.mark.parametrize(("eta", "sampled"), [(1.0, 0.0), (0.5, 0.5)])
+@pytest.mark.parametrize(("eta", "sampled"), [(1.0, 1.0), (0.5, 0.5)])
 def test_what_was_learnt_below_noise_level_1_is_measured_with_its_own_noise(eta, sampled, tmp_path):
     trainer = grpo(tmp_path, rollout=load_config(GRPOConfig, None, [f"rollout.eta={eta}"]).rollout)
     assert sampling_of(trainer.run).eta == sampled

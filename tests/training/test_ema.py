@@ -17,7 +17,7 @@ def test_equals_the_recursion_with_warm_up():
         ema.update()
         decay = min(0.5, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * param.detach()
-        torch.testing.assert_close(ema.averages[0], expected)  # each time: the start is soon forgotten
+        torch.testing.assert_close(ema.averages[0], expected)  # each time: in the end nothing is left of the warm-up
     assert (1 + 29) / (10 + 29) > 0.5  # both branches of the warm-up were used
 
 

@@ -14,6 +14,7 @@ from PIL.Image import Image
 
 from rpo.curation.component_config import CriticConfig
 from rpo.curation.records import Critique, Problem
+from rpo.data.pixels import rgb
 from rpo.shapes import verifier
 from rpo.shapes.prompts import ObjectType, Prompt, parse_prompt
 from rpo.shapes.world import IMAGE_SIZE
@@ -84,7 +85,7 @@ def pixels_of(image: Image) -> np.ndarray:
             f"got an image of {image.width} x {image.height}; the shapes world has {IMAGE_SIZE} x {IMAGE_SIZE}; use a "
             "critic for photographs"
         )
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(rgb(image))
 
 
 def _criticise(image: Image, prompt: Prompt) -> Critique:

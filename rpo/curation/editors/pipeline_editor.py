@@ -16,7 +16,9 @@ from diffusers import DiffusionPipeline
 from PIL.Image import Image, Resampling
 
 from rpo.curation.component_config import EditorConfig
+from rpo.data.pixels import rgb
 from rpo.settings import settings
+from rpo.text import read_text
 
 
 @settings
@@ -153,7 +155,7 @@ def groups(images: Sequence[Image], largest: int | None) -> Iterator[list[int]]:
 
 
 def _fit(edited: Image, source: Image) -> Image:
-    edited = edited.convert("RGB")
+    edited = rgb(edited)
     return edited if edited.size == source.size else edited.resize(source.size, Resampling.LANCZOS)
 
 
@@ -231,7 +233,7 @@ def licence_of(model: str, known: Mapping[str, str]) -> str:
     card = Path(model) / "README.md"
     if model in known or not card.is_file():
         return known.get(model, "")
-    found = re.search(r"^license(?:_name)?:\s*(\S.*?)\s*$", card.read_text("utf-8"), re.MULTILINE)
+    found = re.search(r"^license(?:_name)?:\s*(\S.*?)\s*$", read_text(card), re.MULTILINE)
     return found.group(1) if found else ""
 
 

@@ -1,0 +1,62 @@
+"""The files that a set may name: regular files inside its own folder, and nothing that would have to be fetched.
+
+A set is somebody else's. What its lines name is read, decoded, and copied into exports, which are published; so a name
+must not lead out of the folder, be it by "..", by a path from the root or by a symbolic link. The one link that may is
+the hub cache's: there the files of a snapshot are links to the blobs of the same repository.
+"""
+
+import stat
+from pathlib import Path
+
+_BLOBS, _SNAPSHOTS = "blobs", "snapshots"
+
+
+def own_file(folder: Path, name: str) -> Path:
+    """The file that a set names.
+
+    Args:
+        folder: Of the set.
+        name: As its line or cell has it, relative to the folder.
+
+    Raises:
+        ValueError: The name leads out of the folder, or is an address.
+    """
+    if "://" in name:
+        raise ValueError(f"{name!r} is an address, and nothing is fetched; expected a file; download it first")
+    if "\0" in name:
+        raise ValueError(f"{name!r} holds a NUL character; expected a file name; mend or remove the record")
+    if Path(name).is_absolute():
+        raise ValueError(
+            f"{name!r} is a path from the root; expected one relative to {folder}; put the file there and name it so"
+        )
+    path = folder / name
+    if not is_own(folder, path):
+        raise ValueError(f"{name!r} leads out of the set's folder {folder}; expected a file inside; put it there")
+    return path
+
+
+def is_own(folder: Path, path: Path) -> bool:
+    """Whether a path lies in a folder once all links are followed, or among the blobs of the folder's hub snapshot."""
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError):  # links in a circle
+        return False
+    home = folder.resolve()
+    return real.is_relative_to(home) or any(
+        above.parent.name == _SNAPSHOTS and real.is_relative_to(above.parent.parent / _BLOBS)
+        for above in (home, *home.parents)
+    )
+
+
+def read_regular(path: str | Path) -> bytes:
+    """The bytes of a regular file; a pipe or a device might never end.
+
+    Raises:
+        ValueError: It is something else.
+        OSError: It cannot be read.
+    """
+    mode = Path(path).stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        raise ValueError(f"it is {kind}, not a regular file")
+    return Path(path).read_bytes()
