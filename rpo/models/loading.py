@@ -133,7 +133,9 @@ def refuse_family(what: str, class_name: str) -> None:
     Raises:
         ValueError: Always.
     """
-    if class_name.startswith("StableDiffusion") and not class_name.startswith(("StableDiffusionXL", "StableDiffusion3")):
+    if class_name.startswith("StableDiffusion") and not class_name.startswith(
+        ("StableDiffusionXL", "StableDiffusion3")
+    ):
         advice = "the text-to-image checkpoint that it was made from, or load its parts with StableDiffusionPipeline"
     else:
         advice = "such a checkpoint; SDXL, SD 3, FLUX, PixArt, Sana and other families are not supported yet"

@@ -156,17 +156,18 @@ def _of_another_class(part: str, network: nn.Module) -> Fault:
 
 
 def _switched(part: str, network: nn.Module) -> Fault:
-    modules = list(network.modules())
+    if part == "text_encoder":
+        return None
+    processors = {type(one).__name__ for one in network.attn_processors.values()}
     if part == "unet" and any(vars(block).get(name) is not None for block in network.up_blocks for name in _FREEU):
         return "FreeU is switched on (enable_freeu)", "call pipe.disable_freeu(), and switch it on again afterwards"
-    if any("Fused" in type(vars(one).get("processor")).__name__ for one in modules):
+    if any("Fused" in name for name in processors):
         return (
             f"the attention projections of pipe.{part} are fused (fuse_qkv_projections), so that to_q, to_k and to_v "
             "have no part in what it computes",
             f"call pipe.unfuse_qkv_projections() (or pipe.{part}.unfuse_qkv_projections())",
         )
-    has_processor = any(type(vars(one).get("processor")).__name__.startswith("IPAdapter") for one in modules)
-    if part == "unet" and (network.config.get("encoder_hid_dim_type") == "ip_image_proj" or has_processor):
+    if any(name.startswith("IPAdapter") for name in processors):
         return "the UNet has an IP-Adapter, which wants an image beside the prompt", "call pipe.unload_ip_adapter()"
     return None
 

@@ -17,13 +17,12 @@ weights errors by where the two images differ.
 """
 
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import final
 
-import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -45,6 +44,7 @@ from rpo.trainers.pair_facts import mid_time_errors, pair_facts, require_scores
 from rpo.trainers.policy import FullPolicy, LoraPolicy, Policy
 from rpo.trainers.preference_config import PreferenceConfig
 from rpo.trainers.preference_loss import PreferenceLoss
+from rpo.trainers.prepared import loop_for, prepared_pipeline
 from rpo.trainers.reference_errors import ReferenceErrors
 from rpo.training.loop import TrainResult, describe, fit
 from rpo.training.loop_config import LoopConfig
@@ -107,7 +107,7 @@ class DPOTrainer:
             ValueError: If the pipeline, the set or the settings cannot be trained with; says which and why.
         """
         self.config = config or DPOConfig()
-        self.model = pipe if isinstance(pipe, StableDiffusion) else StableDiffusion(pipe)
+        self.model = prepared_pipeline(pipe, self.config.loop)
         self.pairs = pairs
         if not len(pairs):
             raise ValueError("the preference set is empty, but at least one pair is needed; see `rpo data check`")
@@ -221,9 +221,7 @@ class DPOTrainer:
 
     @cached_property
     def _loop(self) -> LoopConfig:
-        # fp16 gradients of small errors vanish unless the loss is scaled; the model knows what it computes in.
-        precision = "fp16" if self.model.compute_dtype == torch.float16 else self.config.loop.mixed_precision
-        return replace(self.config.loop, accumulate=self.share.accumulate, mixed_precision=precision)
+        return loop_for(self.model, self.config.loop, accumulate=self.share.accumulate)
 
     @property
     def _cache(self) -> Path:

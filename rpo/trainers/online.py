@@ -32,6 +32,7 @@ from rpo.trainers.online_settings import OnlineSettings, division
 from rpo.trainers.points import PointBatches, Points, choose_steps, points_of
 from rpo.trainers.policy import make_policy
 from rpo.trainers.preflight import Subject, preflight
+from rpo.trainers.prepared import loop_for, prepared_model
 from rpo.trainers.preview import PREVIEWS, Preview
 from rpo.trainers.rollouts import Rollout, Rollouts
 from rpo.training.checkpoint import checkpoints
@@ -68,7 +69,7 @@ class OnlineRun:
     ):
         """Check everything that can be checked before the first update, and add the adapter."""
         self.settings = settings
-        self.model: DiffusionModel = StableDiffusion(pipe) if isinstance(pipe, StableDiffusionPipeline) else pipe
+        self.model = prepared_model(pipe, settings.loop)
         self.processes = Processes()
         self._base = base_identity(self.model)
         self.policy = make_policy(self.model, settings.adapter, seed=settings.seed)
@@ -241,10 +242,7 @@ class OnlineRun:
     @property
     def loop(self) -> LoopConfig:
         """The loop's settings as they count."""
-        precision = self.settings.loop.mixed_precision
-        if isinstance(self.model, StableDiffusion) and self.model.compute_dtype == torch.float16:
-            precision = "fp16"  # gradients of small losses vanish unless the loss is scaled
-        return replace(self.settings.loop, accumulate=self.accumulate, mixed_precision=precision)
+        return loop_for(self.model, self.settings.loop, accumulate=self.accumulate)
 
     def plan(self) -> str:
         """What the run comes to, in a few lines."""
