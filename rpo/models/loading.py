@@ -133,13 +133,11 @@ def refuse_family(what: str, class_name: str) -> None:
     Raises:
         ValueError: Always.
     """
-    if class_name.startswith("StableDiffusion") and not class_name.startswith(
-        ("StableDiffusionXL", "StableDiffusion3")
-    ):
+    family = re.split(r"Pipeline|Img2Img|Inpaint|ControlNet|Control(?=P)", class_name)[0] or class_name
+    if family == "StableDiffusion":
         advice = "the text-to-image checkpoint that it was made from, or load its parts with StableDiffusionPipeline"
     else:
         advice = "such a checkpoint; SDXL, SD 3, FLUX, PixArt, Sana and other families are not supported yet"
-    family = re.split(r"Pipeline|Img2Img|Inpaint|ControlNet|Control(?=P)", class_name)[0] or class_name
     raise ValueError(
         f"{what} is a {class_name}, but Stable Diffusion 1.x/2.x text-to-image is needed; its family is {family}: give "
         f"{advice}"
