@@ -17,7 +17,6 @@ weights errors by where the two images differ.
 """
 
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -34,11 +33,11 @@ from rpo.data.image_facts import FactsFile
 from rpo.data.preference import PairSet, pairs_identity
 from rpo.data.transform import PairTransform
 from rpo.models.stable_diffusion import StableDiffusion
-from rpo.publish import CardFacts, PublishPlan, publish, write_model_card
+from rpo.publish import PublishPlan, publish, write_model_card
 from rpo.trainers.chosen_guard import ChosenGuard
 from rpo.trainers.denoising import errors
 from rpo.trainers.dpo_config import DPOConfig, describe_objective, identity, share_of
-from rpo.trainers.identity import base_identity
+from rpo.trainers.identity import base_identity, card_of
 from rpo.trainers.pair_batches import PairBatch, PairBatches
 from rpo.trainers.pair_facts import mid_time_errors, pair_facts, require_scores
 from rpo.trainers.policy import FullPolicy, LoraPolicy, Policy
@@ -206,7 +205,8 @@ class DPOTrainer:
         if self._processes.is_main:
             self.policy.save(place)
             (place / "training_config.yaml").write_text(to_yaml(self.config, for_others=True))
-            write_model_card(place, self._card())
+            card = card_of(self.model, self.objective.title, self.config, is_lora=self.config.train == "lora")
+            write_model_card(place, card)
         return place
 
     def publish(self, repo_id: str, *, push: bool = False, private: bool = True) -> PublishPlan:
@@ -275,13 +275,6 @@ class DPOTrainer:
     def _kept_reference_errors(self, region: str = "", reduction: str = "mean") -> ReferenceErrors:
         weighting = [f"{reduction} {region}"] if region or reduction != "mean" else []
         return ReferenceErrors(self._cache, "/".join([str(sorted(self._base.items())), *weighting]))
-
-    def _card(self) -> CardFacts:
-        return CardFacts(
-            base_model=str(self.model.pipe.name_or_path or "") or None,
-            method=self.objective.title,
-            settings=asdict(self.config),
-        )
 
     @cached_property
     def identity(self) -> dict[str, str]:

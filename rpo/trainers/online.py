@@ -6,7 +6,7 @@ update. What a step is worth, and what is descended, is the trainers' own.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -21,12 +21,11 @@ from tqdm.auto import tqdm
 from rpo.config import to_yaml
 from rpo.diffusion.transition import Kernel
 from rpo.models.base import DiffusionModel
-from rpo.models.stable_diffusion import StableDiffusion
-from rpo.publish import CardFacts, PublishPlan, publish, write_model_card
+from rpo.publish import PublishPlan, publish, write_model_card
 from rpo.randomness import keyed_generator
 from rpo.rewards import RewardLike, load_rewards
 from rpo.sampler import Keep
-from rpo.trainers.identity import base_identity, prompts_identity, settings_identity
+from rpo.trainers.identity import base_identity, card_of, prompts_identity, settings_identity
 from rpo.trainers.moments import reference_prediction, step_cost
 from rpo.trainers.online_settings import OnlineSettings, division
 from rpo.trainers.points import PointBatches, Points, choose_steps, points_of
@@ -277,18 +276,13 @@ class OnlineRun:
         if self.processes.is_main:
             self.policy.save(place)
             (place / "training_config.yaml").write_text(to_yaml(settings.whole, for_others=True))
-            write_model_card(place, self._card())
+            card = card_of(self.model, settings.method, settings.whole, is_lora=settings.adapter.train == "lora")
+            write_model_card(place, card)
         return place
 
     def publish(self, repo_id: str, *, push: bool, private: bool) -> PublishPlan:
         """Save and say what publishing would upload; upload it with `push`."""
         return publish(self.save(), repo_id, push=push, private=private)
-
-    def _card(self) -> CardFacts:
-        base = self.model.pipe.name_or_path if isinstance(self.model, StableDiffusion) else None
-        return CardFacts(
-            base_model=str(base or "") or None, method=self.settings.method, settings=asdict(self.settings.whole)
-        )
 
     @cached_property
     def identity(self) -> dict[str, str]:

@@ -23,15 +23,13 @@ def prepared_pipeline(pipe: DiffusionPipeline | StableDiffusion, loop: LoopConfi
     Raises:
         ValueError: If it is not plain, carries an adapter, or computes in another precision.
     """
-    plain = pipe.pipe if isinstance(pipe, StableDiffusion) else pipe
-    for name, part in plain.components.items():
+    if isinstance(pipe, StableDiffusion):
+        pipe.check()
+    given = pipe if isinstance(pipe, StableDiffusion) else StableDiffusion(pipe)
+    for name, part in given.pipe.components.items():
         if isinstance(part, torch.nn.Module):
             refuse_adapter(part, name)
     wanted = HALF_TYPES.get(loop.mixed_precision)
-    if isinstance(pipe, StableDiffusion) and (wanted is None or pipe.compute_dtype == wanted):
-        pipe.check()
-        return pipe
-    given = StableDiffusion(plain) if isinstance(pipe, DiffusionPipeline) else pipe
     if wanted in (None, given.compute_dtype):
         return given
     if given.compute_dtype != torch.float32:
@@ -39,7 +37,7 @@ def prepared_pipeline(pipe: DiffusionPipeline | StableDiffusion, loop: LoopConfi
             f"loop.mixed_precision is {loop.mixed_precision}, but the UNet computes in {given.compute_dtype}; leave "
             "loop.mixed_precision out, or load the model in float32"
         )
-    return StableDiffusion(plain, compute_dtype=wanted)
+    return StableDiffusion(given.pipe, compute_dtype=wanted)
 
 
 def prepared_model(model: DiffusionPipeline | DiffusionModel, loop: LoopConfig) -> DiffusionModel:
