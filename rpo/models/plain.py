@@ -6,6 +6,7 @@ pipeline of the same parts against the live one, on one small latent.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
@@ -113,7 +114,7 @@ def _outcome(
         ) from error
 
 
-def _fresh(network: nn.Module) -> nn.Module:
+def _fresh(network: Any) -> nn.Module:
     config = network.config
     with torch.device("meta"):
         fresh = type(network).from_config(config) if isinstance(config, Mapping) else type(network)(config)
@@ -155,7 +156,7 @@ def _of_another_class(part: str, network: nn.Module) -> Fault:
     )
 
 
-def _switched(part: str, network: nn.Module) -> Fault:
+def _switched(part: str, network: Any) -> Fault:
     if part == "text_encoder":
         return None
     processors = {type(one).__name__ for one in network.attn_processors.values()}
