@@ -19,14 +19,15 @@ from os import PathLike
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin, StableDiffusionPipeline
+from diffusers import ModelMixin, StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers, logging
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from rpo.lora_file import WEIGHT_FILE, put_in_order
+from rpo.models.plain import fresh_pipeline, probe
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.types import Latents
 
@@ -68,11 +69,7 @@ def add_lora(
     """
     if rank < 1:
         raise ValueError(f"rank is {rank}, but a LoRA needs rank >= 1; 4 to 64 are usual")
-    if adapter_layers(network):
-        raise ValueError(
-            f"{type(network).__name__} already carries an adapter, which would be neither policy nor reference; "
-            "fuse it first (pipe.fuse_lora(); pipe.unload_lora_weights()) or load the base without it"
-        )
+    refuse_adapter(network, type(network).__name__)
     names = [name for name, _ in network.named_modules() if name.endswith(tuple(target_modules))]
     if not names:
         raise ValueError(f"no layer of {type(network).__name__} ends in {tuple(target_modules)}; see named_modules()")
@@ -90,6 +87,21 @@ def add_lora(
     for parameter in lora_parameters(network):
         parameter.data = parameter.data.float()
     return lora_parameters(network)
+
+
+def refuse_adapter(network: nn.Module, name: str) -> None:
+    """Refuse a network that carries an adapter.
+
+    Raises:
+        ValueError: Saying how to train the base, and how to go on from the adapter.
+    """
+    if adapter_layers(network):
+        raise ValueError(
+            f"{name} already carries an adapter, which would be neither policy nor reference; to train the base, call "
+            "pipe.unload_lora_weights(). To go on from a LoRA: fuse it (pipe.fuse_lora(); pipe.unload_lora_weights()), "
+            "train, and join both with rpo.lora_stack.stack_loras([FIRST, NEW], FOLDER), for the new file alone is "
+            "half of the model"
+        )
 
 
 def adapter_layers(network: nn.Module) -> list[BaseTunerLayer]:
@@ -205,7 +217,7 @@ def verify_lora(model: StableDiffusion, folder: str | PathLike[str]) -> None:
     """Load a LoRA file into a fresh pipeline and compare one seeded denoise with the live model and with the base.
 
     The fresh pipeline shares the frozen weights with the live one, so this costs no memory to speak of and three
-    forwards.
+    forwards on one small latent.
 
     Args:
         model: The live model.
@@ -214,11 +226,11 @@ def verify_lora(model: StableDiffusion, folder: str | PathLike[str]) -> None:
     Raises:
         ValueError: If the adapter changes nothing, or the file does not reproduce it.
     """
-    fresh = StableDiffusion(_fresh_pipeline(model.pipe), compute_dtype=model.compute_dtype)
-    base_pred = _probe(fresh)
+    fresh = fresh_pipeline(model.pipe, without_adapters=True)
+    base_pred = _probe(fresh, model)
     with _quiet_diffusers():
-        fresh.pipe.load_lora_weights(str(folder))
-    fresh_pred, live_pred = _probe(fresh), _probe(model)
+        fresh.load_lora_weights(str(folder))
+    fresh_pred, live_pred = _probe(fresh, model), _probe(model.pipe, model)
     effect = (live_pred - base_pred).abs().max().item()
     error = (fresh_pred - live_pred).abs().max().item()
     if effect == 0:
@@ -246,28 +258,5 @@ def _quiet_diffusers() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def _probe(model: StableDiffusion) -> Latents:
-    generator = torch.Generator("cpu").manual_seed(0)
-    x_t = torch.randn(2, *model.latent_shape, generator=generator).to(model.device)
-    timestep = torch.full((2,), model.num_train_timesteps // 2, device=model.device)
-    return model.predict(x_t, timestep, model.encode_prompts(["", "a photo of a red circle"]))
-
-
-def _fresh_pipeline(pipe: DiffusionPipeline) -> StableDiffusionPipeline:
-    parts = dict(pipe.components)
-    with torch.device("meta"):
-        unet = type(pipe.unet).from_config(pipe.unet.config)
-    unet.load_state_dict(_base_state(pipe.unet), assign=True)
-    parts["unet"] = unet.eval()
-    if adapter_layers(pipe.text_encoder):
-        text_encoder = type(pipe.text_encoder)(pipe.text_encoder.config)
-        text_encoder.load_state_dict(_base_state(pipe.text_encoder))
-        parts["text_encoder"] = text_encoder.to(pipe.text_encoder.device, pipe.text_encoder.dtype).eval()
-    parts |= {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
-    return StableDiffusionPipeline(**parts, requires_safety_checker=False)
-
-
-def _base_state(network: nn.Module) -> dict[str, Tensor]:
-    return {
-        name.replace(".base_layer", ""): tensor for name, tensor in network.state_dict().items() if ".lora_" not in name
-    }
+def _probe(pipe: StableDiffusionPipeline, model: StableDiffusion) -> Latents:
+    return probe(pipe, model.compute_dtype)["unet"]

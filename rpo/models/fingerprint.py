@@ -3,9 +3,12 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from safetensors import safe_open
 from torch import Tensor, nn
 
 SCHEDULE = (
@@ -41,6 +44,36 @@ def hash_network(network: nn.Module, config: Mapping[str, Any], extra: Mapping[s
 def describe_schedule(config: Mapping[str, Any]) -> dict[str, str]:
     """The noise schedule that a scheduler's configuration makes, as text by name."""
     return {f"scheduler.{name}": str(config[name]) for name in SCHEDULE if config.get(name) is not None}
+
+
+def is_of_checkpoint(network: nn.Module, name: str, part: str) -> bool | None:
+    """Whether a network has the weights of the checkpoint that it says it comes from; adapters do not count.
+
+    Args:
+        network: The network.
+        name: Folder or hub id of the checkpoint.
+        part: The checkpoint's folder that has the network.
+
+    Returns:
+        None where the checkpoint is neither on the disk nor in the Hub's cache: nothing is fetched.
+    """
+    files = list((Path(name) / part).glob("*.safetensors"))
+    if not files and name.count("/") == 1 and not Path(name).exists():
+        stems = (f"{part}/diffusion_pytorch_model{variant}.safetensors" for variant in ("", ".fp16"))
+        cached = [try_to_load_from_cache(name, stem) for stem in stems]
+        files = [Path(file) for file in cached if isinstance(file, str)]
+    base = dict(_base_tensors(network))
+    found = [_has_weights_of(base, file) for file in files]
+    return None if not found else any(found)
+
+
+def _has_weights_of(base: Mapping[str, Tensor], file: Path) -> bool:
+    """Whether all tensors of a file that the network has are the network's own; a shard has only some."""
+    with safe_open(file, "pt") as opened:
+        shared = [name for name in opened.keys() if name in base]  # noqa: SIM118, it is no dict
+        return all(
+            torch.equal(opened.get_tensor(name).to(base[name].dtype), base[name].detach().cpu()) for name in shared
+        )
 
 
 def _base_tensors(network: nn.Module) -> Iterable[tuple[str, Tensor]]:

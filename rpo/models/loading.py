@@ -13,7 +13,7 @@ from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
 
 import rpo.shapes
-from rpo.text import read_text
+from rpo.models.plain import refuse_altered
 
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 WEIGHTED = ("unet", "vae", "text_encoder")
@@ -21,6 +21,9 @@ SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt")
 
 OTHER_DENOISERS = {8: "an instruct-pix2pix UNet (an editor)", 9: "an inpainting UNet"}
 """UNets of the same shape but for their input channels, which need more than a prompt."""
+
+SAME_PARTS = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+"""Pipelines of Stable Diffusion 1.x/2.x whose parts make a text-to-image pipeline."""
 
 
 def load_pipeline(
@@ -58,6 +61,8 @@ def load_pipeline(
         check_folder(path, variant=variant)
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise ValueError(f"'{source}' is neither a folder, a file nor a hub id; give a path that exists or owner/name")
+    elif (class_name := _class_name(source, revision)) not in SAME_PARTS:
+        refuse_family(f"'{source}'", class_name)
     try:
         pipe = StableDiffusionPipeline.from_pretrained(
             source,
@@ -105,13 +110,11 @@ def check_pipeline(pipe: DiffusionPipeline) -> None:
         ValueError: Saying what it is and what is needed.
     """
     if not isinstance(pipe, StableDiffusionPipeline):
-        raise ValueError(
-            f"the pipeline is a {type(pipe).__name__}, but Stable Diffusion 1.x/2.x text-to-image is needed; load the "
-            "checkpoint with StableDiffusionPipeline (SDXL and other families have other networks)"
-        )
+        refuse_family("the pipeline", type(pipe).__name__)
     missing = [name for name in COMPONENTS if pipe.components[name] is None]
     if missing:
         raise ValueError(f"the pipeline has no {', '.join(missing)}; load it with all of {', '.join(COMPONENTS)}")
+    refuse_altered(pipe)
     config = pipe.unet.config
     if config["in_channels"] != pipe.vae.config["latent_channels"]:
         kind = OTHER_DENOISERS.get(config["in_channels"], "another kind of UNet")
@@ -122,11 +125,35 @@ def check_pipeline(pipe: DiffusionPipeline) -> None:
     for key, kind in (("addition_embed_type", "SDXL"), ("time_cond_proj_dim", "a guidance-distilled UNet (LCM)")):
         if config[key] is not None:
             raise ValueError(f"the UNet has {key}={config[key]!r}: {kind}, but SD 1.x/2.x is needed; use its own base")
-    prediction_type = pipe.scheduler.config["prediction_type"]
-    if prediction_type not in ("epsilon", "v_prediction", "sample"):
+
+
+def refuse_family(what: str, class_name: str) -> None:
+    """Say of a pipeline of another class which family it is, and what is supported.
+
+    Raises:
+        ValueError: Always.
+    """
+    family = re.split(r"Pipeline|Img2Img|Inpaint|ControlNet|Control(?=P)", class_name)[0] or class_name
+    if family == "StableDiffusion":
+        advice = "the text-to-image checkpoint that it was made from, or load its parts with StableDiffusionPipeline"
+    else:
+        advice = "such a checkpoint; SDXL, SD 3, FLUX, PixArt, Sana and other families are not supported yet"
+    raise ValueError(
+        f"{what} is a {class_name}, but Stable Diffusion 1.x/2.x text-to-image is needed; its family is {family}: give "
+        f"{advice}"
+    )
+
+
+def _class_name(source: str | PathLike[str], revision: str | None = None) -> str:
+    """What a folder's or repository's model_index.json says that it is."""
+    try:
+        found = DiffusionPipeline.load_config(source, revision=revision)
+        return str(found["_class_name"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"the scheduler says prediction_type={prediction_type!r}; epsilon, v_prediction or sample is needed"
-        )
+            f"'{source}' has no readable model_index.json that names its class ({' '.join(str(error).split())[:300]}); "
+            "expected a diffusers pipeline: copy or download it again"
+        ) from error
 
 
 def check_folder(folder: Path, *, variant: str | None = None) -> None:
@@ -140,11 +167,8 @@ def check_folder(folder: Path, *, variant: str | None = None) -> None:
         raise ValueError(
             f"'{folder}' has no model_index.json, so it is no diffusers pipeline; give the folder that holds it"
         )
-    class_name = json.loads(read_text(index))["_class_name"]
-    if class_name.startswith(("StableDiffusionXL", "StableDiffusion3", "Flux")):
-        raise ValueError(
-            f"'{folder}' is a {class_name}, but Stable Diffusion 1.x/2.x is needed; give such a checkpoint"
-        )
+    if (class_name := _class_name(folder)) not in SAME_PARTS:
+        refuse_family(f"'{folder}'", class_name)
     for component in COMPONENTS:
         if not (folder / component).is_dir():
             raise ValueError(

@@ -20,6 +20,8 @@ from rpo.models.base import guided
 from rpo.models.execution import Attention, prepare_denoiser
 from rpo.models.fingerprint import hash_network
 from rpo.models.loading import check_pipeline, load_pipeline
+from rpo.models.plain import refuse_strange
+from rpo.models.sound import check_prediction_type, check_weights, noise_schedule
 from rpo.types import Conditioning, Grid, Images, Latents, Node, PredictionType
 
 PROMPTS_PER_CALL = 256
@@ -60,7 +62,8 @@ class StableDiffusion:
                 is mixed precision.
 
         Raises:
-            ValueError: If `pipe` is another family (SDXL, inpainting, …) or lacks a component.
+            ValueError: If `pipe` is another family (SDXL, inpainting, …), or is not what its weights and configurations
+                say; see `check`.
         """
         check_pipeline(pipe)
         self.pipe = pipe
@@ -68,8 +71,7 @@ class StableDiffusion:
         self.vae: AutoencoderKL = pipe.vae
         self.text_encoder: CLIPTextModel = pipe.text_encoder
         self.tokenizer: CLIPTokenizer = pipe.tokenizer
-        # The pipeline itself switches clip_sample off; a scheduler configured for another class may leave it unset.
-        self.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+        self.scheduler = noise_schedule(pipe.scheduler)
         self.prediction_type: PredictionType = self.scheduler.config["prediction_type"]
         self.num_train_timesteps: int = self.scheduler.config["num_train_timesteps"]
         final_alpha_cumprod = float(self.scheduler.final_alpha_cumprod)
@@ -78,6 +80,20 @@ class StableDiffusion:
         self.compute_dtype = compute_dtype or self.weight_dtype
         for network in (self.denoiser, self.vae, self.text_encoder):
             network.requires_grad_(False).eval()
+        self.check()
+
+    def check(self) -> None:
+        """Refuse a pipeline that does not compute what its weights and configurations say, or whose are unsound.
+
+        The constructor asks this; trainers ask again, for a pipeline can be altered in between.
+
+        Raises:
+            ValueError: Naming what was switched on, wrapped or patched, or which number is wrong, and what to do.
+        """
+        check_pipeline(self.pipe)
+        check_weights(self.pipe)
+        refuse_strange(self.pipe, self.compute_dtype)
+        check_prediction_type(self.pipe, self.scheduler, self.compute_dtype)
 
     @classmethod
     def load(

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from rpo.evaluate import Comparison, format_gain, format_share
+from rpo.lora import adapter_layers
 from rpo.lora_file import inspect_lora
 from rpo.models.base import DiffusionModel
 from rpo.models.stable_diffusion import StableDiffusion
@@ -164,15 +165,16 @@ def load_lora(model: StableDiffusion, path: str | Path) -> None:
     found = inspect_lora(path)
     try:
         model.pipe.load_lora_weights(str(found.path.parent), weight_name=found.path.name)
-        fits = "unet" in model.pipe.get_list_adapters()
+        used = len(adapter_layers(model.denoiser)) + len(adapter_layers(model.text_encoder))
     except RuntimeError as error:
         if "size mismatch" not in str(error):
             raise
-        fits = False
-    if not fits:
+        used = 0
+    if used != found.num_layers:
+        model.pipe.unload_lora_weights()
         raise ValueError(
-            f"{found.path} adapts {found.num_layers} layers of {' and '.join(found.parts)} that this checkpoint does "
-            "not have in that size; expected a LoRA trained on it: give another file, or the checkpoint that it "
+            f"{found.path} adapts {found.num_layers} layers of {' and '.join(found.parts)}, of which this checkpoint "
+            f"has {used} in that size; expected a LoRA trained on it: give another file, or the checkpoint that it "
             "belongs to"
         )
 

@@ -17,7 +17,6 @@ weights errors by where the two images differ.
 """
 
 from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -36,17 +35,18 @@ from rpo.data.preference import pairs_identity
 from rpo.data.readers import PairSource, pairs_from
 from rpo.data.transform import PairTransform
 from rpo.models.stable_diffusion import StableDiffusion
-from rpo.publish import CardFacts, PublishPlan, publish, write_model_card
+from rpo.publish import PublishPlan, publish, write_model_card
 from rpo.text import write_text
 from rpo.trainers.chosen_guard import ChosenGuard
 from rpo.trainers.denoising import errors
 from rpo.trainers.dpo_config import DPOConfig, describe_objective, identity, share_of
-from rpo.trainers.identity import base_identity
+from rpo.trainers.identity import base_identity, card_of
 from rpo.trainers.pair_batches import PairBatch, PairBatches
 from rpo.trainers.pair_facts import mid_time_errors, pair_facts, require_scores, set_notes
 from rpo.trainers.policy import FullPolicy, LoraPolicy, Policy
 from rpo.trainers.preference_config import PreferenceConfig
 from rpo.trainers.preference_loss import PreferenceLoss
+from rpo.trainers.prepared import loop_for, prepared_pipeline
 from rpo.trainers.reference_errors import ReferenceErrors
 from rpo.training.loop import TrainResult, describe, fit
 from rpo.training.loop_config import LoopConfig
@@ -112,7 +112,7 @@ class DPOTrainer:
             ValueError: If the pipeline, the set or the settings cannot be trained with; says which and why.
         """
         self.config = config or DPOConfig()
-        self.model = pipe if isinstance(pipe, StableDiffusion) else StableDiffusion(pipe)
+        self.model = prepared_pipeline(pipe, self.config.loop)
         self.pairs = pairs = pairs_from(pairs)
         self._processes = Processes()
         self.share = share_of(self.config, process=self._processes.index, processes=self._processes.count)
@@ -209,7 +209,8 @@ class DPOTrainer:
         if self._processes.is_main:
             self.policy.save(place)
             write_text(place / "training_config.yaml", to_yaml(self.config, for_others=True))
-            write_model_card(place, self._card())
+            card = card_of(self.model, self.objective.title, self.config, is_lora=self.config.train == "lora")
+            write_model_card(place, card)
         return place
 
     def publish(self, repo_id: str, *, push: bool = False, private: bool = True) -> PublishPlan:
@@ -224,9 +225,7 @@ class DPOTrainer:
 
     @cached_property
     def _loop(self) -> LoopConfig:
-        # fp16 gradients of small errors vanish unless the loss is scaled; the model knows what it computes in.
-        precision = "fp16" if self.model.compute_dtype == torch.float16 else self.config.loop.mixed_precision
-        return replace(self.config.loop, accumulate=self.share.accumulate, mixed_precision=precision)
+        return loop_for(self.model, self.config.loop, accumulate=self.share.accumulate)
 
     @property
     def _cache(self) -> Path:
@@ -287,10 +286,6 @@ class DPOTrainer:
     def _kept_reference_errors(self, region: str = "", reduction: str = "mean") -> ReferenceErrors:
         weighting = [f"{reduction} {region}"] if region or reduction != "mean" else []
         return ReferenceErrors(self._cache, "/".join([str(sorted(self._base.items())), *weighting]))
-
-    def _card(self) -> CardFacts:
-        base = str(self.model.pipe.name_or_path or "") or None
-        return CardFacts(base_model=base, method=self.objective.title, settings=asdict(self.config))
 
     @cached_property
     def identity(self) -> dict[str, str]:

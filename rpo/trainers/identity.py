@@ -6,8 +6,15 @@ from dataclasses import asdict
 from typing import Any
 
 from rpo.models.base import DiffusionModel
-from rpo.models.fingerprint import describe_schedule, hash_network
+from rpo.models.fingerprint import describe_schedule, hash_network, is_of_checkpoint
 from rpo.models.stable_diffusion import StableDiffusion
+from rpo.publish import CardFacts
+
+OTHER_BASE = (
+    "The base that this LoRA was trained on is **not** the checkpoint named here: its UNet has other weights, as after "
+    "a LoRA was fused into it. On that checkpoint this file is only a part of the model: join it with what was fused "
+    "(`rpo.lora_stack.stack_loras`), or publish the fused base, too."
+)
 
 
 def base_identity(model: DiffusionModel) -> dict[str, str]:
@@ -31,6 +38,25 @@ def base_identity(model: DiffusionModel) -> dict[str, str]:
         "dtype": f"{model.weight_dtype}, vae {model.vae.dtype}, text encoder {text.dtype}",
         "compute_dtype": str(model.compute_dtype),
     }
+
+
+def card_of(model: DiffusionModel, method: str, config: Any, *, is_lora: bool) -> CardFacts:
+    """What a trainer knows of what it trained, for the model card.
+
+    Args:
+        model: What was trained.
+        method: How.
+        config: The settings, a dataclass.
+        is_lora: Whether the base stays, so that the file needs it.
+    """
+    name = str(model.pipe.name_or_path or "") if isinstance(model, StableDiffusion) else ""
+    is_other = bool(name) and is_lora and is_of_checkpoint(model.denoiser, name, "unet") is False
+    return CardFacts(
+        base_model=name or None,
+        method=method,
+        description=OTHER_BASE if is_other else "",
+        settings=asdict(config),
+    )
 
 
 def settings_identity(config: Any, free: Collection[str]) -> dict[str, str]:

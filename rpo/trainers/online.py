@@ -6,7 +6,7 @@ update. What a step is worth, and what is descended, is the trainers' own.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -21,19 +21,19 @@ from tqdm.auto import tqdm
 from rpo.config import to_yaml
 from rpo.diffusion.transition import Kernel
 from rpo.models.base import DiffusionModel
-from rpo.models.stable_diffusion import StableDiffusion
-from rpo.publish import CardFacts, PublishPlan, publish, write_model_card
+from rpo.publish import PublishPlan, publish, write_model_card
 from rpo.randomness import keyed_generator
 from rpo.rewards import RewardLike, load_rewards
 from rpo.sampler import Keep
 from rpo.text import write_text
-from rpo.trainers.identity import base_identity, prompts_identity, settings_identity
+from rpo.trainers.identity import base_identity, card_of, prompts_identity, settings_identity
 from rpo.trainers.moments import measured_kl
 from rpo.trainers.online_settings import OnlineSettings, division
 from rpo.trainers.point_batches import PointBatches
 from rpo.trainers.points import Points, choose_steps, points_of
 from rpo.trainers.policy import make_policy
 from rpo.trainers.preflight import Subject, preflight
+from rpo.trainers.prepared import loop_for, prepared_model
 from rpo.trainers.preview import PREVIEWS, Preview
 from rpo.trainers.rollouts import Rollout, Rollouts
 from rpo.training.checkpoint import checkpoints
@@ -67,7 +67,7 @@ class OnlineRun:
     ):
         """Check everything that can be checked before the first update, and add the adapter."""
         self.settings = settings
-        self.model: DiffusionModel = StableDiffusion(pipe) if isinstance(pipe, StableDiffusionPipeline) else pipe
+        self.model = prepared_model(pipe, settings.loop)
         self.processes = Processes()
         self._base = base_identity(self.model)
         self.policy = make_policy(self.model, settings.adapter, seed=settings.seed)
@@ -233,10 +233,7 @@ class OnlineRun:
     @property
     def loop(self) -> LoopConfig:
         """The loop's settings as they count."""
-        precision = self.settings.loop.mixed_precision
-        if isinstance(self.model, StableDiffusion) and self.model.compute_dtype == torch.float16:
-            precision = "fp16"  # gradients of small losses vanish unless the loss is scaled
-        return replace(self.settings.loop, accumulate=self.accumulate, mixed_precision=precision)
+        return loop_for(self.model, self.settings.loop, accumulate=self.accumulate)
 
     def plan(self) -> str:
         """What the run comes to, in a few lines."""
@@ -272,18 +269,13 @@ class OnlineRun:
         if self.processes.is_main:
             self.policy.save(place)
             write_text(place / "training_config.yaml", to_yaml(settings.whole, for_others=True))
-            write_model_card(place, self._card())
+            card = card_of(self.model, settings.method, settings.whole, is_lora=settings.adapter.train == "lora")
+            write_model_card(place, card)
         return place
 
     def publish(self, repo_id: str, *, push: bool, private: bool) -> PublishPlan:
         """Save and say what publishing would upload; upload it with `push`."""
         return publish(self.save(), repo_id, push=push, private=private)
-
-    def _card(self) -> CardFacts:
-        base = self.model.pipe.name_or_path if isinstance(self.model, StableDiffusion) else None
-        return CardFacts(
-            base_model=str(base or "") or None, method=self.settings.method, settings=asdict(self.settings.whole)
-        )
 
     @cached_property
     def identity(self) -> dict[str, str]:

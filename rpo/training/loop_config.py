@@ -45,7 +45,7 @@ class LoopConfig:
     """AdamW's pull of the weights to zero, times the learning rate. 0 to 0.01; in a LoRA it pulls to the base model."""
 
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Precision of the network's forward, which the model applies. In the loop only "fp16" matters: its loss is scaled
+    """What the UNet of a float32 model computes in; "no" leaves it as it was loaded. With "fp16" the loss is scaled
     against underflow, and updates whose gradient overflows are skipped and logged."""
 
     ema_decay: float | None = None

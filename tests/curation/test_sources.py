@@ -1,12 +1,14 @@
 """What is going to be criticised: ids, forms of import, drawn images, and items that cannot be used."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from rpo import shapes
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import SourceConfig
 from rpo.curation.folder import RunFolder
@@ -14,6 +16,7 @@ from rpo.curation.generate import plan_generation
 from rpo.curation.history import histories
 from rpo.curation.sources import plan_import, record_id
 from rpo.data.writers import write_pairs
+from rpo.models.config import ModelConfig
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.sampler import generate
 from rpo.shapes.evaluation import to_pixels
@@ -197,3 +200,22 @@ def test_grey_and_transparent_images_become_rgb(tmp_path):
         (tmp_path / f"{name}.txt").write_text(name)
     plan = folder_plan(tmp_path)
     assert [image.mode for image in plan.draw(plan.items)] == ["RGB", "RGB"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prediction_type": "v_prediction"}, "prediction_type=v_prediction.*as epsilon"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "does not state the noise schedule"),
+    ],
+)
+def test_a_checkpoint_that_would_draw_rubbish_is_refused_before_it_draws(tmp_path, changes, message):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(shapes.path(), folder)
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    index = folder / "model_index.json"
+    name = changes.get("_class_name", json.loads(index.read_text())["scheduler"][1])
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"scheduler": ["diffusers", name]}))
+    with pytest.raises(ValueError, match=message):
+        plan_generation(SourceConfig(prompts="shapes", limit=1, model=ModelConfig(source=str(folder))))

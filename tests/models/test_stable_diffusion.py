@@ -1,5 +1,6 @@
 """The model layer against the pipeline it is a view of, and what it refuses."""
 
+import json
 import warnings
 
 import pytest
@@ -279,3 +280,28 @@ def test_guidance_below_one_is_refused():
     model = StableDiffusion(tiny_sd())
     with pytest.raises(ValueError, match="guidance_scale is 0.5, but it must be >= 1"):
         model.predict(torch.zeros(1, 4, 8, 8), torch.tensor([5]), model.encode_prompts(["a"]), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("PixArtSigmaPipeline", "PixArtSigma"),
+        ("SanaPipeline", "Sana"),
+        ("FluxPipeline", "Flux"),
+        ("StableDiffusion3Pipeline", "StableDiffusion3"),
+        ("StableDiffusionXLPipeline", "StableDiffusionXL"),
+        ("HunyuanDiTPipeline", "HunyuanDiT"),
+        ("StableDiffusionInpaintPipeline", "StableDiffusion"),
+    ],
+)
+def test_a_folder_of_another_family_is_named_before_its_components_are_missed(tmp_path, name, family):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    with pytest.raises(ValueError, match=rf"is a {name}, but Stable Diffusion 1\.x/2\.x .*family is {family}:"):
+        StableDiffusion.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"unet": ["diffusers", "UNet2DConditionModel"]}'])
+def test_an_index_that_names_no_class_is_refused(tmp_path, text):
+    (tmp_path / "model_index.json").write_text(text)
+    with pytest.raises(ValueError, match=r"no readable model_index\.json that names its class"):
+        StableDiffusion.load(tmp_path)

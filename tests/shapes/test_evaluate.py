@@ -3,8 +3,11 @@ import re
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from rpo.lora import add_lora, lora_parameters, save_lora
+from rpo.lora import adapter_layers, add_lora, lora_parameters, save_lora
+from rpo.lora_file import WEIGHT_FILE
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.sampler import generate
 from rpo.shapes.evaluate import (
@@ -13,6 +16,7 @@ from rpo.shapes.evaluate import (
     evaluate,
     format_accuracies,
     held_out_prompts,
+    load_lora,
     measure,
 )
 from rpo.shapes.evaluation import (
@@ -209,9 +213,21 @@ def test_a_lora_is_measured_beside_its_base_and_leaves_no_trace(lora):
 def test_a_lora_of_another_model_is_refused_before_anything_is_drawn(lora):
     other = StableDiffusion(tiny_sd(channels=(32, 64)))
     with pytest.raises(
-        ValueError, match=r"adapts 32 layers of unet that this checkpoint does not have in that size; expe"
+        ValueError, match=r"adapts 32 layers of unet, of which this checkpoint has 0 in that size; expe"
     ):
         measure(other, held_out_prompts(2, seed=0), FAST, lora=lora[0], progress=False)
+
+
+def test_a_lora_half_of_whose_layers_are_another_network_s_is_refused(lora, tmp_path):
+    file = next(lora[0].glob("*.safetensors"))
+    renamed = {name.replace("mid_block.", "down_blocks.7."): tensor for name, tensor in load_file(file).items()}
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    save_file(renamed, tmp_path / WEIGHT_FILE, metadata=metadata)
+    model = StableDiffusion(tiny_sd())
+    with pytest.raises(ValueError, match=r"adapts 32 layers of unet, of which this checkpoint has 24 in that size"):
+        load_lora(model, tmp_path)
+    assert not adapter_layers(model.denoiser)
 
 
 def test_a_lora_that_is_not_there(model, tmp_path):

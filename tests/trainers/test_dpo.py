@@ -49,8 +49,10 @@ def weights(trainer):
     return torch.cat([parameter.detach().flatten() for parameter in trainer.policy.parameters])
 
 
-def trained(folder, *, pipe=None, pairs=None, resume=False, **changes):
+def trained(folder, *, pipe=None, pairs=None, resume=False, watch=None, **changes):
     trainer = DPOTrainer(pipe or tiny_sd(), pairs or toy_pairs(), config(folder, **changes))
+    if watch is not None:
+        watch(trainer.model.pipe)
     trainer.train(resume=resume)
     return trainer
 
@@ -97,19 +99,18 @@ def test_training_leaves_the_adapter_active_on_the_caller_s_pipe_and_saves_it(tm
 
 def test_an_update_is_two_forwards_and_one_backward_and_encodes_nothing_twice(tmp_path):
     calls = Counter()
-    pipe = tiny_sd()
-    pipe.unet.register_forward_pre_hook(lambda _, args: calls.update(forwards=1, rows=args[0].shape[0]))
-    pipe.unet.conv_out.register_full_backward_hook(lambda *_: calls.update(backwards=1))
-    pipe.vae.encoder.register_forward_pre_hook(lambda _, args: calls.update(images=args[0].shape[0]))
-    pipe.text_encoder.register_forward_pre_hook(lambda _, args: calls.update(prompts=args[0].shape[0]))
-    trained(tmp_path, pipe=pipe, updates=6)
+
+    def watch(pipe):
+        pipe.unet.register_forward_pre_hook(lambda _, args: calls.update(forwards=1, rows=args[0].shape[0]))
+        pipe.unet.conv_out.register_full_backward_hook(lambda *_: calls.update(backwards=1))
+        pipe.vae.encoder.register_forward_pre_hook(lambda _, args: calls.update(images=args[0].shape[0]))
+        pipe.text_encoder.register_forward_pre_hook(lambda _, args: calls.update(prompts=args[0].shape[0]))
+
+    trained(tmp_path, watch=watch, updates=6)
     assert calls == {"forwards": 12, "rows": 6 * 2 * 8, "backwards": 6, "images": 16, "prompts": 4}
     calls.clear()
-    again = tiny_sd()
-    again.vae.encoder.register_forward_pre_hook(lambda _, args: calls.update(images=args[0].shape[0]))
-    again.text_encoder.register_forward_pre_hook(lambda _, args: calls.update(prompts=args[0].shape[0]))
-    trained(tmp_path / "again", pipe=again, cache_folder=str(tmp_path / "cache"))
-    assert calls == {}
+    trained(tmp_path / "again", watch=watch, cache_folder=str(tmp_path / "cache"))
+    assert calls.keys() == {"forwards", "rows", "backwards"}
 
 
 def test_both_sides_share_noise_and_time_and_the_reference_gets_no_gradient(tmp_path):
@@ -175,9 +176,11 @@ def test_kept_reference_errors_change_nothing_and_are_reused_by_later_runs(tmp_p
     kept = trained(tmp_path / "kept", updates=8, draws_per_pair=2, cache_folder=cache)
     assert kept._reference_errors.computed == 16  # 8 pairs × 2 draws; the other half of the 32 visits was known
     calls = Counter()
-    pipe = tiny_sd()
-    pipe.unet.register_forward_pre_hook(lambda *_: calls.update(forwards=1))
-    sweep = trained(tmp_path / "sweep", pipe=pipe, updates=8, draws_per_pair=2, cache_folder=cache, beta=300.0)
+
+    def watch(pipe):
+        pipe.unet.register_forward_pre_hook(lambda *_: calls.update(forwards=1))
+
+    sweep = trained(tmp_path / "sweep", watch=watch, updates=8, draws_per_pair=2, cache_folder=cache, beta=300.0)
     assert sweep._reference_errors.computed == 0
     assert calls["forwards"] == 8
     # The same draws without keeping anything: every error of the reference computed anew.
@@ -342,9 +345,8 @@ def test_training_into_an_old_run_s_folder_is_refused(tmp_path):
 def test_encoding_on_first_use_changes_nothing(tmp_path):
     ahead = weights(trained(tmp_path / "ahead"))
     rows = []
-    pipe = tiny_sd()
-    pipe.vae.encoder.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[0]))
-    lazy = DPOTrainer(pipe, toy_pairs(), config(tmp_path / "lazy", encode_ahead=False))
+    lazy = DPOTrainer(tiny_sd(), toy_pairs(), config(tmp_path / "lazy", encode_ahead=False))
+    lazy.model.vae.encoder.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[0]))
     lazy.batches.at(range(1))
     assert sum(rows) == 2
     lazy.train()

@@ -44,8 +44,10 @@ def trainer_of(folder, *, pairs=SCORED, pipe=None, objective=None, **changes):
     return DPOTrainer(pipe or tiny_sd(), pairs, settings)
 
 
-def trained(folder, *, resume=False, **changes):
+def trained(folder, *, resume=False, watch=None, **changes):
     trainer = trainer_of(folder, **changes)
+    if watch is not None:
+        watch(trainer.model.pipe)
     trainer.train(resume=resume)
     return trainer
 
@@ -109,6 +111,10 @@ def test_a_sum_over_dimensions_with_beta_per_dimension_is_the_mean(tmp_path):
 # What an update costs.
 
 
+def counting(calls):
+    return lambda pipe: pipe.unet.register_forward_pre_hook(lambda *_: calls.update(forwards=1))
+
+
 @pytest.mark.parametrize(
     ("objective", "forwards"),
     [
@@ -121,19 +127,16 @@ def test_a_sum_over_dimensions_with_beta_per_dimension_is_the_mean(tmp_path):
     ],
 )
 def test_the_reference_is_asked_only_where_it_counts(tmp_path, objective, forwards):
-    calls, pipe = Counter(), tiny_sd()
-    pipe.unet.register_forward_pre_hook(lambda *_: calls.update(forwards=1))
-    trained(tmp_path, pipe=pipe, objective=objective)
+    calls = Counter()
+    trained(tmp_path, watch=counting(calls), objective=objective)
     assert calls["forwards"] == 3 * forwards
 
 
 def test_the_context_is_measured_once_and_kept(tmp_path):
     calls, objective, cache = Counter(), PreferenceConfig(context="reference"), str(tmp_path / "cache")
     for name, before in (("one", 2), ("two", 0)):  # 8 pairs in micro-batches of 4, then none
-        pipe = tiny_sd()
         calls.clear()
-        pipe.unet.register_forward_pre_hook(lambda *_: calls.update(forwards=1))
-        trained(tmp_path / name, pipe=pipe, objective=objective, cache_folder=cache)
+        trained(tmp_path / name, watch=counting(calls), objective=objective, cache_folder=cache)
         assert calls["forwards"] == before + 6
 
 

@@ -1,0 +1,214 @@
+"""A plain pipeline computes what its weights and configurations say; anything else on it is refused before training.
+
+What is trained under a switch, a wrapper or a patch is an adapter to that, and the saved file is loaded by people who
+have none. What diffusers can switch is named with the call that undoes it; all else is found by a probe: a fresh
+pipeline of the same parts against the live one, on one small latent.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+
+PARTS = ("unet", "vae", "text_encoder")
+
+PROBE_SIDE, IMAGE_LATENT_SIDE = 16, 4
+"""Sides of the latents that the UNet and the VAE are probed with: small, but they pass every level."""
+
+PROBE_PROMPT = "a photo of a red circle"
+_FREEU = ("s1", "s2", "b1", "b2")
+
+
+def refuse_altered(pipe: StableDiffusionPipeline) -> None:
+    """Refuse a pipeline to which something known was done: a switch, a wrapper, a hook, a patch.
+
+    Raises:
+        ValueError: Naming what was done to it, and how to undo it.
+    """
+    for part in PARTS:
+        network = pipe.components[part]
+        for find in (_compiled, _of_another_class, _switched, _hooked, _patched):
+            if (fault := find(part, network)) is not None:
+                raise ValueError(f"{fault[0]}; expected the plain network, for that is what others load: {fault[1]}")
+    _refuse_scattered(pipe)
+
+
+def refuse_strange(pipe: StableDiffusionPipeline, compute_dtype: torch.dtype) -> None:
+    """Refuse a pipeline that computes something else than a fresh one of the same weights; adapters count as parts.
+
+    Raises:
+        ValueError: Naming the part, and how far it is off.
+    """
+    fresh, live = _outcome(fresh_pipeline, pipe, compute_dtype), _outcome(lambda same: same, pipe, compute_dtype)
+    # Rounding of other kernels, memory formats and sliced attention is far below, what is switched on far above.
+    is_single = {compute_dtype, *(pipe.components[part].dtype for part in PARTS)} <= {torch.float32, torch.float64}
+    tolerance = 1e-3 if is_single else 5e-2
+    for part, wanted in fresh.items():
+        error = (live[part] - wanted).abs().max().item()
+        if not error <= tolerance * max(wanted.abs().max().item(), 1e-3):
+            raise ValueError(
+                f"the pipeline's {part} does not compute what its weights and configuration say: it is off by "
+                f"{error:.3g} from a fresh one with the same weights; something was switched on or patched (a hook, "
+                "token merging, another attention processor): undo it, or load the checkpoint again"
+            )
+
+
+def fresh_pipeline(pipe: StableDiffusionPipeline, *, without_adapters: bool = False) -> StableDiffusionPipeline:
+    """A pipeline of new networks on the same weights, with nothing that was done to the old ones.
+
+    Args:
+        pipe: The old one; it shares its weights, so this costs no memory to speak of.
+        without_adapters: Whether parts with adapters come fresh, too, as their base; else they are shared as they are.
+    """
+    parts = dict(pipe.components) | {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
+    for part in PARTS:
+        if without_adapters or not carries_adapter(pipe.components[part]):
+            parts[part] = _fresh(pipe.components[part])
+    return StableDiffusionPipeline(**parts, requires_safety_checker=False)
+
+
+def carries_adapter(network: nn.Module) -> bool:
+    """Whether layers of a network are wrapped by peft, in use or not."""
+    return any(".base_layer." in name for name, _ in network.named_parameters())
+
+
+def probe_side(pipe: StableDiffusionPipeline) -> int:
+    """Side of the smallest latents that are worth a look: as many as the UNet's levels need."""
+    return max(PROBE_SIDE, 2 ** (len(pipe.unet.config["block_out_channels"]) - 1))
+
+
+@torch.no_grad()
+def probe(pipe: StableDiffusionPipeline, compute_dtype: torch.dtype) -> Mapping[str, Tensor]:
+    """What each part puts out for one fixed small input, float32."""
+    device, dtype = pipe.unet.conv_in.weight.device, pipe.unet.conv_in.weight.dtype
+    side = probe_side(pipe)
+    x_t = torch.randn(1, pipe.unet.config["in_channels"], side, side, generator=torch.Generator().manual_seed(0))
+    # A compiled network would be compiled for a size that nobody asks for again.
+    with torch.compiler.set_stance("force_eager"):
+        embeds = pipe.encode_prompt(PROBE_PROMPT, device, 1, False)[0]
+        is_mixed = compute_dtype != torch.float32
+        with torch.autocast(device.type, dtype=compute_dtype if is_mixed else None, enabled=is_mixed):
+            timestep = torch.full((1,), pipe.scheduler.config["num_train_timesteps"] // 2, device=device)
+            noise_pred = pipe.unet(x_t.to(device, dtype), timestep, encoder_hidden_states=embeds.to(dtype)).sample
+        latents = x_t[:, : pipe.vae.config["latent_channels"], :IMAGE_LATENT_SIDE, :IMAGE_LATENT_SIDE]
+        image = pipe.vae.decode(latents.to(device, pipe.vae.dtype)).sample
+        encoded = pipe.vae.encode(image.clamp(-1, 1)).latent_dist.mean
+    vae = torch.cat([image.flatten(), encoded.flatten()])
+    return {"text_encoder": embeds.float(), "unet": noise_pred.float(), "vae": vae.float()}
+
+
+def _outcome(
+    make: Callable[[StableDiffusionPipeline], StableDiffusionPipeline],
+    pipe: StableDiffusionPipeline,
+    compute_dtype: torch.dtype,
+) -> Mapping[str, Tensor]:
+    try:
+        return probe(make(pipe), compute_dtype)
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"the pipeline does not run on a prompt and a latent alone ({type(error).__name__}: {reason}); expected a "
+            "plain text-to-image pipeline whose weights fit its configurations: load the checkpoint again"
+        ) from error
+
+
+def _fresh(network: Any) -> nn.Module:
+    config = network.config
+    with torch.device("meta"):
+        fresh = type(network).from_config(config) if isinstance(config, Mapping) else type(network)(config)
+    state = {name.replace(".base_layer", ""): tensor for name, tensor in network.state_dict().items()}
+    # Fused projections stay in a network after they were unfused, without a part in what it computes.
+    fresh.load_state_dict({name: state[name] for name in fresh.state_dict() if name in state}, assign=True)
+    buffers = {name.replace(".base_layer", ""): tensor for name, tensor in network.named_buffers()}
+    for name, buffer in fresh.named_buffers():
+        if buffer.is_meta:  # one that no file has
+            owner, _, last = name.rpartition(".")
+            fresh.get_submodule(owner).register_buffer(last, buffers[name], persistent=False)
+    return fresh.eval()
+
+
+Fault = tuple[str, str] | None
+"""What was done to a part, and what to do."""
+
+
+def _compiled(part: str, network: nn.Module) -> Fault:
+    wrapped = [name for name, _ in network.named_modules() if name.split(".")[-1] == "_orig_mod"]
+    if not wrapped:
+        return None
+    inner = wrapped[0].removesuffix("_orig_mod").rstrip(".")
+    place = f"pipe.{part}.{inner}".rstrip(".")
+    return (
+        f"{place} is wrapped by torch.compile, which renames its parameters",
+        f"unwrap it with {place} = {place}._orig_mod; to compile, call {place}.compile() afterwards, which does so in "
+        "place, or load with compile_denoiser=True (model.compile: true in a file)",
+    )
+
+
+def _of_another_class(part: str, network: nn.Module) -> Fault:
+    needed = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": nn.Module}[part]
+    if isinstance(network, needed):
+        return None
+    return (
+        f"the pipeline's {part} is a {type(network).__name__}, but {needed.__name__} is needed",
+        f"hand over the network itself (of a wrapper: pipe.{part} = pipe.{part}.module), or load the checkpoint's own",
+    )
+
+
+def _switched(part: str, network: Any) -> Fault:
+    if part == "text_encoder":
+        return None
+    processors = {type(one).__name__ for one in network.attn_processors.values()}
+    if part == "unet" and any(vars(block).get(name) is not None for block in network.up_blocks for name in _FREEU):
+        return "FreeU is switched on (enable_freeu)", "call pipe.disable_freeu(), and switch it on again afterwards"
+    if any("Fused" in name for name in processors):
+        return (
+            f"the attention projections of pipe.{part} are fused (fuse_qkv_projections), so that to_q, to_k and to_v "
+            "have no part in what it computes",
+            f"call pipe.unfuse_qkv_projections() (or pipe.{part}.unfuse_qkv_projections())",
+        )
+    if any(name.startswith("IPAdapter") for name in processors):
+        return "the UNet has an IP-Adapter, which wants an image beside the prompt", "call pipe.unload_ip_adapter()"
+    return None
+
+
+def _hooked(part: str, network: nn.Module) -> Fault:
+    for name, module in network.named_modules():
+        registry = vars(module).get("_diffusers_hook")
+        if registry is not None and registry.hooks:
+            return (
+                f"pipe.{part} has diffusers' hooks {', '.join(registry.hooks)} at '{name}'",
+                "load the checkpoint again and leave out enable_layerwise_casting, enable_group_offload or caching; "
+                "dtype=torch.bfloat16 saves memory, too",
+            )
+        if vars(module).get("_hf_hook") is not None:
+            return (
+                f"pipe.{part} is moved about by accelerate's hooks (offloading, device_map)",
+                'call pipe.remove_all_hooks() and pipe.to("cuda"), or load it without device_map and offloading',
+            )
+    return None
+
+
+def _patched(part: str, network: nn.Module) -> Fault:
+    for name, module in network.named_modules():
+        if "forward" in vars(module):
+            return (
+                f"the forward of pipe.{part}{name and '.' + name} was replaced by hand (token merging, tiling, "
+                "caching, a wrapper)",
+                "remove the patch with the library that made it, or load the checkpoint again",
+            )
+    return None
+
+
+def _refuse_scattered(pipe: StableDiffusionPipeline) -> None:
+    devices = dict(_devices(pipe))
+    if len(set(devices.values())) > 1 or "meta" in devices.values():
+        told = ", ".join(f"{part} on {device}" for part, device in devices.items())
+        raise ValueError(f"the pipeline's parts lie apart ({told}); expected one device: call pipe.to(DEVICE)")
+
+
+def _devices(pipe: StableDiffusionPipeline) -> Iterator[tuple[str, str]]:
+    for part in PARTS:
+        for device in sorted({str(tensor.device) for tensor in pipe.components[part].parameters()}):
+            yield (part if device != "meta" else f"{part} (not loaded)"), device

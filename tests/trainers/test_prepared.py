@@ -1,0 +1,124 @@
+"""What every trainer asks of the pipeline that it is given, and the precision it computes in."""
+
+import pytest
+import torch
+from diffusers import FluxPipeline
+from diffusers.models.attention_processor import AttnProcessor
+from peft import LoHaConfig, LoraConfig, inject_adapter_in_model
+
+from rpo.models.stable_diffusion import StableDiffusion
+from rpo.trainers.dpo import DPOTrainer
+from rpo.trainers.prepared import loop_for, prepared_model, prepared_pipeline
+from rpo.training.loop_config import LoopConfig
+from tests.tiny import tiny_sd, tiny_sdxl
+from tests.trainers.online_runs import grpo, score_as_action
+from tests.trainers.test_dpo import config, toy_pairs
+
+BF16, FP16 = LoopConfig(mixed_precision="bf16"), LoopConfig(mixed_precision="fp16")
+
+
+def dpo(folder, *, pipe):
+    return DPOTrainer(pipe, toy_pairs(4), config(folder))
+
+
+TRAINERS = (dpo, grpo, score_as_action)
+
+
+def freeu(pipe):
+    pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6)
+
+
+def text_lora(pipe):
+    pipe.text_encoder.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+
+
+def unet_loha(pipe):
+    inject_adapter_in_model(LoHaConfig(r=2, target_modules=["to_q"]), pipe.unet)
+
+
+def vae_lora(pipe):
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["to_q"]), pipe.vae)
+
+
+@pytest.mark.parametrize("make", TRAINERS)
+@pytest.mark.parametrize("is_viewed", [False, True])
+@pytest.mark.parametrize(
+    ("alter", "message"),
+    [(freeu, r"pipe\.disable_freeu\(\)"), (text_lora, "text_encoder already carries an adapter.*unload_lora_weights")],
+)
+def test_every_trainer_refuses_an_altered_pipeline_before_training(tmp_path, make, is_viewed, alter, message):
+    pipe = tiny_sd()
+    given = StableDiffusion(pipe) if is_viewed else pipe
+    alter(pipe)
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, pipe=given)
+
+
+@pytest.mark.parametrize("alter", [unet_loha, vae_lora])
+def test_an_adapter_of_any_kind_on_any_part_is_refused(alter):
+    pipe = tiny_sd()
+    alter(pipe)
+    with pytest.raises(ValueError, match="already carries an adapter"):
+        prepared_pipeline(pipe, LoopConfig())
+
+
+@pytest.mark.parametrize("make", TRAINERS)
+def test_other_families_are_named_by_every_trainer(tmp_path, make):
+    with pytest.raises(ValueError, match=r"is a StableDiffusionXLPipeline, but Stable Diffusion 1\.x/2\.x"):
+        make(tmp_path, pipe=tiny_sdxl())
+
+
+def test_flux_is_named_by_an_online_trainer_s_model():
+    flux = object.__new__(FluxPipeline)
+    with pytest.raises(ValueError, match="is a FluxPipeline, but .*its family is Flux"):
+        prepared_model(flux, LoopConfig())
+
+
+def test_harmless_changes_are_kept(tmp_path):
+    pipe = tiny_sd()
+    pipe.unet.to(memory_format=torch.channels_last)
+    pipe.unet.set_attn_processor(AttnProcessor())
+    trainer = dpo(tmp_path, pipe=pipe)
+    assert trainer.model.pipe is pipe
+    assert pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(type(one) is AttnProcessor for one in pipe.unet.attn_processors.values())
+
+
+@pytest.mark.parametrize("is_viewed", [False, True])
+def test_mixed_precision_is_what_the_unet_computes_in(is_viewed):
+    pipe = tiny_sd()
+    seen = []
+    # Autocast casts the input of a convolution: its output tells in what was computed.
+    pipe.unet.conv_in.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    model = prepared_pipeline(StableDiffusion(pipe) if is_viewed else pipe, BF16)
+    seen.clear()
+    model.predict(torch.randn(1, 4, 8, 8), torch.tensor([500]), model.encode_prompts(["a"]))
+    assert seen == [torch.bfloat16]
+    assert pipe.unet.conv_in.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("dtype", "loop"), [(torch.float16, BF16), (torch.bfloat16, FP16)], ids=["bf16 on float16", "fp16 on bfloat16"]
+)
+def test_two_half_types_at_once_are_refused(dtype, loop):
+    with pytest.raises(ValueError, match=r"loop\.mixed_precision is .*, but the UNet computes in torch"):
+        prepared_pipeline(tiny_sd(dtype=dtype), loop)
+
+
+def test_a_model_of_another_kind_decides_about_its_precision():
+    class Mine:
+        pass
+
+    mine = Mine()
+    assert prepared_model(mine, LoopConfig()) is mine
+    with pytest.raises(ValueError, match="a Mine decides itself in what it computes"):
+        prepared_model(mine, FP16)
+
+
+@pytest.mark.parametrize(
+    ("compute_dtype", "asked", "counts"),
+    [(torch.float32, "no", "no"), (torch.float16, "no", "fp16"), (torch.float16, "fp16", "fp16")],
+)
+def test_the_loss_is_scaled_where_float16_is_computed(compute_dtype, asked, counts):
+    model = StableDiffusion(tiny_sd(), compute_dtype=compute_dtype)
+    assert loop_for(model, LoopConfig(mixed_precision=asked), accumulate=3).mixed_precision == counts
