@@ -25,7 +25,7 @@ TREES = {path: ast.parse(path.read_text()) for path in SOURCES}
 
 # types ← diffusion ← objectives ← models, lora ← sampler ← trainers ← cli, and what stands beside that line. The file
 # rpo/shapes/__init__.py is only a path and two numbers; the modules of that folder are "shapes.*".
-ANYWHERE = {"settings", "interrupts", "run_lock", "text"}
+ANYWHERE = {"settings", "ranges", "interrupts", "run_lock", "text"}
 """What every part may import: how settings are made, how text is read, and what keeps a run whole."""
 LEAVES = {"types", "randomness", "config", "intervals", "lora_file", "charts", "shapes"}
 LEAVES |= {"from_environment", "local_paths"}

@@ -181,7 +181,7 @@ def test_more_prompts_may_be_drawn_later(drawn, tmp_path):
     ("changes", "message"),
     [
         ({"prompts": "gone.txt"}, "prompts is 'gone.txt'"),
-        ({"images_per_prompt": 0}, r"source\.images_per_prompt is 0; expected at least 1"),
+        ({"images_per_prompt": 0}, "sets images_per_prompt to 0, but a whole number of at least 1"),
         ({"prompts": "shapes", "limit": 0}, r"there is nothing to draw"),
     ],
 )
