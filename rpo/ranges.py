@@ -5,6 +5,7 @@ say so.
 """
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -23,11 +24,10 @@ class Range:
 
     def __contains__(self, number: float) -> bool:
         """Whether a setting may be this number."""
-        if math.isinf(number):
-            return self.or_inf and number > 0
+        if not abs(number) <= sys.float_info.max:  # infinity, NaN, and whole numbers beyond every float
+            return self.or_inf and number == math.inf
         return (
-            not math.isnan(number)
-            and (self.above is None or number > self.above)
+            (self.above is None or number > self.above)
             and (self.at_least is None or number >= self.at_least)
             and (self.below is None or number < self.below)
             and (self.at_most is None or number <= self.at_most)
@@ -37,11 +37,15 @@ class Range:
     def __str__(self) -> str:
         """As it follows "a number"."""
         if self.at_least is not None and self.at_most is not None:
-            return f"from {self.at_least:g} to {self.at_most:g}"
+            return f"from {_plain(self.at_least)} to {_plain(self.at_most)}"
         bounds = {"above": self.above, "of at least": self.at_least, "below": self.below, "of at most": self.at_most}
-        named = [f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None]
-        named += [f"other than {self.other_than:g}"] if self.other_than is not None else []
+        named = [f"{word} {_plain(bound)}" for word, bound in bounds.items() if bound is not None]
+        named += [f"other than {_plain(self.other_than)}"] if self.other_than is not None else []
         return (" and ".join(named) or "that is finite") + (", or inf" if self.or_inf else "")
+
+
+def _plain(number: float) -> str:
+    return str(int(number)) if number == int(number) else str(number)
 
 
 LARGEST_SEED = 2**32 - 1
