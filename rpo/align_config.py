@@ -5,7 +5,6 @@ from dataclasses import field
 from rpo.curation.curate_config import CurateConfig
 from rpo.held_out import HeldOutConfig
 from rpo.ranges import Count
-from rpo.ranges import Count
 from rpo.settings import settings
 from rpo.trainers.dpo_config import DPOConfig
 

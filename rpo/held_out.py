@@ -17,7 +17,6 @@ from rpo.prompt_source import SHAPES, read_prompts
 from rpo.ranges import Count, Fraction, GuidanceScale, Seed
 from rpo.rewards import load_reward, score
 from rpo.sampler import generate
-from rpo.ranges import Count, GuidanceScale, Seed, Share
 from rpo.settings import settings
 from rpo.shapes import ETA, GUIDANCE_SCALE, NUM_STEPS
 from rpo.shapes.prompts import Split, sample_prompts
@@ -46,7 +45,7 @@ class HeldOutConfig:
     num_steps: Count = NUM_STEPS
     """DDIM steps; 20 to 50."""
 
-    eta: Share = ETA
+    eta: Fraction = ETA
     """Noise level of the steps: 0 is deterministic, as usual for Stable Diffusion; 1, for shapes, ancestral."""
 
     guidance_scale: GuidanceScale = GUIDANCE_SCALE

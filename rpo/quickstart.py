@@ -36,7 +36,6 @@ from rpo.quickstart_report import Findings, write_quickstart_card, write_quickst
 from rpo.ranges import Count, Seed
 from rpo.run_lock import sole_owner
 from rpo.run_settings import keep_settings, require_same_settings
-from rpo.ranges import Count, Seed
 from rpo.settings import settings
 from rpo.shapes.evaluate import Measurement, evaluate, format_accuracies, held_out_prompts
 from rpo.shapes.evaluation import Sampling, comparisons

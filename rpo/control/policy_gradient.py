@@ -29,7 +29,6 @@ from rpo.control.rollouts import Rollout, advantages, draw
 from rpo.objectives.policy import adapt_coefficient, clipped_surrogate, plain, trust_region
 from rpo.randomness import keyed_generator
 from rpo.ranges import Count, Positive, Seed
-from rpo.ranges import Count, Positive, Seed
 from rpo.settings import settings
 from rpo.types import PerSample
 

@@ -34,7 +34,6 @@ from rpo.curation.records import Component, Critic, Critique, Fault
 from rpo.from_environment import as_written
 from rpo.intervals import Interval, accuracy
 from rpo.ranges import Count, Seed
-from rpo.ranges import Count, Seed
 from rpo.settings import settings
 from rpo.text import write_text
 

@@ -7,7 +7,6 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from rpo.ranges import Count, NotNegative, Positive, Seed, WholeNumber
-from rpo.ranges import Count, NotNegative, Positive, Seed, WholeNumber
 from rpo.settings import settings
 
 

@@ -7,7 +7,6 @@ from rpo.curation.component_config import CriticConfig, EditorConfig, Instructor
 from rpo.curation.folder import StageName
 from rpo.models.config import ModelConfig
 from rpo.ranges import Cosine, Count, Finite, Fraction, GuidanceScale, NotNegative, Seed
-from rpo.ranges import Cosine, Count, Finite, GuidanceScale, NotNegative, Seed, Share
 from rpo.settings import settings
 from rpo.shapes import ETA, GUIDANCE_SCALE, NUM_STEPS
 
@@ -53,7 +52,7 @@ class SourceConfig:
     solver: Literal["ddim", "dpm_solver"] = "ddim"
     """To generate: DDIM, or DPM-Solver++ (deterministic: set `eta: 0`), which needs half as many steps."""
 
-    eta: Share = ETA
+    eta: Fraction = ETA
     """To generate: noise level of the steps; 0 is deterministic, as usual for Stable Diffusion, 1 is ancestral."""
 
     guidance_scale: GuidanceScale = GUIDANCE_SCALE
@@ -100,11 +99,11 @@ class DecideConfig:
     """"keep_improved" keeps edits that score higher than their source; "both_directions" also keeps those that score
     lower, with the source preferred; "always_edit" prefers the edit whatever the rewards say."""
 
-    min_distance: Share = 0.002
+    min_distance: Fraction = 0.002
     """Least mean absolute difference of source and edit, pixels being in [0, 1]; below it nothing changed. On shapes,
     edits that mended an image lie between 0.004 and 0.1."""
 
-    max_distance: Share = 0.3
+    max_distance: Fraction = 0.3
     """The largest; above it the edit is another image."""
 
     similarity_model: str = ""

@@ -24,7 +24,6 @@ from transformers import CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar as silence_transformers
 
 from rpo.ranges import Count, Positive, Seed, WholeNumber
-from rpo.ranges import Count, Positive, Seed, WholeNumber
 from rpo.settings import settings
 from rpo.shapes.networks import assemble, build_text_encoder, build_tokenizer, build_unet, save_checkpoint
 from rpo.shapes.pretrain_denoiser import Captioned, TextToLatent, train_denoiser

@@ -23,7 +23,6 @@ from transformers.utils.logging import disable_progress_bar as silence_transform
 
 from rpo.config import load_config
 from rpo.ranges import Count, Positive, Seed, WholeNumber
-from rpo.ranges import Count, Positive, Seed, WholeNumber
 from rpo.settings import settings
 from rpo.shapes.networks import build_scheduler, save_checkpoint
 from rpo.shapes.pretrain_denoiser import WARMUP_STEPS, TextToLatent, average_decay

@@ -24,7 +24,6 @@ from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from rpo.ranges import Count, NotNegative, Positive, Seed, WholeNumber
-from rpo.ranges import Count, NotNegative, Positive, Seed, WholeNumber
 from rpo.settings import settings
 from rpo.shapes.networks import MAX_TOKENS, build_tokenizer
 from rpo.shapes.pretrain import world_words

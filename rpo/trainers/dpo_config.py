@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 
 from rpo.lora import ATTENTION_PROJECTIONS
 from rpo.ranges import Count, Fraction, NotNegative, Positive, Range, Seed
-from rpo.ranges import Count, NotNegative, Positive, Range, Seed, Share
 from rpo.settings import settings
 from rpo.trainers.pair_batches import Share
 from rpo.trainers.preference_config import PreferenceConfig
@@ -61,7 +60,7 @@ class DPOConfig:
     """Mirror half of the visits, both sides alike. Off, since it makes "left of" mean "right of" and writing
     unreadable."""
 
-    caption_dropout: Share = 0.2
+    caption_dropout: Fraction = 0.2
     """Share of visits with an empty caption, which keeps classifier-free guidance usable; 0 to 0.2."""
 
     draws_per_pair: Count | None = None

@@ -7,7 +7,6 @@ from rpo.config import to_yaml
 from rpo.data.readers import read_pairs
 from rpo.models.config import ModelConfig, load_model
 from rpo.ranges import Count
-from rpo.ranges import Count
 from rpo.settings import settings
 from rpo.text import write_text
 from rpo.trainers.dpo import DPOTrainer

@@ -6,7 +6,6 @@ from typing import Literal
 
 from rpo.objectives.advantages import Scale
 from rpo.ranges import Count, NotNegative, Positive, Seed, WholeNumber
-from rpo.ranges import Count, NotNegative, Positive, Seed, WholeNumber
 from rpo.settings import settings
 from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
 from rpo.trainers.online_settings import OnlineSettings

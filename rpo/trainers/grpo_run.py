@@ -8,7 +8,6 @@ from rpo.config import to_yaml
 from rpo.models.config import ModelConfig, load_model
 from rpo.prompt_source import SHAPES, read_prompts
 from rpo.ranges import Weight, WholeNumber
-from rpo.ranges import Weight, WholeNumber
 from rpo.settings import settings
 from rpo.trainers.grpo import GRPOTrainer
 from rpo.trainers.grpo_config import GRPOConfig

@@ -4,7 +4,6 @@ from typing import Literal
 
 from rpo.lora import ATTENTION_PROJECTIONS
 from rpo.ranges import Count, Fraction, GuidanceScale, NotNegative, Positive
-from rpo.ranges import Count, GuidanceScale, NotNegative, Positive, Share
 from rpo.settings import settings
 
 Solver = Literal["ddim", "euler_maruyama", "dpm_solver"]
@@ -94,7 +93,7 @@ class LearningConfig:
     """Steps of each trajectory that are trained, drawn at random and weighted by 1/probability; nothing means all. A
     third to a half is the largest saving there is: the gradient stays the same in expectation."""
 
-    window: tuple[Share, Share] | None = None
+    window: tuple[Fraction, Fraction] | None = None
     """Share of the trajectory from which trained steps come, 0 (noise) to 1 (data), such as (0, 0.5). Nothing means
     the whole. Outside it nothing is learnt, which biases the gradient; MixGRPO and Flow-GRPO-Fast do it for speed."""
 

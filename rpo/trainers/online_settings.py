@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from rpo.ranges import Seed, WholeNumber
-from rpo.ranges import Seed, WholeNumber
 from rpo.settings import settings
 from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
 from rpo.training.loop_config import LoopConfig

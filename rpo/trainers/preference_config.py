@@ -7,7 +7,6 @@ from rpo.objectives.preference import PAPER_BETA, beta_for_dims
 from rpo.objectives.preference_links import LinkName
 from rpo.objectives.unpaired import PAPER_KTO_BETA
 from rpo.ranges import Count, Fraction, NotNegative, Positive, Range
-from rpo.ranges import Count, NotNegative, Positive, Range, Share
 from rpo.settings import settings
 
 MAPO_BETA = 0.1
@@ -62,7 +61,7 @@ class PreferenceConfig:
     margin_mixed: bool = False
     """Count the margin only (1 - `reference_weight`) times, as the second reference of RainbowPO's mixture."""
 
-    reference_weight: Share = 1.0
+    reference_weight: Fraction = 1.0
     """alpha, 0 to 1: how much of the reference's own preference the policy must beat. 1 is DPO; 0 needs no reference,
     is a forward pass cheaper, and should have a margin or `sft_weight` to hold it; RainbowPO found 0.25 to 0.5
     best."""
@@ -73,7 +72,7 @@ class PreferenceConfig:
     training. scores: doubt is the standard deviation of the scores of a prompt's images, for sets with several pairs a
     prompt."""
 
-    winner_preserving: Share | None = None
+    winner_preserving: Fraction | None = None
     """SDPO: share of the chosen side's own descent that the push on the rejected side must leave it, 0 to 1; 0.9 is
     the authors'. Nothing: the rejected side is pushed in full."""
 

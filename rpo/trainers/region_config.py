@@ -3,7 +3,6 @@
 from typing import Annotated
 
 from rpo.ranges import Fraction, NotNegative, Range, WholeNumber
-from rpo.ranges import NotNegative, Range, Share, WholeNumber
 from rpo.settings import settings
 
 
@@ -15,7 +14,7 @@ class RegionConfig:
     """Weight errors by where the two images of a pair differ. For pairs of an image and its edit, whose images must
     have one size."""
 
-    floor: Share = 0.1
+    floor: Fraction = 0.1
     """Weight of places where the two images are equal, 0 up to 1; 1 is plain training. 0 to 0.3."""
 
     full_at: Annotated[float, Range(above=0, at_most=1)] = 0.1

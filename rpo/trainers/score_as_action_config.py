@@ -6,7 +6,6 @@ from typing import Literal
 
 from rpo.diffusion.transition import Ddim, Kernel
 from rpo.ranges import Count, Fraction, NotNegative, Positive, Seed, WholeNumber
-from rpo.ranges import Count, NotNegative, Positive, Seed, Share, WholeNumber
 from rpo.settings import settings
 from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
 from rpo.trainers.online_settings import OnlineSettings
@@ -26,7 +25,7 @@ class ValueConfig:
     """How the reward of the predicted clean image enters V: V = c_skip(t) r(x0_hat) + c_out(t) F, which is exact at the
     data end. It costs a decoding and a reward per step and image. "none" learns V alone."""
 
-    reward_until: Share = 0.5
+    reward_until: Fraction = 0.5
     """Time, 0 (data) to 1 (noise), up to which x0_hat is asked about. Where x0_hat is still a blur its reward says
     nothing, and costs a decoding all the same: look where `value/explained_variance` by time falls to 0."""
 
@@ -46,7 +45,7 @@ class ValueConfig:
     loss: Literal["monte_carlo", "td0", "martingale"] = "monte_carlo"
     """What V is fitted to: how it ended, the value of the next node, or the traced mixture of both."""
 
-    trace: Share = 0.9
+    trace: Fraction = 0.9
     """Of "martingale": 0 is "td0", 1 is "monte_carlo"."""
 
     learning_rate: Positive = 1e-3
@@ -96,7 +95,7 @@ class ScoreAsActionConfig:
     """What a step is worth in a likelihood estimator: how V changed over it, how it all ended minus V, the mixture
     (`trace`), or how the image compares with others of its prompt (no V is used)."""
 
-    trace: Share = 0.9
+    trace: Fraction = 0.9
     """Of "gae"; 0 is "value_difference", 1 "return_minus_value"."""
 
     normalize: Literal["none", "batch", "per_step"] = "batch"

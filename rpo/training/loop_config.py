@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from rpo.ranges import BelowOne, Count, NotNegative, Positive, PositiveOrInf, Range, Seed, WholeNumber
-from rpo.ranges import BelowOne, Count, NotNegative, Positive, PositiveOrInf, Range, Seed, WholeNumber
 from rpo.settings import settings
 
 

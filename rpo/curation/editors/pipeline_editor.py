@@ -18,7 +18,6 @@ from PIL.Image import Image, Resampling
 from rpo.curation.component_config import EditorConfig
 from rpo.data.pixels import rgb
 from rpo.ranges import Count, NotNegative
-from rpo.ranges import Count, NotNegative
 from rpo.settings import settings
 from rpo.text import read_text
 
