@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 
 from rpo.lora_file import WEIGHT_FILE, put_in_order
 from rpo.models.stable_diffusion import StableDiffusion
+from rpo.randomness import plain_defaults
 from rpo.types import Latents
 
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -73,9 +74,13 @@ def add_lora(
             f"{type(network).__name__} already carries an adapter, which would be neither policy nor reference; "
             "fuse it first (pipe.fuse_lora(); pipe.unload_lora_weights()) or load the base without it"
         )
-    names = [name for name, _ in network.named_modules() if name.endswith(tuple(target_modules))]
-    if not names:
-        raise ValueError(f"no layer of {type(network).__name__} ends in {tuple(target_modules)}; see named_modules()")
+    names = [f".{name}" for name, _ in network.named_modules()]
+    idle = [target for target in target_modules if not any(name.endswith(f".{target}") for name in names)]
+    if idle or not target_modules:
+        raise ValueError(
+            f"no layer of {type(network).__name__} ends in {tuple(idle)}, but target_modules is "
+            f"{tuple(target_modules)}; expected name endings of layers, each of at least one; see named_modules()"
+        )
     config = LoraConfig(
         r=rank,
         lora_alpha=rank if alpha is None else alpha,
@@ -84,7 +89,7 @@ def add_lora(
         init_lora_weights="gaussian",
     )
     network.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), plain_defaults():
         torch.manual_seed(seed)
         network.add_adapter(config, adapter_name=ADAPTER)
     for parameter in lora_parameters(network):
@@ -248,7 +253,7 @@ def _quiet_diffusers() -> Iterator[None]:
 
 def _probe(model: StableDiffusion) -> Latents:
     generator = torch.Generator("cpu").manual_seed(0)
-    x_t = torch.randn(2, *model.latent_shape, generator=generator).to(model.device)
+    x_t = torch.randn(2, *model.latent_shape, generator=generator, dtype=torch.float32, device="cpu").to(model.device)
     timestep = torch.full((2,), model.num_train_timesteps // 2, device=model.device)
     return model.predict(x_t, timestep, model.encode_prompts(["", "a photo of a red circle"]))
 

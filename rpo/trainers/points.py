@@ -121,7 +121,12 @@ def choose_steps(
             f"({grid.num_steps} in all, window {low:g} to {high:g}); train fewer, draw more or widen the window"
         )
     rows = 1 if config.keep_graph else num_images
-    draws = torch.rand(rows, len(eligible), generator=generator).argsort(dim=1)[:, :wanted].sort(dim=1).values
+    draws = (
+        torch.rand(rows, len(eligible), generator=generator, dtype=torch.float32, device="cpu")
+        .argsort(dim=1)[:, :wanted]
+        .sort(dim=1)
+        .values
+    )
     return eligible[draws.T].expand(-1, num_images), float(len(eligible))
 
 
@@ -183,7 +188,7 @@ def noised_points(
     step = steps.flatten().to(x_0.device)
     image = torch.arange(images, device=step.device).repeat(trained)
     t, s = _node_at(grid, step), _node_at(grid, step + 1)
-    eps = torch.randn(len(step), *x_0.shape[1:], generator=generator).to(x_0)
+    eps = torch.randn(len(step), *x_0.shape[1:], generator=generator, dtype=torch.float32, device="cpu").to(x_0)
     return Points(
         x_t=add_noise(x_0[image], eps, t),
         x_s=add_noise(x_0[image], eps, s),
@@ -244,7 +249,7 @@ class PointBatches:
 
     def _update(self, points: Points, index: int, turn: int) -> Iterator[Points]:
         pass_, minibatch = divmod(turn, self._config.minibatches)
-        order = torch.randperm(len(points), generator=keyed_generator("points", self._seed, index, pass_))
+        order = torch.randperm(len(points), generator=keyed_generator("points", self._seed, index, pass_), device="cpu")
         part = order.chunk(self._config.minibatches)[minibatch]
         for rows in part.chunk(self._accumulate):
             yield points.select(rows)

@@ -261,7 +261,9 @@ class Critic:
         for step in range(steps):
             if not queue:
                 goals = targets()
-                order = torch.randperm(len(points), generator=keyed_generator("value", self._seed, self._fits, step))
+                order = torch.randperm(
+                    len(points), generator=keyed_generator("value", self._seed, self._fits, step), device="cpu"
+                )
                 queue = list(order.split(batch_size))
             rows = queue.pop(0)
             losses = monte_carlo(self(points.select(rows)), goals[rows.to(goals.device)]) / self._unit**2

@@ -17,6 +17,7 @@ from PIL.Image import Image, Resampling
 
 from rpo.curation.component_config import EditorConfig
 from rpo.data.pixels import rgb
+from rpo.devices import device_named
 from rpo.ranges import Count, NotNegative
 from rpo.settings import settings
 from rpo.text import read_text
@@ -212,10 +213,9 @@ def place(config: EditorConfig) -> tuple[torch.device, torch.dtype]:
         Both.
 
     Raises:
-        ValueError: There is no such dtype.
+        ValueError: There is no such device or dtype.
     """
-    name = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    device = device_named(config.device)
     if config.dtype == "auto":
         return device, torch.bfloat16 if device.type == "cuda" else torch.float32
     dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
