@@ -28,7 +28,7 @@ def uniform_times(process: Process, num_steps: int) -> Float[Tensor, " nodes"]:
     """
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}, but a grid needs a step; ask for 1 or more (20 to 50 are usual)")
-    return torch.linspace(process.start, process.end, num_steps + 1, dtype=torch.float64)
+    return torch.linspace(process.start, process.end, num_steps + 1, dtype=torch.float64, device="cpu")
 
 
 def jittered_times(

@@ -314,6 +314,14 @@ def test_impossible_settings_are_refused(tmp_path, changes, message):
         config(tmp_path, **changes)
 
 
+@pytest.mark.parametrize("resolution", [9, 33, 63])
+def test_a_resolution_that_the_autoencoder_cannot_take_is_refused(tmp_path, resolution):
+    pipe = tiny_sd()
+    message = f"resolution is {resolution}, but .* needs a multiple of {pipe.vae_scale_factor};"
+    with pytest.raises(ValueError, match=message):
+        DPOTrainer(pipe, toy_pairs(), config(tmp_path, resolution=resolution))
+
+
 def test_accumulation_that_does_not_divide_names_what_would():
     with pytest.raises(
         ValueError,
