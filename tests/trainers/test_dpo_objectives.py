@@ -275,7 +275,7 @@ def test_kept_reference_errors_know_the_region(tmp_path):
         ({"method": "mapo", "reference_weight": 0.0}, "reference_weight is 0.0, but method mapo has no such part"),
         ({"method": "mapo", "reduction": "sum"}, "the odds of mapo are defined for errors averaged"),
         ({"desirable_weight": 2.0}, "desirable_weight is 2.0, but method dpo has no such part"),
-        ({"method": "mapo", "mapo_slope": 0.0}, "mapo_slope is 0.0"),
+        ({"method": "mapo", "mapo_slope": 0.0}, "mapo_slope to 0.0, but a number above 0"),
         ({"method": "kto", "undesirable_weight": -1.0}, "undesirable_weight to -1.0, but a number of at least 0"),
     ],
 )
