@@ -206,10 +206,6 @@ def _check(config: AlignConfig) -> None:
     check_settings(config.curate)
     if not is_verifier(config.held_out.reward):  # which is the truth, and cannot be taken in
         check_filters(config.curate.decide, config.held_out.reward, config.curate.critic.kind)
-    if config.rounds < 1:
-        raise ValueError(f"rounds is {config.rounds}, so there is nothing to do; expected at least 1; 1 to 4 are usual")
-    if config.max_pairs is not None and config.max_pairs < 1:
-        raise ValueError(f"max_pairs is {config.max_pairs}; expected at least 1; leave it out for all")
     if config.dpo.train != "lora":
         raise ValueError(
             f"dpo.train is {config.dpo.train}, but rounds are joined as LoRAs; give dpo.train=lora, or run "

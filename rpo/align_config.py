@@ -4,6 +4,7 @@ from dataclasses import field
 
 from rpo.curation.curate_config import CurateConfig
 from rpo.held_out import HeldOutConfig
+from rpo.ranges import Count
 from rpo.settings import settings
 from rpo.trainers.dpo_config import DPOConfig
 
@@ -15,13 +16,13 @@ class AlignConfig:
     output: str = "runs/align"
     """The run's folder; a folder for each round, and the LoRA of the last one."""
 
-    rounds: int = 2
+    rounds: Count = 2
     """How often images are drawn by the newest LoRA, curated and trained on; 1 to 4. May be raised in a resumed run."""
 
     keep_earlier_pairs: bool = True
     """Train each round on the pairs of earlier rounds too, not on its own alone."""
 
-    max_pairs: int | None = None
+    max_pairs: Count | None = None
     """Train each round on so many pairs at most, the newest ones first; nothing means all."""
 
     curate: CurateConfig = field(default_factory=CurateConfig)

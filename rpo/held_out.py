@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rpo.intervals import Interval, paired_gain
 from rpo.models.base import DiffusionModel
 from rpo.prompt_source import SHAPES, read_prompts
+from rpo.ranges import Count, Fraction, GuidanceScale, Seed
 from rpo.rewards import load_reward, score
 from rpo.sampler import generate
 from rpo.settings import settings
@@ -32,28 +33,28 @@ class HeldOutConfig:
     """A text file with one prompt per line, or a .jsonl file whose lines have a "prompt"; "shapes" is both domains of
     its held-out prompts. None of them may be trained on."""
 
-    count: int = 160
+    count: Count = 160
     """Prompts of each domain; 100 to 400. More narrow the intervals."""
 
-    images_per_prompt: int = 1
+    images_per_prompt: Count = 1
     """More prompts tell more than more images of one; 1 to 4."""
 
     reward: str = "shapes-strict"
     """Name of a reward, or "package.module:attribute"; it must not be among those that filter pairs."""
 
-    num_steps: int = NUM_STEPS
+    num_steps: Count = NUM_STEPS
     """DDIM steps; 20 to 50."""
 
-    eta: float = ETA
+    eta: Fraction = ETA
     """Noise level of the steps: 0 is deterministic, as usual for Stable Diffusion; 1, for shapes, ancestral."""
 
-    guidance_scale: float = GUIDANCE_SCALE
+    guidance_scale: GuidanceScale = GUIDANCE_SCALE
     """7.5 is usual for Stable Diffusion, 2 for shapes."""
 
-    batch_size: int = 64
+    batch_size: Count = 64
     """Images at once; changes the speed only."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Of the prompts' draw and of the noise; the same one makes two models comparable."""
 
 
@@ -108,11 +109,8 @@ class HeldOut:
             config: The settings.
 
         Raises:
-            ValueError: There are no such prompts, no such reward, or the settings draw no image.
+            ValueError: There are no such prompts, or no such reward.
         """
-        for name, value in (("count", config.count), ("images_per_prompt", config.images_per_prompt)):
-            if value < 1:
-                raise ValueError(f"held_out.{name} is {value}, so there is nothing to judge; expected at least 1")
         self.config = config
         self.prompts = _prompts(config)
         self._reward = load_reward(config.reward)

@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 from rpo.lora_file import WEIGHT_FILE, put_in_order
 from rpo.models.plain import fresh_pipeline, probe
 from rpo.models.stable_diffusion import StableDiffusion
+from rpo.randomness import plain_defaults
 from rpo.types import Latents
 
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -70,9 +71,13 @@ def add_lora(
     if rank < 1:
         raise ValueError(f"rank is {rank}, but a LoRA needs rank >= 1; 4 to 64 are usual")
     refuse_adapter(network, type(network).__name__)
-    names = [name for name, _ in network.named_modules() if name.endswith(tuple(target_modules))]
-    if not names:
-        raise ValueError(f"no layer of {type(network).__name__} ends in {tuple(target_modules)}; see named_modules()")
+    names = [f".{name}" for name, _ in network.named_modules()]
+    idle = [target for target in target_modules if not any(name.endswith(f".{target}") for name in names)]
+    if idle or not target_modules:
+        raise ValueError(
+            f"no layer of {type(network).__name__} ends in {tuple(idle)}, but target_modules is "
+            f"{tuple(target_modules)}; expected name endings of layers, each of at least one; see named_modules()"
+        )
     config = LoraConfig(
         r=rank,
         lora_alpha=rank if alpha is None else alpha,
@@ -81,7 +86,7 @@ def add_lora(
         init_lora_weights="gaussian",
     )
     network.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), plain_defaults():
         torch.manual_seed(seed)
         network.add_adapter(config, adapter_name=ADAPTER)
     for parameter in lora_parameters(network):

@@ -33,6 +33,7 @@ from rpo.evaluate import Comparison
 from rpo.interrupts import ended_in_order
 from rpo.models.config import ModelConfig, load_model
 from rpo.quickstart_report import Findings, write_quickstart_card, write_quickstart_report
+from rpo.ranges import Count, Seed
 from rpo.run_lock import sole_owner
 from rpo.run_settings import keep_settings, require_same_settings
 from rpo.settings import settings
@@ -52,13 +53,13 @@ class QuickstartConfig:
     output: str = "runs/quickstart"
     """The run's folder: pairs, metrics, LoRA, report."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Of prompts, noise and training; the same seed gives the same numbers."""
 
-    prompts: int = 690
+    prompts: Count = 690
     """Training prompts to draw images of; 100 to 690. More give more pairs."""
 
-    images_per_prompt: int = 8
+    images_per_prompt: Count = 8
     """Images drawn of each training prompt; 1 to 8. 4 saves three minutes and gains less."""
 
     curate: CurateConfig = field(
@@ -72,10 +73,10 @@ class QuickstartConfig:
     )
     """How images become pairs; its output, prompts and seed are those of the run."""
 
-    evaluation_prompts: int = 320
+    evaluation_prompts: Count = 320
     """Held-out prompts of each domain, one image each by base and by LoRA. More narrow the intervals."""
 
-    batch_size: int = 64
+    batch_size: Count = 64
     """Images drawn at once."""
 
     device: str = "auto"

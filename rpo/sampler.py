@@ -82,7 +82,10 @@ def sample(
             f"{len(generators)} generators were given for {len(cond)} images; give one generator per row of cond"
         )
     keep = keep or Keep()
-    noise = [torch.randn(grid.num_steps + 1, *model.latent_shape, generator=one) for one in generators]
+    noise = [
+        torch.randn(grid.num_steps + 1, *model.latent_shape, generator=one, dtype=torch.float32, device="cpu")
+        for one in generators
+    ]
     latents = torch.stack(noise, dim=1).to(model.device)
     log_probs = torch.empty(grid.num_steps, len(cond), device=model.device)
     predictions = torch.empty_like(latents[1:]) if keep.predictions else None

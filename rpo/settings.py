@@ -1,18 +1,21 @@
 """Settings: frozen dataclasses whose values are of the types they declare, whether Python or a file makes them.
 
 `@settings` checks every field before the class's own `__post_init__`, so that a misspelt choice is refused and not read
-as "none of the others". A whole number passes for a number, a list for a tuple, a path for text.
+as "none of the others", nor a number that means nothing for one that does (`rpo.ranges`). A whole number passes for a
+number, a list for a tuple, a path for text.
 """
 
 import difflib
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
+
+from rpo.ranges import Range
 
 Class = TypeVar("Class")
 
@@ -33,8 +36,8 @@ class WrongTypeError(ValueError):
         """Say what is wrong; `place` is that of an item, such as "[1]"."""
         self.place, self.value, self.expected = place, value, type_name(hint)
         nearest = difflib.get_close_matches(str(value), [str(one) for one in _choices(hint)], n=1, cutoff=0)
-        self.advice = f"the nearest is {nearest[0]!r}" if nearest else "change it"
-        super().__init__(f"{value!r} is given, but {self.expected} is needed; {self.advice}")
+        self.advice = f"the nearest is {nearest[0]!r}" if nearest else ""
+        super().__init__(f"{value!r} is given, but {self.expected} is needed; {self.advice or 'change it'}")
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
@@ -53,7 +56,7 @@ def settings(cls: type[Class]) -> type[Class]:
             except WrongTypeError as wrong:
                 raise ValueError(
                     f"{type(self).__name__} sets {name}{wrong.place} to {wrong.value!r}, but {wrong.expected} is "
-                    f"needed; {wrong.advice}"
+                    f"needed; {wrong.advice or _default_advice(type(self), name)}"
                 ) from None
         if own is not None:
             own(self)
@@ -65,8 +68,13 @@ def settings(cls: type[Class]) -> type[Class]:
 @functools.cache
 def field_types(cls: Any) -> dict[str, Any]:
     """The declared type of every field of a dataclass."""
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     return {one.name: hints[one.name] for one in fields(cls)}
+
+
+def _default_advice(cls: Any, name: str) -> str:
+    default = next(one.default for one in fields(cls) if one.name == name)
+    return "change it" if default is MISSING else f"the default is {default!r}"
 
 
 def as_type(hint: Any, value: Any, place: str = "") -> Any:
@@ -81,6 +89,8 @@ def as_type(hint: Any, value: Any, place: str = "") -> Any:
         WrongTypeError: It is of another type.
     """
     origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _in_range(hint, value, place)
     if origin in (Union, UnionType):
         return _as_one_of(hint, value, place)
     if origin in (list, tuple, Sequence) and isinstance(value, list | tuple):
@@ -112,6 +122,17 @@ _CONVERSIONS: dict[Any, tuple[Any, Callable[[Any], Any]]] = {
 """What passes for a plain type, and how it becomes one."""
 
 
+def _in_range(hint: Any, value: Any, place: str) -> Any:
+    kind, *notes = get_args(hint)
+    try:
+        built = as_type(kind, value, place)
+    except (WrongTypeError, OverflowError):  # a whole number beyond every float
+        raise WrongTypeError(value, hint, place) from None
+    if any(isinstance(note, Range) and built not in note for note in notes):
+        raise WrongTypeError(value, hint, place)
+    return built
+
+
 def _as_one_of(hint: Any, value: Any, place: str) -> Any:
     """The first member that takes the value; with a single one beside None, its own error tells more."""
     members = [member for member in get_args(hint) if member is not NoneType]
@@ -141,15 +162,16 @@ def _as_items(hint: Any, values: Sequence[Any], place: str) -> Any:
 def type_name(hint: Any) -> str:
     """What a person calls a type."""
     origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return " ".join(map(str, (type_name(args[0]), *args[1:])))
     if origin is Literal:
         return "one of " + ", ".join(str(one) for one in args)
     if origin in (Union, UnionType):
         return " or ".join(type_name(member) for member in args)
-    if origin in (list, tuple, Sequence):
-        is_fixed = origin is tuple and args[-1] is not Ellipsis
-        return f"a list ({', '.join(map(type_name, args)) if is_fixed else f'each {type_name(args[0])}'})"
-    if origin in (dict, Mapping):
-        return f"a mapping (each {type_name(args[1])})"
+    if origin in (list, tuple, Sequence, dict, Mapping):
+        is_fixed, maps = origin is tuple and args[-1] is not Ellipsis, origin in (dict, Mapping)
+        items = ", ".join(map(type_name, args)) if is_fixed else f"each {type_name(args[1] if maps else args[0])}"
+        return f"{'a mapping' if maps else 'a list'} ({items})"
     if is_dataclass(hint):
         return f"a section with keys {', '.join(field_types(hint))}"
     return TYPE_NAMES.get(hint, getattr(hint, "__name__", str(hint)))

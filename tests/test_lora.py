@@ -194,6 +194,34 @@ def test_no_matching_layer_is_refused():
         add_lora(tiny_sd().unet, target_modules=["nothing"])
 
 
+def test_a_target_that_matches_nothing_beside_one_that_does_is_refused_by_name():
+    with pytest.raises(
+        ValueError, match=r"ends in \('to_qq', 'o_k'\), but target_modules is \('to_q', 'to_qq', 'o_k'\)"
+    ):
+        add_lora(tiny_sd().unet, target_modules=("to_q", "to_qq", "o_k"))
+
+
+@pytest.mark.parametrize("other", [torch.float64, torch.bfloat16])
+def test_the_start_of_a_lora_does_not_depend_on_torch_s_default_type(other):
+    usual = [one.clone() for one in add_lora(tiny_sd().unet, seed=3)]
+    unet, before = tiny_sd().unet, torch.get_default_dtype()
+    torch.set_default_dtype(other)
+    try:
+        again = add_lora(unet, seed=3)
+        assert torch.get_default_dtype() == other
+    finally:
+        torch.set_default_dtype(before)
+    assert all(torch.equal(*pair) for pair in zip(usual, again, strict=True))
+
+
+def test_the_start_of_a_lora_does_not_depend_on_torch_s_default_device():
+    usual = [one.clone() for one in add_lora(tiny_sd().unet, seed=3)]
+    unet = tiny_sd().unet
+    with torch.device("meta"):
+        again = add_lora(unet, seed=3)
+    assert all(torch.equal(*pair) for pair in zip(usual, again, strict=True))
+
+
 def test_rank_zero_is_refused():
     with pytest.raises(ValueError, match="rank is 0, but a LoRA needs rank >= 1"):
         add_lora(tiny_sd().unet, rank=0)

@@ -64,7 +64,7 @@ def test_what_passes_for_a_type_becomes_it(name: str, given: object, kept: objec
         ("mode", "fats", "Whole sets mode to 'fats', but one of slow, fast is needed; the nearest is 'fast'"),
         ("mode", None, "Whole sets mode to None, but one of slow, fast is needed"),
         ("level", "hihg", "sets level to 'hihg', but one of low, high is needed; the nearest is 'high'"),
-        ("is_on", "false", "sets is_on to 'false', but true or false is needed; change it"),
+        ("is_on", "false", "sets is_on to 'false', but true or false is needed; the default is False"),
         ("is_on", 1, "sets is_on to 1, but true or false"),
         ("count", 2.0, "sets count to 2.0, but a whole number is needed"),
         ("count", True, "sets count to True, but a whole number is needed"),

@@ -25,9 +25,9 @@ TREES = {path: ast.parse(path.read_text()) for path in SOURCES}
 
 # types ← diffusion ← objectives ← models, lora ← sampler ← trainers ← cli, and what stands beside that line. The file
 # rpo/shapes/__init__.py is only a path and two numbers; the modules of that folder are "shapes.*".
-ANYWHERE = {"settings", "interrupts", "run_lock", "text"}
+ANYWHERE = {"settings", "ranges", "interrupts", "run_lock", "text"}
 """What every part may import: how settings are made, how text is read, and what keeps a run whole."""
-LEAVES = {"types", "randomness", "config", "intervals", "lora_file", "charts", "shapes"}
+LEAVES = {"types", "randomness", "config", "intervals", "lora_file", "charts", "shapes", "devices"}
 LEAVES |= {"from_environment", "local_paths"}
 PROCESS = {"types", "randomness", "diffusion", "objectives"}
 MODEL = PROCESS | {"models", "lora", "lora_file", "sampler", "shapes"}
@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"from_environment", "local_paths"},
     "diffusion": {"types"},
     "objectives": {"types", "diffusion"},
-    "models": PROCESS | {"shapes"},
+    "models": PROCESS | {"devices", "shapes"},
     "lora": PROCESS | {"models", "lora_file"},
     "sampler": PROCESS | {"models", "lora"},
     "training": {"types", "randomness", "from_environment", "local_paths"},
@@ -52,12 +52,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "held_out": MODEL | {"intervals", "prompt_source", "rewards", "shapes.*", "trainers"},
     "model_card": {"evaluate", "from_environment", "intervals", "local_paths", "lora_file"},
     "publish": {"local_paths", "model_card", "lora_file", "models"},
-    "shapes.*": MODEL | RESULTS | {"config", "data"},
+    "shapes.*": MODEL | RESULTS | {"config", "data", "devices"},
     "prompt_source": {"data", "shapes.*"},
     "rewards": {"types", "data", "shapes", "shapes.*"},
     "control": {"types", "randomness", "objectives"},
     "curation": MODEL
-    | {"config", "data", "from_environment", "intervals", "local_paths", "model_card", "publish", "prompt_source"}
+    | {
+        "config",
+        "data",
+        "devices",
+        "from_environment",
+        "intervals",
+        "local_paths",
+        "model_card",
+        "publish",
+        "prompt_source",
+    }
     | {"rewards", "shapes.*"},
     "trainers": MODEL
     | {"config", "data", "local_paths", "training", "model_card", "prompt_source", "publish", "rewards"}

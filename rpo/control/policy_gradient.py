@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from rpo.control.lq import LinearPolicy, LinearQuadratic, objective
 from rpo.control.rollouts import Rollout, advantages, draw
 from rpo.objectives.policy import adapt_coefficient, clipped_surrogate, plain, trust_region
 from rpo.randomness import keyed_generator
+from rpo.ranges import Count, Positive, Seed
 from rpo.settings import settings
 from rpo.types import PerSample
 
@@ -43,51 +44,28 @@ class ControlConfig:
 
     method: Method = "cpg"
     """The update; see the module."""
-    updates: int = 80
+    updates: Count = 80
     """Rollouts; `reach` and `target` fall linearly to 0 over them."""
-    paths: int = 2000
+    paths: Count = 2000
     """Independent paths per rollout, each giving one state."""
-    actions_per_state: int = 2
+    actions_per_state: Count = 2
     """Actions tried in each of these states, each under a noise and its opposite."""
-    path_step: float = 0.05
+    path_step: Positive = 0.05
     """Euler step of the paths; it only shifts which states are visited, by O(path_step)."""
-    time_step: float = 0.005
+    time_step: Positive = 0.005
     """Δt of q-hat, which is biased by O(Δt)."""
-    reach: float = 0.1
+    reach: Positive = 0.1
     """About the farthest that an update moves a weight, at the start: the sum of the learning rates of its steps."""
-    inner_steps: int = 10
+    inner_steps: Count = 10
     """Gradient steps of CPPO per rollout, each shorter than the one before; CPG takes one."""
-    target: float = 0.05
+    target: Positive = 0.05
     """√KL per update that C is adapted to, at the start."""
-    coefficient: float = 1.0
+    coefficient: Positive = 1.0
     """C at the start."""
     exact_q: bool = False
     """Take q from the known dynamics and the exact value instead of estimating it."""
-    seed: int = 0
+    seed: Seed = 0
     """Of everything random."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be run.
-
-        Raises:
-            ValueError: If the method is unknown, or a count, a step or the coefficient is not positive.
-        """
-        if self.method not in get_args(Method):
-            raise ValueError(f"method is {self.method!r}, but there are only {', '.join(get_args(Method))}; choose one")
-        positive = {
-            "updates": self.updates,
-            "paths": self.paths,
-            "actions_per_state": self.actions_per_state,
-            "path_step": self.path_step,
-            "time_step": self.time_step,
-            "reach": self.reach,
-            "inner_steps": self.inner_steps,
-            "target": self.target,
-            "coefficient": self.coefficient,
-        }
-        for name, number in positive.items():
-            if not number > 0:
-                raise ValueError(f"{name} is {number}, but it must be > 0; leave it out for its default")
 
 
 @dataclass(frozen=True)

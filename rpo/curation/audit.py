@@ -33,6 +33,7 @@ from rpo.curation.judge import BothOrders, OrderedVerdicts, load_judge
 from rpo.curation.records import Component, Critic, Critique, Fault
 from rpo.from_environment import as_written
 from rpo.intervals import Interval, accuracy
+from rpo.ranges import Count, Seed
 from rpo.settings import settings
 from rpo.text import write_text
 
@@ -57,13 +58,13 @@ class AuditConfig:
     second_judge: JudgeConfig | None = field(default_factory=lambda: JudgeConfig(kind="reward", model="shapes-clip"))
     """The judge that it is compared with; null for none."""
 
-    pairs: int = 100
+    pairs: Count = 100
     """Pairs of source and edit to judge; 100 tell a share within ten points."""
 
-    controls: int = 20
+    controls: Count = 20
     """Noise images, and as many blank ones; 20 show what happens often."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Of the choice of pairs and of the noise."""
 
 

@@ -6,7 +6,6 @@ else is in the batch.
 """
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from rpo.curation.answer_cache import AnswerCache
 from rpo.curation.answers import Reply
 from rpo.curation.chat import ChatConfig, Question
 from rpo.curation.records import Fault
+from rpo.devices import device_named
 from rpo.randomness import keyed_generator
 
 
@@ -40,7 +40,7 @@ class LocalChat:
                 leaves open how to decode.
         """
         self._max_tokens, self._temperature, self._seed = _decoding(config)
-        self._device = _device(config.device)
+        self._device = device_named(config.device)
         self._processor, self._model = _load(config, self._device)
         self.batch_size = config.batch_size
         self.identity = {
@@ -144,12 +144,6 @@ def _load(config: ChatConfig, device: torch.device) -> tuple[Any, Any]:
 def _conversation(question: Question) -> list[dict[str, Any]]:
     images = [{"type": "image", "image": image} for image in question.images]
     return [{"role": "user", "content": [*images, {"type": "text", "text": question.text}]}]
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def _dtype(name: str) -> torch.dtype | str:

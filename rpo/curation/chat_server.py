@@ -66,8 +66,6 @@ class ServerChat:
         """
         if not config.model:
             raise ValueError("a server is to be asked, but model is empty; give the name that the server knows it by")
-        if config.concurrency < 1:
-            raise ValueError(f"concurrency is {config.concurrency}; expected at least 1; give 4 to 64")
         self._config = config
         self._client = _client(config)
         self._address = as_written(config.base_url or str(self._client.base_url))

@@ -6,6 +6,7 @@ A kind is a name of the package's own ("shapes", "server", "local" …) or "pack
 from typing import Literal
 from urllib.parse import urlsplit
 
+from rpo.ranges import Count, NotNegative, Positive, Seed, WholeNumber
 from rpo.settings import settings
 
 
@@ -26,25 +27,25 @@ class CriticConfig:
     prompt: str = ""
     """Path of a prompt template of your own; nothing is the package's."""
 
-    concurrency: int = 8
+    concurrency: Count = 8
     """Requests under way at the same time, for a server; 4 to 64."""
 
-    batch_size: int = 1
+    batch_size: Count = 1
     """Images of one request or one forward; more than 1 helps a local model only."""
 
-    timeout_seconds: float = 120.0
+    timeout_seconds: Positive = 120.0
     """How long one request may take, from connecting to the last byte; a retry is another request."""
 
-    max_retries: int = 5
+    max_retries: WholeNumber = 5
     """Further tries of a failed request, each after a longer pause."""
 
-    max_tokens: int | None = 1024
+    max_tokens: Count | None = 1024
     """Longest answer; a critique takes 100 to 500. Null is not sent, for a server that does not take it."""
 
-    temperature: float | None = 0.0
+    temperature: NotNegative | None = 0.0
     """0 is the likeliest answer; more varies it. Null is not sent, for a server that does not take it."""
 
-    seed: int | None = 0
+    seed: Seed | None = 0
     """Of the sampling, where the temperature is not 0. Null is not sent, for a server that does not take it."""
 
     device: str = "auto"
@@ -82,25 +83,25 @@ class InstructorConfig:
     prompt: str = ""
     """Path of a prompt template of your own; nothing is the package's."""
 
-    concurrency: int = 8
+    concurrency: Count = 8
     """Requests under way at the same time, for a server; 4 to 64."""
 
-    batch_size: int = 1
+    batch_size: Count = 1
     """Images of one request or one forward; more than 1 helps a local model only."""
 
-    timeout_seconds: float = 120.0
+    timeout_seconds: Positive = 120.0
     """How long one request may take, from connecting to the last byte; a retry is another request."""
 
-    max_retries: int = 5
+    max_retries: WholeNumber = 5
     """Further tries of a failed request, each after a longer pause."""
 
-    max_tokens: int | None = 1024
+    max_tokens: Count | None = 1024
     """Longest answer; three instructions take 30 to 100. Null is not sent, for a server that does not take it."""
 
-    temperature: float | None = 0.0
+    temperature: NotNegative | None = 0.0
     """0 is the likeliest answer; more varies it. Null is not sent, for a server that does not take it."""
 
-    seed: int | None = 0
+    seed: Seed | None = 0
     """Of the sampling, where the temperature is not 0. Null is not sent, for a server that does not take it."""
 
     device: str = "auto"
@@ -139,25 +140,25 @@ class JudgeConfig:
     prompt: str = ""
     """Path of a prompt template of your own; nothing is the package's."""
 
-    concurrency: int = 8
+    concurrency: Count = 8
     """Requests under way at the same time, for a server; 4 to 64."""
 
-    batch_size: int = 1
+    batch_size: Count = 1
     """Images of one request or one forward; more than 1 helps a local model only."""
 
-    timeout_seconds: float = 120.0
+    timeout_seconds: Positive = 120.0
     """How long one request may take, from connecting to the last byte; a retry is another request."""
 
-    max_retries: int = 5
+    max_retries: WholeNumber = 5
     """Further tries of a failed request, each after a longer pause."""
 
-    max_tokens: int | None = 256
+    max_tokens: Count | None = 256
     """Longest answer; a verdict takes 20 to 60. Null is not sent, for a server that does not take it."""
 
-    temperature: float | None = 0.0
+    temperature: NotNegative | None = 0.0
     """0 is the likeliest answer; more varies it. Null is not sent, for a server that does not take it."""
 
-    seed: int | None = 0
+    seed: Seed | None = 0
     """Of the sampling, where the temperature is not 0. Null is not sent, for a server that does not take it."""
 
     device: str = "auto"
@@ -192,22 +193,22 @@ class EditorConfig:
     base_model: str = ""
     """Hub id or folder of the base, for an editor that is an addition to one (ControlNet)."""
 
-    num_steps: int | None = None
+    num_steps: Count | None = None
     """Denoising steps; nothing is what the kind recommends."""
 
-    guidance_scale: float | None = None
+    guidance_scale: NotNegative | None = None
     """Strength of the instruction; nothing is what the kind recommends."""
 
-    image_guidance_scale: float | None = None
+    image_guidance_scale: NotNegative | None = None
     """How closely the source is kept; nothing is what the kind recommends."""
 
-    conditioning_scale: float = 1.0
+    conditioning_scale: NotNegative = 1.0
     """Strength of a ControlNet; 0 to 1."""
 
-    batch_size: int = 4
+    batch_size: Count = 4
     """Images edited at once."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Of the edits; each image has a generator of its own made of it and of the record."""
 
     device: str = "auto"

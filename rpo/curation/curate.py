@@ -106,11 +106,6 @@ def check_settings(config: CurateConfig) -> None:
     """
     check_rules(config.decide)
     check_filters(config.decide, config.evaluation, config.critic.kind)
-    for name, value in (("chunk", config.chunk), ("score_batch_size", config.score_batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; expected at least 1; leave it out for the usual one")
-    if config.source.batch_size < 1:
-        raise ValueError(f"source.batch_size is {config.source.batch_size}; expected at least 1; 8 to 64 are usual")
     if config.decide.orderings == "all" and config.source.kind != "pairs":
         raise ValueError(
             f"decide.orderings is 'all', and source.kind {config.source.kind!r}; expected given pairs, whose sides and "

@@ -6,6 +6,7 @@ from typing import Literal
 from rpo.curation.component_config import CriticConfig, EditorConfig, InstructorConfig
 from rpo.curation.folder import StageName
 from rpo.models.config import ModelConfig
+from rpo.ranges import Cosine, Count, Finite, Fraction, GuidanceScale, NotNegative, Seed
 from rpo.settings import settings
 from rpo.shapes import ETA, GUIDANCE_SCALE, NUM_STEPS
 
@@ -33,31 +34,31 @@ class SourceConfig:
     caption_column: str = "caption"
     """For a table: where its captions are."""
 
-    limit: int | None = None
+    limit: Count | None = None
     """Only the first so many prompts, images or pairs; nothing means all. May be raised in a resumed run."""
 
     prompts: str = "shapes"
     """To generate: a text file with one prompt per line, a .jsonl file whose lines have a "prompt", or "shapes"."""
 
-    images_per_prompt: int = 2
+    images_per_prompt: Count = 2
     """To generate: images of each prompt; 1 to 8."""
 
-    seed: int = 0
+    seed: Seed = 0
     """To generate: of the prompts' draw and of the noise; another seed gives other images."""
 
-    num_steps: int = NUM_STEPS
+    num_steps: Count = NUM_STEPS
     """To generate: steps; 20 to 50 of DDIM, 8 to 15 of DPM-Solver++."""
 
     solver: Literal["ddim", "dpm_solver"] = "ddim"
     """To generate: DDIM, or DPM-Solver++ (deterministic: set `eta: 0`), which needs half as many steps."""
 
-    eta: float = ETA
+    eta: Fraction = ETA
     """To generate: noise level of the steps; 0 is deterministic, as usual for Stable Diffusion, 1 is ancestral."""
 
-    guidance_scale: float = GUIDANCE_SCALE
+    guidance_scale: GuidanceScale = GUIDANCE_SCALE
     """To generate: 1 is no guidance; 7.5 is usual for Stable Diffusion, 2 for shapes."""
 
-    batch_size: int = 32
+    batch_size: Count = 32
     """Images drawn, or read, at once."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -66,17 +67,29 @@ class SourceConfig:
     lora: str = ""
     """To generate: folder or file of a LoRA for the checkpoint; nothing means none."""
 
+    def __post_init__(self) -> None:
+        """Refuse noise for a solver that adds none.
+
+        Raises:
+            ValueError: Names both settings.
+        """
+        if self.solver == "dpm_solver" and self.eta != 0:
+            raise ValueError(
+                f"source.solver is dpm_solver with eta {self.eta:g}, but it is an ODE solver; set source.eta: 0, or "
+                "source.solver: ddim"
+            )
+
 
 @settings
 class DecideConfig:
     """Which source and edit become a pair. Scores are those of rewards on the original caption."""
 
-    rewards: dict[str, float] = field(default_factory=lambda: {"shapes-clip": 0.0})
+    rewards: dict[str, NotNegative] = field(default_factory=lambda: {"shapes-clip": 0.0})
     """Names of the rewards that filter, each with the least difference that it must see (on its own scale). The first
     one says which image is better; with the margin 0 any difference will do. "critic" is what the critic itself thinks
     of an image overall, 1 to 10: it is then asked about every edit, too."""
 
-    min_chosen: dict[str, float] = field(default_factory=dict)
+    min_chosen: dict[str, Finite] = field(default_factory=dict)
     """Least score of the preferred image by some of the rewards, as in {"critic": 10}: better is not yet good."""
 
     agreement: bool = True
@@ -86,20 +99,20 @@ class DecideConfig:
     """"keep_improved" keeps edits that score higher than their source; "both_directions" also keeps those that score
     lower, with the source preferred; "always_edit" prefers the edit whatever the rewards say."""
 
-    min_distance: float = 0.002
+    min_distance: Fraction = 0.002
     """Least mean absolute difference of source and edit, pixels being in [0, 1]; below it nothing changed. On shapes,
     edits that mended an image lie between 0.004 and 0.1."""
 
-    max_distance: float = 0.3
+    max_distance: Fraction = 0.3
     """The largest; above it the edit is another image."""
 
     similarity_model: str = ""
     """Folder or hub id of a CLIP checkpoint that compares source and edit as well; nothing means none."""
 
-    min_similarity: float = 0.5
+    min_similarity: Cosine = 0.5
     """Least cosine of the two embeddings, with a `similarity_model`."""
 
-    max_similarity: float = 1.0
+    max_similarity: Cosine = 1.0
     """The largest."""
 
     orderings: Orderings = "own"
@@ -137,10 +150,10 @@ class CurateConfig:
     evaluation: str = "shapes"
     """A reward that judges the kept pairs and is not among those that filter; nothing means none."""
 
-    score_batch_size: int = 32
+    score_batch_size: Count = 32
     """Records scored at once."""
 
-    chunk: int = 256
+    chunk: Count = 256
     """Records that go through the stages together; less shows pairs earlier, more fills large batches."""
 
     part: str = ""

@@ -189,11 +189,8 @@ def check_rules(rules: DecideConfig) -> None:
         rules: The settings.
 
     Raises:
-        ValueError: A margin is negative, or a window is empty.
+        ValueError: A window is empty.
     """
-    for name, margin in rules.rewards.items():
-        if not margin >= 0:
-            raise ValueError(f"decide.rewards gives {name!r} the margin {margin}; expected at least 0; give 0 or more")
     if strangers := [name for name in rules.min_chosen if name not in rules.rewards]:
         raise ValueError(
             f"decide.min_chosen names {strangers[0]!r}, which is not among decide.rewards "

@@ -31,17 +31,9 @@ def plan_generation(config: SourceConfig) -> SourcePlan:
         config: Prompts, checkpoint, sampling.
 
     Raises:
-        ValueError: There are no such prompts, checkpoint or LoRA, or the settings make no image.
+        ValueError: There are no such prompts, checkpoint or LoRA.
     """
-    if config.images_per_prompt < 1:
-        raise ValueError(
-            f"source.images_per_prompt is {config.images_per_prompt}; expected at least 1; 1 to 8 are usual"
-        )
     prompts = read_prompts(config.prompts, seed=config.seed)
-    if config.limit is not None and config.limit < 1:
-        raise ValueError(
-            f"source.limit is {config.limit}, so there is nothing to draw; expected at least 1; leave it out"
-        )
     drawer = Drawer(config)
     items = [
         planned(

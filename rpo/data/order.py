@@ -15,7 +15,7 @@ from rpo.randomness import keyed_generator
 @lru_cache(maxsize=4)
 def epoch_order(num_items: int, seed: int, epoch: int) -> tuple[int, ...]:
     """The permutation of one epoch."""
-    return tuple(torch.randperm(num_items, generator=keyed_generator("order", seed, epoch)).tolist())
+    return tuple(torch.randperm(num_items, generator=keyed_generator("order", seed, epoch), device="cpu").tolist())
 
 
 def visit(num_items: int, seed: int, position: int) -> tuple[int, int]:

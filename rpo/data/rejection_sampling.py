@@ -32,7 +32,9 @@ def accepted(rewards: Sequence[float], *, temperature: float, seed: int, key: st
         raise ValueError(f"temperature is {temperature}; expected a number > 0; try the rewards' standard deviation")
     _require_finite(rewards, key)
     best = max(rewards, default=0.0)
-    draws = torch.rand(len(rewards), generator=keyed_generator("accept", seed, key), dtype=torch.float64).tolist()
+    draws = torch.rand(
+        len(rewards), generator=keyed_generator("accept", seed, key), dtype=torch.float64, device="cpu"
+    ).tolist()
     return [
         index
         for index, (reward, draw) in enumerate(zip(rewards, draws, strict=True))
@@ -60,8 +62,10 @@ def rejection_sampled_pairs(
     if not label_temperature >= 0:
         raise ValueError(f"label_temperature is {label_temperature}; expected a number >= 0; 0 labels without noise")
     kept = accepted(rewards, temperature=temperature, seed=seed, key=key)
-    order = torch.randperm(len(kept), generator=keyed_generator("pair", seed, key)).tolist()
-    draws = torch.rand(len(kept), generator=keyed_generator("label", seed, key), dtype=torch.float64).tolist()
+    order = torch.randperm(len(kept), generator=keyed_generator("pair", seed, key), device="cpu").tolist()
+    draws = torch.rand(
+        len(kept), generator=keyed_generator("label", seed, key), dtype=torch.float64, device="cpu"
+    ).tolist()
     couples = [(kept[order[at]], kept[order[at + 1]]) for at in range(0, len(order) - 1, 2)]
     return [
         (first, second) if draw < _probability(rewards[first] - rewards[second], label_temperature) else (second, first)

@@ -1,5 +1,6 @@
 """Opening what `datasets` can open (parquet, folders, saved tables, hub ids), with its images left encoded."""
 
+import errno
 import functools
 import hashlib
 from dataclasses import dataclass
@@ -240,6 +241,12 @@ def _is_no_hub_id(source: str | Path) -> bool:
 
 
 def _not_opened(source: str | Path, error: Exception) -> ValueError:
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC):
+        return ValueError(
+            f"{source} cannot be opened, since {error.filename or 'the cache of `datasets`'} cannot be read or written "
+            f"({error.strerror}); expected a readable source and a writable cache, where `datasets` keeps what it "
+            "converts; look at rights and room there, or name another cache in HF_DATASETS_CACHE"
+        )
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return ValueError(
         f"{source} cannot be opened ({reason}); expected a folder with metadata.jsonl, parquet, or a `datasets` id "

@@ -28,7 +28,7 @@ def uniform_times(process: Process, num_steps: int) -> Float[Tensor, " nodes"]:
     """
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}, but a grid needs a step; ask for 1 or more (20 to 50 are usual)")
-    return torch.linspace(process.start, process.end, num_steps + 1, dtype=torch.float64)
+    return torch.linspace(process.start, process.end, num_steps + 1, dtype=torch.float64, device="cpu")
 
 
 def jittered_times(
@@ -49,7 +49,7 @@ def jittered_times(
         raise ValueError(f"jitter is {jitter}, but nodes must not pass each other; give a share of a step in [0, 1)")
     times = uniform_times(process, num_steps)
     cell = (process.start - process.end) / num_steps
-    moves = torch.rand(num_steps - 1, generator=generator, dtype=torch.float64) - 0.5
+    moves = torch.rand(num_steps - 1, generator=generator, dtype=torch.float64, device="cpu") - 0.5
     times[1:-1] += jitter * cell * moves
     return times
 

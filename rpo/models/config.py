@@ -1,10 +1,11 @@
 """Which checkpoint a run from a file trains or draws with, and how it is loaded."""
 
-import os
 from typing import Literal
 
 import torch
+from tqdm.auto import tqdm
 
+from rpo.devices import device_named, slow_type_note
 from rpo.models.execution import Attention
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.settings import settings
@@ -49,9 +50,12 @@ class ModelConfig:
 
 def load_model(config: ModelConfig) -> StableDiffusion:
     """The checkpoint that a configuration names, on this process's device."""
+    device = device_named(config.device)
+    if note := slow_type_note(device, getattr(torch, config.compute_dtype or config.dtype)):
+        tqdm.write(note)
     return StableDiffusion.load(
         config.source,
-        device=_device(config.device),
+        device=device,
         dtype=getattr(torch, config.dtype),
         compute_dtype=getattr(torch, config.compute_dtype) if config.compute_dtype else None,
         config=config.single_file_config,
@@ -61,9 +65,3 @@ def load_model(config: ModelConfig) -> StableDiffusion:
         channels_last=config.channels_last,
         compile_denoiser=config.compile,
     )
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"

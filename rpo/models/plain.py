@@ -84,7 +84,10 @@ def probe(pipe: StableDiffusionPipeline, compute_dtype: torch.dtype) -> Mapping[
     """What each part puts out for one fixed small input, float32."""
     device, dtype = pipe.unet.conv_in.weight.device, pipe.unet.conv_in.weight.dtype
     side = probe_side(pipe)
-    x_t = torch.randn(1, pipe.unet.config["in_channels"], side, side, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator("cpu").manual_seed(0)
+    x_t = torch.randn(
+        1, pipe.unet.config["in_channels"], side, side, generator=generator, dtype=torch.float32, device="cpu"
+    )
     # A compiled network would be compiled for a size that nobody asks for again.
     with torch.compiler.set_stance("force_eager"):
         embeds = pipe.encode_prompt(PROBE_PROMPT, device, 1, False)[0]

@@ -150,14 +150,14 @@ def prediction_errors(
     """
     generator, count = torch.Generator().manual_seed(0), len(MID_TIMES)
     device, dtype = pipe.unet.conv_in.weight.device, pipe.unet.conv_in.weight.dtype
-    colours = 2 * torch.rand(1, 3, 3, 3, generator=generator) - 1
+    colours = 2 * torch.rand(1, 3, 3, 3, generator=generator, dtype=torch.float32, device="cpu") - 1
     size = probe_side(pipe) * pipe.vae_scale_factor
     image = nn.functional.interpolate(colours, size, mode="bilinear", align_corners=True)
     timestep = torch.tensor([int(part * schedule.config["num_train_timesteps"]) for part in MID_TIMES])
     with torch.compiler.set_stance("force_eager"):
         x_0 = pipe.vae.encode(image.to(device, pipe.vae.dtype)).latent_dist.mean.float().cpu()
         x_0 = (x_0 * pipe.vae.config["scaling_factor"]).expand(count, -1, -1, -1)
-        eps = torch.randn(x_0.shape, generator=generator)
+        eps = torch.randn(x_0.shape, generator=generator, dtype=torch.float32, device="cpu")
         node = vp_node(schedule.alphas_cumprod.cpu(), timestep)
         x_t = add_noise(x_0, eps, node).to(device, dtype)
         embeds = pipe.encode_prompt("", device, count, False)[0].to(dtype)

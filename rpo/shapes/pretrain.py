@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar as silence_transformers
 
+from rpo.ranges import Count, Positive, Seed, WholeNumber
 from rpo.settings import settings
 from rpo.shapes.networks import assemble, build_text_encoder, build_tokenizer, build_unet, save_checkpoint
 from rpo.shapes.pretrain_denoiser import Captioned, TextToLatent, train_denoiser
@@ -44,31 +45,31 @@ class PretrainConfig:
     """Where the run keeps its log, its checkpoints and its snapshots."""
     device: str = "auto"
     """Device for training and evaluation; "auto" takes the GPU when there is one."""
-    seed: int = 0
+    seed: Seed = 0
     """Determines scenes, initial weights and noise; on a CPU the same seed gives the same weights."""
-    scenes: int = 24_576
+    scenes: Count = 24_576
     """Scenes drawn once and used over and over; 10,000 to 100,000."""
-    vae_steps: int = 1000
+    vae_steps: Count = 1000
     """Updates of the autoencoder under a one-cycle schedule; 800 give 33 dB, more give more."""
-    vae_batch_size: int = 32
+    vae_batch_size: Count = 32
     """Images per update of the autoencoder."""
-    vae_lr: float = 2e-3
+    vae_lr: Positive = 2e-3
     """Peak learning rate of the autoencoder."""
-    steps: int = 3000
+    steps: Count = 3000
     """Updates of UNet and text encoder; may be raised for a run that is to continue."""
-    batch_size: int = 48
+    batch_size: Count = 48
     """Images per update of UNet and text encoder; 32 to 512."""
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """Learning rate of UNet and text encoder after the warm-up; 3e-4 to 2e-3."""
-    evaluate: int = 400
+    evaluate: WholeNumber = 400
     """Images sampled per split for each evaluation; 0 skips evaluations."""
-    held_out_scenes: int = 1024
+    held_out_scenes: WholeNumber = 1024
     """Scenes that no training sees, for the autoencoder's numbers."""
-    snapshot_every: int = 0
+    snapshot_every: WholeNumber = 0
     """Save and evaluate the whole pipeline every so many steps, under `state/snapshots`; 0 for never."""
-    log_every: int = 50
+    log_every: Count = 50
     """Updates between two lines of the log."""
-    save_every: int = 250
+    save_every: Count = 250
     """Updates between two checkpoints of the training state."""
     fresh: bool = False
     """Discard the state of an earlier run instead of continuing it."""

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rpo.devices import device_named
 from rpo.text import read_text, write_text
 
 
@@ -63,11 +64,10 @@ class Phase:
 
 def pick_device(name: str) -> torch.device:
     """The device of that name; "auto" is the GPU when there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda"):
+    device = device_named(name)
+    if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    return torch.device(name)
+    return device
 
 
 def discard(folder: Path, *files: str) -> None:

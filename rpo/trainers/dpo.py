@@ -117,7 +117,12 @@ class DPOTrainer:
         self._processes = Processes()
         self.share = share_of(self.config, process=self._processes.index, processes=self._processes.count)
         self.resolution = self.config.resolution or self.model.image_size
-        side = self.resolution // self.model.pipe.vae_scale_factor
+        side, rest = divmod(self.resolution, self.model.pipe.vae_scale_factor)
+        if rest or not side:
+            raise ValueError(
+                f"resolution is {self.resolution}, but this checkpoint's autoencoder needs a multiple of "
+                f"{self.model.pipe.vae_scale_factor}; {self.model.image_size} is its own"
+            )
         self._grid = (side, side)
         self.num_dims = self.model.latent_shape[0] * side**2
         self.objective = self.config.objective

@@ -1,9 +1,10 @@
 """The settings of Diffusion-DPO, refused at once when no run can have them, and what they mean for one process."""
 
 from dataclasses import asdict, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from rpo.lora import ATTENTION_PROJECTIONS
+from rpo.ranges import Count, Fraction, NotNegative, Positive, Range, Seed
 from rpo.settings import settings
 from rpo.trainers.pair_batches import Share
 from rpo.trainers.preference_config import PreferenceConfig
@@ -15,41 +16,41 @@ from rpo.training.loop_config import LoopConfig
 class DPOConfig:
     """Settings of `DPOTrainer`; the defaults suit a LoRA on a few hundred pairs."""
 
-    beta: float | None = None
+    beta: Positive | None = None
     """Pull to the reference, > 0; larger stays closer. It counts errors averaged over the latents' dimensions, so a
     good value grows with their number: nothing takes the paper's 5000 for the 16,384 dimensions of SD 1.5 at 512 px,
     and in proportion for other sizes (78 for the 256 of `shapes`). Usual: half to four times that. Too small and
     images turn to noise. Other objectives have their own: nothing takes their paper's."""
 
-    sft_weight: float = 0.0
+    sft_weight: NotNegative = 0.0
     """Weight of the chosen side's plain denoising loss, in units of beta/2. 0 is plain DPO; 0.05 to 0.5 keeps the
     chosen side in place and allows more updates. Give 0.05 to 0.2 where the model did not draw the chosen images
     itself, as with edits."""
 
-    max_chosen_error_ratio: float = 1.5
+    max_chosen_error_ratio: Annotated[float, Range(above=1, or_inf=True)] = 1.5
     """Training stops when the chosen side's error, smoothed, exceeds this many times the reference's: from there on
     DPO wins its margin by forgetting both sides. 1.1 to 2; `inf` never stops."""
 
     train: Literal["lora", "full"] = "lora"
     """A LoRA adapter, or all weights of the denoiser (which keeps a frozen copy as reference)."""
 
-    rank: int = 16
+    rank: Count = 16
     """Of the LoRA; 4 to 64."""
 
-    lora_alpha: float | None = None
+    lora_alpha: Positive | None = None
     """Strength of the LoRA; nothing means `rank`, the one value on which every program that loads LoRAs agrees."""
 
     target_modules: tuple[str, ...] = ATTENTION_PROJECTIONS
     """Name endings of the layers that get a LoRA; the attention projections by default."""
 
-    pairs_per_update: int = 32
+    pairs_per_update: Count = 32
     """Pairs behind one optimiser step, over all processes and micro-batches. 32 to 256; the paper has 2048."""
 
-    micro_batch: int = 8
+    micro_batch: Count = 8
     """Pairs at once on one process; lower it when memory runs out. `pairs_per_update` must be a multiple of it times
     the number of processes."""
 
-    resolution: int | None = None
+    resolution: Annotated[int, Range(at_least=8)] | None = None
     """Side of the training images in pixels; nothing means the checkpoint's own."""
 
     crop: Literal["center", "random"] = "center"
@@ -59,10 +60,10 @@ class DPOConfig:
     """Mirror half of the visits, both sides alike. Off, since it makes "left of" mean "right of" and writing
     unreadable."""
 
-    caption_dropout: float = 0.2
+    caption_dropout: Fraction = 0.2
     """Share of visits with an empty caption, which keeps classifier-free guidance usable; 0 to 0.2."""
 
-    draws_per_pair: int | None = None
+    draws_per_pair: Count | None = None
     """How many (noise, time) draws each pair has before they repeat; 4 to 32. With it, the reference's errors are kept
     on disk and later epochs and runs (other beta, other rate) skip the reference. Nothing: a new draw at every
     visit."""
@@ -78,7 +79,7 @@ class DPOConfig:
     """Encode every image and prompt that the run visits before its first update, with a progress bar. Off, each is
     encoded when it is first visited: a long run over a large set starts at once and costs the same."""
 
-    encode_batch: int = 1
+    encode_batch: Count = 1
     """Images, or prompts, encoded in one call. 8 to 32 is up to twice as fast; only with 1 are the last bits of what is
     kept the same whatever else was encoded with it."""
 
@@ -88,7 +89,7 @@ class DPOConfig:
     folder: str = "runs/dpo"
     """The run's folder: metrics, checkpoints and, after `save`, the LoRA."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Of the adapter's start, the order of pairs, times and noise."""
 
     objective: PreferenceConfig = field(default_factory=PreferenceConfig)
@@ -106,23 +107,6 @@ class DPOConfig:
         Raises:
             ValueError: Naming the field, its value and what it must be.
         """
-        if self.beta is not None and not self.beta > 0:
-            raise ValueError(f"beta is {self.beta}, but it must be > 0; 5000 is usual for SD 1.5, 80 to 200 for shapes")
-        if not self.sft_weight >= 0:
-            raise ValueError(f"sft_weight is {self.sft_weight}, but it must be >= 0; give 0 for plain Diffusion-DPO")
-        if not self.max_chosen_error_ratio > 1:
-            raise ValueError(
-                f"max_chosen_error_ratio is {self.max_chosen_error_ratio}, but it must be > 1, where training "
-                "starts; 1.5 is usual"
-            )
-        if self.pairs_per_update < 1 or self.micro_batch < 1:
-            raise ValueError(
-                f"pairs_per_update is {self.pairs_per_update} and micro_batch {self.micro_batch}, but both must be >= 1"
-            )
-        if self.draws_per_pair is not None and self.draws_per_pair < 1:
-            raise ValueError(
-                f"draws_per_pair is {self.draws_per_pair}, but it must be >= 1, or nothing for ever new draws"
-            )
         if self.loop.accumulate != 1:
             raise ValueError(
                 f"loop.accumulate is {self.loop.accumulate}, but DPO works it out; set pairs_per_update and micro_batch"

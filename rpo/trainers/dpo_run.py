@@ -6,6 +6,7 @@ from pathlib import Path
 from rpo.config import to_yaml
 from rpo.data.readers import read_pairs
 from rpo.models.config import ModelConfig, load_model
+from rpo.ranges import Count
 from rpo.settings import settings
 from rpo.text import write_text
 from rpo.trainers.dpo import DPOTrainer
@@ -25,7 +26,7 @@ class DataConfig:
     split: str = "train"
     """Of a data set with several."""
 
-    limit: int | None = None
+    limit: Count | None = None
     """At most this many rows are read; nothing means all."""
 
     streaming: bool = False

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from rpo.objectives.advantages import Scale
+from rpo.ranges import Count, NotNegative, Positive, Seed, WholeNumber
 from rpo.settings import settings
 from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
 from rpo.trainers.online_settings import OnlineSettings
@@ -23,20 +24,20 @@ class GRPOConfig:
     """What the difference is divided by: the spread of its group (counts every prompt alike and blows up small
     differences), that of the whole rollout, or nothing. With "prompt_history" it is the prompt's own spread."""
 
-    history: int = 32
+    history: Count = 32
     """Rewards that are remembered per prompt, for "prompt_history"; 16 to 64."""
 
-    min_history: int = 16
+    min_history: Count = 16
     """Rewards that a prompt needs before its own statistics count; the whole rollout's do until then."""
 
-    max_advantage: float = 5.0
+    max_advantage: Positive = 5.0
     """Where an advantage is cut; 3 to 10."""
 
-    clip: float = 1e-4
+    clip: Positive = 1e-4
     """Of the ratio per dimension. 1e-5 to 1e-3; times the latent's dimensions it is in nats, so raise it in proportion
     for small latents."""
 
-    kl_weight: float = 0.0
+    kl_weight: NotNegative = 0.0
     """Weight of the KL from the reference, summed over the path; its gradient goes through the policy. 0 leaves the
     reference out."""
 
@@ -52,7 +53,7 @@ class GRPOConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     """What is trained."""
 
-    preview_every: int = 20
+    preview_every: WholeNumber = 20
     """Updates between image grids of fixed prompts and seeds in `previews/`; 0 for none."""
 
     preflight: bool = True
@@ -61,7 +62,7 @@ class GRPOConfig:
     folder: str = "runs/grpo"
     """The run's folder: metrics, previews, checkpoints and, after `save`, the LoRA."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Of the adapter's start and the rollouts."""
 
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -90,10 +91,6 @@ class GRPOConfig:
                 "rollout.images_per_prompt is 1, but a group is the images of one prompt; give 2 or more, or "
                 "baseline: prompt_history"
             )
-        if not self.kl_weight >= 0:
-            raise ValueError(f"kl_weight is {self.kl_weight}, but it must be >= 0; 0 leaves the reference out")
-        if not self.clip > 0:
-            raise ValueError(f"clip is {self.clip}, but it must be > 0; 1e-4 is usual for 16,384 dimensions")
         if not 1 < self.min_history <= self.history:
             raise ValueError(
                 f"min_history is {self.min_history} and history {self.history}, but 2 <= min_history <= history is "

@@ -7,6 +7,7 @@ from pathlib import Path
 from rpo.config import to_yaml
 from rpo.models.config import ModelConfig, load_model
 from rpo.prompt_source import SHAPES, read_prompts
+from rpo.ranges import Weight, WholeNumber
 from rpo.settings import settings
 from rpo.trainers.grpo import GRPOTrainer
 from rpo.trainers.grpo_config import GRPOConfig
@@ -25,7 +26,7 @@ class RunConfig:
     """What images are drawn of: a text file with one prompt per line, a .jsonl file whose lines have a "prompt", or
     "shapes" for the training prompts of the embedded world."""
 
-    rewards: Mapping[str, float] = field(default_factory=lambda: {"shapes": 1.0})
+    rewards: Mapping[str, Weight] = field(default_factory=lambda: {"shapes": 1.0})
     """What images are worth: names of rewards, or package.module:attribute, each with its weight."""
 
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
@@ -34,7 +35,7 @@ class RunConfig:
     report: bool = True
     """Whether to write `report.html` at the end."""
 
-    evaluate_images: int = 160
+    evaluate_images: WholeNumber = 160
     """Held-out prompts of each domain of which base and aligned model draw one image each for the report; only with the
     model "shapes", whose verifier can judge them. 0 leaves it out."""
 

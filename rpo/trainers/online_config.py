@@ -3,6 +3,7 @@
 from typing import Literal
 
 from rpo.lora import ATTENTION_PROJECTIONS
+from rpo.ranges import Count, Fraction, GuidanceScale, NotNegative, Positive
 from rpo.settings import settings
 
 Solver = Literal["ddim", "euler_maruyama", "dpm_solver"]
@@ -13,16 +14,16 @@ Spacing = Literal["checkpoint", "uniform", "random"]
 class RolloutConfig:
     """How images are drawn to learn from."""
 
-    prompts: int = 16
+    prompts: Count = 16
     """Prompts per rollout, over all processes; 8 to 64. Each is drawn `images_per_prompt` times: its group."""
 
-    images_per_prompt: int = 4
+    images_per_prompt: Count = 4
     """Images of one prompt in one rollout, which are compared with each other; 2 to 24. More give a better baseline."""
 
-    num_steps: int = 10
+    num_steps: Count = 10
     """Denoising steps of a rollout; 5 to 50. Fewer are cheaper, and what is learnt carries over to other numbers."""
 
-    max_steps: int | None = None
+    max_steps: Count | None = None
     """With it, every rollout draws its number of steps anew, from `num_steps` to this; needs `spacing` other than
     "checkpoint" and a fixed number of trained steps."""
 
@@ -34,16 +35,16 @@ class RolloutConfig:
     """The reverse step: the exact DDIM kernel, Euler-Maruyama, or DPM-Solver++ (second order and deterministic, for
     trainers that need no transition density)."""
 
-    eta: float = 1.0
+    eta: NotNegative = 1.0
     """Noise level of the rollouts: 1 is the reverse SDE, 0 the ODE. Only what is learnt at 1 may be sampled with
     another level or solver afterwards; below 1 it also stays partly tied to the initial noise. For flow models
     lambda = eta²; Flow-GRPO's a is eta = a / √2."""
 
-    guidance_scale: float = 3.0
+    guidance_scale: GuidanceScale = 3.0
     """Classifier-free guidance while drawing; 1 is none and halves the cost. 3 for `shapes`, 5 to 7.5 for Stable
     Diffusion."""
 
-    batch_size: int = 64
+    batch_size: Count = 64
     """Images drawn at once; lower it when memory runs out. It changes speed, not images."""
 
     def __post_init__(self):
@@ -52,18 +53,11 @@ class RolloutConfig:
         Raises:
             ValueError: Naming the field, its value and what it must be.
         """
-        for name in ("prompts", "images_per_prompt", "num_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"rollout.{name} is {getattr(self, name)}, but it must be at least 1; raise it")
-        if not self.eta >= 0:
-            raise ValueError(f"rollout.eta is {self.eta}, but it must be >= 0; 1 is the reverse SDE, 0 the ODE")
         if self.solver == "ddim" and self.eta > 1:
             raise ValueError(
                 f"rollout.eta is {self.eta} with solver ddim, whose step adds at most the noise of eta 1; set it "
                 "to 0 … 1, or take euler_maruyama"
             )
-        if self.guidance_scale < 1:
-            raise ValueError(f"rollout.guidance_scale is {self.guidance_scale}, but it must be >= 1; 1 is none")
         if self.max_steps is not None and (self.max_steps < self.num_steps or self.spacing == "checkpoint"):
             raise ValueError(
                 f"rollout.max_steps is {self.max_steps} with num_steps {self.num_steps} and spacing {self.spacing!r}, "
@@ -95,15 +89,15 @@ class RolloutConfig:
 class LearningConfig:
     """How the moments of a rollout are learnt from."""
 
-    train_steps: int | None = None
+    train_steps: Count | None = None
     """Steps of each trajectory that are trained, drawn at random and weighted by 1/probability; nothing means all. A
     third to a half is the largest saving there is: the gradient stays the same in expectation."""
 
-    window: tuple[float, float] | None = None
+    window: tuple[Fraction, Fraction] | None = None
     """Share of the trajectory from which trained steps come, 0 (noise) to 1 (data), such as (0, 0.5). Nothing means
     the whole. Outside it nothing is learnt, which biases the gradient; MixGRPO and Flow-GRPO-Fast do it for speed."""
 
-    guidance_scale: float | None = None
+    guidance_scale: GuidanceScale | None = None
     """Guidance of the trained prediction; nothing means that of the rollout, as the likelihood of what was drawn
     needs."""
 
@@ -115,13 +109,13 @@ class LearningConfig:
     """Whether the rollout's own forwards are differentiated, which saves every training forward (the same gradient).
     Needs memory for the activations of all trained steps, and one update per rollout."""
 
-    minibatches: int = 1
+    minibatches: Count = 1
     """Optimiser steps per pass over a rollout."""
 
-    passes: int = 1
+    passes: Count = 1
     """Passes over a rollout; more reuse what was drawn, and need a clip or a trust region."""
 
-    micro_batch: int = 64
+    micro_batch: Count = 64
     """Latents (image and time) that go through the denoiser at once in training, at most: the largest equal parts that
     fit are taken. Lower it when memory runs out. With `keep_graph` it is the rollout's `batch_size`."""
 
@@ -131,17 +125,12 @@ class LearningConfig:
         Raises:
             ValueError: Naming the field, its value and what it must be.
         """
-        for name in ("minibatches", "passes", "micro_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"learning.{name} is {getattr(self, name)}, but it must be at least 1; raise it")
-        if self.train_steps is not None and self.train_steps < 1:
-            raise ValueError(f"learning.train_steps is {self.train_steps}, but it must be >= 1, or nothing for all")
         if self.keep_graph and self.minibatches * self.passes != 1:
             raise ValueError(
                 f"learning.keep_graph with minibatches {self.minibatches} and passes {self.passes}: the graph of the "
                 "rollout is that of its weights, so it serves one update; set both to 1, or keep_graph: false"
             )
-        if self.window is not None and not 0 <= self.window[0] < self.window[1] <= 1:
+        if self.window is not None and not self.window[0] < self.window[1]:
             raise ValueError(f"learning.window is {self.window}, but it must rise within 0 … 1, such as (0, 0.5)")
 
     @property
@@ -157,10 +146,10 @@ class AdapterConfig:
     train: Literal["lora", "full"] = "lora"
     """A LoRA adapter, or all weights of the denoiser (which keeps a frozen copy as reference)."""
 
-    rank: int = 16
+    rank: Count = 16
     """Of the LoRA; 4 to 64."""
 
-    alpha: float | None = None
+    alpha: Positive | None = None
     """Strength of the LoRA; nothing means `rank`, the one value on which every program that loads LoRAs agrees."""
 
     target_modules: tuple[str, ...] = ATTENTION_PROJECTIONS

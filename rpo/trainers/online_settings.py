@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from rpo.ranges import Seed, WholeNumber
 from rpo.settings import settings
 from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
 from rpo.training.loop_config import LoopConfig
@@ -16,9 +17,9 @@ class OnlineSettings:
     learning: LearningConfig
     adapter: AdapterConfig
     loop: LoopConfig
-    preview_every: int
+    preview_every: WholeNumber
     folder: Path
-    seed: int
+    seed: Seed
     whole: Any
     """The trainer's own configuration, a dataclass."""
     skips_clean_end: bool

@@ -216,10 +216,12 @@ class PairBatches:
 
     def _noise(self, pair: int, draw: int, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         generator = keyed_generator("noise", self.seed, pair, draw)
-        timestep = torch.randint(self.model.num_train_timesteps, (), generator=generator)
+        timestep = torch.randint(self.model.num_train_timesteps, (), generator=generator, device="cpu")
         if draw == MIDWAY:
             timestep = torch.full_like(timestep, self.model.num_train_timesteps // 2)
-        eps, chosen_noise, rejected_noise = torch.randn(3, *shape, generator=generator)
+        eps, chosen_noise, rejected_noise = torch.randn(
+            3, *shape, generator=generator, dtype=torch.float32, device="cpu"
+        )
         return timestep, eps, chosen_noise, rejected_noise
 
     def _caption(self, pair: int, draw: int) -> str:

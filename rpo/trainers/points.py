@@ -118,7 +118,12 @@ def choose_steps(
             f"({grid.num_steps} in all, window {low:g} to {high:g}); train fewer, draw more or widen the window"
         )
     rows = 1 if config.keep_graph else num_images
-    draws = torch.rand(rows, len(eligible), generator=generator).argsort(dim=1)[:, :wanted].sort(dim=1).values
+    draws = (
+        torch.rand(rows, len(eligible), generator=generator, dtype=torch.float32, device="cpu")
+        .argsort(dim=1)[:, :wanted]
+        .sort(dim=1)
+        .values
+    )
     return eligible[draws.T].expand(-1, num_images), float(len(eligible))
 
 
@@ -180,7 +185,9 @@ def noised_points(
     step = steps.flatten().to(x_0.device)
     image = torch.arange(images, device=step.device).repeat(trained)
     t, s = _node_at(grid, step), _node_at(grid, step + 1)
-    noise = [torch.randn(trained, *x_0.shape[1:], generator=one) for one in generators]
+    noise = [
+        torch.randn(trained, *x_0.shape[1:], generator=one, dtype=torch.float32, device="cpu") for one in generators
+    ]
     eps = torch.stack(noise, dim=1).flatten(0, 1).to(x_0)
     return Points(
         x_t=add_noise(x_0[image], eps, t),

@@ -1,12 +1,12 @@
 """Which preference objective is trained: the components of RainbowPO by name, KTO and MaPO; refused when impossible."""
 
-import math
 from dataclasses import fields
-from typing import Literal
+from typing import Annotated, Literal
 
 from rpo.objectives.preference import PAPER_BETA, beta_for_dims
 from rpo.objectives.preference_links import LinkName
 from rpo.objectives.unpaired import PAPER_KTO_BETA
+from rpo.ranges import Count, Fraction, NotNegative, Positive, Range
 from rpo.settings import settings
 
 MAPO_BETA = 0.1
@@ -31,7 +31,7 @@ class PreferenceConfig:
     """What is descended of the argument z: sigmoid (DPO), ipo, hinge, square_hinge, cauchy (heavy tails, for noisy
     labels), linear."""
 
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, Range(at_least=0, below=0.5)] = 0.0
     """Assumed share of wrong labels, 0 up to but without 0.5; 0 to 0.2."""
 
     reduction: Literal["mean", "sum"] = "mean"
@@ -42,14 +42,14 @@ class PreferenceConfig:
     """time: divide by how far the two sides' errors usually lie apart at this time (a running standard deviation per
     time bin, in units of the mean over bins, so that beta keeps its size). weights: `time_weights`."""
 
-    time_bins: int = 10
+    time_bins: Count = 10
     """Equal bins of the times, for `normalization: time` and `margin_from: time`; 5 to 50."""
 
-    time_weights: tuple[float, ...] = ()
+    time_weights: tuple[NotNegative, ...] = ()
     """Weights >= 0 of equal bins of the times, from data to noise; [0, 1, 1, 0] learns from the middle alone. For
     `normalization: weights`."""
 
-    margin: float | None = None
+    margin: NotNegative | None = None
     """Home advantage gamma >= 0 that is taken off the argument of the link (log-odds, for the sigmoid), so that the
     chosen side has to win by so much. 0.1 to 2. Nothing means 0, and 1 where `margin_from` asks for one. (RainbowPO's
     own gamma is this one divided by beta.)"""
@@ -61,7 +61,7 @@ class PreferenceConfig:
     margin_mixed: bool = False
     """Count the margin only (1 - `reference_weight`) times, as the second reference of RainbowPO's mixture."""
 
-    reference_weight: float = 1.0
+    reference_weight: Fraction = 1.0
     """alpha, 0 to 1: how much of the reference's own preference the policy must beat. 1 is DPO; 0 needs no reference,
     is a forward pass cheaper, and should have a margin or `sft_weight` to hold it; RainbowPO found 0.25 to 0.5
     best."""
@@ -72,20 +72,20 @@ class PreferenceConfig:
     training. scores: doubt is the standard deviation of the scores of a prompt's images, for sets with several pairs a
     prompt."""
 
-    winner_preserving: float | None = None
+    winner_preserving: Fraction | None = None
     """SDPO: share of the chosen side's own descent that the push on the rejected side must leave it, 0 to 1; 0.9 is
     the authors'. Nothing: the rejected side is pushed in full."""
 
-    desirable_weight: float = 1.0
+    desirable_weight: NotNegative = 1.0
     """kto: weight of chosen images."""
 
-    undesirable_weight: float = 1.0
+    undesirable_weight: NotNegative = 1.0
     """kto: weight of rejected images."""
 
-    mapo_slope: float = 0.5
+    mapo_slope: Positive = 0.5
     """mapo: how fast the odds fall with the error."""
 
-    mapo_temperature: float | None = None
+    mapo_temperature: Positive | None = None
     """mapo: how small a difference of odds counts, > 0. Nothing takes the authors' 1000 for the 65,536 dimensions of
     SDXL, and for smaller latents, whose errors scatter more, in proportion to the root of their number."""
 
@@ -95,7 +95,6 @@ class PreferenceConfig:
         Raises:
             ValueError: Naming the field, its value and what it must be.
         """
-        _check_ranges(self)
         _check_method(self)
         _check_combinations(self)
 
@@ -131,40 +130,6 @@ class PreferenceConfig:
             return MAPO_BETA
         beta = beta_for_dims(num_dims, beta=PAPER_KTO_BETA if self.method == "kto" else PAPER_BETA)
         return beta if self.reduction == "mean" else beta / num_dims
-
-
-def _check_ranges(config: PreferenceConfig) -> None:
-    if not 0 <= config.label_smoothing < 0.5:  # noqa: PLR2004 - half of the labels wrong is no label
-        raise ValueError(
-            f"objective.label_smoothing is {config.label_smoothing}, but it must be 0 up to but without 0.5; give 0"
-        )
-    if config.time_bins < 1:
-        raise ValueError(f"objective.time_bins is {config.time_bins}, but it must be >= 1; 10 is usual")
-    if any(not (math.isfinite(weight) and weight >= 0) for weight in config.time_weights):
-        raise ValueError(
-            f"objective.time_weights are {list(config.time_weights)}, but each must be a number >= 0; 1 is plain"
-        )
-    if not (math.isfinite(config.gamma) and config.gamma >= 0):
-        raise ValueError(f"objective.margin is {config.margin}, but it must be >= 0; 0.1 to 2 is usual")
-    if not 0 <= config.reference_weight <= 1:
-        raise ValueError(
-            f"objective.reference_weight is {config.reference_weight}, but it must be between 0 (no reference) and 1 "
-            "(DPO); give 1"
-        )
-    if config.winner_preserving is not None and not 0 <= config.winner_preserving <= 1:
-        raise ValueError(
-            f"objective.winner_preserving is {config.winner_preserving}, but it must be between 0 and 1; 0.9 is usual"
-        )
-    if not (config.desirable_weight >= 0 and config.undesirable_weight >= 0):
-        raise ValueError(
-            f"objective.desirable_weight is {config.desirable_weight} and undesirable_weight "
-            f"{config.undesirable_weight}, but both must be >= 0; give 1 and 1"
-        )
-    if not config.mapo_slope > 0 or (config.mapo_temperature is not None and not config.mapo_temperature > 0):
-        raise ValueError(
-            f"objective.mapo_slope is {config.mapo_slope} and mapo_temperature {config.mapo_temperature}, but both "
-            "must be > 0; 0.5 and 1000 are the paper's"
-        )
 
 
 def _check_method(config: PreferenceConfig) -> None:

@@ -222,7 +222,7 @@ def _loss_gradient(subject: Subject, rollout: Rollout, points: Points, some: Poi
     model, parameters = subject.model, subject.policy.parameters
     signs = 1.0 - 2.0 * (torch.arange(len(some), device=some.x_t.device) % 2)
     generator = keyed_generator("preflight slope", subject.settings.seed)
-    direction = torch.randn(some.x_t.shape, generator=generator).to(some.x_t.device)
+    direction = torch.randn(some.x_t.shape, generator=generator, dtype=torch.float32, device="cpu").to(some.x_t.device)
     # Some losses are flat where the policy predicts what the rollout did, so the rollout gets another prediction.
     prepared = replace(
         some,
@@ -282,7 +282,10 @@ def perturbed(parameters: Sequence[nn.Parameter], *, seed: int) -> Iterator[None
     try:
         with torch.no_grad():
             for parameter in parameters:
-                parameter.add_(scale * torch.randn(parameter.shape, generator=generator).to(parameter))
+                parameter.add_(
+                    scale
+                    * torch.randn(parameter.shape, generator=generator, dtype=torch.float32, device="cpu").to(parameter)
+                )
         yield
     finally:
         with torch.no_grad():

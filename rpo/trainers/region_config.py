@@ -1,5 +1,8 @@
 """The settings of region-weighted preference training: where a pair may pull, and what holds the rest."""
 
+from typing import Annotated
+
+from rpo.ranges import Fraction, NotNegative, Range, WholeNumber
 from rpo.settings import settings
 
 
@@ -11,35 +14,20 @@ class RegionConfig:
     """Weight errors by where the two images of a pair differ. For pairs of an image and its edit, whose images must
     have one size."""
 
-    floor: float = 0.1
+    floor: Fraction = 0.1
     """Weight of places where the two images are equal, 0 up to 1; 1 is plain training. 0 to 0.3."""
 
-    full_at: float = 0.1
+    full_at: Annotated[float, Range(above=0, at_most=1)] = 0.1
     """Difference, of the range of the pixels, from which on a place counts fully, above 0 up to 1. Small finds faint
     edits and the noise of JPEG files; two unrelated images count fully nearly everywhere."""
 
-    soften: int = 1
+    soften: WholeNumber = 1
     """Cells of the latent grid (8 pixels each) over which the region fades beyond its edge; 0 to 3."""
 
-    anchor: float = 1.0
+    anchor: NotNegative = 1.0
     """Weight, in units of beta/2, of the squared distance of the prediction from the reference's where the images do
     not differ; 0 leaves those places free. 0.1 to 10. Needs the reference's prediction at every visit, and so cannot go
     with `draws_per_pair`."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be a mask.
-
-        Raises:
-            ValueError: Naming the field, its value and what it must be.
-        """
-        if not 0 <= self.floor <= 1:
-            raise ValueError(f"region.floor is {self.floor}, but it must be between 0 and 1; 0.1 is usual")
-        if not 0 < self.full_at <= 1:
-            raise ValueError(f"region.full_at is {self.full_at}, but it must be above 0 and at most 1; 0.1 is usual")
-        if self.soften < 0:
-            raise ValueError(f"region.soften is {self.soften}, but it must be >= 0; 1 is usual")
-        if not self.anchor >= 0:
-            raise ValueError(f"region.anchor is {self.anchor}, but it must be >= 0; give 0 for no anchor")
 
     @property
     def needs_reference(self) -> bool:

@@ -131,7 +131,7 @@ class Rollouts:
             return self.model.grid(config.num_steps)
         generator = keyed_generator("grid", self._seed, index)
         high = config.max_steps or config.num_steps
-        num_steps = int(torch.randint(config.num_steps, high + 1, (), generator=generator))
+        num_steps = int(torch.randint(config.num_steps, high + 1, (), generator=generator, device="cpu"))
         process = self.model.process
         if config.spacing == "uniform":
             times = uniform_times(process, num_steps)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from rpo.diffusion.transition import Ddim, Kernel
+from rpo.ranges import Count, Fraction, NotNegative, Positive, Seed, WholeNumber
 from rpo.settings import settings
 from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
 from rpo.trainers.online_settings import OnlineSettings
@@ -24,7 +25,7 @@ class ValueConfig:
     """How the reward of the predicted clean image enters V: V = c_skip(t) r(x0_hat) + c_out(t) F, which is exact at the
     data end. It costs a decoding and a reward per step and image. "none" learns V alone."""
 
-    reward_until: float = 0.5
+    reward_until: Fraction = 0.5
     """Time, 0 (data) to 1 (noise), up to which x0_hat is asked about. Where x0_hat is still a blur its reward says
     nothing, and costs a decoding all the same: look where `value/explained_variance` by time falls to 0."""
 
@@ -44,25 +45,25 @@ class ValueConfig:
     loss: Literal["monte_carlo", "td0", "martingale"] = "monte_carlo"
     """What V is fitted to: how it ended, the value of the next node, or the traced mixture of both."""
 
-    trace: float = 0.9
+    trace: Fraction = 0.9
     """Of "martingale": 0 is "td0", 1 is "monte_carlo"."""
 
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """Of the value network; 3e-4 to 3e-3."""
 
-    updates: int = 20
+    updates: Count = 20
     """Optimiser steps on V per rollout; 5 to 50."""
 
-    batch_size: int = 256
+    batch_size: Count = 256
     """Nodes per such step."""
 
-    channels: int = 64
+    channels: Count = 64
     """Width of F; 32 to 128."""
 
-    pretrain_rollouts: int = 4
+    pretrain_rollouts: WholeNumber = 4
     """Rollouts from which V is learnt before the policy moves; 0 to 20. They count as cost."""
 
-    pretrain_updates: int = 100
+    pretrain_updates: WholeNumber = 100
     """Optimiser steps on V for each of them."""
 
     @property
@@ -94,27 +95,27 @@ class ScoreAsActionConfig:
     """What a step is worth in a likelihood estimator: how V changed over it, how it all ended minus V, the mixture
     (`trace`), or how the image compares with others of its prompt (no V is used)."""
 
-    trace: float = 0.9
+    trace: Fraction = 0.9
     """Of "gae"; 0 is "value_difference", 1 "return_minus_value"."""
 
     normalize: Literal["none", "batch", "per_step"] = "batch"
     """Scale of the advantages: as they are, divided by one number per rollout, or by one number per step, which
     preconditions the gradient over time (the authors' code does; it is another objective)."""
 
-    max_advantage: float | None = 5.0
+    max_advantage: Positive | None = 5.0
     """Where a normalised advantage is cut; 3 to 10, nothing for no cut."""
 
-    consistency: float = 0.0
+    consistency: NotNegative = 0.0
     """Only for `endpoint`: weight of fitting every image as it came out, whatever its reward. For a policy that
     reverses the noising process this has no gradient on average; it holds the policy to being one. 0.1 to 0.5 where
     `bound_clip` is not to be used; more is noisier and trains the policy on its own images."""
 
-    bound_clip: float | None = 0.3
+    bound_clip: Positive | None = 0.3
     """Only for `endpoint`: how far an image may be pushed or pulled, as a share of what the reference has: where the
     bound of its likelihood has moved that far, a point says no more. 0.1 to 0.5; nothing for no limit, and then low
     rewards push without bound until the images break (watch `policy/kl` and `loop/grad_norm` rise together)."""
 
-    kl_weight: float = 0.0
+    kl_weight: NotNegative = 0.0
     """Weight of the running cost ∫½|u|², the KL from the reference along the path, against the reward; for `endpoint`
     of each image's log-ratio to the reference, whose mean that is and which two bounds tell. 0 leaves the reference
     out; its size depends on the reward's: start where reward gained and cost are of one size."""
@@ -122,13 +123,13 @@ class ScoreAsActionConfig:
     measure_kl: bool = True
     """Whether the KL is logged when its weight is 0; it is taken at every eighth of the trained points."""
 
-    clip: float = 1e-4
+    clip: Positive = 1e-4
     """Of the ratio per dimension, for update "clip". 1e-5 to 1e-3; times the latent's dimensions it is in nats."""
 
     trust_region_power: Literal["sqrt", "linear"] = "sqrt"
     """Penalty C √KL (the bound's own) or C KL, for update "trust_region"."""
 
-    trust_region_target: float = 1.0
+    trust_region_target: Positive = 1.0
     """√KL per path that an update may move the policy; C grows above it and shrinks below."""
 
     value: ValueConfig = field(default_factory=ValueConfig)
@@ -143,7 +144,7 @@ class ScoreAsActionConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     """What is trained."""
 
-    preview_every: int = 20
+    preview_every: WholeNumber = 20
     """Updates between image grids of fixed prompts and seeds in `previews/`; 0 for none."""
 
     preflight: bool = True
@@ -152,7 +153,7 @@ class ScoreAsActionConfig:
     folder: str = "runs/score_as_action"
     """The run's folder: metrics, previews, checkpoints and, after `save`, the LoRA."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Of the adapter's start, the rollouts and the value network."""
 
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -164,8 +165,6 @@ class ScoreAsActionConfig:
         Raises:
             ValueError: Naming the field, its value and what it must be.
         """
-        if not self.kl_weight >= 0:
-            raise ValueError(f"kl_weight is {self.kl_weight}, but it must be >= 0; 0 leaves the reference out")
         self._check_guidance()
         if self.estimator == "pathwise":
             self._check_pathwise()
@@ -210,10 +209,6 @@ class ScoreAsActionConfig:
             )
 
     def _check_endpoint(self) -> None:
-        if not self.consistency >= 0:
-            raise ValueError(f"consistency is {self.consistency}, but it must be >= 0; 0.2 is usual")
-        if self.bound_clip is not None and not self.bound_clip > 0:
-            raise ValueError(f"bound_clip is {self.bound_clip}, but it must be > 0, or nothing; 0.3 is usual")
         if self.update != "plain" or self.learning.keep_graph or self.learning.updates_per_rollout > 1:
             raise ValueError(
                 "estimator is endpoint, which learns at moments that no rollout passed through: it has no ratio and "

@@ -257,7 +257,9 @@ class Critic:
         for step in range(steps):
             if not queue:
                 goals = targets()
-                order = torch.randperm(everyone, generator=keyed_generator("value", self._seed, self._fits, step))
+                order = torch.randperm(
+                    everyone, generator=keyed_generator("value", self._seed, self._fits, step), device="cpu"
+                )
                 queue = list(order.split(batch_size))
             batch = queue.pop(0)
             rows = self._own(batch, goals.shape[-1])

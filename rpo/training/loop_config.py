@@ -1,10 +1,10 @@
 """The settings of the loop, and what they come to."""
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
+from rpo.ranges import BelowOne, Count, NotNegative, Positive, PositiveOrInf, Range, Seed, WholeNumber
 from rpo.settings import settings
 
 
@@ -12,10 +12,10 @@ from rpo.settings import settings
 class LoopConfig:
     """How long, how fast and how safely `fit` trains; the defaults suit a LoRA on a tiny model."""
 
-    updates: int = 100
+    updates: Count = 100
     """Optimizer steps in all. 100 to 300 for `shapes`, 500 to 2000 for Stable Diffusion."""
 
-    learning_rate: float = 3e-4
+    learning_rate: Positive = 3e-4
     """Peak of the learning rate. 1e-4 to 5e-4 for a LoRA, 1e-6 to 2e-5 for full fine-tuning; too high breaks the images
     before the loss shows it."""
 
@@ -23,75 +23,65 @@ class LoopConfig:
     """What the learning rate does after the warm-up: stay, or fall to zero at the end. `constant` lets a run be
     prolonged later; the others gain a little at the end of a run of known length."""
 
-    warmup_updates: int = 0
+    warmup_updates: WholeNumber = 0
     """Updates in which the learning rate rises to its peak. 0 to 10 % of `updates`; helps against an early spike."""
 
-    accumulate: int = 1
+    accumulate: Count = 1
     """Micro-batches per update and process. Raise it where memory limits the micro-batch: 64 pairs = 8 × 8."""
 
-    max_grad_norm: float = 1.0
+    max_grad_norm: PositiveOrInf = 1.0
     """Where the gradient is clipped, over all parameters together. 0.1 to 1; `inf` switches clipping off."""
 
-    adam_beta1: float = 0.9
+    adam_beta1: BelowOne = 0.9
     """AdamW's memory of the gradient. 0.9; 0.95 for very noisy gradients."""
 
-    adam_beta2: float = 0.999
+    adam_beta2: BelowOne = 0.999
     """AdamW's memory of the squared gradient. 0.95 to 0.999; lower adapts sooner in short runs."""
 
-    adam_eps: float = 1e-8
+    adam_eps: Positive = 1e-8
     """AdamW's guard against division by zero. 1e-8 to 1e-6."""
 
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """AdamW's pull of the weights to zero, times the learning rate. 0 to 0.01; in a LoRA it pulls to the base model."""
 
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """What the UNet of a float32 model computes in; "no" leaves it as it was loaded. With "fp16" the loss is scaled
     against underflow, and updates whose gradient overflows are skipped and logged."""
 
-    ema_decay: float | None = None
+    ema_decay: Annotated[float, Range(above=0, below=1)] | None = None
     """Keep an exponential average of the parameters with this decay: what `on_checkpoint` sees, and what `fit` leaves
     in the parameters at its end. 0.99 for hundreds of updates, 0.9999 for many thousands; nothing for none."""
 
-    checkpoint_every: int = 100
+    checkpoint_every: Count = 100
     """Updates between checkpoints; the last update always gets one. A kill costs at most this many updates."""
 
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """Checkpoints that stay on the disk, at least 1. With 2 there is one to go back to if the newest is damaged."""
 
-    log_every: int = 1
+    log_every: Count = 1
     """Updates between lines of `metrics.jsonl`; the last update always gets one. 1 to 10."""
 
     trackers: tuple[str, ...] = ()
     """Experiment trackers beside `metrics.jsonl`, each installed by you: "tensorboard", "wandb", "trackio", …"""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the global random generators (dropout) during the run; the caller's are put back after it."""
 
     progress: bool = True
     """Whether to show a progress bar."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no run can have.
+        """Refuse a warm-up that never ends.
 
         Raises:
-            ValueError: Names the field, its value and what it must be.
+            ValueError: It is longer than the run.
         """
-        values = dataclasses.asdict(self)
-        for names, holds, expected in _RULES:
-            for name in names:
-                if not holds(values[name]):
-                    raise ValueError(f"{name}={values[name]!r}; expected {expected}: correct the loop's settings")
+        if self.warmup_updates > self.updates:
+            raise ValueError(
+                f"warmup_updates is {self.warmup_updates} and updates {self.updates}, so that the learning rate would "
+                "never reach its peak; give 0 to 10 % of updates"
+            )
 
-
-_RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
-    (("updates", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"), lambda n: n >= 1, "at least 1"),
-    (("warmup_updates",), lambda n: n >= 0, "0 or more"),
-    (("learning_rate", "adam_eps"), lambda x: 0 < x < math.inf, "a number above 0"),
-    (("max_grad_norm",), lambda x: x > 0, "a number above 0, or inf for no clipping"),
-    (("weight_decay",), lambda x: 0 <= x < math.inf, "0 or a number above 0"),
-    (("adam_beta1", "adam_beta2"), lambda x: 0 <= x < 1, "at least 0 and below 1"),
-    (("ema_decay",), lambda x: x is None or 0 < x < 1, "between 0 and 1, or nothing for no average"),
-)
 
 _FREE_TO_CHANGE = ("checkpoint_every", "keep_checkpoints", "log_every", "trackers", "progress")
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,19 @@ class Problem:
 
     what: str
     records: list[str]
+    cause: Literal["weights", "all", "some"]
+    """Whether the trained weights were broken before, or all records of the update are, or some alone."""
+
+
+_ADVICE = {
+    "weights": "the trained weights are not finite themselves, so that no record is to blame: start anew from weights "
+    "that are",
+    "all": "these are all records of the update, so that hardly one of them is to blame: look for weights of the base "
+    "that are not finite, a beta or another weight that is far too large, or a damaged cache, and start anew, with a "
+    "lower learning rate if these are sound",
+    "some": "repair or remove these records, or delete the cache if what it keeps of them is damaged, and resume, or "
+    "start anew with a lower learning rate",
+}
 
 
 class NonFiniteLossError(ValueError):
@@ -48,8 +61,7 @@ class NonFiniteLossError(ValueError):
         kept = "nothing was trained before it" if checkpoint is None else f"the state before it is kept in {checkpoint}"
         super().__init__(
             f"the {problem.what} of update {update} is not finite, for the records {named}{more}; expected finite "
-            "numbers: repair or remove these records and resume, or start anew with a lower learning rate. The update "
-            f"was not applied; {kept}"
+            f"numbers: {_ADVICE[problem.cause]}. The update was not applied; {kept}"
         )
 
 
@@ -130,9 +142,9 @@ class Accumulator(Generic[B]):
         named = dict(zip(self._metric_names, metrics, strict=True))
         problem = None
         if not math.isfinite(loss):
-            problem = Problem("loss", self._broken_records(done))
+            problem = self._problem("loss", self._broken_records(done))
         elif not (math.isfinite(grad_norm) or scale_may_shrink):
-            problem = Problem("gradient", self._gather([name for part in done for name in part.records]))
+            problem = self._problem("gradient", self._gather([name for part in done for name in part.records]))
         return Accumulated(
             {"loop/loss": loss, "loop/grad_norm": grad_norm, **named},
             self._samples * self._accumulate * self._processes.count,
@@ -191,6 +203,13 @@ class Accumulator(Generic[B]):
                 f"the processes have micro-batches of {counts} samples in update {update}; expected the same number in "
                 "each, or their mean would favour the small one: give every process the same micro-batch size"
             )
+
+    def _problem(self, what: str, records: list[str]) -> Problem:
+        assert self._samples is not None
+        if not all(bool(weights.isfinite().all()) for weights in self._gradients.params):
+            return Problem(what, records, "weights")
+        num_records = self._samples * self._accumulate * self._processes.count
+        return Problem(what, records, "all" if len(records) == num_records else "some")
 
     def _broken_records(self, done: list[_MicroBatch]) -> list[str]:
         finite = [part.sample_losses.isfinite().tolist() for part in done]

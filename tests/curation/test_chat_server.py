@@ -385,7 +385,10 @@ def test_the_identity_says_what_decides_and_not_where(tmp_path):
 def test_configurations_that_cannot_be_asked():
     with pytest.raises(ValueError, match="^a server is to be asked, but model is empty; give the name"):
         load_critic(CriticConfig(kind="server", base_url="http://127.0.0.1:1/v1"))
-    with pytest.raises(ValueError, match="^concurrency is 0; expected at least 1; give 4 to 64$"):
+    with pytest.raises(
+        ValueError,
+        match="^CriticConfig sets concurrency to 0, but a whole number of at least 1 is needed; the default is 8$",
+    ):
         load_critic(CriticConfig(kind="server", model="m", base_url="http://127.0.0.1:1/v1", concurrency=0))
 
 

@@ -102,7 +102,7 @@ def test_mistakes_are_one_line_and_exit_2(inputs, words, tmp_path, capfd):
     cases = [
         ([data, "dpo.lop.updates=3"], ["dpo.lop", "dpo.loop"]),
         ([data, "dpo.loop.update=3"], ["dpo.loop.update", "dpo.loop.updates"]),
-        ([data, "dpo.beta=-1"], ["beta is -1", "must be > 0"]),
+        ([data, "dpo.beta=-1"], ["sets 'dpo.beta' to -1", "a number above 0"]),
         ([], ["data.source is empty", "data.source=PATH"]),
         ([f"data.source={tmp_path / 'nowhere'}"], [str(tmp_path / "nowhere")]),
         ([data, f"model.source={tmp_path / 'nowhere'}"], [f"'{tmp_path / 'nowhere'}' is neither a folder"]),

@@ -7,7 +7,7 @@ from rpo.trainers.grpo_config import GRPOConfig
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig
 
 REFUSED = [
-    (ScoreAsActionConfig, ["kl_weight=-1"], "kl_weight is -1.0"),
+    (ScoreAsActionConfig, ["kl_weight=-1"], "sets 'kl_weight' to -1, but a number of at least 0"),
     (ScoreAsActionConfig, ["rollout.eta=0"], "whose steps have no transition density; set eta above 0"),
     (ScoreAsActionConfig, ["learning.guidance_scale=1"], "the rollout's is 3.0: the likelihood of what was drawn"),
     (ScoreAsActionConfig, ["update=trust_region"], "before which the policy has not moved"),
@@ -26,22 +26,26 @@ REFUSED = [
     ),
     (ScoreAsActionConfig, ["estimator=endpoint"], "nothing is known of the next moment"),
     (ScoreAsActionConfig, ["estimator=endpoint", "advantage=group", "learning.passes=2"], "no graph of a rollout"),
-    (ScoreAsActionConfig, ["estimator=endpoint", "advantage=group", "consistency=-1"], "consistency is -1.0"),
-    (ScoreAsActionConfig, ["estimator=endpoint", "advantage=group", "bound_clip=0"], "bound_clip is 0.0"),
+    (ScoreAsActionConfig, ["estimator=endpoint", "advantage=group", "consistency=-1"], "sets 'consistency' to -1, but"),
+    (
+        ScoreAsActionConfig,
+        ["estimator=endpoint", "advantage=group", "bound_clip=0"],
+        "sets 'bound_clip' to 0, but a number above 0",
+    ),
     (GRPOConfig, ["rollout.eta=0"], "GRPO needs likelihoods"),
     (GRPOConfig, ["learning.guidance_scale=1"], "leave it out"),
     (GRPOConfig, ["rollout.images_per_prompt=1"], "a group is the images of one prompt"),
-    (GRPOConfig, ["clip=0"], "clip is 0.0"),
+    (GRPOConfig, ["clip=0"], "sets 'clip' to 0, but a number above 0"),
     (GRPOConfig, ["min_history=40"], "2 <= min_history <= history"),
-    (GRPOConfig, ["rollout.prompts=0"], "rollout.prompts is 0"),
+    (GRPOConfig, ["rollout.prompts=0"], "sets 'rollout.prompts' to 0, but a whole number of at least 1"),
     (GRPOConfig, ["rollout.eta=1.5"], "adds at most the noise of eta 1"),
-    (GRPOConfig, ["rollout.guidance_scale=0.5"], "rollout.guidance_scale is 0.5"),
+    (GRPOConfig, ["rollout.guidance_scale=0.5"], "sets 'rollout.guidance_scale' to 0.5, but a number of at least 1"),
     (GRPOConfig, ["rollout.max_steps=20"], 'with spacing "uniform" or "random"'),
     (GRPOConfig, ["rollout.solver=dpm_solver"], 'set eta: 0 and spacing: "checkpoint"'),
-    (GRPOConfig, ["learning.train_steps=0"], "learning.train_steps is 0"),
+    (GRPOConfig, ["learning.train_steps=0"], "sets 'learning.train_steps' to 0, but"),
     (GRPOConfig, ["learning.keep_graph=true", "learning.passes=2"], "it serves one update"),
     (GRPOConfig, ["learning.window=[0.5,0.2]"], "must rise within 0 … 1"),
-    (GRPOConfig, ["learning.micro_batch=0"], "learning.micro_batch is 0"),
+    (GRPOConfig, ["learning.micro_batch=0"], "sets 'learning.micro_batch' to 0, but"),
 ]
 
 

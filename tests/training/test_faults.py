@@ -76,15 +76,27 @@ def test_what_is_not_finite_is_named_and_not_applied(tmp_path, where):
     assert caught.value.checkpoint == tmp_path / "bad" / "checkpoint-000003" == checkpoints(tmp_path / "bad")[-1]
     what = "gradient" if where == "gradient" else "loss"
     listed = ", ".join(repr(name) for name in expected)
-    assert str(caught.value) == (
-        f"the {what} of update 4 is not finite, for the records {listed}; expected finite numbers: repair or remove "
-        "these records and resume, or start anew with a lower learning rate. The update was not applied; the state "
-        f"before it is kept in {tmp_path}/bad/checkpoint-000003"
+    blamed = "repair or remove these records, or" if where == "row" else "these are all records of the update, so that"
+    message = str(caught.value)
+    assert message.startswith(
+        f"the {what} of update 4 is not finite, for the records {listed}; expected finite numbers: "
+    )
+    assert blamed in message
+    assert message.endswith(
+        f"The update was not applied; the state before it is kept in {tmp_path}/bad/checkpoint-000003"
     )
     assert equal(values(model), values(good))
     resumed, _ = run(tmp_path / "bad", loop=loop, resume=True)
     undisturbed, _ = run(tmp_path / "undisturbed", loop=loop)
     assert equal(values(resumed), values(undisturbed))
+
+
+def test_broken_weights_are_blamed_before_records(tmp_path):
+    model = toy_model()
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] = float("nan")
+    with pytest.raises(NonFiniteLossError, match="the trained weights are not finite themselves, so that no record is"):
+        run(tmp_path, model=model)
 
 
 def test_many_records_are_counted_not_listed(tmp_path):

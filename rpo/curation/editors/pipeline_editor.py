@@ -17,6 +17,8 @@ from PIL.Image import Image, Resampling
 
 from rpo.curation.component_config import EditorConfig
 from rpo.data.pixels import rgb
+from rpo.devices import device_named
+from rpo.ranges import Count, NotNegative
 from rpo.settings import settings
 from rpo.text import read_text
 
@@ -25,13 +27,13 @@ from rpo.text import read_text
 class EditSettings:
     """How strongly and how long an edit is sampled; a family uses what its pipeline knows."""
 
-    num_steps: int
-    guidance_scale: float
-    image_guidance_scale: float = 1.0
+    num_steps: Count
+    guidance_scale: NotNegative
+    image_guidance_scale: NotNegative = 1.0
     """InstructPix2Pix: how closely the source is kept."""
-    conditioning_scale: float = 1.0
+    conditioning_scale: NotNegative = 1.0
     """ControlNet: how strongly the source is felt."""
-    max_area: int = 1024 * 1024
+    max_area: Count = 1024 * 1024
     """Kontext: pixels that it works at."""
 
 
@@ -211,10 +213,9 @@ def place(config: EditorConfig) -> tuple[torch.device, torch.dtype]:
         Both.
 
     Raises:
-        ValueError: There is no such dtype.
+        ValueError: There is no such device or dtype.
     """
-    name = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    device = device_named(config.device)
     if config.dtype == "auto":
         return device, torch.bfloat16 if device.type == "cuda" else torch.float32
     dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -1,0 +1,39 @@
+"""Where networks run, by the name that a configuration gives: "auto", "cpu", "cuda", "cuda:1" and so on."""
+
+import os
+
+import torch
+
+
+def device_named(name: str) -> torch.device:
+    """The device of that name; "auto" is this process's GPU when there is one.
+
+    Args:
+        name: As torch writes it, or "auto".
+
+    Raises:
+        ValueError: There is no such device, here or at all.
+    """
+    if name == "auto":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"device is {name!r}, which cannot be used here ({reason}); expected auto, cpu or a device that this "
+            "machine and this build of torch have; give device: auto"
+        ) from None
+    return device
+
+
+def slow_type_note(device: torch.device, dtype: torch.dtype) -> str | None:
+    """A warning where a processor computes in a type for which it has no units; None where all is well."""
+    has_units = torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
+    if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16) or has_units:
+        return None
+    return (
+        f"{str(dtype).removeprefix('torch.')} on this CPU is several times slower than float32 (it has no AMX); "
+        "give float32 unless memory is short"
+    )

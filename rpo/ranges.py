@@ -1,0 +1,66 @@
+"""What a number of a settings object may be, as part of its type: `updates: Count`, `Annotated[float, Range(above=1)]`.
+
+`@settings` and configurations refuse any other number where it is set. NaN is in no range, infinity only in those that
+say so.
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers between two bounds, each of which may be left out."""
+
+    above: float | None = None
+    at_least: float | None = None
+    below: float | None = None
+    at_most: float | None = None
+    other_than: float | None = None
+    or_inf: bool = False
+    """Whether infinity means something."""
+
+    def __contains__(self, number: float) -> bool:
+        """Whether a setting may be this number."""
+        if not abs(number) <= sys.float_info.max:  # infinity, NaN, and whole numbers beyond every float
+            return self.or_inf and number == math.inf
+        return (
+            (self.above is None or number > self.above)
+            and (self.at_least is None or number >= self.at_least)
+            and (self.below is None or number < self.below)
+            and (self.at_most is None or number <= self.at_most)
+            and number != self.other_than
+        )
+
+    def __str__(self) -> str:
+        """As it follows "a number"."""
+        if self.at_least is not None and self.at_most is not None:
+            return f"from {_plain(self.at_least)} to {_plain(self.at_most)}"
+        bounds = {"above": self.above, "of at least": self.at_least, "below": self.below, "of at most": self.at_most}
+        named = [f"{word} {_plain(bound)}" for word, bound in bounds.items() if bound is not None]
+        named += [f"other than {_plain(self.other_than)}"] if self.other_than is not None else []
+        return (" and ".join(named) or "that is finite") + (", or inf" if self.or_inf else "")
+
+
+def _plain(number: float) -> str:
+    return str(int(number)) if number == int(number) else str(number)
+
+
+LARGEST_SEED = 2**32 - 1
+"""What torch, NumPy and accelerate all take."""
+
+Count = Annotated[int, Range(at_least=1)]
+WholeNumber = Annotated[int, Range(at_least=0)]
+Seed = Annotated[int, Range(at_least=0, at_most=LARGEST_SEED)]
+Finite = Annotated[float, Range()]
+Positive = Annotated[float, Range(above=0)]
+PositiveOrInf = Annotated[float, Range(above=0, or_inf=True)]
+NotNegative = Annotated[float, Range(at_least=0)]
+Fraction = Annotated[float, Range(at_least=0, at_most=1)]
+BelowOne = Annotated[float, Range(at_least=0, below=1)]
+Cosine = Annotated[float, Range(at_least=-1, at_most=1)]
+Weight = Annotated[float, Range(other_than=0)]
+GuidanceScale = Annotated[float, Range(at_least=1)]
+"""1 is no guidance."""
