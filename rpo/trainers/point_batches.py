@@ -82,9 +82,9 @@ class PointBatches(WrittenOnce):
         process, processes = self._share
         images = self._rollout.images // processes
         rows = torch.arange(len(points)).view(-1, images).T
-        everyone = torch.rand(
-            self._rollout.images, rows.shape[1], generator=keyed_generator("points", self._seed, index, pass_)
-        )
+        generator = keyed_generator("points", self._seed, index, pass_)
+        shape = (self._rollout.images, rows.shape[1])
+        everyone = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
         draws = everyone[process * images : (process + 1) * images]
         of_a_prompt = self._rollout.images_per_prompt * rows.shape[1]
         order = draws.reshape(-1, of_a_prompt).argsort(dim=1)
