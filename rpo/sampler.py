@@ -87,7 +87,7 @@ def sample(
         for one in generators
     ]
     latents = torch.stack(noise, dim=1).to(model.device)
-    log_probs = torch.empty(grid.num_steps, len(cond), device=model.device)
+    log_probs = torch.empty(grid.num_steps, len(cond), dtype=torch.float32, device=model.device)
     predictions = torch.empty_like(latents[1:]) if keep.predictions else None
     negatives = torch.empty_like(latents[1:]) if keep.predictions and guidance_scale != 1 else None
     live: dict[int, Latents] = {}
@@ -249,7 +249,7 @@ def generate(
     """
     jobs = [(prompt, image) for prompt in range(len(prompts)) for image in range(images_per_prompt)]
     bar = tqdm(total=len(jobs), desc=progress, unit="image", disable=progress is None, dynamic_ncols=True)
-    images = torch.empty(0)
+    images = torch.empty(0, dtype=torch.float32)
     for start in range(0, max(len(jobs), 1), batch_size):  # without prompts, encoding refuses them
         batch = jobs[start : start + batch_size]
         grid, kernel = solving(model, num_steps, solver=solver, spacing=spacing, eta=eta)
@@ -263,7 +263,7 @@ def generate(
         )
         decoded = model.decode(trajectory.x_0)
         if start == 0:
-            images = torch.empty(len(jobs), *decoded.shape[1:])
+            images = torch.empty(len(jobs), *decoded.shape[1:], dtype=torch.float32)
         images[start : start + batch_size] = decoded
         bar.update(len(batch))
     bar.close()

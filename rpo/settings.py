@@ -98,8 +98,9 @@ def as_type(hint: Any, value: Any, place: str = "") -> Any:
     if origin in (dict, Mapping) and isinstance(value, Mapping):
         return {as_type(args[0], name, place): as_type(args[1], one, f"{place}.{name}") for name, one in value.items()}
     if origin is Literal:
-        value = str(value) if isinstance(value, str) else value  # a subclass of text, too
-        is_right = any(value == one and type(value) is type(one) for one in args)
+        plain = str(value) if isinstance(value, str) else value  # a subclass of text, too
+        is_right = any(plain == one and type(plain) is type(one) for one in args)
+        value = plain if is_right else value  # what came from the environment is shown as it was written
     elif hint in _CONVERSIONS:
         kinds, convert = _CONVERSIONS[hint]
         if isinstance(value, kinds) and (hint is bool or not isinstance(value, bool)):

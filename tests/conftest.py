@@ -1,6 +1,8 @@
 """What every test shares: no network, one thread, tiny pipelines."""
 
 import os
+import signal
+import threading
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -15,6 +17,10 @@ from diffusers import StableDiffusionPipeline
 from tests.tiny import tiny_sd
 
 torch.set_num_threads(1)
+if threading.current_thread() is threading.main_thread():
+    # A shell's background job, or `nohup`, ignores these, and so would every process that a test starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

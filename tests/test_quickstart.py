@@ -22,6 +22,7 @@ SMALL = [
     "images_per_prompt=4",
     "evaluation_prompts=8",
     "dpo.loop.updates=3",
+    "dpo.loop.warmup_updates=0",
     "dpo.pairs_per_update=8",
     "dpo.micro_batch=8",
     "dpo.loop.progress=false",
@@ -141,8 +142,8 @@ def test_its_device_is_that_of_drawing_and_editing(monkeypatch, tmp_path):
 
     monkeypatch.setattr("rpo.quickstart.curate", note)
     with pytest.raises(InterruptedError):
-        make_pairs(tmp_path, small(tmp_path, "device=cuda:7"))
-    assert asked[0].source.model.device == asked[0].editor.device == "cuda:7"
+        make_pairs(tmp_path, small(tmp_path, "device=cpu"))
+    assert asked[0].source.model.device == asked[0].editor.device == "cpu"
 
 
 def test_a_stage_line_cut_by_a_kill_is_left_out(tmp_path):

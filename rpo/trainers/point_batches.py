@@ -1,7 +1,7 @@
 """From rollouts to the micro-batches of updates: which points of a rollout an update learns from, and in what order.
 
 What is in an update depends on images and steps alone, not on the process that holds them: N processes together learn
-from the points that one would.
+what one would.
 """
 
 from collections.abc import Callable, Iterator

@@ -5,6 +5,7 @@ the visits to prompts are counted over all rollouts, so a resumed run draws the 
 processes; its grid is one of (seed, rollout), so all processes share it.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,9 @@ from rpo.text import text_fault
 from rpo.trainers.online_config import RolloutConfig
 from rpo.training.processes import Processes
 from rpo.types import Conditioning, Grid, PerSample, Trajectory
+
+PROMPTS_KEPT = 2048
+"""Embeddings at hand, the least recently drawn leave first: 1 GiB of Stable Diffusion 1.5's."""
 
 JITTER = 0.9
 """How far random spacing moves a node, in steps; below 1, so that nodes keep their order."""
@@ -116,6 +120,7 @@ class Rollouts:
                 f"multiple of {processes}"
             )
         self._own_prompts = config.prompts // processes
+        self._embeds: OrderedDict[str, Conditioning] = OrderedDict()
 
     def notes(self) -> list[str]:
         """What a plan has to say of the prompts: those that the text encoder cuts."""
@@ -156,8 +161,7 @@ class Rollouts:
         jobs = [(first + row, image) for row in range(self._own_prompts) for image in range(config.images_per_prompt)]
         prompts = tuple(self.prompts[visit(len(self.prompts), self._seed, place)[0]] for place, _ in jobs)
         generators = [keyed_generator("rollout", self._seed, place, image) for place, image in jobs]
-        # Encoded anew: kept, it would be as many as there are prompts, and a resumed run would encode in other company.
-        cond = self.model.encode_prompts(prompts)
+        cond = self._conditioning(prompts)
         grid = self.grid(index)
         chunks, images = [], []
         for start in range(0, len(jobs), config.batch_size):
@@ -186,6 +190,22 @@ class Rollouts:
         if self.config.solver == "dpm_solver":
             return BlackBoxSolver(self.model, self.config.num_steps)  # it keeps a history: one per trajectory
         return training_kernel(self.config)
+
+    def _conditioning(self, prompts: Sequence[str]) -> Conditioning:
+        """Each prompt is encoded once and alone, so that a resumed run has the same bits, and kept on the CPU."""
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in self._embeds:
+                alone = self.model.encode_prompts([prompt])
+                self._embeds[prompt] = Conditioning(alone.prompt_embeds.cpu(), alone.negative_embeds.cpu())
+            self._embeds.move_to_end(prompt)
+        rows = [self._embeds[prompt] for prompt in prompts]
+        while len(self._embeds) > max(PROMPTS_KEPT, self._own_prompts):
+            self._embeds.popitem(last=False)
+        device = self.model.device
+        return Conditioning(
+            torch.cat([row.prompt_embeds for row in rows]).to(device),
+            torch.cat([row.negative_embeds for row in rows]).to(device),
+        )
 
 
 def _joined(chunks: Sequence[Trajectory], cond: Conditioning) -> Trajectory:

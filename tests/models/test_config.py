@@ -28,7 +28,7 @@ def test_every_setting_reaches_the_checkpoint(monkeypatch):
     )
     load_model(config)
     assert asked == {
-        "device": "cpu",
+        "device": torch.device("cpu"),
         "dtype": torch.float32,
         "compute_dtype": torch.float16,
         "config": "folder",
@@ -44,11 +44,13 @@ def test_every_setting_reaches_the_checkpoint(monkeypatch):
 def test_a_device_that_is_left_open_is_that_of_the_process(has_gpu, device, monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch, "empty", lambda *shape, device: None)  # as on a machine that has all of them
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr(module.StableDiffusion, "load", lambda source, **settings: asked.append((source, settings)))
     load_model(ModelConfig())
     load_model(ModelConfig(device="cuda:7"))
-    assert [(source, settings["device"]) for source, settings in asked] == [("shapes", device), ("shapes", "cuda:7")]
+    found = [(source, str(settings["device"])) for source, settings in asked]
+    assert found == [("shapes", device), ("shapes", "cuda:7")]
 
 
 def test_nothing_named_is_the_embedded_checkpoint():

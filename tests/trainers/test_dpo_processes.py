@@ -57,8 +57,9 @@ def trained(root, name, *, micro_batch):
     trainer, encoded = DPOTrainer(tiny_sd(), read_pairs(root / "pairs"), config), Counter(images=0)
     trainer.model.vae.encoder.register_forward_pre_hook(lambda _, args: encoded.update(images=len(args[0])))
     trainer.train()
+    in_training = encoded["images"]
     trainer.save()
-    return trainer, encoded["images"]
+    return trainer, in_training
 
 
 def in_each_process(root):
