@@ -51,7 +51,7 @@ class ValueConfig:
     learning_rate: Positive = 1e-3
     """Of the value network; 3e-4 to 3e-3."""
 
-    updates: Count = 20
+    updates: WholeNumber = 20
     """Optimiser steps on V per rollout; 5 to 50."""
 
     batch_size: Count = 256
