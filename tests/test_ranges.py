@@ -129,7 +129,7 @@ BY_HAND = {
         grpo.preview_every=-1 evaluate_images=-1 rewards={shapes:0} rewards={shapes:.nan} grpo.history=0""",
     "train score-as-action": """score_as_action.trust_region_target=.nan score_as_action.trust_region_target=-1
         score_as_action.trust_region_target=0 score_as_action.max_advantage=0 score_as_action.value.learning_rate=0
-        score_as_action.value.updates=0 score_as_action.value.batch_size=0 score_as_action.value.channels=0
+        score_as_action.value.updates=-1 score_as_action.value.batch_size=0 score_as_action.value.channels=0
         score_as_action.value.reward_until=1.1 score_as_action.value.trace=-0.1 score_as_action.trace=2
         score_as_action.value.pretrain_rollouts=-1 score_as_action.value.pretrain_updates=-1""",
     "curate run": """source.guidance_scale=.nan source.guidance_scale=.inf source.eta=2 source.num_steps=0
