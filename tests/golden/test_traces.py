@@ -1,0 +1,27 @@
+"""Every algorithm, objective and estimator still computes what it did when `traces.json` was written."""
+
+import json
+
+import pytest
+
+from tests.golden.traces import FILE, TOLERANCE, TRACES, portable, trace
+
+KNOWN = json.loads(FILE.read_text())
+
+
+def near(known):
+    """`known`, its numbers to a tolerance."""
+    if isinstance(known, dict):
+        return {name: near(value) for name, value in known.items()}
+    if isinstance(known, list):
+        return [near(value) for value in known]
+    return pytest.approx(known, rel=TOLERANCE, abs=TOLERANCE) if isinstance(known, float) else known
+
+
+@pytest.mark.parametrize("name", TRACES)
+def test_as_it_was(name):
+    assert portable(trace(name)) == near(KNOWN[name])
+
+
+def test_no_trace_is_left_behind():
+    assert KNOWN.keys() == TRACES.keys()

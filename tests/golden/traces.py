@@ -1,0 +1,198 @@
+"""What the package computes today, run by run, so that a change of its form can be told from a change of its results.
+
+    python -m tests.golden.traces write                    # traces.json: numbers that hold on every machine, to 1e-3
+    python -m tests.golden.traces record FILE              # digests that hold to the bit, on this machine only
+    python -m tests.golden.traces compare FILE             # ... and which of them are others now
+
+Before code is moved, record; afterwards, compare. A trace is three updates on a tiny pipeline by one algorithm and
+objective, the lines of a small curation, the bytes of a saved LoRA, or the keys of a command.
+"""
+
+import argparse
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rpo.cli import COMMANDS
+from rpo.config import describe_fields, load_config
+from rpo.curation.curate import curate
+from rpo.curation.curate_config import CurateConfig
+from rpo.lora_file import WEIGHT_FILE
+from rpo.trainers.dpo_run import RunConfig
+from rpo.trainers.online_config import LearningConfig
+from rpo.trainers.region_config import RegionConfig
+from rpo.trainers.score_as_action_config import ValueConfig
+from tests.run_state import metrics_of, result_of
+from tests.trainers.online_runs import grpo, lightness, loop, score_as_action
+from tests.trainers.test_dpo_objectives import edits, trainer_of
+
+FILE = Path(__file__).with_name("traces.json")
+UPDATES = 3
+TOLERANCE = 1e-3
+
+Trace = Callable[[Path], dict[str, Any]]
+"""What a run in that folder gave: numbers, lists, texts and bytes, by name."""
+
+
+def trained(trainer: Any, parameters: Any) -> dict[str, Any]:
+    """The weights and every logged number."""
+    weights = torch.cat([parameter.detach().flatten() for parameter in parameters])
+    return {"weights": weights, "metrics": metrics_of(Path(trainer.folder))}
+
+
+def preference(folder: Path, words: str = "", **changes: Any) -> dict[str, Any]:
+    """DPO by the objective of these words."""
+    overrides = [f"dpo.objective.{word}" for word in words.split()]
+    objective = load_config(RunConfig, None, overrides).dpo.objective
+    trainer = trainer_of(folder, objective=objective, updates=UPDATES, **changes)
+    trainer.train()
+    return trained(trainer, trainer.policy.parameters)
+
+
+def online(folder: Path, make: Callable[..., Any], **changes: Any) -> dict[str, Any]:
+    """An online trainer with these settings."""
+    trainer = make(folder, **{"loop": loop(UPDATES), "reward": lightness} | changes)
+    trainer.train()
+    return trained(trainer, trainer.run.policy.parameters)
+
+
+def saved(folder: Path) -> dict[str, Any]:
+    """A LoRA's file, and the model card beside it."""
+    trainer = trainer_of(folder / "run", updates=1)
+    trainer.train()
+    place = trainer.save(folder / "lora")
+    return {"file": (place / WEIGHT_FILE).read_bytes(), "files": sorted(path.name for path in place.iterdir())}
+
+
+def curated(folder: Path) -> dict[str, Any]:
+    """Every line of a small curation on `shapes`."""
+    words = ["source.limit=3", "source.images_per_prompt=2", "source.num_steps=4", "progress=false"]
+    curate(load_config(CurateConfig, None, [*words, f"output={folder}"]))
+    found = result_of(folder)
+    lines = {name: [line.decode() for line in value] for name, value in found.items() if name.endswith(".jsonl")}
+    return {"lines": lines, "images": sorted(hashlib.sha256(v).hexdigest() for k, v in found.items() if k not in lines)}
+
+
+def keys(_: Path) -> dict[str, Any]:
+    """Every setting of every command, with its default."""
+    places = {name: command.config.split(":") for name, command in COMMANDS.items() if command.config}
+    classes = {name: getattr(import_module(module), cls) for name, (module, cls) in places.items()}
+    return {name: [f"{one.key}: {one.default}" for one in describe_fields(cls)] for name, cls in classes.items()}
+
+
+OBJECTIVES = (
+    "link=ipo",
+    "link=hinge",
+    "link=square_hinge",
+    "link=cauchy",
+    "link=linear",
+    "label_smoothing=0.1",
+    "normalization=time",
+    "normalization=weights time_weights=[0,1,1,0.5]",
+    "margin=0.5",
+    "margin_from=time",
+    "margin_from=rewards",
+    "margin=0.4 margin_mixed=true reference_weight=0.25",
+    "reference_weight=0 margin=0.5",
+    "context=scores",
+    "context=reference",
+    "winner_preserving=0.9",
+    "method=kto",
+    "method=mapo",
+)
+SEVERAL = {"learning": LearningConfig(micro_batch=4, passes=2)}
+PATHWISE = {
+    "estimator": "pathwise",
+    "value": ValueConfig(design="none", inputs="both", channels=8, updates=2, pretrain_updates=2),
+}
+ENDPOINT = {"estimator": "endpoint", "advantage": "group"}
+OF_V = {"value": ValueConfig(channels=8, updates=2, pretrain_rollouts=1, pretrain_updates=2)}
+
+TRACES: dict[str, Trace] = {
+    "dpo": preference,
+    **{f"dpo {words}": partial(preference, words=words) for words in OBJECTIVES},
+    "dpo sft": partial(preference, sft_weight=0.2),
+    "dpo region": partial(preference, pairs=edits(), region=RegionConfig(is_on=True)),
+    "grpo": partial(online, make=grpo),
+    "grpo kl": partial(online, make=grpo, kl_weight=0.1),
+    "grpo several": partial(online, make=grpo, **SEVERAL),
+    "ddpo": partial(online, make=grpo, baseline="prompt_history", scale="group"),
+    "score-as-action": partial(online, make=score_as_action),
+    "score-as-action state cost": partial(
+        online, make=score_as_action, estimator="likelihood_state_cost", kl_weight=1.0
+    ),
+    "score-as-action clip": partial(online, make=score_as_action, update="clip", **SEVERAL),
+    "score-as-action trust region": partial(online, make=score_as_action, update="trust_region", **SEVERAL),
+    "score-as-action value": partial(online, make=score_as_action, advantage="return_minus_value", **OF_V),
+    "score-as-action pathwise": partial(online, make=score_as_action, **PATHWISE),
+    "endpoint": partial(online, make=score_as_action, **ENDPOINT),
+    "endpoint kl": partial(online, make=score_as_action, kl_weight=0.1, **ENDPOINT),
+    "endpoint value": partial(online, make=score_as_action, **{**ENDPOINT, "advantage": "return_minus_value"}),
+    "lora": saved,
+    "curation": curated,
+    "keys": keys,
+}
+"""Each algorithm by each of its objectives and estimators."""
+
+
+def digest(found: Any) -> str:
+    """Equal where everything is, to the bit."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return hashlib.sha256(value.numpy().tobytes()).hexdigest()
+        return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else repr(value)
+
+    return hashlib.sha256(json.dumps(found, default=plain, sort_keys=True).encode()).hexdigest()
+
+
+def portable(found: dict[str, Any]) -> dict[str, Any]:
+    """What holds on another processor too: numbers to a tolerance, and no bytes that were computed."""
+    if "weights" in found:
+        weights = found["weights"].double()
+        places = torch.arange(len(weights), dtype=torch.float64)
+        sides = [(weights * torch.cos(places * pace)).sum().item() for pace in (0.1, 1.0, 2.5)]
+        last = {name: value for name, value in found["metrics"][-1].items() if isinstance(value, float)}
+        return {"norm": weights.norm().item(), "sides": sides, "metrics": last}
+    if "lines" in found:
+        return {"lines": {name: len(lines) for name, lines in found["lines"].items()}, "images": len(found["images"])}
+    return {name: value for name, value in found.items() if not isinstance(value, bytes)}
+
+
+def trace(name: str) -> dict[str, Any]:
+    """The trace of that name, made now."""
+    with tempfile.TemporaryDirectory() as folder:
+        return TRACES[name](Path(folder))
+
+
+def main() -> None:
+    """Write, record or compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["write", "record", "compare"])
+    parser.add_argument("file", type=Path, nargs="?", default=FILE)
+    parser.add_argument("--only", nargs="+", choices=TRACES, default=list(TRACES), help="these traces alone")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    found = {name: trace(name) for name in args.only}
+    if args.action == "write":
+        args.file.write_text(json.dumps({name: portable(one) for name, one in found.items()}, indent=1) + "\n")
+        return
+    digests = {name: digest(one) for name, one in found.items()}
+    if args.action == "record":
+        args.file.write_text(json.dumps(digests, indent=1) + "\n")
+        return
+    before = json.loads(args.file.read_text())
+    changed = [name for name in digests if digests[name] != before.get(name)]
+    print("\n".join([f"{len(digests) - len(changed)} of {len(digests)} are as they were", *changed]))
+    raise SystemExit(bool(changed))
+
+
+if __name__ == "__main__":
+    main()
