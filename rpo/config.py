@@ -151,7 +151,7 @@ class _Builder:
         _, source = self.locate(key)
         defaults = {info.key: info.default for info in describe_fields(self.root)}
         advice = f"the default is {defaults[key]}" if key in defaults else "change it"
-        if expected == "text" and isinstance(value, bool | int | float):
+        if expected.startswith("text") and isinstance(value, bool | int | float):
             advice = "put it in quotes"
         shown = "null" if value is None else repr(value)
         return ValueError(f"{source} sets '{key}' to {shown}, but {expected} is needed; {advice}")

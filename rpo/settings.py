@@ -15,7 +15,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
-from rpo.ranges import Range
+from rpo.ranges import NotEmpty, Range
 
 Class = TypeVar("Class")
 
@@ -127,9 +127,10 @@ def _in_range(hint: Any, value: Any, place: str) -> Any:
     kind, *notes = get_args(hint)
     try:
         built = as_type(kind, value, place)
-    except (WrongTypeError, OverflowError):  # a whole number beyond every float
-        raise WrongTypeError(value, hint, place) from None
-    if any(isinstance(note, Range) and built not in note for note in notes):
+    except (WrongTypeError, OverflowError) as error:  # a whole number beyond every float
+        is_inside = isinstance(error, WrongTypeError) and error.place != place
+        raise error if is_inside else WrongTypeError(value, hint, place) from None
+    if any(isinstance(note, Range | NotEmpty) and built not in note for note in notes):
         raise WrongTypeError(value, hint, place)
     return built
 

@@ -121,7 +121,7 @@ def _load(config: ChatConfig, device: torch.device) -> tuple[Any, Any]:
 
     if not config.model:
         raise ValueError("a local model is to be asked, but model is empty; give its folder or hub id")
-    dtype = _dtype(config.dtype)
+    dtype = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
     try:
         processor = AutoProcessor.from_pretrained(config.model)
         model = AutoModelForImageTextToText.from_pretrained(config.model, dtype=dtype)
@@ -144,14 +144,6 @@ def _load(config: ChatConfig, device: torch.device) -> tuple[Any, Any]:
 def _conversation(question: Question) -> list[dict[str, Any]]:
     images = [{"type": "image", "image": image} for image in question.images]
     return [{"role": "user", "content": [*images, {"type": "text", "text": question.text}]}]
-
-
-def _dtype(name: str) -> torch.dtype | str:
-    """The type that a configuration names; "auto" is that of the checkpoint."""
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
-    if name not in names:
-        raise ValueError(f"dtype is {name!r}; expected one of {', '.join(names)}")
-    return names[name]
 
 
 def _revision(source: str, config: Any) -> str:

@@ -6,15 +6,17 @@ A kind is a name of the package's own ("shapes", "server", "local" …) or "pack
 from typing import Literal
 from urllib.parse import urlsplit
 
-from rpo.ranges import Count, NotNegative, Positive, Seed, WholeNumber
+from rpo.ranges import Count, NotNegative, Positive, Seed, Text, WholeNumber
 from rpo.settings import settings
+
+DType = Literal["auto", "float32", "float16", "bfloat16"]
 
 
 @settings
 class CriticConfig:
     """Which critic, and how it is asked."""
 
-    kind: str = "shapes"
+    kind: Text = "shapes"
     """"shapes" reads the embedded world with the verifier's eyes; "server" asks an OpenAI-compatible server, "local" a
     model on this machine; "package.module:attribute" is one of your own."""
 
@@ -48,10 +50,10 @@ class CriticConfig:
     seed: Seed | None = 0
     """Of the sampling, where the temperature is not 0. Null is not sent, for a server that does not take it."""
 
-    device: str = "auto"
+    device: Text = "auto"
     """Of a local model; "auto" takes the GPU when there is one."""
 
-    dtype: str = "auto"
+    dtype: DType = "auto"
     """Of a local model; "auto" is what its checkpoint says."""
 
     answer_format: Literal["json_schema", "prompt"] = "json_schema"
@@ -70,7 +72,7 @@ class CriticConfig:
 class InstructorConfig:
     """Which instructor, and how it is asked."""
 
-    kind: str = "shapes"
+    kind: Text = "shapes"
     """"shapes" for the embedded world, "server" for an OpenAI-compatible server, "local" for a model on this machine;
     "package.module:attribute" is one of your own."""
 
@@ -104,10 +106,10 @@ class InstructorConfig:
     seed: Seed | None = 0
     """Of the sampling, where the temperature is not 0. Null is not sent, for a server that does not take it."""
 
-    device: str = "auto"
+    device: Text = "auto"
     """Of a local model; "auto" takes the GPU when there is one."""
 
-    dtype: str = "auto"
+    dtype: DType = "auto"
     """Of a local model; "auto" is what its checkpoint says."""
 
     answer_format: Literal["json_schema", "prompt"] = "json_schema"
@@ -126,7 +128,7 @@ class InstructorConfig:
 class JudgeConfig:
     """Which pairwise judge, and how it is asked."""
 
-    kind: str = "shapes"
+    kind: Text = "shapes"
     """"shapes" is the verifier of the embedded world, "server" an OpenAI-compatible server, "local" a model on this
     machine; "reward" compares the scores of the reward that `model` names; "package.module:attribute" is one of your
     own."""
@@ -161,10 +163,10 @@ class JudgeConfig:
     seed: Seed | None = 0
     """Of the sampling, where the temperature is not 0. Null is not sent, for a server that does not take it."""
 
-    device: str = "auto"
+    device: Text = "auto"
     """Of a local model; "auto" takes the GPU when there is one."""
 
-    dtype: str = "auto"
+    dtype: DType = "auto"
     """Of a local model; "auto" is what its checkpoint says."""
 
     answer_format: Literal["json_schema", "prompt"] = "json_schema"
@@ -183,7 +185,7 @@ class JudgeConfig:
 class EditorConfig:
     """Which editor, and how it edits."""
 
-    kind: str = "shapes"
+    kind: Text = "shapes"
     """"shapes" is the small editor of the embedded world; "package.module:attribute" is one of your own. The others are
     listed in rpo/curation/editors."""
 
@@ -211,10 +213,10 @@ class EditorConfig:
     seed: Seed = 0
     """Of the edits; each image has a generator of its own made of it and of the record."""
 
-    device: str = "auto"
+    device: Text = "auto"
     """"auto" takes the GPU when there is one."""
 
-    dtype: str = "auto"
+    dtype: DType = "auto"
     """"auto" is half precision on a GPU, float32 elsewhere."""
 
 

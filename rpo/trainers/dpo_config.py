@@ -4,7 +4,7 @@ from dataclasses import asdict, field
 from typing import Annotated, Literal
 
 from rpo.lora import ATTENTION_PROJECTIONS
-from rpo.ranges import Count, Fraction, NotNegative, Positive, Range, Seed
+from rpo.ranges import Count, Fraction, Names, NotNegative, Positive, Range, Seed, Text
 from rpo.settings import settings
 from rpo.trainers.pair_batches import Share
 from rpo.trainers.preference_config import PreferenceConfig
@@ -40,7 +40,7 @@ class DPOConfig:
     lora_alpha: Positive | None = None
     """Strength of the LoRA; nothing means `rank`, the one value on which every program that loads LoRAs agrees."""
 
-    target_modules: tuple[str, ...] = ATTENTION_PROJECTIONS
+    target_modules: Names = ATTENTION_PROJECTIONS
     """Name endings of the layers that get a LoRA; the attention projections by default."""
 
     pairs_per_update: Count = 32
@@ -71,7 +71,7 @@ class DPOConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in backward: about a third slower, several times less memory."""
 
-    cache_folder: str | None = None
+    cache_folder: Text | None = None
     """Where latents, embeddings and reference errors are kept; share it between runs. Nothing means `cache` in the
     run's folder."""
 
@@ -86,7 +86,7 @@ class DPOConfig:
     cache_dtype: Literal["float32", "float16"] = "float32"
     """How latents are kept; float16 halves the file and rounds them, in every epoch alike."""
 
-    folder: str = "runs/dpo"
+    folder: Text = "runs/dpo"
     """The run's folder: metrics, checkpoints and, after `save`, the LoRA."""
 
     seed: Seed = 0

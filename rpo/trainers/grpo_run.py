@@ -1,13 +1,12 @@
 """A GRPO or DDPO run from a file, as `rpo train grpo` does it: checkpoint, prompts, rewards, settings."""
 
-from collections.abc import Mapping
 from dataclasses import field, replace
 from pathlib import Path
 
 from rpo.config import to_yaml
 from rpo.models.config import ModelConfig, load_model
 from rpo.prompt_source import SHAPES, read_prompts
-from rpo.ranges import Weight, WholeNumber
+from rpo.ranges import Text, Weights, WholeNumber
 from rpo.settings import settings
 from rpo.trainers.grpo import GRPOTrainer
 from rpo.trainers.grpo_config import GRPOConfig
@@ -22,11 +21,11 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """The checkpoint."""
 
-    prompts: str = SHAPES
+    prompts: Text = SHAPES
     """What images are drawn of: a text file with one prompt per line, a .jsonl file whose lines have a "prompt", or
     "shapes" for the training prompts of the embedded world."""
 
-    rewards: Mapping[str, Weight] = field(default_factory=lambda: {"shapes": 1.0})
+    rewards: Weights = field(default_factory=lambda: {"shapes": 1.0})
     """What images are worth: names of rewards, or package.module:attribute, each with its weight."""
 
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
@@ -39,7 +38,7 @@ class RunConfig:
     """Held-out prompts of each domain of which base and aligned model draw one image each for the report; only with the
     model "shapes", whose verifier can judge them. 0 leaves it out."""
 
-    output: str | None = None
+    output: Text | None = None
     """The run's folder; the same as `grpo.folder`."""
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from rpo.ranges import BelowOne, Count, NotNegative, Positive, PositiveOrInf, Range, Seed, WholeNumber
+from rpo.ranges import BelowOne, Count, NotNegative, Positive, PositiveOrInf, Range, Seed, Text, WholeNumber
 from rpo.settings import settings
 
 
@@ -61,7 +61,7 @@ class LoopConfig:
     log_every: Count = 1
     """Updates between lines of `metrics.jsonl`; the last update always gets one. 1 to 10."""
 
-    trackers: tuple[str, ...] = ()
+    trackers: tuple[Text, ...] = ()
     """Experiment trackers beside `metrics.jsonl`, each installed by you: "tensorboard", "wandb", "trackio", …"""
 
     seed: Seed = 0
