@@ -109,7 +109,8 @@ class TensorStore:
                     "delete the file (it will be filled again) or use another folder"
                 )
             self._connection.execute(
-                "CREATE TABLE IF NOT EXISTS tensors (key BLOB PRIMARY KEY, dtype TEXT, shape TEXT, data BLOB, checksum INT)"
+                "CREATE TABLE IF NOT EXISTS tensors "
+                "(key BLOB PRIMARY KEY, dtype TEXT, shape TEXT, data BLOB, checksum INT)"
             )
             self._connection.execute(f"PRAGMA user_version={_LAYOUT}")
 
