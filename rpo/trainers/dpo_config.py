@@ -20,7 +20,8 @@ class DPOConfig:
     """Pull to the reference, > 0; larger stays closer. It counts errors averaged over the latents' dimensions, so a
     good value grows with their number: nothing takes the paper's 5000 for the 16,384 dimensions of SD 1.5 at 512 px,
     and in proportion for other sizes (78 for the 256 of `shapes`). Usual: half to four times that. Too small and
-    images turn to noise. Other objectives have their own: nothing takes their paper's."""
+    images turn to noise. The loss of diffusers' DPO script lacks a half: its beta_dpo 2500 is 5000 here. Other
+    objectives have their own: nothing takes their paper's."""
 
     sft_weight: NotNegative = 0.0
     """Weight of the chosen side's plain denoising loss, in units of beta/2. 0 is plain DPO; 0.05 to 0.5 keeps the
@@ -163,8 +164,9 @@ def describe_objective(config: DPOConfig, *, beta: float, num_dims: int) -> str:
     if objective.method == "mapo":
         text = f"beta {beta:g} ({ratio}), the weight of the odds term"
     else:
-        per_dim = beta / num_dims if objective.reduction == "mean" else beta
-        text = f"beta {beta:g} over {num_dims} latent dimensions = {per_dim:.3f} per dimension ({ratio})"
+        is_mean = objective.reduction == "mean"
+        per_dim, script = (beta / num_dims, f"; beta_dpo {beta / 2:g} of diffusers' script") if is_mean else (beta, "")
+        text = f"beta {beta:g} over {num_dims} latent dimensions = {per_dim:.3f} per dimension ({ratio}{script})"
     if objective.changed:
         text += "\n  objective: " + ", ".join(f"{name} {value}" for name, value in objective.changed.items())
     else:
