@@ -70,7 +70,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     }
     | {"rewards", "shapes.*"},
     "trainers": MODEL
-    | {"config", "data", "local_paths", "training", "model_card", "prompt_source", "publish", "rewards"}
+    | {
+        "config",
+        "data",
+        "from_environment",
+        "local_paths",
+        "training",
+        "model_card",
+        "prompt_source",
+        "publish",
+        "rewards",
+    }
     | {"report_online", "shapes.*"},
 }
 """What each part may import; `rpo/__init__.py`, the command line and the quickstart may import everything."""

@@ -3,6 +3,7 @@
 from dataclasses import asdict, field
 from typing import Annotated, Literal
 
+from rpo.from_environment import as_compared
 from rpo.lora import ATTENTION_PROJECTIONS
 from rpo.ranges import Count, Fraction, Names, NotNegative, Positive, Range, Seed, Text
 from rpo.settings import settings
@@ -144,7 +145,7 @@ def identity(config: DPOConfig) -> dict[str, str]:
     named.
     """
     free = {"loop", "folder", "cache_folder", "encode_ahead", "objective", "region"}
-    settings = {name: str(value) for name, value in asdict(config).items() if name not in free}
+    settings = {name: str(value) for name, value in as_compared(asdict(config)).items() if name not in free}
     settings |= {f"objective.{name}": value for name, value in config.objective.changed.items()}
     if config.region.is_on:
         settings |= {f"region.{name}": str(value) for name, value in asdict(config.region).items()}

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+from rpo.from_environment import as_written
 from rpo.ranges import BelowOne, Count, NotNegative, Positive, PositiveOrInf, Range, Seed, Text, WholeNumber
 from rpo.settings import settings
 
@@ -113,7 +114,7 @@ def check_unchanged(loop: LoopConfig, saved: Mapping[str, Any], where: str) -> N
 
 def plain(loop: LoopConfig) -> dict[str, Any]:
     """The settings as JSON gives them back."""
-    return {**dataclasses.asdict(loop), "trackers": list(loop.trackers)}
+    return as_written({**dataclasses.asdict(loop), "trackers": list(loop.trackers)})
 
 
 def describe(loop: LoopConfig, micro_batch: int, processes: int = 1, *, unit: str = "samples") -> str:
