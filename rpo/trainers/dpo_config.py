@@ -7,6 +7,7 @@ from rpo.from_environment import as_compared
 from rpo.lora import ATTENTION_PROJECTIONS
 from rpo.ranges import Count, Fraction, Names, NotNegative, Positive, Range, Seed, Text
 from rpo.settings import settings
+from rpo.trainers.online_config import AdapterConfig
 from rpo.trainers.pair_batches import Share
 from rpo.trainers.preference_config import PreferenceConfig
 from rpo.trainers.region_config import RegionConfig
@@ -102,6 +103,17 @@ class DPOConfig:
 
     loop: LoopConfig = field(default_factory=LoopConfig)
     """How long and how fast to train; see `LoopConfig`. Its `accumulate` is worked out from `pairs_per_update`."""
+
+    @property
+    def adapter(self) -> AdapterConfig:
+        """What is trained, as the other trainers have it."""
+        return AdapterConfig(
+            train=self.train,
+            rank=self.rank,
+            alpha=self.lora_alpha,
+            target_modules=self.target_modules,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
 
     def __post_init__(self):
         """Refuse settings that no run can have.
