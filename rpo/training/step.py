@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rpo.training.gradients import FlatGradients
 from rpo.training.log import check_metric_names
+from rpo.training.loop_config import LoopConfig
 from rpo.training.processes import Processes
 from rpo.types import StepOutput
 
@@ -100,8 +101,7 @@ class Accumulator(Generic[B]):
         *,
         gradients: FlatGradients,
         processes: Processes,
-        accumulate: int,
-        max_grad_norm: float,
+        loop: LoopConfig,
     ) -> None:
         """Prepare for micro-batches whose size and metrics the first one sets.
 
@@ -110,12 +110,11 @@ class Accumulator(Generic[B]):
             names: From a micro-batch to the names of its records, one per sample, without touching the device.
             gradients: Where backward adds up.
             processes: Over whom to average.
-            accumulate: Micro-batches per update and process.
-            max_grad_norm: Where the gradient is clipped.
+            loop: Says how many micro-batches per update and process, and where the gradient is clipped.
         """
         self._loss_fn, self._names = loss_fn, names
         self._gradients, self._processes = gradients, processes
-        self._accumulate, self._max_grad_norm = accumulate, max_grad_norm
+        self._accumulate, self._max_grad_norm = loop.accumulate, loop.max_grad_norm
         self._samples: int | None = None
         self._metric_names: tuple[str, ...] | None = None
 
