@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rpo.training.checkpoint import checkpoints
 from rpo.training.gradients import FlatGradients
 from rpo.training.log import read_metrics
+from rpo.training.loop_config import LoopConfig
 from rpo.training.processes import Processes
 from rpo.training.state import TrainingState
 from rpo.training.step import Accumulator
