@@ -243,8 +243,8 @@ def _section(hint: Any) -> type | None:
 
 def _field_docs(cls: type) -> dict[str, str]:
     """The string literals under the fields of a class, each on one line."""
+    docs = _field_docs(cls.__base__) if is_dataclass(cls.__base__) else {}
     body = cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]).body
-    docs: dict[str, str] = {}
     for statement, below in zip(body, body[1:], strict=False):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             match below:

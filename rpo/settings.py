@@ -47,7 +47,7 @@ def settings(cls: type[Class]) -> type[Class]:
     Args:
         cls: Its fields may be plain values, paths, literals, lists, tuples, mappings, other settings, and unions.
     """
-    own: Callable[[Any], None] | None = vars(cls).get("__post_init__")
+    own = next((vars(one)["__post_init__"] for one in cls.__mro__ if "__post_init__" in vars(one)), None)
 
     def check(self: Any) -> None:
         for name, hint in field_types(type(self)).items():

@@ -59,7 +59,11 @@ REQUIRED: dict[type, dict[str, Any]] = {
 MAY_BE_HUGELY_NEGATIVE = {"DecideConfig.min_chosen", "GRPO.rewards", "ScoreAsAction.rewards"}
 MAY_BE_INFINITE = {"LoopConfig.max_grad_norm", "DPOConfig.max_chosen_error_ratio"}
 MAY_BE_EMPTY = {
-    *(f"{cls}Config.{name}" for cls in ("Critic", "Instructor", "Judge") for name in ("model", "base_url", "prompt")),
+    *(
+        f"{cls}Config.{name}"
+        for cls in ("Chat", "Critic", "Instructor", "Judge")
+        for name in ("model", "base_url", "prompt")
+    ),
     *(f"EditorConfig.{name}" for name in ("model", "base_model")),
     *(f"SourceConfig.{name}" for name in ("path", "lora")),
     *(f"DecideConfig.{name}" for name in ("similarity_model", "min_chosen")),

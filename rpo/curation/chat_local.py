@@ -14,7 +14,8 @@ import torch
 
 from rpo.curation.answer_cache import AnswerCache
 from rpo.curation.answers import Reply
-from rpo.curation.chat import ChatConfig, Question
+from rpo.curation.chat import Question
+from rpo.curation.component_config import ChatConfig
 from rpo.curation.records import Fault
 from rpo.devices import device_named
 from rpo.randomness import keyed_generator

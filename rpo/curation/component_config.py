@@ -13,67 +13,11 @@ DType = Literal["auto", "float32", "float16", "bfloat16"]
 
 
 @settings
-class CriticConfig:
-    """Which critic, and how it is asked."""
+class ChatConfig:
+    """Which critic, instructor or judge, and how it is asked."""
 
     kind: Text = "shapes"
-    """"shapes" reads the embedded world with the verifier's eyes; "server" asks an OpenAI-compatible server, "local" a
-    model on this machine; "package.module:attribute" is one of your own."""
-
-    model: str = ""
-    """Name of the model, as the server or the Hub calls it."""
-
-    base_url: str = ""
-    """Address of the server, as in http://localhost:8000/v1; a key belongs into OPENAI_API_KEY."""
-
-    prompt: str = ""
-    """Path of a prompt template of your own; nothing is the package's."""
-
-    concurrency: Count = 8
-    """Requests under way at the same time, for a server; 4 to 64."""
-
-    batch_size: Count = 1
-    """Images of one request or one forward; more than 1 helps a local model only."""
-
-    timeout_seconds: Positive = 120.0
-    """How long one request may take, from connecting to the last byte; a retry is another request."""
-
-    max_retries: WholeNumber = 5
-    """Further tries of a failed request, each after a longer pause."""
-
-    max_tokens: Count | None = 1024
-    """Longest answer; a critique takes 100 to 500. Null is not sent, for a server that does not take it."""
-
-    temperature: NotNegative | None = 0.0
-    """0 is the likeliest answer; more varies it. Null is not sent, for a server that does not take it."""
-
-    seed: Seed | None = 0
-    """Of the sampling, where the temperature is not 0. Null is not sent, for a server that does not take it."""
-
-    device: Text = "auto"
-    """Of a local model; "auto" takes the GPU when there is one."""
-
-    dtype: DType = "auto"
-    """Of a local model; "auto" is what its checkpoint says."""
-
-    answer_format: Literal["json_schema", "prompt"] = "json_schema"
-    """How a server is held to the form of the answer: "json_schema" lets it enforce the schema; "prompt" only asks for
-    it, for a server that cannot. The answer is checked in both cases."""
-
-    cache: bool = True
-    """Whether answers are kept in the run's folder, so that a question is asked once."""
-
-    def __post_init__(self) -> None:
-        """Refuse an address that cannot be written down."""
-        check_address(self.base_url)
-
-
-@settings
-class InstructorConfig:
-    """Which instructor, and how it is asked."""
-
-    kind: Text = "shapes"
-    """"shapes" for the embedded world, "server" for an OpenAI-compatible server, "local" for a model on this machine;
+    """"shapes" is that of the embedded world, "server" an OpenAI-compatible server, "local" a model on this machine;
     "package.module:attribute" is one of your own."""
 
     model: str = ""
@@ -98,7 +42,8 @@ class InstructorConfig:
     """Further tries of a failed request, each after a longer pause."""
 
     max_tokens: Count | None = 1024
-    """Longest answer; three instructions take 30 to 100. Null is not sent, for a server that does not take it."""
+    """Longest answer; a critique takes 100 to 500, three instructions 30 to 100, a verdict 20 to 60. Null is
+    not sent, for a server that does not take it."""
 
     temperature: NotNegative | None = 0.0
     """0 is the likeliest answer; more varies it. Null is not sent, for a server that does not take it."""
@@ -125,60 +70,27 @@ class InstructorConfig:
 
 
 @settings
-class JudgeConfig:
-    """Which pairwise judge, and how it is asked."""
+class CriticConfig(ChatConfig):
+    """Which critic, and how it is asked; that of shapes reads images with the verifier's eyes."""
+
+
+@settings
+class InstructorConfig(ChatConfig):
+    """Which instructor, and how it is asked."""
+
+
+@settings
+class JudgeConfig(ChatConfig):
+    """Which pairwise judge, and how it is asked; that of shapes is the verifier."""
 
     kind: Text = "shapes"
-    """"shapes" is the verifier of the embedded world, "server" an OpenAI-compatible server, "local" a model on this
-    machine; "reward" compares the scores of the reward that `model` names; "package.module:attribute" is one of your
-    own."""
+    """As that of critics; or "reward", which compares the scores of the reward that `model` names."""
 
     model: str = ""
     """Name of the model, as the server or the Hub calls it; for kind "reward", that of the reward."""
 
-    base_url: str = ""
-    """Address of the server, as in http://localhost:8000/v1; a key belongs into OPENAI_API_KEY."""
-
-    prompt: str = ""
-    """Path of a prompt template of your own; nothing is the package's."""
-
-    concurrency: Count = 8
-    """Requests under way at the same time, for a server; 4 to 64."""
-
-    batch_size: Count = 1
-    """Images of one request or one forward; more than 1 helps a local model only."""
-
-    timeout_seconds: Positive = 120.0
-    """How long one request may take, from connecting to the last byte; a retry is another request."""
-
-    max_retries: WholeNumber = 5
-    """Further tries of a failed request, each after a longer pause."""
-
     max_tokens: Count | None = 256
     """Longest answer; a verdict takes 20 to 60. Null is not sent, for a server that does not take it."""
-
-    temperature: NotNegative | None = 0.0
-    """0 is the likeliest answer; more varies it. Null is not sent, for a server that does not take it."""
-
-    seed: Seed | None = 0
-    """Of the sampling, where the temperature is not 0. Null is not sent, for a server that does not take it."""
-
-    device: Text = "auto"
-    """Of a local model; "auto" takes the GPU when there is one."""
-
-    dtype: DType = "auto"
-    """Of a local model; "auto" is what its checkpoint says."""
-
-    answer_format: Literal["json_schema", "prompt"] = "json_schema"
-    """How a server is held to the form of the answer: "json_schema" lets it enforce the schema; "prompt" only asks for
-    it, for a server that cannot. The answer is checked in both cases."""
-
-    cache: bool = True
-    """Whether answers are kept in the run's folder, so that a question is asked once."""
-
-    def __post_init__(self) -> None:
-        """Refuse an address that cannot be written down."""
-        check_address(self.base_url)
 
 
 @settings
