@@ -56,7 +56,10 @@ REQUIRED: dict[type, dict[str, Any]] = {
     },
 }
 """What the classes need that have no defaults."""
-MAY_BE_HUGELY_NEGATIVE = {"DecideConfig.min_chosen", "GRPO.rewards", "ScoreAsAction.rewards"}
+MAY_BE_HUGELY_NEGATIVE = {
+    "DecideConfig.min_chosen",
+    *(f"{run}.rewards" for run in ("OnlineRunConfig", "GRPO", "ScoreAsAction")),
+}
 MAY_BE_INFINITE = {"LoopConfig.max_grad_norm", "DPOConfig.max_chosen_error_ratio"}
 MAY_BE_EMPTY = {
     *(
