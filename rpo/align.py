@@ -214,7 +214,8 @@ def _check(config: AlignConfig) -> None:
     if config.curate.source.lora:
         raise ValueError(
             f"curate.source.lora is {config.curate.source.lora}, but the first round draws with the checkpoint itself; "
-            "fuse the LoRA into it (pipe.fuse_lora(), pipe.save_pretrained(FOLDER)) and give that folder"
+            "leave it out. To go on from a LoRA: `rpo curate` with source.lora, train with it fused (pipe.fuse_lora(); "
+            "pipe.unload_lora_weights()), and join both with rpo.lora_stack.stack_loras([FIRST, NEW], FOLDER)"
         )
     if config.curate.stop_after != "decisions":
         raise ValueError(f"curate.stop_after is {config.curate.stop_after}, but a round needs pairs; leave it out")

@@ -4,7 +4,7 @@ from dataclasses import field
 
 from rpo.curation.curate_config import CurateConfig
 from rpo.held_out import HeldOutConfig
-from rpo.ranges import Count
+from rpo.ranges import Count, Text
 from rpo.settings import settings
 from rpo.trainers.dpo_config import DPOConfig
 
@@ -13,7 +13,7 @@ from rpo.trainers.dpo_config import DPOConfig
 class AlignConfig:
     """Rounds of curation, training and judging: `rpo align CONFIG key=value …`."""
 
-    output: str = "runs/align"
+    output: Text = "runs/align"
     """The run's folder; a folder for each round, and the LoRA of the last one."""
 
     rounds: Count = 2

@@ -6,7 +6,6 @@ line on stderr and exit code 2; its traceback is shown under `--debug`.
 
 import argparse
 import io
-import json
 import os
 import sys
 import textwrap
@@ -17,7 +16,8 @@ from importlib import import_module
 from pathlib import Path
 
 from rpo import __version__
-from rpo.cli_command import Command
+from rpo.cli_command import Command, config_and_overrides, overrides, takes_config, takes_overrides, takes_run
+from rpo.cli_config import show_config, takes_name
 from rpo.cli_curate import CURATE
 from rpo.interrupts import Terminated, ended_in_order
 
@@ -37,7 +37,7 @@ def quickstart(args: argparse.Namespace) -> None:
     from rpo.config import load_config
     from rpo.quickstart import QuickstartConfig, run
 
-    run(load_config(QuickstartConfig, None, _overrides(args)), resume=args.resume)
+    run(load_config(QuickstartConfig, None, overrides(args)), resume=args.resume)
 
 
 def train(name: str, args: argparse.Namespace) -> None:
@@ -45,7 +45,7 @@ def train(name: str, args: argparse.Namespace) -> None:
     from rpo.config import load_config
 
     trainer = import_module(TRAINERS[name])
-    trainer.run(load_config(trainer.RunConfig, args.config, _overrides(args)), resume=args.resume)
+    trainer.run(load_config(trainer.RunConfig, *config_and_overrides(args)), resume=args.resume)
 
 
 def align(args: argparse.Namespace) -> None:
@@ -56,7 +56,7 @@ def align(args: argparse.Namespace) -> None:
     from rpo.curation.records import Unavailable
 
     try:
-        result = run_rounds(load_config(AlignConfig, args.config, _overrides(args)), resume=args.resume)
+        result = run_rounds(load_config(AlignConfig, *config_and_overrides(args)), resume=args.resume)
     except Unavailable as error:
         raise ConnectionError(f"{error}; run the same command with --resume: what was found out is kept") from error
     print(f"LoRA: {result.lora}\nfigure: {result.folder / 'rounds.svg'}")
@@ -102,25 +102,6 @@ def shapes_pretrain_proxy(args: argparse.Namespace) -> None:
     pretrain_proxy(load_config(PretrainProxyConfig, None, args.overrides))
 
 
-def _takes_run(parser: argparse.ArgumentParser) -> None:
-    _takes_overrides(parser)
-    parser.add_argument(
-        "--resume", action="store_true", help="continue where an earlier run of the same output stopped"
-    )
-    parser.add_argument("--output", metavar="DIR", help="folder of the run; the same as output=DIR")
-
-
-def _takes_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="YAML file of the run, such as those in configs/")
-    _takes_run(parser)
-
-
-def _takes_overrides(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="a setting to change, such as seed=1"
-    )
-
-
 def _takes_pairs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="folder, file or hub id of a pair set")
     parser.add_argument("--split", metavar="NAME", default="train", help="of a set with several (default train)")
@@ -136,54 +117,55 @@ def _takes_evaluation(parser: argparse.ArgumentParser) -> None:
 COMMANDS = {
     "quickstart": Command(
         "align the embedded model on this machine and write a report",
-        _takes_run,
+        takes_run,
         quickstart,
         "rpo.quickstart:QuickstartConfig",
     ),
     "train dpo": Command(
         "fine-tune a Stable Diffusion checkpoint on preference pairs",
-        _takes_config,
+        takes_config,
         partial(train, "dpo"),
         f"{TRAINERS['dpo']}:RunConfig",
     ),
     "train score-as-action": Command(
         "align a checkpoint with a reward by continuous-time policy gradients",
-        _takes_config,
+        takes_config,
         partial(train, "score-as-action"),
         f"{TRAINERS['score-as-action']}:RunConfig",
     ),
     "train grpo": Command(
         "align a checkpoint with a reward by GRPO or DDPO",
-        _takes_config,
+        takes_config,
         partial(train, "grpo"),
         f"{TRAINERS['grpo']}:RunConfig",
     ),
     **CURATE,
     "align": Command(
         "rounds of drawing, curating and training: Rich Preference Optimization from end to end",
-        _takes_config,
+        takes_config,
         align,
         "rpo.align_config:AlignConfig",
     ),
+    "config": Command("print a configuration to start from; without NAME, list them", takes_name, show_config),
     "data check": Command("say what a pair set holds and what is wrong with it", _takes_pairs, data_check),
     "shapes evaluate": Command(
         "measure the embedded model, or a LoRA of it, by its verifier", _takes_evaluation, shapes_evaluate
     ),
     "shapes pretrain": Command(
         "train the embedded checkpoint from nothing",
-        _takes_overrides,
+        takes_overrides,
         shapes_pretrain,
         "rpo.shapes.pretrain:PretrainConfig",
     ),
     "shapes pretrain-editor": Command(
         "train the embedded editor, a small InstructPix2Pix, from the embedded checkpoint",
-        _takes_overrides,
+        takes_overrides,
         shapes_pretrain_editor,
         "rpo.shapes.pretrain_editor:PretrainEditorConfig",
     ),
     "shapes pretrain-proxy": Command(
         "train the embedded proxy reward, a small CLIP model, from nothing",
-        _takes_overrides,
+        takes_overrides,
         shapes_pretrain_proxy,
         "rpo.shapes.pretrain_proxy:PretrainProxyConfig",
     ),
@@ -289,11 +271,6 @@ def _settings(command: Command) -> str | None:
         lines.append(f"  {field.key}={field.default}  ({field.type_name})")
         lines += textwrap.wrap(field.doc, 100, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
-
-
-def _overrides(args: argparse.Namespace) -> list[str]:
-    """The `key=value` words, with --output as one of them; JSON quotes the folder for YAML."""
-    return [*args.overrides, f"output={json.dumps(args.output)}"] if args.output else args.overrides
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 """The commands of `rpo curate`: run, status, page, export, audit."""
 
 import argparse
-import json
 import os
 from pathlib import Path
 
-from rpo.cli_command import Command
+from rpo.cli_command import Command, config_and_overrides, takes_config, takes_overrides
 
 
 def run(args: argparse.Namespace) -> None:
@@ -17,7 +16,7 @@ def run(args: argparse.Namespace) -> None:
     from rpo.curation.share import share_of
     from rpo.curation.status import status_of
 
-    path, overrides = _config_and_overrides(args)
+    path, overrides = config_and_overrides(args)
     config = load_config(CurateConfig, path, overrides)
     try:
         folder = curate(config, resume=args.resume)
@@ -67,30 +66,6 @@ def audit(args: argparse.Namespace) -> None:
         raise ConnectionError(f"{error}; run the same command again: what was answered is kept") from error
 
 
-def _config_and_overrides(args: argparse.Namespace) -> tuple[str | None, list[str]]:
-    """The file among the words, which may stand anywhere or be left out, and the `key=value` words."""
-    words = [*([args.config] if args.config else []), *args.overrides]
-    files = [word for word in words if "=" not in word or Path(word).is_file()]
-    if len(files) > 1:
-        raise ValueError(
-            f"got {' and '.join(files)}; expected one configuration and key=value words; leave out the rest"
-        )
-    overrides = [word for word in words if word not in files]
-    if args.output:
-        overrides.append(f"output={json.dumps(args.output)}")  # JSON quotes the folder for YAML
-    return (files[0] if files else None), overrides
-
-
-def takes_run(parser: argparse.ArgumentParser) -> None:
-    """Declare what `rpo curate` accepts."""
-    parser.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file of the run; none curates shapes")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="a setting to change, such as source.limit=100"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on with a run of the same output")
-    parser.add_argument("--output", metavar="DIR", help="folder of the run; the same as output=DIR")
-
-
 def takes_run_folder(parser: argparse.ArgumentParser) -> None:
     """Declare what `rpo curate status` accepts."""
     parser.add_argument("run_folder", metavar="DIR", type=Path, help="folder of a run of curation")
@@ -108,9 +83,7 @@ def takes_page(parser: argparse.ArgumentParser) -> None:
 def takes_audit(parser: argparse.ArgumentParser) -> None:
     """Declare what `rpo curate audit` accepts."""
     takes_run_folder(parser)
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="a setting to change, such as judge.kind=server"
-    )
+    takes_overrides(parser)
 
 
 def takes_export(parser: argparse.ArgumentParser) -> None:
@@ -129,7 +102,7 @@ def takes_export(parser: argparse.ArgumentParser) -> None:
 CURATE = {
     "curate run": Command(
         "make preference pairs: criticise images, instruct, edit, score, decide",
-        takes_run,
+        takes_config,
         run,
         "rpo.curation.curate_config:CurateConfig",
     ),

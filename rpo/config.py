@@ -151,7 +151,7 @@ class _Builder:
         _, source = self.locate(key)
         defaults = {info.key: info.default for info in describe_fields(self.root)}
         advice = f"the default is {defaults[key]}" if key in defaults else "change it"
-        if expected == "text" and isinstance(value, bool | int | float):
+        if expected.startswith("text") and isinstance(value, bool | int | float):
             advice = "put it in quotes"
         shown = "null" if value is None else repr(value)
         return ValueError(f"{source} sets '{key}' to {shown}, but {expected} is needed; {advice}")
@@ -243,8 +243,8 @@ def _section(hint: Any) -> type | None:
 
 def _field_docs(cls: type) -> dict[str, str]:
     """The string literals under the fields of a class, each on one line."""
+    docs = _field_docs(cls.__base__) if is_dataclass(cls.__base__) else {}
     body = cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]).body
-    docs: dict[str, str] = {}
     for statement, below in zip(body, body[1:], strict=False):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             match below:

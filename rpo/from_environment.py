@@ -4,7 +4,9 @@
 manifests, cards) has the reference. A comparison of two runs compares the values, or a hash of them.
 """
 
+import hashlib
 import re
+from collections.abc import Callable
 from typing import Any, final
 
 from omegaconf import DictConfig, OmegaConf
@@ -29,6 +31,11 @@ class FromEnvironment(str):
         """What copies are made of."""
         return str(self), self.written
 
+    @property
+    def digest(self) -> str:
+        """A hash of the value, salted with where it came from."""
+        return hashlib.sha256(f"{self.written}\0{self}".encode()).hexdigest()[:16]
+
     def __repr__(self) -> str:
         """The reference, for messages."""
         return repr(self.written)
@@ -40,11 +47,35 @@ def as_written(value: Any) -> Any:
     Args:
         value: Mappings, lists, text and what else a configuration holds.
     """
+    return _replaced(value, lambda one: one.written)
+
+
+def as_compared(value: Any) -> Any:
+    """As `as_written`, with a hash of each value behind its reference, so that another environment is another text.
+
+    Args:
+        value: Plain data.
+    """
+    return _replaced(value, lambda one: f"{one.written} (sha256 {one.digest})")
+
+
+def digests(value: Any) -> dict[str, str]:
+    """The hash of each value that came from the environment, by its reference.
+
+    Args:
+        value: Plain data.
+    """
+    found: dict[str, str] = {}
+    _replaced(value, lambda one: found.setdefault(one.written, one.digest))
+    return found
+
+
+def _replaced(value: Any, how: Callable[[FromEnvironment], str]) -> Any:
     if isinstance(value, dict):
-        return {name: as_written(one) for name, one in value.items()}
+        return {name: _replaced(one, how) for name, one in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(as_written(one) for one in value)
-    return value.written if isinstance(value, FromEnvironment) else value
+        return type(value)(_replaced(one, how) for one in value)
+    return how(value) if isinstance(value, FromEnvironment) else value
 
 
 def resolved(tree: DictConfig) -> Any:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rpo.intervals import Interval, paired_gain
 from rpo.models.base import DiffusionModel
 from rpo.prompt_source import SHAPES, read_prompts
-from rpo.ranges import Count, Fraction, GuidanceScale, Seed
+from rpo.ranges import Count, Fraction, GuidanceScale, Seed, Text
 from rpo.rewards import load_reward, score
 from rpo.sampler import generate
 from rpo.settings import settings
@@ -29,7 +29,7 @@ SPLITS: tuple[Split, ...] = ("in_domain", "out_of_domain")
 class HeldOutConfig:
     """What a model is judged on, and by whom."""
 
-    prompts: str = SHAPES
+    prompts: Text = SHAPES
     """A text file with one prompt per line, or a .jsonl file whose lines have a "prompt"; "shapes" is both domains of
     its held-out prompts. None of them may be trained on."""
 
@@ -39,7 +39,7 @@ class HeldOutConfig:
     images_per_prompt: Count = 1
     """More prompts tell more than more images of one; 1 to 4."""
 
-    reward: str = "shapes-strict"
+    reward: Text = "shapes-strict"
     """Name of a reward, or "package.module:attribute"; it must not be among those that filter pairs."""
 
     num_steps: Count = NUM_STEPS

@@ -33,7 +33,7 @@ from rpo.evaluate import Comparison
 from rpo.interrupts import ended_in_order
 from rpo.models.config import ModelConfig, load_model
 from rpo.quickstart_report import Findings, write_quickstart_card, write_quickstart_report
-from rpo.ranges import Count, Seed
+from rpo.ranges import Count, Seed, Text
 from rpo.run_lock import sole_owner
 from rpo.run_settings import keep_settings, require_same_settings
 from rpo.settings import settings
@@ -50,7 +50,7 @@ from rpo.training.loop import LoopConfig, TrainResult
 class QuickstartConfig:
     """Settings of the quickstart; the defaults take about nine minutes on two CPU cores."""
 
-    output: str = "runs/quickstart"
+    output: Text = "runs/quickstart"
     """The run's folder: pairs, metrics, LoRA, report."""
 
     seed: Seed = 0
@@ -79,7 +79,7 @@ class QuickstartConfig:
     batch_size: Count = 64
     """Images drawn at once."""
 
-    device: str = "auto"
+    device: Text = "auto"
     """"auto" takes the GPU when there is one."""
 
     dpo: DPOConfig = field(

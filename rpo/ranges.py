@@ -1,13 +1,14 @@
-"""What a number of a settings object may be, as part of its type: `updates: Count`, `Annotated[float, Range(above=1)]`.
+"""What a value of a settings object may be, as part of its type: `updates: Count`, `Annotated[float, Range(above=1)]`.
 
-`@settings` and configurations refuse any other number where it is set. NaN is in no range, infinity only in those that
+`@settings` and configurations refuse any other value where it is set. NaN is in no range, infinity only in those that
 say so.
 """
 
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,19 @@ class Range:
         return (" and ".join(named) or "that is finite") + (", or inf" if self.or_inf else "")
 
 
+@dataclass(frozen=True)
+class NotEmpty:
+    """Text that is more than blanks, and lists and mappings with something in them."""
+
+    def __contains__(self, value: Any) -> bool:
+        """Whether a setting may be this value."""
+        return bool(value.strip() if isinstance(value, str) else value)
+
+    def __str__(self) -> str:
+        """As it follows "text"."""
+        return "that is not empty"
+
+
 def _plain(number: float) -> str:
     return str(int(number)) if number == int(number) else str(number)
 
@@ -51,6 +65,7 @@ def _plain(number: float) -> str:
 LARGEST_SEED = 2**32 - 1
 """What torch, NumPy and accelerate all take."""
 
+Text = Annotated[str, NotEmpty()]
 Count = Annotated[int, Range(at_least=1)]
 WholeNumber = Annotated[int, Range(at_least=0)]
 Seed = Annotated[int, Range(at_least=0, at_most=LARGEST_SEED)]
@@ -62,5 +77,7 @@ Fraction = Annotated[float, Range(at_least=0, at_most=1)]
 BelowOne = Annotated[float, Range(at_least=0, below=1)]
 Cosine = Annotated[float, Range(at_least=-1, at_most=1)]
 Weight = Annotated[float, Range(other_than=0)]
+Weights = Annotated[Mapping[str, Weight], NotEmpty()]
+Names = Annotated[tuple[Text, ...], NotEmpty()]
 GuidanceScale = Annotated[float, Range(at_least=1)]
 """1 is no guidance."""

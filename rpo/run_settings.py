@@ -1,14 +1,18 @@
 """The settings that a run of several stages was started with, in its folder: whoever continues it must repeat them."""
 
 import os
+import re
 from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rpo.config import differences, load_config, to_yaml
-from rpo.text import write_text
+from rpo.from_environment import digests
+from rpo.text import read_text, write_text
 
 SETTINGS = "settings.yaml"
+_DIGEST = re.compile(r"^# (.*) sha256 (\w+)$", re.MULTILINE)  # of what came from the environment
 
 
 def require_same_settings(folder: Path, config: Any, *, resume: bool, free: Collection[str]) -> None:
@@ -30,6 +34,12 @@ def require_same_settings(folder: Path, config: Any, *, resume: bool, free: Coll
         raise ValueError(f"{folder} holds a run already; give --resume to continue it, or --output for another folder")
     changed = differences(load_config(type(config), file), config)
     told = [f"{key} {change}" for key, change in changed.items() if key not in free]
+    known = dict(_DIGEST.findall(read_text(file)))
+    told += [
+        f"{reference} has another value in the environment"
+        for reference, digest in _digests(config, free).items()
+        if known.get(reference, digest) != digest
+    ]
     if told:
         raise ValueError(
             f"{folder} was started with other settings ({file}): {'; '.join(told)}; repeat them, or give --output for "
@@ -41,5 +51,10 @@ def keep_settings(folder: Path, config: Any) -> None:
     """Write the settings of a run that begins, whole or not at all: a cut file would look like other settings."""
     if not (folder / SETTINGS).exists():
         partial = folder / f".{SETTINGS}.partial"
-        write_text(partial, to_yaml(config))
+        digests = "".join(f"# {reference} sha256 {digest}\n" for reference, digest in _digests(config).items())
+        write_text(partial, digests + to_yaml(config))
         os.replace(partial, folder / SETTINGS)
+
+
+def _digests(config: Any, free: Collection[str] = ()) -> dict[str, str]:
+    return digests({name: value for name, value in asdict(config).items() if name not in free})

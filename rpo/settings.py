@@ -15,7 +15,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
-from rpo.ranges import Range
+from rpo.ranges import NotEmpty, Range
 
 Class = TypeVar("Class")
 
@@ -47,7 +47,7 @@ def settings(cls: type[Class]) -> type[Class]:
     Args:
         cls: Its fields may be plain values, paths, literals, lists, tuples, mappings, other settings, and unions.
     """
-    own: Callable[[Any], None] | None = vars(cls).get("__post_init__")
+    own = next((vars(one)["__post_init__"] for one in cls.__mro__ if "__post_init__" in vars(one)), None)
 
     def check(self: Any) -> None:
         for name, hint in field_types(type(self)).items():
@@ -127,9 +127,10 @@ def _in_range(hint: Any, value: Any, place: str) -> Any:
     kind, *notes = get_args(hint)
     try:
         built = as_type(kind, value, place)
-    except (WrongTypeError, OverflowError):  # a whole number beyond every float
-        raise WrongTypeError(value, hint, place) from None
-    if any(isinstance(note, Range) and built not in note for note in notes):
+    except (WrongTypeError, OverflowError) as error:  # a whole number beyond every float
+        is_inside = isinstance(error, WrongTypeError) and error.place != place
+        raise error if is_inside else WrongTypeError(value, hint, place) from None
+    if any(isinstance(note, Range | NotEmpty) and built not in note for note in notes):
         raise WrongTypeError(value, hint, place)
     return built
 

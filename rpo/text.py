@@ -103,6 +103,15 @@ def text_fault(text: str) -> str:
     return ""
 
 
+def encodable(text: str) -> str:
+    r"""A text that is shown or kept as evidence, with halves of surrogate pairs written out, as in "\ud800".
+
+    Args:
+        text: Of any origin.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _explained(data: bytes, at: int, name: str) -> str:
     if not data[at] and not _is_utf_16(data):
         return "a NUL byte; expected text in UTF-8; look at what wrote the file, or take another one"

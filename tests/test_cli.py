@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from rpo import __version__, cli
+from rpo import __version__
 from rpo.cli import COMMANDS, Command, main
+from rpo.cli_command import overrides
 
 
 def put_in_place(monkeypatch: pytest.MonkeyPatch, name: str, run: Callable[[argparse.Namespace], None]) -> None:
@@ -84,7 +85,7 @@ def test_overrides_of_one_call_do_not_leak_into_the_next(monkeypatch: pytest.Mon
 
 def test_output_is_an_override(monkeypatch: pytest.MonkeyPatch) -> None:
     args = seen(monkeypatch, "quickstart", "a=1", "--output", "7")
-    assert cli._overrides(args) == ["a=1", 'output="7"']
+    assert overrides(args) == ["a=1", 'output="7"']
 
 
 @pytest.mark.parametrize(
@@ -93,9 +94,6 @@ def test_output_is_an_override(monkeypatch: pytest.MonkeyPatch) -> None:
         (["quickstart", "--rsume"], "unrecognized arguments: --rsume"),
         (["data", "check", "x", "a=1"], "unrecognized arguments: a=1"),
         (["data", "check"], "the following arguments are required: PATH"),
-        (["train", "dpo"], "the following arguments are required: CONFIG"),
-        (["train", "grpo"], "the following arguments are required: CONFIG"),
-        (["train", "score-as-action"], "the following arguments are required: CONFIG"),
         (["trian"], "invalid choice: 'trian'"),
     ],
 )

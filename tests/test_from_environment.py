@@ -3,13 +3,20 @@
 import copy
 import pickle
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import pytest
 
+from rpo.align_config import AlignConfig
 from rpo.config import load_config, to_yaml
 from rpo.from_environment import FromEnvironment, as_written
 from rpo.local_paths import without_paths
+from rpo.run_settings import keep_settings, require_same_settings
+from rpo.trainers.dpo_config import DPOConfig, identity
+from rpo.trainers.grpo_config import GRPOConfig
+from rpo.trainers.identity import settings_identity
+from rpo.training.loop_config import LoopConfig, plain
 
 SECRET = "hf_very-secret"  # noqa: S105, it is none
 
@@ -101,3 +108,42 @@ def test_plain_data_with_references():
         "c": 1,
     }
     assert without_paths(as_written([value])) == ["${oc.env:PLACE}"]
+
+
+def test_a_run_of_several_stages_notices_another_environment(tmp_path, monkeypatch):
+    words = [
+        "curate.critic.model=${oc.env:SECRET}",
+        "curate.critic.prompt=x/${oc.env:SECRET}",
+        "output=${oc.env:PLACE}",
+    ]
+
+    def started(secret, place="here"):
+        monkeypatch.setenv("SECRET", secret)
+        monkeypatch.setenv("PLACE", place)
+        return load_config(AlignConfig, None, words)
+
+    same = partial(require_same_settings, tmp_path, resume=True, free=("output",))
+    keep_settings(tmp_path, started(SECRET))
+    kept = (tmp_path / "settings.yaml").read_text()
+    assert SECRET not in kept and "${oc.env:SECRET}" in kept
+    same(started(SECRET, place="there"))
+    with pytest.raises(ValueError, match=r"\$\{oc.env:SECRET\} has another value in the environment; x/\$") as caught:
+        same(started("hf_newer"))
+    assert SECRET not in str(caught.value) and "hf_newer" not in str(caught.value)
+
+
+def test_the_identity_of_a_run_changes_with_the_environment_and_does_not_show_it(monkeypatch):
+    def told(value):
+        monkeypatch.setenv("SECRET", value)
+        word = "adapter.target_modules=[to_q,'${oc.env:SECRET}']"
+        online = settings_identity(load_config(GRPOConfig, None, [word]), ())
+        offline = identity(load_config(DPOConfig, None, [word.removeprefix("adapter.")]))
+        return online, offline
+
+    first, again, other = told(SECRET), told(SECRET), told("to_k")
+    assert first == again
+    for here, there in zip(first, other, strict=True):
+        assert [name for name in here if here[name] != there[name]] == [next(n for n in here if "target_modules" in n)]
+        assert SECRET not in repr(here) and "${oc.env:SECRET}" in repr(here)
+    loop = load_config(LoopConfig, None, ["trackers=['${oc.env:SECRET}']"])
+    assert plain(loop)["trackers"] == ["${oc.env:SECRET}"] and loop.trackers == ("to_k",)

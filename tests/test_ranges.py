@@ -1,22 +1,26 @@
 """Numbers that mean nothing are refused where they are set, by key, before anything is loaded."""
 
+import ast
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
 from torch import nn
 
 from rpo.cli import COMMANDS, main
 from rpo.config import load_config
-from rpo.control.policy_gradient import ControlConfig
 from rpo.curation.editors.pipeline_editor import EditSettings
 from rpo.ranges import Range
 from rpo.settings import field_types
+from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
 from rpo.trainers.online_settings import OnlineSettings
+from rpo.training.loop_config import LoopConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CLASSES = {
@@ -24,18 +28,6 @@ CLASSES = {
     for name, command in COMMANDS.items()
     if command.config
 }
-
-
-def numbers_in(hint: Any) -> Iterator[tuple[type, Range | None]]:
-    """Every number in a type, with its range."""
-    if get_origin(hint) is Annotated:
-        kind, note = get_args(hint)
-        yield kind, note
-    elif hint in (int, float):
-        yield hint, None
-    else:
-        for part in get_args(hint):
-            yield from numbers_in(part) if not isinstance(part, str) else ()
 
 
 def sections(cls: type, key: str = "") -> Iterator[tuple[str, type]]:
@@ -46,16 +38,108 @@ def sections(cls: type, key: str = "") -> Iterator[tuple[str, type]]:
                 yield from sections(part, f"{key}{name}.")
 
 
-@pytest.mark.parametrize("cls", [*CLASSES.values(), ControlConfig, EditSettings, OnlineSettings])
-def test_every_number_of_every_settings_class_has_a_range(cls: type) -> None:
-    bare = [
-        f"{part.__name__}.{name}"
-        for _, part in sections(cls)
-        for name, hint in field_types(part).items()
-        for _, note in numbers_in(hint)
-        if note is None
-    ]
-    assert not bare
+def settings_classes() -> Iterator[type]:
+    """Every class under `@settings`, wherever it is."""
+    for file in sorted((CONFIGS.parent / "rpo").rglob("*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and "settings" in map(ast.unparse, node.decorator_list):
+                module = ".".join(file.relative_to(CONFIGS.parent).with_suffix("").parts)
+                yield vars(import_module(module))[node.name]
+
+
+REQUIRED: dict[type, dict[str, Any]] = {
+    EditSettings: {"num_steps": 1, "guidance_scale": 1.0},
+    OnlineSettings: {
+        **{"rollout": RolloutConfig(), "learning": LearningConfig(), "adapter": AdapterConfig(), "loop": LoopConfig()},
+        **{"preview_every": 0, "folder": "x", "seed": 0, "whole": None, "skips_clean_end": False, "has_ratio": False},
+        **{"method": "x", "preflight": False},
+    },
+}
+"""What the classes need that have no defaults."""
+MAY_BE_HUGELY_NEGATIVE = {
+    "DecideConfig.min_chosen",
+    *(f"{run}.rewards" for run in ("OnlineRunConfig", "GRPO", "ScoreAsAction")),
+}
+MAY_BE_INFINITE = {"LoopConfig.max_grad_norm", "DPOConfig.max_chosen_error_ratio"}
+MAY_BE_EMPTY = {
+    *(
+        f"{cls}Config.{name}"
+        for cls in ("Chat", "Critic", "Instructor", "Judge")
+        for name in ("model", "base_url", "prompt")
+    ),
+    *(f"EditorConfig.{name}" for name in ("model", "base_model")),
+    *(f"SourceConfig.{name}" for name in ("path", "lora")),
+    *(f"DecideConfig.{name}" for name in ("similarity_model", "min_chosen")),
+    *(f"CurateConfig.{name}" for name in ("evaluation", "part")),
+    *("DataConfig.source", "OnlineSettings.method", "LoopConfig.trackers", "PreferenceConfig.time_weights"),
+}
+"""Where nothing has a meaning of its own, or a command that needs it says so (DataConfig.source)."""
+
+
+def with_in_place(hint: Any, value: Any) -> Iterator[Any]:
+    """Values of a type with `value` in the place of a number or text, wherever it has one of that kind."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        yield from with_in_place(args[0], value)
+    elif hint in (int, float) and isinstance(value, float):
+        yield int(value) if hint is int and math.isfinite(value) else value
+    elif hint is str and isinstance(value, str):
+        yield value
+    elif origin in (Union, UnionType):
+        yield from (one for member in args for one in with_in_place(member, value))
+    elif origin is tuple:
+        length = 1 if args[-1] is Ellipsis else len(args)
+        yield from ((one,) * length for one in with_in_place(args[0], value))
+    elif origin in (dict, Mapping):
+        yield from ({"shapes": one} for one in with_in_place(args[1], value))
+
+
+def name_of(cls: type, field: str) -> str:
+    run = {"rpo.trainers.grpo_run": "GRPO", "rpo.trainers.score_as_action_run": "ScoreAsAction"}
+    return f"{run.get(cls.__module__, cls.__name__)}.{field}"
+
+
+def taken(bad: Any) -> set[str]:
+    """The fields of all classes that take a value; every refusal must name its field."""
+    found = set()
+    for cls in settings_classes():
+        for name, hint in field_types(cls).items():
+            for value in with_in_place(hint, bad):
+                try:
+                    cls(**{**REQUIRED.get(cls, {}), name: value})
+                except ValueError as error:
+                    assert re.search(rf"\b{name}\b", str(error))
+                else:
+                    found.add(name_of(cls, name))
+    return found
+
+
+def test_no_settings_object_takes_a_number_that_means_nothing() -> None:
+    assert len(list(settings_classes())) > 25
+    assert taken(math.nan) == set()
+    assert taken(-math.inf) == set()
+    assert taken(-1e9) == MAY_BE_HUGELY_NEGATIVE
+    assert taken(math.inf) == MAY_BE_INFINITE
+
+
+def test_no_settings_object_takes_blank_text_where_it_means_nothing() -> None:
+    assert taken(" ") | taken("") <= MAY_BE_EMPTY
+
+
+def test_no_settings_object_takes_an_empty_list_or_mapping_where_it_means_nothing() -> None:
+    found = set()
+    for cls in settings_classes():
+        for name, hint in field_types(cls).items():
+            inner = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+            empty = {dict: {}, Mapping: {}, tuple: ()}.get(get_origin(inner))
+            if empty is not None:
+                try:
+                    cls(**{name: empty})
+                except ValueError as error:
+                    assert f"sets {name} to {empty!r}, but" in str(error)
+                else:
+                    found.add(name_of(cls, name))
+    assert found <= MAY_BE_EMPTY
 
 
 @pytest.mark.parametrize(
@@ -95,6 +179,8 @@ def wrong_words() -> dict[tuple[type, str, float], tuple[str, str, str]]:
             for name, hint in field_types(part).items():
                 for alone in (one for one in (hint, *get_args(hint)) if get_origin(one) is Annotated):
                     kind, note = get_args(alone)
+                    if not isinstance(note, Range):
+                        continue
                     for number in wrong_numbers(kind, note) if get_origin(hint) not in (tuple, dict, Mapping) else ():
                         word = str(number) if math.isfinite(number) else f".{number}".replace(".-", "-.")
                         found.setdefault((part, name, number), (command, f"{key}{name}", word))

@@ -70,11 +70,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     }
     | {"rewards", "shapes.*"},
     "trainers": MODEL
-    | {"config", "data", "local_paths", "training", "model_card", "prompt_source", "publish", "rewards"}
+    | {
+        "config",
+        "data",
+        "from_environment",
+        "local_paths",
+        "training",
+        "model_card",
+        "prompt_source",
+        "publish",
+        "rewards",
+    }
     | {"report_online", "shapes.*"},
 }
 """What each part may import; `rpo/__init__.py`, the command line and the quickstart may import everything."""
-TOP = {"__init__", "align", "align_config", "align_report", "cli", "cli_command", "cli_curate"}
+TOP = {"__init__", "align", "align_config", "align_report", "cli", "cli_command", "cli_config", "cli_curate"}
 TOP |= {"quickstart", "quickstart_curation", "quickstart_report", "run_settings"}
 
 ONLY_HERE = {
@@ -87,7 +97,7 @@ ONLY_HERE = {
 }
 """Libraries that few parts know."""
 
-MAY_PRINT = {"cli", "cli_curate", "quickstart", "shapes.*"}
+MAY_PRINT = {"cli", "cli_config", "cli_curate", "quickstart", "shapes.*"}
 
 
 def part_of(module: str) -> str:

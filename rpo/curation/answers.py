@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from rpo.curation.records import Fault
+from rpo.text import encodable
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
@@ -32,6 +33,11 @@ class Reply:
     """Why it would not answer, where the server tells that apart."""
     is_cut: bool = False
     """Whether the answer ended because it had become too long."""
+
+    def __post_init__(self) -> None:
+        """Write out what no file can hold."""
+        object.__setattr__(self, "text", encodable(self.text))
+        object.__setattr__(self, "refusal", encodable(self.refusal))
 
 
 def understand(reply: Reply, model: type[Answer]) -> Answer | Fault:

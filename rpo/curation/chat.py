@@ -12,12 +12,10 @@ from PIL.Image import Image
 from pydantic import BaseModel
 
 from rpo.curation.answers import Answer, Reply, understand
-from rpo.curation.component_config import CriticConfig, InstructorConfig, JudgeConfig
+from rpo.curation.component_config import ChatConfig
 from rpo.curation.prompt_file import PromptFile
 from rpo.curation.records import Component, Fault
 from rpo.data.pixels import rgb
-
-ChatConfig = CriticConfig | InstructorConfig | JudgeConfig
 
 
 @dataclass(frozen=True)

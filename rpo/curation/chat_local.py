@@ -14,7 +14,8 @@ import torch
 
 from rpo.curation.answer_cache import AnswerCache
 from rpo.curation.answers import Reply
-from rpo.curation.chat import ChatConfig, Question
+from rpo.curation.chat import Question
+from rpo.curation.component_config import ChatConfig
 from rpo.curation.records import Fault
 from rpo.devices import device_named
 from rpo.randomness import keyed_generator
@@ -121,7 +122,7 @@ def _load(config: ChatConfig, device: torch.device) -> tuple[Any, Any]:
 
     if not config.model:
         raise ValueError("a local model is to be asked, but model is empty; give its folder or hub id")
-    dtype = _dtype(config.dtype)
+    dtype = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
     try:
         processor = AutoProcessor.from_pretrained(config.model)
         model = AutoModelForImageTextToText.from_pretrained(config.model, dtype=dtype)
@@ -144,14 +145,6 @@ def _load(config: ChatConfig, device: torch.device) -> tuple[Any, Any]:
 def _conversation(question: Question) -> list[dict[str, Any]]:
     images = [{"type": "image", "image": image} for image in question.images]
     return [{"role": "user", "content": [*images, {"type": "text", "text": question.text}]}]
-
-
-def _dtype(name: str) -> torch.dtype | str:
-    """The type that a configuration names; "auto" is that of the checkpoint."""
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
-    if name not in names:
-        raise ValueError(f"dtype is {name!r}; expected one of {', '.join(names)}")
-    return names[name]
 
 
 def _revision(source: str, config: Any) -> str:

@@ -23,8 +23,8 @@ from pydantic import BaseModel
 
 from rpo.curation.answer_cache import AnswerCache
 from rpo.curation.answers import Reply, answer_schema
-from rpo.curation.chat import ChatConfig, Question
-from rpo.curation.component_config import check_address
+from rpo.curation.chat import Question
+from rpo.curation.component_config import ChatConfig, check_address
 from rpo.curation.records import Fault, Unavailable
 from rpo.from_environment import as_written
 

@@ -6,72 +6,18 @@ A kind is a name of the package's own ("shapes", "server", "local" …) or "pack
 from typing import Literal
 from urllib.parse import urlsplit
 
-from rpo.ranges import Count, NotNegative, Positive, Seed, WholeNumber
+from rpo.ranges import Count, NotNegative, Positive, Seed, Text, WholeNumber
 from rpo.settings import settings
 
-
-@settings
-class CriticConfig:
-    """Which critic, and how it is asked."""
-
-    kind: str = "shapes"
-    """"shapes" reads the embedded world with the verifier's eyes; "server" asks an OpenAI-compatible server, "local" a
-    model on this machine; "package.module:attribute" is one of your own."""
-
-    model: str = ""
-    """Name of the model, as the server or the Hub calls it."""
-
-    base_url: str = ""
-    """Address of the server, as in http://localhost:8000/v1; a key belongs into OPENAI_API_KEY."""
-
-    prompt: str = ""
-    """Path of a prompt template of your own; nothing is the package's."""
-
-    concurrency: Count = 8
-    """Requests under way at the same time, for a server; 4 to 64."""
-
-    batch_size: Count = 1
-    """Images of one request or one forward; more than 1 helps a local model only."""
-
-    timeout_seconds: Positive = 120.0
-    """How long one request may take, from connecting to the last byte; a retry is another request."""
-
-    max_retries: WholeNumber = 5
-    """Further tries of a failed request, each after a longer pause."""
-
-    max_tokens: Count | None = 1024
-    """Longest answer; a critique takes 100 to 500. Null is not sent, for a server that does not take it."""
-
-    temperature: NotNegative | None = 0.0
-    """0 is the likeliest answer; more varies it. Null is not sent, for a server that does not take it."""
-
-    seed: Seed | None = 0
-    """Of the sampling, where the temperature is not 0. Null is not sent, for a server that does not take it."""
-
-    device: str = "auto"
-    """Of a local model; "auto" takes the GPU when there is one."""
-
-    dtype: str = "auto"
-    """Of a local model; "auto" is what its checkpoint says."""
-
-    answer_format: Literal["json_schema", "prompt"] = "json_schema"
-    """How a server is held to the form of the answer: "json_schema" lets it enforce the schema; "prompt" only asks for
-    it, for a server that cannot. The answer is checked in both cases."""
-
-    cache: bool = True
-    """Whether answers are kept in the run's folder, so that a question is asked once."""
-
-    def __post_init__(self) -> None:
-        """Refuse an address that cannot be written down."""
-        check_address(self.base_url)
+DType = Literal["auto", "float32", "float16", "bfloat16"]
 
 
 @settings
-class InstructorConfig:
-    """Which instructor, and how it is asked."""
+class ChatConfig:
+    """Which critic, instructor or judge, and how it is asked."""
 
-    kind: str = "shapes"
-    """"shapes" for the embedded world, "server" for an OpenAI-compatible server, "local" for a model on this machine;
+    kind: Text = "shapes"
+    """"shapes" is that of the embedded world, "server" an OpenAI-compatible server, "local" a model on this machine;
     "package.module:attribute" is one of your own."""
 
     model: str = ""
@@ -96,7 +42,8 @@ class InstructorConfig:
     """Further tries of a failed request, each after a longer pause."""
 
     max_tokens: Count | None = 1024
-    """Longest answer; three instructions take 30 to 100. Null is not sent, for a server that does not take it."""
+    """Longest answer; a critique takes 100 to 500, three instructions 30 to 100, a verdict 20 to 60. Null is
+    not sent, for a server that does not take it."""
 
     temperature: NotNegative | None = 0.0
     """0 is the likeliest answer; more varies it. Null is not sent, for a server that does not take it."""
@@ -104,10 +51,10 @@ class InstructorConfig:
     seed: Seed | None = 0
     """Of the sampling, where the temperature is not 0. Null is not sent, for a server that does not take it."""
 
-    device: str = "auto"
+    device: Text = "auto"
     """Of a local model; "auto" takes the GPU when there is one."""
 
-    dtype: str = "auto"
+    dtype: DType = "auto"
     """Of a local model; "auto" is what its checkpoint says."""
 
     answer_format: Literal["json_schema", "prompt"] = "json_schema"
@@ -123,67 +70,34 @@ class InstructorConfig:
 
 
 @settings
-class JudgeConfig:
-    """Which pairwise judge, and how it is asked."""
+class CriticConfig(ChatConfig):
+    """Which critic, and how it is asked; that of shapes reads images with the verifier's eyes."""
 
-    kind: str = "shapes"
-    """"shapes" is the verifier of the embedded world, "server" an OpenAI-compatible server, "local" a model on this
-    machine; "reward" compares the scores of the reward that `model` names; "package.module:attribute" is one of your
-    own."""
+
+@settings
+class InstructorConfig(ChatConfig):
+    """Which instructor, and how it is asked."""
+
+
+@settings
+class JudgeConfig(ChatConfig):
+    """Which pairwise judge, and how it is asked; that of shapes is the verifier."""
+
+    kind: Text = "shapes"
+    """As that of critics; or "reward", which compares the scores of the reward that `model` names."""
 
     model: str = ""
     """Name of the model, as the server or the Hub calls it; for kind "reward", that of the reward."""
 
-    base_url: str = ""
-    """Address of the server, as in http://localhost:8000/v1; a key belongs into OPENAI_API_KEY."""
-
-    prompt: str = ""
-    """Path of a prompt template of your own; nothing is the package's."""
-
-    concurrency: Count = 8
-    """Requests under way at the same time, for a server; 4 to 64."""
-
-    batch_size: Count = 1
-    """Images of one request or one forward; more than 1 helps a local model only."""
-
-    timeout_seconds: Positive = 120.0
-    """How long one request may take, from connecting to the last byte; a retry is another request."""
-
-    max_retries: WholeNumber = 5
-    """Further tries of a failed request, each after a longer pause."""
-
     max_tokens: Count | None = 256
     """Longest answer; a verdict takes 20 to 60. Null is not sent, for a server that does not take it."""
-
-    temperature: NotNegative | None = 0.0
-    """0 is the likeliest answer; more varies it. Null is not sent, for a server that does not take it."""
-
-    seed: Seed | None = 0
-    """Of the sampling, where the temperature is not 0. Null is not sent, for a server that does not take it."""
-
-    device: str = "auto"
-    """Of a local model; "auto" takes the GPU when there is one."""
-
-    dtype: str = "auto"
-    """Of a local model; "auto" is what its checkpoint says."""
-
-    answer_format: Literal["json_schema", "prompt"] = "json_schema"
-    """How a server is held to the form of the answer: "json_schema" lets it enforce the schema; "prompt" only asks for
-    it, for a server that cannot. The answer is checked in both cases."""
-
-    cache: bool = True
-    """Whether answers are kept in the run's folder, so that a question is asked once."""
-
-    def __post_init__(self) -> None:
-        """Refuse an address that cannot be written down."""
-        check_address(self.base_url)
 
 
 @settings
 class EditorConfig:
     """Which editor, and how it edits."""
 
-    kind: str = "shapes"
+    kind: Text = "shapes"
     """"shapes" is the small editor of the embedded world; "package.module:attribute" is one of your own. The others are
     listed in rpo/curation/editors."""
 
@@ -211,10 +125,10 @@ class EditorConfig:
     seed: Seed = 0
     """Of the edits; each image has a generator of its own made of it and of the record."""
 
-    device: str = "auto"
+    device: Text = "auto"
     """"auto" takes the GPU when there is one."""
 
-    dtype: str = "auto"
+    dtype: DType = "auto"
     """"auto" is half precision on a GPU, float32 elsewhere."""
 
 

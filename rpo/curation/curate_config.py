@@ -1,12 +1,12 @@
 """The settings of curation; their defaults curate the embedded world."""
 
 from dataclasses import field
-from typing import Literal
+from typing import Annotated, Literal
 
 from rpo.curation.component_config import CriticConfig, EditorConfig, InstructorConfig
 from rpo.curation.folder import StageName
 from rpo.models.config import ModelConfig
-from rpo.ranges import Cosine, Count, Finite, Fraction, GuidanceScale, NotNegative, Seed
+from rpo.ranges import Cosine, Count, Finite, Fraction, GuidanceScale, NotEmpty, NotNegative, Seed, Text
 from rpo.settings import settings
 from rpo.shapes import ETA, GUIDANCE_SCALE, NUM_STEPS
 
@@ -25,19 +25,19 @@ class SourceConfig:
     path: str = ""
     """For an import: folder, file or `datasets` id."""
 
-    split: str = "train"
+    split: Text = "train"
     """For an import: which split of a source with several."""
 
-    image_column: str = "image"
+    image_column: Text = "image"
     """For a table: where its images are."""
 
-    caption_column: str = "caption"
+    caption_column: Text = "caption"
     """For a table: where its captions are."""
 
     limit: Count | None = None
     """Only the first so many prompts, images or pairs; nothing means all. May be raised in a resumed run."""
 
-    prompts: str = "shapes"
+    prompts: Text = "shapes"
     """To generate: a text file with one prompt per line, a .jsonl file whose lines have a "prompt", or "shapes"."""
 
     images_per_prompt: Count = 2
@@ -84,7 +84,7 @@ class SourceConfig:
 class DecideConfig:
     """Which source and edit become a pair. Scores are those of rewards on the original caption."""
 
-    rewards: dict[str, NotNegative] = field(default_factory=lambda: {"shapes-clip": 0.0})
+    rewards: Annotated[dict[str, NotNegative], NotEmpty()] = field(default_factory=lambda: {"shapes-clip": 0.0})
     """Names of the rewards that filter, each with the least difference that it must see (on its own scale). The first
     one says which image is better; with the margin 0 any difference will do. "critic" is what the critic itself thinks
     of an image overall, 1 to 10: it is then asked about every edit, too."""
@@ -126,7 +126,7 @@ class DecideConfig:
 class CurateConfig:
     """A whole run of curation: `rpo curate CONFIG key=value …`."""
 
-    output: str = "runs/curate"
+    output: Text = "runs/curate"
     """The run's folder; everything that is found out is kept there."""
 
     source: SourceConfig = field(default_factory=SourceConfig)

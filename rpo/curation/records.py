@@ -12,6 +12,8 @@ from typing import Annotated, Literal, Protocol
 from PIL.Image import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+from rpo.text import encodable
+
 RAW_LIMIT = 20_000
 """Characters that a fault keeps of what a model said."""
 
@@ -109,7 +111,9 @@ class Fault:
     """What the model really said; a longer text is cut at `RAW_LIMIT` characters and says how long it was."""
 
     def __post_init__(self) -> None:
-        """Cut what is too long to keep."""
+        """Cut what is too long to keep, and write out what no file can hold."""
+        object.__setattr__(self, "message", encodable(self.message))
+        object.__setattr__(self, "raw", encodable(self.raw))
         if len(self.raw) > RAW_LIMIT:
             note = f" … [cut: {len(self.raw)} characters in all]"
             object.__setattr__(self, "raw", self.raw[: RAW_LIMIT - len(note)] + note)

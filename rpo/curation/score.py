@@ -198,7 +198,7 @@ class ImageSimilarity:
 
 
 def check_filters(config: DecideConfig, evaluation: str, critic: str) -> None:
-    """Refuse rewards that filter if there are none, or if one of them is the one that evaluates.
+    """Refuse rewards that filter if one of them is the one that evaluates.
 
     Args:
         config: Names the rewards.
@@ -208,8 +208,6 @@ def check_filters(config: DecideConfig, evaluation: str, critic: str) -> None:
     Raises:
         ValueError: Says which.
     """
-    if not config.rewards:
-        raise ValueError("decide.rewards is empty; expected at least one reward; name one, as in shapes-clip: 0.0")
     for name in config.rewards:
         if evaluation and _judge_of(name, critic) == _judge_of(evaluation, critic):
             raise ValueError(

@@ -11,7 +11,7 @@ cold or half filled by another run, training sees equal bits.
 
 What is kept of an image is the mean and the std of the encoder's posterior, from which any draw of latents follows.
 For SD 1.5 at 512 px they take 128 KiB an image and mirroring in float32, 64 KiB in float16; a prompt takes 231 KiB in
-float32. Nothing is ever removed: delete the folder to free the space.
+float32. Only damaged entries are ever removed: delete the folder to free the space.
 """
 
 import hashlib

@@ -3,11 +3,14 @@
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from rpo.text import read_lines_of
+from rpo.text import read_lines_of, text_fault
+
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair, which JSON can write alone
 
 
 def append_line(path: Path, row: Mapping[str, object]) -> None:
@@ -33,7 +36,7 @@ def parse_line(text: str, name: str) -> dict[str, object]:
         name: What to call it in messages.
 
     Raises:
-        ValueError: The line is not a JSON object.
+        ValueError: The line is not a JSON object, or says half of a character.
     """
     try:
         row = json.loads(text)
@@ -41,6 +44,8 @@ def parse_line(text: str, name: str) -> dict[str, object]:
         raise ValueError(f"{name}: not JSON ({error}); expected one object a line; mend or remove the line") from error
     if not isinstance(row, dict):
         raise ValueError(f"{name}: a JSON {type(row).__name__}; expected one object a line; mend or remove the line")
+    if _HALF.search(text) and (fault := text_fault(json.dumps(row, ensure_ascii=False))):
+        raise ValueError(f"{name}: a text of it {fault}; expected plain text; mend or remove the line")
     return row
 
 

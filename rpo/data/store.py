@@ -1,7 +1,8 @@
 """Tensors on disk under a key, in one SQLite file that survives being killed at any moment.
 
 A write is one transaction: after a crash each tensor is there whole or not at all, and several processes on one machine
-can use the file at once. Rows are never changed or deleted: a key stands for everything that determines its tensor.
+can use the file at once. Rows are never changed: a key stands for everything that determines its tensor. Each has a
+checksum, and one that a disk has damaged is dropped when it is read, so that it is missing and made again.
 SQLite's shared log does not work across machines: on a network disk, give each machine its own folder.
 """
 
@@ -9,6 +10,8 @@ import errno
 import os
 import shutil
 import sqlite3
+import warnings
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_LAYOUT = 1  # of the table; stored in the file, so that another layout is refused and not misread
+_LAYOUT = 2  # of the table; stored in the file, so that another layout is refused and not misread
 _WAIT_SECONDS = 120.0  # for another process that is writing
 _KEYS_PER_QUERY = 500  # SQLite's oldest limit on variables is 999
 _PAGE_BYTES = 16384  # tensors are tens of KiB; the default of 4096 chains many overflow pages
@@ -46,6 +49,7 @@ class TensorStore:
         with self._named_errors():
             # Callers take turns by a lock of their own, so that another thread may use the connection.
             self._connection = sqlite3.connect(path, _WAIT_SECONDS, isolation_level=None, check_same_thread=False)
+            self._connection.text_factory = lambda text: text.decode(errors="replace")  # a damaged one, too
             self._prepare()
 
     def present(self, keys: Sequence[bytes]) -> set[bytes]:
@@ -58,13 +62,21 @@ class TensorStore:
         return {row[0] for row in self._select(query, keys)}
 
     def load(self, keys: Sequence[bytes]) -> dict[bytes, Tensor]:
-        """The tensors of those keys that have one.
+        """The tensors of those keys that have one; damaged ones are dropped, with a warning.
 
         Args:
             keys: Any number of keys.
         """
-        query = "SELECT key, dtype, shape, data FROM tensors WHERE key IN ({})"
-        return {key: _unpack(dtype, shape, data) for key, dtype, shape, data in self._select(query, keys)}
+        rows = list(self._select("SELECT key, dtype, shape, data, checksum FROM tensors WHERE key IN ({})", keys))
+        damaged = [(key,) for key, *tensor, checksum in rows if _checksum(key, *tensor) != checksum]
+        if damaged:
+            with self._named_errors(), self._transaction():
+                self._connection.executemany("DELETE FROM tensors WHERE key = ?", damaged)
+            warnings.warn(
+                f"{self.path}: {len(damaged)} entries are damaged and are made again; see whether the disk is sound",
+                stacklevel=2,
+            )
+        return {key: _unpack(*tensor) for key, *tensor, _ in rows if (key,) not in damaged}
 
     def save(self, tensors: Mapping[bytes, Tensor]) -> None:
         """Keep tensors, all of them or, if that fails, none; a key that is there already keeps what it has.
@@ -76,9 +88,10 @@ class TensorStore:
             ValueError: A tensor is of another type.
             OSError: The disk is full; what was stored before is kept.
         """
-        rows = [(key, *_pack(tensor)) for key, tensor in tensors.items()]
+        packed = {key: _pack(tensor) for key, tensor in tensors.items()}
+        rows = [(key, *tensor, _checksum(key, *tensor)) for key, tensor in packed.items()]
         with self._named_errors(), self._transaction():
-            self._connection.executemany("INSERT OR IGNORE INTO tensors VALUES (?, ?, ?, ?)", rows)
+            self._connection.executemany("INSERT OR IGNORE INTO tensors VALUES (?, ?, ?, ?, ?)", rows)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -96,7 +109,8 @@ class TensorStore:
                     "delete the file (it will be filled again) or use another folder"
                 )
             self._connection.execute(
-                "CREATE TABLE IF NOT EXISTS tensors (key BLOB PRIMARY KEY, dtype TEXT, shape TEXT, data BLOB)"
+                "CREATE TABLE IF NOT EXISTS tensors "
+                "(key BLOB PRIMARY KEY, dtype TEXT, shape TEXT, data BLOB, checksum INT)"
             )
             self._connection.execute(f"PRAGMA user_version={_LAYOUT}")
 
@@ -150,6 +164,11 @@ def _pack(tensor: Tensor) -> tuple[str, str, bytes]:
         raise ValueError(f"a tensor is {tensor.dtype}; expected {', '.join(_DTYPES)}; convert it before storing")
     data = tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
     return str(tensor.dtype), ",".join(map(str, tensor.shape)), data
+
+
+def _checksum(key: bytes, dtype: object, shape: object, data: object) -> int:
+    """Of a whole row; damage may change the types of its cells, too."""
+    return zlib.crc32(data if isinstance(data, bytes) else b"", zlib.crc32(f"{key!r} {dtype} {shape}".encode()))
 
 
 def _unpack(dtype: str, shape: str, data: bytes) -> Tensor:

@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 from rpo.devices import device_named, slow_type_note
 from rpo.models.execution import Attention
 from rpo.models.stable_diffusion import StableDiffusion
+from rpo.ranges import Text
 from rpo.settings import settings
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -17,7 +18,7 @@ DType = Literal["float32", "bfloat16", "float16"]
 class ModelConfig:
     """Which checkpoint is trained, and how it runs."""
 
-    source: str = "shapes"
+    source: Text = "shapes"
     """Folder, hub id, single .safetensors / .ckpt file, or "shapes" for the checkpoint inside the package."""
 
     dtype: DType = "float32"
@@ -26,16 +27,16 @@ class ModelConfig:
     compute_dtype: DType | None = None
     """What the UNet computes in; nothing means `dtype`. bfloat16 over float32 weights is mixed precision."""
 
-    device: str = "auto"
+    device: Text = "auto"
     """"auto" takes this process's GPU when there is one."""
 
-    single_file_config: str | None = None
+    single_file_config: Text | None = None
     """For a single file: a diffusers folder or hub id with its architecture; nothing means SD 1.5's, from the hub."""
 
-    revision: str | None = None
+    revision: Text | None = None
     """Of a hub id."""
 
-    variant: str | None = None
+    variant: Text | None = None
     """File variant, such as "fp16"."""
 
     attention: Attention = "sdpa"

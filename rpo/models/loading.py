@@ -134,6 +134,11 @@ def refuse_family(what: str, class_name: str) -> None:
         ValueError: Always.
     """
     family = re.split(r"Pipeline|Img2Img|Inpaint|ControlNet|Control(?=P)", class_name)[0] or class_name
+    if "Pipeline" not in class_name:
+        raise ValueError(
+            f"{what} is a {class_name}, but a Stable Diffusion 1.x/2.x text-to-image pipeline is needed; load one with "
+            "StableDiffusionPipeline.from_pretrained(CHECKPOINT)"
+        )
     if family == "StableDiffusion":
         advice = "the text-to-image checkpoint that it was made from, or load its parts with StableDiffusionPipeline"
     else:

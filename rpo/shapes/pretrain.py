@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar as silence_transformers
 
-from rpo.ranges import Count, Positive, Seed, WholeNumber
+from rpo.ranges import Count, Positive, Seed, Text, WholeNumber
 from rpo.settings import settings
 from rpo.shapes.networks import assemble, build_text_encoder, build_tokenizer, build_unet, save_checkpoint
 from rpo.shapes.pretrain_denoiser import Captioned, TextToLatent, train_denoiser
@@ -43,7 +43,7 @@ class PretrainConfig:
     """The finished diffusers folder; replaced in one move at the end."""
     state: Path = Path("runs/shapes-pretrain")
     """Where the run keeps its log, its checkpoints and its snapshots."""
-    device: str = "auto"
+    device: Text = "auto"
     """Device for training and evaluation; "auto" takes the GPU when there is one."""
     seed: Seed = 0
     """Determines scenes, initial weights and noise; on a CPU the same seed gives the same weights."""

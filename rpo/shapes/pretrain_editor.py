@@ -22,7 +22,7 @@ from transformers import CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar as silence_transformers
 
 from rpo.config import load_config
-from rpo.ranges import Count, Positive, Seed, WholeNumber
+from rpo.ranges import Count, Positive, Seed, Text, WholeNumber
 from rpo.settings import settings
 from rpo.shapes.networks import build_scheduler, save_checkpoint
 from rpo.shapes.pretrain_denoiser import WARMUP_STEPS, TextToLatent, average_decay
@@ -63,7 +63,7 @@ class PretrainEditorConfig:
     """The finished diffusers folder; replaced in one move at the end."""
     state: Path = Path("runs/shapes-editor")
     """Where the run keeps its log, its encoded triples and its checkpoint."""
-    device: str = "auto"
+    device: Text = "auto"
     """Device for training and evaluation; "auto" takes the GPU when there is one."""
     seed: Seed = 0
     """Determines triples, new weights and noise; on a CPU the same seed gives the same weights."""

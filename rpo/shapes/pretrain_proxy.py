@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from rpo.ranges import Count, NotNegative, Positive, Seed, WholeNumber
+from rpo.ranges import Count, NotNegative, Positive, Seed, Text, WholeNumber
 from rpo.settings import settings
 from rpo.shapes.networks import MAX_TOKENS, build_tokenizer
 from rpo.shapes.pretrain import world_words
@@ -58,7 +58,7 @@ class PretrainProxyConfig:
     """The finished folder of a CLIPModel; replaced in one move at the end."""
     state: Path = Path("runs/shapes-proxy")
     """Where the run keeps its log, its data and its checkpoint."""
-    device: str = "auto"
+    device: Text = "auto"
     """Device for training; "auto" takes the GPU when there is one."""
     seed: Seed = 0
     """Determines scenes, initial weights and batches; on a CPU the same seed gives the same weights."""

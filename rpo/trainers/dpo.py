@@ -43,7 +43,7 @@ from rpo.trainers.dpo_config import DPOConfig, describe_objective, identity, sha
 from rpo.trainers.identity import base_identity, card_of
 from rpo.trainers.pair_batches import PairBatch, PairBatches
 from rpo.trainers.pair_facts import mid_time_errors, pair_facts, require_scores, set_notes
-from rpo.trainers.policy import FullPolicy, LoraPolicy, Policy
+from rpo.trainers.policy import Policy, make_policy
 from rpo.trainers.preference_config import PreferenceConfig
 from rpo.trainers.preference_loss import PreferenceLoss
 from rpo.trainers.prepared import loop_for, prepared_pipeline
@@ -129,10 +129,8 @@ class DPOTrainer:
         require_scores(pairs, self.objective)
         self.beta = self.config.beta or self.objective.default_beta(self.num_dims)
         self._base = base_identity(self.model)
-        self.policy = _policy(self.model, self.config)
+        self.policy = make_policy(self.model, self.config.adapter, seed=self.config.seed)
         self._facts = FactsFile(self._cache / "image_facts.sqlite")
-        if self.config.gradient_checkpointing:
-            self.model.denoiser.enable_gradient_checkpointing()
 
     @property
     def folder(self) -> Path:
@@ -297,11 +295,3 @@ class DPOTrainer:
         """What decides about the result; how long a run is, where it lies and when it encodes may change."""
         self._facts.recall(self.pairs)
         return identity(self.config) | {"beta": str(self.beta)} | self._base | pairs_identity(self.pairs)
-
-
-def _policy(model: StableDiffusion, config: DPOConfig) -> Policy:
-    if config.train == "full":
-        return FullPolicy(model)
-    return LoraPolicy(
-        model, rank=config.rank, alpha=config.lora_alpha, target_modules=config.target_modules, seed=config.seed
-    )

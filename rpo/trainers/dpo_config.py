@@ -3,9 +3,11 @@
 from dataclasses import asdict, field
 from typing import Annotated, Literal
 
+from rpo.from_environment import as_compared
 from rpo.lora import ATTENTION_PROJECTIONS
-from rpo.ranges import Count, Fraction, NotNegative, Positive, Range, Seed
+from rpo.ranges import Count, Fraction, Names, NotNegative, Positive, Range, Seed, Text
 from rpo.settings import settings
+from rpo.trainers.online_config import AdapterConfig
 from rpo.trainers.pair_batches import Share
 from rpo.trainers.preference_config import PreferenceConfig
 from rpo.trainers.region_config import RegionConfig
@@ -20,7 +22,8 @@ class DPOConfig:
     """Pull to the reference, > 0; larger stays closer. It counts errors averaged over the latents' dimensions, so a
     good value grows with their number: nothing takes the paper's 5000 for the 16,384 dimensions of SD 1.5 at 512 px,
     and in proportion for other sizes (78 for the 256 of `shapes`). Usual: half to four times that. Too small and
-    images turn to noise. Other objectives have their own: nothing takes their paper's."""
+    images turn to noise. The loss of diffusers' DPO script lacks a half: its beta_dpo 2500 is 5000 here. Other
+    objectives have their own: nothing takes their paper's."""
 
     sft_weight: NotNegative = 0.0
     """Weight of the chosen side's plain denoising loss, in units of beta/2. 0 is plain DPO; 0.05 to 0.5 keeps the
@@ -40,7 +43,7 @@ class DPOConfig:
     lora_alpha: Positive | None = None
     """Strength of the LoRA; nothing means `rank`, the one value on which every program that loads LoRAs agrees."""
 
-    target_modules: tuple[str, ...] = ATTENTION_PROJECTIONS
+    target_modules: Names = ATTENTION_PROJECTIONS
     """Name endings of the layers that get a LoRA; the attention projections by default."""
 
     pairs_per_update: Count = 32
@@ -71,7 +74,7 @@ class DPOConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in backward: about a third slower, several times less memory."""
 
-    cache_folder: str | None = None
+    cache_folder: Text | None = None
     """Where latents, embeddings and reference errors are kept; share it between runs. Nothing means `cache` in the
     run's folder."""
 
@@ -86,7 +89,7 @@ class DPOConfig:
     cache_dtype: Literal["float32", "float16"] = "float32"
     """How latents are kept; float16 halves the file and rounds them, in every epoch alike."""
 
-    folder: str = "runs/dpo"
+    folder: Text = "runs/dpo"
     """The run's folder: metrics, checkpoints and, after `save`, the LoRA."""
 
     seed: Seed = 0
@@ -100,6 +103,17 @@ class DPOConfig:
 
     loop: LoopConfig = field(default_factory=LoopConfig)
     """How long and how fast to train; see `LoopConfig`. Its `accumulate` is worked out from `pairs_per_update`."""
+
+    @property
+    def adapter(self) -> AdapterConfig:
+        """What is trained, as the other trainers have it."""
+        return AdapterConfig(
+            train=self.train,
+            rank=self.rank,
+            alpha=self.lora_alpha,
+            target_modules=self.target_modules,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
 
     def __post_init__(self):
         """Refuse settings that no run can have.
@@ -143,7 +157,7 @@ def identity(config: DPOConfig) -> dict[str, str]:
     named.
     """
     free = {"loop", "folder", "cache_folder", "encode_ahead", "objective", "region"}
-    settings = {name: str(value) for name, value in asdict(config).items() if name not in free}
+    settings = {name: str(value) for name, value in as_compared(asdict(config)).items() if name not in free}
     settings |= {f"objective.{name}": value for name, value in config.objective.changed.items()}
     if config.region.is_on:
         settings |= {f"region.{name}": str(value) for name, value in asdict(config.region).items()}
@@ -163,8 +177,9 @@ def describe_objective(config: DPOConfig, *, beta: float, num_dims: int) -> str:
     if objective.method == "mapo":
         text = f"beta {beta:g} ({ratio}), the weight of the odds term"
     else:
-        per_dim = beta / num_dims if objective.reduction == "mean" else beta
-        text = f"beta {beta:g} over {num_dims} latent dimensions = {per_dim:.3f} per dimension ({ratio})"
+        is_mean = objective.reduction == "mean"
+        per_dim, script = (beta / num_dims, f"; beta_dpo {beta / 2:g} of diffusers' script") if is_mean else (beta, "")
+        text = f"beta {beta:g} over {num_dims} latent dimensions = {per_dim:.3f} per dimension ({ratio}{script})"
     if objective.changed:
         text += "\n  objective: " + ", ".join(f"{name} {value}" for name, value in objective.changed.items())
     else:

@@ -6,7 +6,7 @@ from pathlib import Path
 from rpo.config import to_yaml
 from rpo.data.readers import read_pairs
 from rpo.models.config import ModelConfig, load_model
-from rpo.ranges import Count
+from rpo.ranges import Count, Text
 from rpo.settings import settings
 from rpo.text import write_text
 from rpo.trainers.dpo import DPOTrainer
@@ -23,7 +23,7 @@ class DataConfig:
     source: str = ""
     """Folder, .jsonl or parquet file, or the id of a data set on the hub; see `rpo data check`."""
 
-    split: str = "train"
+    split: Text = "train"
     """Of a data set with several."""
 
     limit: Count | None = None
@@ -52,7 +52,7 @@ class RunConfig:
     dpo: DPOConfig = field(default_factory=DPOConfig)
     """The training."""
 
-    output: str | None = None
+    output: Text | None = None
     """The run's folder; the same as `dpo.folder`."""
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from rpo.objectives.advantages import Scale
-from rpo.ranges import Count, NotNegative, Positive, Seed, WholeNumber
+from rpo.ranges import Count, NotNegative, Positive, Seed, Text, WholeNumber
 from rpo.settings import settings
 from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
 from rpo.trainers.online_settings import OnlineSettings
@@ -59,7 +59,7 @@ class GRPOConfig:
     preflight: bool = True
     """Whether rewards, likelihoods, gradients and memory are checked before the first update, on a small rollout."""
 
-    folder: str = "runs/grpo"
+    folder: Text = "runs/grpo"
     """The run's folder: metrics, previews, checkpoints and, after `save`, the LoRA."""
 
     seed: Seed = 0

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rpo.from_environment import as_compared
 from rpo.models.base import DiffusionModel
 from rpo.models.fingerprint import describe_schedule, hash_network, is_of_checkpoint
 from rpo.models.stable_diffusion import StableDiffusion
@@ -66,7 +67,7 @@ def settings_identity(config: Any, free: Collection[str]) -> dict[str, str]:
         config: The settings, a dataclass.
         free: Fields that may change in a resumed run.
     """
-    values = {name: value for name, value in asdict(config).items() if name not in free}
+    values = {name: value for name, value in as_compared(asdict(config)).items() if name not in free}
     sections = {name: value if isinstance(value, dict) else {"": value} for name, value in values.items()}
     return {f"{name}.{key}".rstrip("."): str(one) for name, part in sections.items() for key, one in part.items()}
 

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from rpo.lora import ATTENTION_PROJECTIONS
-from rpo.ranges import Count, Fraction, GuidanceScale, NotNegative, Positive
+from rpo.ranges import Count, Fraction, GuidanceScale, Names, NotNegative, Positive
 from rpo.settings import settings
 
 Solver = Literal["ddim", "euler_maruyama", "dpm_solver"]
@@ -152,7 +152,7 @@ class AdapterConfig:
     alpha: Positive | None = None
     """Strength of the LoRA; nothing means `rank`, the one value on which every program that loads LoRAs agrees."""
 
-    target_modules: tuple[str, ...] = ATTENTION_PROJECTIONS
+    target_modules: Names = ATTENTION_PROJECTIONS
     """Name endings of the layers that get a LoRA; the attention projections by default."""
 
     gradient_checkpointing: bool = False

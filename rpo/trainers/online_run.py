@@ -1,23 +1,58 @@
-"""What the online runs from a file share once their trainer stands: train, save, measure, report."""
+"""What the online runs from a file share: what they are made of, and how they load, train, save, measure, report."""
 
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from tqdm.auto import tqdm
 
-from rpo.prompt_source import SHAPES
+from rpo.config import to_yaml
+from rpo.models.config import ModelConfig, load_model
+from rpo.models.stable_diffusion import StableDiffusion
+from rpo.prompt_source import SHAPES, read_prompts
+from rpo.ranges import Text, Weights, WholeNumber
 from rpo.report_online import OnlineFindings, write_online_report
+from rpo.settings import settings
 from rpo.shapes.evaluate import Measurement, evaluate, format_accuracies, held_out_prompts
 from rpo.shapes.evaluation import Sampling
 from rpo.text import write_text
+from rpo.trainers.grpo_config import GRPOConfig
 from rpo.trainers.online import OnlineRun
 from rpo.trainers.preview import IMAGES, PREVIEWS
+from rpo.trainers.score_as_action_config import ScoreAsActionConfig
 from rpo.training.log import read_metrics
 from rpo.training.loop import TrainResult
+from rpo.training.resume import refuse_used
+
+Training = TypeVar("Training", GRPOConfig, ScoreAsActionConfig)
+
+
+@settings
+class OnlineRunConfig:
+    """A run that draws what it learns from, but for the training itself."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The checkpoint."""
+
+    prompts: Text = SHAPES
+    """What images are drawn of: a text file with one prompt per line, a .jsonl file whose lines have a "prompt", or
+    "shapes" for the training prompts of the embedded world."""
+
+    rewards: Weights = field(default_factory=lambda: {"shapes": 1.0})
+    """What images are worth: names of rewards, or package.module:attribute, each with its weight."""
+
+    report: bool = True
+    """Whether to write `report.html` at the end."""
+
+    evaluate_images: WholeNumber = 160
+    """Held-out prompts of each domain of which base and aligned model draw one image each for the report; only with the
+    model "shapes", whose verifier can judge them. 0 leaves it out."""
+
+    output: Text | None = None
+    """The run's folder, in the place of the training's `folder`."""
 
 
 class OnlineTrainer(Protocol):
@@ -50,29 +85,45 @@ class RunResult:
     """Verified accuracy of base and aligned model, where the model is that of shapes."""
 
 
-def train_and_report(
-    trainer: OnlineTrainer, *, source: str, settings: str, resume: bool, report: bool, evaluate_images: int
+def run_online(
+    config: OnlineRunConfig,
+    training: Training,
+    trainer_of: Callable[[StableDiffusion, Mapping[str, float], list[str], Training], OnlineTrainer],
+    *,
+    resume: bool,
 ) -> RunResult:
-    """Train, save, measure on `shapes`, and write `report.html`.
+    """Load, train, save, measure on `shapes`, and write `report.html`.
 
     Args:
-        trainer: Ready to train.
-        source: Where its checkpoint is from; base and aligned model are measured if it is that of shapes.
-        settings: The whole run as YAML, for `run.yaml` and the report.
-        resume: Continue a killed run.
-        report: Whether to measure and report.
-        evaluate_images: Images of each domain by base and by aligned model; 0 for no measurement.
+        config: The run.
+        training: Its settings of the trainer.
+        trainer_of: The trainer's class.
+        resume: Continue a killed run of the same folder.
+
+    Raises:
+        ValueError: If the checkpoint, the prompts, the rewards or the settings cannot be used; says which and why.
     """
+    training = replace(training, folder=config.output) if config.output else training
+    if not resume:
+        refuse_used(Path(training.folder))
+    prompts = read_prompts(config.prompts, seed=training.seed)
+    return _train_and_report(
+        trainer_of(load_model(config.model), config.rewards, prompts, training), config, resume=resume
+    )
+
+
+def _train_and_report(trainer: OnlineTrainer, config: OnlineRunConfig, *, resume: bool) -> RunResult:
+    source, settings = config.model.source, to_yaml(config)
     is_main = trainer.run.processes.is_main
     with trainer.run.claim(resume=resume):
         if is_main:
             write_text(trainer.folder / "run.yaml", settings)
         trained = trainer.train(resume=resume)
         saved = trainer.save()
-    if not (report and is_main):
+    if not (config.report and is_main):
         return RunResult(trained, saved, None, None)
     began = time.perf_counter()
-    measured = _measure(trainer.run, evaluate_images) if evaluate_images and source == SHAPES else None
+    measured = _measure(trainer.run, config.evaluate_images) if source == SHAPES and config.evaluate_images else None
     seconds = {"train": float(read_metrics(trainer.folder)[-1]["seconds"])}
     if measured is not None:
         seconds["evaluate base and aligned model"] = time.perf_counter() - began

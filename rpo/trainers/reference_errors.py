@@ -45,10 +45,11 @@ class ReferenceErrors:
         if any(key not in known for key in keys):
             errors = compute(batch).float().cpu().view(2, -1)
             self.computed += len(batch.draws)
-            self._store.save({key: errors[:, row] for row, key in enumerate(keys)})
+            fresh = {key: errors[:, row] for row, key in enumerate(keys)}
+            self._store.save(fresh)
             # The store keeps what it had, and last bits change with a visit's company: what a resumed run will read
             # has to be used now.
-            known = self._store.load(keys)
+            known = fresh | self._store.load(keys)
         return torch.stack([known[key] for key in keys], dim=1).flatten().to(batch.x_0.device)
 
     def _key(self, draw: str) -> bytes:

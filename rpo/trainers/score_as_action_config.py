@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from rpo.diffusion.transition import Ddim, Kernel
-from rpo.ranges import Count, Fraction, NotNegative, Positive, Seed, WholeNumber
+from rpo.ranges import Count, Fraction, NotNegative, Positive, Seed, Text, WholeNumber
 from rpo.settings import settings
 from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
 from rpo.trainers.online_settings import OnlineSettings
@@ -150,7 +150,7 @@ class ScoreAsActionConfig:
     preflight: bool = True
     """Whether rewards, likelihoods, gradients and memory are checked before the first update, on a small rollout."""
 
-    folder: str = "runs/score_as_action"
+    folder: Text = "runs/score_as_action"
     """The run's folder: metrics, previews, checkpoints and, after `save`, the LoRA."""
 
     seed: Seed = 0

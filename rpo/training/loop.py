@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from rpo.training.gradients import FlatGradients
 from rpo.training.loop_config import LoopConfig, describe
-from rpo.training.processes import Processes
+from rpo.training.processes import Processes, note_who_left
 from rpo.training.randomness import undisturbed_randomness
 from rpo.training.resume import Identity, claimed
 from rpo.training.session import Session
@@ -97,14 +97,14 @@ def fit(
             session = Session(
                 params, loop, folder, processes, objects=state or {}, identity=same, on_checkpoint=on_checkpoint
             )
-            count, norm = loop.accumulate, loop.max_grad_norm
-            accumulator = Accumulator(
-                loss_fn, names, gradients=gradients, processes=processes, accumulate=count, max_grad_norm=norm
-            )
+            accumulator = Accumulator(loss_fn, names, gradients=gradients, processes=processes, loop=loop)
             session.start(resume=resume)
             if not session.is_done:
                 session.train(batches(session.state.update), accumulator, on_update, guard)
             checkpoint = session.finish()
+    except RuntimeError as error:
+        note_who_left(error)
+        raise
     finally:
         gradients.release()
     end = session.state

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from rpo.ranges import BelowOne, Count, NotNegative, Positive, PositiveOrInf, Range, Seed, WholeNumber
+from rpo.from_environment import as_written
+from rpo.ranges import BelowOne, Count, NotNegative, Positive, PositiveOrInf, Range, Seed, Text, WholeNumber
 from rpo.settings import settings
 
 
@@ -61,7 +62,7 @@ class LoopConfig:
     log_every: Count = 1
     """Updates between lines of `metrics.jsonl`; the last update always gets one. 1 to 10."""
 
-    trackers: tuple[str, ...] = ()
+    trackers: tuple[Text, ...] = ()
     """Experiment trackers beside `metrics.jsonl`, each installed by you: "tensorboard", "wandb", "trackio", …"""
 
     seed: Seed = 0
@@ -113,7 +114,7 @@ def check_unchanged(loop: LoopConfig, saved: Mapping[str, Any], where: str) -> N
 
 def plain(loop: LoopConfig) -> dict[str, Any]:
     """The settings as JSON gives them back."""
-    return {**dataclasses.asdict(loop), "trackers": list(loop.trackers)}
+    return as_written({**dataclasses.asdict(loop), "trackers": list(loop.trackers)})
 
 
 def describe(loop: LoopConfig, micro_batch: int, processes: int = 1, *, unit: str = "samples") -> str:

@@ -146,6 +146,16 @@ class Processes:
             raise error
 
 
+def note_who_left(error: RuntimeError) -> None:
+    """Say of the error of a wait for another process that it is none of this one's.
+
+    Args:
+        error: What may be that error.
+    """
+    if "by peer" in str(error):  # how a group says that a connection is gone
+        error.add_note("Another process of this run has ended; its own error, which is shown as well, says why.")
+
+
 def _is_launched_for_several() -> bool:
     """Whether accelerate's launcher of a single process was told of several: it then names a meeting place for them."""
     return "ACCELERATE_DYNAMO_BACKEND" in os.environ and "MASTER_ADDR" in os.environ and "RANK" not in os.environ

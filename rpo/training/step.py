@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rpo.training.gradients import FlatGradients
 from rpo.training.log import check_metric_names
+from rpo.training.loop_config import LoopConfig
 from rpo.training.processes import Processes
 from rpo.types import StepOutput
 
@@ -31,16 +32,17 @@ class Problem:
     records: list[str]
     cause: Literal["weights", "all", "some"]
     """Whether the trained weights were broken before, or all records of the update are, or some alone."""
+    metrics: list[str]
+    """What else of the update is not finite: what the loss is made of."""
 
 
 _ADVICE = {
     "weights": "the trained weights are not finite themselves, so that no record is to blame: start anew from weights "
     "that are",
     "all": "these are all records of the update, so that hardly one of them is to blame: look for weights of the base "
-    "that are not finite, a beta or another weight that is far too large, or a damaged cache, and start anew, with a "
+    "that are not finite, or for a beta or another weight that is far too large, and start anew, with a "
     "lower learning rate if these are sound",
-    "some": "repair or remove these records, or delete the cache if what it keeps of them is damaged, and resume, or "
-    "start anew with a lower learning rate",
+    "some": "repair or remove these records and resume, or start anew with a lower learning rate",
 }
 
 
@@ -58,10 +60,11 @@ class NonFiniteLossError(ValueError):
         self.records, self.update, self.checkpoint = problem.records, update, checkpoint
         named = ", ".join(repr(name) for name in problem.records[:_NAMED_RECORDS])
         more = f" and {unnamed} more" if (unnamed := len(problem.records) - _NAMED_RECORDS) > 0 else ""
+        parts = f", nor are {', '.join(problem.metrics)}" if problem.metrics else ""
         kept = "nothing was trained before it" if checkpoint is None else f"the state before it is kept in {checkpoint}"
         super().__init__(
-            f"the {problem.what} of update {update} is not finite, for the records {named}{more}; expected finite "
-            f"numbers: {_ADVICE[problem.cause]}. The update was not applied; {kept}"
+            f"the {problem.what} of update {update} is not finite{parts}, for the records {named}{more}; expected "
+            f"finite numbers: {_ADVICE[problem.cause]}. The update was not applied; {kept}"
         )
 
 
@@ -98,8 +101,7 @@ class Accumulator(Generic[B]):
         *,
         gradients: FlatGradients,
         processes: Processes,
-        accumulate: int,
-        max_grad_norm: float,
+        loop: LoopConfig,
     ) -> None:
         """Prepare for micro-batches whose size and metrics the first one sets.
 
@@ -108,12 +110,11 @@ class Accumulator(Generic[B]):
             names: From a micro-batch to the names of its records, one per sample, without touching the device.
             gradients: Where backward adds up.
             processes: Over whom to average.
-            accumulate: Micro-batches per update and process.
-            max_grad_norm: Where the gradient is clipped.
+            loop: Says how many micro-batches per update and process, and where the gradient is clipped.
         """
         self._loss_fn, self._names = loss_fn, names
         self._gradients, self._processes = gradients, processes
-        self._accumulate, self._max_grad_norm = accumulate, max_grad_norm
+        self._accumulate, self._max_grad_norm = loop.accumulate, loop.max_grad_norm
         self._samples: int | None = None
         self._metric_names: tuple[str, ...] | None = None
 
@@ -142,9 +143,9 @@ class Accumulator(Generic[B]):
         named = dict(zip(self._metric_names, metrics, strict=True))
         problem = None
         if not math.isfinite(loss):
-            problem = self._problem("loss", self._broken_records(done))
+            problem = self._problem("loss", self._broken_records(done), named)
         elif not (math.isfinite(grad_norm) or scale_may_shrink):
-            problem = self._problem("gradient", self._gather([name for part in done for name in part.records]))
+            problem = self._problem("gradient", self._gather([name for part in done for name in part.records]), named)
         return Accumulated(
             {"loop/loss": loss, "loop/grad_norm": grad_norm, **named},
             self._samples * self._accumulate * self._processes.count,
@@ -204,12 +205,13 @@ class Accumulator(Generic[B]):
                 "each, or their mean would favour the small one: give every process the same micro-batch size"
             )
 
-    def _problem(self, what: str, records: list[str]) -> Problem:
+    def _problem(self, what: str, records: list[str], metrics: dict[str, float]) -> Problem:
         assert self._samples is not None
+        broken = [name for name, value in metrics.items() if not math.isfinite(value)]
         if not all(bool(weights.isfinite().all()) for weights in self._gradients.params):
-            return Problem(what, records, "weights")
+            return Problem(what, records, "weights", broken)
         num_records = self._samples * self._accumulate * self._processes.count
-        return Problem(what, records, "all" if len(records) == num_records else "some")
+        return Problem(what, records, "all" if len(records) == num_records else "some", broken)
 
     def _broken_records(self, done: list[_MicroBatch]) -> list[str]:
         finite = [part.sample_losses.isfinite().tolist() for part in done]

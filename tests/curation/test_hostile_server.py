@@ -1,9 +1,11 @@
 """Servers that never come to an end, that send the asker elsewhere, and that give away the key they were given."""
 
 import gzip
+import json
 import re
 import time
 import traceback
+from dataclasses import asdict
 
 import pytest
 from PIL import Image
@@ -13,7 +15,8 @@ from rpo.curation.bounded_http import BODY_LIMIT, KEY_SHOWN, secret_pattern
 from rpo.curation.component_config import CriticConfig, InstructorConfig, JudgeConfig
 from rpo.curation.critics import load_critic
 from rpo.curation.curate_config import CurateConfig
-from rpo.curation.records import Fault, Unavailable
+from rpo.curation.records import Critique, Fault, Unavailable
+from rpo.data.jsonl import append_line
 from tests.curation.fake_server import SMALL_QUESTION, Response, completion, fake_server, saying, text_of
 from tests.curation.raw_server import HEAD, raw_server
 
@@ -327,3 +330,34 @@ def test_a_proxy_of_the_environment_is_used(monkeypatch):
         (answer,) = critic([IMAGE], ["a hat"])
     assert not isinstance(answer, Fault)
     assert proxy.requests[0].startswith(b"POST http://there.invalid/v1/chat/completions")
+
+
+HALF = "a \ud800 hat"  # half of a surrogate pair, which JSON can say and no file can hold
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        Response('{"problems": [], "keep": ["' + HALF + '"], "overall": 6}'),
+        Response('{"problems": [], "keep": ["' + HALF.encode("unicode-escape").decode() + '"], "overall": 6}'),
+        Response(HALF),
+        Response("", message={"refusal": HALF}),
+        Response(HALF, status=400),
+        Response(body=json.dumps(HALF).encode()),
+        Response(body=json.dumps({"choices": [], "id": HALF}).encode()),
+    ],
+    ids=["value", "escaped", "prose", "refusal", "error", "no-completion", "no-message"],
+)
+def test_half_of_a_character_is_no_answer_and_can_be_kept(response, tmp_path):
+    with fake_server(lambda asked: response if "hat" in text_of(asked) else Response(GOOD)) as server:
+        answer = ask(server, tmp_path)
+        assert isinstance(answer, Fault)
+        append_line(tmp_path / "faults.jsonl", asdict(answer))
+        assert ask(server, tmp_path) == answer
+    assert r"\ud800" in answer.message + answer.raw
+
+
+def test_half_of_a_character_beside_an_answer_is_kept_with_it(tmp_path):
+    with fake_server(saying(HALF + GOOD)) as server:
+        assert ask(server, tmp_path) == ask(server, tmp_path) == Critique(problems=(), keep=(), overall=6)
+        assert len(server.texts()) == 1

@@ -92,6 +92,21 @@ def test_nothing_is_encoded_twice_in_memory_or_from_disk(opened, encoder):
         assert torch.equal(found[1], fresh[1])
 
 
+def test_an_entry_that_a_disk_has_damaged_is_encoded_again(opened, encoder, tmp_path):
+    asked = requests(pair(0), pair(1))
+    first = opened()
+    fresh = first.moments(asked)
+    first.close()
+    file = tmp_path / "cache" / "latents.sqlite"
+    content = bytearray(file.read_bytes())
+    content[content.index(fresh[0][2].numpy().tobytes()) + 7] ^= 1
+    file.write_bytes(content)
+    second = opened()
+    with pytest.warns(UserWarning, match=r"latents\.sqlite: 1 entries are damaged and are made again"):
+        assert holds(second.moments(asked), asked)
+    assert (second.encoded, opened().moments(asked)[0].shape[0]) == (1, 4)
+
+
 def test_equal_requests_are_encoded_once(opened, encoder):
     cache = opened()
     same_image = [pair(0), pair(1, chosen=png(0)), pair(2, rejected=png(0))]

@@ -82,3 +82,15 @@ def test_a_line_written_in_part_is_an_error_and_is_mended(tmp_path):
 def test_appending_to_a_full_disk_says_so():
     with pytest.raises(OSError, match=r"no space left for /dev/full \(.* MiB free\)"):
         append_line(Path("/dev/full"), {"a": 1})
+
+
+@pytest.mark.parametrize("text", [r'{"a": "x \ud800 y"}', r'{"\uDFFF": 1}', r'{"a": {"b": ["\uda00\uda00"]}}'])
+def test_half_of_a_character_is_refused_wherever_it_stands(text):
+    with pytest.raises(
+        ValueError, match="^m.jsonl:3: a text of it holds half of a surrogate pair.*mend or remove the line"
+    ):
+        parse_line(text, "m.jsonl:3")
+
+
+def test_whole_characters_beyond_the_first_plane_are_taken():
+    assert parse_line(r'{"a": "\ud83d\ude00 \\ud800"}', "m.jsonl:3") == {"a": "😀 \\ud800"}

@@ -1,6 +1,7 @@
 import errno
 import multiprocessing
 import os
+import random
 import signal
 import sqlite3
 import time
@@ -100,13 +101,73 @@ def test_a_truncated_file_is_refused_and_not_misread(tmp_path):
         TensorStore(path).load([str(i).encode() for i in range(20)])
 
 
+def flip(path, at):
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 16]))
+
+
+@pytest.mark.parametrize("place", ["data", "dtype", "shape"])
+def test_a_flipped_bit_makes_one_entry_missing_and_keeps_the_others(tmp_path, place):
+    path = tmp_path / "s.sqlite"
+    tensors = {f"key-{i}".encode() * 4: torch.full((5000,), float(i)) for i in range(4)}
+    store = TensorStore(path)
+    store.save(tensors)
+    store.close()
+    content = path.read_bytes()
+    at = content.index(b"key-2" * 4 + b"torch.float32" + b"5000")  # a row, its cells without anything between
+    middle = content.index(tensors[b"key-2" * 4].numpy().tobytes()[:400], at) + 200
+    flip(path, {"data": middle, "dtype": at + 28, "shape": at + 34}[place])
+    store = TensorStore(path)
+    with pytest.warns(UserWarning, match=r"1 entries are damaged and are made again"):
+        found = store.load(list(tensors))
+    assert sorted(found) == sorted(set(tensors) - {b"key-2" * 4})
+    store.save(tensors)
+    again = store.load(list(tensors))
+    assert all(torch.equal(again[key], tensors[key]) for key in tensors)
+    store.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*are damaged")
+def test_a_flipped_bit_anywhere_never_gives_another_tensor(tmp_path):
+    path, chance = tmp_path / "s.sqlite", random.Random(0)
+    tensors = {str(i).encode(): torch.randn(50) for i in range(60)}
+    store = TensorStore(path)
+    store.save(tensors)
+    store.close()
+    content = path.read_bytes()
+    for at in chance.sample([place for place, byte in enumerate(content) if byte], 100):
+        path.write_bytes(content)
+        flip(path, at)
+        try:
+            store = TensorStore(path)
+            found = store.load(list(tensors))
+            store.close()
+        except ValueError as error:
+            assert "delete the file" in str(error)
+        else:
+            assert len(found) > 40
+            assert all(torch.equal(found[key], tensors[key]) for key in found)
+
+
+def test_an_empty_file_is_filled(tmp_path):
+    (tmp_path / "s.sqlite").touch()
+    store = TensorStore(tmp_path / "s.sqlite")
+    assert store.load([b"k"]) == {}
+    store.save({b"k": torch.ones(2)})
+    assert torch.equal(store.load([b"k"])[b"k"], torch.ones(2))
+    store.close()
+
+
 def test_another_layout_is_refused(tmp_path):
     path = tmp_path / "s.sqlite"
     TensorStore(path).close()
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version=7")
     connection.close()
-    with pytest.raises(ValueError, match=rf"^{path} has layout 7; expected layout 1, of this version of rpo; delete"):
+    with pytest.raises(ValueError, match=rf"^{path} has layout 7; expected layout 2, of this version of rpo; delete"):
         TensorStore(path)
 
 

@@ -236,7 +236,10 @@ def test_beta_follows_the_latent_size_unless_given(tmp_path):
     assert DPOTrainer(tiny_sd(), toy_pairs(), config(tmp_path)).beta == beta_for_dims(256) == 78.125
     trainer = DPOTrainer(tiny_sd(), toy_pairs(), config(tmp_path, beta=150.0))
     assert trainer.beta == 150.0
-    assert "beta 150 over 256 latent dimensions = 0.586 per dimension (1.9 times the paper's)" in trainer.plan()
+    assert (
+        "beta 150 over 256 latent dimensions = 0.586 per dimension (1.9 times the paper's; beta_dpo 75 of"
+        in trainer.plan()
+    )
     assert "4 pairs × 1 micro-batch = 4 pairs per update; 3 updates = 12 pairs, 1.5 epochs" in trainer.plan()
 
 

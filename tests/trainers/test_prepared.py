@@ -74,6 +74,12 @@ def test_flux_is_named_by_an_online_trainer_s_model():
         prepared_model(flux, LoopConfig())
 
 
+@pytest.mark.parametrize("wrong", ["a/checkpoint", None, torch.nn.Linear(1, 1)])
+def test_what_is_no_pipeline_is_not_called_a_family(tmp_path, wrong):
+    with pytest.raises(ValueError, match=r"pipeline is needed; load one with StableDiffusionPipeline\.from_pretrained"):
+        dpo(tmp_path, pipe=wrong)
+
+
 def test_harmless_changes_are_kept(tmp_path):
     pipe = tiny_sd()
     pipe.unet.to(memory_format=torch.channels_last)

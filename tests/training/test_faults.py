@@ -76,7 +76,7 @@ def test_what_is_not_finite_is_named_and_not_applied(tmp_path, where):
     assert caught.value.checkpoint == tmp_path / "bad" / "checkpoint-000003" == checkpoints(tmp_path / "bad")[-1]
     what = "gradient" if where == "gradient" else "loss"
     listed = ", ".join(repr(name) for name in expected)
-    blamed = "repair or remove these records, or" if where == "row" else "these are all records of the update, so that"
+    blamed = "repair or remove these records and" if where == "row" else "these are all records of the update, so that"
     message = str(caught.value)
     assert message.startswith(
         f"the {what} of update 4 is not finite, for the records {listed}; expected finite numbers: "
@@ -97,6 +97,23 @@ def test_broken_weights_are_blamed_before_records(tmp_path):
         next(model.parameters()).view(-1)[0] = float("nan")
     with pytest.raises(NonFiniteLossError, match="the trained weights are not finite themselves, so that no record is"):
         run(tmp_path, model=model)
+
+
+def test_the_parts_of_a_loss_that_are_not_finite_are_named(tmp_path):
+    model = toy_model()
+    plain = plain_loss(model)
+
+    def loss_fn(batch):
+        output = plain(batch)
+        first = next(iter(output.metrics))
+        return StepOutput(
+            output.loss * torch.nan, output.sample_losses, output.metrics | {first: output.loss * torch.inf}
+        )
+
+    with pytest.raises(
+        NonFiniteLossError, match=r"^the loss of update 1 is not finite, nor are [a-z]+/\w+, for the re"
+    ):
+        run(tmp_path, model=model, loss_fn=loss_fn)
 
 
 def test_many_records_are_counted_not_listed(tmp_path):

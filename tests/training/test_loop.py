@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rpo.training.checkpoint import checkpoints
 from rpo.training.gradients import FlatGradients
 from rpo.training.log import read_metrics
+from rpo.training.loop_config import LoopConfig
 from rpo.training.processes import Processes
 from rpo.training.state import TrainingState
 from rpo.training.step import Accumulator
@@ -138,7 +139,7 @@ def test_an_update_reads_its_numbers_in_one_go():
     model = toy_model()
     gradients = FlatGradients(list(model.parameters()))
     accumulator = Accumulator(
-        plain_loss(model), names, gradients=gradients, processes=Processes(), accumulate=3, max_grad_norm=1.0
+        plain_loss(model), names, gradients=gradients, processes=Processes(), loop=LoopConfig(accumulate=3)
     )
     with Reads() as reads:
         accumulator.run(toy_batches(4, 3)(0), update=1, scale=1.0, scale_may_shrink=False)

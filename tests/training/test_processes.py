@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,9 @@ ROOT = Path(__file__).parents[2]
 LOOP = LoopConfig(updates=4, learning_rate=1e-2, accumulate=2, checkpoint_every=2, progress=False, ema_decay=0.5)
 
 
-def train(folder, *, micro_batch, loop=LOOP, resume=False, broken_on=None, on_checkpoint=None, identity=None):
+def train(
+    folder, *, micro_batch, loop=LOOP, resume=False, broken_on=None, on_checkpoint=None, identity=None, on_update=None
+):
     here = Processes()
     model = toy_model()
     if here.index > 0:
@@ -47,6 +50,7 @@ def train(folder, *, micro_batch, loop=LOOP, resume=False, broken_on=None, on_ch
         resume=resume,
         on_checkpoint=on_checkpoint,
         identity=identity,
+        on_update=on_update,
     )
     return [param.tolist() for param in model.parameters()], result.metrics
 
@@ -93,7 +97,18 @@ def in_each_process(folder: Path) -> None:
     part = torch.tensor([[0, 1], [2, 3]]) + 10 * here.index
     joined = here.join(part, dim=1)
     seen |= {"joined": joined.tolist(), "own": torch.equal(here.own(joined, dim=1), part)}
+    started = time.perf_counter()
+    try:
+        train(folder / "left", micro_batch=2, on_update=leave if here.index == 1 else None)
+    except (ValueError, RuntimeError) as error:
+        seen["left"] = [type(error).__name__, *getattr(error, "__notes__", [])], time.perf_counter() - started
     (folder / f"seen-{here.index}.json").write_text(json.dumps(seen))
+
+
+def leave(update, metrics):
+    if update == 2:
+        torch.distributed.destroy_process_group()  # as at the end of a process
+        raise ValueError("this process has seen enough")
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +127,15 @@ def two(tmp_path_factory):
     )
     assert ended.returncode == 0, ended.stderr
     return folder, [json.loads((folder / f"seen-{index}.json").read_text()) for index in range(2)]
+
+
+def test_who_waits_for_a_process_that_has_ended_is_told_at_once(two):
+    (waiting, seconds), (leaving, _) = (seen["left"] for seen in two[1])
+    assert leaving == ["ValueError"] and seconds < 10
+    assert waiting == [
+        "RuntimeError",
+        "Another process of this run has ended; its own error, which is shown as well, says why.",
+    ]
 
 
 def test_two_processes_make_the_update_of_one(two, tmp_path):

@@ -213,15 +213,12 @@ def place(config: EditorConfig) -> tuple[torch.device, torch.dtype]:
         Both.
 
     Raises:
-        ValueError: There is no such device or dtype.
+        ValueError: There is no such device.
     """
     device = device_named(config.device)
     if config.dtype == "auto":
         return device, torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if config.dtype not in dtypes:
-        raise ValueError(f"editor dtype {config.dtype!r} does not exist; use auto or one of {', '.join(dtypes)}")
-    return device, dtypes[config.dtype]
+    return device, getattr(torch, config.dtype)
 
 
 def licence_of(model: str, known: Mapping[str, str]) -> str:
