@@ -30,7 +30,6 @@ from tqdm.auto import tqdm
 from rpo.config import to_yaml
 from rpo.data.cache import EmbeddingCache, LatentCache
 from rpo.data.differences import PairDifferences
-from rpo.data.image_facts import FactsFile
 from rpo.data.preference import pairs_identity
 from rpo.data.readers import PairSource, pairs_from
 from rpo.data.transform import PairTransform
@@ -130,7 +129,6 @@ class DPOTrainer:
         self.beta = self.config.beta or self.objective.default_beta(self.num_dims)
         self._base = base_identity(self.model)
         self.policy = _policy(self.model, self.config)
-        self._facts = FactsFile(self._cache / "image_facts.sqlite")
         if self.config.gradient_checkpointing:
             self.model.denoiser.enable_gradient_checkpointing()
 
@@ -155,8 +153,6 @@ class DPOTrainer:
         loop = self._loop
         guard = ChosenGuard(self.config.max_chosen_error_ratio, starts_at_zero=self.objective.starts_at_zero)
         with self.claim(resume=resume):
-            if self._processes.is_main:
-                self._facts.remember()
             if self._processes.is_main and loop.progress:
                 tqdm.write(self.plan())
             if self.config.encode_ahead:
@@ -295,7 +291,6 @@ class DPOTrainer:
     @cached_property
     def identity(self) -> dict[str, str]:
         """What decides about the result; how long a run is, where it lies and when it encodes may change."""
-        self._facts.recall(self.pairs)
         return identity(self.config) | {"beta": str(self.beta)} | self._base | pairs_identity(self.pairs)
 
 
