@@ -32,6 +32,7 @@ from rpo.data.cache import EmbeddingCache, LatentCache
 from rpo.data.differences import PairDifferences
 from rpo.data.preference import pairs_identity
 from rpo.data.readers import PairSource, pairs_from
+from rpo.data.readthrough import Memory
 from rpo.data.transform import PairTransform
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.publish import PublishPlan, publish, write_model_card
@@ -235,7 +236,7 @@ class DPOTrainer:
     @cached_property
     def batches(self) -> PairBatches:
         """The micro-batches; their caches are opened here, so that a refused run opens none."""
-        config, model, cache = self.config, self.model, self._cache
+        config, model, cache, memory = self.config, self.model, self._cache, Memory()
         return PairBatches(
             model,
             self.pairs,
@@ -247,6 +248,7 @@ class DPOTrainer:
                 model_key=model.fingerprint("vae"),
                 dtype=getattr(torch, config.cache_dtype),
                 batch_size=config.encode_batch,
+                memory=memory,
             ),
             embeddings=EmbeddingCache(
                 cache,
@@ -254,11 +256,12 @@ class DPOTrainer:
                 model_key=model.fingerprint("text"),
                 dtype=model.text_encoder.dtype,
                 batch_size=config.encode_batch,
+                memory=memory,
             ),
             caption_dropout=config.caption_dropout,
             draws_per_pair=config.draws_per_pair,
             seed=config.seed,
-            differences=PairDifferences(cache, grid=self._grid) if config.region.is_on else None,
+            differences=PairDifferences(cache, grid=self._grid, memory=memory) if config.region.is_on else None,
         )
 
     @cached_property
