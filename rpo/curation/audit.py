@@ -11,6 +11,7 @@ Every share counts prompts for its interval. Faults are counted apart and are in
 
 import json
 import math
+from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,9 +28,10 @@ from rpo.curation.blame import Probation, ask_each, in_words
 from rpo.curation.component_config import CriticConfig, JudgeConfig
 from rpo.curation.critics import load_critic
 from rpo.curation.curate_config import CurateConfig
-from rpo.curation.folder import RunFolder
-from rpo.curation.history import histories
+from rpo.curation.folder import RunFolder, StageName
+from rpo.curation.history import History, fault_in, histories
 from rpo.curation.judge import BothOrders, OrderedVerdicts, load_judge
+from rpo.curation.places import key_of
 from rpo.curation.records import Component, Critic, Critique, Fault
 from rpo.from_environment import as_written
 from rpo.intervals import Interval, accuracy
@@ -179,12 +181,12 @@ def audit_judge(
     )
 
 
-def count_answers(answers: Sequence[object], captions: Sequence[str]) -> Answers:
+def count_answers(answers: Sequence[object], captions: Sequence[object]) -> Answers:
     """How many of the answers are faults.
 
     Args:
         answers: Results and faults.
-        captions: The caption of every question.
+        captions: The caption of every question, or a number that stands for it.
     """
     faults = [one for one in answers if isinstance(one, Fault)]
     rate = _share([isinstance(one, Fault) for one in answers], captions)
@@ -198,32 +200,39 @@ def _critic_of(run: RunFolder) -> CriticConfig:
 
 
 def _recorded(run: RunFolder) -> dict[str, Answers]:
-    critiques: list[tuple[str, object]] = []
-    instructions: list[tuple[str, object]] = []
-    for one in histories(run):
-        for stage, answer in ((critiques, one.critique), (instructions, one.instructions)):
-            if answer is not None:
-                stage.append((one.source.caption, answer))
-    return {
-        name: count_answers([answer for _, answer in rows], [caption for caption, _ in rows])
-        for name, rows in (("critiques", critiques), ("instructions", instructions))
-    }
+    """How many answers of a run are faults; of the others nothing is held."""
+    found: dict[StageName, list[Fault | None]] = {"critiques": [], "instructions": []}
+    captions = {stage: array("Q") for stage in found}
+    for source in run.stages["sources"].in_order("order"):
+        for stage, answers in found.items():
+            if (row := run.stages[stage].get(str(source["id"]))) is not None:
+                answers.append(fault_in(row))
+                captions[stage].append(key_of(str(source["caption"])))
+    return {stage: count_answers(answers, captions[stage]) for stage, answers in found.items()}
+
+
+def _drawn(run: RunFolder, number: int, rng: np.random.Generator, *, kind: str) -> list[History]:
+    """Some records that have such an image, in the order of the plan."""
+    places = array("Q", (place for place, one in enumerate(histories(run)) if one.image_of(kind)))
+    chosen = {places[index] for index in rng.permutation(len(places))[:number]}
+    return [one for place, one in enumerate(histories(run)) if place in chosen]
 
 
 def _pairs(run: RunFolder, number: int, rng: np.random.Generator) -> list[Pair]:
-    """Some sources with their edits, in the order of the plan."""
-    found = [(one.source, image) for one in histories(run) if (image := one.image_of("edit"))]
-    chosen = sorted(rng.permutation(len(found))[:number])
     return [
-        Pair(source.caption, run.load_image(source.image, source.id), run.load_image(image, source.id))
-        for source, image in (found[index] for index in chosen)
+        Pair(one.source.caption, _image(run, one, "source"), _image(run, one, "edit"))
+        for one in _drawn(run, number, rng, kind="edit")
     ]
 
 
 def _sources(run: RunFolder, number: int, rng: np.random.Generator) -> list[tuple[str, Image.Image]]:
-    found = [one.source for one in histories(run)]
-    chosen = sorted(rng.permutation(len(found))[:number])
-    return [(found[index].caption, run.load_image(found[index].image, found[index].id)) for index in chosen]
+    return [(one.source.caption, _image(run, one, "source")) for one in _drawn(run, number, rng, kind="source")]
+
+
+def _image(run: RunFolder, one: History, kind: str) -> Image.Image:
+    digest = one.image_of(kind)
+    assert digest is not None, "only records that have it are drawn"
+    return run.load_image(digest, one.source.id)
 
 
 def _control(kind: Control, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
@@ -274,5 +283,5 @@ def _both(verdicts: Sequence[OrderedVerdicts]) -> list[object]:
     return [answer for one in verdicts for answer in (one.forward, one.backward)]
 
 
-def _share(holds: Sequence[bool], captions: Sequence[str]) -> Interval | None:
+def _share(holds: Sequence[bool], captions: Sequence[object]) -> Interval | None:
     return accuracy(holds, groups=captions) if holds else None
