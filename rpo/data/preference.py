@@ -22,7 +22,7 @@ Side = Literal["chosen", "rejected"]
 SIDES: tuple[Side, Side] = ("chosen", "rejected")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PreferencePair:
     """One preference: for `prompt`, `chosen` is better than `rejected`.
 
