@@ -14,7 +14,7 @@ import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,9 +25,9 @@ from rpo.config import load_config
 from rpo.curation.agreement import cohen_kappa
 from rpo.curation.audit_report import CONTROLS, Answers, Audit, Control, CriticAudit, JudgeAudit
 from rpo.curation.blame import Probation, ask_each, in_words
-from rpo.curation.component_config import CriticConfig, JudgeConfig
+from rpo.curation.component_config import CriticConfig
 from rpo.curation.critics import load_critic
-from rpo.curation.curate_config import CurateConfig
+from rpo.curation.curate_config import AuditConfig, CurateConfig
 from rpo.curation.folder import RunFolder, StageName
 from rpo.curation.history import History, fault_in, histories
 from rpo.curation.judge import BothOrders, OrderedVerdicts, load_judge
@@ -35,8 +35,6 @@ from rpo.curation.places import key_of
 from rpo.curation.records import Component, Critic, Critique, Fault
 from rpo.from_environment import as_written
 from rpo.intervals import Interval, accuracy
-from rpo.ranges import Count, Seed
-from rpo.settings import settings
 from rpo.text import write_text
 
 AUDIT_FILE = "audit.json"
@@ -45,29 +43,6 @@ CACHE_FOLDER = "answers"
 
 _Item = TypeVar("_Item")
 _Answer = TypeVar("_Answer")
-
-
-@settings
-class AuditConfig:
-    """What is audited, and on how many images."""
-
-    critic: CriticConfig | None = None
-    """The critic to try on noise and blank images; nothing is that of the run."""
-
-    judge: JudgeConfig = field(default_factory=JudgeConfig)
-    """The judge whose position bias is measured."""
-
-    second_judge: JudgeConfig | None = field(default_factory=lambda: JudgeConfig(kind="reward", model="shapes-clip"))
-    """The judge that it is compared with; null for none."""
-
-    pairs: Count = 100
-    """Pairs of source and edit to judge; 100 tell a share within ten points."""
-
-    controls: Count = 20
-    """Noise images, and as many blank ones; 20 show what happens often."""
-
-    seed: Seed = 0
-    """Of the choice of pairs and of the noise."""
 
 
 @dataclass(frozen=True)

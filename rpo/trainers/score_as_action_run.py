@@ -3,16 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rpo.config import to_yaml
 from rpo.models.config import ModelConfig, load_model
 from rpo.prompt_source import SHAPES, read_prompts
 from rpo.ranges import Weight, WholeNumber
 from rpo.settings import settings
-from rpo.trainers.online_run import RunResult, train_and_report
-from rpo.trainers.score_as_action import ScoreAsActionTrainer
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig
-from rpo.training.resume import refuse_used
+
+if TYPE_CHECKING:
+    from rpo.trainers.online_run import RunResult
 
 
 @settings
@@ -43,7 +44,7 @@ class RunConfig:
     """The run's folder; the same as `score_as_action.folder`."""
 
 
-def run(config: RunConfig, *, resume: bool = False) -> RunResult:
+def run(config: RunConfig, *, resume: bool = False) -> "RunResult":
     """Load, train, save, report.
 
     Args:
@@ -53,6 +54,11 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
     Raises:
         ValueError: If the checkpoint, the prompts, the rewards or the settings cannot be used; says which and why.
     """
+    # Not at the top: the command line describes the settings before anything has loaded.
+    from rpo.trainers.online_run import train_and_report
+    from rpo.trainers.score_as_action import ScoreAsActionTrainer
+    from rpo.training.resume import refuse_used
+
     settings = replace(config.score_as_action, folder=config.output) if config.output else config.score_as_action
     if not resume:
         refuse_used(Path(settings.folder))
