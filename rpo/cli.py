@@ -35,7 +35,8 @@ TRAINERS = {
 def quickstart(args: argparse.Namespace) -> None:
     """Align the embedded model and write a report."""
     from rpo.config import load_config
-    from rpo.quickstart import QuickstartConfig, run
+    from rpo.quickstart import run
+    from rpo.quickstart_config import QuickstartConfig
 
     run(load_config(QuickstartConfig, None, overrides(args)), resume=args.resume)
 
@@ -81,7 +82,8 @@ def shapes_evaluate(args: argparse.Namespace) -> None:
 def shapes_pretrain(args: argparse.Namespace) -> None:
     """Train the embedded checkpoint from nothing."""
     from rpo.config import load_config
-    from rpo.shapes.pretrain import PretrainConfig, pretrain
+    from rpo.shapes.pretrain import pretrain
+    from rpo.shapes.pretrain_config import PretrainConfig
 
     pretrain(load_config(PretrainConfig, None, args.overrides))
 
@@ -89,7 +91,8 @@ def shapes_pretrain(args: argparse.Namespace) -> None:
 def shapes_pretrain_editor(args: argparse.Namespace) -> None:
     """Train the embedded editor from the embedded checkpoint."""
     from rpo.config import load_config
-    from rpo.shapes.pretrain_editor import PretrainEditorConfig, pretrain_editor
+    from rpo.shapes.pretrain_config import PretrainEditorConfig
+    from rpo.shapes.pretrain_editor import pretrain_editor
 
     pretrain_editor(load_config(PretrainEditorConfig, None, args.overrides))
 
@@ -97,7 +100,8 @@ def shapes_pretrain_editor(args: argparse.Namespace) -> None:
 def shapes_pretrain_proxy(args: argparse.Namespace) -> None:
     """Train the embedded proxy reward from nothing."""
     from rpo.config import load_config
-    from rpo.shapes.pretrain_proxy import PretrainProxyConfig, pretrain_proxy
+    from rpo.shapes.pretrain_config import PretrainProxyConfig
+    from rpo.shapes.pretrain_proxy import pretrain_proxy
 
     pretrain_proxy(load_config(PretrainProxyConfig, None, args.overrides))
 
@@ -119,7 +123,7 @@ COMMANDS = {
         "align the embedded model on this machine and write a report",
         takes_run,
         quickstart,
-        "rpo.quickstart:QuickstartConfig",
+        "rpo.quickstart_config:QuickstartConfig",
     ),
     "train dpo": Command(
         "fine-tune a Stable Diffusion checkpoint on preference pairs",
@@ -155,19 +159,19 @@ COMMANDS = {
         "train the embedded checkpoint from nothing",
         takes_overrides,
         shapes_pretrain,
-        "rpo.shapes.pretrain:PretrainConfig",
+        "rpo.shapes.pretrain_config:PretrainConfig",
     ),
     "shapes pretrain-editor": Command(
         "train the embedded editor, a small InstructPix2Pix, from the embedded checkpoint",
         takes_overrides,
         shapes_pretrain_editor,
-        "rpo.shapes.pretrain_editor:PretrainEditorConfig",
+        "rpo.shapes.pretrain_config:PretrainEditorConfig",
     ),
     "shapes pretrain-proxy": Command(
         "train the embedded proxy reward, a small CLIP model, from nothing",
         takes_overrides,
         shapes_pretrain_proxy,
-        "rpo.shapes.pretrain_proxy:PretrainProxyConfig",
+        "rpo.shapes.pretrain_config:PretrainProxyConfig",
     ),
 }
 

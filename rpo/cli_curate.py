@@ -113,7 +113,7 @@ CURATE = {
         "measure how far critic and judges of a run can be trusted",
         takes_audit,
         audit,
-        "rpo.curation.audit:AuditConfig",
+        "rpo.curation.curate_config:AuditConfig",
     ),
 }
 """The commands of the group, by name."""

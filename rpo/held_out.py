@@ -16,7 +16,6 @@ from rpo.models.base import DiffusionModel
 from rpo.prompt_source import SHAPES, read_prompts
 from rpo.ranges import Count, Fraction, GuidanceScale, Seed, Text
 from rpo.rewards import load_reward, score
-from rpo.sampler import generate
 from rpo.settings import settings
 from rpo.shapes import ETA, GUIDANCE_SCALE, NUM_STEPS
 from rpo.shapes.prompts import Split, sample_prompts
@@ -141,6 +140,8 @@ class HeldOut:
         Raises:
             RewardError: The reward failed, or did not give one finite number per image.
         """
+        from rpo.sampler import generate  # not at the top: its settings are described without diffusers
+
         config, scores = self.config, dict[str, NDArray[np.float64]]()
         repeated = {domain: _repeat(some, config.images_per_prompt) for domain, some in self.prompts.items()}
         for domain, prompts in self.prompts.items():

@@ -27,16 +27,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rpo.lora_file import WEIGHT_FILE, put_in_order
+from rpo.models.config import ATTENTION_PROJECTIONS
 from rpo.models.plain import fresh_pipeline, probe
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.randomness import plain_defaults
 from rpo.types import Latents
 
-ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
-"""Where LoRA goes in a denoiser by default: the attention projections, as in diffusers' own scripts."""
-
 TEXT_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
-"""The same places in a CLIP text encoder."""
+"""Where LoRA goes in a CLIP text encoder: the places of `ATTENTION_PROJECTIONS`."""
 
 ADAPTER = "default"
 STAGING_PREFIX = ".saving-"

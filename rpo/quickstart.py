@@ -11,97 +11,37 @@ Every stage leaves its result in the run's folder, so that a killed run continue
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from rpo.config import to_yaml
-from rpo.curation.component_config import EditorConfig
 from rpo.curation.curate import curate
-from rpo.curation.curate_config import CurateConfig, DecideConfig
 from rpo.curation.export import export
 from rpo.curation.page import write_page
 from rpo.curation.status import RunStatus, status_of
 from rpo.data.jsonl import append_line, mend_last_line, read_lines
 from rpo.data.preference import PairSet
 from rpo.data.readers import read_pairs
+from rpo.data.writers import written_whole
 from rpo.evaluate import Comparison
 from rpo.interrupts import ended_in_order
 from rpo.models.config import ModelConfig, load_model
+from rpo.quickstart_config import QuickstartConfig
 from rpo.quickstart_report import Findings, write_quickstart_card, write_quickstart_report
-from rpo.ranges import Count, Seed, Text
 from rpo.run_lock import sole_owner
 from rpo.run_settings import keep_settings, require_same_settings
-from rpo.settings import settings
 from rpo.shapes.evaluate import Measurement, evaluate, format_accuracies, held_out_prompts
-from rpo.shapes.evaluation import Sampling, comparisons
+from rpo.shapes.evaluation import Sampling, ShapesEvaluation, comparisons, judge_images
 from rpo.shapes.prompts import sample_prompts
 from rpo.text import write_text
 from rpo.trainers.dpo import DPOTrainer
-from rpo.trainers.dpo_config import DPOConfig
-from rpo.training.loop import LoopConfig, TrainResult
-
-
-@settings
-class QuickstartConfig:
-    """Settings of the quickstart; the defaults take about nine minutes on two CPU cores."""
-
-    output: Text = "runs/quickstart"
-    """The run's folder: pairs, metrics, LoRA, report."""
-
-    seed: Seed = 0
-    """Of prompts, noise and training; the same seed gives the same numbers."""
-
-    prompts: Count = 690
-    """Training prompts to draw images of; 100 to 690. More give more pairs."""
-
-    images_per_prompt: Count = 8
-    """Images drawn of each training prompt; 1 to 8. 4 saves three minutes and gains less."""
-
-    curate: CurateConfig = field(
-        default_factory=lambda: CurateConfig(
-            editor=EditorConfig(batch_size=64),
-            decide=DecideConfig(
-                rewards={"critic": 1.0, "shapes-clip": 0.0}, min_chosen={"critic": 10.0}, orderings="prompt"
-            ),
-            evaluation="",  # the critic sees with the verifier's eyes, and both rewards filter
-        )
-    )
-    """How images become pairs; its output, prompts and seed are those of the run."""
-
-    evaluation_prompts: Count = 320
-    """Held-out prompts of each domain, one image each by base and by LoRA. More narrow the intervals."""
-
-    batch_size: Count = 64
-    """Images drawn at once."""
-
-    device: Text = "auto"
-    """"auto" takes the GPU when there is one."""
-
-    dpo: DPOConfig = field(
-        default_factory=lambda: DPOConfig(
-            beta=150.0,
-            sft_weight=0.05,
-            rank=16,
-            pairs_per_update=32,
-            micro_batch=32,
-            caption_dropout=0.1,
-            max_chosen_error_ratio=2.0,
-            loop=LoopConfig(
-                updates=450,
-                learning_rate=1e-3,
-                lr_schedule="cosine",
-                warmup_updates=10,
-                ema_decay=0.97,
-                checkpoint_every=90,
-            ),
-        )
-    )
-    """Of the training; its folder and seed are those of the run."""
+from rpo.training.loop import TrainResult
 
 
 @dataclass(frozen=True)
@@ -144,7 +84,11 @@ def _whole_way(folder: Path, config: QuickstartConfig, *, resume: bool) -> Quick
     sampling = Sampling(config.seed)
 
     with stages.timed("evaluate the base model"):
-        base = evaluate(model, held_out, sampling, batch_size=config.batch_size, progress="base model")
+        base = _evaluated_once(
+            folder / "base.npy",
+            lambda: evaluate(model, held_out, sampling, batch_size=config.batch_size, progress="base model"),
+            lambda images: judge_images(images, held_out, sampling),
+        )
     tqdm.write(format_accuracies(Measurement(base)) + "\n")
     with stages.timed("draw, criticise, instruct, edit, judge"):
         curated, pairs = make_pairs(folder, config)
@@ -169,6 +113,21 @@ def _whole_way(folder: Path, config: QuickstartConfig, *, resume: bool) -> Quick
     write_quickstart_card(findings, dpo)
     tqdm.write(f"\nLoRA:   {lora}\nreport: {report}  (open it in a browser)")
     return QuickstartResult(measured, trained, len(pairs), report, lora)
+
+
+def _evaluated_once(
+    file: Path, draw: Callable[[], ShapesEvaluation], judge: Callable[[np.ndarray], ShapesEvaluation]
+) -> ShapesEvaluation:
+    """What was drawn before is judged again, and not drawn again."""
+    if file.exists():
+        try:
+            return judge(np.load(file, allow_pickle=False))
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{file} is damaged ({error}); expected images of the base; delete it") from error
+    found = draw()
+    with written_whole(file) as partial, partial.open("wb") as stream:
+        np.save(stream, found.images)
+    return found
 
 
 def make_pairs(folder: Path, config: QuickstartConfig) -> tuple[Path, PairSet]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from rpo.curation.curate_config import DecideConfig
 from rpo.curation.folder import RunFolder
-from rpo.curation.history import Edit, History, histories
+from rpo.curation.history import Edit, histories, history_of
 from rpo.curation.page_outcomes import own_outcome
 from rpo.curation.records import Instructions
 from rpo.curation.status import RunStatus
@@ -74,23 +74,29 @@ def edits_section(run: Path, *, seed: int) -> PairsSection:
         seed: Of the draw of examples.
     """
     folder = RunFolder(run)
-    kept = [one for one in histories(folder) if (own := own_outcome(one)) is not None and own.chosen]
-    pairs = [_pair(folder, one) for one in kept]
-    found = outcomes([bool(one.before.holds) for one in pairs], [bool(one.after.holds) for one in pairs])
+    kept = [one.source.id for one in histories(folder) if (own := own_outcome(one)) is not None and own.chosen]
+    verdicts = [(bool(pair.before.holds), bool(pair.after.holds)) for pair in (_pair(folder, one) for one in kept)]
+    found = outcomes([before for before, _ in verdicts], [after for _, after in verdicts])
     drawn = draw_examples(found, counts=SHOWN, seed=seed)
     groups = tuple(
-        PairGroup(outcome, found.count(outcome), tuple(pairs[index] for index in drawn[outcome]), MEANINGS[outcome])
+        PairGroup(
+            outcome,
+            found.count(outcome),
+            tuple(_pair(folder, kept[index]) for index in drawn[outcome]),
+            MEANINGS[outcome],
+        )
         for outcome in OUTCOMES
         if found.count(outcome) and SHOWN[outcome]
     )
     selection = (
-        f"Drawn at random (seed {seed}) from the {len(pairs)} kept edits; below each is what the editor was told. The "
+        f"Drawn at random (seed {seed}) from the {len(kept)} kept edits; below each is what the editor was told. The "
         "verdicts are the verifier's."
     )
     return PairsSection("Images and their edits", groups, selection, before="source", after="edit")
 
 
-def _pair(folder: RunFolder, one: History) -> ImagePair:
+def _pair(folder: RunFolder, record: str) -> ImagePair:
+    one = history_of(folder, record)
     assert isinstance(one.edit, Edit)
     sides: list[JudgedImage] = []
     for digest in (one.source.image, one.edit.image):

@@ -98,7 +98,7 @@ def text_fault(text: str) -> str:
     """Why a text cannot be a caption, whatever it says; empty if it can."""
     if "\0" in text:
         return "holds a NUL character"
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
         return "holds half of a surrogate pair, which is no character"
     return ""
 

@@ -44,6 +44,19 @@ def test_help_is_fast_and_imports_no_torch() -> None:
         assert word in done.stdout
 
 
+def test_help_of_no_command_loads_what_it_would_run() -> None:
+    code = f"""
+import contextlib, rpo.cli, sys
+for name in {list(COMMANDS)}:
+    with contextlib.suppress(SystemExit):
+        rpo.cli.main([*name.split(), "--help"])
+    heavy = {{"diffusers", "transformers", "peft", "accelerate", "datasets"}}
+    print([name, *sorted(heavy & set(sys.modules))], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == [str([name]) for name in COMMANDS]
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--version"])

@@ -13,6 +13,7 @@ from PIL import Image
 from rpo.config import load_config
 from rpo.quickstart import QuickstartConfig, Stages, make_pairs, run
 from rpo.quickstart_curation import in_words
+from rpo.shapes.evaluate import evaluate
 from rpo.trainers.dpo_run import RunConfig
 from tests.run_state import assert_refused, result_of
 
@@ -89,7 +90,7 @@ assert loaded == ["rpo", "rpo.shapes"], loaded
         assert np.abs(stock - judged.images[index].astype(int)).max() <= 1
 
 
-def test_a_second_run_gives_the_same_numbers_and_a_resumed_one_too(finished):
+def test_a_second_run_gives_the_same_numbers_and_a_resumed_one_too(finished, monkeypatch):
     folder, _ = finished
     results = (folder / "run/results.json").read_text()
     run(small(folder / "again"))
@@ -98,8 +99,15 @@ def test_a_second_run_gives_the_same_numbers_and_a_resumed_one_too(finished):
     assert {"lora/pytorch_lora_weights.safetensors", "dpo/metrics.jsonl", "pairs/metadata.jsonl"} <= first.keys()
     assert [name for name in first | second if first.get(name) != second.get(name)] == []
     (folder / "again/results.json").unlink()
-    run(small(folder / "again"), resume=True)
+    drawn = []
+    with monkeypatch.context() as patch:
+        patch.setattr("rpo.quickstart.evaluate", lambda *a, **options: drawn.append(options) or evaluate(*a, **options))
+        run(small(folder / "again"), resume=True)
+    assert [options["progress"] for options in drawn] == ["aligned model"], "the base was drawn before"
     assert (folder / "again/results.json").read_text() == results
+    (folder / "again/base.npy").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"base\.npy is damaged .*; delete it"):
+        run(small(folder / "again"), resume=True)
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(finished):

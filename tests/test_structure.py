@@ -85,7 +85,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """What each part may import; `rpo/__init__.py`, the command line and the quickstart may import everything."""
 TOP = {"__init__", "align", "align_config", "align_report", "cli", "cli_command", "cli_config", "cli_curate"}
-TOP |= {"quickstart", "quickstart_curation", "quickstart_report", "run_settings"}
+TOP |= {"quickstart", "quickstart_config", "quickstart_curation", "quickstart_report", "run_settings"}
 
 ONLY_HERE = {
     "accelerate": {"training"},

@@ -11,9 +11,10 @@ Every share counts prompts for its interval. Faults are counted apart and are in
 
 import json
 import math
+from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,17 +25,16 @@ from rpo.config import load_config
 from rpo.curation.agreement import cohen_kappa
 from rpo.curation.audit_report import CONTROLS, Answers, Audit, Control, CriticAudit, JudgeAudit
 from rpo.curation.blame import Probation, ask_each, in_words
-from rpo.curation.component_config import CriticConfig, JudgeConfig
+from rpo.curation.component_config import CriticConfig
 from rpo.curation.critics import load_critic
-from rpo.curation.curate_config import CurateConfig
-from rpo.curation.folder import RunFolder
-from rpo.curation.history import histories
+from rpo.curation.curate_config import AuditConfig, CurateConfig
+from rpo.curation.folder import RunFolder, StageName
+from rpo.curation.history import History, fault_in, histories
 from rpo.curation.judge import BothOrders, OrderedVerdicts, load_judge
+from rpo.curation.places import key_of
 from rpo.curation.records import Component, Critic, Critique, Fault
 from rpo.from_environment import as_written
 from rpo.intervals import Interval, accuracy
-from rpo.ranges import Count, Seed
-from rpo.settings import settings
 from rpo.text import write_text
 
 AUDIT_FILE = "audit.json"
@@ -43,29 +43,6 @@ CACHE_FOLDER = "answers"
 
 _Item = TypeVar("_Item")
 _Answer = TypeVar("_Answer")
-
-
-@settings
-class AuditConfig:
-    """What is audited, and on how many images."""
-
-    critic: CriticConfig | None = None
-    """The critic to try on noise and blank images; nothing is that of the run."""
-
-    judge: JudgeConfig = field(default_factory=JudgeConfig)
-    """The judge whose position bias is measured."""
-
-    second_judge: JudgeConfig | None = field(default_factory=lambda: JudgeConfig(kind="reward", model="shapes-clip"))
-    """The judge that it is compared with; null for none."""
-
-    pairs: Count = 100
-    """Pairs of source and edit to judge; 100 tell a share within ten points."""
-
-    controls: Count = 20
-    """Noise images, and as many blank ones; 20 show what happens often."""
-
-    seed: Seed = 0
-    """Of the choice of pairs and of the noise."""
 
 
 @dataclass(frozen=True)
@@ -179,12 +156,12 @@ def audit_judge(
     )
 
 
-def count_answers(answers: Sequence[object], captions: Sequence[str]) -> Answers:
+def count_answers(answers: Sequence[object], captions: Sequence[object]) -> Answers:
     """How many of the answers are faults.
 
     Args:
         answers: Results and faults.
-        captions: The caption of every question.
+        captions: The caption of every question, or a number that stands for it.
     """
     faults = [one for one in answers if isinstance(one, Fault)]
     rate = _share([isinstance(one, Fault) for one in answers], captions)
@@ -198,32 +175,39 @@ def _critic_of(run: RunFolder) -> CriticConfig:
 
 
 def _recorded(run: RunFolder) -> dict[str, Answers]:
-    critiques: list[tuple[str, object]] = []
-    instructions: list[tuple[str, object]] = []
-    for one in histories(run):
-        for stage, answer in ((critiques, one.critique), (instructions, one.instructions)):
-            if answer is not None:
-                stage.append((one.source.caption, answer))
-    return {
-        name: count_answers([answer for _, answer in rows], [caption for caption, _ in rows])
-        for name, rows in (("critiques", critiques), ("instructions", instructions))
-    }
+    """How many answers of a run are faults; of the others nothing is held."""
+    found: dict[StageName, list[Fault | None]] = {"critiques": [], "instructions": []}
+    captions = {stage: array("Q") for stage in found}
+    for source in run.stages["sources"].in_order("order"):
+        for stage, answers in found.items():
+            if (row := run.stages[stage].get(str(source["id"]))) is not None:
+                answers.append(fault_in(row))
+                captions[stage].append(key_of(str(source["caption"])))
+    return {stage: count_answers(answers, captions[stage]) for stage, answers in found.items()}
+
+
+def _drawn(run: RunFolder, number: int, rng: np.random.Generator, *, kind: str) -> list[History]:
+    """Some records that have such an image, in the order of the plan."""
+    places = array("Q", (place for place, one in enumerate(histories(run)) if one.image_of(kind)))
+    chosen = {places[index] for index in rng.permutation(len(places))[:number]}
+    return [one for place, one in enumerate(histories(run)) if place in chosen]
 
 
 def _pairs(run: RunFolder, number: int, rng: np.random.Generator) -> list[Pair]:
-    """Some sources with their edits, in the order of the plan."""
-    found = [(one.source, image) for one in histories(run) if (image := one.image_of("edit"))]
-    chosen = sorted(rng.permutation(len(found))[:number])
     return [
-        Pair(source.caption, run.load_image(source.image, source.id), run.load_image(image, source.id))
-        for source, image in (found[index] for index in chosen)
+        Pair(one.source.caption, _image(run, one, "source"), _image(run, one, "edit"))
+        for one in _drawn(run, number, rng, kind="edit")
     ]
 
 
 def _sources(run: RunFolder, number: int, rng: np.random.Generator) -> list[tuple[str, Image.Image]]:
-    found = [one.source for one in histories(run)]
-    chosen = sorted(rng.permutation(len(found))[:number])
-    return [(found[index].caption, run.load_image(found[index].image, found[index].id)) for index in chosen]
+    return [(one.source.caption, _image(run, one, "source")) for one in _drawn(run, number, rng, kind="source")]
+
+
+def _image(run: RunFolder, one: History, kind: str) -> Image.Image:
+    digest = one.image_of(kind)
+    assert digest is not None, "only records that have it are drawn"
+    return run.load_image(digest, one.source.id)
 
 
 def _control(kind: Control, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
@@ -274,5 +258,5 @@ def _both(verdicts: Sequence[OrderedVerdicts]) -> list[object]:
     return [answer for one in verdicts for answer in (one.forward, one.backward)]
 
 
-def _share(holds: Sequence[bool], captions: Sequence[str]) -> Interval | None:
+def _share(holds: Sequence[bool], captions: Sequence[object]) -> Interval | None:
     return accuracy(holds, groups=captions) if holds else None

@@ -19,7 +19,6 @@ from rpo.curation.critic_scores import CRITIC, CriticScores
 from rpo.curation.critics import load_critic
 from rpo.curation.curate_config import CurateConfig
 from rpo.curation.decide import check_rules
-from rpo.curation.digests import Digests
 from rpo.curation.editors import load_editor
 from rpo.curation.folder import STAGES, RunFolder, StageName
 from rpo.curation.generate import plan_generation
@@ -119,7 +118,7 @@ def check_settings(config: CurateConfig) -> None:
 
 
 def _run(config: CurateConfig, folder: RunFolder, share: Share, components: Components) -> None:
-    plan = _plan(config, folder, share)
+    plan = plan_generation(config.source) if config.source.kind == "generate" else plan_import(config.source)
     if plan.num_duplicates and share.index == 0:
         tqdm.write(f"{plan.num_duplicates} images came again with the same caption; each is done once")
     groups = _groups(plan)
@@ -138,12 +137,6 @@ def _run(config: CurateConfig, folder: RunFolder, share: Share, components: Comp
         Pipeline(stages, folder.stages, progress).run(_chunks(own, config.chunk))
     finally:
         progress.close()
-
-
-def _plan(config: CurateConfig, folder: RunFolder, share: Share) -> SourcePlan:
-    if config.source.kind == "generate":
-        return plan_generation(config.source)
-    return plan_import(config.source, Digests(folder.path / "digests", share.index))
 
 
 def _stages(

@@ -3,7 +3,7 @@
 from dataclasses import field
 from typing import Annotated, Literal
 
-from rpo.curation.component_config import CriticConfig, EditorConfig, InstructorConfig
+from rpo.curation.component_config import CriticConfig, EditorConfig, InstructorConfig, JudgeConfig
 from rpo.curation.folder import StageName
 from rpo.models.config import ModelConfig
 from rpo.ranges import Cosine, Count, Finite, Fraction, GuidanceScale, NotEmpty, NotNegative, Seed, Text
@@ -165,3 +165,26 @@ class CurateConfig:
 
     progress: bool = True
     """Show how far each stage is, how much of it came through, and how fast."""
+
+
+@settings
+class AuditConfig:
+    """What is audited, and on how many images."""
+
+    critic: CriticConfig | None = None
+    """The critic to try on noise and blank images; nothing is that of the run."""
+
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """The judge whose position bias is measured."""
+
+    second_judge: JudgeConfig | None = field(default_factory=lambda: JudgeConfig(kind="reward", model="shapes-clip"))
+    """The judge that it is compared with; null for none."""
+
+    pairs: Count = 100
+    """Pairs of source and edit to judge; 100 tell a share within ten points."""
+
+    controls: Count = 20
+    """Noise images, and as many blank ones; 20 show what happens often."""
+
+    seed: Seed = 0
+    """Of the choice of pairs and of the noise."""

@@ -8,20 +8,20 @@ the same plan has the same ids in every process and in every run.
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from PIL.Image import Image
 
 from rpo.curation.curate_config import SourceConfig
-from rpo.curation.digests import Digests
 from rpo.curation.manifest import Identity
+from rpo.data.image_facts import ImageFacts, ImageSource, facts_of, read_image, recalled
 from rpo.data.jsonl import numbered_lines, parse_line
-from rpo.data.own_files import is_own, own_file, read_regular
+from rpo.data.own_files import is_own, own_file
 from rpo.data.pixels import decode_image
-from rpo.data.preference import SIDES, ImageSource, Side
+from rpo.data.preference import SIDES, Side, recalled_pairs
 from rpo.data.readers import read_pairs
 from rpo.data.tables import home_of, image_in, open_table
 from rpo.data.writers import METADATA
@@ -94,23 +94,38 @@ def planned(caption: object, origin: Mapping[str, str | int], key: str, name: st
     return Planned(record_id(caption, key), caption, origin, name)
 
 
-def plan_import(config: SourceConfig, digests: Digests | None = None) -> SourcePlan:
-    """The plan of an import; reads every caption and the bytes of every image, and decodes none yet.
+@dataclass
+class _Found:
+    """An image with its caption, before anybody has looked at it."""
+
+    name: str
+    caption: object
+    image: ImageSource
+    origin: Mapping[str, str | int]
+    facts: dict[str, ImageFacts] = field(default_factory=dict)
+
+    def planned(self) -> Planned:
+        if not self.facts:
+            name = f"{self.name}: the image"
+            self.facts[""] = facts_of(read_image(self.image, name), name)
+        return planned(self.caption, self.origin, self.facts[""].digest, self.name)
+
+
+def plan_import(config: SourceConfig) -> SourcePlan:
+    """The plan of an import; reads every caption and the bytes of images that are not known yet, and decodes none.
 
     Args:
         config: Kind and path.
-        digests: Of files, where they are remembered; those of a folder are then read once.
 
     Raises:
         ValueError: There is no such source, nothing in it, or an item that cannot be used; names the item.
     """
     if not config.path:
         raise ValueError(f"source.path is empty; expected what to import as {config.kind}; give source.path=PATH")
-    find = {"folder": partial(_in_folder, digests=digests), "table": _in_table, "pairs": _in_pairs}[config.kind]
     images: dict[str, ImageSource] = {}
     items: list[Planned] = []
     num_found = 0
-    for item, image in find(config):
+    for item, image in _in_pairs(config) if config.kind == "pairs" else _imported(config):
         num_found += 1
         if item.id not in images:
             images[item.id] = image
@@ -119,7 +134,8 @@ def plan_import(config: SourceConfig, digests: Digests | None = None) -> SourceP
         raise ValueError(f"{config.path} holds no images; expected at least one with a caption; look at source.kind")
 
     def draw(some: Sequence[Planned]) -> list[Image]:
-        return [decode_image(_bytes_of(images[item.id], item.name), f"{item.name}: the image").image for item in some]
+        named = [(images[item.id], f"{item.name}: the image") for item in some]
+        return [decode_image(read_image(image, name), name).image for image, name in named]
 
     identity = {"kind": config.kind, "from": Path(config.path).name, "split": config.split}
     if config.kind != "pairs":
@@ -127,16 +143,19 @@ def plan_import(config: SourceConfig, digests: Digests | None = None) -> SourceP
     return SourcePlan(items, identity, draw, True, num_found - len(items))
 
 
-def _in_folder(config: SourceConfig, digests: Digests | None) -> Iterator[tuple[Planned, ImageSource]]:
+def _imported(config: SourceConfig) -> Iterator[tuple[Planned, ImageSource]]:
+    found = islice(_in_folder(config) if config.kind == "folder" else _in_table(config), config.limit)
+    for one in recalled(found, lambda one: [(one.facts, "", one.image)]):
+        yield one.planned(), one.image
+
+
+def _in_folder(config: SourceConfig) -> Iterator[_Found]:
     folder = Path(config.path)
     if not folder.is_dir():
         raise ValueError(f"source.path is {config.path!r}, which is no folder; expected a folder of images; correct it")
     captions = _captions_of_lines(folder, config) if (folder / METADATA).is_file() else _captions_beside(folder)
-    for count, (name, path, caption) in enumerate(captions):
-        if config.limit is not None and count >= config.limit:
-            return
-        digest = _digest(path, name, digests)
-        yield planned(caption, {"kind": "folder", "file": path.relative_to(folder).as_posix()}, digest, name), path
+    for name, path, caption in captions:
+        yield _Found(name, caption, path, {"kind": "folder", "file": path.relative_to(folder).as_posix()})
 
 
 def _captions_of_lines(folder: Path, config: SourceConfig) -> Iterator[tuple[str, Path, object]]:
@@ -167,7 +186,7 @@ def _captions_beside(folder: Path) -> Iterator[tuple[str, Path, object]]:
         yield name, path, read_text(text).strip()
 
 
-def _in_table(config: SourceConfig) -> Iterator[tuple[Planned, ImageSource]]:
+def _in_table(config: SourceConfig) -> Iterator[_Found]:
     table = open_table(config.path, split=config.split, cache_dir=None)
     missing = {config.image_column, config.caption_column} - set(table.column_names)
     if missing:
@@ -178,17 +197,16 @@ def _in_table(config: SourceConfig) -> Iterator[tuple[Planned, ImageSource]]:
     home = home_of(config.path, None)
     images = table.select_columns([config.image_column])
     captions = table.select_columns([config.caption_column])
-    for index in range(min(len(table), len(table) if config.limit is None else config.limit)):
-        name = f"{config.path} row {index}"
+    for index, row in enumerate(captions):
         image = image_in(images, index, config.image_column, home)
-        digest = hashlib.sha256(_bytes_of(image, name)).hexdigest()
-        origin = {"kind": "table", "row": index}
-        yield planned(captions[index][config.caption_column], origin, digest, name), image
+        yield _Found(f"{config.path} row {index}", row[config.caption_column], image, {"kind": "table", "row": index})
 
 
 def _in_pairs(config: SourceConfig) -> Iterator[tuple[Planned, ImageSource]]:
     # Pairs of two sizes are welcome: each side is edited on its own.
-    for pair in read_pairs(config.path, split=config.split, limit=config.limit, allow_size_mismatch=True):
+    for pair in recalled_pairs(
+        read_pairs(config.path, split=config.split, limit=config.limit, allow_size_mismatch=True)
+    ):
         keys = {side: f"pair/{pair.key}/{side}" for side in SIDES}
         group = record_id(pair.prompt, keys["chosen"])
         for side in SIDES:
@@ -196,21 +214,3 @@ def _in_pairs(config: SourceConfig) -> Iterator[tuple[Planned, ImageSource]]:
             record = record_id(pair.prompt, keys[side])
             image = pair.chosen if side == "chosen" else pair.rejected
             yield Planned(record, pair.prompt, origin, f"{pair.name}, {side} image", group, side), image
-
-
-def _digest(path: Path, name: str, digests: Digests | None) -> str:
-    if digests is not None and path.is_file():  # what is none is told by whoever reads it
-        return digests.of(path)
-    return hashlib.sha256(_bytes_of(path, name)).hexdigest()
-
-
-def _bytes_of(image: ImageSource, name: str) -> bytes:
-    try:
-        if isinstance(image, str | Path):
-            return read_regular(image)
-        return image if isinstance(image, bytes) else image()
-    except (OSError, ValueError) as error:
-        fault = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        raise ValueError(
-            f"{name}: the image {fault}; expected a readable image file; restore it or remove the item"
-        ) from error

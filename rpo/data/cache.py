@@ -27,12 +27,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rpo.data.preference import SIDES, PreferencePair
-from rpo.data.readthrough import Progress, ReadThrough
+from rpo.data.readthrough import Memory, Progress, ReadThrough
 from rpo.data.store import TensorStore
 from rpo.data.transform import PairTransform, TransformDraw, Window
 from rpo.types import Images, Latents
 
-DEFAULT_MEMORY_MIB = 1024
 _CHUNK = 16
 
 
@@ -97,7 +96,7 @@ class LatentCache:
         model_key: str,
         dtype: torch.dtype = torch.float32,
         batch_size: int = 1,
-        memory_mib: int = DEFAULT_MEMORY_MIB,
+        memory: Memory | None = None,
     ) -> None:
         """Open or create the cache.
 
@@ -108,7 +107,7 @@ class LatentCache:
             dtype: What is stored; float16 halves the file and rounds the moments, for all uses alike.
             batch_size: Images encoded in one call; more than 1 is up to twice as fast on small images, but makes the
                 last bits of an entry depend on what was encoded with it.
-            memory_mib: Entries kept in memory beside the file.
+            memory: Entries at hand beside the file; None for a memory of its own.
         """
         self._encode_images, self._batch_size = encode, batch_size
         self._cache = ReadThrough[LatentRequest](
@@ -119,7 +118,7 @@ class LatentCache:
             read=_pixels,
             dtype=dtype,
             chunk_size=_chunk_size(batch_size),
-            memory_bytes=memory_mib * 2**20,
+            memory=memory or Memory(),
         )
 
     @property
@@ -179,7 +178,7 @@ class EmbeddingCache:
         model_key: str,
         dtype: torch.dtype = torch.float32,
         batch_size: int = 1,
-        memory_mib: int = DEFAULT_MEMORY_MIB,
+        memory: Memory | None = None,
     ) -> None:
         """Open or create the cache.
 
@@ -190,7 +189,7 @@ class EmbeddingCache:
             dtype: What is stored and returned.
             batch_size: Prompts encoded in one call; more than 1 is faster, but makes the last bits of an entry depend
                 on what was encoded with it.
-            memory_mib: Entries kept in memory beside the file.
+            memory: Entries at hand beside the file; None for a memory of its own.
         """
         self._encode_prompts, self._batch_size = encode, batch_size
         self._cache = ReadThrough[str](
@@ -200,7 +199,7 @@ class EmbeddingCache:
             encode=self._encode,
             dtype=dtype,
             chunk_size=_chunk_size(batch_size),
-            memory_bytes=memory_mib * 2**20,
+            memory=memory or Memory(),
         )
 
     @property

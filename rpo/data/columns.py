@@ -7,7 +7,8 @@ from typing import Literal
 
 from rpo.data.details import DETAIL_COLUMNS
 from rpo.data.foreign import foreign_columns
-from rpo.data.preference import ImageSource, PreferencePair
+from rpo.data.image_facts import ImageSource
+from rpo.data.preference import PreferencePair
 from rpo.text import text_fault
 
 Row = Mapping[str, object]

@@ -6,8 +6,6 @@ for as long as memory allows, and pairs that share an image are best asked for o
 """
 
 import hashlib
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,10 +19,9 @@ from torch import Tensor
 
 from rpo.data.cache import LatentRequest
 from rpo.data.preference import SIDES, PreferencePair
-from rpo.data.readthrough import ReadThrough
+from rpo.data.readthrough import Memory, ReadThrough
 from rpo.data.store import TensorStore
 
-DEFAULT_MEMORY_MIB = 512
 _CHUNK = 16
 
 
@@ -64,18 +61,16 @@ class PairDifferences:
         >>> differences.of([differences.request(pair, *latent_requests(pair, transform, draw))])
     """
 
-    def __init__(self, folder: str | Path, *, grid: tuple[int, int], memory_mib: int = DEFAULT_MEMORY_MIB) -> None:
+    def __init__(self, folder: str | Path, *, grid: tuple[int, int], memory: Memory | None = None) -> None:
         """Open or create the cache.
 
         Args:
             folder: Where `differences.sqlite` lies; it may serve several models and runs.
             grid: (height, width) of the latents.
-            memory_mib: Decoded images kept at hand, and differences beside the file.
+            memory: Decoded images and differences at hand beside the file; None for a memory of its own.
         """
         self._grid = grid
-        self._pixels: OrderedDict[LatentRequest, Tensor] = OrderedDict()
-        self._used_bytes, self._memory_bytes = 0, memory_mib * 2**20
-        self._lock = threading.Lock()  # the latent cache decodes in several threads
+        self._memory = memory or Memory()
         self._cache = ReadThrough[DifferenceRequest](
             TensorStore(Path(folder) / "differences.sqlite"),
             key_of=lambda request: hashlib.sha256(f"{grid}/{request!r}".encode()).digest(),
@@ -83,7 +78,7 @@ class PairDifferences:
             encode=self._encode,
             dtype=torch.float32,
             chunk_size=_CHUNK,
-            memory_bytes=self._memory_bytes,
+            memory=self._memory,
         )
 
     def request(self, pair: PreferencePair, chosen: LatentRequest, rejected: LatentRequest) -> DifferenceRequest:
@@ -139,17 +134,8 @@ class PairDifferences:
         )
 
     def _load(self, request: LatentRequest) -> Float[Tensor, "3 height width"]:
-        with self._lock:
-            if request in self._pixels:
-                self._pixels.move_to_end(request)
-                return self._pixels[request].float() / 255
+        if (small := self._memory.get(request)) is not None:
+            return small.float() / 255
         pixels = request.load()
-        small = (pixels * 255).round().to(torch.uint8)  # exactly what was read: pixels are bytes by 255
-        with self._lock:
-            if request not in self._pixels:
-                self._pixels[request] = small
-                self._used_bytes += small.nbytes
-            while self._used_bytes > self._memory_bytes:
-                _, oldest = self._pixels.popitem(last=False)
-                self._used_bytes -= oldest.nbytes
+        self._memory.keep(request, (pixels * 255).round().to(torch.uint8))  # exactly what was read: bytes by 255
         return pixels

@@ -1,94 +1,189 @@
-"""What is known of image files, kept in a file: an image that has not changed since is not read again to be known.
+"""What is known of images, kept in a file of the user: an image that has not changed is not read again to be known.
 
-A set of a million pairs is hundreds of gigabytes, and each start asks which images they are. What stands for an image
-is where it is, how long and when it was last changed; for a cell of a table, the table's own fingerprint.
+A set of a million pairs is hundreds of gigabytes, and each start asks which images they are. What stands for a file is
+where it is, its inode, how long it is and when it was last changed; for a cell of a table, the table's own fingerprint.
+The file takes about 100 bytes an image and may be deleted at any time.
 """
 
+import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import closing
+from dataclasses import dataclass
+from functools import singledispatch
+from itertools import islice
 from pathlib import Path
-from typing import final
+from typing import Any, TypeAlias, TypeVar
 
-from rpo.data.preference import SIDES, ImageFacts, ImageSource, PairSet, PreferencePair, Side
-from rpo.data.tables import Cell
+from huggingface_hub.constants import HF_HOME
 
-_TABLE = "facts (stamp TEXT PRIMARY KEY, digest TEXT, width INT, height INT)"
-_SETTLED_SECONDS = 2.0  # a file that changed just now may change once more within one tick of its date
+from rpo.data.own_files import read_regular
+from rpo.data.pixels import upright_size
+
+T = TypeVar("T")
+
+ImageSource = str | Path | bytes | Callable[[], bytes]
+"""An encoded image: a file, its bytes, or a function that reads its bytes from where they are."""
 
 
-@final
-class FactsFile:
-    """Content hashes and sizes of images, by what stands for them."""
+@dataclass(frozen=True)
+class ImageFacts:
+    """What is known of an image without decoding it."""
 
-    def __init__(self, path: Path) -> None:
-        """Name the file; nothing is read or made yet."""
-        self._path = path
-        self._asked: list[tuple[PreferencePair, Side, str]] = []
+    digest: str
+    """sha256 of the encoded bytes."""
+    size: tuple[int, int]
+    """Upright (width, height) in pixels."""
 
-    def recall(self, pairs: PairSet) -> None:
-        """Tell the records what is known of their images; nothing is written.
 
-        Args:
-            pairs: Their images are not read.
-        """
-        known = self._known()
-        for pair, side, stamp in _stamps(pairs):
-            if stamp in known:
-                pair._facts.setdefault(side, known[stamp])
-            else:
-                self._asked.append((pair, side, stamp))
+Place: TypeAlias = tuple[MutableMapping[Any, ImageFacts], str, ImageSource]
+"""Where the facts of an image belong, under which name, and the image."""
 
-    def remember(self) -> None:
-        """Keep what the records have learnt of their images since they were asked."""
-        rows = [
-            (stamp, pair._facts[side].digest, *pair._facts[side].size)
-            for pair, side, stamp in self._asked
-            if side in pair._facts
+FILE = "rpo_images.sqlite"
+"""Its name, in the folder where `datasets` keeps what it converts."""
+
+SETTLED_SECONDS = 2.0
+"""Age from which the times of a file tell whether it was changed: before, it may change once more within one tick."""
+
+_AT_ONCE = 400  # items, of at most two images each: SQLite's oldest limit on variables is 999
+
+
+def recalled(items: Iterable[T], places: Callable[[T], Iterable[Place]]) -> Iterator[T]:
+    """Items in order, each told what is known of its images; what is learnt of them on the way is kept.
+
+    Args:
+        items: Any number; no image is read here.
+        places: The images of an item.
+    """
+    remaining = iter(items)
+    while some := list(islice(remaining, _AT_ONCE)):
+        asked = [
+            (facts, name, key)
+            for item in some
+            for facts, name, source in places(item)
+            if name not in facts and (key := _key(source))
         ]
-        self._asked.clear()
-        if rows:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self._path, timeout=120)) as connection, connection:
-                connection.execute(
-                    "CREATE TABLE IF NOT EXISTS facts (stamp TEXT PRIMARY KEY, digest TEXT, w INT, h INT)"
-                )
-                connection.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?)", rows)
-
-    def _known(self) -> dict[str, ImageFacts]:
-        if not self._path.is_file():
-            return {}
+        known = _known({key for _, _, key in asked})
+        for facts, name, key in asked:
+            if key in known:
+                facts[name] = known[key]
         try:
-            with closing(
-                sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", timeout=120, uri=True)
-            ) as connection:
-                rows: Iterable[tuple[str, str, int, int]] = connection.execute("SELECT * FROM facts").fetchall()
-        except sqlite3.DatabaseError as error:
-            raise ValueError(
-                f"{self._path} is damaged ({error}); expected a file that rpo wrote; delete it: it will be made again"
-            ) from error
-        return {stamp: ImageFacts(digest, (width, height)) for stamp, digest, width, height in rows}
+            yield from some
+        finally:
+            _keep({key: facts[name] for facts, name, key in asked if key not in known and name in facts})
 
 
-def _stamps(pairs: PairSet) -> Iterator[tuple[PreferencePair, Side, str]]:
-    for pair in pairs:
-        for side in SIDES:
-            if stamp := _stamp(pair.chosen if side == "chosen" else pair.rejected):
-                yield pair, side, stamp
+def read_image(source: ImageSource, name: str) -> bytes:
+    """The encoded bytes of an image.
+
+    Args:
+        source: Where it is.
+        name: What messages call it.
+
+    Raises:
+        ValueError: It is missing or cannot be read.
+    """
+    try:
+        if isinstance(source, str | Path):
+            return read_regular(source)
+        return source if isinstance(source, bytes) else source()
+    except (OSError, ValueError) as error:
+        is_gone = isinstance(error, FileNotFoundError) and isinstance(source, str | Path)
+        fault = "does not exist" if is_gone else f"cannot be read ({error})"
+        raise ValueError(f"{name} {fault}; expected a readable image file; restore it or remove the record") from error
 
 
-def _stamp(source: ImageSource) -> str:
-    """What stands for an image, or nothing where it has to be read."""
-    if isinstance(source, Cell):
-        return source.stamp
-    if not isinstance(source, str | Path):
-        return ""
+def facts_of(data: bytes, name: str) -> ImageFacts:
+    """What there is to know of an encoded image without decoding it.
+
+    Args:
+        data: Its bytes.
+        name: What messages call it.
+
+    Raises:
+        ValueError: Its header is not that of an image.
+    """
+    return ImageFacts(digest_of(data), upright_size(data, name))
+
+
+def digest_of(data: bytes) -> str:
+    """sha256 of encoded bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+@singledispatch
+def stamp_of(source: object) -> str:
+    """What stands for an image as long as it does not change; empty for one that has to be read.
+
+    Args:
+        source: The image.
+    """
+    return ""
+
+
+@stamp_of.register(str)
+@stamp_of.register(Path)
+def _(source: str | Path) -> str:
     try:
         found = os.stat(source)
     except OSError:
+        return ""  # told by whoever reads it
+    if time.time() - max(found.st_mtime, found.st_ctime) <= SETTLED_SECONDS:
         return ""
-    changed = max(found.st_mtime, found.st_ctime)
-    is_settled = time.time() - changed > _SETTLED_SECONDS
-    return f"{os.path.abspath(source)}|{found.st_size}|{found.st_mtime_ns}|{found.st_ctime_ns}" if is_settled else ""
+    times = f"{found.st_mtime_ns}|{found.st_ctime_ns}"
+    return f"{os.path.abspath(source)}|{found.st_ino}|{found.st_size}|{times}"
+
+
+def facts_file() -> Path:
+    """Where the file is: beside what `datasets` keeps."""
+    return Path(os.environ.get("HF_DATASETS_CACHE") or Path(HF_HOME) / "datasets").expanduser() / FILE
+
+
+def _known(keys: set[bytes]) -> dict[bytes, ImageFacts]:
+    if not keys or not facts_file().is_file():
+        return {}
+    query = f"SELECT * FROM facts WHERE key IN ({','.join('?' * len(keys))})"
+    rows = _run(lambda connection: connection.execute(query, list(keys)).fetchall(), "rw") or ()
+    return {key: ImageFacts(digest.hex(), (width, height)) for key, digest, width, height in rows}
+
+
+def _keep(fresh: dict[bytes, ImageFacts]) -> None:
+    rows = [(key, bytes.fromhex(facts.digest), *facts.size) for key, facts in fresh.items()]
+
+    def insert(connection: sqlite3.Connection) -> None:
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS facts (key BLOB PRIMARY KEY, digest BLOB, w INT, h INT) WITHOUT ROWID"
+        )
+        connection.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?)", rows)
+
+    if rows:
+        _run(insert, "rwc")
+
+
+def _run(do: Callable[[sqlite3.Connection], T], mode: str) -> T | None:
+    """Do it in one transaction; a file that cannot be used costs time alone, and is told."""
+    path = facts_file()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        uri = f"{path.absolute().as_uri()}?mode={mode}"
+        with closing(sqlite3.connect(uri, timeout=120, uri=True)) as connection, connection:
+            return do(connection)
+    except (OSError, sqlite3.OperationalError) as error:
+        warnings.warn(
+            f"{path} cannot be used ({error}), so every start reads all images; expected a folder that can be written; "
+            "name one in HF_DATASETS_CACHE",
+            stacklevel=2,
+        )
+    except sqlite3.DatabaseError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); expected a file that rpo wrote; delete it: it will be made again"
+        ) from error
+    return None
+
+
+def _key(source: ImageSource) -> bytes:
+    stamp = stamp_of(source)
+    return hashlib.sha256(stamp.encode()).digest()[:20] if stamp else b""

@@ -5,7 +5,9 @@ must not lead out of the folder, be it by "..", by a path from the root or by a 
 the hub cache's: there the files of a snapshot are links to the blobs of the same repository.
 """
 
+import os
 import stat
+from functools import lru_cache
 from pathlib import Path
 
 _BLOBS, _SNAPSHOTS = "blobs", "snapshots"
@@ -37,15 +39,16 @@ def own_file(folder: Path, name: str) -> Path:
 
 def is_own(folder: Path, path: Path) -> bool:
     """Whether a path lies in a folder once all links are followed, or among the blobs of the folder's hub snapshot."""
-    try:
-        real = path.resolve()
-    except (OSError, RuntimeError):  # links in a circle
-        return False
-    home = folder.resolve()
-    return real.is_relative_to(home) or any(
-        above.parent.name == _SNAPSHOTS and real.is_relative_to(above.parent.parent / _BLOBS)
-        for above in (home, *home.parents)
-    )
+    real = os.path.realpath(path)
+    is_within = any(real == home or real.startswith(os.path.join(home, "")) for home in _homes(folder))
+    return is_within and not os.path.islink(real)  # which it is only if links go in a circle
+
+
+@lru_cache(maxsize=8)
+def _homes(folder: Path) -> tuple[str, ...]:
+    home = Path(os.path.realpath(folder))
+    snapshots = [above.parent for above in (home, *home.parents) if above.parent.name == _SNAPSHOTS]
+    return (str(home), *(str(one.parent / _BLOBS) for one in snapshots))
 
 
 def read_regular(path: str | Path) -> bytes:

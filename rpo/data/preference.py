@@ -6,7 +6,7 @@ length can be held. Every error names the record, because a set is repaired reco
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, overload
@@ -14,28 +14,15 @@ from typing import Literal, overload
 import numpy as np
 from PIL import Image
 
-from rpo.data.own_files import read_regular
-from rpo.data.pixels import Seen, decode_image, upright_size
+from rpo.data.image_facts import ImageFacts, ImageSource, digest_of, facts_of, read_image, recalled
+from rpo.data.pixels import Seen, decode_image
 from rpo.text import text_fault
-
-ImageSource = str | Path | bytes | Callable[[], bytes]
-"""An encoded image: a file, its bytes, or a function that reads its bytes from where they are."""
 
 Side = Literal["chosen", "rejected"]
 SIDES: tuple[Side, Side] = ("chosen", "rejected")
 
 
-@dataclass(frozen=True)
-class ImageFacts:
-    """What is known of an image without decoding it."""
-
-    digest: str
-    """sha256 of the encoded bytes."""
-    size: tuple[int, int]
-    """Upright (width, height) in pixels."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PreferencePair:
     """One preference: for `prompt`, `chosen` is better than `rejected`.
 
@@ -78,15 +65,7 @@ class PreferencePair:
         Raises:
             ValueError: The image is missing or cannot be read.
         """
-        source = self._source(side)
-        try:
-            return _read(source)
-        except (OSError, ValueError) as error:
-            is_gone = isinstance(error, FileNotFoundError) and isinstance(source, str | Path)
-            fault = "does not exist" if is_gone else f"cannot be read ({error})"
-            raise ValueError(
-                f"{self._image_name(side)} {fault}; expected a readable image file; restore it or remove the record"
-            ) from error
+        return read_image(self._source(side), self._image_name(side))
 
     def facts(self, side: Side) -> ImageFacts:
         """Content hash and size of one image, read once from its bytes and header.
@@ -95,8 +74,7 @@ class PreferencePair:
             ValueError: The image is missing, or its header is not that of an image.
         """
         if side not in self._facts:
-            data = self.encoded(side)
-            self._facts[side] = ImageFacts(_digest(data), upright_size(data, self._image_name(side)))
+            self._facts[side] = facts_of(self.encoded(side), self._image_name(side))
         return self._facts[side]
 
     def decode(self, side: Side) -> Image.Image:
@@ -111,7 +89,7 @@ class PreferencePair:
         """The pixels of one image, and what had to be done to show them; raises as `decode` does."""
         data = self.encoded(side)
         seen = decode_image(data, self._image_name(side))
-        if side in self._facts and self._facts[side].digest != _digest(data):
+        if side in self._facts and self._facts[side].digest != digest_of(data):
             raise ValueError(
                 f"{self._image_name(side)} was changed while it was in use; expected the content it had when the set "
                 "was read; start again"
@@ -164,6 +142,15 @@ class PairSet:
         return tuple(dict.fromkeys(pair.prompt for pair in self.pairs))
 
 
+def recalled_pairs(pairs: Iterable[PreferencePair]) -> Iterator[PreferencePair]:
+    """Pairs in order, each told what is known of its images; what is learnt of them on the way is kept.
+
+    Args:
+        pairs: Any number; no image is read here.
+    """
+    return recalled(pairs, lambda pair: ((pair._facts, side, pair._source(side)) for side in SIDES))
+
+
 def left_out(pairs: PairSet) -> str:
     """What was left out of a set and why, in a sentence; empty if nothing was."""
     counts = [f"{count} {reason}" for reason, count in sorted(pairs.dropped.items()) if count]
@@ -191,7 +178,7 @@ def pair_set(
     named = tuple(pair if pair.name else replace(pair, name=f"{origin}:{i}") for i, pair in enumerate(pairs))
     if not named:
         raise ValueError(f"{origin}: no preference pairs; expected at least one; give records")
-    for pair in named:
+    for pair in named if allow_size_mismatch else recalled_pairs(named):
         require_sound(pair, allow_size_mismatch=allow_size_mismatch, allow_empty_prompts=allow_empty_prompts)
     return PairSet(named, origin)
 
@@ -245,13 +232,16 @@ def pair_key(prompt: str, chosen_digest: str, rejected_digest: str) -> str:
 
 def pairs_identity(pairs: PairSet) -> dict[str, str]:
     """What a set consists of, in order, as text by name: prompts, the images of each side, scores."""
+    for pair in recalled_pairs(pairs):
+        for side in SIDES:
+            pair.facts(side)
     parts: dict[str, Iterable[str]] = {
         "prompts of the pairs": (hashlib.sha256(pair.prompt.encode()).hexdigest() for pair in pairs),
         "chosen images": (pair.facts("chosen").digest for pair in pairs),
         "rejected images": (pair.facts("rejected").digest for pair in pairs),
         "scores of the pairs": (f"{pair.chosen_score} {pair.rejected_score}\n" for pair in pairs),
     }
-    return {"pairs": str(len(pairs))} | {name: _digest("".join(part).encode())[:16] for name, part in parts.items()}
+    return {"pairs": str(len(pairs))} | {name: digest_of("".join(part).encode())[:16] for name, part in parts.items()}
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -264,15 +254,3 @@ def encode_png(pixels: np.ndarray) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format="PNG")
     return stream.getvalue()
-
-
-def _read(source: ImageSource) -> bytes:
-    if isinstance(source, bytes):
-        return source
-    if isinstance(source, str | Path):
-        return read_regular(source)
-    return source()
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -18,10 +18,11 @@ from PIL.Image import Image
 
 from rpo.data.columns import FORMS, Dropped, FormName, Row, ignored, parse, recognise
 from rpo.data.foreign import foreign_source
+from rpo.data.image_facts import ImageSource
 from rpo.data.jsonl import numbered_lines, parse_line
 from rpo.data.own_files import own_file
 from rpo.data.pixels import rgb
-from rpo.data.preference import ImageSource, PairSet, PreferencePair, encode_png, require_sound
+from rpo.data.preference import PairSet, PreferencePair, encode_png, recalled_pairs, require_sound
 from rpo.data.streams import local_copy
 from rpo.data.tables import (
     ONLY_SPLIT,
@@ -105,7 +106,7 @@ def read_pairs(
     """
     found = scan(source, split=split, form=form, limit=limit, streaming=streaming, cache_dir=cache_dir)
     check = partial(require_sound, allow_size_mismatch=allow_size_mismatch, allow_empty_prompts=allow_empty_prompts)
-    pairs, faults = _sound(found.pairs, check)
+    pairs, faults = _sound(found.pairs if allow_size_mismatch else recalled_pairs(found.pairs), check)
     faults = found.faults + faults
     if faults and not skip_faulty:
         more = f" (and {len(faults) - 1} more; `rpo data check` lists them)" if len(faults) > 1 else ""

@@ -6,10 +6,11 @@ therefore finds whole chunks when it repeats its requests, and encodes the rest 
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,58 @@ from rpo.data.store import TensorStore
 Request = TypeVar("Request")
 Progress = Callable[[int, int], object]
 """Called with (entries present, entries in all)."""
+
+
+_ENTRY_BYTES = 480  # of a key, an array and its place, beside the numbers
+
+
+@final
+class Memory:
+    """Tensors at hand, up to a number of bytes; caches share one, so that a process has one budget.
+
+    They lie in arrays of numpy: torch aligns what it allocates, and the gaps that let go of make do not fit again.
+    """
+
+    def __init__(self, mib: float = 1024) -> None:
+        """Hold nothing yet.
+
+        Args:
+            mib: Size, all that a tensor costs included; the least recently used leave first.
+        """
+        self._held: OrderedDict[Hashable, tuple[np.ndarray, torch.dtype]] = OrderedDict()
+        self._bytes = self._free_bytes = mib * 2**20
+        self._lock = threading.Lock()
+
+    def __contains__(self, key: Hashable) -> bool:
+        """Whether a tensor is at hand."""
+        return key in self._held
+
+    def get(self, key: Hashable) -> Tensor | None:
+        """A tensor, if it is at hand; not to be written to."""
+        with self._lock:
+            if key not in self._held:
+                return None
+            self._held.move_to_end(key)
+            held, dtype = self._held[key]
+        return torch.from_numpy(held).view(dtype)
+
+    def keep(self, key: Hashable, tensor: Tensor) -> None:
+        """Have a tensor at hand from now on.
+
+        Args:
+            key: No two tensors have one, whichever cache they are of.
+            tensor: Copied; of one dimension or more.
+        """
+        size = tensor.nbytes + _ENTRY_BYTES
+        with self._lock:
+            if key in self._held or size > self._bytes:
+                return
+            while size > self._free_bytes:
+                _, (oldest, _) = self._held.popitem(last=False)
+                self._free_bytes += oldest.nbytes + _ENTRY_BYTES
+                del oldest  # before anything is allocated, so that its place serves again
+            self._held[key] = tensor.contiguous().view(torch.uint8).numpy().copy(), tensor.dtype
+            self._free_bytes -= size
 
 
 class ReadThrough(Generic[Request]):
@@ -33,7 +86,7 @@ class ReadThrough(Generic[Request]):
         read: Callable[[Sequence[Request]], Any] = list,
         dtype: torch.dtype,
         chunk_size: int,
-        memory_bytes: int,
+        memory: Memory,
     ) -> None:
         """Wire the layers.
 
@@ -45,15 +98,13 @@ class ReadThrough(Generic[Request]):
             read: What the encoder needs of them; `prefetch` has it done for the next chunk while it encodes one.
             dtype: What is stored and returned; fresh entries are rounded to it too, so that a hit equals a miss.
             chunk_size: Entries stored in one transaction.
-            memory_bytes: Size of the memory layer; the least recently used entries leave it first.
+            memory: What is at hand.
         """
         self.store = store
         self.encoded = 0
         self.hits = 0
         self._key_of, self._name_of, self._encode, self._read = key_of, name_of, encode, read
-        self._dtype, self._chunk_size, self._memory_bytes = dtype, chunk_size, memory_bytes
-        self._memory: OrderedDict[bytes, Tensor] = OrderedDict()
-        self._used_bytes = 0
+        self._dtype, self._chunk_size, self._memory = dtype, chunk_size, memory
         self._lock = threading.Lock()  # a thread that prepares the next batch may share the cache
 
     def fetch(self, requests: Sequence[Request]) -> Tensor:
@@ -109,9 +160,7 @@ class ReadThrough(Generic[Request]):
         return (keys[start : start + self._chunk_size] for start in range(0, len(keys), self._chunk_size))
 
     def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, Tensor]:
-        found = {key: self._memory[key] for key in keys if key in self._memory}
-        for key in found:
-            self._memory.move_to_end(key)
+        found = {key: tensor for key in keys if (tensor := self._memory.get(key)) is not None}
         from_disk = self.store.load([key for key in keys if key not in found])
         self._remember(from_disk)
         return found | from_disk
@@ -122,7 +171,7 @@ class ReadThrough(Generic[Request]):
         if len(rows) != len(requests):
             raise ValueError(f"the encoder gave {len(rows)} entries for {len(requests)} requests; expected one each")
         self._refuse_non_finite(rows, requests)
-        fresh = {key: row.clone() for (key, _), row in zip(items, rows, strict=True)}
+        fresh = {key: row for (key, _), row in zip(items, rows, strict=True)}
         self.store.save(fresh)
         self.encoded += len(fresh)
         self._remember(fresh)
@@ -139,8 +188,4 @@ class ReadThrough(Generic[Request]):
 
     def _remember(self, fresh: dict[bytes, Tensor]) -> None:
         for key, tensor in fresh.items():
-            self._memory[key] = tensor
-            self._used_bytes += tensor.nbytes
-        while self._used_bytes > self._memory_bytes:
-            _, oldest = self._memory.popitem(last=False)
-            self._used_bytes -= oldest.nbytes
+            self._memory.keep(key, tensor)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from rpo.data.image_facts import ImageSource, stamp_of
 from rpo.data.own_files import is_own, own_file, read_regular
-from rpo.data.preference import ImageSource
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder, IterableDataset
@@ -147,21 +147,36 @@ class Cell:
         """Its bytes."""
         return encoded_bytes(self.table[self.index][self.column], self.home)
 
-    @property
-    def stamp(self) -> str:
-        """What stands for its content, which a path in the cell does not: another table has another fingerprint."""
-        return f"{self.table._fingerprint}|{self.index}|{self.column}" if _holds_bytes(self.table, self.column) else ""
+
+@stamp_of.register
+def _(cell: Cell) -> str:
+    table = _stamp_of_bytes(cell.table, cell.column)
+    if table is not None:
+        return table and f"{table}|{cell.index}|{cell.column}"
+    value = cell.table[cell.index][cell.column]
+    path = value.get("path") if isinstance(value, dict) else value
+    try:
+        return stamp_of(_named(path, cell.home)) if isinstance(path, str) and path else ""
+    except ValueError:
+        return ""  # told by whoever reads it
 
 
 @functools.lru_cache(maxsize=8)
-def _holds_bytes(table: "Dataset", column: str) -> bool:
+def _stamp_of_bytes(table: "Dataset", column: str) -> str | None:
+    """What stands for a column of images, "" if nothing does; None for one of paths alone."""
     import pyarrow
     import pyarrow.compute
 
     cells = table.data.column(column)
     if pyarrow.types.is_struct(cells.type):
         cells = pyarrow.compute.struct_field(cells, "bytes")
-    return cells.null_count == 0 and (pyarrow.types.is_binary(cells.type) or pyarrow.types.is_large_binary(cells.type))
+    elif not (pyarrow.types.is_binary(cells.type) or pyarrow.types.is_large_binary(cells.type)):
+        return None
+    files = [Path(str(file["filename"])) for file in table.cache_files]
+    if cells.null_count or not files:
+        return None if cells.null_count == len(cells) else ""
+    dates = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return f"{table._fingerprint}|{dates}"
 
 
 def encoded_bytes(value: object, home: Home) -> bytes:

@@ -1,15 +1,20 @@
 """Which checkpoint a run from a file trains or draws with, and how it is loaded."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from tqdm.auto import tqdm
 
-from rpo.devices import device_named, slow_type_note
-from rpo.models.execution import Attention
-from rpo.models.stable_diffusion import StableDiffusion
 from rpo.ranges import Text
 from rpo.settings import settings
+
+if TYPE_CHECKING:
+    from rpo.models.stable_diffusion import StableDiffusion
+
+ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+"""Where LoRA goes in a denoiser by default: the attention projections, as in diffusers' own scripts."""
+
+Attention = Literal["sdpa", "xformers"]
+"""`sdpa` is torch's scaled-dot-product attention, which picks flash or memory-efficient kernels by itself."""
 
 DType = Literal["float32", "bfloat16", "float16"]
 
@@ -49,8 +54,13 @@ class ModelConfig:
     """Compile the UNet on first use; pays off in runs of thousands of updates on CUDA."""
 
 
-def load_model(config: ModelConfig) -> StableDiffusion:
+def load_model(config: ModelConfig) -> "StableDiffusion":
     """The checkpoint that a configuration names, on this process's device."""
+    import torch  # not at the top: the command line describes these settings before anything has loaded
+
+    from rpo.devices import device_named, slow_type_note
+    from rpo.models.stable_diffusion import StableDiffusion
+
     device = device_named(config.device)
     if note := slow_type_note(device, getattr(torch, config.compute_dtype or config.dtype)):
         tqdm.write(note)

@@ -1,14 +1,12 @@
 """How a denoiser is executed: attention kernels, memory format, compilation. None of it changes what is computed."""
 
 import warnings
-from typing import Literal
 
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import XFormersAttnProcessor
 
-Attention = Literal["sdpa", "xformers"]
-"""`sdpa` is torch's scaled-dot-product attention, which picks flash or memory-efficient kernels by itself."""
+from rpo.models.config import Attention
 
 
 def prepare_denoiser(

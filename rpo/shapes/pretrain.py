@@ -23,9 +23,8 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar as silence_transformers
 
-from rpo.ranges import Count, Positive, Seed, Text, WholeNumber
-from rpo.settings import settings
 from rpo.shapes.networks import assemble, build_text_encoder, build_tokenizer, build_unet, save_checkpoint
+from rpo.shapes.pretrain_config import PretrainConfig
 from rpo.shapes.pretrain_denoiser import Captioned, TextToLatent, train_denoiser
 from rpo.shapes.pretrain_evaluate import HeldOut, evaluate, table, to_channels_first
 from rpo.shapes.pretrain_loop import Phase, TrainingLog, claim, discard, pick_device, seed_of, write_atomically
@@ -33,51 +32,6 @@ from rpo.shapes.pretrain_vae import Moments, encode_moments, train_vae
 from rpo.shapes.prompts import prompts
 from rpo.shapes.world import training_scenes
 from rpo.text import write_text
-
-
-@settings
-class PretrainConfig:
-    """Everything that a run depends on; each field is a flag of the command line."""
-
-    out: Path = Path("runs/shapes-pretrain/checkpoint")
-    """The finished diffusers folder; replaced in one move at the end."""
-    state: Path = Path("runs/shapes-pretrain")
-    """Where the run keeps its log, its checkpoints and its snapshots."""
-    device: Text = "auto"
-    """Device for training and evaluation; "auto" takes the GPU when there is one."""
-    seed: Seed = 0
-    """Determines scenes, initial weights and noise; on a CPU the same seed gives the same weights."""
-    scenes: Count = 24_576
-    """Scenes drawn once and used over and over; 10,000 to 100,000."""
-    vae_steps: Count = 1000
-    """Updates of the autoencoder under a one-cycle schedule; 800 give 33 dB, more give more."""
-    vae_batch_size: Count = 32
-    """Images per update of the autoencoder."""
-    vae_lr: Positive = 2e-3
-    """Peak learning rate of the autoencoder."""
-    steps: Count = 3000
-    """Updates of UNet and text encoder; may be raised for a run that is to continue."""
-    batch_size: Count = 48
-    """Images per update of UNet and text encoder; 32 to 512."""
-    lr: Positive = 1e-3
-    """Learning rate of UNet and text encoder after the warm-up; 3e-4 to 2e-3."""
-    evaluate: WholeNumber = 400
-    """Images sampled per split for each evaluation; 0 skips evaluations."""
-    held_out_scenes: WholeNumber = 1024
-    """Scenes that no training sees, for the autoencoder's numbers."""
-    snapshot_every: WholeNumber = 0
-    """Save and evaluate the whole pipeline every so many steps, under `state/snapshots`; 0 for never."""
-    log_every: Count = 50
-    """Updates between two lines of the log."""
-    save_every: Count = 250
-    """Updates between two checkpoints of the training state."""
-    fresh: bool = False
-    """Discard the state of an earlier run instead of continuing it."""
-    compile: bool = False
-    """Compile the denoiser's forward pass; pays off on a GPU, in long runs."""
-    bf16: bool = False
-    """Forward pass of the denoiser in bfloat16; on a CPU it is slower than float32."""
-
 
 MAY_CHANGE = (
     "out",

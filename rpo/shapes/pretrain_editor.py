@@ -22,9 +22,8 @@ from transformers import CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar as silence_transformers
 
 from rpo.config import load_config
-from rpo.ranges import Count, Positive, Seed, Text, WholeNumber
-from rpo.settings import settings
 from rpo.shapes.networks import build_scheduler, save_checkpoint
+from rpo.shapes.pretrain_config import PretrainEditorConfig
 from rpo.shapes.pretrain_denoiser import WARMUP_STEPS, TextToLatent, average_decay
 from rpo.shapes.pretrain_editor_data import Instructed, InstructedBatch, draw_batch, draw_instructed
 from rpo.shapes.pretrain_editor_evaluate import EditSampling, editor_table, evaluate_editor
@@ -53,38 +52,6 @@ from rpo.text import write_text
 
 SNR_LIMIT = 5.0
 """Signal-to-noise ratio from which a step counts less; the value of the paper."""
-
-
-@settings
-class PretrainEditorConfig:
-    """Everything that a run depends on."""
-
-    out: Path = Path("runs/shapes-editor/checkpoint")
-    """The finished diffusers folder; replaced in one move at the end."""
-    state: Path = Path("runs/shapes-editor")
-    """Where the run keeps its log, its encoded triples and its checkpoint."""
-    device: Text = "auto"
-    """Device for training and evaluation; "auto" takes the GPU when there is one."""
-    seed: Seed = 0
-    """Determines triples, new weights and noise; on a CPU the same seed gives the same weights."""
-    triples: Count = 40_000
-    """Triples drawn once and used over and over; 20,000 to 200,000."""
-    steps: Count = 10_000
-    """Updates; may be raised for a run that is to continue."""
-    batch_size: Count = 48
-    """Triples per update; 32 to 512."""
-    lr: Positive = 1e-3
-    """Learning rate after the warm-up; 3e-4 to 2e-3."""
-    evaluate: WholeNumber = 400
-    """Edits for each evaluation, with known and as many with held-out sentences; 0 skips evaluations."""
-    evaluate_every: WholeNumber = 0
-    """Evaluate, and save under `state/snapshots`, every so many steps; 0 for only at the end."""
-    log_every: Count = 50
-    """Updates between two lines of the log."""
-    save_every: Count = 250
-    """Updates between two checkpoints of the training state."""
-    fresh: bool = False
-    """Discard the state of an earlier run instead of continuing it."""
 
 
 MAY_CHANGE = ("out", "state", "steps", "lr", "evaluate", "evaluate_every", "log_every", "save_every", "fresh")

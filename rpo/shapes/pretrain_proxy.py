@@ -23,10 +23,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from rpo.ranges import Count, NotNegative, Positive, Seed, Text, WholeNumber
-from rpo.settings import settings
 from rpo.shapes.networks import MAX_TOKENS, build_tokenizer
 from rpo.shapes.pretrain import world_words
+from rpo.shapes.pretrain_config import PretrainProxyConfig
 from rpo.shapes.pretrain_loop import (
     Phase,
     TrainingLog,
@@ -48,45 +47,6 @@ from rpo.text import write_text
 WIDTH = 128
 MAX_LOGIT_SCALE = 100.0
 """CLIP's bound on the factor of the cosine."""
-
-
-@settings
-class PretrainProxyConfig:
-    """Everything that a run depends on; each field is a setting of the command line."""
-
-    out: Path = Path("runs/shapes-proxy/checkpoint")
-    """The finished folder of a CLIPModel; replaced in one move at the end."""
-    state: Path = Path("runs/shapes-proxy")
-    """Where the run keeps its log, its data and its checkpoint."""
-    device: Text = "auto"
-    """Device for training; "auto" takes the GPU when there is one."""
-    seed: Seed = 0
-    """Determines scenes, initial weights and batches; on a CPU the same seed gives the same weights."""
-    families: Count = 5000
-    """Families of four scenes, drawn once and used over and over; 2,000 to 20,000."""
-    steps: Count = 2400
-    """Updates under a one-cycle schedule; 1,500 to 10,000."""
-    stop: WholeNumber = 0
-    """Updates after which to finish with the weights as they are, short of the schedule's end; 0 for all of `steps`.
-    The same command without it goes on from there."""
-    batch_families: Count = 16
-    """Families per update, four images each; 8 to 64."""
-    lr: Positive = 1e-3
-    """Peak learning rate; 5e-4 to 2e-3."""
-    weight_decay: NotNegative = 0.05
-    """AdamW's decay of the weights; 0 to 0.2."""
-    held_out_families: WholeNumber = 250
-    """Families that no training sees, for the measurement at the end; 0 skips it."""
-    prompts_per_split: WholeNumber = 200
-    """Prompts of each split whose images are drawn from the base for the measurement; 0 skips it."""
-    images_per_prompt: Count = 4
-    """Images of each of these prompts; within-prompt agreement needs 2 or more."""
-    log_every: Count = 50
-    """Updates between two lines of the log."""
-    save_every: Count = 200
-    """Updates between two checkpoints of the training state."""
-    fresh: bool = False
-    """Discard the state of an earlier run instead of continuing it."""
 
 
 MAY_CHANGE = (

@@ -30,9 +30,9 @@ from tqdm.auto import tqdm
 from rpo.config import to_yaml
 from rpo.data.cache import EmbeddingCache, LatentCache
 from rpo.data.differences import PairDifferences
-from rpo.data.image_facts import FactsFile
 from rpo.data.preference import pairs_identity
 from rpo.data.readers import PairSource, pairs_from
+from rpo.data.readthrough import Memory
 from rpo.data.transform import PairTransform
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.publish import PublishPlan, publish, write_model_card
@@ -130,7 +130,6 @@ class DPOTrainer:
         self.beta = self.config.beta or self.objective.default_beta(self.num_dims)
         self._base = base_identity(self.model)
         self.policy = make_policy(self.model, self.config.adapter, seed=self.config.seed)
-        self._facts = FactsFile(self._cache / "image_facts.sqlite")
 
     @property
     def folder(self) -> Path:
@@ -153,8 +152,6 @@ class DPOTrainer:
         loop = self._loop
         guard = ChosenGuard(self.config.max_chosen_error_ratio, starts_at_zero=self.objective.starts_at_zero)
         with self.claim(resume=resume):
-            if self._processes.is_main:
-                self._facts.remember()
             if self._processes.is_main and loop.progress:
                 tqdm.write(self.plan())
             if self.config.encode_ahead:
@@ -237,7 +234,7 @@ class DPOTrainer:
     @cached_property
     def batches(self) -> PairBatches:
         """The micro-batches; their caches are opened here, so that a refused run opens none."""
-        config, model, cache = self.config, self.model, self._cache
+        config, model, cache, memory = self.config, self.model, self._cache, Memory()
         return PairBatches(
             model,
             self.pairs,
@@ -249,6 +246,7 @@ class DPOTrainer:
                 model_key=model.fingerprint("vae"),
                 dtype=getattr(torch, config.cache_dtype),
                 batch_size=config.encode_batch,
+                memory=memory,
             ),
             embeddings=EmbeddingCache(
                 cache,
@@ -256,11 +254,12 @@ class DPOTrainer:
                 model_key=model.fingerprint("text"),
                 dtype=model.text_encoder.dtype,
                 batch_size=config.encode_batch,
+                memory=memory,
             ),
             caption_dropout=config.caption_dropout,
             draws_per_pair=config.draws_per_pair,
             seed=config.seed,
-            differences=PairDifferences(cache, grid=self._grid) if config.region.is_on else None,
+            differences=PairDifferences(cache, grid=self._grid, memory=memory) if config.region.is_on else None,
         )
 
     @cached_property
@@ -293,5 +292,4 @@ class DPOTrainer:
     @cached_property
     def identity(self) -> dict[str, str]:
         """What decides about the result; how long a run is, where it lies and when it encodes may change."""
-        self._facts.recall(self.pairs)
         return identity(self.config) | {"beta": str(self.beta)} | self._base | pairs_identity(self.pairs)

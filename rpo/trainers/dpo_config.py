@@ -1,14 +1,13 @@
 """The settings of Diffusion-DPO, refused at once when no run can have them, and what they mean for one process."""
 
-from dataclasses import asdict, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Literal
 
 from rpo.from_environment import as_compared
-from rpo.lora import ATTENTION_PROJECTIONS
+from rpo.models.config import ATTENTION_PROJECTIONS
 from rpo.ranges import Count, Fraction, Names, NotNegative, Positive, Range, Seed, Text
 from rpo.settings import settings
 from rpo.trainers.online_config import AdapterConfig
-from rpo.trainers.pair_batches import Share
 from rpo.trainers.preference_config import PreferenceConfig
 from rpo.trainers.region_config import RegionConfig
 from rpo.training.loop_config import LoopConfig
@@ -187,6 +186,18 @@ def describe_objective(config: DPOConfig, *, beta: float, num_dims: int) -> str:
     if config.region.is_on:
         text += "\n  region: " + ", ".join(f"{name} {value}" for name, value in asdict(config.region).items())
     return text
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of every update this process computes."""
+
+    micro_batch: int
+    """Pairs per micro-batch on this process."""
+    accumulate: int
+    """Micro-batches per update."""
+    process: int = 0
+    processes: int = 1
 
 
 def share_of(config: DPOConfig, *, process: int, processes: int) -> Share:

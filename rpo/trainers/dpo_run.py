@@ -2,18 +2,17 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rpo.config import to_yaml
-from rpo.data.readers import read_pairs
 from rpo.models.config import ModelConfig, load_model
 from rpo.ranges import Count, Text
 from rpo.settings import settings
 from rpo.text import write_text
-from rpo.trainers.dpo import DPOTrainer
 from rpo.trainers.dpo_config import DPOConfig
-from rpo.training.loop import TrainResult
-from rpo.training.processes import Processes
-from rpo.training.resume import refuse_used
+
+if TYPE_CHECKING:
+    from rpo.training.loop import TrainResult
 
 
 @settings
@@ -60,7 +59,7 @@ class RunConfig:
 class RunResult:
     """How a run ended, and where its result is."""
 
-    trained: TrainResult
+    trained: "TrainResult"
     saved: Path
 
 
@@ -74,6 +73,12 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
     Raises:
         ValueError: If the checkpoint, the pairs or the settings cannot be used; says which and why.
     """
+    # Not at the top: the command line describes the settings before anything has loaded.
+    from rpo.data.readers import read_pairs
+    from rpo.trainers.dpo import DPOTrainer
+    from rpo.training.processes import Processes
+    from rpo.training.resume import refuse_used
+
     if not config.data.source:
         raise ValueError("data.source is empty; give a folder, file or data set of preference pairs: data.source=PATH")
     dpo = replace(config.dpo, folder=config.output) if config.output else config.dpo

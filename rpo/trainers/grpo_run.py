@@ -1,11 +1,14 @@
 """A GRPO or DDPO run from a file, as `rpo train grpo` does it."""
 
 from dataclasses import field
+from typing import TYPE_CHECKING
 
 from rpo.settings import settings
-from rpo.trainers.grpo import GRPOTrainer
 from rpo.trainers.grpo_config import GRPOConfig
-from rpo.trainers.online_run import OnlineRunConfig, RunResult, run_online
+from rpo.trainers.online_run_config import OnlineRunConfig
+
+if TYPE_CHECKING:
+    from rpo.trainers.online_run import RunResult
 
 
 @settings
@@ -16,11 +19,15 @@ class RunConfig(OnlineRunConfig):
     """The training."""
 
 
-def run(config: RunConfig, *, resume: bool = False) -> RunResult:
+def run(config: RunConfig, *, resume: bool = False) -> "RunResult":
     """Load, train, save, report.
 
     Args:
         config: The run.
         resume: Continue a killed run of the same folder.
     """
+    # Not at the top: the command line describes the settings before anything has loaded.
+    from rpo.trainers.grpo import GRPOTrainer
+    from rpo.trainers.online_run import run_online
+
     return run_online(config, config.grpo, GRPOTrainer, resume=resume)

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from rpo.lora import ATTENTION_PROJECTIONS
+from rpo.models.config import ATTENTION_PROJECTIONS
 from rpo.ranges import Count, Fraction, GuidanceScale, Names, NotNegative, Positive
 from rpo.settings import settings
 

@@ -1,26 +1,25 @@
-"""What the online runs from a file share: what they are made of, and how they load, train, save, measure, report."""
+"""How an online run from a file loads, trains, saves, measures and reports."""
 
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from tqdm.auto import tqdm
 
 from rpo.config import to_yaml
-from rpo.models.config import ModelConfig, load_model
+from rpo.models.config import load_model
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.prompt_source import SHAPES, read_prompts
-from rpo.ranges import Text, Weights, WholeNumber
 from rpo.report_online import OnlineFindings, write_online_report
-from rpo.settings import settings
 from rpo.shapes.evaluate import Measurement, evaluate, format_accuracies, held_out_prompts
 from rpo.shapes.evaluation import Sampling
 from rpo.text import write_text
 from rpo.trainers.grpo_config import GRPOConfig
 from rpo.trainers.online import OnlineRun
+from rpo.trainers.online_run_config import OnlineRunConfig
 from rpo.trainers.preview import IMAGES, PREVIEWS
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig
 from rpo.training.log import read_metrics
@@ -28,31 +27,6 @@ from rpo.training.loop import TrainResult
 from rpo.training.resume import refuse_used
 
 Training = TypeVar("Training", GRPOConfig, ScoreAsActionConfig)
-
-
-@settings
-class OnlineRunConfig:
-    """A run that draws what it learns from, but for the training itself."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    """The checkpoint."""
-
-    prompts: Text = SHAPES
-    """What images are drawn of: a text file with one prompt per line, a .jsonl file whose lines have a "prompt", or
-    "shapes" for the training prompts of the embedded world."""
-
-    rewards: Weights = field(default_factory=lambda: {"shapes": 1.0})
-    """What images are worth: names of rewards, or package.module:attribute, each with its weight."""
-
-    report: bool = True
-    """Whether to write `report.html` at the end."""
-
-    evaluate_images: WholeNumber = 160
-    """Held-out prompts of each domain of which base and aligned model draw one image each for the report; only with the
-    model "shapes", whose verifier can judge them. 0 leaves it out."""
-
-    output: Text | None = None
-    """The run's folder, in the place of the training's `folder`."""
 
 
 class OnlineTrainer(Protocol):

@@ -21,6 +21,7 @@ from rpo.data.preference import PairSet, require_two_images
 from rpo.data.transform import PairTransform, caption_dropped
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.randomness import keyed_generator
+from rpo.trainers.dpo_config import Share
 from rpo.types import Conditioning
 
 MIDWAY = -1
@@ -49,18 +50,6 @@ class PairBatch:
     """Which pair of the set each is."""
     difference: Float[Tensor, "batch h w"] | None = None
     """How far the two images of each pair lie apart at each place, if that is asked for."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which part of every update this process computes."""
-
-    micro_batch: int
-    """Pairs per micro-batch on this process."""
-    accumulate: int
-    """Micro-batches per update."""
-    process: int = 0
-    processes: int = 1
 
 
 @final

@@ -17,7 +17,7 @@ from rpo.trainers.points import Points
 from rpo.training.state import WrittenOnce
 from rpo.types import Conditioning, Node
 
-_NO_TENSORS = ("t", "s", "conditioning", "names", "prompts")
+_NO_TENSORS = ("t", "s", "of_images", "names", "prompts")
 
 
 @final
@@ -99,7 +99,7 @@ class PointBatches(WrittenOnce):
         return {
             **flat,
             **nodes,
-            "conditioning": vars(flat["conditioning"]),
+            "of_images": vars(flat["of_images"]),
             "names": list(flat["names"]),
             "prompts": list(flat["prompts"]),
         }
@@ -114,7 +114,7 @@ class PointBatches(WrittenOnce):
             **rest,
             t=Node(**state_dict["t"]),
             s=Node(**state_dict["s"]),
-            conditioning=Conditioning(**state_dict["conditioning"]),
+            of_images=Conditioning(**state_dict["of_images"]),
             names=tuple(state_dict["names"]),
             prompts=tuple(state_dict["prompts"]),
         )

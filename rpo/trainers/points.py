@@ -23,13 +23,14 @@ from rpo.types import Conditioning, Grid, Node, PerSample, PredictionType
 
 @dataclass(frozen=True)
 class Points:
-    """A flat batch of trained moments; every tensor has one row per point."""
+    """A flat batch of trained moments; every tensor but `of_images` has one row per point."""
 
     x_t: Float[Tensor, "points c h w"]
     x_s: Float[Tensor, "points c h w"]
     t: Node
     s: Node
-    conditioning: Conditioning
+    of_images: Conditioning
+    """One row per image of the rollout: of all its points there is one copy, which `image` points into."""
     prediction: Float[Tensor, "points c h w"]
     """The guided network output in the rollout."""
     log_prob: Float[Tensor, " points"]
@@ -62,6 +63,11 @@ class Points:
         """Number of points."""
         return self.x_t.shape[0]
 
+    @property
+    def conditioning(self) -> Conditioning:
+        """One row per point."""
+        return self.of_images.select(self.image)
+
     def select(self, index: Int[Tensor, " picked"], *, uploaded: Tensor | None = None) -> "Points":
         """Some of the points, in the order asked for; a graph cannot be divided and is left out.
 
@@ -75,7 +81,6 @@ class Points:
             self,
             t=_node_rows(self.t, rows),
             s=_node_rows(self.s, rows),
-            conditioning=self.conditioning.select(rows),
             names=tuple(self.names[row] for row in index.tolist()),
             prompts=tuple(self.prompts[row] for row in index.tolist()),
             live=None,
@@ -147,7 +152,7 @@ def points_of(rollout: Rollout, steps: Int[Tensor, "trained images"], weight: fl
         x_s=trajectory.latents[step + 1, image],
         t=_node_at(grid, step),
         s=_node_at(grid, step + 1),
-        conditioning=trajectory.conditioning.select(image),
+        of_images=trajectory.conditioning,
         prediction=trajectory.predictions[step, image],
         log_prob=trajectory.log_probs[step, image],
         weight=torch.full((len(step),), weight, device=step.device),
@@ -194,7 +199,7 @@ def noised_points(
         x_s=add_noise(x_0[image], eps, s),
         t=t,
         s=s,
-        conditioning=rollout.trajectory.conditioning.select(image),
+        of_images=rollout.trajectory.conditioning,
         prediction=from_x0_eps(x_0[image], eps, t, prediction_type),
         log_prob=torch.full((len(step),), torch.nan, device=step.device),
         weight=torch.full((len(step),), weight, device=step.device),

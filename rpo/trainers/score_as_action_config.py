@@ -9,7 +9,6 @@ from rpo.ranges import Count, Fraction, NotNegative, Positive, Seed, Text, Whole
 from rpo.settings import settings
 from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
 from rpo.trainers.online_settings import OnlineSettings
-from rpo.trainers.rollouts import training_kernel
 from rpo.training.loop_config import LoopConfig
 
 Estimator = Literal["pathwise", "likelihood", "likelihood_state_cost", "endpoint"]
@@ -241,6 +240,8 @@ class ScoreAsActionConfig:
     @property
     def rollout_kernel(self) -> Kernel:
         """The kernel in which a step is learnt: the rollout's, or for `endpoint` that of the reverse SDE."""
+        from rpo.trainers.rollouts import training_kernel  # not at the top: settings are described without diffusers
+
         return Ddim(1.0) if self.estimator == "endpoint" else training_kernel(self.rollout)
 
     @property

@@ -1,11 +1,14 @@
 """A score-as-action run from a file, as `rpo train score-as-action` does it."""
 
 from dataclasses import field
+from typing import TYPE_CHECKING
 
 from rpo.settings import settings
-from rpo.trainers.online_run import OnlineRunConfig, RunResult, run_online
-from rpo.trainers.score_as_action import ScoreAsActionTrainer
+from rpo.trainers.online_run_config import OnlineRunConfig
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig
+
+if TYPE_CHECKING:
+    from rpo.trainers.online_run import RunResult
 
 
 @settings
@@ -16,11 +19,15 @@ class RunConfig(OnlineRunConfig):
     """The training."""
 
 
-def run(config: RunConfig, *, resume: bool = False) -> RunResult:
+def run(config: RunConfig, *, resume: bool = False) -> "RunResult":
     """Load, train, save, report.
 
     Args:
         config: The run.
         resume: Continue a killed run of the same folder.
     """
+    # Not at the top: the command line describes the settings before anything has loaded.
+    from rpo.trainers.online_run import run_online
+    from rpo.trainers.score_as_action import ScoreAsActionTrainer
+
     return run_online(config, config.score_as_action, ScoreAsActionTrainer, resume=resume)

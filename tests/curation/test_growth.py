@@ -1,12 +1,12 @@
 """What a run of any length costs: bytes held for a record, files opened, lines read, forwards made."""
 
-import hashlib
 import json
 import os
 import pathlib
 import tracemalloc
 from array import array
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from rpo.curation import parts
+from rpo.curation.curate import curate
 from rpo.curation.curate_config import SourceConfig
-from rpo.curation.digests import Digests
 from rpo.curation.export import export, pairs_of
 from rpo.curation.folder import STAGES, RunFolder
 from rpo.curation.history import histories
@@ -26,7 +26,8 @@ from rpo.curation.places import Places, key_of, part_and_start, place_of
 from rpo.curation.score import ImageSimilarity
 from rpo.curation.sources import plan_import
 from rpo.curation.status import status_of
-from tests.curation.fakes import config_of, finished, image_folder
+from tests.curation.fakes import config_of, fakes, finished, image_folder
+from tests.opens import opened_images
 from tests.rewards.clip_models import save_clip
 
 COUNT = 20_000
@@ -146,57 +147,69 @@ def test_what_another_process_writes_later_is_not_half_seen(tmp_path):
 # what an import reads
 
 
-def read_by(folder, digests, monkeypatch):
-    """Names of the files that are read, and the ids of the plan."""
-    read, digest = [], hashlib.file_digest
-
-    def noting(file, kind):
-        read.append(Path(file.name).name)
-        return digest(file, kind)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(hashlib, "file_digest", noting)
-        plan = plan_import(SourceConfig(kind="folder", path=str(folder)), digests)
-    return sorted(read), [item.id for item in plan.items]
+SOURCES = ["folder", "table", "pairs"]
 
 
-def test_a_start_reads_only_files_that_are_new_or_changed(tmp_path, monkeypatch):
-    monkeypatch.setattr("rpo.curation.digests.SETTLED_SECONDS", -60.0)
-    source = image_folder(tmp_path / "source", 5)
-    names = [f"{index:03}.png" for index in range(5)]
-    first = read_by(source, Digests(tmp_path / "d", 0), monkeypatch)
-    assert first[0] == names
-    assert read_by(source, Digests(tmp_path / "d", 1), monkeypatch) == ([], first[1]), "another process knows them too"
-    assert plan_import(SourceConfig(kind="folder", path=str(source))).items[0].id == first[1][0]
-    before = (source / "001.png").stat()
-    changed = bytearray((source / "001.png").read_bytes())
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """Makes a source of a kind in files that nobody has touched for long, with its first image."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "known"))
+    monkeypatch.setattr("rpo.data.image_facts.SETTLED_SECONDS", -60.0)
+    folder = image_folder(tmp_path / "source", 4)
+
+    def make(kind):
+        names = sorted(path.name for path in folder.glob("*.png"))
+        rows = [{"image": {"path": name, "bytes": None}, "caption": name} for name in names]
+        if kind == "table":
+            import pyarrow.parquet
+
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "table.parquet")
+        if kind == "pairs":
+            pairs = [
+                {"prompt": "p", "chosen_file_name": one, "rejected_file_name": other}
+                for one, other in zip(names[::2], names[1::2], strict=True)
+            ]
+            (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+        path = folder / "table.parquet" if kind == "table" else folder
+        return SourceConfig(kind=kind, path=str(path), caption_column="caption"), folder / names[0]
+
+    return make
+
+
+def planned_by(config):
+    """The images that planning opens, and the ids of the plan."""
+    with opened_images(Path(config.path) if Path(config.path).is_dir() else Path(config.path).parent) as names:
+        plan = plan_import(config)
+    return names, [item.id for item in plan.items]
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_start_opens_only_images_that_are_new_or_changed(source, kind):
+    config, image = source(kind)
+    first = planned_by(config)
+    assert len(first[0]) == 4
+    assert planned_by(config) == ([], first[1])
+    changed, before = bytearray(image.read_bytes()), image.stat()
     changed[-1] ^= 1
-    (source / "001.png").write_bytes(changed)  # of the same size, and given the old time
-    os.utime(source / "001.png", ns=(before.st_atime_ns, before.st_mtime_ns))
-    (source / "003.png").rename(source / "003.old")
-    (source / "004.png").replace(source / "003.png")
-    (source / "003.old").rename(source / "004.png")
-    again = read_by(source, Digests(tmp_path / "d", 0), monkeypatch)
-    assert "001.png" in again[0] and not {"000.png", "002.png"} & set(again[0])
-    assert again[1] == [item.id for item in plan_import(SourceConfig(kind="folder", path=str(source))).items]
-    assert again[1] != first[1]
+    image.write_bytes(changed)  # of the same size, and given the old time
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    names, ids = planned_by(config)
+    assert names == [image.name] and ids != first[1]
+    assert planned_by(config) == ([], ids)
 
 
-def test_a_file_that_was_just_written_is_read_again(tmp_path, monkeypatch):
-    source = image_folder(tmp_path / "source", 2)
-    for _ in range(2):
-        assert len(read_by(source, Digests(tmp_path / "d", 0), monkeypatch)[0]) == 2
-
-
-def test_a_line_that_is_being_written_costs_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("rpo.curation.digests.SETTLED_SECONDS", -60.0)
-    source = image_folder(tmp_path / "source", 3)
-    first = read_by(source, Digests(tmp_path / "d", 0), monkeypatch)
-    file = tmp_path / "d" / "part-0.jsonl"
-    file.write_bytes(file.read_bytes()[:-20])
-    for part in (1, 0):
-        read, ids = read_by(source, Digests(tmp_path / "d", part), monkeypatch)
-        assert ids == first[1] and len(read) <= 3
+def test_resuming_opens_no_image_of_the_source_and_another_part_its_own_once(source, tmp_path):
+    source("folder")
+    run = partial(config_of, tmp_path / "run", tmp_path / "source")
+    found = []
+    for part, resume in (("0/2", False), ("0/2", True), ("1/2", False)):
+        with opened_images(tmp_path / "source") as names:
+            curate(run(part=part), resume=resume, components=fakes())
+        found.append(names)
+    everything = sorted(path.name for path in (tmp_path / "source").glob("*.png"))
+    assert found[1] == []
+    assert sorted(found[0] + found[2]) == sorted(everything * 2), "hashed by the first, and each drawn by one"
+    assert len(set(found[2])) == len(found[2]) < len(everything)
 
 
 # what reads whole runs

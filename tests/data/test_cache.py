@@ -10,6 +10,7 @@ import torch
 
 from rpo.data.cache import EmbeddingCache, LatentCache, latent_requests
 from rpo.data.preference import PreferencePair
+from rpo.data.readthrough import Memory
 from rpo.data.transform import PairTransform, TransformDraw
 from tests.data.samples import pair, png, write_file
 
@@ -217,25 +218,66 @@ def test_a_fresh_entry_is_rounded_as_a_stored_one(opened):
 
 
 def test_memory_is_bounded_and_the_disk_answers_beyond_it(opened, encoder):
-    cache = opened(memory_mib=0)
+    cache = opened(memory=Memory(0))
     asked = requests(pair(0), pair(1))
     cache.moments(asked)
-    assert cache._cache._used_bytes == 0
+    assert not cache._cache._memory._held
     assert holds(cache.moments(asked), asked)
     assert len(encoder.batches) == 4
 
 
 def test_least_recently_used_entries_leave_first(opened):
-    cache = opened()
-    cache._cache._memory_bytes = 4 * 2 * 3 * 2 * 2 * 4  # four entries: mean and std, 3x2x2, 4 bytes
+    cache = opened(memory=Memory(4.5 * (480 + 2 * 3 * 2 * 2 * 4) / 2**20))  # of mean and std, 3x2x2, 4 bytes
     first, second, third, fourth = requests(pair(0), pair(1))
     cache.moments([first, second, third, fourth])
     cache.moments([first])
     cache.moments(requests(pair(2)))
-    kept = cache._cache._memory
     keys = [cache._cache._key_of(request) for request in (first, second, third, fourth)]
-    assert [key in kept for key in keys] == [True, False, False, True]
-    assert cache._cache._used_bytes == sum(tensor.nbytes for tensor in kept.values())
+    assert [key in cache._cache._memory for key in keys] == [True, False, False, True]
+    assert len(cache._cache._memory._held) == 4
+
+
+FILL = """
+import sys, torch
+from rpo.data.readthrough import Memory
+rows, memory = torch.zeros(2, int(sys.argv[1])), Memory(32)
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) / 256
+Memory(1).keep(0, rows[0])
+before, many = resident(), 3 * 32 * 2**20 // (rows[0].nbytes + 480)
+for number in range(many):
+    memory.keep(number.to_bytes(32), rows[0])
+print(resident() - before)
+"""
+
+
+@pytest.mark.parametrize("numbers", [16, 512, 32_768])
+def test_a_memory_takes_what_it_says_however_often_it_is_filled(numbers):
+    said = subprocess.run([sys.executable, "-c", FILL, str(numbers)], capture_output=True, text=True, check=True)
+    assert 20 < float(said.stdout) < 36
+
+
+def test_caches_that_share_a_memory_share_its_size(tmp_path, opened):
+    memory = Memory(2)
+    latents = opened(memory=memory)
+    asked = requests(*(pair(number) for number in range(4)))
+    latents.moments(asked)
+    texts = EmbeddingCache(
+        tmp_path, encode=lambda prompts: torch.ones(len(prompts), 77, 768), model_key="", memory=memory
+    )
+    for number in range(20):
+        texts.embed([str(number)])
+    assert sum(held.nbytes for held, _ in memory._held.values()) < 2 * 2**20
+    assert not any(latents._cache._key_of(request) in memory for request in asked)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.uint8])
+def test_a_memory_gives_back_what_it_took(dtype):
+    memory, given = Memory(1), torch.arange(24).reshape(2, 3, 4).to(dtype)
+    memory.keep("key", given.transpose(0, 2))
+    assert torch.equal(memory.get("key"), given.transpose(0, 2)) and memory.get("key").dtype == dtype
+    memory.keep("too large", torch.zeros(2**18))
+    assert memory.get("too large") is None and "key" in memory
 
 
 def test_prefetch_makes_everything_once_and_says_how_far_it_is(opened, encoder):

@@ -9,6 +9,7 @@ import torch
 from rpo.data.cache import latent_requests
 from rpo.data.differences import PairDifferences, grid_difference
 from rpo.data.preference import PreferencePair, encode_png
+from rpo.data.readthrough import Memory
 from rpo.data.transform import PairTransform, TransformDraw
 
 TRANSFORM = PairTransform(resolution=32)
@@ -72,11 +73,11 @@ def test_remembered_pixels_are_those_that_were_read(tmp_path):
 
 
 def test_memory_is_bounded_and_what_left_it_is_read_again(tmp_path):
-    differences = PairDifferences(tmp_path, grid=(4, 4), memory_mib=0)
+    differences = PairDifferences(tmp_path, grid=(4, 4), memory=Memory(0))
     pair = PreferencePair("a", image(0), image(1), name="pair 0")
     request, (chosen, _) = asked(differences, pair)
     chosen.pixels()
-    assert not differences._pixels
+    assert request.chosen not in differences._memory
     assert differences.of([request]).shape == (1, 4, 4)
 
 

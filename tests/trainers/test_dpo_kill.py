@@ -234,7 +234,6 @@ def test_an_undisturbed_run_encodes_each_image_once_and_leaves_nothing_temporary
     assert top == [".lock", "cache", "checkpoint-000004", "checkpoint-000006", "lora", "metrics.jsonl"]
     assert sorted(name for name in end["files"] if name.startswith(("lora/", "cache/"))) == [
         "cache/embeddings.sqlite",
-        "cache/image_facts.sqlite",
         "cache/latents.sqlite",
         "cache/reference_errors.sqlite",
         "lora/README.md",

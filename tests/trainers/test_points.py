@@ -11,7 +11,7 @@ from rpo.trainers.online_config import LearningConfig
 from rpo.trainers.point_batches import PointBatches
 from rpo.trainers.points import choose_steps, noised_points, per_image, points_of
 from rpo.training.state import TrainingState
-from rpo.types import Grid
+from rpo.types import Conditioning, Grid
 from tests.trainers.online_runs import ROLLOUT, grpo
 
 IMAGES = 6
@@ -237,6 +237,23 @@ def test_killed_within_a_rollout_the_rest_is_the_same_to_the_bit(trainer):
         assert one.facts.keys() == other.facts.keys()
     with pytest.raises(AssertionError, match="the policy has moved"):
         next(again)
+
+
+def test_a_checkpoint_holds_an_embedding_for_each_image_not_for_each_point(trainer):
+    rollout, sizes = trainer.run.draw(0), []
+    width = 8 * 4000  # bytes of both embeddings of an image, far above all else
+    wide = Conditioning(torch.randn(4, 1, 4000), torch.randn(4, 1, 4000))
+    rollout = replace(rollout, trajectory=replace(rollout.trajectory, conditioning=wide))
+    for steps in (torch.zeros(1, 4, dtype=torch.long), torch.tensor([[0] * 4, [1] * 4, [2] * 4])):
+        points = points_of(rollout, steps, 3.0, is_frozen=False)
+        source = batches(trainer, LearningConfig(passes=2), prepare=lambda _, points=points: points, accumulate=1)
+        part = next(source(0))
+        assert torch.equal(part.conditioning.prompt_embeds, wide.prompt_embeds[part.image])
+        assert torch.equal(part.conditioning.negative_embeds, wide.negative_embeds[part.image])
+        file = io.BytesIO()
+        torch.save(source.state_dict(), file)
+        sizes.append(file.tell())
+    assert 4 * width < sizes[0] and sizes[1] - sizes[0] < 2 * width
 
 
 def test_between_rollouts_there_is_nothing_to_keep(trainer):
