@@ -1,4 +1,4 @@
-"""Where networks run, by the name that a configuration gives: "auto", "cpu", "cuda", "cuda:1" and so on."""
+"""Where networks run, by the name that a configuration gives ("auto", "cpu", "cuda:1" …), and the way there."""
 
 import os
 
@@ -26,6 +26,13 @@ def device_named(name: str) -> torch.device:
             "machine and this build of torch have; give device: auto"
         ) from None
     return device
+
+
+def uploaded(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device, on its way: from page-locked memory a GPU fetches it without draining its queue."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def slow_type_note(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from tqdm.auto import tqdm
 
+from rpo.devices import uploaded
 from rpo.diffusion.continuous import grid_at, uniform_times
 from rpo.diffusion.prediction import to_x0_eps
 from rpo.diffusion.transition import Ddim, Gaussian, Kernel
@@ -86,7 +87,7 @@ def sample(
         torch.randn(grid.num_steps + 1, *model.latent_shape, generator=one, dtype=torch.float32, device="cpu")
         for one in generators
     ]
-    latents = torch.stack(noise, dim=1).to(model.device)
+    latents = uploaded(torch.stack(noise, dim=1), model.device)
     log_probs = torch.empty(grid.num_steps, len(cond), dtype=torch.float32, device=model.device)
     predictions = torch.empty_like(latents[1:]) if keep.predictions else None
     negatives = torch.empty_like(latents[1:]) if keep.predictions and guidance_scale != 1 else None

@@ -60,6 +60,7 @@ def test_a_gain_is_that_over_the_base_at_its_best_sampler(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_comparison_runs_and_continues(tmp_path):
     words = ["compare", f"--folder={tmp_path}", "--seeds", "0", "--budget=9000", "--images=4"]
     online_rl.main(words)

@@ -77,7 +77,7 @@ def test_the_report_says_how_far_gains_follow_from_holding_the_chosen_side(tmp_p
 
 @pytest.mark.slow
 def test_an_ablation_runs_and_continues(tmp_path):
-    words = ["arms", f"--folder={tmp_path}", "--seeds", "0", "--prompts=40", "--images=4", "--updates=2"]
+    words = ["arms", f"--folder={tmp_path}", "--seeds", "0", "--prompts=40", "--images=4", "--updates=11"]
     rpo_ablation.main([*words, "--only", "ranked", "rich"])
     runs = json.loads((tmp_path / "results.json").read_text())["runs"]
     assert runs["rich"]["0"]["pairs"] == runs["ranked"]["0"]["pairs"] > 0

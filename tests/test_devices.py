@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from rpo.cli import main
-from rpo.devices import device_named, slow_type_note
-from rpo.models import config as model_config
+from rpo.devices import device_named, slow_type_note, uploaded
 from rpo.models.config import ModelConfig, load_model
+from rpo.models.stable_diffusion import StableDiffusion
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "cud", "gpu", "cpu:x", "", "xpu"])
@@ -33,7 +33,7 @@ def test_a_command_says_so_in_one_line(command, word, tmp_path, capsys) -> None:
 @pytest.mark.parametrize(("weights", "compute"), [("bfloat16", None), ("float32", "float16"), ("float32", None)])
 def test_half_precision_without_units_for_it_is_told(amx, weights, compute, monkeypatch, capfd) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    monkeypatch.setattr(model_config.StableDiffusion, "load", lambda *_, **__: None)
+    monkeypatch.setattr(StableDiffusion, "load", lambda *_, **__: None)
     load_model(ModelConfig(device="cpu", dtype=weights, compute_dtype=compute))
     half = compute or weights
     told = f"{half} on this CPU is several times slower than float32" in "".join(capfd.readouterr())
@@ -43,3 +43,8 @@ def test_half_precision_without_units_for_it_is_told(amx, weights, compute, monk
 def test_a_gpu_needs_no_such_note() -> None:
     assert slow_type_note(torch.device("cuda"), torch.bfloat16) is None
     assert slow_type_note(torch.device("cpu"), torch.float32) is None
+
+
+def test_what_is_uploaded_is_the_same_there() -> None:
+    tensor = torch.arange(6.0).view(2, 3).T
+    assert torch.equal(uploaded(tensor, device_named("auto")).cpu(), tensor)

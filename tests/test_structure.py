@@ -29,7 +29,7 @@ ANYWHERE = {"settings", "ranges", "interrupts", "run_lock", "text"}
 """What every part may import: how settings are made, how text is read, and what keeps a run whole."""
 LEAVES = {"types", "randomness", "config", "intervals", "lora_file", "charts", "shapes", "devices"}
 LEAVES |= {"from_environment", "local_paths"}
-PROCESS = {"types", "randomness", "diffusion", "objectives"}
+PROCESS = {"types", "randomness", "diffusion", "objectives", "devices"}
 MODEL = PROCESS | {"models", "lora", "lora_file", "sampler", "shapes"}
 RESULTS = {"intervals", "evaluate", "charts", "sections", "report"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"from_environment", "local_paths"},
     "diffusion": {"types"},
     "objectives": {"types", "diffusion"},
-    "models": PROCESS | {"devices", "shapes"},
+    "models": PROCESS | {"shapes"},
     "lora": PROCESS | {"models", "lora_file"},
     "sampler": PROCESS | {"models", "lora"},
     "training": {"types", "randomness", "from_environment", "local_paths"},
@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "held_out": MODEL | {"intervals", "prompt_source", "rewards", "shapes.*", "trainers"},
     "model_card": {"evaluate", "from_environment", "intervals", "local_paths", "lora_file"},
     "publish": {"local_paths", "model_card", "lora_file", "models"},
-    "shapes.*": MODEL | RESULTS | {"config", "data", "devices"},
+    "shapes.*": MODEL | RESULTS | {"config", "data"},
     "prompt_source": {"data", "shapes.*"},
     "rewards": {"types", "data", "shapes", "shapes.*"},
     "control": {"types", "randomness", "objectives"},

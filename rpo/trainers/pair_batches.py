@@ -19,6 +19,7 @@ from rpo.data.differences import DifferenceRequest, PairDifferences
 from rpo.data.order import visit
 from rpo.data.preference import PairSet, require_two_images
 from rpo.data.transform import PairTransform, caption_dropped
+from rpo.devices import uploaded
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.randomness import keyed_generator
 from rpo.trainers.dpo_config import Share
@@ -121,11 +122,12 @@ class PairBatches:
         randomness = [self._noise(pair, draw, mean.shape[1:]) for pair, draw in visits]
         timestep, eps, chosen_noise, rejected_noise = map(torch.stack, zip(*randomness, strict=True))
         captions = [self._caption(pair, draw) for pair, draw in visits]
-        embeds = self.embeddings.embed([*captions, ""]).to(self.model.device)
+        device = self.model.device
+        embeds = uploaded(self.embeddings.embed([*captions, ""]), device)
         return PairBatch(
-            (mean + std * torch.cat([chosen_noise, rejected_noise])).to(self.model.device),
-            eps.to(self.model.device),
-            timestep.to(self.model.device),
+            uploaded(mean + std * torch.cat([chosen_noise, rejected_noise]), device),
+            uploaded(eps, device),
+            uploaded(timestep, device),
             Conditioning(embeds[:-1], embeds[-1:].expand(len(visits), -1, -1)),
             tuple(self.pairs[pair].name for pair, _ in visits),
             tuple(self._identity(pair, draw) for pair, draw in visits),
@@ -201,7 +203,7 @@ class PairBatches:
         if self.differences is None:
             return None
         asked = [self.differences.request(self.pairs[pair], *self._requests(pair, draw)) for pair, draw in visits]
-        return self.differences.of(asked).to(self.model.device)
+        return uploaded(self.differences.of(asked), self.model.device)
 
     def _noise(self, pair: int, draw: int, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         generator = keyed_generator("noise", self.seed, pair, draw)

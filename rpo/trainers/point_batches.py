@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from rpo.devices import uploaded
 from rpo.randomness import keyed_generator
 from rpo.trainers.online_config import LearningConfig, RolloutConfig
 from rpo.trainers.points import Points
@@ -70,9 +71,9 @@ class PointBatches(WrittenOnce):
     def _update(self, points: Points, index: int, turn: int) -> Iterator[Points]:
         pass_, minibatch = divmod(turn, self._config.minibatches)
         part = self._order(points, index, pass_)[minibatch :: self._config.minibatches]
-        uploaded = part.to(points.x_t.device)
-        for rows, there in zip(part.chunk(self._accumulate), uploaded.chunk(self._accumulate), strict=True):
-            yield points.select(rows, uploaded=there)
+        there = uploaded(part, points.x_t.device)
+        for rows, on_device in zip(part.chunk(self._accumulate), there.chunk(self._accumulate), strict=True):
+            yield points.select(rows, on_device=on_device)
 
     def _order(self, points: Points, index: int, pass_: int) -> Tensor:
         """The points prompt by prompt, those of each prompt shuffled; every n-th of them is a part of the rollout.

@@ -68,14 +68,14 @@ class Points:
         """One row per point."""
         return self.of_images.select(self.image)
 
-    def select(self, index: Int[Tensor, " picked"], *, uploaded: Tensor | None = None) -> "Points":
+    def select(self, index: Int[Tensor, " picked"], *, on_device: Tensor | None = None) -> "Points":
         """Some of the points, in the order asked for; a graph cannot be divided and is left out.
 
         Args:
             index: Rows, on the CPU: the names are looked up there, and reading them off a device would wait for it.
-            uploaded: The same on the device, so that many selections need one upload.
+            on_device: The same on the device, so that many selections need one upload.
         """
-        rows = index.to(self.x_t.device) if uploaded is None else uploaded
+        rows = index.to(self.x_t.device) if on_device is None else on_device
         tensors = {name: None if getattr(self, name) is None else getattr(self, name)[rows] for name in _ROWS}
         return replace(
             self,

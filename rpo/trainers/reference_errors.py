@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rpo.data.store import TensorStore
+from rpo.devices import uploaded
 from rpo.trainers.pair_batches import PairBatch
 
 
@@ -50,7 +51,7 @@ class ReferenceErrors:
             # The store keeps what it had, and last bits change with a visit's company: what a resumed run will read
             # has to be used now.
             known = fresh | self._store.load(keys)
-        return torch.stack([known[key] for key in keys], dim=1).flatten().to(batch.x_0.device)
+        return uploaded(torch.stack([known[key] for key in keys], dim=1).flatten(), batch.x_0.device)
 
     def _key(self, draw: str) -> bytes:
         return hashlib.sha256(f"{self._model_key}/{draw}".encode()).digest()
