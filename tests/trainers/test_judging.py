@@ -114,6 +114,20 @@ def test_what_scales_an_advantage_scales_its_cost(tmp_path, normalize):
     assert torch.allclose(unscaled.view(NUM_STEPS, 4), worth, rtol=1e-3, atol=1e-5)
 
 
+def test_a_batch_is_divided_by_the_spread_of_all_its_steps(tmp_path):
+    trainer = made(tmp_path, normalize="batch", max_advantage=None)
+    judged = judged_by(trainer)
+    points = trained_points(judged, trainer.run, trainer.critic, trainer.config)
+    worth = advantages(judged, trainer.config)
+    assert torch.allclose(points.advantage.view(NUM_STEPS, 4), worth / worth.flatten().std(), rtol=1e-4)
+
+
+def test_at_the_data_end_the_value_is_what_was_earned_whatever_the_design(tmp_path):
+    judged = judged_by(made(tmp_path, value=ValueConfig(design="none", channels=8)))
+    assert torch.equal(judged.values[-1], judged.rollout.rewards)
+    assert not torch.allclose(judged.values[0], judged.rollout.rewards)
+
+
 def test_advantages_are_cut_where_told_once_they_are_scaled(tmp_path):
     trainer = made(tmp_path, normalize="batch", max_advantage=0.5)
     points = trained_points(judged_by(trainer), trainer.run, trainer.critic, trainer.config)

@@ -11,7 +11,7 @@ from rpo.diffusion.prediction import to_x0_eps
 from rpo.diffusion.transition import Ddim
 from rpo.sampler import predict_at
 from rpo.trainers.moments import current_prediction, others_mean, transition_of
-from rpo.trainers.noised import judge_noised
+from rpo.trainers.noised import _noised, judge_noised
 from rpo.trainers.online_config import LearningConfig, RolloutConfig
 from rpo.trainers.score_as_action_config import ValueConfig
 from rpo.training.log import read_metrics
@@ -77,6 +77,29 @@ def test_the_cost_of_a_path_is_taken_off_the_reward(tmp_path):
     free, charged = (judged_by(made(tmp_path, kl_weight=weight))[1] for weight in (0.0, 0.5))
     assert (charged.returns < free.returns).all()
     assert torch.equal(charged.points.cost_weight, torch.full((8,), 0.5))
+
+
+def test_what_a_path_costs_is_summed_over_its_steps_of_which_some_are_asked(tmp_path):
+    """Σ_k KL(q ‖ reference) - KL(q ‖ policy) of four steps, from two: each counts twice."""
+    trainer = made(tmp_path, kl_weight=0.5)
+    rollout, judged = judged_by(trainer)
+    run, model = trainer.run, trainer.run.model
+    points = _noised(rollout, run, trainer.config, "log-ratio")
+    posterior = transition_of(model, points.prediction, points, Ddim(1.0))
+
+    def distance():
+        with torch.no_grad():
+            found = model.predict(points.x_t, points.t.timestep.flatten(), points.conditioning)
+        return posterior.kl(transition_of(model, found, points, Ddim(1.0))).view(2, 4).sum(dim=0)
+
+    policy = distance()
+    with run.policy.reference():
+        ratio = 2 * (distance() - policy)
+    returns = rollout.rewards - 0.5 * ratio
+    assert (returns - rollout.rewards).abs().min() > 1e-3
+    assert torch.allclose(judged.returns, returns[judged.points.image], rtol=1e-3, atol=1e-3 * ratio.abs().max())
+    expected = (returns - others_mean(returns, rollout.group))[judged.points.image]
+    assert torch.allclose(judged.points.advantage, expected, rtol=1e-3, atol=1e-3 * ratio.abs().max())
 
 
 def test_the_bound_is_clipped_by_what_the_reference_has(tmp_path):

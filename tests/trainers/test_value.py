@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -297,6 +298,48 @@ def test_the_order_of_points_follows_the_seed():
         critic.fit(points, targets, steps=3, batch_size=8)
     weights = [critic.network.weight.item() for critic in critics]
     assert weights[0] == weights[1] != weights[2]
+
+
+class Watching(Opinion):
+    """Remembers which points it was fitted to."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, points):
+        if torch.is_grad_enabled():
+            self.seen.extend(points.prompts)
+        return super().forward(points)
+
+
+def test_every_pass_of_every_fit_visits_each_point_once_in_another_order():
+    network = Watching()
+    critic, points = Critic(network), points_at(torch.rand(12))
+    for _ in range(2):
+        critic.fit(points, randn(12), steps=6, batch_size=4)
+    passes = [tuple(network.seen[start : start + 12]) for start in range(0, 48, 12)]
+    assert {frozenset(order) for order in passes} == {frozenset(points.prompts)}
+    assert len(set(passes)) == 4
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(8.0, 0.0), (1.0, -40.0), (0.1, 5.0)])
+def test_neither_the_unit_nor_the_origin_of_a_reward_changes_what_is_learnt(scale, shift):
+    """V of scale r + shift is scale V + shift, so that a learning rate means the same for every reward."""
+
+    def learnt(scale, shift):
+        points = replace(points_at(torch.linspace(0, 1, 32)), baseline=scale * randn(32, seed=8) + shift)
+        critic = Critic(
+            ValueNetwork(SHAPE, DIM, channels=16),
+            design="cos_sin",
+            terminal=lambda x_0, _: scale * 5 * x_0.mean((1, 2, 3)) + shift,
+            reward_until=0.5,
+            learning_rate=1e-2,
+        )
+        critic.fit(points, scale * randn(32, seed=9) + shift, steps=12, batch_size=12)
+        return (critic(points) - shift) / scale
+
+    assert torch.allclose(learnt(scale, shift), learnt(1.0, 0.0), atol=0.01)
 
 
 def test_fitting_works_inside_no_grad_and_leaves_no_gradient_behind():
