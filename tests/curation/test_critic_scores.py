@@ -140,6 +140,7 @@ def couples(records, rules=RULES):
 def test_the_best_is_paired_with_the_worst_and_no_image_is_used_twice():
     records = [judged("1", 0.5), judged("2", 0.1, 0.8), judged("3", 0.9), judged("4", 0.8), judged("5", 0.2)]
     assert couples(records) == [("3/source", "2/source"), ("4/source", "5/source")]
+    assert len(outcomes_of_siblings(records, RULES)) == 2  # the one in the middle is not compared with itself
 
 
 def test_a_couple_that_does_not_differ_enough_is_dropped_for_a_reason_and_one_without_scores_is_none():
