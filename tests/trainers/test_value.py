@@ -323,6 +323,49 @@ def test_every_pass_of_every_fit_visits_each_point_once_in_another_order():
     assert len(set(passes)) == 4
 
 
+def test_every_step_descends_the_mean_over_its_points_also_of_a_short_last_one():
+    network, mirror = Watching(), Opinion()
+    critic, points, targets = Critic(network), points_at(torch.rand(12)), randn(12) * 3 - 5
+    critic.fit(points, targets, steps=3, batch_size=8)
+    mean, unit, optimizer = targets.mean(), targets.std(correction=0), torch.optim.AdamW(mirror.parameters(), lr=1e-3)
+    for start, end in ((0, 8), (8, 12), (12, 20)):
+        rows = torch.tensor([points.prompts.index(prompt) for prompt in network.seen[start:end]])
+        optimizer.zero_grad()
+        (0.5 * ((mean + unit * mirror(points.select(rows)) - targets[rows]) / unit) ** 2).mean().backward()
+        nn.utils.clip_grad_norm_(mirror.parameters(), 1.0)
+        optimizer.step()
+    assert network.weight.item() == pytest.approx(mirror.weight.item(), abs=1e-6)
+
+
+class Told(nn.Module):
+    """F = what it is told of the reward."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, points):
+        return self.weight * points.x0_reward
+
+
+def test_beyond_its_time_the_reward_is_neither_asked_nor_told():
+    asked = []
+
+    def terminal(x_0, prompts):
+        asked.extend(prompts)
+        return brightness(x_0, prompts)
+
+    critic = Critic(Told(), design="linear", terminal=terminal, reward_until=0.5)
+    critic.fit(points_at(torch.rand(16)), randn(16) * 3 - 20, steps=0, batch_size=8)
+    points = replace(points_at(torch.tensor([0.25, 0.5, 0.75])), baseline=torch.tensor([1.0, 2.0, 3.0]))
+    asked.clear()
+    values, said = critic(points), brightness(points.x0_hat, points.prompts)
+    assert asked == ["prompt 0", "prompt 1"]
+    expected = (1 - points.time) * said + points.time * (points.baseline + said - critic.state_dict()["mean"])
+    assert values[:2].tolist() == pytest.approx(expected[:2].tolist(), rel=1e-5)
+    assert values[2].item() == pytest.approx(3.0)
+
+
 @pytest.mark.parametrize(("scale", "shift"), [(8.0, 0.0), (1.0, -40.0), (0.1, 5.0)])
 def test_neither_the_unit_nor_the_origin_of_a_reward_changes_what_is_learnt(scale, shift):
     """V of scale r + shift is scale V + shift, so that a learning rate means the same for every reward."""
