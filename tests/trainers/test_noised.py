@@ -60,8 +60,20 @@ def test_with_a_value_each_moment_is_worth_what_the_value_did_not_expect(tmp_pat
     prediction = trainer.run.model.predict(points.x_t, points.t.timestep.flatten(), points.conditioning)
     x0_hat, _ = to_x0_eps(prediction, points.x_t, points.t, trainer.run.model.prediction_type)
     assert torch.allclose(nodes.x0_hat, x0_hat, atol=1e-5)
+    assert torch.allclose(nodes.time, points.t.timestep.flatten() / 1000)
+    assert torch.equal(nodes.baseline, others_mean(rollout.rewards, rollout.group)[points.image])
     said = lightness(trainer.run.model.decode(x0_hat), points.prompts)
     assert torch.allclose(nodes.x0_reward, said, atol=1e-5)
+
+
+def test_the_value_is_made_as_its_settings_say(tmp_path):
+    value = replace(VALUE, reward_until=0.6, learning_rate=0.05)
+    trainer = made(tmp_path, advantage="return_minus_value", value=value, learning=replace(LEARNING, window=None))
+    nodes = judged_by(trainer)[1].nodes
+    is_asked = nodes.time <= 0.6
+    assert is_asked.any() and not is_asked.all()
+    assert torch.equal(nodes.x0_reward != 0, is_asked)
+    assert trainer.critic.state_dict()["optimizer"]["param_groups"][0]["lr"] == 0.05
 
 
 def test_the_value_is_learnt_from_the_moments_after_they_were_judged(tmp_path):

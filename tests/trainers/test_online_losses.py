@@ -125,6 +125,34 @@ def test_the_endpoint_weighs_the_bound_by_worth_consistency_and_hold(tmp_path):
     assert_same(score_as_action_loss(trainer, points).loss, expected, trainer)
 
 
+def test_what_a_bounded_endpoint_logs_is_how_much_better_the_policy_s_bound_is(tmp_path):
+    changes = {"estimator": "endpoint", "advantage": "group", "bound_clip": 0.3, "learning": LEARNING}
+    trainer, points = prepared(score_as_action, tmp_path, **changes)
+    now, posterior, base = transitions(trainer, points, trainer.config.rollout_kernel)
+    metrics, steps = score_as_action_loss(trainer, points).metrics, trainer.run.stands_for
+    bound, of_reference = (steps * distance(posterior, other).mean().item() for other in (now, base))
+    assert metrics["policy/bound"].item() == pytest.approx(bound, rel=1e-3)
+    assert metrics["policy/kl"].item() == pytest.approx(of_reference - bound, rel=1e-2)
+
+
+def test_a_clip_is_that_of_the_ratio_per_dimension(tmp_path):
+    trainer, points = prepared(score_as_action, tmp_path, estimator="likelihood", update="clip", clip=1e-2)
+    now = transitions(trainer, points, trainer.config.rollout_kernel)[0]
+    surrogate = clipped_surrogate(now.log_prob(points.x_s), points.log_prob, points.advantage, num_dims=256, clip=1e-2)
+    output = score_as_action_loss(trainer, points)
+    assert 0 < surrogate.is_clipped.float().mean() < 1
+    assert output.metrics["policy/clipped"] == surrogate.is_clipped.float().mean()
+    assert_same(output.loss, STEPS * surrogate.loss.mean(), trainer)
+
+
+def test_a_value_is_fitted_as_its_own_settings_say(tmp_path):
+    value = ValueConfig(channels=8, updates=3, batch_size=5, pretrain_rollouts=0, loss="martingale", trace=0.3)
+    trainer, told = score_as_action(tmp_path, value=value, trace=0.8), {}
+    trainer.critic.fit_paths = lambda *_, **settings: told.update(settings) or {}
+    trainer.prepare(0)
+    assert told == {"loss": "martingale", "trace": 0.3, "steps": 3, "batch_size": 5}
+
+
 def test_pathwise_follows_the_slope_of_the_value_and_pays_for_the_step(tmp_path):
     trainer, points = prepared(score_as_action, tmp_path, estimator="pathwise", kl_weight=2.0, value=PATHWISE)
     now, old, base = transitions(trainer, points, trainer.config.rollout_kernel)

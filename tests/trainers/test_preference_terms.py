@@ -157,3 +157,18 @@ def test_kto_favours_the_side_that_gained_more():
     metrics = loss_of(method="kto")(BATCH).metrics
     assert metrics["dpo/margin"].item() == pytest.approx(2 * BETA * z().mean().item(), rel=1e-4)
     assert metrics["dpo/implicit_accuracy"].item() == pytest.approx((z() > 0).double().mean().item())
+
+
+def test_the_baseline_of_kto_is_a_running_mean_of_earlier_updates():
+    loss, gains = loss_of(method="kto"), []
+    for seed in (0, 10):
+        batch = batch_of([100, 200, 300], seed=seed)
+        loss(batch)
+        loss.advance(Processes())
+        node = Scaling().node(batch.timestep)
+        x_t = torch.cat([node.alpha * x_0 + node.sigma * batch.eps for x_0 in batch.x_0.chunk(2)])
+        eps = torch.cat([batch.eps, batch.eps])
+        gains.append(((0.9 * x_t - eps) ** 2 - (0.5 * x_t - eps) ** 2).mean().item())
+    assert 0 < gains[0] != pytest.approx(gains[1])
+    expected = BETA * (0.9 * gains[0] + gains[1]) / 1.9
+    assert loss(BATCH).metrics["dpo/kl_baseline"].item() == pytest.approx(expected, rel=1e-4)
