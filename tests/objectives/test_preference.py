@@ -167,7 +167,8 @@ def test_metrics_are_of_the_means_of_a_batch_and_nothing_is_accurate_at_the_star
     """Ratios of means and not means of ratios, in which a pair at an easy time would count as much as all others."""
     chosen, rejected = torch.tensor([1.0, 9.0]), torch.tensor([2.0, 4.0])
     reference = torch.tensor([2.0, 3.0]), torch.tensor([1.0, 7.0])
-    metrics = {name: value.item() for name, value in diffusion_dpo(chosen, rejected, *reference, beta=2.0).metrics.items()}
+    found = diffusion_dpo(chosen, rejected, *reference, beta=2.0).metrics
+    metrics = {name: value.item() for name, value in found.items()}
     assert metrics["dpo/chosen_error_ratio"] == pytest.approx(10 / 5)
     assert metrics["dpo/rejected_error_ratio"] == pytest.approx(6 / 8)
     assert metrics["dpo/reference_chosen_error"] == pytest.approx(2.5)

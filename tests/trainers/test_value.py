@@ -256,7 +256,7 @@ def test_reports_how_good_the_value_was_before_it_saw_the_returns():
     critic = Critic(Linear(), learning_rate=0.02)
     first = fit_walks(critic, steps=500, loss="monte_carlo", trace=1.0)
     assert first["value/explained_variance"].item() == pytest.approx(0, abs=1e-6)
-    second = fit_walks(critic, steps=1, seed=1, loss="martingale", trace=0.3)  # it is held against the ends all the same
+    second = fit_walks(critic, steps=1, seed=1, loss="martingale", trace=0.3)  # held against the ends all the same
     # What the walk has covered by time t of its variance 1 can be foreseen: 1 - t, in bins of one, two, two and
     # three nodes: those at t = 0 are the rewards themselves and not counted.
     for index, expected in enumerate([7 / 8, 11 / 16, 7 / 16, 1 / 8]):
