@@ -156,6 +156,10 @@ def test_a_preferred_image_must_be_good_not_only_better():
     assert couples([judged("1", 0.8), judged("2", 0.1)], rules) == [("1/source", "2/source")]
     worse = compare(candidate("1", "source", 0.1), candidate("1", "edit", 0.7), rules)
     assert (worse.chosen, worse.reason) == ("", "not_good")
+    spoilt = compare(
+        candidate("1", "source", 0.9), candidate("1", "edit", 0.2), replace(rules, policy="both_directions")
+    )
+    assert (spoilt.chosen, spoilt.reason) == ("1/source", None)
     with pytest.raises(ValueError, match=r"min_chosen names 'b', which is not among decide.rewards \(a\)"):
         check_rules(replace(RULES, min_chosen={"b": 1.0}))
     with pytest.raises(ValueError, match="policy 'always_edit', which orders no siblings"):
