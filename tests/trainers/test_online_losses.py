@@ -154,10 +154,14 @@ def test_a_value_is_fitted_as_its_own_settings_say(tmp_path):
 
 
 def test_pathwise_follows_the_slope_of_the_value_and_pays_for_the_step(tmp_path):
-    trainer, points = prepared(score_as_action, tmp_path, estimator="pathwise", kl_weight=2.0, value=PATHWISE)
+    trainer, points = prepared(score_as_action, tmp_path, estimator="pathwise", kl_weight=0.1, value=PATHWISE)
+    slope = 10 * torch.randn(points.x_t.shape, generator=torch.Generator().manual_seed(0))  # to weigh as much as costs
+    points = replace(points, value_gradient=slope)
     now, old, base = transitions(trainer, points, trainer.config.rollout_kernel)
-    gain = ((now.mean - old.mean) * points.value_gradient).sum(dim=(1, 2, 3))
-    expected = STEPS * (2.0 * distance(now, base) - gain).mean()
+    gain = ((now.mean - old.mean) * slope).sum(dim=(1, 2, 3))
+    expected = STEPS * (points.cost_weight * distance(now, base) - gain).mean()
+    assert points.cost_weight.tolist() == pytest.approx([0.1] * len(points))
+    assert 0.2 < gain.abs().mean() / (0.1 * distance(now, base)).mean() < 5
     assert_same(score_as_action_loss(trainer, points).loss, expected, trainer)
 
 
