@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch import nn
 
 from rpo.diffusion.transition import Ddim
@@ -12,6 +13,7 @@ from rpo.trainers.online_config import LearningConfig, RolloutConfig
 from rpo.trainers.points import points_of
 from rpo.trainers.score_as_action_config import ValueConfig
 from rpo.trainers.value_points import ValuePoints
+from tests.tiny import tiny_sd
 from tests.trainers.online_runs import lightness, score_as_action
 from tests.trainers.test_moments import close, moved
 
@@ -69,6 +71,16 @@ def test_what_follows_the_trained_part_is_one_long_step_with_all_its_costs(tmp_p
     assert close(part.costs[:3], whole.costs[1:4])
     assert close(part.costs[3], whole.costs[4:].sum(dim=0))
     assert close(part.values, whole.values[[1, 2, 3, 4, 6]])
+
+
+@pytest.mark.parametrize("estimator", ["likelihood", "likelihood_state_cost"])
+def test_a_step_to_perfectly_clean_data_costs_nothing(tmp_path, estimator):
+    """It adds no noise, so that it has no KL."""
+    pipe = tiny_sd()
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, set_alpha_to_one=True)
+    costs = judged_by(made(tmp_path, pipe=pipe, estimator=estimator)).costs
+    assert (costs[:-1] != 0).all()
+    assert costs[-1].tolist() == [0.0] * 4
 
 
 def test_without_weight_there_is_no_cost_and_no_reference(tmp_path):

@@ -118,6 +118,15 @@ def test_a_normalised_time_is_divided_by_how_far_the_errors_of_a_pair_used_to_li
     usual = moments.relative_std()[bins].double()
     assert usual.max() > 1.01 * usual.min()
     assert close(argument(loss), BETA * z(reference_weight=reference_weight) / usual)
+    moments.observe(gaps(0.9 if reference_weight else 0.5), bins)
+    for _ in range(3):  # what was seen counts less and less
+        other = batch_of([10, 260, 510, 760], seed=5)
+        loss(other)
+        moments.observe(gaps(0.9 if reference_weight else 0.5, other), torch.arange(4))
+        for one in (loss, moments):
+            one.advance(Processes())
+    usual = moments.relative_std()[bins].double()
+    assert close(argument(loss), BETA * z(reference_weight=reference_weight) / usual)
 
 
 def test_a_margin_counts_on_the_scale_of_the_argument():
