@@ -51,6 +51,11 @@ def test_with_one_image_of_each_prompt_it_is_plain_wilson():
     assert (grouped.low, grouped.high) == pytest.approx((plain.low, plain.high), abs=5e-4)
 
 
+def test_prompts_whose_images_balance_each_other_add_none_either():
+    balanced = [True, False] * 30
+    assert accuracy(balanced, groups=[i // 2 for i in range(60)]).high >= accuracy(balanced).high
+
+
 def test_copies_of_one_image_add_no_precision():
     holds = np.random.default_rng(1).random(60) < 0.4
     single = accuracy(holds, groups=range(60))
@@ -154,6 +159,35 @@ def test_a_gain_clear_of_zero_is_found_and_a_loss_too():
     assert gain.is_above_zero and not gain.is_below_zero
     loss = paired_gain(after, before, groups=groups, seed=0)
     assert loss.is_below_zero and not loss.is_above_zero
+
+
+@pytest.mark.parametrize("prompts", [2, 3, 5])
+def test_few_prompts_have_student_s_interval(prompts):
+    from scipy.stats import ttest_1samp
+
+    gains = np.random.default_rng(3).normal(0.2, 1.0, size=prompts)
+    ours = paired_gain(np.zeros(prompts), gains, groups=range(prompts), seed=0)
+    theirs = ttest_1samp(gains, 0).confidence_interval(0.95)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), rel=1e-9)
+
+
+def test_few_prompts_of_unequal_size_have_that_of_a_ratio():
+    """Of the mean over images, whose error counts how far each prompt's sum is from its share of the whole."""
+    sizes, means = np.array([1, 2, 6]), np.array([0.3, -0.2, 0.9])
+    ours = paired_gain(np.zeros(9), np.repeat(means, sizes), groups=np.repeat(range(3), sizes).tolist(), seed=0)
+    value = (sizes * means).sum() / 9
+    error = np.sqrt(3 / 2 * ((sizes * (means - value)) ** 2).sum()) / 9
+    assert ours.value == pytest.approx(value)
+    assert ours.high - ours.value == pytest.approx(4.302652729911275 * error)  # Student's t of two degrees
+
+
+def test_more_prompts_have_nearly_student_s_interval_by_resampling():
+    from scipy.stats import norm, ttest_1samp
+
+    gains = norm.ppf((np.arange(8) + 0.5) / 8)
+    ours = paired_gain(np.zeros(8), gains, groups=range(8), seed=0)
+    theirs = ttest_1samp(gains, 0).confidence_interval(0.95)
+    assert 0.96 < (ours.high - ours.low) / (theirs.high - theirs.low) < 1.01
 
 
 @pytest.mark.parametrize("prompts", [3, 5, 8])

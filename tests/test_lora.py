@@ -102,6 +102,14 @@ def test_alpha_equals_rank_by_default_and_the_start_is_seeded_without_touching_t
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize(("alpha", "strength"), [(None, 1.0), (6.0, 3.0), (1.0, 0.5)])
+def test_a_layer_adds_its_two_factors_by_alpha_over_rank(alpha, strength):
+    layer = adapter_layers(model_with_lora(rank=2, alpha=alpha).denoiser)[0]
+    x = torch.randn(3, layer.base_layer.in_features, generator=torch.Generator().manual_seed(2))
+    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    torch.testing.assert_close(layer(x), layer.base_layer(x) + strength * x @ down.T @ up.T)
+
+
 @pytest.mark.parametrize("alpha", [None, 4.0])
 def test_stock_diffusers_loads_the_file_to_the_same_images(tmp_path, alpha):
     model = model_with_lora(rank=2, alpha=alpha)
@@ -153,7 +161,7 @@ def test_an_untrained_adapter_is_not_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("factor", [0.0, 2.0])
+@pytest.mark.parametrize("factor", [0.0, 2.0, 0.98])
 def test_a_file_of_another_strength_is_found_out(tmp_path, factor):
     model = model_with_lora()
     path = save_lora(model, tmp_path)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from rpo.diffusion.continuous import grid_at, uniform_times
 from rpo.diffusion.transition import Ddim, Gaussian
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.randomness import keyed_generator
@@ -132,6 +133,44 @@ def test_generate_orders_images_by_prompt_and_ignores_the_batch_size(model):
     assert torch.allclose(images, generate(model, PROMPTS[:3], batch_size=1, **arguments), atol=1e-4)
     third = generate(model, PROMPTS, batch_size=12, **arguments)[2:4]
     assert torch.allclose(images[2:4], third, atol=1e-4)
+
+
+def test_what_generate_draws_is_a_sample_of_each_image_s_own_generator_and_of_the_kernel_asked_for(model):
+    images = generate(
+        model, PROMPTS[:2], seed=3, images_per_prompt=2, num_steps=3, guidance_scale=2.0, eta=1.0, spacing="uniform"
+    )
+    drawn = sample(
+        model,
+        model.encode_prompts([PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]]),
+        grid_at(model.process, uniform_times(model.process, 3)),
+        Ddim(1.0),
+        guidance_scale=2.0,
+        generators=[image_generator(3, prompt, image) for prompt in range(2) for image in range(2)],
+    )
+    assert torch.allclose(images, model.decode(drawn.x_0), atol=1e-4)
+
+
+@pytest.mark.parametrize("freeze_negative", [True, False])
+def test_what_is_kept_changes_no_path_and_is_what_the_network_said(model, freeze_negative):
+    cond, grid = model.encode_prompts(PROMPTS[:2]), model.grid(3)
+    plain, kept = (
+        sample(
+            model,
+            cond,
+            grid,
+            ANCESTRAL,
+            guidance_scale=3.0,
+            generators=[image_generator(0, image, 0) for image in range(2)],
+            keep=keep,
+        )
+        for keep in (None, Keep(predictions=True, live_steps=frozenset({0, 2}), freeze_negative=freeze_negative))
+    )
+    assert torch.allclose(kept.latents, plain.latents, atol=1e-3)
+    for step in range(3):
+        x_t, timestep = kept.latents[step], grid[step].timestep
+        guided = model.predict(x_t, timestep, cond, 3.0)
+        assert torch.allclose(kept.predictions[step], guided, atol=1e-4)
+        assert torch.allclose(kept.negatives[step], model.predict(x_t, timestep, cond.negative(), 1.0), atol=1e-4)
 
 
 def test_each_image_needs_its_generator(model):

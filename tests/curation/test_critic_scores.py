@@ -140,6 +140,7 @@ def couples(records, rules=RULES):
 def test_the_best_is_paired_with_the_worst_and_no_image_is_used_twice():
     records = [judged("1", 0.5), judged("2", 0.1, 0.8), judged("3", 0.9), judged("4", 0.8), judged("5", 0.2)]
     assert couples(records) == [("3/source", "2/source"), ("4/source", "5/source")]
+    assert len(outcomes_of_siblings(records, RULES)) == 2  # the one in the middle is not compared with itself
 
 
 def test_a_couple_that_does_not_differ_enough_is_dropped_for_a_reason_and_one_without_scores_is_none():
@@ -155,6 +156,10 @@ def test_a_preferred_image_must_be_good_not_only_better():
     assert couples([judged("1", 0.8), judged("2", 0.1)], rules) == [("1/source", "2/source")]
     worse = compare(candidate("1", "source", 0.1), candidate("1", "edit", 0.7), rules)
     assert (worse.chosen, worse.reason) == ("", "not_good")
+    spoilt = compare(
+        candidate("1", "source", 0.9), candidate("1", "edit", 0.2), replace(rules, policy="both_directions")
+    )
+    assert (spoilt.chosen, spoilt.reason) == ("1/source", None)
     with pytest.raises(ValueError, match=r"min_chosen names 'b', which is not among decide.rewards \(a\)"):
         check_rules(replace(RULES, min_chosen={"b": 1.0}))
     with pytest.raises(ValueError, match="policy 'always_edit', which orders no siblings"):

@@ -78,6 +78,9 @@ def test_exchanging_the_scores_exchanges_the_sides():
         ({"distance": 0.1, "similarity": 0.99}, "too_similar"),
         ({"distance": 0.1, "similarity": 0.8}, None),
         ({"distance": 0.1}, None),
+        ({"distance": DecideConfig().min_distance}, None),  # both ends belong to it
+        ({"distance": DecideConfig().max_distance, "similarity": 0.95}, None),
+        ({"distance": 0.1, "similarity": DecideConfig().min_similarity}, None),
         ({"reason": "score_fault"}, "score_fault"),
     ],
 )

@@ -207,3 +207,19 @@ def test_nodes_may_differ_per_sample():
         single = ddim(*predictor(x_t[row : row + 1], grid[step]), grid[step], grid[step + 1], eta=1.0)
         assert torch.equal(both.mean[row : row + 1], single.mean)
         assert torch.equal(both.log_prob(x_t)[row : row + 1], single.log_prob(x_t[row : row + 1]))
+
+
+def test_the_drift_of_an_euler_maruyama_step_is_the_integral_of_f_over_it():
+    """Of rectified flow from t = 0.7 to s = 0.4: ∫1/(1 - t) = log 2, whatever the step's length; without a score."""
+    t, s = (Node(torch.tensor(1 - time), torch.tensor(time), torch.tensor(1000 * time)) for time in (0.7, 0.4))
+    x0_hat = torch.ones(1, 4, 2, 2)
+    mean = euler_maruyama(x0_hat, torch.zeros_like(x0_hat), t, s, eta=1.0).mean
+    assert torch.allclose(mean, torch.full_like(mean, 0.3 * (1 + math.log(2))))
+
+
+def test_the_kl_of_half_precision_is_computed_in_float32():
+    ones = torch.ones(1, 4, 8, 8, dtype=torch.float16)
+    policy, other = (Gaussian(mean, torch.tensor(0.03125, dtype=torch.float16)) for mean in (1.5 * ones, ones))
+    assert policy.kl(other).tolist() == [0.5 * 256 * 16**2]
+    wider = Gaussian(10 * ones, policy.std)
+    assert wider.kl(other).tolist() == [0.5 * 256 * 288**2]  # float16 ends at 65,504

@@ -12,6 +12,7 @@ import rpo.shapes
 from rpo.diffusion.transition import Ddim
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.sampler import image_generator, sample
+from rpo.types import Conditioning
 from tests.tiny import save_tiny_sd, tiny_sd, tiny_sdxl
 
 PROMPTS = ["a red circle", "", "a very " + "long " * 90 + "prompt", "a red circle"]
@@ -63,6 +64,15 @@ def test_negative_prompts_behave_as_in_the_pipeline():
     assert (ours - theirs).abs().max() < 1e-4
     without = our_latents(StableDiffusion(pipe), PROMPTS, generators(4), num_steps=4, guidance_scale=4.0)
     assert (ours - without).abs().max() > 1e-3
+
+
+def test_each_row_is_guided_away_from_its_own_negative():
+    model = StableDiffusion(tiny_sd())
+    texts = model.encode_prompts(["a red circle", "two dogs", "blue", "a house"]).prompt_embeds
+    x_t, timestep = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([100, 700])
+    prompt, negative = (model.predict(x_t, timestep, Conditioning(some, some)) for some in (texts[:2], texts[2:]))
+    found = model.predict(x_t, timestep, Conditioning(texts[:2], texts[2:]), 3.0)
+    assert torch.allclose(found, negative + 3 * (prompt - negative), atol=1e-5)
 
 
 def test_sampling_on_shapes_ends_where_the_pipeline_ends():
@@ -136,6 +146,8 @@ def test_fingerprints_change_with_what_determines_the_output_and_with_nothing_el
     assert first.fingerprint("vae") != same.fingerprint("vae")
     same.tokenizer.model_max_length = 40
     assert first.fingerprint("text") != same.fingerprint("text")
+    half = StableDiffusion(tiny_sd(), compute_dtype=torch.bfloat16)
+    assert first.fingerprint("denoiser") != half.fingerprint("denoiser")  # the same weights say something else
 
 
 def test_a_folder_loads_without_its_safety_checker(tmp_path):

@@ -161,3 +161,17 @@ def test_beta_must_be_positive(beta):
 def test_sft_weight_must_not_be_negative():
     with pytest.raises(ValueError, match="sft_weight is -1.0, but it must be >= 0"):
         diffusion_dpo(*four_errors(), beta=1.0, sft_weight=-1.0)
+
+
+def test_metrics_are_of_the_means_of_a_batch_and_nothing_is_accurate_at_the_start():
+    """Ratios of means and not means of ratios, in which a pair at an easy time would count as much as all others."""
+    chosen, rejected = torch.tensor([1.0, 9.0]), torch.tensor([2.0, 4.0])
+    reference = torch.tensor([2.0, 3.0]), torch.tensor([1.0, 7.0])
+    found = diffusion_dpo(chosen, rejected, *reference, beta=2.0).metrics
+    metrics = {name: value.item() for name, value in found.items()}
+    assert metrics["dpo/chosen_error_ratio"] == pytest.approx(10 / 5)
+    assert metrics["dpo/rejected_error_ratio"] == pytest.approx(6 / 8)
+    assert metrics["dpo/reference_chosen_error"] == pytest.approx(2.5)
+    assert metrics["dpo/margin"] == pytest.approx(-((-1 + 6) - (1 - 3)) / 2)
+    assert metrics["dpo/implicit_accuracy"] == 0.5
+    assert diffusion_dpo(*reference, *reference, beta=2.0).metrics["dpo/implicit_accuracy"] == 0

@@ -270,6 +270,12 @@ def test_the_scale_of_a_context_has_mean_one_and_falls_with_the_dispersion():
     assert torch.equal(mallows_scale(torch.zeros(3)), torch.ones(3))
 
 
+def test_a_prompt_without_dispersion_counts_a_limited_number_of_times():
+    scale = mallows_scale(torch.tensor([0.0, 1e-9, 1.0], dtype=torch.float64))
+    assert scale[0] == scale[1]
+    assert (scale[0] / scale[2]).item() == pytest.approx(math.log(100) / math.log(2))
+
+
 def test_a_negative_dispersion_is_refused():
     with pytest.raises(ValueError, match="a dispersion is negative or not finite"):
         mallows_scale(torch.tensor([0.1, -0.1]))

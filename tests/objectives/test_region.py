@@ -28,6 +28,15 @@ def test_a_spot_is_full_at_its_place_and_fades_around_it(soften):
     assert around == pytest.approx(0.1 + 0.9 / (2 * soften + 1) ** 2) if soften else around == 1
 
 
+def test_beyond_the_border_it_goes_on_as_at_the_border():
+    """So that a region at the border fades as slowly along it as one in the middle does across it."""
+    difference = torch.zeros(1, 8, 8)
+    difference[0, 0, 4] = 0.5
+    mask = region_mask(difference, floor=0.1, full_at=0.1, soften=1)[0, 0]
+    assert mask[0, 3].item() == pytest.approx(0.1 + 0.9 * 2 / 9)
+    assert mask[1, 4].item() == pytest.approx(0.1 + 0.9 * 1 / 9)
+
+
 def test_the_mask_is_between_floor_and_one_and_linear_below_full():
     difference = torch.linspace(0, 1, 64).view(1, 8, 8)
     mask = region_mask(difference, floor=0.2, full_at=0.5, soften=0)[0, 0]

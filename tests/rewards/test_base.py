@@ -254,6 +254,15 @@ def test_weighted_rewards():
     assert torch.equal(score(both, images, PROMPTS, name="sum"), expected)
 
 
+def test_what_is_followed_is_the_weighted_sum_too():
+    both = WeightedRewards({"light": (light, 2.0), "square": (lambda images, _: (images**2).mean((1, 2, 3)), -0.5)})
+    images = batch().requires_grad_()
+    found = both.with_gradient(images, PROMPTS)
+    assert torch.equal(found, both(images, PROMPTS))
+    (slope,) = torch.autograd.grad(found.sum(), images)
+    torch.testing.assert_close(slope, (2 - images.detach()) / images[0].numel())
+
+
 def test_weighted_rewards_name_the_one_that_failed(tmp_path):
     both = WeightedRewards({"light": (light, 1.0), "broken": (answering([0.0, NAN, 0.0, 0.0]), 1.0)})
     with pytest.raises(RewardError, match=r"^reward 'broken', image 1 \('a blue square'\): returned nan"):

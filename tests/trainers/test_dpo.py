@@ -213,6 +213,7 @@ def test_full_fine_tuning_moves_all_weights_and_keeps_its_reference(tmp_path):
     assert read_metrics(tmp_path)[0]["loop/loss"] == pytest.approx(math.log(2), abs=1e-6)
     batch = trainer.batches.at(range(4))
     with trainer.policy.reference():
+        assert not torch.is_grad_enabled()
         reference_errors = errors(trainer.model, batch)
     assert torch.equal(reference_errors, errors(StableDiffusion(tiny_sd()), batch))
     saved = StableDiffusion.load(trainer.save(tmp_path / "pipeline"))

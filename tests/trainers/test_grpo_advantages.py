@@ -22,16 +22,21 @@ def advantages(folder, first, second, **changes):
     return trainer.advantages(rollout), list(rollout.parts.values()), rollout.group
 
 
-@pytest.mark.parametrize("scale", ["group", "batch"])
-def test_rewards_are_compared_before_they_are_weighted(tmp_path, scale):
-    """One is a hundred times as wide as the other: neither drowns."""
-    found, parts, group = advantages(tmp_path, 3.0, 1.0, scale=scale)
+@pytest.mark.parametrize(("scale", "second"), [("group", 1.0), ("batch", -1.0)])
+def test_rewards_are_compared_before_they_are_weighted(tmp_path, scale, second):
+    """One is a hundred times as wide as the other: neither drowns, and a penalty counts as much as a reward."""
+    found, parts, group = advantages(tmp_path, 3.0, second, scale=scale)
     assert parts[1].std() > 5 * parts[0].std()
     each = [group_normalize(part, group, scale=scale) for part in parts]
-    assert torch.allclose(found, (3 * each[0] + each[1]) / 4, atol=1e-5)
+    assert torch.allclose(found, (3 * each[0] + second * each[1]) / 4, atol=1e-5)
 
 
 def test_only_the_ratio_of_the_weights_counts(tmp_path):
     small, large = (advantages(tmp_path, *weights)[0] for weights in ((0.3, -0.1), (30.0, -10.0)))
     assert small.abs().max() > 0.1
     assert torch.allclose(small, large, atol=1e-5)
+
+
+def test_what_stands_out_is_cut_on_either_side(tmp_path):
+    found = advantages(tmp_path, 1.0, 1.0, max_advantage=0.3)[0]
+    assert (found.min().item(), found.max().item()) == pytest.approx((-0.3, 0.3))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch import nn
 
 from rpo.diffusion.transition import Ddim
@@ -12,6 +13,7 @@ from rpo.trainers.online_config import LearningConfig, RolloutConfig
 from rpo.trainers.points import points_of
 from rpo.trainers.score_as_action_config import ValueConfig
 from rpo.trainers.value_points import ValuePoints
+from tests.tiny import tiny_sd
 from tests.trainers.online_runs import lightness, score_as_action
 from tests.trainers.test_moments import close, moved
 
@@ -71,6 +73,16 @@ def test_what_follows_the_trained_part_is_one_long_step_with_all_its_costs(tmp_p
     assert close(part.values, whole.values[[1, 2, 3, 4, 6]])
 
 
+@pytest.mark.parametrize("estimator", ["likelihood", "likelihood_state_cost"])
+def test_a_step_to_perfectly_clean_data_costs_nothing(tmp_path, estimator):
+    """It adds no noise, so that it has no KL."""
+    pipe = tiny_sd()
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, set_alpha_to_one=True)
+    costs = judged_by(made(tmp_path, pipe=pipe, estimator=estimator)).costs
+    assert (costs[:-1] != 0).all()
+    assert costs[-1].tolist() == [0.0] * 4
+
+
 def test_without_weight_there_is_no_cost_and_no_reference(tmp_path):
     judged = judged_by(made(tmp_path, kl_weight=0.0))
     assert judged.costs.tolist() == [[0.0] * 4] * NUM_STEPS
@@ -112,6 +124,20 @@ def test_what_scales_an_advantage_scales_its_cost(tmp_path, normalize):
         worth = worth - worth.mean(dim=1, keepdim=True)
     unscaled = points.advantage * trainer.config.kl_weight / points.cost_weight
     assert torch.allclose(unscaled.view(NUM_STEPS, 4), worth, rtol=1e-3, atol=1e-5)
+
+
+def test_a_batch_is_divided_by_the_spread_of_all_its_steps(tmp_path):
+    trainer = made(tmp_path, normalize="batch", max_advantage=None)
+    judged = judged_by(trainer)
+    points = trained_points(judged, trainer.run, trainer.critic, trainer.config)
+    worth = advantages(judged, trainer.config)
+    assert torch.allclose(points.advantage.view(NUM_STEPS, 4), worth / worth.flatten().std(), rtol=1e-4)
+
+
+def test_at_the_data_end_the_value_is_what_was_earned_whatever_the_design(tmp_path):
+    judged = judged_by(made(tmp_path, value=ValueConfig(design="none", channels=8)))
+    assert torch.equal(judged.values[-1], judged.rollout.rewards)
+    assert not torch.allclose(judged.values[0], judged.rollout.rewards)
 
 
 def test_advantages_are_cut_where_told_once_they_are_scaled(tmp_path):

@@ -162,9 +162,16 @@ def test_the_kl_of_a_loss_is_that_of_whole_paths(tmp_path):
     assert torch.allclose(facts["policy/kl"], kl_of_paths(trainer, trainer.run.rollout), rtol=1e-4)
 
 
+def told_to_the_end(rollout):
+    """The rollout of a checkpoint whose network is still told a timestep where the image is read."""
+    grid = rollout.trajectory.grid
+    timestep = torch.cat([grid.timestep[:-1], grid.timestep[-1:] + 20])
+    return replace(rollout, trajectory=replace(rollout.trajectory, grid=replace(grid, timestep=timestep)))
+
+
 def test_nodes_of_a_value(tmp_path):
     trainer = grpo(tmp_path)
-    rollout = trainer.run.draw(0)
+    rollout = told_to_the_end(trainer.run.draw(0))
     trajectory, model = rollout.trajectory, trainer.run.model
     nodes = value_nodes(model, rollout, [1, 3])
     assert torch.equal(nodes.x_t, trajectory.latents[[1, 3]].flatten(0, 1))
@@ -193,7 +200,7 @@ class Curved:
 def test_the_slope_of_v_is_its_slope_where_the_step_led(tmp_path, through_denoiser):
     """Against a difference along a random direction; cut off from the denoiser, the noise in x0_hat stays."""
     trainer = score_as_action(tmp_path)
-    model, rollout = trainer.run.model, trainer.run.draw(0)
+    model, rollout = trainer.run.model, told_to_the_end(trainer.run.draw(0))
     points = trainer.run.points(rollout)
     settings = {"guidance_scale": 2.0, "through_denoiser": through_denoiser}
     found = value_gradient(model, Curved(), rollout, points, batch_size=5, **settings)

@@ -11,7 +11,7 @@ from rpo.diffusion.prediction import to_x0_eps
 from rpo.diffusion.transition import Ddim
 from rpo.sampler import predict_at
 from rpo.trainers.moments import current_prediction, others_mean, transition_of
-from rpo.trainers.noised import judge_noised
+from rpo.trainers.noised import _noised, judge_noised
 from rpo.trainers.online_config import LearningConfig, RolloutConfig
 from rpo.trainers.score_as_action_config import ValueConfig
 from rpo.training.log import read_metrics
@@ -60,8 +60,20 @@ def test_with_a_value_each_moment_is_worth_what_the_value_did_not_expect(tmp_pat
     prediction = trainer.run.model.predict(points.x_t, points.t.timestep.flatten(), points.conditioning)
     x0_hat, _ = to_x0_eps(prediction, points.x_t, points.t, trainer.run.model.prediction_type)
     assert torch.allclose(nodes.x0_hat, x0_hat, atol=1e-5)
+    assert torch.allclose(nodes.time, points.t.timestep.flatten() / 1000)
+    assert torch.equal(nodes.baseline, others_mean(rollout.rewards, rollout.group)[points.image])
     said = lightness(trainer.run.model.decode(x0_hat), points.prompts)
     assert torch.allclose(nodes.x0_reward, said, atol=1e-5)
+
+
+def test_the_value_is_made_as_its_settings_say(tmp_path):
+    value = replace(VALUE, reward_until=0.6, learning_rate=0.05)
+    trainer = made(tmp_path, advantage="return_minus_value", value=value, learning=replace(LEARNING, window=None))
+    nodes = judged_by(trainer)[1].nodes
+    is_asked = nodes.time <= 0.6
+    assert is_asked.any() and not is_asked.all()
+    assert torch.equal(nodes.x0_reward != 0, is_asked)
+    assert trainer.critic.state_dict()["optimizer"]["param_groups"][0]["lr"] == 0.05
 
 
 def test_the_value_is_learnt_from_the_moments_after_they_were_judged(tmp_path):
@@ -77,6 +89,29 @@ def test_the_cost_of_a_path_is_taken_off_the_reward(tmp_path):
     free, charged = (judged_by(made(tmp_path, kl_weight=weight))[1] for weight in (0.0, 0.5))
     assert (charged.returns < free.returns).all()
     assert torch.equal(charged.points.cost_weight, torch.full((8,), 0.5))
+
+
+def test_what_a_path_costs_is_summed_over_its_steps_of_which_some_are_asked(tmp_path):
+    """Σ_k KL(q ‖ reference) - KL(q ‖ policy) of four steps, from two: each counts twice."""
+    trainer = made(tmp_path, kl_weight=0.5)
+    rollout, judged = judged_by(trainer)
+    run, model = trainer.run, trainer.run.model
+    points = _noised(rollout, run, trainer.config, "log-ratio")
+    posterior = transition_of(model, points.prediction, points, Ddim(1.0))
+
+    def distance():
+        with torch.no_grad():
+            found = model.predict(points.x_t, points.t.timestep.flatten(), points.conditioning)
+        return posterior.kl(transition_of(model, found, points, Ddim(1.0))).view(2, 4).sum(dim=0)
+
+    policy = distance()
+    with run.policy.reference():
+        ratio = 2 * (distance() - policy)
+    returns = rollout.rewards - 0.5 * ratio
+    assert (returns - rollout.rewards).abs().min() > 1e-3
+    assert torch.allclose(judged.returns, returns[judged.points.image], rtol=1e-3, atol=1e-3 * ratio.abs().max())
+    expected = (returns - others_mean(returns, rollout.group))[judged.points.image]
+    assert torch.allclose(judged.points.advantage, expected, rtol=1e-3, atol=1e-3 * ratio.abs().max())
 
 
 def test_the_bound_is_clipped_by_what_the_reference_has(tmp_path):

@@ -9,7 +9,8 @@ from rpo.models.stable_diffusion import StableDiffusion
 from rpo.rewards import load_rewards
 from rpo.sampler import Keep
 from rpo.trainers.online_config import RolloutConfig
-from rpo.trainers.rollouts import Rollouts
+from rpo.trainers.rollouts import Rollouts, rollout_facts
+from rpo.training.processes import Processes
 from tests.tiny import tiny_sd
 
 CONFIG = RolloutConfig(prompts=2, images_per_prompt=2, num_steps=3, guidance_scale=2.0)
@@ -121,6 +122,10 @@ def test_rewards_are_weighted_and_kept_apart(model):
     light, dark = rollout.parts.values()
     assert torch.allclose(light + dark, torch.ones(4))
     assert torch.allclose(rollout.rewards, light - 0.5 * dark)
+    facts = rollout_facts(rollout, Processes())
+    assert facts["reward/mean"].item() == pytest.approx(rollout.rewards.mean().item())
+    assert facts["reward/std"].item() == pytest.approx(rollout.rewards.std(correction=0).item())
+    assert [facts[f"reward/{name}"] for name in rollout.parts] == [light.mean(), dark.mean()]
 
 
 def test_wrong_prompts_are_named(model):

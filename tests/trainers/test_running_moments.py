@@ -43,6 +43,18 @@ def test_a_bin_that_was_never_drawn_has_the_std_of_all():
     assert low < unseen < high
 
 
+def test_a_rare_bin_leans_on_sixteen_samples_of_all():
+    """Also where the numbers lie far from 0: what counts is how far they lie from their means."""
+    moments = RunningMoments(2, decay=1.0, device=CPU)
+    values, bins = torch.cat([drawn(0, 96)[0], torch.full((4,), 0.3)]) + 5, (torch.arange(100) >= 96).long()
+    moments.observe(values, bins)
+    moments.advance(Processes())
+    about = [((values[bins == index] - values[bins == index].mean()) ** 2).sum() for index in range(2)]
+    pooled = values.var(correction=0)
+    expected = torch.stack([((about[0] + 16 * pooled) / (96 + 16)).sqrt(), ((0 + 16 * pooled) / (4 + 16)).sqrt()])
+    torch.testing.assert_close(moments.relative_std(), expected / expected.mean(), rtol=1e-3, atol=0)
+
+
 def test_the_split_of_an_update_does_not_matter_and_the_past_decays():
     whole, parts = (RunningMoments(3, decay=0.5, device=CPU) for _ in range(2))
     values, bins = drawn(1, 64)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from rpo.trainers.value import Critic
-from rpo.trainers.value_network import ValueNetwork
+from rpo.trainers.value_network import ValueNetwork, _places, _waves
 from rpo.trainers.value_points import ValuePoints, skip_weights
 
 SHAPE, TOKENS, DIM = (4, 8, 8), 5, 12
@@ -30,6 +30,15 @@ def test_numbers_alone_see_no_latents_and_no_prompt_but_time_reward_and_baseline
     assert torch.equal(network(first), network(second))
     for change in ({"x0_reward": -reward}, {"baseline": -baseline}, {"time": time + 0.2}):
         assert (network(replace(first, **change)) - network(first)).abs().min() > 1e-4
+
+
+def test_a_time_is_told_in_waves_and_a_cell_by_its_row_and_column():
+    time = torch.tensor([0.0, 0.3, 1.0])
+    angles = torch.pi * time[:, None] * torch.tensor([1, 2, 4, 8, 16, 32])
+    assert torch.allclose(_waves(time), torch.cat([time[:, None], angles.sin(), angles.cos()], dim=1))
+    rows, columns = _places(torch.zeros(2, 4, 3, 5))[1]
+    assert torch.equal(rows, torch.tensor([-1.0, 0.0, 1.0])[:, None].expand(3, 5))
+    assert torch.equal(columns, torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0]).expand(3, 5))
 
 
 @pytest.mark.parametrize("design", ["cos_sin", "cos", "linear", "none"])
