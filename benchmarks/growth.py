@@ -30,6 +30,7 @@ from rpo.curation.status import status_of
 from rpo.data.order import visit
 from rpo.data.preference import encode_png, pairs_identity
 from rpo.data.readers import read_pairs
+from rpo.text import lines, write_text
 
 NUM_IMAGES = 400
 
@@ -57,7 +58,7 @@ def main() -> None:
                 environment = {**os.environ, "HF_DATASETS_CACHE": f"{folder}/known"}
                 done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
                 size = sizes["records" if name.startswith("curate") else "pairs"]
-                found[name][size] = json.loads(done.stdout.splitlines()[-1])
+                found[name][size] = json.loads(lines(done.stdout)[-1])
     print(json.dumps(found, indent=2))
 
 
@@ -83,7 +84,7 @@ def make_pairs(folder: Path, count: int) -> None:
     folder.joinpath("images").mkdir()
     for number in range(NUM_IMAGES):
         folder.joinpath(f"images/{number}.png").write_bytes(image(number))
-    with folder.joinpath("metadata.jsonl").open("w") as file:
+    with folder.joinpath("metadata.jsonl").open("w", encoding="utf-8") as file:
         for number in range(count):
             names = [f"images/{(number + shift) % NUM_IMAGES}.png" for shift in (0, 1 + number % 17)]
             row = dict(zip(("chosen_file_name", "rejected_file_name"), names, strict=True))
@@ -98,8 +99,8 @@ def make_run(folder: Path, count: int) -> None:
     for number in range(NUM_IMAGES):
         run.joinpath(f"images/{number:064x}.png").write_bytes(image(number))
     identities = {stage: {"identity": {"kind": "made up"}, "sha256": ""} for stage in STAGES}
-    run.joinpath("manifest.json").write_text(json.dumps({"layout": 1, "stages": identities}))
-    files = {stage: run.joinpath(f"{stage}/part-0.jsonl").open("w") for stage in STAGES}
+    write_text(run / "manifest.json", json.dumps({"layout": 1, "stages": identities}))
+    files = {stage: run.joinpath(f"{stage}/part-0.jsonl").open("w", encoding="utf-8") for stage in STAGES}
     for number in range(count):
         for stage, row in rows_of(number, f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}").items():
             files[stage].write(json.dumps(row) + "\n")

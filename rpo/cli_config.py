@@ -8,7 +8,7 @@ import difflib
 import textwrap
 from pathlib import Path
 
-from rpo.text import read_text, write_text
+from rpo.text import lines, read_text, write_text
 
 
 def configurations() -> dict[str, Path]:
@@ -48,6 +48,6 @@ def takes_name(parser: argparse.ArgumentParser) -> None:
 
 def _summary(file: Path) -> str:
     """The first sentence of a file's comment."""
-    comment = [line[1:].strip() for line in read_text(file).splitlines() if line.startswith("#")]
+    comment = [line[1:].strip() for line in lines(read_text(file)) if line.startswith("#")]
     sentence = " ".join(comment).partition(". ")[0].partition("  ")[0].rstrip(".")
     return textwrap.shorten(sentence, 100, placeholder=" …") or "prompts, one a line"

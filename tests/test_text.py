@@ -76,7 +76,7 @@ def test_a_table_is_no_file_of_prompts(tmp_path, suffix):
 def test_prompts_that_are_no_text_are_named(tmp_path, prompt, fault):
     rows = [{"prompt": "good"}, {"prompt": prompt}]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
-    with pytest.raises(ValueError, match=rf"p\.jsonl:2 of .*: the prompt .*{fault}"):
+    with pytest.raises(ValueError, match=rf"p\.jsonl:2.*: .*{fault}"):
         read_prompts(str(tmp_path / "p.jsonl"), seed=0)
 
 
