@@ -26,8 +26,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from rpo.adapters.lora import adapter_layers, reference
 from rpo.data.preference import PreferencePair, encode_png, pair_set
-from rpo.lora import adapter_layers, reference
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.trainers.dpo import DPOTrainer
 from rpo.trainers.dpo_config import DPOConfig

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rpo.lora import adapter_layers, add_lora, reference
+from rpo.adapters.lora import adapter_layers, add_lora, reference
 from rpo.models.stable_diffusion import StableDiffusion
 
 GIB = 2**30

@@ -33,18 +33,18 @@ from jobs import on_one_core, write
 from online_rl_report import SAMPLERS, STOPS, WATCHED, report
 from torch import nn
 
+from rpo.adapters.lora import reference
 from rpo.config import load_config
-from rpo.diffusion.transition import Ddim
-from rpo.lora import reference
 from rpo.models.stable_diffusion import StableDiffusion
-from rpo.sampler import image_generator, replay, sample
+from rpo.process.transition import Ddim
+from rpo.runs.grpo import RunConfig as GRPORun
+from rpo.runs.score_as_action import RunConfig as ScoreAsActionRun
+from rpo.sampling.sample import image_generator, replay, sample
 from rpo.shapes.evaluate import evaluate, held_out_prompts
 from rpo.shapes.prompts import Prompt, sample_prompts
 from rpo.trainers.grpo import GRPOTrainer
-from rpo.trainers.grpo_run import RunConfig as GRPORun
 from rpo.trainers.score_as_action import ScoreAsActionTrainer
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig
-from rpo.trainers.score_as_action_run import RunConfig as ScoreAsActionRun
 from rpo.training.log import read_metrics
 
 CONFIGS = Path(__file__).parent.parent / "configs"

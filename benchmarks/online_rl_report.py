@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from jobs import read, write
 
-from rpo.charts import Chart, Mark, Series, draw_figure
-from rpo.evaluate import Interval, paired_gain
+from rpo.evaluation.comparison import Interval, paired_gain
+from rpo.reports.charts import Chart, Mark, Series, draw_figure
 from rpo.shapes.evaluation import Sampling
 from rpo.text import write_text
 

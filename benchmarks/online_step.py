@@ -35,7 +35,7 @@ from rpo.trainers import grpo, score_as_action
 from rpo.trainers.grpo import GRPOTrainer
 from rpo.trainers.grpo_config import GRPOConfig
 from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
-from rpo.trainers.points import Points
+from rpo.trainers.rollouts.points import Points
 from rpo.trainers.score_as_action import ScoreAsActionTrainer
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig, ValueConfig
 from rpo.training.loop_config import LoopConfig

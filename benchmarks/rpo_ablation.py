@@ -32,8 +32,8 @@ from rpo.curation.folder import STAGES
 from rpo.curation.status import status_of
 from rpo.data.preference import PairSet, pair_set
 from rpo.models.stable_diffusion import StableDiffusion
-from rpo.quickstart import QuickstartConfig
 from rpo.rewards import load_reward
+from rpo.runs.quickstart import QuickstartConfig
 from rpo.shapes.evaluate import evaluate, held_out_prompts
 from rpo.shapes.evaluation import Sampling
 from rpo.shapes.prompts import sample_prompts

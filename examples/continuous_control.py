@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from rpo.charts import Chart, Mark, Series, draw_figure
 from rpo.control.lq import LinearPolicy, LinearQuadratic, objective, optimal_policy
 from rpo.control.policy_gradient import ControlConfig, Method, Update, learn
+from rpo.reports.charts import Chart, Mark, Series, draw_figure
 from rpo.text import write_text
 
 METHODS: dict[Method, str] = {"cpg": "CPG", "cppo_sqrt": "CPPO, √KL", "cppo_linear": "CPPO, linear KL"}

@@ -15,9 +15,9 @@ from rpo.config import load_config
 from rpo.data.preference import PreferencePair, encode_png
 from rpo.data.writers import write_pairs
 from rpo.models.config import load_model
-from rpo.sampler import generate
+from rpo.runs.dpo import RunConfig, run
+from rpo.sampling.sample import generate
 from rpo.shapes.world import draw_scene, render, sample_prompts
-from rpo.trainers.dpo_run import RunConfig, run
 from rpo.training.log import read_metrics
 
 

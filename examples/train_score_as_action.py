@@ -14,9 +14,9 @@ from diffusers import StableDiffusionPipeline
 
 import rpo
 import rpo.shapes
+from rpo.runs.score_as_action import RunConfig, run
 from rpo.trainers.online_config import LearningConfig, RolloutConfig
 from rpo.trainers.score_as_action_config import ValueConfig
-from rpo.trainers.score_as_action_run import RunConfig, run
 
 
 def blueness(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:

@@ -32,10 +32,10 @@ from rpo.curation.critics import CriticConfig, load_critic
 from rpo.curation.editors import EditorConfig, load_editor
 from rpo.curation.instructors import InstructorConfig, load_instructor
 from rpo.curation.records import Critique, Fault, Instructions
-from rpo.diffusion.transition import Ddim
 from rpo.models.stable_diffusion import StableDiffusion
+from rpo.process.transition import Ddim
 from rpo.randomness import keyed_generator
-from rpo.sampler import image_generator, sample
+from rpo.sampling.sample import image_generator, sample
 from rpo.shapes.evaluation import to_pixels
 
 

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from rpo.adapters.lora import add_lora, reference, save_lora
     from rpo.config import load_config
     from rpo.curation.curate import Components, curate
     from rpo.curation.curate_config import CurateConfig
     from rpo.data.preference import PairSet, PreferencePair, pair_set
     from rpo.data.readers import read_pairs
     from rpo.data.writers import write_pairs
-    from rpo.diffusion.transition import Ddim, EulerMaruyama, ddim
-    from rpo.lora import add_lora, reference, save_lora
     from rpo.models.stable_diffusion import StableDiffusion
+    from rpo.process.transition import Ddim, EulerMaruyama, ddim
     from rpo.rewards import load_reward, load_rewards
-    from rpo.sampler import generate, image_generator, replay, sample
+    from rpo.sampling.sample import generate, image_generator, replay, sample
     from rpo.trainers.dpo import DPOTrainer
     from rpo.trainers.dpo_config import DPOConfig
     from rpo.trainers.grpo import GRPOTrainer
@@ -67,8 +67,8 @@ _HOME = {
     "CurateConfig": "rpo.curation.curate_config",
     "DPOConfig": "rpo.trainers.dpo_config",
     "DPOTrainer": "rpo.trainers.dpo",
-    "Ddim": "rpo.diffusion.transition",
-    "EulerMaruyama": "rpo.diffusion.transition",
+    "Ddim": "rpo.process.transition",
+    "EulerMaruyama": "rpo.process.transition",
     "GRPOConfig": "rpo.trainers.grpo_config",
     "GRPOTrainer": "rpo.trainers.grpo",
     "LoopConfig": "rpo.training.loop_config",
@@ -77,20 +77,20 @@ _HOME = {
     "ScoreAsActionConfig": "rpo.trainers.score_as_action_config",
     "ScoreAsActionTrainer": "rpo.trainers.score_as_action",
     "StableDiffusion": "rpo.models.stable_diffusion",
-    "add_lora": "rpo.lora",
+    "add_lora": "rpo.adapters.lora",
     "curate": "rpo.curation.curate",
-    "ddim": "rpo.diffusion.transition",
-    "generate": "rpo.sampler",
-    "image_generator": "rpo.sampler",
+    "ddim": "rpo.process.transition",
+    "generate": "rpo.sampling.sample",
+    "image_generator": "rpo.sampling.sample",
     "load_config": "rpo.config",
     "load_reward": "rpo.rewards",
     "load_rewards": "rpo.rewards",
     "pair_set": "rpo.data.preference",
     "read_pairs": "rpo.data.readers",
-    "reference": "rpo.lora",
-    "replay": "rpo.sampler",
-    "sample": "rpo.sampler",
-    "save_lora": "rpo.lora",
+    "reference": "rpo.adapters.lora",
+    "replay": "rpo.sampling.sample",
+    "sample": "rpo.sampling.sample",
+    "save_lora": "rpo.adapters.lora",
     "write_pairs": "rpo.data.writers",
 }
 

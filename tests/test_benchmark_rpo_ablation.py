@@ -15,7 +15,7 @@ from jobs import write  # noqa: E402
 
 from rpo.config import load_config  # noqa: E402
 from rpo.data.preference import PreferencePair, encode_png  # noqa: E402
-from rpo.quickstart import QuickstartConfig  # noqa: E402
+from rpo.runs.quickstart import QuickstartConfig  # noqa: E402
 from rpo.shapes.world import Scene, SceneObject, render  # noqa: E402
 
 

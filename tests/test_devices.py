@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rpo.cli import main
+from rpo.cli.main import main
 from rpo.devices import device_named, slow_type_note, uploaded
 from rpo.models.config import ModelConfig, load_model
 from rpo.models.stable_diffusion import StableDiffusion

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import pytest
 
-from rpo.align_config import AlignConfig
 from rpo.config import load_config, to_yaml
 from rpo.from_environment import FromEnvironment, as_written
 from rpo.local_paths import without_paths
-from rpo.run_settings import keep_settings, require_same_settings
+from rpo.runs.align_config import AlignConfig
+from rpo.runs.settings import keep_settings, require_same_settings
 from rpo.trainers.dpo_config import DPOConfig, identity
 from rpo.trainers.grpo_config import GRPOConfig
 from rpo.trainers.identity import settings_identity

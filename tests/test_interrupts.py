@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from rpo import cli
-from rpo.cli import main
+from rpo.cli import main as cli
+from rpo.cli.main import main
 from rpo.interrupts import Terminated, ended_in_order, uninterrupted
 
 ENDING = [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated), (signal.SIGHUP, Terminated)]

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from rpo import DPOConfig, DPOTrainer, LoopConfig
+from rpo.adapters.lora import add_lora, lora_parameters, save_lora
 from rpo.config import load_config, to_yaml
 from rpo.curation.component_config import CriticConfig, InstructorConfig
 from rpo.curation.curate import curate
@@ -19,10 +20,9 @@ from rpo.curation.page import write_page
 from rpo.curation.push import push_to_hub
 from rpo.data.preference import PreferencePair, pair_set
 from rpo.local_paths import clean_configs, refuse_private, shown_path, without_paths
-from rpo.lora import add_lora, lora_parameters, save_lora
-from rpo.model_card import CardFacts, write_model_card
 from rpo.models.stable_diffusion import StableDiffusion
-from rpo.publish import publish
+from rpo.publishing.model_card import CardFacts, write_model_card
+from rpo.publishing.publish import publish
 from rpo.trainers.online_config import AdapterConfig
 from tests.curation.fake_server import Response, fake_server, text_of
 from tests.curation.fakes import config_of, image_folder

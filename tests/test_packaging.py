@@ -71,7 +71,7 @@ def test_wheel_metadata(wheel: ZipFile) -> None:
     assert f"\nVersion: {rpo.__version__}\n" in metadata
     assert "\nLicense-Expression: Apache-2.0\n" in metadata
     assert "\nRequires-Python: >=3.11\n" in metadata
-    assert b"rpo = rpo.cli:main" in wheel.read(f"{info}/entry_points.txt")
+    assert b"rpo = rpo.cli.main:main" in wheel.read(f"{info}/entry_points.txt")
     assert f"{info}/licenses/LICENSE" in wheel.namelist()
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import pytest
 from torch import nn
 
-from rpo.cli import COMMANDS, main
+from rpo.cli.main import COMMANDS, main
 from rpo.config import load_config
 from rpo.curation.editors.pipeline_editor import EditSettings
 from rpo.ranges import Range
@@ -95,7 +95,7 @@ def with_in_place(hint: Any, value: Any) -> Iterator[Any]:
 
 
 def name_of(cls: type, field: str) -> str:
-    run = {"rpo.trainers.grpo_run": "GRPO", "rpo.trainers.score_as_action_run": "ScoreAsAction"}
+    run = {"rpo.runs.grpo": "GRPO", "rpo.runs.score_as_action": "ScoreAsAction"}
     return f"{run.get(cls.__module__, cls.__name__)}.{field}"
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 from rpo.config import load_config
 from rpo.curation.curate_config import SourceConfig
 from rpo.curation.sources import plan_import
+from rpo.data.prompts import read_prompts
 from rpo.data.readers import read_pairs
-from rpo.prompt_source import read_prompts
 from rpo.text import decode_text, lines, read_lines_of, read_text, text_fault, write_text
 from rpo.trainers.dpo_config import DPOConfig
 
@@ -164,7 +164,7 @@ def test_the_package_reads_and_writes_text_by_its_own_functions():
 
 def test_text_is_split_into_lines_by_one_function():
     where = [path for path in SOURCES if ".splitlines(" in path.read_text("utf-8")]
-    allowed = {"rpo/align.py", "rpo/models/loading.py", "rpo/models/tokens.py", "rpo/data/tables.py"} | {
+    allowed = {"rpo/runs/align.py", "rpo/models/loading.py", "rpo/models/tokens.py", "rpo/data/tables.py"} | {
         "rpo/devices.py"
     }  # of messages
     assert {path.relative_to(ROOT).as_posix() for path in where} <= allowed
@@ -174,7 +174,7 @@ END_TO_END = """
 import sys, warnings
 warnings.filterwarnings("error", category=EncodingWarning, module=r"rpo(\\.|$)")
 from pathlib import Path
-from rpo.cli import main
+from rpo.cli.main import main
 folder = Path(sys.argv[1])
 assert main(["data", "check", str(folder / "Käse")]) == 0
 words = ["model.source=shapes", f"data.source={folder / 'Käse'}", "dpo.pairs_per_update=1", "dpo.micro_batch=1"]

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from rpo.data.order import epoch_order
-from rpo.diffusion.continuous import jittered_times
-from rpo.diffusion.process import RectifiedFlow
 from rpo.models.stable_diffusion import StableDiffusion
+from rpo.process.continuous import jittered_times
+from rpo.process.schedule import RectifiedFlow
 from rpo.randomness import keyed_generator
-from rpo.sampler import generate
+from rpo.sampling.sample import generate
 from tests.tiny import tiny_sd
 
 

@@ -10,7 +10,7 @@ Wilson's interval over prompts instead of the normal one, so that full agreement
 from collections import Counter
 from collections.abc import Sequence
 
-from rpo.intervals import Interval, accuracy
+from rpo.evaluation.intervals import Interval, accuracy
 
 
 def cohen_kappa(first: Sequence[str], second: Sequence[str], *, groups: Sequence[object]) -> Interval | None:

@@ -33,8 +33,8 @@ from rpo.curation.history import History, fault_in, histories
 from rpo.curation.judge import BothOrders, OrderedVerdicts, load_judge
 from rpo.curation.places import key_of
 from rpo.curation.records import Component, Critic, Critique, Fault
+from rpo.evaluation.intervals import Interval, accuracy
 from rpo.from_environment import as_written
-from rpo.intervals import Interval, accuracy
 from rpo.text import write_text
 
 AUDIT_FILE = "audit.json"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from rpo.intervals import Interval
+from rpo.evaluation.intervals import Interval
 
 Control = Literal["noise", "blank"]
 CONTROLS: tuple[Control, ...] = get_args(Control)

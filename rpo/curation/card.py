@@ -13,8 +13,8 @@ from rpo.curation.folder import RunFolder
 from rpo.curation.status import RunStatus
 from rpo.data.details import DETAIL_COLUMNS
 from rpo.local_paths import shown_path
-from rpo.model_card import PLACEHOLDER, TEMPLATES, is_hub_id
-from rpo.publish import CARD
+from rpo.publishing.model_card import PLACEHOLDER, TEMPLATES, is_hub_id
+from rpo.publishing.publish import CARD
 from rpo.text import write_text
 
 _SNIPPETS = {

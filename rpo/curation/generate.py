@@ -13,13 +13,13 @@ from typing import final
 import torch
 from PIL import Image
 
+from rpo.adapters.lora_file import inspect_lora
 from rpo.curation.curate_config import SourceConfig
 from rpo.curation.sources import Planned, SourcePlan, planned
-from rpo.lora_file import inspect_lora
+from rpo.data.prompts import read_prompts
 from rpo.models.config import load_model
 from rpo.models.stable_diffusion import StableDiffusion
-from rpo.prompt_source import read_prompts
-from rpo.sampler import image_generator, sample, solving
+from rpo.sampling.sample import image_generator, sample, solving
 from rpo.shapes.evaluate import load_lora
 from rpo.shapes.evaluation import to_pixels
 

@@ -43,7 +43,7 @@ MAX_SIDE = 512
 PIXEL_BUDGET = 240 * MAX_SIDE**2
 """Pixels of all sources together; with more records each image is smaller."""
 
-TEMPLATES = Path(__file__).parent.parent / "templates"
+TEMPLATES = Path(__file__).parents[1] / "reports" / "templates"
 
 _MAX_STARTS = 30  # first words of instructions to choose from; the search finds the others
 

@@ -9,7 +9,7 @@ from huggingface_hub import DatasetCard, HfApi
 
 from rpo.curation.export import MARK
 from rpo.local_paths import refuse_private
-from rpo.publish import CARD, PlannedFile, PublishPlan, carry_out, check_repo_id
+from rpo.publishing.publish import CARD, PlannedFile, PublishPlan, carry_out, check_repo_id
 
 
 def push_to_hub(

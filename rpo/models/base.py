@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from rpo.diffusion.process import Process
+from rpo.process.schedule import Process
 from rpo.types import Conditioning, Grid, Images, Latents, Node, PredictionType
 
 

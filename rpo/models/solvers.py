@@ -12,10 +12,10 @@ import torch
 from diffusers import DEISMultistepScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
-from rpo.diffusion.grid import check_grid
-from rpo.diffusion.prediction import from_x0_eps
-from rpo.diffusion.transition import Gaussian
 from rpo.models.base import DiffusionModel
+from rpo.process.grid import check_grid
+from rpo.process.prediction import from_x0_eps
+from rpo.process.transition import Gaussian
 from rpo.types import Grid, Latents, Node, PredictionType
 
 SOLVERS: Mapping[str, type[Any]] = {

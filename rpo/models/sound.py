@@ -12,9 +12,9 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor, nn
 
-from rpo.diffusion.grid import vp_node
-from rpo.diffusion.prediction import add_noise, from_x0_eps
 from rpo.models.plain import PARTS, probe_side
+from rpo.process.grid import vp_node
+from rpo.process.prediction import add_noise, from_x0_eps
 from rpo.types import PredictionType
 
 WEIGHT_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

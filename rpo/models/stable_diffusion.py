@@ -14,14 +14,14 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from rpo.diffusion.grid import vp_grid, vp_node
-from rpo.diffusion.process import VariancePreserving
 from rpo.models.base import guided
 from rpo.models.execution import Attention, prepare_denoiser
 from rpo.models.fingerprint import hash_network
 from rpo.models.loading import check_pipeline, load_pipeline
 from rpo.models.plain import refuse_strange
 from rpo.models.sound import check_prediction_type, check_weights, noise_schedule
+from rpo.process.grid import vp_grid, vp_node
+from rpo.process.schedule import VariancePreserving
 from rpo.types import Conditioning, Grid, Images, Latents, Node, PredictionType
 
 PROMPTS_PER_CALL = 256

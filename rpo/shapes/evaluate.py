@@ -1,6 +1,6 @@
 """How good a shapes model is: accuracy by kind of prompt, in and out of domain, and what a LoRA changes.
 
-Two models are compared on the same prompts and seeds, image by image; see `rpo.evaluate` for the statistics.
+Two models are compared on the same prompts and seeds, image by image; `rpo.evaluation.comparison` has the statistics.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from rpo.evaluate import Comparison, format_gain, format_share
-from rpo.lora import adapter_layers
-from rpo.lora_file import inspect_lora
+from rpo.adapters.lora import adapter_layers
+from rpo.adapters.lora_file import inspect_lora
+from rpo.evaluation.comparison import Comparison, format_gain, format_share
 from rpo.models.base import DiffusionModel
 from rpo.models.stable_diffusion import StableDiffusion
-from rpo.sampler import generate
+from rpo.sampling.sample import generate
 from rpo.shapes.evaluation import (
     Sampling,
     ShapesEvaluation,

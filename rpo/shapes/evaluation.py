@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rpo.evaluate import Accuracy, Comparison, accuracy, accuracy_by, compare, compare_by
+from rpo.evaluation.comparison import Accuracy, Comparison, accuracy, accuracy_by, compare, compare_by
 from rpo.shapes import ETA, GUIDANCE_SCALE, NUM_STEPS
 from rpo.shapes.prompts import KINDS, Prompt, PromptKind
 from rpo.shapes.verifier import Verdict, verify

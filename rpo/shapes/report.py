@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from rpo.evaluate import OUTCOMES, Comparison, Outcome, draw_examples, outcomes
-from rpo.sections import (
+from rpo.evaluation.comparison import OUTCOMES, Comparison, Outcome, draw_examples, outcomes
+from rpo.reports.sections import (
     ImagePair,
     JudgedImage,
     NumbersSection,

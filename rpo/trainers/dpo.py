@@ -35,19 +35,19 @@ from rpo.data.readers import PairSource, pairs_from
 from rpo.data.readthrough import Memory
 from rpo.data.transform import PairTransform
 from rpo.models.stable_diffusion import StableDiffusion
-from rpo.publish import PublishPlan, publish, write_model_card
+from rpo.publishing.publish import PublishPlan, publish, write_model_card
 from rpo.text import write_text
-from rpo.trainers.chosen_guard import ChosenGuard
-from rpo.trainers.denoising import errors
+from rpo.trainers.checks.prepared import loop_for, prepared_pipeline
 from rpo.trainers.dpo_config import DPOConfig, describe_objective, identity, share_of
 from rpo.trainers.identity import base_identity, card_of
-from rpo.trainers.pair_batches import PairBatch, PairBatches
-from rpo.trainers.pair_facts import mid_time_errors, pair_facts, require_scores, set_notes
+from rpo.trainers.pairs.batches import PairBatch, PairBatches
+from rpo.trainers.pairs.errors import errors
+from rpo.trainers.pairs.facts import mid_time_errors, pair_facts, require_scores, set_notes
+from rpo.trainers.pairs.guard import ChosenGuard
+from rpo.trainers.pairs.loss import PreferenceLoss
+from rpo.trainers.pairs.reference_errors import ReferenceErrors
 from rpo.trainers.policy import Policy, make_policy
 from rpo.trainers.preference_config import PreferenceConfig
-from rpo.trainers.preference_loss import PreferenceLoss
-from rpo.trainers.prepared import loop_for, prepared_pipeline
-from rpo.trainers.reference_errors import ReferenceErrors
 from rpo.training.loop import TrainResult, describe, fit
 from rpo.training.loop_config import LoopConfig
 from rpo.training.processes import Processes

@@ -25,15 +25,15 @@ from diffusers import StableDiffusionPipeline
 from rpo.models.base import DiffusionModel
 from rpo.objectives.advantages import group_normalize
 from rpo.objectives.policy import clipped_surrogate
-from rpo.publish import PublishPlan
+from rpo.publishing.publish import PublishPlan
 from rpo.rewards import RewardLike
 from rpo.trainers.grpo_config import GRPOConfig
-from rpo.trainers.moments import current_prediction, reference_prediction, step_cost, transition_of
 from rpo.trainers.online import OnlineRun
-from rpo.trainers.points import Points
 from rpo.trainers.policy import Policy
 from rpo.trainers.prompt_history import PromptHistory
-from rpo.trainers.rollouts import Rollout, rollout_facts, training_kernel
+from rpo.trainers.rollouts.draw import Rollout, rollout_facts, training_kernel
+from rpo.trainers.rollouts.moments import current_prediction, reference_prediction, step_cost, transition_of
+from rpo.trainers.rollouts.points import Points
 from rpo.training.loop import TrainResult
 from rpo.types import PerSample, StepOutput
 

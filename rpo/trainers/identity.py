@@ -9,12 +9,12 @@ from rpo.from_environment import as_compared
 from rpo.models.base import DiffusionModel
 from rpo.models.fingerprint import describe_schedule, hash_network, is_of_checkpoint
 from rpo.models.stable_diffusion import StableDiffusion
-from rpo.publish import CardFacts
+from rpo.publishing.publish import CardFacts
 
 OTHER_BASE = (
     "The base that this LoRA was trained on is **not** the checkpoint named here: its UNet has other weights, as after "
     "a LoRA was fused into it. On that checkpoint this file is only a part of the model: join it with what was fused "
-    "(`rpo.lora_stack.stack_loras`), or publish the fused base, too."
+    "(`rpo.adapters.stack.stack_loras`), or publish the fused base, too."
 )
 
 

@@ -19,23 +19,23 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rpo.config import to_yaml
-from rpo.diffusion.transition import Kernel
 from rpo.models.base import DiffusionModel
-from rpo.publish import PublishPlan, publish, write_model_card
+from rpo.process.transition import Kernel
+from rpo.publishing.publish import PublishPlan, publish, write_model_card
 from rpo.randomness import keyed_generator
 from rpo.rewards import RewardLike, load_rewards
-from rpo.sampler import Keep
+from rpo.sampling.sample import Keep
 from rpo.text import write_text
+from rpo.trainers.checks.preflight import Subject, preflight
+from rpo.trainers.checks.prepared import loop_for, prepared_model
 from rpo.trainers.identity import base_identity, card_of, prompts_identity, settings_identity
-from rpo.trainers.moments import measured_kl
 from rpo.trainers.online_settings import OnlineSettings, division
-from rpo.trainers.point_batches import PointBatches
-from rpo.trainers.points import Points, choose_steps, points_of
 from rpo.trainers.policy import make_policy
-from rpo.trainers.preflight import Subject, preflight
-from rpo.trainers.prepared import loop_for, prepared_model
-from rpo.trainers.preview import PREVIEWS, Preview
-from rpo.trainers.rollouts import Rollout, Rollouts
+from rpo.trainers.rollouts.batches import PointBatches
+from rpo.trainers.rollouts.draw import Rollout, Rollouts
+from rpo.trainers.rollouts.moments import measured_kl
+from rpo.trainers.rollouts.points import Points, choose_steps, points_of
+from rpo.trainers.rollouts.preview import PREVIEWS, Preview
 from rpo.training.checkpoint import checkpoints
 from rpo.training.loop import TrainResult, describe, fit
 from rpo.training.loop_config import LoopConfig
@@ -130,7 +130,7 @@ class OnlineRun:
         return self.rollout
 
     def measured_kl(self, rollout: Rollout, kernel: Kernel) -> Tensor:
-        """KL of the path from the reference's, to be logged; see `rpo.trainers.moments.measured_kl`."""
+        """KL of the path from the reference's, to be logged; see `rpo.trainers.rollouts.moments.measured_kl`."""
         guidance, size = self.settings.rollout.guidance_scale, self.batch_size
         return measured_kl(self.policy, rollout, kernel, guidance, batch_size=size, processes=self.processes)
 

@@ -15,8 +15,8 @@ from typing import final
 import torch
 from torch import nn
 
+from rpo.adapters.lora import adapter_layers, add_lora, reference, save_lora
 from rpo.local_paths import clean_configs
-from rpo.lora import adapter_layers, add_lora, reference, save_lora
 from rpo.models.base import DiffusionModel
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.trainers.online_config import AdapterConfig

@@ -35,18 +35,18 @@ from torch import Tensor, nn
 from rpo.models.base import DiffusionModel
 from rpo.objectives.policy import Surrogate, clipped_surrogate, plain, trust_region
 from rpo.objectives.score_as_action import endpoint, pathwise
-from rpo.publish import PublishPlan
+from rpo.publishing.publish import PublishPlan
 from rpo.rewards import RewardLike
-from rpo.trainers.judging import Judged, judge, make_critic, trained_points
-from rpo.trainers.moments import current_prediction, step_cost, transition_of
-from rpo.trainers.noised import NoisedJudgement, judge_noised
 from rpo.trainers.online import OnlineRun
-from rpo.trainers.points import Points
 from rpo.trainers.policy import Policy
-from rpo.trainers.rollouts import Rollout, rollout_facts, training_kernel
+from rpo.trainers.rollouts.draw import Rollout, rollout_facts, training_kernel
+from rpo.trainers.rollouts.judging import Judged, judge, make_critic, trained_points
+from rpo.trainers.rollouts.moments import current_prediction, step_cost, transition_of
+from rpo.trainers.rollouts.noised import NoisedJudgement, judge_noised
+from rpo.trainers.rollouts.points import Points
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig
 from rpo.trainers.trust_region import TrustRegion
-from rpo.trainers.value import Critic
+from rpo.trainers.value.estimator import Critic
 from rpo.training.loop import TrainResult
 from rpo.training.state import Stateful
 from rpo.types import PerSample, StepOutput

@@ -4,7 +4,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
-from rpo.diffusion.transition import Ddim, Kernel
+from rpo.process.transition import Ddim, Kernel
 from rpo.ranges import Count, Fraction, NotNegative, Positive, Seed, Text, WholeNumber
 from rpo.settings import settings
 from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
@@ -240,7 +240,9 @@ class ScoreAsActionConfig:
     @property
     def rollout_kernel(self) -> Kernel:
         """The kernel in which a step is learnt: the rollout's, or for `endpoint` that of the reverse SDE."""
-        from rpo.trainers.rollouts import training_kernel  # not at the top: settings are described without diffusers
+        from rpo.trainers.rollouts.draw import (
+            training_kernel,
+        )  # not at the top: settings are described without diffusers
 
         return Ddim(1.0) if self.estimator == "endpoint" else training_kernel(self.rollout)
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rpo.diffusion.continuous import running_cost
-from rpo.diffusion.prediction import to_x0_eps
-from rpo.diffusion.process import Process
-from rpo.diffusion.transition import Gaussian, Kernel
-from rpo.sampler import sample
+from rpo.process.continuous import running_cost
+from rpo.process.prediction import to_x0_eps
+from rpo.process.schedule import Process
+from rpo.process.transition import Gaussian, Kernel
+from rpo.sampling.sample import sample
 from rpo.types import Grid, Latents, Node
 from tests.analytic.toys import ToyModel
 

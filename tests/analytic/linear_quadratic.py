@@ -14,15 +14,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rpo.diffusion.continuous import running_cost
-from rpo.diffusion.process import RectifiedFlow
-from rpo.diffusion.transition import Ddim, EulerMaruyama, Kernel
+from rpo.process.continuous import running_cost
+from rpo.process.schedule import RectifiedFlow
+from rpo.process.transition import Ddim, EulerMaruyama, Kernel
 from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
-from rpo.trainers.points import Points
+from rpo.trainers.rollouts.points import Points
 from rpo.trainers.score_as_action import ScoreAsActionTrainer, loss
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig, ValueConfig
-from rpo.trainers.value import Critic
-from rpo.trainers.value_points import ValuePoints
+from rpo.trainers.value.estimator import Critic
+from rpo.trainers.value.inputs import ValuePoints
 from rpo.types import Grid, StepOutput
 from tests.analytic.chains import affine, predictions
 from tests.analytic.closed_forms import Linear, Problem, Reward

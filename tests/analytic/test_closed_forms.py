@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from rpo.diffusion.prediction import to_x0_eps
-from rpo.diffusion.process import RectifiedFlow
+from rpo.process.prediction import to_x0_eps
+from rpo.process.schedule import RectifiedFlow
 from rpo.types import Node
 from tests.analytic.closed_forms import (
     PRINTED,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from rpo.trainers.moments import value_nodes
+from rpo.trainers.rollouts.moments import value_nodes
 from tests.analytic.closed_forms import OTHER, PRINTED, optimal_value
 from tests.analytic.linear_quadratic import (
     Case,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from rpo.diffusion.prediction import add_noise, to_x0_eps
 from rpo.objectives.score_as_action import endpoint as loss_of_endpoint
+from rpo.process.prediction import add_noise, to_x0_eps
 from rpo.trainers.online_config import LearningConfig
 from rpo.trainers.score_as_action import HOLD
 from rpo.training.loop_config import LoopConfig

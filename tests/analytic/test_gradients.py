@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from rpo.trainers.online_config import LearningConfig
-from rpo.trainers.value_points import skip_weights
+from rpo.trainers.value.inputs import skip_weights
 from tests.analytic.chains import affine, predictions
 from tests.analytic.closed_forms import OTHER, PRINTED
 from tests.analytic.linear_quadratic import (

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from rpo.diffusion.continuous import cost_weight, drift_weight, grid_at, uniform_times
-from rpo.diffusion.process import RectifiedFlow, VariancePreserving
-from rpo.diffusion.transition import Ddim, EulerMaruyama
+from rpo.process.continuous import cost_weight, drift_weight, grid_at, uniform_times
+from rpo.process.schedule import RectifiedFlow, VariancePreserving
+from rpo.process.transition import Ddim, EulerMaruyama
 from tests.analytic.closed_forms import OTHER, PRINTED
 from tests.analytic.linear_quadratic import (
     Case,

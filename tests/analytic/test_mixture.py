@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from rpo.diffusion.continuous import grid_at
-from rpo.diffusion.process import RectifiedFlow
-from rpo.diffusion.transition import Ddim, EulerMaruyama
+from rpo.process.continuous import grid_at
+from rpo.process.schedule import RectifiedFlow
+from rpo.process.transition import Ddim, EulerMaruyama
 from tests.analytic.chains import StartAt, angle_times, draw, grid_from
 from tests.analytic.closed_forms import Mixture, Quadratic, tilted_mixture
 from tests.analytic.toys import OptimalControl, ToyModel, linear_vp

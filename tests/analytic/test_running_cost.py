@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from rpo.diffusion.continuous import grid_at
-from rpo.diffusion.process import RectifiedFlow
-from rpo.diffusion.transition import Ddim, EulerMaruyama
+from rpo.process.continuous import grid_at
+from rpo.process.schedule import RectifiedFlow
+from rpo.process.transition import Ddim, EulerMaruyama
 from tests.analytic.chains import chain, path_cost, predictions, snr_times
 from tests.analytic.closed_forms import PROBLEMS
 from tests.analytic.toys import LinearCorrection, OptimalControl, ToyModel, linear_vp

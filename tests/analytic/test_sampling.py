@@ -9,9 +9,9 @@ import math
 import pytest
 import torch
 
-from rpo.diffusion.continuous import grid_at
-from rpo.diffusion.process import RectifiedFlow
-from rpo.diffusion.transition import Ddim, EulerMaruyama
+from rpo.process.continuous import grid_at
+from rpo.process.schedule import RectifiedFlow
+from rpo.process.transition import Ddim, EulerMaruyama
 from tests.analytic.chains import StartAt, angle_times, chain, draw, grid_from, snr_times
 from tests.analytic.closed_forms import PROBLEMS, memory
 from tests.analytic.toys import ToyModel, linear_vp

@@ -9,11 +9,11 @@ import math
 import pytest
 import torch
 
-from rpo.diffusion.continuous import grid_at, uniform_times
-from rpo.diffusion.process import RectifiedFlow
-from rpo.diffusion.transition import Ddim, EulerMaruyama
 from rpo.models.solvers import BlackBoxSolver
-from rpo.sampler import sample
+from rpo.process.continuous import grid_at, uniform_times
+from rpo.process.schedule import RectifiedFlow
+from rpo.process.transition import Ddim, EulerMaruyama
+from rpo.sampling.sample import sample
 from tests.analytic.chains import StartAt, chain, draw, grid_from, snr_times
 from tests.analytic.closed_forms import OTHER, PRINTED, PROBLEMS
 from tests.analytic.toys import OptimalControl, ToyModel, linear_vp

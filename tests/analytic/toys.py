@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rpo.diffusion.continuous import grid_at, uniform_times
-from rpo.diffusion.prediction import from_x0_eps
-from rpo.diffusion.process import Process, RectifiedFlow, VariancePreserving
+from rpo.process.continuous import grid_at, uniform_times
+from rpo.process.prediction import from_x0_eps
+from rpo.process.schedule import Process, RectifiedFlow, VariancePreserving
 from rpo.types import Conditioning, Grid, Images, Latents, Node, PredictionType
 from tests.analytic.closed_forms import Mixture, Reward, memory, optimal_value
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rpo.cli import main
+from rpo.cli.main import main
 from rpo.config import to_yaml
 from rpo.curation.audit import AUDIT_FILE, CACHE_FOLDER, AuditConfig, audit
 from rpo.curation.audit_report import Audit, format_audit

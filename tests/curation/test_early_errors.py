@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rpo import shapes
-from rpo.cli import main
+from rpo.cli.main import main
 from rpo.curation import generate
 from rpo.curation.component_config import CriticConfig, EditorConfig, InstructorConfig, JudgeConfig
 from rpo.curation.curate import curate

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rpo.cli import main
+from rpo.cli.main import main
 from rpo.curation.card import shown_model
 from rpo.curation.curate import curate
 from rpo.curation.export import export, pairs_of

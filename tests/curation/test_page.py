@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rpo.cli import main
+from rpo.cli.main import main
 from rpo.curation import page as page_module
 from rpo.curation.decide import Reason
 from rpo.curation.folder import RunFolder

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rpo.cli import main
+from rpo.cli.main import main
 from rpo.config import to_yaml
 from rpo.curation.component_config import CriticConfig
 from rpo.curation.curate import curate

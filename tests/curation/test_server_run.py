@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from rpo.cli import main
+from rpo.cli.main import main
 from rpo.config import to_yaml
 from rpo.curation.component_config import CriticConfig, EditorConfig, InstructorConfig
 from rpo.curation.curate import curate

@@ -18,7 +18,7 @@ from rpo.curation.sources import plan_import, record_id
 from rpo.data.writers import write_pairs
 from rpo.models.config import ModelConfig
 from rpo.models.stable_diffusion import StableDiffusion
-from rpo.sampler import generate
+from rpo.sampling.sample import generate
 from rpo.shapes.evaluation import to_pixels
 from tests.curation.fakes import config_of, fakes, image_folder, picture
 from tests.data.samples import pair

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rpo.cli import main
+from rpo.cli.main import main
 from rpo.data.check import Margins, check_pairs, format_report
 from rpo.data.preference import pair_set
 from rpo.data.writers import write_pairs

@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 
-from rpo.cli import COMMANDS
+from rpo.adapters.lora_file import WEIGHT_FILE
+from rpo.cli.main import COMMANDS
 from rpo.config import describe_fields, load_config
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import CurateConfig
-from rpo.lora_file import WEIGHT_FILE
-from rpo.trainers.dpo_run import RunConfig
+from rpo.runs.dpo import RunConfig
 from rpo.trainers.online_config import LearningConfig
 from rpo.trainers.region_config import RegionConfig
 from rpo.trainers.score_as_action_config import ValueConfig

@@ -6,11 +6,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import rpo.shapes
-from rpo.diffusion.grid import vp_grid
-from rpo.diffusion.transition import Ddim
 from rpo.models.solvers import SOLVERS, BlackBoxSolver
 from rpo.models.stable_diffusion import StableDiffusion
-from rpo.sampler import image_generator, sample
+from rpo.process.grid import vp_grid
+from rpo.process.transition import Ddim
+from rpo.sampling.sample import image_generator, sample
 from rpo.types import Grid, Node
 from tests.tiny import tiny_scheduler, tiny_sd
 

@@ -22,9 +22,9 @@ from diffusers import (
 )
 
 import rpo.shapes
-from rpo.diffusion.grid import vp_node
 from rpo.models.sound import noise_schedule, prediction_errors
 from rpo.models.stable_diffusion import StableDiffusion
+from rpo.process.grid import vp_node
 from tests.tiny import save_tiny_sd, tiny_scheduler, tiny_sd
 
 

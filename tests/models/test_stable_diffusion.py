@@ -9,9 +9,9 @@ from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 import rpo.shapes
-from rpo.diffusion.transition import Ddim
 from rpo.models.stable_diffusion import StableDiffusion
-from rpo.sampler import image_generator, sample
+from rpo.process.transition import Ddim
+from rpo.sampling.sample import image_generator, sample
 from rpo.types import Conditioning
 from tests.tiny import save_tiny_sd, tiny_sd, tiny_sdxl
 

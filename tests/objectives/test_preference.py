@@ -14,8 +14,8 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from rpo.diffusion.prediction import add_noise, from_x0_eps
 from rpo.objectives.preference import beta_for_dims, diffusion_dpo, squared_error
+from rpo.process.prediction import add_noise, from_x0_eps
 from rpo.types import Node
 
 M, S = 0.3, 0.7

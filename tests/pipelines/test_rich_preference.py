@@ -8,9 +8,9 @@ from diffusers import DiffusionPipeline
 
 import rpo.shapes
 from rpo.curation.records import Critique, Fault, Instructions, Problem
-from rpo.diffusion.transition import Ddim
 from rpo.models.stable_diffusion import StableDiffusion
-from rpo.sampler import image_generator, sample
+from rpo.process.transition import Ddim
+from rpo.sampling.sample import image_generator, sample
 from rpo.shapes.evaluation import to_pixels
 
 FILE = Path(__file__).parents[2] / "pipelines" / "rich_preference.py"

@@ -6,10 +6,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from rpo.lora import adapter_layers, add_lora, lora_parameters, save_lora
-from rpo.lora_file import WEIGHT_FILE
+from rpo.adapters.lora import adapter_layers, add_lora, lora_parameters, save_lora
+from rpo.adapters.lora_file import WEIGHT_FILE
 from rpo.models.stable_diffusion import StableDiffusion
-from rpo.sampler import generate
+from rpo.sampling.sample import generate
 from rpo.shapes.evaluate import (
     HELD_OUT,
     Measurement,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rpo.report import Report, render
+from rpo.reports.html import Report, render
 from rpo.shapes.evaluate import held_out_prompts
 from rpo.shapes.evaluation import Sampling, judge_images
 from rpo.shapes.report import SHOWN, result_sections, summary

@@ -13,9 +13,9 @@ from rpo.data.preference import PreferencePair, encode_png, pair_set
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.objectives.preference import beta_for_dims
 from rpo.shapes.world import COLORS, Scene, draw_scene, render, sample_prompts
-from rpo.trainers.chosen_guard import ChosenGuard
 from rpo.trainers.dpo import DPOTrainer, errors, loss
 from rpo.trainers.dpo_config import DPOConfig, share_of
+from rpo.trainers.pairs.guard import ChosenGuard
 from rpo.training.log import read_metrics
 from rpo.training.loop import LoopConfig, NonFiniteLossError
 from tests.tiny import save_tiny_sd, tiny_sd

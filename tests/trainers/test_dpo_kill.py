@@ -17,10 +17,10 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-import rpo.lora
+import rpo.adapters.lora
+from rpo.adapters.lora_file import WEIGHT_FILE
 from rpo.data.readers import read_pairs
 from rpo.data.writers import write_pairs
-from rpo.lora_file import WEIGHT_FILE
 from rpo.trainers.dpo import DPOTrainer
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.training.log import TIMINGS, read_metrics
@@ -130,7 +130,7 @@ def while_writing_lora(_):
 
 
 def while_verifying_lora(_):
-    rpo.lora.verify_lora = die
+    rpo.adapters.lora.verify_lora = die
 
 
 STAGES = {

@@ -10,10 +10,10 @@ import torch
 
 from rpo.config import load_config
 from rpo.data.preference import PreferencePair, encode_png, pair_set
-from rpo.trainers.chosen_guard import OWN_START, ChosenGuard
+from rpo.runs.dpo import RunConfig
 from rpo.trainers.dpo import DPOTrainer, loss
 from rpo.trainers.dpo_config import DPOConfig
-from rpo.trainers.dpo_run import RunConfig
+from rpo.trainers.pairs.guard import OWN_START, ChosenGuard
 from rpo.trainers.preference_config import PreferenceConfig
 from rpo.trainers.region_config import RegionConfig
 from rpo.training.log import TIMINGS, read_metrics

@@ -14,10 +14,10 @@ from rpo.data.preference import SIDES, PreferencePair, encode_png, pair_set
 from rpo.data.writers import write_pairs
 from rpo.models.captions import surely_cut
 from rpo.models.tokens import count_cut, load_tokenizer
+from rpo.runs.dpo import DataConfig, RunConfig, run
 from rpo.trainers.dpo import DPOTrainer
-from rpo.trainers.dpo_run import DataConfig, RunConfig, run
 from rpo.trainers.online_config import RolloutConfig
-from rpo.trainers.rollouts import Rollouts
+from rpo.trainers.rollouts.draw import Rollouts
 from tests.tiny import save_tiny_sd, tiny_sd, tiny_tokenizer
 from tests.trainers.test_dpo import config, toy_pairs
 

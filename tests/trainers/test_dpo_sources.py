@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rpo.adapters.lora_file import inspect_lora
 from rpo.data.readers import read_pairs
 from rpo.data.writers import write_pairs
-from rpo.lora_file import inspect_lora
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.trainers.dpo import DPOTrainer
 from rpo.training.log import read_metrics

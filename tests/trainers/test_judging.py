@@ -5,14 +5,14 @@ import torch
 from diffusers import DDIMScheduler
 from torch import nn
 
-from rpo.diffusion.transition import Ddim
 from rpo.objectives.advantages import gae, return_minus_value, value_difference
-from rpo.trainers.judging import advantages, judge, trained_points
-from rpo.trainers.moments import step_cost, transition_of
+from rpo.process.transition import Ddim
 from rpo.trainers.online_config import LearningConfig, RolloutConfig
-from rpo.trainers.points import points_of
+from rpo.trainers.rollouts.judging import advantages, judge, trained_points
+from rpo.trainers.rollouts.moments import step_cost, transition_of
+from rpo.trainers.rollouts.points import points_of
 from rpo.trainers.score_as_action_config import ValueConfig
-from rpo.trainers.value_points import ValuePoints
+from rpo.trainers.value.inputs import ValuePoints
 from tests.tiny import tiny_sd
 from tests.trainers.online_runs import lightness, score_as_action
 from tests.trainers.test_moments import close, moved

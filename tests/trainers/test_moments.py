@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rpo.diffusion.continuous import running_cost
-from rpo.diffusion.prediction import to_x0_eps
-from rpo.diffusion.transition import Ddim
 from rpo.models.base import guided
-from rpo.sampler import Keep
+from rpo.process.continuous import running_cost
+from rpo.process.prediction import to_x0_eps
+from rpo.process.transition import Ddim
+from rpo.sampling.sample import Keep
 from rpo.trainers.grpo import loss as grpo_loss
-from rpo.trainers.moments import (
+from rpo.trainers.online_config import LearningConfig
+from rpo.trainers.rollouts.moments import (
     current_prediction,
     measured_kl,
     others_mean,
@@ -21,8 +22,7 @@ from rpo.trainers.moments import (
     value_gradient,
     value_nodes,
 )
-from rpo.trainers.online_config import LearningConfig
-from rpo.trainers.points import points_of
+from rpo.trainers.rollouts.points import points_of
 from tests.trainers.online_runs import LEARNING, ROLLOUT, grpo, score_as_action
 
 KERNEL = Ddim(1.0)
@@ -131,7 +131,7 @@ def test_the_kl_that_is_measured_is_that_of_whole_paths(tmp_path, monkeypatch):
     few, rollout = (trainer.run.rollouts.draw(index, lambda _: Keep(predictions=True)) for index in (1, 2))
     sums = [measured_kl(trainer.run.policy, few, KERNEL, 2.0, batch_size=3, processes=alone)]
     assert 0 < sums[0] < 3 * kl_of_paths(trainer, few)
-    monkeypatch.setattr("rpo.trainers.moments.KL_STRIDE", 1)
+    monkeypatch.setattr("rpo.trainers.rollouts.moments.KL_STRIDE", 1)
     found = measured_kl(trainer.run.policy, rollout, KERNEL, 2.0, batch_size=3, processes=alone)
     assert torch.allclose(found, kl_of_paths(trainer, rollout), rtol=1e-4)
 

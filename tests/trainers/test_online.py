@@ -6,9 +6,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from rpo.lora_file import WEIGHT_FILE
+from rpo.adapters.lora_file import WEIGHT_FILE
 from rpo.rewards import RewardError
-from rpo.trainers.preflight import PreflightError
+from rpo.trainers.checks.preflight import PreflightError
 from rpo.training.log import read_metrics
 from tests.tiny import save_tiny_sd, tiny_sd
 from tests.trainers.online_runs import PROMPTS, ROLLOUT, TRAINERS, digest, loop

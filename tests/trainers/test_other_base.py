@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rpo.lora import add_lora, lora_parameters, save_lora
-from rpo.lora_stack import stack_loras
+from rpo.adapters.lora import add_lora, lora_parameters, save_lora
+from rpo.adapters.stack import stack_loras
 from rpo.models.fingerprint import is_of_checkpoint
 from rpo.models.plain import probe
 from rpo.models.stable_diffusion import StableDiffusion

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from rpo.objectives.mapo import mapo
-from rpo.trainers.pair_batches import PairBatch
+from rpo.trainers.pairs.batches import PairBatch
+from rpo.trainers.pairs.loss import PairFacts, PreferenceLoss
+from rpo.trainers.pairs.running_statistics import RunningMoments
 from rpo.trainers.preference_config import PreferenceConfig
-from rpo.trainers.preference_loss import PairFacts, PreferenceLoss
-from rpo.trainers.running_moments import RunningMoments
 from rpo.training.processes import Processes
 from rpo.types import Conditioning, Node
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from rpo.rewards import load_rewards
+from rpo.trainers.checks.memory import MemoryEstimate, SavedBytes, readable_bytes, tensor_bytes
+from rpo.trainers.checks.preflight import DRAWS, PreflightError, Subject, perturbed, preflight
 from rpo.trainers.grpo import loss as grpo_loss
-from rpo.trainers.memory import MemoryEstimate, SavedBytes, readable_bytes, tensor_bytes
-from rpo.trainers.preflight import DRAWS, PreflightError, Subject, perturbed, preflight
-from rpo.trainers.rollouts import Rollouts
+from rpo.trainers.rollouts.draw import Rollouts
 from rpo.types import Conditioning, StepOutput
 from tests.trainers.online_runs import LEARNING, PROMPTS, ROLLOUT, TRAINERS, digest, grpo, loop
 
@@ -178,7 +178,7 @@ def test_an_adapter_that_the_loss_does_not_reach_fails(tmp_path):
 
 
 def test_memory_that_is_not_there_fails(tmp_path, monkeypatch):
-    monkeypatch.setattr("rpo.trainers.preflight.free_bytes", lambda device: 1024.0)
+    monkeypatch.setattr("rpo.trainers.checks.preflight.free_bytes", lambda device: 1024.0)
     line, message = failure_of(subject_of(grpo(tmp_path)))
     assert "memory" in line and "; 1 KiB are free" in line and "lower learning.micro_batch" in message
 

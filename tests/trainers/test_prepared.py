@@ -7,8 +7,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from peft import LoHaConfig, LoraConfig, inject_adapter_in_model
 
 from rpo.models.stable_diffusion import StableDiffusion
+from rpo.trainers.checks.prepared import loop_for, prepared_model, prepared_pipeline
 from rpo.trainers.dpo import DPOTrainer
-from rpo.trainers.prepared import loop_for, prepared_model, prepared_pipeline
 from rpo.training.loop_config import LoopConfig
 from tests.tiny import tiny_sd, tiny_sdxl
 from tests.trainers.online_runs import grpo, score_as_action

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rpo.cli import main
+from rpo.cli.main import main
 from rpo.data.preference import PreferencePair, encode_png, pair_set
 from rpo.data.writers import write_pairs
 from rpo.training.checkpoint import checkpoints

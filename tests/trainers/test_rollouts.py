@@ -7,9 +7,9 @@ import torch
 
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.rewards import load_rewards
-from rpo.sampler import Keep
+from rpo.sampling.sample import Keep
 from rpo.trainers.online_config import RolloutConfig
-from rpo.trainers.rollouts import Rollouts, rollout_facts
+from rpo.trainers.rollouts.draw import Rollouts, rollout_facts
 from rpo.training.processes import Processes
 from tests.tiny import tiny_sd
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rpo.trainers.running_moments import RunningMoments
+from rpo.trainers.pairs.running_statistics import RunningMoments
 from rpo.training.processes import Processes
 
 CPU = torch.device("cpu")

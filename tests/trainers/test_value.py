@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from rpo.trainers.value import Critic
-from rpo.trainers.value_network import ValueNetwork
-from rpo.trainers.value_points import ValuePoints, skip_weights
+from rpo.trainers.value.estimator import Critic
+from rpo.trainers.value.inputs import ValuePoints, skip_weights
+from rpo.trainers.value.network import ValueNetwork
 
 DESIGNS = ["cos_sin", "cos", "linear"]
 SHAPE, TOKENS, DIM = (4, 8, 8), 5, 12

@@ -1,0 +1,265 @@
+"""The adapter layer: LoRA (arXiv:2106.09685) on a diffusers network, its reference, and a file that is checked.
+
+    W x  →  W x + (alpha / rank) B A x,    B = 0 at the start, so the first forward is the base's, bit for bit.
+
+The reference policy of every trainer is the same network with its adapters off: no second copy of the weights.
+Adapters are switched by their own flag on a collected list of layers; peft's enable/disable pair walks the whole
+network each time and makes frozen adapters trainable again.
+
+A saved file is read back into a fresh pipeline and compared on one seeded denoise before `save_lora` returns: the most
+common complaint about fine-tuned LoRAs anywhere is that the file changes nothing.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+
+import torch
+from diffusers import ModelMixin, StableDiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers, logging
+from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from rpo.adapters.lora_file import WEIGHT_FILE, put_in_order
+from rpo.models.config import ATTENTION_PROJECTIONS
+from rpo.models.plain import fresh_pipeline, probe
+from rpo.models.stable_diffusion import StableDiffusion
+from rpo.randomness import plain_defaults
+from rpo.types import Latents
+
+TEXT_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
+"""Where LoRA goes in a CLIP text encoder: the places of `ATTENTION_PROJECTIONS`."""
+
+ADAPTER = "default"
+STAGING_PREFIX = ".saving-"
+
+AdapterHost = ModelMixin | PreTrainedModel
+"""What can carry an adapter: a diffusers network or a transformers one; both add and keep it in the same way."""
+
+
+def add_lora(
+    network: AdapterHost,
+    *,
+    rank: int = 16,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    target_modules: Sequence[str] = ATTENTION_PROJECTIONS,
+    seed: int = 0,
+) -> list[nn.Parameter]:
+    """Freeze `network`, add a LoRA adapter to it in place, and return the adapter's parameters, which are float32.
+
+    Args:
+        network: A diffusers denoiser or a transformers text encoder.
+        rank: Of the update, >= 1; 4 to 64 are usual.
+        alpha: Strength; the update is scaled by alpha / rank. Equal to `rank` by default, which is the only value that
+            every program that loads LoRAs agrees on.
+        dropout: On the adapter's input, in [0, 1). Leave it 0 where the reference must equal the start.
+        target_modules: Name endings of the layers to adapt.
+        seed: Of the adapter's initial A; the global random state is left alone.
+
+    Raises:
+        ValueError: If there is an adapter already, no layer matches, or `rank` is not positive.
+    """
+    if rank < 1:
+        raise ValueError(f"rank is {rank}, but a LoRA needs rank >= 1; 4 to 64 are usual")
+    refuse_adapter(network, type(network).__name__)
+    names = [f".{name}" for name, _ in network.named_modules()]
+    idle = [target for target in target_modules if not any(name.endswith(f".{target}") for name in names)]
+    if idle or not target_modules:
+        raise ValueError(
+            f"no layer of {type(network).__name__} ends in {tuple(idle)}, but target_modules is "
+            f"{tuple(target_modules)}; expected name endings of layers, each of at least one; see named_modules()"
+        )
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank if alpha is None else alpha,
+        lora_dropout=dropout,
+        target_modules=list(target_modules),
+        init_lora_weights="gaussian",
+    )
+    network.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]), plain_defaults():
+        torch.manual_seed(seed)
+        network.add_adapter(config, adapter_name=ADAPTER)
+    for parameter in lora_parameters(network):
+        parameter.data = parameter.data.float()
+    return lora_parameters(network)
+
+
+def refuse_adapter(network: nn.Module, name: str) -> None:
+    """Refuse a network that carries an adapter.
+
+    Raises:
+        ValueError: Saying how to train the base, and how to go on from the adapter.
+    """
+    if adapter_layers(network):
+        raise ValueError(
+            f"{name} already carries an adapter, which would be neither policy nor reference; to train the base, call "
+            "pipe.unload_lora_weights(). To go on from a LoRA: fuse it (pipe.fuse_lora(); pipe.unload_lora_weights()), "
+            "train, and join both with rpo.adapters.stack.stack_loras([FIRST, NEW], FOLDER), for the new file alone is "
+            "half of the model"
+        )
+
+
+def adapter_layers(network: nn.Module) -> list[BaseTunerLayer]:
+    """The layers of `network` that carry an adapter; collect them once, outside loops."""
+    return [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def lora_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """The adapter's parameters, in a fixed order."""
+    return [parameter for name, parameter in network.named_parameters() if ".lora_" in name]
+
+
+@contextmanager
+def reference(network: nn.Module, layers: Sequence[BaseTunerLayer] | None = None) -> Iterator[None]:
+    """Inside, `network` is the reference policy: adapters off, no gradient. Outside, it is as it was, errors or not.
+
+    Equals the base bit for bit, and freezes or unfreezes nothing.
+
+    Args:
+        network: What `add_lora` was called on.
+        layers: Its `adapter_layers`, if they have been collected already.
+
+    Raises:
+        ValueError: If there is no adapter to switch off, or one is merged into the weights.
+
+    Example:
+        >>> with reference(model.denoiser):                                    # doctest: +SKIP
+        ...     reference_pred = model.predict(x_t, timestep, cond)
+    """
+    layers = adapter_layers(network) if layers is None else layers
+    if not layers:
+        raise ValueError(f"{type(network).__name__} carries no adapter, so it has no reference; call add_lora first")
+    if any(layer.merged for layer in layers):
+        raise ValueError(
+            "the adapter is merged into the weights, so it cannot be switched off; unmerge or unfuse it first"
+        )
+    before = [layer._disable_adapters for layer in layers]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        with torch.no_grad():
+            yield
+    finally:
+        for layer, was_disabled in zip(layers, before, strict=True):
+            layer._disable_adapters = was_disabled
+
+
+def save_lora(model: StableDiffusion, folder: str | PathLike[str]) -> Path:
+    """Write the adapter as a LoRA file that stock diffusers loads, and prove that it does.
+
+    The file is written beside its place, verified there (see `verify_lora`) and moved in whole, so that a crash or a
+    full disk leaves an older file as it was.
+
+    Args:
+        model: The live model; adapters on its denoiser, and on its text encoder if there are any, are saved.
+        folder: Where to put `pytorch_lora_weights.safetensors`; `pipe.load_lora_weights(folder)` reads it.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: If there is no adapter, or verification fails.
+        OSError: If it cannot be written, for want of space for instance.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(f"{STAGING_PREFIX}*"):  # of a save that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=folder))
+    try:
+        _write(model, staging)
+        put_in_order(staging / WEIGHT_FILE)
+        verify_lora(model, staging)
+        os.replace(staging / WEIGHT_FILE, folder / WEIGHT_FILE)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"the LoRA was not saved ({error.strerror}; {shutil.disk_usage(folder).free} bytes are free); the adapter "
+            "is still in memory and an earlier file untouched: free some space and save again",
+            str(folder),
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder / WEIGHT_FILE
+
+
+def _write(model: StableDiffusion, folder: Path) -> None:
+    layers, metadata = {}, {}
+    for part, network in (("unet", model.denoiser), ("text_encoder", model.text_encoder)):
+        if adapter_layers(network):
+            state = get_peft_model_state_dict(network, adapter_name=ADAPTER)
+            layers[part] = {
+                name: tensor.contiguous() for name, tensor in convert_state_dict_to_diffusers(state).items()
+            }
+            # transformers notes the folder that the network came from.
+            settings = network.peft_config[ADAPTER].to_dict() | {"base_model_name_or_path": None}
+            # Sets have no order: the same adapter would be another file in the next process.
+            metadata[part] = {name: sorted(one) if isinstance(one, set) else one for name, one in settings.items()}
+    if not layers:
+        raise ValueError("the model carries no adapter, so there is no LoRA to save; call add_lora (or train) first")
+    StableDiffusionPipeline.save_lora_weights(
+        folder,
+        unet_lora_layers=layers.get("unet"),
+        text_encoder_lora_layers=layers.get("text_encoder"),
+        unet_lora_adapter_metadata=metadata.get("unet"),
+        text_encoder_lora_adapter_metadata=metadata.get("text_encoder"),
+        weight_name=WEIGHT_FILE,
+    )
+
+
+@torch.no_grad()
+def verify_lora(model: StableDiffusion, folder: str | PathLike[str]) -> None:
+    """Load a LoRA file into a fresh pipeline and compare one seeded denoise with the live model and with the base.
+
+    The fresh pipeline shares the frozen weights with the live one, so this costs no memory to speak of and three
+    forwards on one small latent.
+
+    Args:
+        model: The live model.
+        folder: Where the file is.
+
+    Raises:
+        ValueError: If the adapter changes nothing, or the file does not reproduce it.
+    """
+    fresh = fresh_pipeline(model.pipe, without_adapters=True)
+    base_pred = _probe(fresh, model)
+    with _quiet_diffusers():
+        fresh.load_lora_weights(str(folder))
+    fresh_pred, live_pred = _probe(fresh, model), _probe(model.pipe, model)
+    effect = (live_pred - base_pred).abs().max().item()
+    error = (fresh_pred - live_pred).abs().max().item()
+    if effect == 0:
+        raise ValueError(
+            "the adapter changes nothing: with it, a seeded denoise equals the base's bit for bit; train it before "
+            "saving (an untrained LoRA has B = 0)"
+        )
+    # Relative to the effect: a wrong strength is off by a factor, rounding by far less.
+    tolerance = effect * (1e-3 if model.compute_dtype == torch.float32 else 5e-2) + 1e-6
+    if not error <= tolerance:
+        raise ValueError(
+            f"the file does not reproduce the adapter: loaded into a fresh pipeline it is off by {error:.3g}, where "
+            f"the adapter's effect is {effect:.3g}; was the adapter changed by hand (alpha, DoRA)?"
+        )
+
+
+@contextmanager
+def _quiet_diffusers() -> Iterator[None]:
+    """Without the warning that a LoRA of the denoiser alone has nothing for the text encoder."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _probe(pipe: StableDiffusionPipeline, model: StableDiffusion) -> Latents:
+    return probe(pipe, model.compute_dtype)["unet"]

@@ -1,0 +1,113 @@
+"""Several LoRAs of one network as one: what rounds of training, each on top of the last, come to.
+
+    W + B₁A₁ + B₂A₂ = W + [B₁ B₂] [A₁; A₂]
+
+so the ranks add up and nothing is lost; a merge of B A back to a lower rank would. The strength alpha / rank of each is
+taken into its B, so that the file has alpha = rank, the one value on which every program that loads LoRAs agrees.
+"""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rpo.adapters.lora_file import DOWN, UP, WEIGHT_FILE, inspect_lora, put_in_order
+
+_DOWN, _UP = ".lora.down.weight", ".lora.up.weight"
+
+
+def stack_loras(loras: Sequence[str | PathLike[str]], folder: str | PathLike[str]) -> Path:
+    """Write one LoRA that does what several do together, each at full strength.
+
+    Args:
+        loras: Folders or files, of one network; a layer that some lack has the others' rank.
+        folder: Where to put `pytorch_lora_weights.safetensors`.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: If there is none, one is damaged or changes nothing, or two do not fit one network.
+        OSError: If it cannot be written.
+    """
+    if not loras:
+        raise ValueError("got no LoRA to stack, but at least one is needed; give folders or files")
+    downs: defaultdict[str, list[Tensor]] = defaultdict(list)
+    ups: defaultdict[str, list[Tensor]] = defaultdict(list)
+    first_of: dict[str, Path] = {}
+    for lora in loras:
+        found = inspect_lora(lora)
+        for layer, (down, up) in _layers(found.path).items():
+            strength = 1.0 if found.alpha is None else found.alpha / down.shape[0]
+            downs[layer].append(down.float())
+            ups[layer].append(up.float() * strength)
+            first_of.setdefault(layer, found.path)
+            _check_fits(layer, first_of[layer], found.path, (downs[layer], ups[layer]))
+    state = {f"{layer}{_DOWN}": torch.cat(some).contiguous() for layer, some in downs.items()}
+    state |= {f"{layer}{_UP}": torch.cat(some, dim=1).contiguous() for layer, some in ups.items()}
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    partial = place / f".{WEIGHT_FILE}.partial"
+    save_file(state, partial, metadata=_metadata(downs))
+    put_in_order(partial)
+    os.replace(partial, place / WEIGHT_FILE)
+    return place / WEIGHT_FILE
+
+
+def _layers(file: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """The two factors of each adapted layer, in the dialect of diffusers or of peft."""
+    state = load_file(file)
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    for down_ending, up_ending in zip(DOWN[:2], UP[:2], strict=True):
+        for name in state:
+            if name.endswith(down_ending):
+                layer = name.removesuffix(down_ending)
+                pairs[layer] = state[name], state[layer + up_ending]
+    if not pairs:
+        raise ValueError(
+            f"{file} is written in the dialect of another program; expected diffusers' names; load it into a pipeline "
+            "and save it from there"
+        )
+    return pairs
+
+
+def _check_fits(layer: str, first: Path, other: Path, factors: tuple[list[Tensor], list[Tensor]]) -> None:
+    """Refuse two LoRAs that cannot be of one network, and layers that are no matrices."""
+    downs, ups = factors
+    if downs[-1].dim() != 2 or ups[-1].dim() != 2:  # noqa: PLR2004 - a matrix
+        raise ValueError(
+            f"{other}: {layer} is adapted as a convolution; expected linear layers only; train with the attention "
+            "projections as target_modules"
+        )
+    if downs[0].shape[1] != downs[-1].shape[1] or ups[0].shape[0] != ups[-1].shape[0]:
+        raise ValueError(
+            f"{layer} maps {downs[0].shape[1]} to {ups[0].shape[0]} numbers in {first} and {downs[-1].shape[1]} to "
+            f"{ups[-1].shape[0]} in {other}; expected LoRAs of one network; give those of one base"
+        )
+
+
+def _metadata(downs: Mapping[str, Sequence[Tensor]]) -> dict[str, str]:
+    """What diffusers reads the rank and alpha from, for each network; layers of another rank are told apart."""
+    ranks = {layer: sum(len(down) for down in some) for layer, some in downs.items()}
+    settings: dict[str, object] = {}
+    for part in dict.fromkeys(layer.partition(".")[0] for layer in ranks):
+        own = {layer.partition(".")[2]: rank for layer, rank in ranks.items() if layer.startswith(f"{part}.")}
+        usual = max(own.values())
+        pattern = {layer: rank for layer, rank in own.items() if rank != usual}
+        values = {
+            "r": usual,
+            "lora_alpha": usual,
+            "rank_pattern": pattern,
+            "alpha_pattern": pattern,
+            "target_modules": sorted(own),
+            "lora_bias": False,
+            "use_dora": False,
+        }
+        settings |= {f"{part}.{name}": value for name, value in values.items()}
+    return {"lora_adapter_metadata": json.dumps(settings, indent=2, sort_keys=True), "format": "pt"}

@@ -1,0 +1,277 @@
+"""The `rpo` command: a table of commands, each a few lines that load a configuration and call the library.
+
+A handler imports what it needs when it runs, so that `rpo --help` answers at once. A mistake in the input ends in one
+line on stderr and exit code 2; its traceback is shown under `--debug`.
+"""
+
+import argparse
+import io
+import os
+import sys
+import textwrap
+import traceback
+from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+from rpo import __version__
+from rpo.cli.command import Command, config_and_overrides, overrides, takes_config, takes_overrides, takes_run
+from rpo.cli.configs import show_config, takes_name
+from rpo.cli.curate import CURATE
+from rpo.interrupts import Terminated, ended_in_order
+
+INPUT_ERRORS = (ValueError, OSError, ImportError)
+"""What wrong input raises; anything else is a defect of rpo and keeps its traceback."""
+
+TRAINERS = {
+    "dpo": "rpo.runs.dpo",
+    "score-as-action": "rpo.runs.score_as_action",
+    "grpo": "rpo.runs.grpo",
+}
+"""Module of each trainer; it has a dataclass `RunConfig` and a function `run(config, resume)`."""
+
+
+def quickstart(args: argparse.Namespace) -> None:
+    """Align the embedded model and write a report."""
+    from rpo.config import load_config
+    from rpo.runs.quickstart import run
+    from rpo.runs.quickstart_config import QuickstartConfig
+
+    run(load_config(QuickstartConfig, None, overrides(args)), resume=args.resume)
+
+
+def train(name: str, args: argparse.Namespace) -> None:
+    """Train by the trainer of that name what a YAML file describes."""
+    from rpo.config import load_config
+
+    trainer = import_module(TRAINERS[name])
+    trainer.run(load_config(trainer.RunConfig, *config_and_overrides(args)), resume=args.resume)
+
+
+def align(args: argparse.Namespace) -> None:
+    """Go through rounds of curation and training."""
+    from rpo.config import load_config
+    from rpo.curation.records import Unavailable
+    from rpo.runs.align import align as run_rounds
+    from rpo.runs.align_config import AlignConfig
+
+    try:
+        result = run_rounds(load_config(AlignConfig, *config_and_overrides(args)), resume=args.resume)
+    except Unavailable as error:
+        raise ConnectionError(f"{error}; run the same command with --resume: what was found out is kept") from error
+    print(f"LoRA: {result.lora}\nfigure: {result.folder / 'rounds.svg'}")
+
+
+def data_check(args: argparse.Namespace) -> int:
+    """Read a pair set and say what it is; 1 if it cannot be trained on."""
+    from rpo.data.check import check_pairs, format_report
+
+    report = check_pairs(args.path, split=args.split, model=args.model)
+    print(format_report(report))
+    return 0 if report.is_trainable else 1
+
+
+def shapes_evaluate(args: argparse.Namespace) -> None:
+    """Measure the embedded model, with or without a LoRA, by its verifier."""
+    from rpo.shapes.evaluate import evaluate_shapes, format_accuracies
+
+    print(format_accuracies(evaluate_shapes(lora=args.lora, images=args.images, seed=args.seed)))
+
+
+def shapes_pretrain(args: argparse.Namespace) -> None:
+    """Train the embedded checkpoint from nothing."""
+    from rpo.config import load_config
+    from rpo.shapes.pretrain import pretrain
+    from rpo.shapes.pretrain_config import PretrainConfig
+
+    pretrain(load_config(PretrainConfig, None, args.overrides))
+
+
+def shapes_pretrain_editor(args: argparse.Namespace) -> None:
+    """Train the embedded editor from the embedded checkpoint."""
+    from rpo.config import load_config
+    from rpo.shapes.pretrain_config import PretrainEditorConfig
+    from rpo.shapes.pretrain_editor import pretrain_editor
+
+    pretrain_editor(load_config(PretrainEditorConfig, None, args.overrides))
+
+
+def shapes_pretrain_proxy(args: argparse.Namespace) -> None:
+    """Train the embedded proxy reward from nothing."""
+    from rpo.config import load_config
+    from rpo.shapes.pretrain_config import PretrainProxyConfig
+    from rpo.shapes.pretrain_proxy import pretrain_proxy
+
+    pretrain_proxy(load_config(PretrainProxyConfig, None, args.overrides))
+
+
+def _takes_pairs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", help="folder, file or hub id of a pair set")
+    parser.add_argument("--split", metavar="NAME", default="train", help="of a set with several (default train)")
+    parser.add_argument("--model", metavar="PATH", help="checkpoint (folder, id, shapes) whose cut captions count")
+
+
+def _takes_evaluation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--lora", metavar="PATH", type=Path, help="LoRA to load into the embedded model")
+    parser.add_argument("--images", metavar="N", type=int, default=400, help="images per split (default 400)")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the initial noise (default 0)")
+
+
+COMMANDS = {
+    "quickstart": Command(
+        "align the embedded model on this machine and write a report",
+        takes_run,
+        quickstart,
+        "rpo.runs.quickstart_config:QuickstartConfig",
+    ),
+    "train dpo": Command(
+        "fine-tune a Stable Diffusion checkpoint on preference pairs",
+        takes_config,
+        partial(train, "dpo"),
+        f"{TRAINERS['dpo']}:RunConfig",
+    ),
+    "train score-as-action": Command(
+        "align a checkpoint with a reward by continuous-time policy gradients",
+        takes_config,
+        partial(train, "score-as-action"),
+        f"{TRAINERS['score-as-action']}:RunConfig",
+    ),
+    "train grpo": Command(
+        "align a checkpoint with a reward by GRPO or DDPO",
+        takes_config,
+        partial(train, "grpo"),
+        f"{TRAINERS['grpo']}:RunConfig",
+    ),
+    **CURATE,
+    "align": Command(
+        "rounds of drawing, curating and training: Rich Preference Optimization from end to end",
+        takes_config,
+        align,
+        "rpo.runs.align_config:AlignConfig",
+    ),
+    "config": Command("print a configuration to start from; without NAME, list them", takes_name, show_config),
+    "data check": Command("say what a pair set holds and what is wrong with it", _takes_pairs, data_check),
+    "shapes evaluate": Command(
+        "measure the embedded model, or a LoRA of it, by its verifier", _takes_evaluation, shapes_evaluate
+    ),
+    "shapes pretrain": Command(
+        "train the embedded checkpoint from nothing",
+        takes_overrides,
+        shapes_pretrain,
+        "rpo.shapes.pretrain_config:PretrainConfig",
+    ),
+    "shapes pretrain-editor": Command(
+        "train the embedded editor, a small InstructPix2Pix, from the embedded checkpoint",
+        takes_overrides,
+        shapes_pretrain_editor,
+        "rpo.shapes.pretrain_config:PretrainEditorConfig",
+    ),
+    "shapes pretrain-proxy": Command(
+        "train the embedded proxy reward, a small CLIP model, from nothing",
+        takes_overrides,
+        shapes_pretrain_proxy,
+        "rpo.shapes.pretrain_config:PretrainProxyConfig",
+    ),
+}
+
+GROUPS = {
+    "train": "train a checkpoint",
+    "curate": "make preference pairs that say why; `rpo curate CONFIG` is `rpo curate run CONFIG`",
+    "data": "look at preference data",
+    "shapes": "the embedded model",
+}
+
+DEFAULTS = {"curate": "run"}
+"""What a group does when none of its commands is named: `rpo curate CONFIG` is `rpo curate run CONFIG`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that `argv` names.
+
+    Args:
+        argv: The words after `rpo`; None for those of this process.
+
+    Returns:
+        The exit code: 0, 1 for an untrainable set, 2 for wrong input, 130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
+    """
+    # What these libraries say at import (an image processor without torchvision, …) concerns nothing that rpo does.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a caption that the terminal cannot show ends no run
+    args = _parse(list(sys.argv[1:] if argv is None else argv))
+    try:
+        with ended_in_order():
+            return args.command.run(args) or 0
+    except (KeyboardInterrupt, Terminated) as ended:
+        advice = "; run the same command with --resume to continue from the last checkpoint" if "resume" in args else ""
+        print(f"\nrpo: interrupted{advice}", file=sys.stderr)
+        return ended.exit_code if isinstance(ended, Terminated) else 130
+    except INPUT_ERRORS as error:
+        if args.debug:
+            traceback.print_exc()
+        else:
+            print(f"rpo: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    words = _with_default(words)
+    parser = argparse.ArgumentParser(prog="rpo", description="Align diffusers pipelines.")
+    parser.add_argument("--version", action="version", version=f"rpo {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    groups = {"": parser.add_subparsers(metavar="COMMAND", required=True)}
+    for name, command in COMMANDS.items():
+        group, _, last = name.rpartition(" ")
+        if group not in groups:
+            inner = groups[""].add_parser(group, help=GROUPS[group], description=GROUPS[group])
+            groups[group] = inner.add_subparsers(metavar="COMMAND", required=True)
+        one = groups[group].add_parser(
+            last,
+            help=command.summary,
+            description=command.summary,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=_settings(command) if _asks_for_help(words, name) else None,
+        )
+        command.add_arguments(one)
+        one.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+        )
+        one.set_defaults(command=command)
+    args, left_over = parser.parse_known_args(words)
+    # argparse takes positional words from one place only; those after an option are left over.
+    strangers = [word for word in left_over if word.startswith("-") or not args.command.config]
+    if strangers:
+        parser.error(f"unrecognized arguments: {' '.join(strangers)}")
+    if left_over:
+        args.overrides = [*args.overrides, *left_over]
+    return args
+
+
+def _with_default(words: list[str]) -> list[str]:
+    """The words with the default command of their group put in, where they name none of its commands."""
+    group, *rest = words or [""]
+    if group not in DEFAULTS or not rest:
+        return words
+    known = {name.removeprefix(f"{group} ") for name in COMMANDS}
+    return words if rest[0] in known | {"-h", "--help"} else [group, DEFAULTS[group], *rest]
+
+
+def _asks_for_help(words: list[str], name: str) -> bool:
+    return words[: len(name.split())] == name.split() and not {"-h", "--help"}.isdisjoint(words)
+
+
+def _settings(command: Command) -> str | None:
+    """The keys of a command's configuration, for the end of its help."""
+    if not command.config:
+        return None
+    from rpo.config import describe_fields
+
+    module, _, name = command.config.partition(":")
+    lines = ["settings:"]
+    for field in describe_fields(vars(import_module(module))[name]):
+        lines.append(f"  {field.key}={field.default}  ({field.type_name})")
+        lines += textwrap.wrap(field.doc, 100, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines)

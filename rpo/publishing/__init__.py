@@ -1,0 +1,1 @@
+"""What is uploaded, and the cards that go with it."""

@@ -1,0 +1,222 @@
+"""A model card that says what was done and measured, and leaves out what nobody knows.
+
+What can be read from the weights themselves (rank, alpha, layers, checksum) is read from them. The header is what the
+Hugging Face Hub needs to show a LoRA under its base model, with a gallery. Fields that are not given do not appear.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from rpo.adapters.lora_file import WEIGHT_FILE, LoraFile, inspect_lora
+from rpo.evaluation.comparison import Comparison, format_gain, format_share
+from rpo.from_environment import as_written
+from rpo.local_paths import shown_path, without_paths
+from rpo.text import write_text
+
+TEMPLATES = Path(__file__).parents[1] / "reports" / "templates"
+
+PLACEHOLDER = "OWNER/NAME"
+"""Stands in the load snippet for a repository that has no name yet; `publish` puts the name there."""
+
+KNOWN_LICENSES = {
+    "CompVis/stable-diffusion-v1-4": "creativeml-openrail-m",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
+    "stabilityai/stable-diffusion-xl-base-1.0": "openrail++",
+}
+"""Licences of well-known bases, which everything derived from them inherits."""
+
+SAMPLE_SIDE = 256
+"""Samples smaller than this are enlarged by a whole factor, pixel by pixel: the Hub's gallery would blur them."""
+
+_LOCAL_SETTINGS = ("folder", "output")
+"""Settings that say something about the machine of training and nothing about the model end in one of these."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image by the published model (uint8, height × width × 3) and its prompt."""
+
+    prompt: str
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What is known about a model; everything but the method may be left open."""
+
+    method: str
+    """How it was trained, as in "Diffusion-DPO"."""
+    base_model: str | None = None
+    """What `from_pretrained` was given: a hub id, which the header names, or a local folder, of which only the name is
+    told."""
+    base_expression: str = ""
+    """Python for the snippet where the base is no hub id, as in `rpo.shapes.path()`."""
+    imports: tuple[str, ...] = ()
+    """Import lines that `base_expression` needs."""
+    title: str = ""
+    description: str = ""
+    """A paragraph on what the model is good for."""
+    data: str = ""
+    """What it was trained on: how many pairs, where they come from, who or what judged them."""
+    datasets: tuple[str, ...] = ()
+    """Hub ids of the data."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """Hyper-parameters; nested ones are joined by dots, those that are None or name a folder are left out."""
+    call: Mapping[str, float] = field(default_factory=dict)
+    """Arguments that the model is meant to be called with, as in `guidance_scale`."""
+    results: Mapping[str, tuple[Comparison, ...]] = field(default_factory=dict)
+    """Measurements against the base, by heading."""
+    results_note: str = ""
+    """How they were measured: judge, prompts, seeds, the command that repeats it."""
+    samples: tuple[Sample, ...] = ()
+    samples_note: str = ""
+    """How the samples were chosen."""
+    license: str | None = None
+    """Licence id of the Hub; that of a well-known base is filled in."""
+    license_name: str | None = None
+    license_link: str | None = None
+    """Both for the licence "other"."""
+    license_notes: str = ""
+    limitations: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_model_card(folder: str | os.PathLike[str], card: CardFacts) -> Path:
+    """Write `README.md` into a folder with a LoRA or a pipeline, and its sample images under `images/`.
+
+    Args:
+        folder: What is going to be published.
+        card: What is known about it.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        ValueError: If the folder holds neither a working LoRA nor a pipeline.
+    """
+    folder = Path(folder)
+    lora = None if (folder / "model_index.json").is_file() else inspect_lora(folder)
+    images = _save_samples(folder, card.samples)
+    data = _header(card, images, is_lora=lora is not None)
+    content = f"---\n{data.to_yaml()}\n---\n\n{_body(card, lora)}"
+    path = folder / "README.md"
+    unfinished = path.with_name("README.md.partial")
+    write_text(unfinished, ModelCard(content).content)
+    os.replace(unfinished, path)
+    return path
+
+
+def is_hub_id(name: str | None) -> bool:
+    """Whether a checkpoint's name is a repository "owner/name" rather than a local path."""
+    if not name or name.count("/") != 1 or Path(name).exists():
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _header(card: CardFacts, images: list[str], *, is_lora: bool) -> ModelCardData:
+    tags = ["text-to-image", "diffusers", *(["lora", "template:sd-lora"] if is_lora else []), "rpo", *card.tags]
+    optional = {
+        "license_name": card.license_name,
+        "license_link": card.license_link,
+        "datasets": list(card.datasets),
+        "widget": [
+            {"text": sample.prompt, "output": {"url": url}} for sample, url in zip(card.samples, images, strict=True)
+        ],
+    }
+    return ModelCardData(
+        base_model=card.base_model if is_hub_id(card.base_model) else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        license=license_of(card),
+        tags=list(dict.fromkeys(tags)),
+        **{name: value for name, value in optional.items() if value},
+    )
+
+
+def license_of(card: CardFacts) -> str | None:
+    """The licence given, or else that of a well-known base."""
+    return card.license or KNOWN_LICENSES.get(card.base_model or "")
+
+
+def _body(card: CardFacts, lora: LoraFile | None) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"share": format_share, "gain": format_gain, "cell": _cell}
+    text = environment.get_template("model_card.md.j2").render(
+        card=card,
+        lora=lora,
+        base=_base(card),
+        is_hub_id=is_hub_id(card.base_model),
+        snippet=_snippet(card, lora),
+        settings=list(_flat(card.settings)),
+    )
+    return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def _base(card: CardFacts) -> str:
+    """The base as a sentence names it; of a local folder the name alone, for its path is nobody's business."""
+    name = card.base_model or ""
+    return name if is_hub_id(name) else card.base_expression or shown_path(name)
+
+
+def _snippet(card: CardFacts, lora: LoraFile | None) -> str:
+    base = card.base_expression or _quoted(card.base_model if is_hub_id(card.base_model) else "path/to/the/base")
+    source = base if lora else _quoted(PLACEHOLDER)
+    lines = [*card.imports, "from diffusers import StableDiffusionPipeline", ""]
+    lines.append(f"pipe = StableDiffusionPipeline.from_pretrained({source})")
+    if lora:
+        lines += [
+            f'pipe.load_lora_weights("{PLACEHOLDER}", weight_name="{WEIGHT_FILE}", adapter_name="aligned")',
+            'pipe.set_adapters("aligned", 1.0)  # less than 1.0 for a weaker effect',
+        ]
+    prompt = card.samples[0].prompt if card.samples else "your prompt"
+    arguments = "".join(f", {name}={value}" for name, value in card.call.items())
+    return "\n".join([*lines, f"image = pipe({prompt!r}{arguments}).images[0]"])
+
+
+def _quoted(text: str | None) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _flat(settings: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif value is not None and not name.endswith(_LOCAL_SETTINGS):
+            yield shown_path(f"{prefix}{name}"), without_paths(as_written(value))
+
+
+def _cell(value: object) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _save_samples(folder: Path, samples: tuple[Sample, ...]) -> list[str]:
+    from PIL import Image
+
+    for old in (folder / "images").glob("*.png"):
+        if old.stem.isdecimal():  # of an earlier card
+            old.unlink()
+    names = [f"images/{index}.png" for index in range(len(samples))]
+    for name, sample in zip(names, samples, strict=True):
+        factor = max(1, -(-SAMPLE_SIDE // max(sample.pixels.shape[:2])))
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(sample.pixels.repeat(factor, axis=0).repeat(factor, axis=1)).save(folder / name)
+    return names

@@ -1,0 +1,205 @@
+"""Publishing a LoRA or a pipeline on the Hugging Face Hub: a plan first, an upload only when asked for.
+
+The plan lists every file that would be sent, and nothing else is sent: no optimizer state, no checkpoints, no hidden
+files. A folder without working weights or without a model card is refused.
+"""
+
+import glob
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora
+from rpo.local_paths import refuse_private
+from rpo.models.loading import check_folder
+from rpo.publishing.model_card import PLACEHOLDER, CardFacts, Sample, write_model_card
+from rpo.text import read_text, write_text
+
+__all__ = ["CardFacts", "PlannedFile", "PublishPlan", "Sample", "publish", "write_model_card"]
+
+CARD = "README.md"
+"""What the Hub shows of a repository."""
+
+TRAINING_STATE = re.compile(r"(^|/)(checkpoint-\d+|optimizer|random_states|scaler\b)|\.(pt|pth|bin|ckpt|pkl|pickle)$")
+"""Paths that have no place beside published weights: state of a training run, and pickles, which can run code."""
+
+_STEPS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A file that is uploaded: its path in the repository and its size."""
+
+    path: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class PublishPlan:
+    """What publishing does, or did: `url` is set once it is done."""
+
+    repo_id: str
+    private: bool
+    files: tuple[PlannedFile, ...]
+    notes: tuple[str, ...]
+    """What to know or to mend before others see it."""
+    url: str | None = None
+
+    def __str__(self) -> str:
+        """The plan for the terminal."""
+        kind = "private" if self.private else "public"
+        verb = f"uploaded to {self.url}" if self.url else f"dry run: nothing was sent; would go to {self.repo_id}"
+        lines = [f"{verb} ({kind})"]
+        lines += [f"  {format_size(file.size_bytes):>10}  {file.path}" for file in self.files]
+        lines.append(f"  {format_size(sum(file.size_bytes for file in self.files)):>10}  in {len(self.files)} files")
+        lines += [f"note: {note}" for note in self.notes]
+        if not self.url:
+            lines.append("to upload it, log in with `hf auth login` and publish again with push=True")
+        return "\n".join(lines)
+
+
+def publish(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    push: bool = False,
+    private: bool = True,
+    token: str | None = None,
+    api: HfApi | None = None,
+) -> PublishPlan:
+    """Check a folder for publishing and say what would be uploaded; upload it with `push=True`.
+
+    Args:
+        folder: Holds a LoRA or a pipeline, and its model card.
+        repo_id: "owner/name" on the Hub; made if it does not exist.
+        push: Really upload.
+        private: Whether only its owner may see the repository.
+        token: Of the Hub; None for that of `hf auth login`.
+        api: The client to upload with; None for the Hub's own.
+
+    Returns:
+        The plan, with the address of the repository if it was carried out.
+
+    Raises:
+        ValueError: If the name is no repository's, the folder holds no working weights or no card, or it holds training
+            state, paths of this machine or keys; or if the repository is public already and `private` was asked for.
+    """
+    folder = Path(folder)
+    check_repo_id(repo_id)
+    notes = _check_weights(folder)
+    files, hidden = _files(folder)
+    notes += _check_card(folder)
+    refuse_private(folder, [file.path for file in files])
+    notes += [f"left out, being hidden: {', '.join(hidden)}"] if hidden else []
+    plan = PublishPlan(repo_id, private, files, tuple(notes))
+    return carry_out(plan, folder, "model", token=token, api=api or HfApi()) if push else plan
+
+
+def format_size(size_bytes: int) -> str:
+    """Bytes as people write them: `812 B`, `3.1 MiB`."""
+    for step, unit in _STEPS:
+        if size_bytes >= step:
+            return f"{size_bytes / step:.1f} {unit}"
+    return f"{size_bytes} B"
+
+
+def carry_out(
+    plan: PublishPlan, folder: Path, repo_type: Literal["model", "dataset"], *, token: str | None, api: HfApi
+) -> PublishPlan:
+    """Upload what a plan lists, with its repository named in the card.
+
+    Args:
+        plan: Of `folder`.
+        folder: Holds the files and the card README.md.
+        repo_type: What the repository is.
+        token: Of the Hub; None for that of `hf auth login`.
+        api: The client to upload with.
+
+    Returns:
+        The plan with the address of the repository.
+
+    Raises:
+        ValueError: If the repository is public already and the plan is for a private one.
+    """
+    url = str(api.create_repo(plan.repo_id, token=token, private=plan.private, repo_type=repo_type, exist_ok=True))
+    # The Hub leaves an existing repository as visible as it is, whatever was asked for.
+    if plan.private and not api.repo_info(plan.repo_id, repo_type=repo_type, token=token).private:
+        raise ValueError(
+            f"{plan.repo_id} exists already and is public, but private=True was asked for; nothing was uploaded: give "
+            "private=False, or another name"
+        )
+    card = folder / CARD
+    write_text(card, read_text(card).replace(PLACEHOLDER, plan.repo_id))
+    api.upload_folder(
+        repo_id=plan.repo_id,
+        folder_path=folder,
+        token=token,
+        repo_type=repo_type,
+        allow_patterns=[glob.escape(file.path) for file in plan.files],
+        commit_message=f"Upload {repo_type} with rpo",
+    )
+    return replace(plan, url=url)
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Refuse what is not the name of a repository with its owner.
+
+    Args:
+        repo_id: What should be "owner/name".
+
+    Raises:
+        ValueError: It is something else.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"repo_id {repo_id!r} is no name on the Hub ({error}); use owner/name") from error
+    if repo_id.count("/") != 1:
+        raise ValueError(
+            f"repo_id is {repo_id!r}, but it must be owner/name, so that it is clear whose it is; put your user or "
+            "organisation name in front"
+        )
+
+
+def _check_weights(folder: Path) -> list[str]:
+    if (folder / "model_index.json").is_file():
+        check_folder(folder)
+        return []
+    if not (folder / WEIGHT_FILE).is_file():
+        raise ValueError(
+            f"{folder} holds neither {WEIGHT_FILE} nor model_index.json, but there must be something to publish; give "
+            "the folder that save() returned"
+        )
+    if inspect_lora(folder).is_portable:
+        return []
+    return ["alpha differs from the rank: programs that ignore the metadata apply the LoRA at another strength"]
+
+
+def _check_card(folder: Path) -> list[str]:
+    card = folder / CARD
+    if not card.is_file():
+        raise ValueError(
+            f"{folder} has no model card {CARD}, but nobody can use a model without one; see write_model_card"
+        )
+    data = ModelCard.load(card).data
+    missing = [name for name in ("license", "base_model") if not data.get(name)]
+    return [f"the card names no {name}" for name in missing]
+
+
+def _files(folder: Path) -> tuple[tuple[PlannedFile, ...], list[str]]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    hidden = [name for name in names if any(part.startswith(".") for part in name.split("/"))]
+    shown = [name for name in names if name not in hidden]
+    if state := [name for name in shown if TRAINING_STATE.search(name)]:
+        raise ValueError(
+            f"{folder} holds {len(state)} files of training state or pickles, such as {state[0]}, but only what a "
+            "user of the model needs is published; save the model into a folder of its own"
+        )
+    return tuple(PlannedFile(name, names[name].stat().st_size) for name in shown), hidden

@@ -1,0 +1,137 @@
+"""A run as one HTML file: what became better, by how much, how it looks, how it was made and how to use it.
+
+A report is a list of sections of plain data, so any trainer can write one. The file is complete in itself: pictures and
+curves are inline, nothing is requested from anywhere (a content security policy makes the browser enforce it), and it
+reads well in light, in dark and on paper.
+"""
+
+import base64
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rpo.reports.charts import draw
+from rpo.reports.sections import (
+    CommandsSection,
+    CurvesSection,
+    FactsSection,
+    NumbersSection,
+    PairsSection,
+    PreviewsSection,
+    Section,
+    StagesSection,
+    TableSection,
+    TextSection,
+)
+from rpo.text import write_text
+
+_FEW_SECONDS = 9.95  # below, a decimal is worth its place
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+_PARTIALS: dict[type[Section], str] = {
+    NumbersSection: "numbers",
+    TableSection: "table",
+    CurvesSection: "curves",
+    PairsSection: "pairs",
+    PreviewsSection: "previews",
+    TextSection: "text",
+    CommandsSection: "commands",
+    FactsSection: "facts",
+    StagesSection: "stages",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole report: its title, the result in a sentence, and its sections in reading order."""
+
+    title: str
+    summary: str
+    sections: tuple[Section, ...]
+    subtitle: str = ""
+
+
+def render(report: Report) -> str:
+    """The report as HTML text.
+
+    Args:
+        report: What to show.
+
+    Returns:
+        A complete page; every text of the report is escaped.
+
+    Raises:
+        ValueError: If an image is not uint8 RGB, or a chart has nothing to draw.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # here, so that `import rpo` stays quick
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"data_uri": data_uri, "duration": format_duration}
+    environment.globals |= {"draw": draw}
+    sections = [(f"section-{n}", _PARTIALS[type(section)], section) for n, section in enumerate(report.sections, 1)]
+    return environment.get_template("report.html.j2").render(report=report, sections=sections)
+
+
+def write_report(report: Report, path: Path) -> Path:
+    """Write the report; an older file at `path` stays whole until the new one is complete.
+
+    Args:
+        report: What to show.
+        path: The `.html` file; missing folders are made.
+
+    Returns:
+        The path written.
+    """
+    page = render(report)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".partial")
+    write_text(unfinished, page)
+    os.replace(unfinished, path)
+    return path
+
+
+def data_uri(pixels: np.ndarray) -> str:
+    """An image as an inline PNG address, pixel for pixel.
+
+    Args:
+        pixels: uint8, height × width × 3.
+
+    Returns:
+        A `data:` address.
+
+    Raises:
+        ValueError: If `pixels` is something else.
+    """
+    from PIL import Image
+
+    if pixels.dtype != np.uint8 or pixels.shape[2:] != (3,):
+        raise ValueError(
+            f"image has dtype {pixels.dtype} and shape {pixels.shape}, but a report shows uint8 [height, width, 3]; "
+            "convert with (255 * image).round().astype('uint8')"
+        )
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as people write them: `0.42 s`, `37 s`, `6 min 12 s`, `2 h 5 min`."""
+    if seconds < _FEW_SECONDS:
+        return f"{seconds:.2g} s"
+    minutes, whole_seconds = divmod(round(seconds), 60)
+    hours, whole_minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {whole_minutes} min"
+    return f"{minutes} min {whole_seconds} s" if minutes else f"{whole_seconds} s"

@@ -1,0 +1,1 @@
+"""How images are drawn: one step for sampling and for replay."""

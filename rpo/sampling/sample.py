@@ -1,0 +1,271 @@
+"""The one sampler: `sample` draws trajectories, `replay` computes the same step again with a gradient.
+
+Both go through one private transition, so that a policy that has not changed gives a transition with the very same
+mean, and a likelihood ratio of exactly 1. Each image has a generator of its own, seeded by (seed, prompt, image): it is
+the same image whatever batch it is drawn in, and `pipe(prompt, generator=image_generator(...))` starts from its noise.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from tqdm.auto import tqdm
+
+from rpo.devices import uploaded
+from rpo.models.base import DiffusionModel, guided
+from rpo.models.solvers import BlackBoxSolver
+from rpo.process.continuous import grid_at, uniform_times
+from rpo.process.prediction import to_x0_eps
+from rpo.process.transition import Ddim, Gaussian, Kernel
+from rpo.randomness import keyed_generator
+from rpo.types import Conditioning, Grid, Images, Latents, Node, Trajectory
+
+SolverName = Literal["ddim", "dpm_solver"]
+SpacingName = Literal["checkpoint", "uniform"]
+
+
+def image_generator(seed: int, prompt_index: int, image_index: int) -> torch.Generator:
+    """The generator of one image, on the CPU so that every device draws the same noise.
+
+    Args:
+        seed: Of the whole run.
+        prompt_index: Which prompt of the run.
+        image_index: Which image of that prompt.
+    """
+    return keyed_generator(seed, prompt_index, image_index)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What `sample` keeps beside the latents, for a trainer that would otherwise compute it again."""
+
+    predictions: bool = False
+    """The network's outputs, guided and (where there is guidance) negative: two more latents per step."""
+
+    live_steps: frozenset[int] = frozenset()
+    """Steps whose forward keeps its graph, for a backward without a second forward; activations stay in memory."""
+
+    freeze_negative: bool = False
+    """Whether the graph leaves out the negative branch of guidance."""
+
+
+@torch.no_grad()
+def sample(
+    model: DiffusionModel,
+    cond: Conditioning,
+    grid: Grid,
+    kernel: Kernel,
+    *,
+    guidance_scale: float,
+    generators: Sequence[torch.Generator],
+    keep: Keep | None = None,
+) -> Trajectory:
+    """Draw one trajectory per row of `cond`, from pure noise to data.
+
+    Costs `num_steps` denoiser forwards per image, twice that with guidance. Nothing in the loop waits for the device:
+    all noise is drawn first, into the tensor that the trajectory then overwrites.
+
+    Args:
+        model: The checkpoint.
+        cond: One row per image.
+        grid: Nodes from noise to data; see `model.grid`.
+        kernel: The reverse step, such as `Ddim(eta=1.0)`.
+        guidance_scale: 1 is no guidance.
+        generators: One per image; see `image_generator`.
+        keep: What to keep for a trainer; nothing by default.
+
+    Raises:
+        ValueError: If the number of generators is not the number of images.
+    """
+    if len(generators) != len(cond):
+        raise ValueError(
+            f"{len(generators)} generators were given for {len(cond)} images; give one generator per row of cond"
+        )
+    keep = keep or Keep()
+    noise = [
+        torch.randn(grid.num_steps + 1, *model.latent_shape, generator=one, dtype=torch.float32, device="cpu")
+        for one in generators
+    ]
+    latents = uploaded(torch.stack(noise, dim=1), model.device)
+    log_probs = torch.empty(grid.num_steps, len(cond), dtype=torch.float32, device=model.device)
+    predictions = torch.empty_like(latents[1:]) if keep.predictions else None
+    negatives = torch.empty_like(latents[1:]) if keep.predictions and guidance_scale != 1 else None
+    live: dict[int, Latents] = {}
+    for step in range(grid.num_steps):
+        x_t, t, s = latents[step], grid[step], grid[step + 1]
+        if step in keep.live_steps:
+            x_t = x_t.clone()  # a trained first layer needs its input again, and `latents` is written to until then
+        with torch.set_grad_enabled(step in keep.live_steps):
+            noise_pred, negative_pred = _predict(model, x_t, t, cond, guidance_scale, _branches(keep, step))
+        if step in keep.live_steps:
+            live[step] = noise_pred
+        if predictions is not None:
+            predictions[step] = noise_pred.detach()
+        if negatives is not None and negative_pred is not None:
+            negatives[step] = negative_pred.detach()
+        transition = _transition(model, noise_pred.detach(), x_t, t, s, kernel)
+        latents[step + 1] = transition.sample(latents[step + 1])  # the noise that waited there
+        log_probs[step] = transition.log_prob(latents[step + 1])
+    return Trajectory(latents, log_probs, cond, grid, predictions, negatives, live)
+
+
+def replay(
+    model: DiffusionModel, trajectory: Trajectory, step: int, kernel: Kernel, *, guidance_scale: float
+) -> Gaussian:
+    """The transition of one step of a finished trajectory, under the policy as it is now and with its gradient.
+
+    With unchanged weights and the same batch, `replay(...).log_prob(trajectory.latents[step + 1])` equals
+    `trajectory.log_probs[step]` exactly.
+
+    Args:
+        model: The checkpoint.
+        trajectory: From `sample`.
+        step: Which transition, 0 … num_steps - 1.
+        kernel: The kernel the trajectory was drawn with.
+        guidance_scale: The scale it was drawn with.
+    """
+    x_t, t, s = trajectory.latents[step], trajectory.grid[step], trajectory.grid[step + 1]
+    noise_pred = model.predict(x_t, t.timestep, trajectory.conditioning, guidance_scale)
+    return _transition(model, noise_pred, x_t, t, s, kernel)
+
+
+def predict_at(
+    model: DiffusionModel,
+    x_t: Latents,
+    node: Node,
+    cond: Conditioning,
+    *,
+    guidance_scale: float,
+    negative_pred: Latents | None = None,
+) -> Latents:
+    """The guided network output, with its gradient, at any mixture of moments.
+
+    Args:
+        model: The checkpoint.
+        x_t: Noisy latents.
+        node: Where on the schedule each of them is.
+        cond: One row per latent.
+        guidance_scale: 1 is no guidance.
+        negative_pred: The output under the negative conditioning, where it is known; then only the prompt's branch is
+            computed and differentiated.
+    """
+    timestep = node.timestep.flatten() if node.timestep.ndim else node.timestep
+    if negative_pred is None or guidance_scale == 1:
+        return model.predict(x_t, timestep, cond, guidance_scale)
+    return guided(negative_pred, model.predict(x_t, timestep, cond, 1.0), guidance_scale)
+
+
+Branches = Literal["guided", "both", "negative_frozen"]
+
+
+def _branches(keep: Keep, step: int) -> Branches:
+    """How much of guidance has to be told apart at a step."""
+    if keep.freeze_negative and step in keep.live_steps:
+        return "negative_frozen"
+    return "both" if keep.predictions else "guided"
+
+
+def _predict(
+    model: DiffusionModel, x_t: Latents, t: Node, cond: Conditioning, guidance_scale: float, branches: Branches
+) -> tuple[Latents, Latents | None]:
+    """The guided output and, if it was computed apart, the negative one."""
+    if guidance_scale == 1 or branches == "guided":
+        return model.predict(x_t, t.timestep, cond, guidance_scale), None
+    if branches == "negative_frozen":
+        with torch.no_grad():
+            negative_pred = model.predict(x_t, t.timestep, cond.negative(), 1.0)
+        prompt_pred = model.predict(x_t, t.timestep, cond, 1.0)
+    else:
+        embeds = torch.cat([cond.negative_embeds, cond.prompt_embeds])
+        both = model.predict(torch.cat([x_t, x_t]), t.timestep, Conditioning(embeds, embeds), 1.0)
+        negative_pred, prompt_pred = both.chunk(2)
+    return guided(negative_pred, prompt_pred, guidance_scale), negative_pred
+
+
+def _transition(model: DiffusionModel, noise_pred: Latents, x_t: Latents, t: Node, s: Node, kernel: Kernel) -> Gaussian:
+    x0_hat, eps_hat = to_x0_eps(noise_pred, x_t, t, model.prediction_type)
+    return kernel(x0_hat, eps_hat, t, s)
+
+
+def solving(
+    model: DiffusionModel, num_steps: int, *, solver: SolverName, spacing: SpacingName = "checkpoint", eta: float
+) -> tuple[Grid, Kernel]:
+    """The grid and the kernel of one call of `sample`.
+
+    Args:
+        model: The checkpoint.
+        num_steps: Denoising steps.
+        solver: DDIM, or DPM-Solver++ (second order and deterministic), which remembers its steps.
+        spacing: Where the steps of DDIM lie: as the checkpoint's scheduler has it, or evenly in time.
+        eta: Noise level of DDIM; 0 for DPM-Solver++.
+
+    Raises:
+        ValueError: If the solver cannot have that noise level or spacing.
+    """
+    if solver == "dpm_solver":
+        if eta != 0 or spacing != "checkpoint":
+            raise ValueError(
+                f"solver is dpm_solver with eta {eta:g} and spacing {spacing!r}, but it is an ODE solver with steps of "
+                'its own; give eta 0 and spacing "checkpoint", or solver "ddim"'
+            )
+        multistep = BlackBoxSolver(model, num_steps)
+        return multistep.grid, multistep
+    if spacing == "uniform":
+        return grid_at(model.process, uniform_times(model.process, num_steps), device=model.device), Ddim(eta)
+    return model.grid(num_steps), Ddim(eta)
+
+
+def generate(
+    model: DiffusionModel,
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    images_per_prompt: int = 1,
+    num_steps: int = 50,
+    guidance_scale: float = 7.5,
+    eta: float = 0.0,
+    solver: SolverName = "ddim",
+    spacing: SpacingName = "checkpoint",
+    batch_size: int = 16,
+    progress: str | None = None,
+) -> Images:
+    """Images of every prompt, on the CPU in float32, those of one prompt beside each other.
+
+    Args:
+        model: The checkpoint.
+        prompts: Encoded batch by batch.
+        seed: With it, image k of prompt i is always the same.
+        images_per_prompt: How many of each.
+        num_steps: Denoising steps; 20 to 50 are usual.
+        guidance_scale: 1 is no guidance; 7.5 is usual for Stable Diffusion.
+        eta: 0 is deterministic DDIM, 1 ancestral sampling.
+        solver: See `solving`; DPM-Solver++ needs half of the steps.
+        spacing: See `solving`.
+        batch_size: Images at once; changes speed and memory, not images (but for float error).
+        progress: Label of a progress bar; None for none.
+
+    Raises:
+        ValueError: If the solver cannot have that noise level or spacing.
+    """
+    jobs = [(prompt, image) for prompt in range(len(prompts)) for image in range(images_per_prompt)]
+    bar = tqdm(total=len(jobs), desc=progress, unit="image", disable=progress is None, dynamic_ncols=True)
+    images = torch.empty(0, dtype=torch.float32)
+    for start in range(0, max(len(jobs), 1), batch_size):  # without prompts, encoding refuses them
+        batch = jobs[start : start + batch_size]
+        grid, kernel = solving(model, num_steps, solver=solver, spacing=spacing, eta=eta)
+        trajectory = sample(
+            model,
+            model.encode_prompts([prompts[prompt] for prompt, _ in batch]),
+            grid,
+            kernel,
+            guidance_scale=guidance_scale,
+            generators=[image_generator(seed, prompt, image) for prompt, image in batch],
+        )
+        decoded = model.decode(trajectory.x_0)
+        if start == 0:
+            images = torch.empty(len(jobs), *decoded.shape[1:], dtype=torch.float32)
+        images[start : start + batch_size] = decoded
+        bar.update(len(batch))
+    bar.close()
+    return images

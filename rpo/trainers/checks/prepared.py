@@ -1,0 +1,66 @@
+"""The model that a trainer is given: checked once more, without an adapter, and in the precision of the settings."""
+
+from dataclasses import replace
+
+import torch
+from diffusers import DiffusionPipeline
+
+from rpo.adapters.lora import refuse_adapter
+from rpo.models.base import DiffusionModel
+from rpo.models.stable_diffusion import StableDiffusion
+from rpo.training.loop_config import LoopConfig
+
+HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def prepared_pipeline(pipe: DiffusionPipeline | StableDiffusion, loop: LoopConfig) -> StableDiffusion:
+    """A pipeline as a model that can be trained.
+
+    Args:
+        pipe: As the caller gave it; a view of it is checked again, for the pipeline may have been altered since.
+        loop: Its `mixed_precision` is what the UNet computes in.
+
+    Raises:
+        ValueError: If it is not plain, carries an adapter, or computes in another precision.
+    """
+    if isinstance(pipe, StableDiffusion):
+        pipe.check()
+    given = pipe if isinstance(pipe, StableDiffusion) else StableDiffusion(pipe)
+    for name, part in given.pipe.components.items():
+        if isinstance(part, torch.nn.Module):
+            refuse_adapter(part, name)
+    wanted = HALF_TYPES.get(loop.mixed_precision)
+    if wanted in (None, given.compute_dtype):
+        return given
+    if given.compute_dtype != torch.float32:
+        raise ValueError(
+            f"loop.mixed_precision is {loop.mixed_precision}, but the UNet computes in {given.compute_dtype}; leave "
+            "loop.mixed_precision out, or load the model in float32"
+        )
+    return StableDiffusion(given.pipe, compute_dtype=wanted)
+
+
+def prepared_model(model: DiffusionPipeline | DiffusionModel, loop: LoopConfig) -> DiffusionModel:
+    """As `prepared_pipeline`; a model of another kind decides about its precision itself.
+
+    Args:
+        model: A pipeline, or any model.
+        loop: Its `mixed_precision` is what the UNet computes in.
+
+    Raises:
+        ValueError: If it cannot be trained in that precision, or the pipeline cannot be trained at all.
+    """
+    if isinstance(model, DiffusionPipeline | StableDiffusion):
+        return prepared_pipeline(model, loop)
+    if loop.mixed_precision != "no":
+        raise ValueError(
+            f"loop.mixed_precision is {loop.mixed_precision}, but a {type(model).__name__} decides itself in what it "
+            "computes; leave it out"
+        )
+    return model
+
+
+def loop_for(model: DiffusionModel, loop: LoopConfig, *, accumulate: int) -> LoopConfig:
+    """The loop's settings as they count: the loss is scaled if and only if the model computes in float16."""
+    is_float16 = isinstance(model, StableDiffusion) and model.compute_dtype == torch.float16
+    return replace(loop, accumulate=accumulate, mixed_precision="fp16" if is_float16 else loop.mixed_precision)

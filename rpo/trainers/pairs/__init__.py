@@ -1,0 +1,1 @@
+"""From pairs of images to the loss of an update."""

@@ -1,0 +1,241 @@
+"""Rollouts: images drawn by the current policy to learn from, with their paths and their rewards.
+
+A rollout is a number of groups, the images of one prompt. Its randomness is a function of (seed, visit, image), where
+the visits to prompts are counted over all rollouts, so a resumed run draws the same images whatever the number of
+processes; its grid is one of (seed, rollout), so all processes share it.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import final
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from rpo.data.order import visit
+from rpo.models.base import DiffusionModel
+from rpo.models.solvers import BlackBoxSolver
+from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.tokens import count_cut
+from rpo.process.continuous import grid_at, jittered_times, uniform_times
+from rpo.process.transition import Ddim, EulerMaruyama, Kernel
+from rpo.randomness import keyed_generator
+from rpo.rewards.base import WeightedRewards
+from rpo.sampling.sample import Keep, sample
+from rpo.text import text_fault
+from rpo.trainers.online_config import RolloutConfig
+from rpo.training.processes import Processes
+from rpo.types import Conditioning, Grid, PerSample, Trajectory
+
+PROMPTS_KEPT = 2048
+"""Embeddings at hand, the least recently drawn leave first: 1 GiB of Stable Diffusion 1.5's."""
+
+JITTER = 0.9
+"""How far random spacing moves a node, in steps; below 1, so that nodes keep their order."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What was drawn, and what it is worth."""
+
+    index: int
+    trajectory: Trajectory
+    """Of all images; without live graphs."""
+    chunks: tuple[Trajectory, ...]
+    """The same as it was drawn, batch by batch, with the graphs that were kept."""
+    prompts: tuple[str, ...]
+    """One per image."""
+    group: Int[Tensor, " batch"]
+    """Which images share a prompt: 0, 0, 1, 1, …"""
+    rewards: PerSample
+    """The weighted sum of all rewards."""
+    parts: dict[str, PerSample]
+    """The raw score of each reward, by name."""
+    names: tuple[str, ...]
+    """What a person finds each image by."""
+    visits: tuple[tuple[int, int], ...]
+    """(visit to a prompt, image) of each, which all of its randomness is a function of."""
+
+    @property
+    def num_images(self) -> int:
+        """Images of this process."""
+        return len(self.prompts)
+
+
+def rollout_facts(rollout: Rollout, processes: Processes) -> dict[str, Tensor]:
+    """What to log of a rollout's rewards, over all processes; their mean is that of the processes' means."""
+    return {
+        "reward/mean": rollout.rewards.mean(),
+        "reward/std": processes.join(rollout.rewards).std(correction=0),
+        **{f"reward/{name}": part.mean() for name, part in rollout.parts.items() if len(rollout.parts) > 1},
+    }
+
+
+def training_kernel(config: RolloutConfig) -> Kernel:
+    """The kernel in which one step of a rollout is learnt; a multistep solver's is the DDIM step, its first order."""
+    if config.solver == "euler_maruyama":
+        return EulerMaruyama(config.eta)
+    return Ddim(config.eta)
+
+
+@final
+class Rollouts:
+    """Draws and scores the rollouts of one process."""
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        prompts: Sequence[str],
+        rewards: WeightedRewards,
+        config: RolloutConfig,
+        *,
+        seed: int,
+        share: tuple[int, int] = (0, 1),
+        evidence: Path | None = None,
+    ):
+        """Prepare.
+
+        Args:
+            model: The policy.
+            prompts: To draw from, in a shuffled order that visits each before it repeats one.
+            rewards: What the images are worth.
+            config: How to draw.
+            seed: Of everything drawn.
+            share: (process, number of processes).
+            evidence: Where the images behind a failing reward are put.
+
+        Raises:
+            ValueError: If there is no prompt, one is empty, or they do not divide among the processes.
+        """
+        _check_prompts(prompts)
+        self.model, self.prompts, self.rewards, self.config = model, tuple(prompts), rewards, config
+        self._seed, self._evidence = seed, evidence
+        self._process, processes = share
+        if config.prompts % processes:
+            raise ValueError(
+                f"rollout.prompts is {config.prompts} for {processes} processes, but each needs an equal share; give a "
+                f"multiple of {processes}"
+            )
+        self._own_prompts = config.prompts // processes
+        self._embeds: OrderedDict[str, Conditioning] = OrderedDict()
+
+    def notes(self) -> list[str]:
+        """What a plan has to say of the prompts: those that the text encoder cuts."""
+        cut = count_cut(self.model.pipe, self.prompts) if isinstance(self.model, StableDiffusion) else ""
+        return [f"  {cut}"] if cut else []
+
+    def grid(self, index: int) -> Grid:
+        """The grid of a rollout; the same on every process."""
+        config = self.config
+        if config.solver == "dpm_solver":
+            return BlackBoxSolver(self.model, config.num_steps).grid
+        if config.spacing == "checkpoint":
+            return self.model.grid(config.num_steps)
+        generator = keyed_generator("grid", self._seed, index)
+        high = config.max_steps or config.num_steps
+        num_steps = int(torch.randint(config.num_steps, high + 1, (), generator=generator, device="cpu"))
+        process = self.model.process
+        if config.spacing == "uniform":
+            times = uniform_times(process, num_steps)
+        else:
+            times = jittered_times(process, num_steps, generator, jitter=JITTER)
+        grid = grid_at(process, times)
+        device = self.model.device
+        return Grid(grid.alpha.to(device), grid.sigma.to(device), grid.timestep.to(device))
+
+    def draw(self, index: int, keep: Callable[[Grid], Keep]) -> Rollout:
+        """Draw rollout `index` with the policy as it is.
+
+        Args:
+            index: Number of the rollout, from 0.
+            keep: From the grid to what is kept of its steps.
+
+        Raises:
+            RewardError: If a reward fails; the image and prompt behind it are saved and named.
+        """
+        config, first = self.config, index * self.config.prompts + self._process * self._own_prompts
+        # A rollout may visit a prompt more than once: the noise is that of the visit.
+        jobs = [(first + row, image) for row in range(self._own_prompts) for image in range(config.images_per_prompt)]
+        prompts = tuple(self.prompts[visit(len(self.prompts), self._seed, place)[0]] for place, _ in jobs)
+        generators = [keyed_generator("rollout", self._seed, place, image) for place, image in jobs]
+        cond = self._conditioning(prompts)
+        grid = self.grid(index)
+        chunks, images = [], []
+        for start in range(0, len(jobs), config.batch_size):
+            part = slice(start, start + config.batch_size)
+            kernel = self._kernel()
+            chunk = sample(
+                self.model,
+                cond.select(part),
+                kernel.grid if isinstance(kernel, BlackBoxSolver) else grid,
+                kernel,
+                guidance_scale=config.guidance_scale,
+                generators=generators[part],
+                keep=keep(grid),
+            )
+            chunks.append(chunk)
+            images.append(self.model.decode(chunk.x_0))
+        parts = self.rewards.parts(torch.cat(images), prompts, evidence=self._evidence)
+        total = sum(weight * parts[name] for name, weight in self.rewards.weights.items())
+        assert isinstance(total, Tensor)
+        group = torch.arange(self._own_prompts, device=total.device).repeat_interleave(config.images_per_prompt)
+        names = tuple(f"rollout {index}, prompt {p!r}, image {job[1]}" for p, job in zip(prompts, jobs, strict=True))
+        trajectory = _joined(chunks, cond)
+        return Rollout(index, trajectory, tuple(chunks), prompts, group, total, parts, names, tuple(jobs))
+
+    def _kernel(self) -> Kernel:
+        if self.config.solver == "dpm_solver":
+            return BlackBoxSolver(self.model, self.config.num_steps)  # it keeps a history: one per trajectory
+        return training_kernel(self.config)
+
+    def _conditioning(self, prompts: Sequence[str]) -> Conditioning:
+        """Each prompt is encoded once and alone, so that a resumed run has the same bits, and kept on the CPU."""
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in self._embeds:
+                alone = self.model.encode_prompts([prompt])
+                self._embeds[prompt] = Conditioning(alone.prompt_embeds.cpu(), alone.negative_embeds.cpu())
+            self._embeds.move_to_end(prompt)
+        rows = [self._embeds[prompt] for prompt in prompts]
+        while len(self._embeds) > max(PROMPTS_KEPT, self._own_prompts):
+            self._embeds.popitem(last=False)
+        device = self.model.device
+        return Conditioning(
+            torch.cat([row.prompt_embeds for row in rows]).to(device),
+            torch.cat([row.negative_embeds for row in rows]).to(device),
+        )
+
+
+def _joined(chunks: Sequence[Trajectory], cond: Conditioning) -> Trajectory:
+    first = chunks[0]
+    if len(chunks) == 1:
+        return replace(first, live={})
+    predictions = [chunk.predictions for chunk in chunks if chunk.predictions is not None]
+    negatives = [chunk.negatives for chunk in chunks if chunk.negatives is not None]
+    return Trajectory(
+        torch.cat([chunk.latents for chunk in chunks], dim=1),
+        torch.cat([chunk.log_probs for chunk in chunks], dim=1),
+        cond,
+        first.grid,
+        torch.cat(predictions, dim=1) if predictions else None,
+        torch.cat(negatives, dim=1) if negatives else None,
+    )
+
+
+def _check_prompts(prompts: Sequence[str]) -> None:
+    if isinstance(prompts, str | bytes | Mapping) or not (isinstance(prompts, Sized) and isinstance(prompts, Iterable)):
+        raise ValueError(
+            f"prompts are a {type(prompts).__name__}, but a list of texts is needed; give [text, …], or list(…) of "
+            "what ends; a file is read by rpo.data.prompts.read_prompts"
+        )
+    if not len(prompts):
+        raise ValueError("there are no prompts, but an online trainer draws images of some; give a list of texts")
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(
+                f"prompt {index} is {prompt!r}, but a text that is not empty is needed; remove it from the prompts"
+            )
+        if fault := text_fault(prompt):
+            raise ValueError(f"prompt {index} {fault}, but plain text is needed; mend it")

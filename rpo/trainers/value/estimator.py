@@ -1,0 +1,302 @@
+"""The value V(t, x): what reward is still to be expected at a moment of a rollout (score as action, arXiv:2502.01819).
+
+A reward that judges images says much about V already, when asked about the predicted clean latents x0_hat. So
+
+    V = c_skip(t) r(decode(x0_hat)) + (1 - c_skip(t)) m + c_out(t) d F(x_t, x0_hat, t, prompt, r(decode(x0_hat)), m)
+
+where F is learnt, and d is the standard deviation of the first rewards, so that F learns numbers of size one; m is what
+the other images of the prompt earned, or the mean of the first rewards where there are none. At the data end c_skip = 1
+and c_out = 0: there V is the reward itself, whatever F says. The term with m is ours, and that F is told of the reward
+and of m: a few numbers correct both before the latents and the prompt are understood, which takes thousands of images.
+
+Fitting is regression on what came of each node: the reward less the costs still to come (trace 1), or the same with
+part of the way replaced by V's own opinion, asked anew at every pass and never differentiated (trace below 1).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal, Protocol, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rpo.objectives.advantages import traced_returns
+from rpo.objectives.score_as_action import explained_variance, monte_carlo
+from rpo.randomness import keyed_generator
+from rpo.trainers.value.inputs import TIME_BINS, Design, ValuePoints, skip_weights
+from rpo.training.processes import Processes
+from rpo.types import Latents, PerSample
+
+Branch = Literal["frozen", "differentiable"]
+"""Whether the gradient of V goes through the reward of x0_hat as well."""
+
+ValueLoss = Literal["monte_carlo", "td0", "martingale"]
+"""What V is compared with: how it ended, V of the next node, or the traced mixture of both."""
+
+Terminal = Callable[[Latents, Sequence[str]], PerSample]
+"""The reward of clean latents: decodes, then judges."""
+
+MAX_GRAD_NORM = 1.0
+
+
+class Value(Protocol):
+    """An estimate of what is still to come."""
+
+    def __call__(self, points: ValuePoints) -> PerSample:
+        """V of each point, differentiable in `x_t` and `x0_hat`."""
+        ...
+
+
+@final
+class Critic:
+    """A value that learns.
+
+    Attributes:
+        network: F, a function of `ValuePoints` with one number for each.
+        design: How the reward of x0_hat enters.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        design: Design = "none",
+        terminal: Terminal | None = None,
+        branch: Branch = "frozen",
+        reward_until: float = 1.0,
+        learning_rate: float = 1e-3,
+        seed: int = 0,
+        processes: Processes | None = None,
+    ):
+        """Start with V = 0 where no reward of x0_hat enters.
+
+        Args:
+            network: F, on the device to learn on.
+            design: Weights of the two parts.
+            terminal: Reward of clean latents; needed unless the design is "none".
+            branch: Whether V can be differentiated through `terminal`.
+            reward_until: Time, 0 … 1, up to which x0_hat is worth asking about; beyond it V is learnt alone.
+            learning_rate: Of AdamW on F; 3e-4 … 3e-3.
+            seed: Of the order in which points are visited.
+            processes: Who fits it together, each to its own images; those that were launched by default.
+
+        Raises:
+            ValueError: If there is a design without `terminal`, or the reverse.
+        """
+        if (design == "none") != (terminal is None):
+            given = "no reward of clean latents" if terminal is None else "a reward of clean latents"
+            raise ValueError(
+                f"design is {design!r} with {given}; give `terminal` with cos_sin, cos and linear, and none with 'none'"
+            )
+        self.network = network.eval()
+        self.design: Design = design
+        self._terminal, self._branch, self._seed = terminal, branch, seed
+        self._reward_until = reward_until
+        self._optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
+        self._mean, self._std = 0.0, 0.0
+        self._fits = 0
+        self._processes = processes or Processes()
+
+    def __call__(self, points: ValuePoints) -> PerSample:
+        """V of each point, in the unit of the reward."""
+        skip, out = skip_weights(self.design, points.time)
+        skip, out = (torch.where(self._is_asked(points), part, rest) for part, rest in ((skip, 0.0), (out, 1.0)))
+        expected = torch.full_like(points.time, self._mean) if points.baseline is None else points.baseline
+        if self._terminal is None:
+            return (1 - skip) * expected + out * self._unit * self.network(self._standard(points, None, expected))
+        reward = self._reward_of(points)
+        learnt = self._unit * self.network(self._standard(points, reward, expected))
+        return skip * reward + (1 - skip) * expected + out * learnt  # at the data end exactly r: 1 r + 0 + 0
+
+    @torch.no_grad()
+    def evaluate(self, points: ValuePoints, *, batch_size: int) -> PerSample:
+        """V of any number of points, without gradient, so many at once."""
+        return torch.cat([self(points.select(rows)) for rows in _rows(points).split(batch_size)])
+
+    @torch.no_grad()
+    def ask_reward(self, points: ValuePoints, *, batch_size: int) -> ValuePoints:
+        """The points with the reward of their x0_hat, so that it is asked once for all that follows."""
+        if self._terminal is None or points.x0_reward is not None:
+            return points
+        asked = points.time.new_zeros(len(points))
+        for rows in _rows(points)[self._is_asked(points).cpu()].split(batch_size):
+            asked[rows] = self._reward_of(points.select(rows))
+        return replace(points, x0_reward=asked)
+
+    def fit(
+        self, points: ValuePoints, targets: Float[Tensor, "... images"], *, steps: int, batch_size: int
+    ) -> dict[str, Tensor]:
+        """Regress V on numbers.
+
+        Args:
+            points: Where.
+            targets: What V should be there; of several moments of the same images, moment by moment.
+            steps: Of the optimiser.
+            batch_size: Points per step, over all processes.
+
+        Returns:
+            How good V was before, on these new points; see `METRICS`.
+        """
+        points = self.ask_reward(points, batch_size=batch_size)
+        values = self.evaluate(points, batch_size=batch_size)
+        time, values, returns = self._of_all(points.time, values, targets.flatten())
+        _check_finite(returns)
+        self._standardise(returns)
+        self._descend(points, lambda: targets, steps=steps, batch_size=batch_size)
+        return self._quality(time, values, returns)
+
+    def fit_paths(
+        self,
+        nodes: ValuePoints,
+        values: Float[Tensor, "nodes batch"],
+        costs: Float[Tensor, "steps batch"],
+        *,
+        loss: ValueLoss,
+        trace: float,
+        steps: int,
+        batch_size: int,
+    ) -> dict[str, Tensor]:
+        """Fit V to whole rollouts.
+
+        Args:
+            nodes: All nodes of all images, node by node from noise to data.
+            values: V at them before the fit, and the reward in the last row.
+            costs: Of every step, times `kl_weight`.
+            loss: What V is compared with.
+            trace: Of "martingale".
+            steps: Optimiser steps.
+            batch_size: Nodes per step, over all processes.
+
+        Returns:
+            How good V was before, on these new nodes; see `METRICS`.
+
+        Raises:
+            ValueError: If a reward or cost is not finite.
+        """
+        nodes = self.ask_reward(nodes, batch_size=batch_size)
+        traces: dict[ValueLoss, float] = {"monte_carlo": 1.0, "td0": 0.0, "martingale": trace}
+        returns = traced_returns(values, costs, trace=1.0).flatten()
+        time, before, returns = self._of_all(nodes.time[: len(returns)], values[:-1].flatten(), returns)
+        _check_finite(returns)
+        self._standardise(self._processes.join(values[-1]))
+
+        def targets() -> Tensor:
+            latest = values
+            if traces[loss] < 1:
+                latest = self.evaluate(nodes, batch_size=batch_size).view_as(values)
+            latest = torch.cat([latest[:-1], values[-1:]])
+            return torch.cat([traced_returns(latest, costs, trace=traces[loss]), values[-1:]])
+
+        self._descend(nodes, targets, steps=steps, batch_size=batch_size)
+        return self._quality(time, before, returns)
+
+    def _of_all(self, *numbers: PerSample) -> Sequence[PerSample]:
+        return self._processes.join(torch.stack(numbers), dim=1).unbind()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to end in the same weights, bit for bit."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "mean": self._mean,
+            "std": self._std,
+            "fits": self._fits,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a saved state."""
+        self.network.load_state_dict(state_dict["network"])
+        self._optimizer.load_state_dict(state_dict["optimizer"])
+        self._mean, self._std = state_dict["mean"], state_dict["std"]
+        self._fits = state_dict["fits"]
+
+    def _standard(self, points: ValuePoints, reward: PerSample | None, baseline: PerSample) -> ValuePoints:
+        """The points with their numbers in the unit of F."""
+        unit = None if reward is None else (reward - self._mean) / self._unit * self._is_asked(points)
+        return replace(points, x0_reward=unit, baseline=(baseline - self._mean) / self._unit)
+
+    @property
+    def _unit(self) -> float:
+        return self._std or 1.0
+
+    def _is_asked(self, points: ValuePoints) -> Tensor:
+        """Where the reward of x0_hat takes part."""
+        return points.time <= (self._reward_until if self._terminal else -1.0)
+
+    def _reward_of(self, points: ValuePoints) -> PerSample:
+        """The reward of x0_hat where it takes part, and 0 elsewhere."""
+        assert self._terminal is not None
+        is_followed = self._branch == "differentiable" and torch.is_grad_enabled() and points.x0_hat.requires_grad
+        rewards = points.x0_reward
+        rows = _rows(points)[self._is_asked(points).cpu()]
+        if rewards is None:
+            rewards, some = points.time.new_zeros(len(points)), points.select(rows)
+            with torch.set_grad_enabled(is_followed):
+                found = self._terminal(some.x0_hat, some.prompts) if len(some) else rewards[:0]
+            rewards = rewards.index_put((rows.to(rewards.device),), found)
+        if is_followed and len(rows) and not rewards.requires_grad:
+            raise ValueError(
+                "the reward gives numbers without a gradient, but branch is 'differentiable'; use a reward that "
+                "differentiates, branch 'frozen', or design 'none'"
+            )
+        return rewards
+
+    def _standardise(self, rewards: PerSample) -> None:
+        """Take the unit of F from the first rewards that differ."""
+        if self._std == 0:
+            self._mean = rewards.mean().item()
+            self._std = (rewards - rewards[0]).std(correction=0).item()
+
+    @torch.enable_grad()
+    def _descend(self, points: ValuePoints, targets: Callable[[], Tensor], *, steps: int, batch_size: int) -> None:
+        """Take AdamW steps on shuffled points of all processes, with new targets at every pass."""
+        queue: list[Tensor] = []
+        goals, everyone = torch.empty(0), len(points) * self._processes.count
+        for step in range(steps):
+            if not queue:
+                goals = targets()
+                order = torch.randperm(
+                    everyone, generator=keyed_generator("value", self._seed, self._fits, step), device="cpu"
+                )
+                queue = list(order.split(batch_size))
+            batch = queue.pop(0)
+            rows = self._own(batch, goals.shape[-1])
+            self._optimizer.zero_grad()
+            if len(rows):  # otherwise all points of this step are other processes'
+                errors = monte_carlo(self(points.select(rows)), goals.flatten()[rows.to(goals.device)])
+                ((errors / self._unit**2).sum() * self._processes.count / len(batch)).backward()
+            self._processes.average_gradients(list(self.network.parameters()))
+            nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRAD_NORM)
+            self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._fits += 1
+
+    def _own(self, rows: Tensor, images: int) -> Tensor:
+        """Where those of all points lie that are this process's: the points of each moment are dealt by image."""
+        moment, image = rows // (images * self._processes.count), rows % (images * self._processes.count)
+        own = image // images == self._processes.index
+        return (moment * images + image % images)[own]
+
+    def _quality(self, time: PerSample, values: PerSample, returns: PerSample) -> dict[str, Tensor]:
+        part = (time * len(TIME_BINS)).long().clamp(max=len(TIME_BINS) - 1)
+        bins = {name: _explained(values[part == index], returns[part == index]) for index, name in enumerate(TIME_BINS)}
+        error = ((values - returns) / self._unit).square().mean()
+        return {"value/loss": error, "value/explained_variance": _explained(values, returns), **bins}
+
+
+def _explained(values: PerSample, returns: PerSample) -> Tensor:
+    return explained_variance(values, returns) if len(values) else torch.tensor(math.nan, device=values.device)
+
+
+def _check_finite(returns: PerSample) -> None:
+    if bad := int((~torch.isfinite(returns)).sum()):
+        raise ValueError(
+            f"{bad} of {len(returns)} returns are not finite, but V is fitted to them; look at the rewards and at the "
+            "costs of the steps"
+        )
+
+
+def _rows(points: ValuePoints) -> Tensor:
+    return torch.arange(len(points))

@@ -1,0 +1,33 @@
+"""Prompts of a text file, of JSON lines and of the embedded world; what is no source is refused."""
+
+import json
+
+import pytest
+
+from rpo.data.prompts import SHAPES_COUNT, read_prompts
+from rpo.shapes.prompts import KINDS, parse_prompt, prompts
+
+
+def test_prompts_of_a_text_file_and_of_json_lines(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red circle\n\n  two dogs \na house\n")
+    assert read_prompts(str(tmp_path / "prompts.txt"), seed=0) == ["a red circle", "two dogs", "a house"]
+    rows = [{"prompt": "a cat", "id": 1}, {"prompt": "a dog"}]
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert read_prompts(str(tmp_path / "p.jsonl"), seed=0) == ["a cat", "a dog"]
+    (tmp_path / "q.jsonl").write_text('{"prompt": "a cat"}\n{"caption": "a dog"}\n')
+    with pytest.raises(ValueError, match='q.jsonl:2 of .*q.jsonl has no text under "prompt" .its keys: caption.'):
+        read_prompts(str(tmp_path / "q.jsonl"), seed=0)
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(ValueError, match="empty.txt has no prompts"):
+        read_prompts(str(tmp_path / "empty.txt"), seed=0)
+    with pytest.raises(ValueError, match="prompts is '', but a text file"):
+        read_prompts("", seed=0)
+
+
+def test_embedded_prompts_are_balanced_and_those_of_their_split():
+    drawn = read_prompts("shapes", seed=1)
+    assert drawn == read_prompts("shapes:train", seed=1) != read_prompts("shapes", seed=2)
+    kinds = [parse_prompt(text).kind for text in drawn]
+    assert len(drawn) == SHAPES_COUNT and {kinds.count(kind) for kind in KINDS} == {SHAPES_COUNT // len(KINDS)}
+    assert set(drawn) <= {prompt.text for prompt in prompts("train")}
+    assert set(read_prompts("shapes:in_domain", seed=1)) <= {prompt.text for prompt in prompts("in_domain")}

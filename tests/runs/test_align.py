@@ -1,0 +1,195 @@
+"""Rounds of alignment in small: the second one starts from the first, a killed run ends where it would have ended."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from rpo import align as module
+from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora
+from rpo.config import load_config
+from rpo.curation.curate import Components
+from rpo.curation.folder import RunFolder
+from rpo.models.stable_diffusion import StableDiffusion
+from rpo.reports.rounds import format_rounds
+from rpo.runs.align import align
+from rpo.runs.align_config import AlignConfig
+from rpo.shapes.evaluate import load_lora
+from tests.run_state import assert_refused, result_of
+
+SMALL = [
+    "rounds=2",
+    "curate.source.limit=4",
+    "curate.source.images_per_prompt=3",
+    "curate.source.num_steps=4",
+    "curate.decide.policy=always_edit",
+    "curate.progress=false",
+    "dpo.pairs_per_update=2",
+    "dpo.micro_batch=2",
+    "dpo.rank=2",
+    "dpo.loop.updates=2",
+    "dpo.loop.learning_rate=0.01",
+    "dpo.loop.warmup_updates=0",
+    "dpo.loop.progress=false",
+    "held_out.count=4",
+    "held_out.num_steps=3",
+]
+
+
+class Negative:
+    """An editor that turns every image into its negative."""
+
+    identity = {"kind": "negative"}  # noqa: RUF012
+    licence = "Apache-2.0"
+    batch_size = 8
+    concurrency = 1
+
+    def __call__(self, images, instructions, seeds):
+        """The negatives."""
+        return [image.point(lambda value: 255 - value) for image in images]
+
+
+OWN = Components(editor=Negative())
+
+
+def small(folder, *changes):
+    return load_config(AlignConfig, None, [*SMALL, "curate.decide.max_distance=1.0", *changes, f"output={folder}"])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("align") / "run"
+    return align(small(folder), components=OWN)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+
+
+def test_every_round_is_recorded_with_its_yield_and_its_scores(finished):
+    base, first, second = lines(finished.folder)
+    assert [one["round"] for one in (base, first, second)] == [0, 1, 2]
+    assert list(finished.rounds) == [base, first, second]
+    assert set(base["scores"]) == set(second["scores"]) == set(second["gain"]) == {"in_domain", "out_of_domain"}
+    assert first["yield"]["sources"] == 12
+    assert first["trained_on"] == first["yield"]["pairs"] > 0
+    assert second["trained_on"] == first["yield"]["pairs"] + second["yield"]["pairs"]
+    table = format_rounds(finished.rounds).splitlines()
+    assert len(table) == 4
+    assert f"{second['trained_on']:>12}" in table[3]
+    assert "Yield of the curation" in (finished.folder / "rounds.svg").read_text()
+
+
+def test_the_second_round_draws_with_the_lora_of_the_first_and_from_noise_of_its_own(finished):
+    drawn = [RunFolder(finished.folder / f"round-{number}/curate").identity_of("sources") for number in (1, 2)]
+    assert [one["lora"] for one in drawn] == ["", "lora"]
+    assert [one["seed"] for one in drawn] == ["0", "1"]
+    assert drawn[0]["fingerprint"] != drawn[1]["fingerprint"]
+
+
+@torch.no_grad()
+def test_the_lora_of_the_end_is_both_adapters_one_on_top_of_the_other(finished):
+    folder = finished.folder
+    stepwise, direct = StableDiffusion.load("shapes"), StableDiffusion.load("shapes")
+    load_lora(stepwise, folder / "round-1/lora")
+    stepwise.pipe.fuse_lora()
+    stepwise.pipe.unload_lora_weights()
+    x_t = torch.randn(2, *direct.latent_shape, generator=torch.Generator().manual_seed(0))
+    cond, timestep = direct.encode_prompts(["a red circle", "two blue squares"]), torch.tensor([500, 20])
+    before = stepwise.predict(x_t, timestep, cond)
+    load_lora(stepwise, folder / "round-2/dpo/lora")
+    load_lora(direct, finished.lora)
+    after = stepwise.predict(x_t, timestep, cond)
+    assert (after - before).abs().max() > 1e-4
+    assert (direct.predict(x_t, timestep, cond) - after).abs().max() < 1e-5
+    assert inspect_lora(finished.lora).ranks == (4,)
+    assert "Rich Preference Optimization" in (finished.lora / "README.md").read_text()
+
+
+def test_a_run_that_was_stopped_after_any_part_ends_as_if_it_had_not_been(finished, tmp_path, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    def stop(*args, **kwargs):
+        raise Stop
+
+    for name in ("export", "DPOTrainer", "stack_loras"):  # after curation, after the pairs, after training
+        with monkeypatch.context() as patched, pytest.raises(Stop):
+            patched.setattr(module, name, stop)
+            align(small(tmp_path / "run", "rounds=1"), resume=True, components=OWN)
+    align(small(tmp_path / "run", "rounds=1"), resume=True, components=OWN)
+    again = align(small(tmp_path / "run"), resume=True, components=OWN)
+    assert lines(again.folder) == lines(finished.folder)
+    first, second = (result_of(one.folder) for one in (again, finished))
+    assert f"lora/{WEIGHT_FILE}" in first
+    assert [name for name in first | second if first.get(name) != second.get(name)] == []
+
+
+def test_a_folder_is_not_taken_over_and_other_settings_are_named(finished):
+    with pytest.raises(ValueError, match="holds a run already; give --resume"):
+        align(small(finished.folder), components=OWN)
+    cases = {
+        "dpo.beta=7": r"dpo\.beta was None and is now 7\.0;",
+        "held_out.seed=2": r"held_out\.seed was 0 and is now 2;",
+        "curate.decide.rewards={shapes-clip: 0.5}": r"curate\.decide\.rewards was .* and is now",
+    }
+    for word, message in cases.items():
+        attempt = partial(align, small(finished.folder, word), resume=True, components=OWN)
+        assert_refused(finished.folder, f"was started with other settings .*: {message}", attempt)
+
+
+def test_other_prompts_or_another_base_are_named(tmp_path, monkeypatch):
+    texts = tmp_path / "prompts.txt"
+    texts.write_text("a red circle\n")
+    config = small(tmp_path / "run", "rounds=1", f"curate.source.prompts={texts}")
+    monkeypatch.setattr(module, "_round", lambda *_: {"round": 1, "scores": {}})
+    (tmp_path / "run/round-1/lora").mkdir(parents=True)
+    monkeypatch.setattr(module, "draw_rounds", lambda _: "")
+    align(config, components=OWN)
+    texts.write_text("a red square\n")
+    assert_refused(tmp_path / "run", "started with something else: prompts from", lambda: align(config, resume=True))
+    texts.write_text("a red circle\n")
+    load = module.load_model
+
+    def other(settings):
+        model = load(settings)
+        model.text_encoder.get_parameter("final_layer_norm.bias").data.add_(1)
+        return model
+
+    monkeypatch.setattr(module, "load_model", other)
+    assert_refused(tmp_path / "run", r"base\.text_encoder from \w+ to \w+;", lambda: align(config, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("rounds=0", "sets 'rounds' to 0, but a whole number of at least 1 is needed"),
+        ("max_pairs=0", "sets 'max_pairs' to 0, but a whole number of at least 1"),
+        ("dpo.train=full", "dpo.train is full, but rounds are joined as LoRAs"),
+        ("curate.source.lora=there", "curate.source.lora is there, but the first round draws with the checkpoint"),
+        ("curate.stop_after=edits", "curate.stop_after is edits, but a round needs pairs"),
+        ("curate.source.kind=folder", "only images that the model draws change from round to round"),
+        ("held_out.reward=shapes-clip", "'shapes-clip' filters, and 'shapes-clip' evaluates"),
+        ("held_out.count=0", "sets 'held_out.count' to 0, but a whole number of at least 1"),
+    ],
+)
+def test_what_cannot_be_met_is_refused_before_anything_is_done(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        align(small(tmp_path / "run", change))
+    assert not (tmp_path / "run").exists()
+
+
+def test_held_out_prompts_must_not_be_trained_on(tmp_path):
+    texts = tmp_path / "both.txt"
+    texts.write_text("a red circle\na blue square\n")
+    config = small(tmp_path / "run", f"curate.source.prompts={texts}")
+    with pytest.raises(ValueError, match="2 of the held-out prompts are trained on, 'a blue square' for one"):
+        align(replace(config, held_out=replace(config.held_out, prompts=str(texts))))
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes were started, but rounds go on one"):
+        align(small(tmp_path / "run"))
