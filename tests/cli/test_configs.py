@@ -18,7 +18,9 @@ def test_a_wheel_has_every_configuration(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(setuptools, "setup", caught.update)
     monkeypatch.chdir(ROOT)
     runpy.run_path("setup.py")
-    command = caught["cmdclass"]["build_py"](setuptools.Distribution({"packages": ["rpo", "rpo.cli"], "script_name": "setup.py"}))
+    command = caught["cmdclass"]["build_py"](
+        setuptools.Distribution({"packages": ["rpo", "rpo.cli"], "script_name": "setup.py"})
+    )
     command.build_lib = str(tmp_path)
     command.ensure_finalized()
     command.run()

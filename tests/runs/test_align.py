@@ -7,13 +7,13 @@ from functools import partial
 import pytest
 import torch
 
-from rpo import align as module
 from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora
 from rpo.config import load_config
 from rpo.curation.curate import Components
 from rpo.curation.folder import RunFolder
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.reports.rounds import format_rounds
+from rpo.runs import align as module
 from rpo.runs.align import align
 from rpo.runs.align_config import AlignConfig
 from rpo.shapes.evaluate import load_lora

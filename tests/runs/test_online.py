@@ -8,9 +8,10 @@ from rpo.adapters.lora_file import WEIGHT_FILE
 from rpo.cli.main import main
 from rpo.config import load_config
 from rpo.models.config import ModelConfig
+from rpo.runs import grpo as grpo_run
+from rpo.runs import score_as_action as score_as_action_run
 from rpo.runs.online import sampling_of
 from rpo.shapes.evaluation import Sampling
-from rpo.trainers import grpo_run, score_as_action_run
 from rpo.trainers.grpo_config import GRPOConfig
 from rpo.training.log import read_metrics
 from tests.tiny import save_tiny_sd
