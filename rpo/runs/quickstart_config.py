@@ -12,7 +12,7 @@ from rpo.training.loop_config import LoopConfig
 
 @settings
 class QuickstartConfig:
-    """Settings of the quickstart; the defaults take about nine minutes on two CPU cores."""
+    """Settings of the quickstart; the defaults take about 19 minutes of one CPU core."""
 
     output: Text = "runs/quickstart"
     """The run's folder: pairs, metrics, LoRA, report."""
@@ -24,7 +24,7 @@ class QuickstartConfig:
     """Training prompts to draw images of; 100 to 690. More give more pairs."""
 
     images_per_prompt: Count = 8
-    """Images drawn of each training prompt; 1 to 8. 4 saves three minutes and gains less."""
+    """Images drawn of each training prompt; 1 to 8. 4 halves the time and gains less."""
 
     curate: CurateConfig = field(
         default_factory=lambda: CurateConfig(
