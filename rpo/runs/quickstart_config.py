@@ -24,7 +24,7 @@ class QuickstartConfig:
     """Training prompts to draw images of; 100 to 690. More give more pairs."""
 
     images_per_prompt: Count = 8
-    """Images drawn of each training prompt; 1 to 8. 4 halves the time and gains less."""
+    """Images drawn of each training prompt; 1 to 8. 4 is faster and gains less."""
 
     curate: CurateConfig = field(
         default_factory=lambda: CurateConfig(
