@@ -1,6 +1,7 @@
 """Every algorithm, objective and estimator still computes what it did when `traces.json` was written."""
 
 import json
+from itertools import combinations
 
 import pytest
 
@@ -25,3 +26,7 @@ def test_as_it_was(name):
 
 def test_no_trace_is_left_behind():
     assert KNOWN.keys() == TRACES.keys()
+
+
+def test_no_two_could_be_taken_for_each_other():
+    assert not [(one, other) for one, other in combinations(KNOWN, 2) if KNOWN[one] == near(KNOWN[other])]

@@ -88,11 +88,7 @@ def keys(_: Path) -> dict[str, Any]:
 
 
 OBJECTIVES = (
-    "link=ipo",
-    "link=hinge",
-    "link=square_hinge",
     "link=cauchy",
-    "link=linear",
     "label_smoothing=0.1",
     "normalization=time",
     "normalization=weights time_weights=[0,1,1,0.5]",
@@ -107,6 +103,9 @@ OBJECTIVES = (
     "method=kto",
     "method=mapo",
 )
+BENT = ("link=ipo", "link=hinge", "link=square_hinge", "link=linear")
+FAR = 5_000.0
+"""A beta by which these links, straight or alike near 0, are told apart."""
 SEVERAL = {"learning": LearningConfig(micro_batch=4, passes=2)}
 PATHWISE = {
     "estimator": "pathwise",
@@ -118,6 +117,7 @@ OF_V = {"value": ValueConfig(channels=8, updates=2, pretrain_rollouts=1, pretrai
 TRACES: dict[str, Trace] = {
     "dpo": preference,
     **{f"dpo {words}": partial(preference, words=words) for words in OBJECTIVES},
+    **{f"dpo {words}": partial(preference, words=words, beta=FAR) for words in BENT},
     "dpo sft": partial(preference, sft_weight=0.2),
     "dpo region": partial(preference, pairs=edits(), region=RegionConfig(is_on=True)),
     "grpo": partial(online, make=grpo),
