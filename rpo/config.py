@@ -67,13 +67,7 @@ def to_yaml(config: object, *, for_others: bool = False) -> str:
 
 
 def differences(old: Any, new: Any, key: str = "") -> dict[str, str]:
-    """What differs between two configurations of a class: "was OLD and is now NEW", by key.
-
-    Args:
-        old: The first.
-        new: The second.
-        key: What both are called; empty for whole configurations.
-    """
+    """What differs between two configurations of a class: "was OLD and is now NEW", by key."""
     if is_dataclass(old) and type(old) is type(new):
         pairs = ((_join(key, one.name), getattr(old, one.name), getattr(new, one.name)) for one in fields(old))
         return {name: text for one, before, after in pairs for name, text in differences(before, after, one).items()}
@@ -85,7 +79,6 @@ def describe_fields(cls: type, default: object = None) -> list[FieldInfo]:
     """Every key of a configuration class, with type, default and the docstring under the field, in source order.
 
     Args:
-        cls: The dataclass.
         default: An instance whose values are the defaults; None for those of the class.
     """
     docs = _field_docs(cls)

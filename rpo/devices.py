@@ -6,14 +6,7 @@ import torch
 
 
 def device_named(name: str) -> torch.device:
-    """The device of that name; "auto" is this process's GPU when there is one.
-
-    Args:
-        name: As torch writes it, or "auto".
-
-    Raises:
-        ValueError: There is no such device, here or at all.
-    """
+    """The device of that name; "auto" is this process's GPU when there is one."""
     if name == "auto":
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     try:

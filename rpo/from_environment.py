@@ -42,29 +42,17 @@ class FromEnvironment(str):
 
 
 def as_written(value: Any) -> Any:
-    """Plain data with references in the place of what came from the environment.
-
-    Args:
-        value: Mappings, lists, text and what else a configuration holds.
-    """
+    """Plain data with references in the place of what came from the environment."""
     return _replaced(value, lambda one: one.written)
 
 
 def as_compared(value: Any) -> Any:
-    """As `as_written`, with a hash of each value behind its reference, so that another environment is another text.
-
-    Args:
-        value: Plain data.
-    """
+    """As `as_written`, with a hash of each value behind its reference, so that another environment is another text."""
     return _replaced(value, lambda one: f"{one.written} (sha256 {one.digest})")
 
 
 def digests(value: Any) -> dict[str, str]:
-    """The hash of each value that came from the environment, by its reference.
-
-    Args:
-        value: Plain data.
-    """
+    """The hash of each value that came from the environment, by its reference."""
     found: dict[str, str] = {}
     _replaced(value, lambda one: found.setdefault(one.written, one.digest))
     return found
@@ -79,14 +67,7 @@ def _replaced(value: Any, how: Callable[[FromEnvironment], str]) -> Any:
 
 
 def resolved(tree: DictConfig) -> Any:
-    """The values of a configuration; texts that came from the environment are `FromEnvironment`.
-
-    Args:
-        tree: With its interpolations.
-
-    Raises:
-        OmegaConfBaseException: One does not resolve.
-    """
+    """The values of a configuration; texts that came from the environment are `FromEnvironment`."""
     raw = OmegaConf.to_container(tree, resolve=False)
     written = OmegaConf.to_container(OmegaConf.create(_kept(raw)), resolve=True)
     return _joined(OmegaConf.to_container(tree, resolve=True), written, raw)

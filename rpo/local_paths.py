@@ -30,9 +30,6 @@ _SHORTEST = 6
 def shown_path(text: str) -> str:
     """A text in which every path of this machine is its last name; of one in the Hub's cache, the id.
 
-    Args:
-        text: A path, or a sentence.
-
     Example:
         >>> shown_path("/home/alice/client-x/pairs"), shown_path("see /home/alice/pairs for more"), shown_path("a/b")
         ('pairs', 'see pairs for more', 'a/b')
@@ -61,11 +58,7 @@ def without_paths(value: Any) -> Any:
 
 
 def clean_configs(folder: Path) -> None:
-    """Take the paths out of the configuration files of a saved pipeline and of its parts.
-
-    Args:
-        folder: As `save_pretrained` wrote it.
-    """
+    """Take the paths out of the configuration files of a saved pipeline and of its parts."""
     for path in sorted({path for pattern in _CONFIGS for path in folder.rglob(pattern)}):
         found = json.loads(read_text(path))
         clean = _whole_values(found)
@@ -74,15 +67,7 @@ def clean_configs(folder: Path) -> None:
 
 
 def refuse_private(folder: Path, names: Sequence[str]) -> None:
-    """Refuse to publish files with paths of this machine or keys of this environment in them.
-
-    Args:
-        folder: What is going to be published.
-        names: Its files, relative to it.
-
-    Raises:
-        ValueError: Names the files, and what they hold, but for a key.
-    """
+    """Refuse to publish files with paths of this machine or keys of this environment in them."""
     places = [str(Path.home()), str(folder.resolve().parent), os.getcwd()]
     wanted = {f"{place}/".encode(): "a path of this machine" for place in places if place.count("/") > 1}
     wanted |= {

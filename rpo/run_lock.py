@@ -24,13 +24,6 @@ def sole_owner(folder: Path, *, is_main: bool = True) -> Iterator[None]:
     """Hold a run's folder; whoever comes meanwhile is refused at once.
 
     Inside, the same thread may ask again. Only the main one of several processes that make one run holds it.
-
-    Args:
-        folder: Of the run; created.
-        is_main: Whether this process holds it for all.
-
-    Raises:
-        ValueError: Another process works in it; says which.
     """
     if not is_main:
         yield
@@ -54,16 +47,7 @@ _ours: set[tuple[int, int, Path]] = set()
 
 @contextmanager
 def taken(path: Path, what: str, remedy: str = "wait until it has ended, or choose another folder") -> Iterator[None]:
-    """Hold one lock file, and say in it who does.
-
-    Args:
-        path: The file; its folder exists.
-        what: Begins the message when another process holds it.
-        remedy: Ends it.
-
-    Raises:
-        ValueError: Another process has it; says which.
-    """
+    """Hold one lock file, and say in it who does."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)

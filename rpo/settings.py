@@ -78,16 +78,7 @@ def _default_advice(cls: Any, name: str) -> str:
 
 
 def as_type(hint: Any, value: Any, place: str = "") -> Any:
-    """A value as its declared type has it.
-
-    Args:
-        hint: The type.
-        value: What was given.
-        place: Where within the field it stands, for the error.
-
-    Raises:
-        WrongTypeError: It is of another type.
-    """
+    """A value as its declared type has it."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return _in_range(hint, value, place)

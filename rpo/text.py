@@ -20,28 +20,12 @@ _ASCII, _HALF = 0x7F, 2
 
 
 def read_text(path: str | Path) -> str:
-    r"""The whole text of a UTF-8 file, without a byte order mark, its lines ending with `\n`.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ValueError: It is not UTF-8, or holds NUL bytes; names the place, the likely encoding and the remedy.
-        OSError: It cannot be read.
-    """
+    r"""The whole text of a UTF-8 file, without a byte order mark, its lines ending with `\n`."""
     return decode_text(Path(path).read_bytes(), str(path)).replace("\r\n", "\n")
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a file as UTF-8 with the line ends that the text has.
-
-    Args:
-        path: The file.
-        text: All of it.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """Write a file as UTF-8 with the line ends that the text has."""
     Path(path).write_bytes(text.encode("utf-8"))
 
 
@@ -58,15 +42,7 @@ def lines(text: str) -> list[str]:
 
 
 def read_lines_of(path: str | Path) -> Iterator[tuple[int, str]]:
-    """Number and text of each line, read as it is asked for.
-
-    Args:
-        path: A UTF-8 file.
-
-    Raises:
-        ValueError: A line is not UTF-8, or holds NUL bytes.
-        OSError: The file cannot be read.
-    """
+    """Number and text of each line, read as it is asked for."""
     with Path(path).open("rb") as file:
         for number, line in enumerate(file, start=1):
             text = decode_text(line, str(path), first_line=number)
@@ -74,16 +50,7 @@ def read_lines_of(path: str | Path) -> Iterator[tuple[int, str]]:
 
 
 def decode_text(data: bytes, name: str, *, first_line: int = 1) -> str:
-    """The text that bytes hold.
-
-    Args:
-        data: UTF-8, with or without a byte order mark.
-        name: The file, for the error.
-        first_line: Number of the line that the bytes begin with.
-
-    Raises:
-        ValueError: They are not UTF-8, or hold NUL bytes.
-    """
+    """The text that bytes hold."""
     try:
         if (at := data.find(b"\0")) < 0:
             return data.decode("utf-8-sig")
@@ -104,11 +71,7 @@ def text_fault(text: str) -> str:
 
 
 def encodable(text: str) -> str:
-    r"""A text that is shown or kept as evidence, with halves of surrogate pairs written out, as in "\ud800".
-
-    Args:
-        text: Of any origin.
-    """
+    r"""A text that is shown or kept as evidence, with halves of surrogate pairs written out, as in "\ud800"."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -93,11 +93,7 @@ def add_lora(
 
 
 def refuse_adapter(network: nn.Module, name: str) -> None:
-    """Refuse a network that carries an adapter.
-
-    Raises:
-        ValueError: Saying how to train the base, and how to go on from the adapter.
-    """
+    """Refuse a network that carries an adapter."""
     if adapter_layers(network):
         raise ValueError(
             f"{name} already carries an adapter, which would be neither policy nor reference; to train the base, call "
@@ -221,13 +217,6 @@ def verify_lora(model: StableDiffusion, folder: str | PathLike[str]) -> None:
 
     The fresh pipeline shares the frozen weights with the live one, so this costs no memory to speak of and three
     forwards on one small latent.
-
-    Args:
-        model: The live model.
-        folder: Where the file is.
-
-    Raises:
-        ValueError: If the adapter changes nothing, or the file does not reproduce it.
     """
     fresh = fresh_pipeline(model.pipe, without_adapters=True)
     base_pred = _probe(fresh, model)

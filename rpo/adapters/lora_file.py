@@ -48,14 +48,7 @@ class LoraFile:
 
 
 def inspect_lora(path: str | PathLike[str]) -> LoraFile:
-    """Read a LoRA file and refuse one that is damaged, is no LoRA, or changes nothing.
-
-    Args:
-        path: A safetensors file, or a folder with `pytorch_lora_weights.safetensors`.
-
-    Raises:
-        ValueError: If there is no such file or it is not a working LoRA.
-    """
+    """Read a LoRA file and refuse one that is damaged, is no LoRA, or changes nothing."""
     file = Path(path) / WEIGHT_FILE if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise ValueError(
@@ -86,9 +79,6 @@ def put_in_order(file: Path) -> None:
     """Rewrite a safetensors file with its metadata in one order, so that equal content is equal bytes.
 
     The library draws the order anew each time. The file also gets the mode of any other new file, not the library's.
-
-    Args:
-        file: The file; it is replaced whole.
     """
     content = file.read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")  # the length of the header, the header, the tensors

@@ -27,14 +27,6 @@ def stack_loras(loras: Sequence[str | PathLike[str]], folder: str | PathLike[str
 
     Args:
         loras: Folders or files, of one network; a layer that some lack has the others' rank.
-        folder: Where to put `pytorch_lora_weights.safetensors`.
-
-    Returns:
-        The path of the file.
-
-    Raises:
-        ValueError: If there is none, one is damaged or changes nothing, or two do not fit one network.
-        OSError: If it cannot be written.
     """
     if not loras:
         raise ValueError("got no LoRA to stack, but at least one is needed; give folders or files")

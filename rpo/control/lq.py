@@ -60,13 +60,7 @@ class LinearPolicy:
 
     @classmethod
     def of(cls, slope: float, intercept: float, variance: float) -> "LinearPolicy":
-        """The policy with these numbers.
-
-        Args:
-            slope: Change of the mean action with the state.
-            intercept: Mean action at x = 0.
-            variance: Of the action, > 0.
-        """
+        """The policy with these numbers."""
         weights = [slope, intercept, 0.5 * math.log(variance)]
         return cls(torch.tensor(weights, dtype=torch.float64))
 
@@ -139,11 +133,7 @@ class LinearQuadratic:
     """Standard deviation of the initial state, >= 0."""
 
     def __post_init__(self) -> None:
-        """Refuse problems without a finite optimum.
-
-        Raises:
-            ValueError: If a weight has the wrong sign, the reward is not concave, or the state outgrows the discount.
-        """
+        """Refuse problems without a finite optimum."""
         positive = {
             "cost_state": self.cost_state,
             "cost_action": self.cost_action,
@@ -193,9 +183,6 @@ def policy_value(problem: LinearQuadratic, policy: LinearPolicy) -> Quadratic:
     """The value V of a policy in closed form, differentiable in its weights.
 
     It solves ρ V = E_π[r - λ log π] + E_π[drift] V' + ½ E_π[noise²] V'', one power of x at a time.
-
-    Raises:
-        ValueError: If the policy drives the state away faster than the discount forgets it: its value is -∞.
     """
     p = problem
     slope, intercept, variance = policy.slope, policy.intercept, policy.variance

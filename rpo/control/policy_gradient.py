@@ -80,14 +80,7 @@ class Update:
 
 
 def cpg_loss(problem: LinearQuadratic, policy: LinearPolicy, rollout: Rollout, advantage: PerSample) -> Tensor:
-    """The loss whose gradient is -∇J where `policy` is the one that drew the rollout.
-
-    Args:
-        problem: Gives the discount.
-        policy: With gradient.
-        rollout: What happened.
-        advantage: See `advantages`.
-    """
+    """The loss whose gradient is -∇J where `policy` is the one that drew the rollout."""
     log_prob = policy.actions(rollout.x).log_prob(rollout.action)
     return plain(log_prob, rollout.log_prob, advantage, num_dims=1).loss.mean() / problem.discount
 
@@ -102,17 +95,7 @@ def cppo_loss(
     coefficient: float,
     power: Literal["sqrt", "linear"],
 ) -> Tensor:
-    """The surrogate of J around the old policy, penalised by the distance from it.
-
-    Args:
-        problem: Gives the discount.
-        policy: With gradient.
-        old: What drew the rollout.
-        rollout: What happened.
-        advantage: See `advantages`.
-        coefficient: C of the penalty.
-        power: Of the penalty: C √KL or C KL.
-    """
+    """The surrogate of J around the old policy, penalised by the distance from it."""
     log_prob = policy.actions(rollout.x).log_prob(rollout.action)
     surrogate = clipped_surrogate(log_prob, rollout.log_prob, advantage, num_dims=1, clip=math.inf)
     penalty = trust_region(old.kl(policy, rollout.x), coefficient, power=power)
@@ -120,13 +103,7 @@ def cppo_loss(
 
 
 def learn(problem: LinearQuadratic, start: LinearPolicy, config: ControlConfig) -> Iterator[Update]:
-    """Improves a policy, update by update; the exact value that an update reports is not used for learning.
-
-    Args:
-        problem: What to control.
-        start: The first policy; it is not changed.
-        config: How.
-    """
+    """Improves a policy, update by update; the exact value that an update reports is not used for learning."""
     policy = start.copy(is_trainable=True)
     optimizer = torch.optim.Adam([policy.weights], betas=_BETAS)
     coefficient = config.coefficient

@@ -40,11 +40,7 @@ def occupation_states(
     """States of independent paths at independent times τ ~ Exp(ρ), sorted by falling τ.
 
     Args:
-        problem: The dynamics.
-        policy: What acts, through the relaxed dynamics.
-        count: Number of paths.
         path_step: Longest Euler-Maruyama step; the last one of a path ends at its τ.
-        generator: Source of times and noise.
     """
     tau = -torch.log1p(-torch.rand(count, dtype=torch.float64, generator=generator)) / problem.discount
     tau = tau.sort(descending=True).values
@@ -73,13 +69,7 @@ def draw(
     """A rollout of `2 * paths * actions_per_state` samples.
 
     Args:
-        problem: The dynamics.
-        policy: What acts.
-        paths: Independent paths, each giving one state.
         actions_per_state: Actions tried in each of these states, each under a noise and its opposite.
-        path_step: Of the paths; see `occupation_states`.
-        time_step: How long each action is tried, Δt.
-        generator: Source of everything random.
     """
     states = occupation_states(problem, policy, paths, path_step=path_step, generator=generator)
     x = states.repeat(actions_per_state)
@@ -94,12 +84,7 @@ def draw(
 
 
 def fit_critic(problem: LinearQuadratic, rollout: Rollout) -> Quadratic:
-    """The quadratic whose semi-gradient on the rollout is zero: where repeated fits to its own target would end.
-
-    Args:
-        problem: Gives discount and entropy weight.
-        rollout: Drawn with the policy that is to be valued.
-    """
+    """The quadratic whose semi-gradient on the rollout is zero: where repeated fits to its own target would end."""
     decay = math.exp(-problem.discount * rollout.time_step)
     features, next_features = _powers(rollout.x), _powers(rollout.x_next)
     income = (rollout.reward - problem.entropy_weight * rollout.log_prob) * rollout.time_step
@@ -108,13 +93,7 @@ def fit_critic(problem: LinearQuadratic, rollout: Rollout) -> Quadratic:
 
 
 def q_hat(problem: LinearQuadratic, rollout: Rollout, critic: Quadratic) -> PerSample:
-    """The rate at which each action of a rollout gained over `critic`.
-
-    Args:
-        problem: Gives the discount.
-        rollout: What happened.
-        critic: The value that is compared with.
-    """
+    """The rate at which each action of a rollout gained over `critic`."""
     decay = math.exp(-problem.discount * rollout.time_step)
     return rollout.reward + (decay * critic(rollout.x_next) - critic(rollout.x)) / rollout.time_step
 
@@ -123,9 +102,6 @@ def advantages(problem: LinearQuadratic, policy: LinearPolicy, rollout: Rollout,
     """The excess q - λ log π of every action, whose mean under the policy is 0 in every state.
 
     Args:
-        problem: Gives the weights.
-        policy: What drew the rollout.
-        rollout: What happened.
         exact_q: Whether to take q from the problem instead of estimating it.
     """
     if exact_q:

@@ -16,17 +16,9 @@ from rpo.evaluation.intervals import Interval, accuracy
 def cohen_kappa(first: Sequence[str], second: Sequence[str], *, groups: Sequence[object]) -> Interval | None:
     """The agreement of two judges on the same pairs.
 
-    Args:
-        first: What the one says of each pair.
-        second: What the other says.
-        groups: The prompt of every pair.
-
     Returns:
         κ and its 95 % interval: 1 is full agreement, 0 is chance. None where chance alone would agree on everything,
         since both always say the same word, or where there are no pairs.
-
-    Raises:
-        ValueError: The judges were asked about different numbers of pairs.
 
     Example:
         >>> cohen_kappa(["first", "second"] * 10, ["first", "second"] * 10, groups=range(20)).value

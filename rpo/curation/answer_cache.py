@@ -29,12 +29,7 @@ class AnswerCache:
     """
 
     def __init__(self, folder: Path, asked: Mapping[str, str]) -> None:
-        """Use a folder, which is made when there is something to keep.
-
-        Args:
-            folder: May be shared by models, runs and processes.
-            asked: Who is asked, where, and how it decodes.
-        """
+        """Use a folder, which is made when there is something to keep."""
         self.folder = folder
         self._asked = json.dumps(dict(asked), sort_keys=True)
 
@@ -46,11 +41,7 @@ class AnswerCache:
             return None
 
     def save(self, question: Question, reply: Reply) -> None:
-        """Keep an answer.
-
-        Raises:
-            OSError: The disk is full; what was kept before stays.
-        """
+        """Keep an answer."""
         path = self._path(question)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
         try:

@@ -43,10 +43,6 @@ class Reply:
 def understand(reply: Reply, model: type[Answer]) -> Answer | Fault:
     """The value that a reply holds, or what is wrong with it.
 
-    Args:
-        reply: What the model said.
-        model: The type that was asked for.
-
     Example:
         >>> from rpo.curation.records import Instructions
         >>> understand(Reply('Sure! {"instructions": ["add a tree"]}'), Instructions).text
@@ -61,12 +57,7 @@ def understand(reply: Reply, model: type[Answer]) -> Answer | Fault:
 
 
 def read_answer(text: str, model: type[Answer]) -> Answer | Fault:
-    """The value of the one JSON object in a text, or what is wrong with it.
-
-    Args:
-        text: What the model wrote.
-        model: The type that was asked for.
-    """
+    """The value of the one JSON object in a text, or what is wrong with it."""
     if not text.strip():
         return Fault("empty", "the answer is empty; expected a JSON object", raw=text)
     if len(text) > ANSWER_LIMIT:
@@ -83,11 +74,7 @@ def read_answer(text: str, model: type[Answer]) -> Answer | Fault:
 
 
 def answer_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """The JSON schema of a type in the form that servers enforce: every field is required and none other allowed.
-
-    Args:
-        model: The type asked for.
-    """
+    """The JSON schema of a type in the form that servers enforce: every field is required and none other allowed."""
     schema = _strict(model.model_json_schema())
     assert isinstance(schema, dict)
     return schema

@@ -55,16 +55,7 @@ class Pair:
 
 
 def audit(folder: str | Path, config: AuditConfig) -> Audit:
-    """Audit a run, and write what was found to `audit.json` in its folder.
-
-    Args:
-        folder: Of the run.
-        config: Who is audited, and on how much.
-
-    Raises:
-        ValueError: The folder holds no run, or a component cannot be made or raises on everything.
-        Unavailable: A model cannot be asked now; answers so far are kept in the cache.
-    """
+    """Audit a run, and write what was found to `audit.json` in its folder."""
     run = RunFolder(folder)
     critic = load_critic(config.critic or _critic_of(run), run.path / CACHE_FOLDER)
     configs = [one for one in (config.judge, config.second_judge) if one is not None]
@@ -88,15 +79,7 @@ def audit(folder: str | Path, config: AuditConfig) -> Audit:
 
 
 def audit_critic(critic: Critic, controls: Mapping[Control, Sequence[Pair]]) -> CriticAudit:
-    """What a critic says of images that show nothing.
-
-    Args:
-        critic: The critic.
-        controls: Pairs of which the first image is the control.
-
-    Raises:
-        ValueError: It raises on everything.
-    """
+    """What a critic says of images that show nothing."""
     answers: list[Critique | Fault] = []
     shares: dict[Control, Interval | None] = {}
     for kind, pairs in controls.items():
@@ -115,17 +98,7 @@ def audit_judge(
     pairs: Sequence[Pair],
     controls: Mapping[Control, Sequence[Pair]],
 ) -> JudgeAudit:
-    """What a judge has said of pairs, and what it says of controls.
-
-    Args:
-        judge: The judge.
-        verdicts: Of the pairs.
-        pairs: Of source and edit.
-        controls: Pairs of which the first image is the control.
-
-    Raises:
-        ValueError: It raises on everything.
-    """
+    """What a judge has said of pairs, and what it says of controls."""
     answered = [
         (pair.caption, one)
         for pair, one in zip(pairs, verdicts, strict=True)
@@ -160,7 +133,6 @@ def count_answers(answers: Sequence[object], captions: Sequence[object]) -> Answ
     """How many of the answers are faults.
 
     Args:
-        answers: Results and faults.
         captions: The caption of every question, or a number that stands for it.
     """
     faults = [one for one in answers if isinstance(one, Fault)]

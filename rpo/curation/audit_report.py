@@ -59,11 +59,7 @@ class Audit:
 
 
 def format_audit(found: Audit) -> str:
-    """The findings in lines; every share with its 95 % interval, and what it should be.
-
-    Args:
-        found: What `audit` returned.
-    """
+    """The findings in lines; every share with its 95 % interval, and what it should be."""
     lines = ["Share with 95 % interval; every prompt counts once for its width.", "", "answers recorded by the run"]
     lines += [f"  {name:<28}{_answers(one)}" for name, one in found.records.items()]
     lines += ["", f"critic {_name(found.critic.identity)}", f"  {'faults':<28}{_answers(found.critic.answers)}"]

@@ -26,15 +26,7 @@ _RAW_SHOWN = 300
 
 
 def ask_each(ask: Callable[[Sequence[Item]], Sequence[Answer | Fault]], items: Sequence[Item]) -> list[Answer | Fault]:
-    """The answers to a batch; if the component raises, to each item alone, so that one item is at fault and not all.
-
-    Args:
-        ask: The component.
-        items: The batch.
-
-    Raises:
-        ValueError: The component answered for another number of items.
-    """
+    """The answers to a batch; if the component raises, to each item alone, so that one item is at fault and not all."""
     try:
         answers = list(ask(items))
     except Exception as error:
@@ -76,10 +68,6 @@ def is_raised(answer: object) -> bool:
 def in_words(what: str, identity: Mapping[str, str]) -> str:
     """A component as messages call it.
 
-    Args:
-        what: Such as "critic".
-        identity: Its own.
-
     Example:
         >>> in_words("critic", {"kind": "server", "model": "llava", "seed": "0"})
         'the critic (kind server, model llava)'
@@ -109,11 +97,7 @@ class Probation:
         self.is_passed = False
 
     def hear(self, answers: Sequence[object]) -> None:
-        """Take the answers to a batch.
-
-        Raises:
-            ValueError: It raised on each of the first items, and they are as many as its patience, or more.
-        """
+        """Take the answers to a batch."""
         if self.is_passed:
             return
         self.is_passed = not all(map(is_raised, answers))
@@ -126,9 +110,6 @@ class Probation:
 
         Args:
             has_answered_before: Whether it has answered in an earlier session, so that the last few may be odd.
-
-        Raises:
-            ValueError: It was asked about something, and raised on everything.
         """
         if self._raised and not (self.is_passed or has_answered_before):
             number = len(self._raised)

@@ -39,12 +39,7 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
     """Sends by a client of its own, which finds proxies and certificates, and gives back responses that are whole."""
 
     def __init__(self, *, seconds: float, key: str) -> None:
-        """Bound each try of a request.
-
-        Args:
-            seconds: Longest exchange.
-            key: Taken out of what comes back.
-        """
+        """Bound each try of a request."""
         self._client = httpx2.AsyncClient(
             timeout=seconds, follow_redirects=False, limits=httpx2.Limits(max_connections=None)
         )
@@ -52,13 +47,7 @@ class BoundedTransport(httpx2.AsyncBaseTransport):
         self._key = secret_pattern(key)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """The response to a request, with all of its body.
-
-        Raises:
-            ReadTimeout: It took longer than it may.
-            OversizedError: The body is too long.
-            RefusedError: The server sends the client elsewhere, or a compressed body though none was asked for.
-        """
+        """The response to a request, with all of its body."""
         request.headers["Accept-Encoding"] = "identity"  # a small body may unfold to a huge one
         try:
             async with asyncio.timeout(self._seconds):

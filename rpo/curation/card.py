@@ -32,18 +32,7 @@ _LARGER = "n>1M"
 
 
 def write_dataset_card(folder: Path, run: RunFolder, status: RunStatus, form: str, licence: str | None) -> Path:
-    """Write `README.md` into an exported data set.
-
-    Args:
-        folder: Of the export.
-        run: Where the pairs come from.
-        status: What the run has come to.
-        form: Of the export: "native", "parquet" or "pickapic".
-        licence: Of the data set; None leaves it open.
-
-    Returns:
-        The path of the card.
-    """
+    """Write `README.md` into an exported data set."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     makers = {stage: shown_settings(run.identity_of(stage)) for stage in run.stages if run.identity_of(stage)}

@@ -51,15 +51,7 @@ def ask(
     values: Sequence[Mapping[str, str]],
     answer: type[Answer],
 ) -> list[Answer | Fault]:
-    """Ask one question per group of images, and take the answers apart.
-
-    Args:
-        chat: Who is asked.
-        prompt: What is asked.
-        images: The images of each question.
-        values: What the prompt is told in each question.
-        answer: The type of the answers.
-    """
+    """Ask one question per group of images, and take the answers apart."""
     shown = None if chat.is_held_to_schema else answer
     questions = [
         Question(prompt.render(told, answer=shown), tuple(rgb(image) for image in group), answer)
@@ -73,12 +65,7 @@ def load_chat(config: ChatConfig, cache_folder: Path | None) -> Chat:
     """The model that a configuration names.
 
     Args:
-        config: Its `kind` is "server" or "local".
         cache_folder: Where answers are kept if the configuration wants that; None for nowhere.
-
-    Raises:
-        ValueError: The configuration names no model, or none that can be loaded.
-        ImportError: The library for servers is not installed.
     """
     folder = cache_folder if config.cache else None
     if config.kind == "server":

@@ -34,11 +34,6 @@ class LocalChat:
 
         Args:
             config: Model (a folder or hub id), device, dtype and decoding.
-            cache_folder: Where answers are kept; None for nowhere.
-
-        Raises:
-            ValueError: There is no such model, it is none that is asked about images in turns, or the configuration
-                leaves open how to decode.
         """
         self._max_tokens, self._temperature, self._seed = _decoding(config)
         self._device = device_named(config.device)
@@ -56,11 +51,7 @@ class LocalChat:
         self._cache = AnswerCache(cache_folder, self.identity) if cache_folder else None
 
     def __call__(self, questions: Sequence[Question]) -> list[Reply | Fault]:
-        """Answer all questions in one batch, those apart that were answered before.
-
-        Args:
-            questions: As many as fit into memory.
-        """
+        """Answer all questions in one batch, those apart that were answered before."""
         known = [self._cache.load(question) if self._cache else None for question in questions]
         new = [question for question, reply in zip(questions, known, strict=True) if reply is None]
         answers = iter(self._answer(new) if new else ())

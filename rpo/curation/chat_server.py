@@ -54,16 +54,7 @@ class ServerChat:
     is_held_to_schema: bool
 
     def __init__(self, config: ChatConfig, *, cache_folder: Path | None = None) -> None:
-        """Prepare to ask; nothing is sent yet.
-
-        Args:
-            config: Model, address, limits and decoding.
-            cache_folder: Where answers are kept; None for nowhere.
-
-        Raises:
-            ValueError: The configuration names no model, or a hosted server is to be asked without a key.
-            ImportError: The `openai` library is not installed.
-        """
+        """Prepare to ask; nothing is sent yet."""
         if not config.model:
             raise ValueError("a server is to be asked, but model is empty; give the name that the server knows it by")
         self._config = config
@@ -88,14 +79,8 @@ class ServerChat:
     def __call__(self, questions: Sequence[Question]) -> list[Reply | Fault]:
         """Ask all questions, at most `concurrency` at the same time over all threads that use this object.
 
-        Args:
-            questions: Any number.
-
         Returns:
             One reply per question, or what went wrong with it.
-
-        Raises:
-            Unavailable: The server is down, refuses everybody, or refuses everything that it is asked.
         """
         if len(questions) == 1:
             return [self._answer(questions[0])]
@@ -143,12 +128,7 @@ class ServerChat:
             return _fault(error)
 
     def _send_for_one(self, client: "openai.AsyncOpenAI", question: Question) -> Reply | Fault:
-        """A question whose answer may be too long, too deep or no answer of the API at all.
-
-        Raises:
-            Unavailable: There is no connection, or the server wants what is not done for anybody.
-            APIError: A timeout or a status, which say nothing of whose fault it is.
-        """
+        """A question whose answer may be too long, too deep or no answer of the API at all."""
         import openai
 
         from rpo.curation.bounded_http import RefusedError
@@ -163,11 +143,7 @@ class ServerChat:
             return _fault(error)
 
     def _check_it_works(self, first: "openai.APIError") -> None:
-        """Ask a small question of the same form.
-
-        Raises:
-            Unavailable: It is not answered either.
-        """
+        """Ask a small question of the same form."""
         import openai
 
         try:

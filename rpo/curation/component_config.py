@@ -137,10 +137,6 @@ def check_address(base_url: str, key: str = "") -> None:
 
     Args:
         base_url: What should be the address; empty for the hosted server.
-        key: Of the server.
-
-    Raises:
-        ValueError: It has user info, a query or the key in it, or another scheme than http.
     """
     if not base_url:
         return

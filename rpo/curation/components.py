@@ -14,15 +14,7 @@ def make_component(config: Any, known: Mapping[str, str], what: str, *for_known:
     Args:
         config: What the component is made of. Its `kind` is a name among `known`, or "package.module:attribute"; its
             `model` is for messages.
-        known: Names of the package's own, and their places.
-        what: What messages call the component, such as "critic".
         for_known: What the package's own are called with besides the configuration; one of your own is not.
-
-    Returns:
-        The component.
-
-    Raises:
-        ValueError: There is no such kind, or it cannot be made of the configuration.
     """
     make = find_component(config.kind, known, what)
     try:
@@ -38,16 +30,7 @@ def make_component(config: Any, known: Mapping[str, str], what: str, *for_known:
 
 
 def find_component(kind: str, known: Mapping[str, str], what: str) -> Callable[..., Any]:
-    """What makes a component of that kind.
-
-    Args:
-        kind: A name among `known`, or "package.module:attribute".
-        known: Names and their places.
-        what: What messages call the component, such as "critic".
-
-    Raises:
-        ValueError: There is no such kind, module or attribute, or it cannot be called.
-    """
+    """What makes a component of that kind."""
     if kind not in known and ":" not in kind:
         nearest = difflib.get_close_matches(kind, known, n=1, cutoff=0.0)[0]
         raise ValueError(

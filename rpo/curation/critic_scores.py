@@ -22,26 +22,13 @@ class CriticScores:
     """Asks a critic for its overall judgement, 1 to 10."""
 
     def __init__(self, critic: Critic) -> None:
-        """Take the critic.
-
-        Args:
-            critic: That of the run.
-        """
+        """Take the critic."""
         self._critic = critic
 
     def __call__(
         self, images: Sequence[Image], captions: Sequence[str], known: Sequence[Critique | None]
     ) -> list[float | Fault]:
-        """The judgement of each image.
-
-        Args:
-            images: Of one size or of several.
-            captions: One per image.
-            known: Critiques that are there already.
-
-        Raises:
-            Unavailable: The critic cannot answer now.
-        """
+        """The judgement of each image."""
         places = [place for place, critique in enumerate(known) if critique is None]
         size = self._critic.batch_size
         batches = [places[start : start + size] for start in range(0, len(places), size)]

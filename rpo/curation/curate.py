@@ -95,14 +95,7 @@ def curate(config: CurateConfig, *, resume: bool = False, components: Components
 
 
 def check_settings(config: CurateConfig) -> None:
-    """Refuse settings that cannot be met, before anything is loaded.
-
-    Args:
-        config: The run.
-
-    Raises:
-        ValueError: The rules are empty, or a reward both filters and evaluates.
-    """
+    """Refuse settings that cannot be met, before anything is loaded."""
     check_rules(config.decide)
     check_filters(config.decide, config.evaluation, config.critic.kind)
     if config.decide.orderings == "all" and config.source.kind != "pairs":

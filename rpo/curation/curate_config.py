@@ -68,11 +68,7 @@ class SourceConfig:
     """To generate: folder or file of a LoRA for the checkpoint; nothing means none."""
 
     def __post_init__(self) -> None:
-        """Refuse noise for a solver that adds none.
-
-        Raises:
-            ValueError: Names both settings.
-        """
+        """Refuse noise for a solver that adds none."""
         if self.solver == "dpm_solver" and self.eta != 0:
             raise ValueError(
                 f"source.solver is dpm_solver with eta {self.eta:g}, but it is an ODE solver; set source.eta: 0, or "

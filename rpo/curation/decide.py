@@ -89,12 +89,7 @@ class Outcome:
 
 
 def outcomes_of(record: Judged, rules: DecideConfig) -> list[Outcome]:
-    """What becomes of an edit and its own source.
-
-    Args:
-        record: The record.
-        rules: The settings.
-    """
+    """What becomes of an edit and its own source."""
     name = record.edit.name if record.edit is not None else f"{record.id}/edit"
     if record.edit is None or record.reason is not None:
         return [Outcome(record.source.name, name, reason=record.reason or "edit_fault")]
@@ -104,13 +99,7 @@ def outcomes_of(record: Judged, rules: DecideConfig) -> list[Outcome]:
 
 
 def outcomes_across(first: Judged, second: Judged, rules: DecideConfig) -> list[Outcome]:
-    """What becomes of images of the two sides of a given pair: side and side, side and other edit, edit and edit.
-
-    Args:
-        first: The record of one side.
-        second: That of the other.
-        rules: The settings.
-    """
+    """What becomes of images of the two sides of a given pair: side and side, side and other edit, edit and edit."""
     preferred = first if first.side == "chosen" else second
     found = [Outcome(first.source.name, second.source.name, preferred.source.name, "given")]
     edits = [
@@ -125,12 +114,7 @@ def outcomes_across(first: Judged, second: Judged, rules: DecideConfig) -> list[
 
 
 def outcomes_of_siblings(records: Sequence[Judged], rules: DecideConfig) -> list[Outcome]:
-    """What becomes of the model's own images of one prompt: best against worst, second best against second worst, ...
-
-    Args:
-        records: Those of the prompt.
-        rules: The settings.
-    """
+    """What becomes of the model's own images of one prompt: best against worst, second best against second worst, ..."""
     leading = next(iter(rules.rewards))
     images = [record.source for record in records if record.source.scores]
     images.sort(key=lambda image: -image.scores[leading])
@@ -139,13 +123,7 @@ def outcomes_of_siblings(records: Sequence[Judged], rules: DecideConfig) -> list
 
 
 def compare(first: Candidate, second: Candidate, rules: DecideConfig) -> Outcome:
-    """Which of two images is better by the rules.
-
-    Args:
-        first: One of them; the source, if there is one.
-        second: The other.
-        rules: The settings.
-    """
+    """Which of two images is better by the rules."""
     names = (first.name, second.name)
     is_edit_of = (first.kind, second.kind) == ("source", "edit")
     if rules.policy == "always_edit":
@@ -165,12 +143,7 @@ def compare(first: Candidate, second: Candidate, rules: DecideConfig) -> Outcome
 
 
 def outside_window(record: Judged, rules: DecideConfig) -> Reason | None:
-    """Why an edit is too near to its source, or too far from it, to be used; None if it is neither.
-
-    Args:
-        record: With its distance.
-        rules: The settings.
-    """
+    """Why an edit is too near to its source, or too far from it, to be used; None if it is neither."""
     if record.distance is not None and record.distance < rules.min_distance:
         return "too_close"
     if record.distance is not None and record.distance > rules.max_distance:
@@ -183,14 +156,7 @@ def outside_window(record: Judged, rules: DecideConfig) -> Reason | None:
 
 
 def check_rules(rules: DecideConfig) -> None:
-    """Refuse rules that no pair could meet, or that say nothing.
-
-    Args:
-        rules: The settings.
-
-    Raises:
-        ValueError: A window is empty.
-    """
+    """Refuse rules that no pair could meet, or that say nothing."""
     if strangers := [name for name in rules.min_chosen if name not in rules.rewards]:
         raise ValueError(
             f"decide.min_chosen names {strangers[0]!r}, which is not among decide.rewards "

@@ -60,12 +60,8 @@ def export(
 
     Args:
         run: The run's folder; it need not be at its end.
-        form: "native", "parquet" or "pickapic".
         to: Folder to write; None for `export/<form>` in that of the run. An earlier export there is replaced.
         licence: Of the data set, for the header of its card; None leaves it open.
-
-    Raises:
-        ValueError: There is no run, no pair was kept, an image is damaged, or `to` holds something else.
 
     Example:
         >>> export("runs/curate", "parquet").num_pairs                   # doctest: +SKIP
@@ -93,9 +89,6 @@ def pairs_of(run: RunFolder) -> Iterator[PreferencePair]:
     """The pairs that were kept, in the order of the plan; their images are read when they are asked for.
 
     A pair that comes again, with the same images and caption, is given once.
-
-    Args:
-        run: The run.
     """
     common = _common_details(run)
     seen: set[bytes] = set()

@@ -42,15 +42,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path, share: Share | None = None) -> None:
-        """Open the folder; with a share, it is created and the share is locked.
-
-        Args:
-            path: The folder.
-            share: What this process does; None for reading only.
-
-        Raises:
-            ValueError: Another process does this share, there is no run to read, or a file is damaged.
-        """
+        """Open the folder; with a share, it is created and the share is locked."""
         self.path = Path(path)
         self.share = share
         self._lock = None
@@ -81,9 +73,6 @@ class RunFolder:
 
         Args:
             identities: Of the stages that this run does, in their order.
-
-        Raises:
-            ValueError: A stage has records that were made otherwise; says by what.
         """
         has_records = {str(stage): len(records) > 0 for stage, records in self.stages.items()}
         Manifest(self.path).claim({str(stage): one for stage, one in identities.items()}, has_records)
@@ -93,11 +82,7 @@ class RunFolder:
         return read_manifest(self.path).get(stage, {})
 
     def save_image(self, image: Image) -> str:
-        """Keep an RGB image, and return the sha256 that it is called by.
-
-        Raises:
-            OSError: The disk is full; what was stored is kept.
-        """
+        """Keep an RGB image, and return the sha256 that it is called by."""
         data = encode_png(np.asarray(image))
         digest = hashlib.sha256(data).hexdigest()
         path = self.image_path(digest)
@@ -116,15 +101,7 @@ class RunFolder:
         return self.path / "images" / f"{digest}.png"
 
     def load_image(self, digest: str, record: str) -> Image:
-        """The pixels of an image.
-
-        Args:
-            digest: What it is called by.
-            record: What messages call the record that it belongs to.
-
-        Raises:
-            ValueError: The image is missing or corrupt; names the record and the file.
-        """
+        """The pixels of an image."""
         path = self.image_path(digest)
         name = f"{record}: the image {path}"
         try:

@@ -25,14 +25,7 @@ from rpo.shapes.evaluation import to_pixels
 
 
 def plan_generation(config: SourceConfig) -> SourcePlan:
-    """The plan of images that are to be drawn.
-
-    Args:
-        config: Prompts, checkpoint, sampling.
-
-    Raises:
-        ValueError: There are no such prompts, checkpoint or LoRA.
-    """
+    """The plan of images that are to be drawn."""
     prompts = read_prompts(config.prompts, seed=config.seed)
     drawer = Drawer(config)
     items = [
@@ -72,14 +65,7 @@ class Drawer:
     """
 
     def __init__(self, config: SourceConfig) -> None:
-        """Read the checkpoint, on the CPU, to know its fingerprint: a run that has its images needs no more of it.
-
-        Args:
-            config: Checkpoint and sampling.
-
-        Raises:
-            ValueError: There is no such checkpoint or LoRA.
-        """
+        """Read the checkpoint, on the CPU, to know its fingerprint: a run that has its images needs no more of it."""
         self._config = config
         on_cpu = replace(config.model, device="cpu", attention="sdpa", compile=False, channels_last=False)
         model = load_model(on_cpu)

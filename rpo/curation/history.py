@@ -58,15 +58,7 @@ class History:
 
 
 def history_of(folder: RunFolder, record: str) -> History:
-    """What the stages have found out about one record.
-
-    Args:
-        folder: The run.
-        record: Id of a record that has a source.
-
-    Raises:
-        KeyError: There is no such record.
-    """
+    """What the stages have found out about one record."""
     return _history(folder, folder.stages["sources"][record])
 
 
@@ -83,11 +75,7 @@ def _history(folder: RunFolder, source: Row) -> History:
 
 
 def histories(folder: RunFolder) -> Iterator[History]:
-    """All records, in the order of the plan.
-
-    Args:
-        folder: The run.
-    """
+    """All records, in the order of the plan."""
     return (_history(folder, source) for source in folder.stages["sources"].in_order("order"))
 
 

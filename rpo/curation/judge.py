@@ -87,25 +87,13 @@ class BothOrders:
     def __call__(
         self, first_images: Sequence[Image], second_images: Sequence[Image], captions: Sequence[str]
     ) -> list[Verdict | Fault]:
-        """One verdict per pair; a fault where the orders disagree.
-
-        Args:
-            first_images: One side.
-            second_images: The other.
-            captions: What both should show.
-        """
+        """One verdict per pair; a fault where the orders disagree."""
         return [one.verdict for one in self.orders(first_images, second_images, captions)]
 
     def orders(
         self, first_images: Sequence[Image], second_images: Sequence[Image], captions: Sequence[str]
     ) -> list[OrderedVerdicts]:
-        """What is said in each order.
-
-        Args:
-            first_images: One side.
-            second_images: The other.
-            captions: What both should show.
-        """
+        """What is said in each order."""
         forward = self._judge(first_images, second_images, captions)
         backward = self._judge(second_images, first_images, captions)
         turned: list[Verdict | Fault] = [one if isinstance(one, Fault) else _MIRRORED[one] for one in backward]
@@ -128,13 +116,7 @@ class VlmJudge:
     def __call__(
         self, first_images: Sequence[Image], second_images: Sequence[Image], captions: Sequence[str]
     ) -> list[Verdict | Fault]:
-        """One verdict per pair.
-
-        Args:
-            first_images: Shown first.
-            second_images: Shown second.
-            captions: What both should show.
-        """
+        """One verdict per pair."""
         pairs = list(zip(first_images, second_images, strict=True))
         answers = ask(self._chat, self._prompt, pairs, [{"caption": caption} for caption in captions], JudgeAnswer)
         return [answer if isinstance(answer, Fault) else answer.winner for answer in answers]
@@ -147,29 +129,14 @@ class RewardJudge:
     concurrency: int = 1
 
     def __init__(self, reward: Reward, *, name: str, margin: float = 0.0) -> None:
-        """Compare scores.
-
-        Args:
-            reward: What scores.
-            name: What messages and provenance call it.
-            margin: Largest gap that is a tie.
-        """
+        """Compare scores."""
         self._reward, self._name, self._margin = reward, name, margin
         self.identity: Mapping[str, str] = MappingProxyType({"kind": "reward", "model": name, "margin": str(margin)})
 
     def __call__(
         self, first_images: Sequence[Image], second_images: Sequence[Image], captions: Sequence[str]
     ) -> list[Verdict | Fault]:
-        """One verdict per pair.
-
-        Args:
-            first_images: One side.
-            second_images: The other.
-            captions: What both should show.
-
-        Raises:
-            RewardError: The reward gives no number for an image.
-        """
+        """One verdict per pair."""
         gaps = [
             self._score(first, caption) - self._score(second, caption)
             for first, second, caption in zip(first_images, second_images, captions, strict=True)
@@ -186,36 +153,18 @@ def load_judge(config: JudgeConfig, cache_folder: Path | None = None) -> BothOrd
 
     Args:
         config: Kind, model, address, prompt and decoding; one of your own is called with it alone.
-        cache_folder: Where answers of models are kept; None for nowhere.
-
-    Raises:
-        ValueError: There is no such kind, model, reward or prompt, or it cannot be loaded.
-        ImportError: A library that this kind needs is not installed.
     """
     return BothOrders(make_component(config, JUDGES, "judge", cache_folder))
 
 
 def vlm_judge(config: JudgeConfig, cache_folder: Path | None) -> VlmJudge:
-    """The judge behind a server or on this machine, as the configuration's kind says.
-
-    Args:
-        config: Kind, model, address, prompt and decoding.
-        cache_folder: Where answers are kept; None for nowhere.
-    """
+    """The judge behind a server or on this machine, as the configuration's kind says."""
     prompt = PromptFile.load("judge", config.prompt, variables=("caption",))
     return VlmJudge(load_chat(config, cache_folder), prompt)
 
 
 def reward_judge(config: JudgeConfig, cache_folder: Path | None) -> RewardJudge:
-    """The reward that `model` names, or the verifier of the shapes world, as a judge.
-
-    Args:
-        config: Kind and model.
-        cache_folder: Unused.
-
-    Raises:
-        ValueError: Kind "reward" without the name of one.
-    """
+    """The reward that `model` names, or the verifier of the shapes world, as a judge."""
     name = "shapes" if config.kind == "shapes" else config.model
     if not name:
         raise ValueError("the judge is a reward, but model is empty; give the name of a reward, such as shapes")

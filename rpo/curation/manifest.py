@@ -28,14 +28,7 @@ def identity_hash(identity: Identity) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, str]]:
-    """The identity of each stage that a run has begun; empty if there is no run.
-
-    Args:
-        folder: Of the run.
-
-    Raises:
-        ValueError: The file is damaged, or of another version of this package.
-    """
+    """The identity of each stage that a run has begun; empty if there is no run."""
     return _read(folder)[0]
 
 
@@ -63,11 +56,7 @@ class Manifest:
     """The manifest of a folder that this process works on."""
 
     def __init__(self, folder: Path) -> None:
-        """Name the folder; nothing is read yet.
-
-        Args:
-            folder: Of the run; it exists.
-        """
+        """Name the folder; nothing is read yet."""
         self._folder = folder
 
     def claim(self, identities: Mapping[str, Identity], has_records: Mapping[str, bool]) -> None:
@@ -75,11 +64,6 @@ class Manifest:
 
         Args:
             identities: Of the stages that this run does, in their order.
-            has_records: Whether each stage of the folder has records.
-
-        Raises:
-            ValueError: A stage with records was made otherwise, or its records were deleted and those of a later stage
-                were not.
         """
         with FileLock(self._folder / "locks" / "manifest.lock"):
             known, hashes = _read(self._folder)

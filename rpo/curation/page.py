@@ -61,15 +61,8 @@ def write_page(folder: str | Path, path: str | Path | None = None, *, max_record
     """Write the page of a run, finished or not; an older page stays whole until the new one is complete.
 
     Args:
-        folder: Of the run.
         path: The file to write; None for `pairs.html` in the folder.
         max_records: Records that are shown with their images; all are counted.
-
-    Returns:
-        The file.
-
-    Raises:
-        ValueError: The folder holds no run, an image is missing or corrupt, or `max_records` is less than 1.
 
     Example:
         >>> write_page("runs/curate")                                    # doctest: +SKIP
@@ -88,15 +81,7 @@ def write_page(folder: str | Path, path: str | Path | None = None, *, max_record
 
 
 def render_page(run: RunFolder, max_records: int) -> str:
-    """The page as HTML text.
-
-    Args:
-        run: Open for reading.
-        max_records: Records that are shown.
-
-    Raises:
-        ValueError: An image is missing or corrupt.
-    """
+    """The page as HTML text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # here, so that `import rpo` stays quick
 
     kinds: Counter[Fate] = Counter()
@@ -143,9 +128,6 @@ def render_page(run: RunFolder, max_records: int) -> str:
 
 def script_json(value: object) -> str:
     r"""JSON that can stand in a script element: without "<", nothing in it can end or open an element.
-
-    Args:
-        value: What JSON can hold.
 
     Example:
         >>> script_json(["</script>"])

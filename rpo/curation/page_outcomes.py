@@ -95,11 +95,7 @@ class Step:
 
 
 def fate_of(history: History) -> Fate:
-    """What became of a record.
-
-    Args:
-        history: The record.
-    """
+    """What became of a record."""
     outcome = own_outcome(history)
     faults: tuple[FaultKind, ...] = tuple(fault.kind for _, fault in faults_of(history))
     name = _name_of(outcome)
@@ -126,11 +122,7 @@ def faults_of(history: History) -> list[tuple[str, Fault]]:
 
 
 def count_steps(fates: Iterable[Fate]) -> list[Step]:
-    """How many records came through each step.
-
-    Args:
-        fates: Of all records.
-    """
+    """How many records came through each step."""
     lost: list[Counter[str]] = [Counter() for _ in STEPS]
     for one in fates:
         lost[one.last_step][one.outcome] += 1
@@ -146,10 +138,6 @@ def select(fates: Iterable[Fate], limit: int) -> list[Fate]:
 
     Of one outcome those with the lowest ids are taken; ids are hashes, so that nobody has picked them, and a run that
     goes on keeps most of them.
-
-    Args:
-        fates: Of all records; read once, and few are held.
-        limit: How many may be selected.
     """
     groups: dict[tuple[int, tuple[FaultKind, ...]], list[tuple[str, int, Fate]]] = {}
     order = {outcome: place for place, outcome in enumerate(WORDS)}

@@ -23,7 +23,6 @@ def shown(image: Image.Image, side: int) -> str:
     """An image as a `data:` address.
 
     Args:
-        image: RGB.
         side: Longest side that a larger image is shrunk to; at least `EXACT_SIDE`.
     """
     buffer = io.BytesIO()

@@ -101,10 +101,7 @@ def shown_record(
     """What the page says of a record.
 
     Args:
-        history: The record.
-        images: Its images.
         across: Outcomes of its images together with those of other records.
-        manifest: What made the records of each stage.
     """
     record = history.source.id
     outcome = own_outcome(history)
@@ -193,11 +190,7 @@ def _provenance(history: History, manifest: Mapping[str, Identity]) -> Facts:
 
 
 def who(identity: Identity) -> str:
-    """A component in a line: kind, model, revision, and the start of the hash of its prompt.
-
-    Args:
-        identity: What decides its results.
-    """
+    """A component in a line: kind, model, revision, and the start of the hash of its prompt."""
     parts = [identity.get("kind", "of one's own"), identity.get("model", "")]
     if identity.get("revision"):
         parts.append(f"revision {identity['revision'][:_HASH_CHARACTERS]}")

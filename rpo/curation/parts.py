@@ -37,11 +37,7 @@ class StageRecords:
         """Read where everything is.
 
         Args:
-            folder: Of the stage.
             own_part: Number of the part that this process appends to, and holds the lock of; None for reading only.
-
-        Raises:
-            ValueError: A line in the middle of a part is damaged.
         """
         self.folder = folder
         self._own = None if own_part is None else folder / f"part-{own_part}.jsonl"
@@ -82,11 +78,7 @@ class StageRecords:
         return (row for _, row in self._placed_rows())
 
     def in_order(self, column: str) -> Iterator[Row]:
-        """All that was recorded, by the whole number in a column, and by the id where that is the same.
-
-        Args:
-            column: Name of the column.
-        """
+        """All that was recorded, by the whole number in a column, and by the id where that is the same."""
         numbers, keys, places = array("q"), array("Q"), array("Q")
         for place, row in self._placed_rows():
             numbers.append(int(str(row[column])))
@@ -96,11 +88,7 @@ class StageRecords:
         return (self._row_at(places[at]) for at in order)
 
     def __getitem__(self, record: str) -> Row:
-        """What was recorded.
-
-        Raises:
-            KeyError: The stage has no such record.
-        """
+        """What was recorded."""
         place = self._places.get(key_of(record))
         if place is None:
             raise KeyError(record)
@@ -112,15 +100,7 @@ class StageRecords:
         return None if place is None else self._row_at(place)
 
     def append(self, row: Row) -> None:
-        """Record one result; may be called by several threads.
-
-        Args:
-            row: With the "id" of its record.
-
-        Raises:
-            OSError: The disk is full; the lines before are untouched.
-            ValueError: The stage has this record already, or was opened for reading.
-        """
+        """Record one result; may be called by several threads."""
         if self._own is None:
             raise ValueError(f"{self.folder} was opened for reading; expected an own part; give one")
         with self._lock:

@@ -39,12 +39,7 @@ class Places:
     """Keys to places; of a key that comes again the first place counts. One thread adds, any number look."""
 
     def __init__(self, keys: "array[int]", places: "array[int]") -> None:
-        """Take what is there.
-
-        Args:
-            keys: Of all lines, of 64 bits without a sign.
-            places: Of the same lines.
-        """
+        """Take what is there."""
         self._known = _sorted(np.frombuffer(keys, np.uint64), np.frombuffer(places, np.uint64))
         self._new: dict[int, int] = {}
 

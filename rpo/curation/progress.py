@@ -29,8 +29,6 @@ class Progress:
         Args:
             timings: File that the seconds of each stage are appended to.
             totals: Records of each stage that were there already, of this process's share.
-            num_records: Of this process's share.
-            is_shown: Whether there is a bar.
         """
         self._lock = threading.Lock()
         self._timings = timings
@@ -94,11 +92,7 @@ class Progress:
 
 
 def rates(folder: Path) -> dict[str, float]:
-    """Records per second of each stage, over all processes and sessions: of a second in which the stage was at work.
-
-    Args:
-        folder: Of the run.
-    """
+    """Records per second of each stage, over all processes and sessions: of a second in which the stage was at work."""
     records: Counter[str] = Counter()
     seconds: defaultdict[str, float] = defaultdict(float)
     for path in sorted((folder / "timings").glob("part-*.jsonl")):

@@ -31,16 +31,7 @@ class PromptFile:
     """
 
     def __init__(self, source: bytes, *, name: str, variables: Collection[str]) -> None:
-        """Take a template.
-
-        Args:
-            source: The bytes of its file, UTF-8.
-            name: What messages call it.
-            variables: What it will be told, besides `schema`.
-
-        Raises:
-            ValueError: It is empty, is no template, or uses something that it will not be told.
-        """
+        """Take a template."""
         environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
         environment.globals.clear()  # a prompt counts nothing and imports nothing
         environment.filters["quoted"] = quoted
@@ -70,12 +61,7 @@ class PromptFile:
         """Read the package's prompt of that name, or the file at `path` instead.
 
         Args:
-            name: Stem of a file in the package.
             path: Of a template of one's own; empty for the package's.
-            variables: As for the constructor.
-
-        Raises:
-            ValueError: There is no such file, or it is no template.
         """
         file = Path(path) if path else FOLDER / f"{name}.txt"
         try:
@@ -90,7 +76,6 @@ class PromptFile:
         """The prompt for one question.
 
         Args:
-            values: What the template is told.
             answer: The type whose schema the prompt must show; None where the server enforces it.
         """
         schema = json.dumps(answer_schema(answer)) if answer else ""
@@ -99,9 +84,6 @@ class PromptFile:
 
 def quoted(text: str) -> str:
     r"""A text as a JSON string on one line, so that nothing in it can end its quotation.
-
-    Args:
-        text: Anything.
 
     Example:
         >>> quoted('a "red" fox')

@@ -24,19 +24,12 @@ def push_to_hub(
     """Say what uploading an exported data set would send; upload it with `push=True`.
 
     Args:
-        folder: Written by `export`.
         repo_id: "owner/name" on the Hub; made if it does not exist.
-        push: Really upload.
-        private: Whether only its owner may see the repository.
         token: Of the Hub; None for that of `hf auth login`.
         api: The client to upload with; None for the Hub's own.
 
     Returns:
         The plan, with the address of the repository if it was carried out.
-
-    Raises:
-        ValueError: The folder is no export, the name is no repository's, or the repository is public already and
-            `private` was asked for.
     """
     folder = Path(folder)
     check_repo_id(repo_id)

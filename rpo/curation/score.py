@@ -59,15 +59,7 @@ class Scorer:
         device: str = "cpu",
         critic: CriticScores | None = None,
     ) -> None:
-        """Take the rewards.
-
-        Args:
-            filters: Those that decide, by name.
-            evaluation: The one that evaluates.
-            similarity: Compares source and edit.
-            device: Where the images are put for them.
-            critic: Scores as "critic", if it has a say.
-        """
+        """Take the rewards."""
         self._critic = critic
         self._filters = filters
         self._evaluation = evaluation
@@ -75,11 +67,7 @@ class Scorer:
         self._device = device
 
     def load(self) -> None:
-        """Load what is otherwise loaded with the first image, so that what is missing is known before work is done.
-
-        Raises:
-            ValueError: A checkpoint cannot be loaded; names the reward.
-        """
+        """Load what is otherwise loaded with the first image, so that what is missing is known before work is done."""
         from rpo.rewards.clip import ClipReward
 
         named = {f"the reward {name!r} of decide.rewards": reward for name, reward in self._filters.items()}
@@ -98,11 +86,7 @@ class Scorer:
                     ) from error
 
     def __call__(self, items: Sequence[ToScore]) -> list[Scores | Fault]:
-        """The scores of each item; an item whose scores are not finite is a fault.
-
-        Raises:
-            RewardError: A reward raised.
-        """
+        """The scores of each item; an item whose scores are not finite is a fault."""
         try:
             return list(self._score(items))
         except RewardError as error:
@@ -174,18 +158,13 @@ class ImageSimilarity:
 
         Args:
             model: Folder or hub id of a CLIPModel with its image processor.
-            device: Where it runs.
         """
         from rpo.rewards.clip import ClipReward
 
         self.reward = ClipReward(model, device=device)
 
     def __call__(self, pairs: Sequence[tuple[Image, Image]]) -> list[float]:
-        """Of each pair, from -1 to 1; 1 for the same image. Images of one size go through the model together.
-
-        Raises:
-            ValueError: The checkpoint cannot be loaded.
-        """
+        """Of each pair, from -1 to 1; 1 for the same image. Images of one size go through the model together."""
         found = torch.zeros(len(pairs))
         sizes = [(first.size, second.size) for first, second in pairs]
         for size in dict.fromkeys(sizes):
@@ -198,16 +177,7 @@ class ImageSimilarity:
 
 
 def check_filters(config: DecideConfig, evaluation: str, critic: str) -> None:
-    """Refuse rewards that filter if one of them is the one that evaluates.
-
-    Args:
-        config: Names the rewards.
-        evaluation: Name of the reward that evaluates; empty for none.
-        critic: Kind of the critic.
-
-    Raises:
-        ValueError: Says which.
-    """
+    """Refuse rewards that filter if one of them is the one that evaluates."""
     for name in config.rewards:
         if evaluation and _judge_of(name, critic) == _judge_of(evaluation, critic):
             raise ValueError(
@@ -218,41 +188,19 @@ def check_filters(config: DecideConfig, evaluation: str, critic: str) -> None:
 
 
 def filter_rewards(config: DecideConfig) -> dict[str, Reward]:
-    """The rewards that filter, but for the critic.
-
-    Args:
-        config: Names the rewards.
-
-    Raises:
-        ValueError: There is no such reward.
-    """
+    """The rewards that filter, but for the critic."""
     return {name: load_reward(name) for name in config.rewards if name != CRITIC}
 
 
 def is_verifier(reward: str) -> bool:
-    """Whether a reward is the truth of the embedded world, and no model of it.
-
-    Args:
-        reward: Name of a reward.
-    """
+    """Whether a reward is the truth of the embedded world, and no model of it."""
     return _judge_of(reward, "") == _VERIFIER
 
 
 def score_images(
     reward: Reward, images: Sequence[Image], captions: Sequence[str], *, name: str, device: str = "cpu"
 ) -> list[float]:
-    """The scores of images of any sizes, each size asked at once.
-
-    Args:
-        reward: What to ask.
-        images: RGB.
-        captions: One per image.
-        name: What messages call the reward.
-        device: Where the images are put.
-
-    Raises:
-        RewardError: The reward raised, or did not give one finite number per image.
-    """
+    """The scores of images of any sizes, each size asked at once."""
     scores = [0.0] * len(images)
     for size in dict.fromkeys(image.size for image in images):
         places = [place for place, image in enumerate(images) if image.size == size]

@@ -38,11 +38,7 @@ class Share:
             )
 
     def owns(self, group: str) -> bool:
-        """Whether the records of a group are this share's.
-
-        Args:
-            group: A hexadecimal id.
-        """
+        """Whether the records of a group are this share's."""
         return int(group, 16) % self.count == self.index
 
 
@@ -51,10 +47,6 @@ def share_of(part: str, environment: Mapping[str, str]) -> Share:
 
     Args:
         part: "0/4" for the first of four; empty to look into the environment.
-        environment: Of the process: RANK and WORLD_SIZE.
-
-    Raises:
-        ValueError: It is of another form, or there is no such part.
     """
     if not part:
         return Share(int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1")))
@@ -69,15 +61,7 @@ class ShareLock:
     """Holds a share of a folder until it is closed; the system lets go of it when the process dies."""
 
     def __init__(self, folder: Path, share: Share) -> None:
-        """Take the share.
-
-        Args:
-            folder: Where the lock files are; created.
-            share: Which part.
-
-        Raises:
-            ValueError: Another process has this part, or works on the folder in another number of parts.
-        """
+        """Take the share."""
         folder.mkdir(parents=True, exist_ok=True)
         self._held = ExitStack()
         with FileLock(folder / "gate.lock"):

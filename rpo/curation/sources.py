@@ -65,24 +65,13 @@ def record_id(caption: str, origin: str) -> str:
     """The id of a record: 16 hexadecimal digits.
 
     Args:
-        caption: Of the image.
         origin: A key of where the image comes from, such as its sha256.
     """
     return hashlib.sha256(json.dumps([caption, origin]).encode()).hexdigest()[:16]
 
 
 def planned(caption: object, origin: Mapping[str, str | int], key: str, name: str) -> Planned:
-    """A record with a caption that can be used.
-
-    Args:
-        caption: What should be one.
-        origin: Where the image comes from.
-        key: The same in short, for the id.
-        name: What messages call it.
-
-    Raises:
-        ValueError: The caption is no text, or empty.
-    """
+    """A record with a caption that can be used."""
     if not isinstance(caption, str):
         raise ValueError(f"{name}: the caption is {caption!r}; expected text; mend or remove the item")
     if fault := text_fault(caption):
@@ -112,14 +101,7 @@ class _Found:
 
 
 def plan_import(config: SourceConfig) -> SourcePlan:
-    """The plan of an import; reads every caption and the bytes of images that are not known yet, and decodes none.
-
-    Args:
-        config: Kind and path.
-
-    Raises:
-        ValueError: There is no such source, nothing in it, or an item that cannot be used; names the item.
-    """
+    """The plan of an import; reads every caption and the bytes of images that are not known yet, and decodes none."""
     if not config.path:
         raise ValueError(f"source.path is empty; expected what to import as {config.kind}; give source.path=PATH")
     images: dict[str, ImageSource] = {}

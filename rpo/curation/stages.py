@@ -98,13 +98,7 @@ class Pipeline:
     """Takes chunks of records through stages."""
 
     def __init__(self, stages: Sequence[Stage], records: dict[StageName, StageRecords], observer: Observer) -> None:
-        """Say what is done to each record.
-
-        Args:
-            stages: In their order.
-            records: Of each stage, open for writing.
-            observer: Hears of progress.
-        """
+        """Say what is done to each record."""
         self._stages = stages
         self._records = records
         self._observer = observer
@@ -118,17 +112,7 @@ class Pipeline:
         self._error: BaseException | None = None
 
     def run(self, chunks: Iterable[Sequence[str]]) -> None:
-        """Take every chunk through all stages; what is recorded already is not asked again.
-
-        Args:
-            chunks: Ids.
-
-        Raises:
-            Unavailable: A component cannot answer now; what the others were doing is recorded.
-            OSError: The disk is full.
-            ValueError: A record's image is missing or corrupt, or a component answered for another number of items,
-                or raised on everything that it was asked about.
-        """
+        """Take every chunk through all stages; what is recorded already is not asked again."""
         waiting = enumerate(chunks)
         with ExitStack() as stack:
             for stage in self._stages:
@@ -200,11 +184,7 @@ class Pipeline:
                 self._advance(one)
 
     def _let_go_of_the_last(self) -> bool:
-        """Nothing is left to ask: whether chunks were held back that may go on, their component having once answered.
-
-        Raises:
-            ValueError: It never has.
-        """
+        """Nothing is left to ask: whether chunks were held back that may go on, their component having once answered."""
         if not self._held_lots:
             return False
         lot = self._held_lots.pop()
@@ -241,11 +221,7 @@ class Pipeline:
             self._observer.end(stage.name)
 
     def _is_let_through(self, stage: Stage, answers: Sequence[object], faults: Sequence[tuple[str, Fault]]) -> bool:
-        """Whether a component has answered, so that what it raised on is recorded; if not, that is held back.
-
-        Raises:
-            ValueError: It raised on everything so far, too often.
-        """
+        """Whether a component has answered, so that what it raised on is recorded; if not, that is held back."""
         probation = self._probations[stage.name]
         with self._lock:
             if probation.is_passed:

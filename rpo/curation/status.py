@@ -92,14 +92,7 @@ class RunStatus:
 
 
 def status_of(path: str | Path) -> RunStatus:
-    """Read a run's folder, be it at work or not.
-
-    Args:
-        path: The folder.
-
-    Raises:
-        ValueError: There is no run, or a file of it is damaged.
-    """
+    """Read a run's folder, be it at work or not."""
     folder = RunFolder(path)
     speed = rates(folder.path)
     stages: list[StageStatus] = []
@@ -121,12 +114,7 @@ def status_of(path: str | Path) -> RunStatus:
 
 
 def evaluation_gap(folder: RunFolder, outcome: Outcome) -> list[float]:
-    """Score of the chosen image minus that of the rejected one by the reward that evaluates; empty if it was not asked.
-
-    Args:
-        folder: The run.
-        outcome: A pair that was kept.
-    """
+    """Score of the chosen image minus that of the rejected one by the reward that evaluates; empty if it was not asked."""
     found: list[float] = []
     for name in (outcome.chosen, outcome.rejected):
         record, _, kind = name.partition("/")

@@ -167,13 +167,7 @@ def scores_stage(folder: RunFolder, scorer: Scorer, config: CurateConfig) -> Sta
 def decisions_stage(
     folder: RunFolder, rules: DecideConfig, groups: Mapping[str, Sequence[str]]
 ) -> Stage[str, tuple[Outcome, ...]]:
-    """Decide what becomes of each record; outcomes across a given pair are written with its first record.
-
-    Args:
-        folder: The run.
-        rules: The settings.
-        groups: Ids of the records that belong together, by group.
-    """
+    """Decide what becomes of each record; outcomes across a given pair are written with its first record."""
 
     def decide(record: str) -> tuple[Outcome, ...]:
         history = history_of(folder, record)
@@ -212,12 +206,7 @@ def judged(history: History) -> Judged:
 
 
 def edit_seed(seed: int, record: str) -> int:
-    """The seed of a record's edit.
-
-    Args:
-        seed: Of the editor.
-        record: Id.
-    """
+    """The seed of a record's edit."""
     return int(hashlib.sha256(f"edit/{seed}/{record}".encode()).hexdigest()[:12], 16)
 
 

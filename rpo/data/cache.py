@@ -58,13 +58,7 @@ class LatentRequest:
 def latent_requests(
     pair: PreferencePair, transform: PairTransform, draw: TransformDraw
 ) -> tuple[LatentRequest, LatentRequest]:
-    """What to ask the cache for one use of a pair: the chosen image, then the rejected one.
-
-    Args:
-        pair: The record; its content hashes are taken once.
-        transform: How images become pixels.
-        draw: What chance decided for this use.
-    """
+    """What to ask the cache for one use of a pair: the chosen image, then the rejected one."""
     chosen, rejected = (pair.facts(side) for side in SIDES)
     windows = transform.windows(chosen.size, rejected.size, draw)
     first, second = (
@@ -132,15 +126,7 @@ class LatentCache:
         return self._cache.hits
 
     def moments(self, requests: Sequence[LatentRequest]) -> tuple[Latents, Latents]:
-        """Mean and std for each request in order, float32 on the CPU; what is missing is encoded and kept.
-
-        Args:
-            requests: At least one; equal ones are encoded once.
-
-        Raises:
-            ValueError: An image cannot be read, or its latents are not finite.
-            OSError: The disk is full; what was stored before is kept.
-        """
+        """Mean and std for each request in order, float32 on the CPU; what is missing is encoded and kept."""
         mean, std = self._cache.fetch(requests).float().unbind(dim=1)
         return mean, std
 
@@ -148,7 +134,6 @@ class LatentCache:
         """Encode what is missing of many requests; when interrupted, the next call goes on where this one ended.
 
         Args:
-            requests: Any number.
             progress: Called now and then with (entries present, entries in all).
         """
         self._cache.prefetch(requests, progress)
@@ -184,9 +169,7 @@ class EmbeddingCache:
 
         Args:
             folder: Where `embeddings.sqlite` lies; it may serve several models and runs.
-            encode: Prompts to embeddings, all of one number of tokens.
             model_key: Fingerprint of all that determines `encode`: tokenizer, weights, the type it computes in.
-            dtype: What is stored and returned.
             batch_size: Prompts encoded in one call; more than 1 is faster, but makes the last bits of an entry depend
                 on what was encoded with it.
             memory: Entries at hand beside the file; None for a memory of its own.
@@ -213,22 +196,13 @@ class EmbeddingCache:
         return self._cache.hits
 
     def embed(self, prompts: Sequence[str]) -> Float[Tensor, "prompts tokens dim"]:
-        """The embedding of each prompt in order, on the CPU; what is missing is encoded and kept.
-
-        Args:
-            prompts: At least one; equal ones are encoded once.
-
-        Raises:
-            ValueError: An embedding is not finite.
-            OSError: The disk is full; what was stored before is kept.
-        """
+        """The embedding of each prompt in order, on the CPU; what is missing is encoded and kept."""
         return self._cache.fetch(prompts)
 
     def prefetch(self, prompts: Sequence[str], *, progress: Progress | None = None) -> None:
         """Encode what is missing of many prompts; when interrupted, the next call goes on where this one ended.
 
         Args:
-            prompts: Any number.
             progress: Called now and then with (entries present, entries in all).
         """
         self._cache.prefetch(prompts, progress)

@@ -161,17 +161,7 @@ def check_pairs(
     """Read a whole set and say what it is and what is wrong with it.
 
     Args:
-        source: A set, or a source as for `read_pairs`.
-        split: As for `read_pairs`.
-        form: As for `read_pairs`.
-        limit: As for `read_pairs`.
-        streaming: As for `read_pairs`.
-        cache_dir: As for `read_pairs`.
         model: Checkpoint whose tokenizer counts the captions that are too long; None counts words.
-        progress: Called after every record.
-
-    Raises:
-        ValueError: The source cannot be opened at all.
     """
     found = scan(source, split=split, form=form, limit=limit, streaming=streaming, cache_dir=cache_dir)
     tally = _Tally()

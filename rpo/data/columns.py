@@ -49,12 +49,7 @@ def recognise(columns: Collection[str], origin: str, form: FormName | Literal["a
     """Which form a table has.
 
     Args:
-        columns: The columns that were found.
-        origin: What to call the table in messages.
         form: The form that the caller says it has; "auto" looks at the columns.
-
-    Raises:
-        ValueError: The columns are not those of the form, of no known form, or of two.
     """
     candidates: dict[FormName, Form] = FORMS if form == "auto" else {form: FORMS[form]}
     found: list[FormName] = [name for name, candidate in candidates.items() if set(candidate.required) <= set(columns)]
@@ -79,17 +74,7 @@ def ignored(columns: Iterable[str], form: FormName) -> tuple[str, ...]:
 
 
 def parse(form: FormName, row: Row, image_of: Callable[[str], ImageSource], *, name: str) -> PreferencePair | Dropped:
-    """The record that a row holds, or why it holds none.
-
-    Args:
-        form: The form of the table.
-        row: The values of the columns that are no images.
-        image_of: The image in a column of this row.
-        name: What to call the row in messages.
-
-    Raises:
-        ValueError: A value is missing or is not what its column holds.
-    """
+    """The record that a row holds, or why it holds none."""
     if form == "pickapic":
         return _parse_pickapic(row, image_of, name)
     images = FORMS[form].images

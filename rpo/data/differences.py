@@ -41,13 +41,7 @@ class DifferenceRequest:
 def grid_difference(
     first: Float[Tensor, "3 height width"], second: Float[Tensor, "3 height width"], *, grid: tuple[int, int]
 ) -> Float[Tensor, "h w"]:
-    """Absolute difference of two images in [0, 1], mean over channels and over the area of each cell of a grid.
-
-    Args:
-        first: An image.
-        second: Another of the same size.
-        grid: (height, width) of the latents.
-    """
+    """Absolute difference of two images in [0, 1], mean over channels and over the area of each cell of a grid."""
     difference = (first - second).abs().mean(dim=0)
     return F.interpolate(difference[None, None], size=grid, mode="area")[0, 0]
 
@@ -66,7 +60,6 @@ class PairDifferences:
 
         Args:
             folder: Where `differences.sqlite` lies; it may serve several models and runs.
-            grid: (height, width) of the latents.
             memory: Decoded images and differences at hand beside the file; None for a memory of its own.
         """
         self._grid = grid
@@ -85,12 +78,7 @@ class PairDifferences:
         """What to ask for one use of a pair.
 
         Args:
-            pair: The record.
             chosen: Its chosen image as the latents see it, from `remembering`.
-            rejected: Its rejected image.
-
-        Raises:
-            ValueError: The two images differ in size, so that no place of one is that of the other.
         """
         sizes = [pair.facts(side).size for side in SIDES]
         if sizes[0] != sizes[1]:
@@ -106,19 +94,11 @@ class PairDifferences:
         return replace(request, load=partial(self._load, request))
 
     def of(self, requests: Sequence[DifferenceRequest]) -> Float[Tensor, "batch h w"]:
-        """The difference of each pair in order, float32 on the CPU; what is missing is made and kept.
-
-        Args:
-            requests: At least one.
-        """
+        """The difference of each pair in order, float32 on the CPU; what is missing is made and kept."""
         return self._cache.fetch(requests)
 
     def prefetch(self, requests: Sequence[DifferenceRequest]) -> None:
-        """Make what is missing of many requests; when interrupted, the next call goes on where this one ended.
-
-        Args:
-            requests: Any number.
-        """
+        """Make what is missing of many requests; when interrupted, the next call goes on where this one ended."""
         self._cache.prefetch(requests, None)
 
     def close(self) -> None:

@@ -52,12 +52,7 @@ _AT_ONCE = 400  # items, of at most two images each: SQLite's oldest limit on va
 
 
 def recalled(items: Iterable[T], places: Callable[[T], Iterable[Place]]) -> Iterator[T]:
-    """Items in order, each told what is known of its images; what is learnt of them on the way is kept.
-
-    Args:
-        items: Any number; no image is read here.
-        places: The images of an item.
-    """
+    """Items in order, each told what is known of its images; what is learnt of them on the way is kept."""
     remaining = iter(items)
     while some := list(islice(remaining, _AT_ONCE)):
         asked = [
@@ -77,15 +72,7 @@ def recalled(items: Iterable[T], places: Callable[[T], Iterable[Place]]) -> Iter
 
 
 def read_image(source: ImageSource, name: str) -> bytes:
-    """The encoded bytes of an image.
-
-    Args:
-        source: Where it is.
-        name: What messages call it.
-
-    Raises:
-        ValueError: It is missing or cannot be read.
-    """
+    """The encoded bytes of an image."""
     try:
         if isinstance(source, str | Path):
             return read_regular(source)
@@ -97,15 +84,7 @@ def read_image(source: ImageSource, name: str) -> bytes:
 
 
 def facts_of(data: bytes, name: str) -> ImageFacts:
-    """What there is to know of an encoded image without decoding it.
-
-    Args:
-        data: Its bytes.
-        name: What messages call it.
-
-    Raises:
-        ValueError: Its header is not that of an image.
-    """
+    """What there is to know of an encoded image without decoding it."""
     return ImageFacts(digest_of(data), upright_size(data, name))
 
 
@@ -116,11 +95,7 @@ def digest_of(data: bytes) -> str:
 
 @singledispatch
 def stamp_of(source: object) -> str:
-    """What stands for an image as long as it does not change; empty for one that has to be read.
-
-    Args:
-        source: The image.
-    """
+    """What stands for an image as long as it does not change; empty for one that has to be read."""
     return ""
 
 

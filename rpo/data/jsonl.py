@@ -14,11 +14,7 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair, which JSON can 
 
 
 def append_line(path: Path, row: Mapping[str, object]) -> None:
-    """Append one object as a line, in a single write.
-
-    Raises:
-        OSError: The disk is full; the lines before are untouched.
-    """
+    """Append one object as a line, in a single write."""
     line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
     try:
         with path.open("ab", buffering=0) as file:
@@ -29,15 +25,7 @@ def append_line(path: Path, row: Mapping[str, object]) -> None:
 
 
 def parse_line(text: str, name: str) -> dict[str, object]:
-    """The object that one line holds.
-
-    Args:
-        text: The line.
-        name: What to call it in messages.
-
-    Raises:
-        ValueError: The line is not a JSON object, or says half of a character.
-    """
+    """The object that one line holds."""
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
@@ -50,11 +38,7 @@ def parse_line(text: str, name: str) -> dict[str, object]:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Name ("metadata.jsonl:17") and text of every line that is not blank; none if there is no file.
-
-    Raises:
-        ValueError: A line is not UTF-8.
-    """
+    """Name ("metadata.jsonl:17") and text of every line that is not blank; none if there is no file."""
     if not path.exists():
         return
     for number, text in read_lines_of(path):
@@ -63,11 +47,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, object]]:
-    """The objects of a file; none if there is no file.
-
-    Raises:
-        ValueError: A line is not a JSON object.
-    """
+    """The objects of a file; none if there is no file."""
     for name, text in numbered_lines(path):
         yield parse_line(text, name)
 

@@ -19,15 +19,6 @@ def epoch_order(num_items: int, seed: int, epoch: int) -> tuple[int, ...]:
 
 
 def visit(num_items: int, seed: int, position: int) -> tuple[int, int]:
-    """Which item the run visits at `position`, and in which epoch.
-
-    Args:
-        num_items: Size of the set, >= 1.
-        seed: Of the run.
-        position: 0, 1, 2, … over all epochs.
-
-    Returns:
-        (item, epoch).
-    """
+    """Which item the run visits at `position`, and in which epoch."""
     epoch, offset = divmod(position, num_items)
     return epoch_order(num_items, seed, epoch)[offset], epoch

@@ -17,11 +17,7 @@ def own_file(folder: Path, name: str) -> Path:
     """The file that a set names.
 
     Args:
-        folder: Of the set.
         name: As its line or cell has it, relative to the folder.
-
-    Raises:
-        ValueError: The name leads out of the folder, or is an address.
     """
     if "://" in name:
         raise ValueError(f"{name!r} is an address, and nothing is fetched; expected a file; download it first")
@@ -52,12 +48,7 @@ def _homes(folder: Path) -> tuple[str, ...]:
 
 
 def read_regular(path: str | Path) -> bytes:
-    """The bytes of a regular file; a pipe or a device might never end.
-
-    Raises:
-        ValueError: It is something else.
-        OSError: It cannot be read.
-    """
+    """The bytes of a regular file; a pipe or a device might never end."""
     mode = Path(path).stat().st_mode
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"

@@ -21,15 +21,7 @@ _ROWS = 256  # in memory at a time
 
 
 def write_pickapic(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
-    """Write records as one parquet file of Pick-a-Pic's columns.
-
-    Args:
-        path: The file; it appears whole or not at all.
-        pairs: The records.
-
-    Raises:
-        OSError: The disk is full; a file that was there before is untouched.
-    """
+    """Write records as one parquet file of Pick-a-Pic's columns."""
     import pyarrow as pa  # not at the top: the command line answers before arrow has loaded
     import pyarrow.parquet as pq
 
@@ -41,12 +33,7 @@ def write_pickapic(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
 
 
 def pickapic_row(pair: PreferencePair, number: int) -> dict[str, object]:
-    """The values of one row; columns that are left out are empty.
-
-    Args:
-        pair: The record.
-        number: What its ranking is called.
-    """
+    """The values of one row; columns that are left out are empty."""
     sides = side_order(pair)
     uids = [pair.facts(side).digest for side in sides]
     labels = [1.0 if side == "chosen" else 0.0 for side in sides]

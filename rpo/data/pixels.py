@@ -52,28 +52,12 @@ class Seen:
 
 
 def decode_image(data: bytes, name: str) -> Seen:
-    """Decode an image to its last pixel.
-
-    Args:
-        data: The encoded image.
-        name: What the error calls it.
-
-    Raises:
-        ValueError: The image is corrupt, far too large, or of a kind whose brightness is not defined.
-    """
+    """Decode an image to its last pixel."""
     return _guarded(_decode, data, name)
 
 
 def upright_size(data: bytes, name: str) -> tuple[int, int]:
-    """(width, height) of the pixels, from the header alone wherever the header tells.
-
-    Args:
-        data: The encoded image.
-        name: What the error calls it.
-
-    Raises:
-        ValueError: The bytes are no image, or one that is far too large.
-    """
+    """(width, height) of the pixels, from the header alone wherever the header tells."""
     return _guarded(_upright_size, data, name)
 
 
@@ -82,22 +66,12 @@ def rgb(image: Image.Image) -> Image.Image:
 
     Args:
         image: Of any mode; may be a file that was opened and not yet read.
-
-    Raises:
-        TypeError: The mode has no defined brightness.
     """
     return as_seen(image).image
 
 
 def as_seen(image: Image.Image) -> Seen:
-    """Do to an open image what a viewer does, and say what that was.
-
-    Args:
-        image: Of any mode.
-
-    Raises:
-        TypeError: The mode has no defined brightness.
-    """
+    """Do to an open image what a viewer does, and say what that was."""
     image.load()  # the metadata of a PNG may follow its pixels
     turn = _TURNS.get(_orientation(image))
     changes = [TURNED] if turn is not None else []

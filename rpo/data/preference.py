@@ -143,11 +143,7 @@ class PairSet:
 
 
 def recalled_pairs(pairs: Iterable[PreferencePair]) -> Iterator[PreferencePair]:
-    """Pairs in order, each told what is known of its images; what is learnt of them on the way is kept.
-
-    Args:
-        pairs: Any number; no image is read here.
-    """
+    """Pairs in order, each told what is known of its images; what is learnt of them on the way is kept."""
     return recalled(pairs, lambda pair: ((pair._facts, side, pair._source(side)) for side in SIDES))
 
 
@@ -184,11 +180,7 @@ def pair_set(
 
 
 def require_sound(pair: PreferencePair, *, allow_size_mismatch: bool, allow_empty_prompts: bool) -> None:
-    """Refuse a record that cannot be trained on, as far as its text and its images' headers tell.
-
-    Raises:
-        ValueError: The prompt is empty or no text, an image is missing or none, both are one, or their sizes differ.
-    """
+    """Refuse a record that cannot be trained on, as far as its text and its images' headers tell."""
     if not allow_empty_prompts and not pair.prompt.strip():
         raise ValueError(
             f"{pair.name}: the prompt is empty; expected a caption; "
@@ -210,11 +202,7 @@ def require_sound(pair: PreferencePair, *, allow_size_mismatch: bool, allow_empt
 
 
 def require_two_images(pair: PreferencePair) -> None:
-    """Refuse a record whose two images, decoded, have the same pixels: it says nothing, and still moves the weights.
-
-    Raises:
-        ValueError: They have, or cannot be read.
-    """
+    """Refuse a record whose two images, decoded, have the same pixels: it says nothing, and still moves the weights."""
     if pair.decode("chosen") == pair.decode("rejected"):
         raise ValueError(same_image(pair.name))
 

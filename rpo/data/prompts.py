@@ -25,10 +25,6 @@ def read_prompts(source: str, *, seed: int) -> list[str]:
     Args:
         source: A text file with one prompt per line (blank lines are none), a .jsonl file whose lines have a "prompt",
             or "shapes".
-        seed: Of the draw among the embedded ones.
-
-    Raises:
-        ValueError: If there is no such file, or no prompt in it.
     """
     if source == SHAPES or source.startswith(f"{SHAPES}:"):
         split = source.partition(":")[2] or "train"

@@ -118,14 +118,7 @@ def read_pairs(
 
 
 def pairs_from(source: PairSource) -> PairSet:
-    """A set as it is, or read from whatever else it is given as.
-
-    Args:
-        source: A set, or a source as for `read_pairs`.
-
-    Raises:
-        ValueError: It is nothing that holds pairs, is empty, or a record is not sound.
-    """
+    """A set as it is, or read from whatever else it is given as."""
     pairs = source if isinstance(source, PairSet) else read_pairs(source)
     if not len(pairs):
         raise ValueError("the preference set is empty, but at least one pair is needed; see `rpo data check`")
@@ -141,19 +134,7 @@ def scan(
     streaming: bool = False,
     cache_dir: str | Path | None = None,
 ) -> Scan:
-    """Read every row of a source, and collect the faults of single rows instead of stopping at the first.
-
-    Args:
-        source: As for `read_pairs`.
-        split: As for `read_pairs`.
-        form: As for `read_pairs`.
-        limit: As for `read_pairs`.
-        streaming: As for `read_pairs`.
-        cache_dir: As for `read_pairs`.
-
-    Raises:
-        ValueError: The source cannot be opened, or its columns are of no known form.
-    """
+    """Read every row of a source, and collect the faults of single rows instead of stopping at the first."""
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; expected at least 1 row; leave it out to read all")
     if isinstance(source, PairSet):
@@ -180,11 +161,7 @@ def scan(
 def scan_given(
     source: object, *, split: str, form: FormName | Literal["auto"] = "auto", limit: int | None = None
 ) -> Scan:
-    """The same of what a program hands in: a table of `datasets`, or a list of rows or records.
-
-    Raises:
-        ValueError: It is something else.
-    """
+    """The same of what a program hands in: a table of `datasets`, or a list of rows or records."""
     if isinstance(source, Sequence) and not isinstance(source, bytes):
         found, rows = Scan("pairs"), cast("Sequence[object]", source)
         for number, row in enumerate(islice(rows, limit)):

@@ -59,7 +59,6 @@ class Memory:
 
         Args:
             key: No two tensors have one, whichever cache they are of.
-            tensor: Copied; of one dimension or more.
         """
         size = tensor.nbytes + _ENTRY_BYTES
         with self._lock:
@@ -91,14 +90,10 @@ class ReadThrough(Generic[Request]):
         """Wire the layers.
 
         Args:
-            store: The disk.
             key_of: Everything that determines the entry of a request, as bytes.
-            name_of: What messages call a request.
             encode: Makes the entries of at most `chunk_size` requests, one row each, from what `read` gave.
             read: What the encoder needs of them; `prefetch` has it done for the next chunk while it encodes one.
             dtype: What is stored and returned; fresh entries are rounded to it too, so that a hit equals a miss.
-            chunk_size: Entries stored in one transaction.
-            memory: What is at hand.
         """
         self.store = store
         self.encoded = 0
@@ -108,11 +103,7 @@ class ReadThrough(Generic[Request]):
         self._lock = threading.Lock()  # a thread that prepares the next batch may share the cache
 
     def fetch(self, requests: Sequence[Request]) -> Tensor:
-        """One row for each request, in order.
-
-        Args:
-            requests: At least one; their entries have one shape.
-        """
+        """One row for each request, in order."""
         with self._lock:
             by_key = {self._key_of(request): request for request in reversed(requests)}  # the first of equals names it
             keys = [self._key_of(request) for request in requests]
@@ -125,12 +116,7 @@ class ReadThrough(Generic[Request]):
             return torch.stack([found[key] for key in keys])
 
     def prefetch(self, requests: Sequence[Request], progress: Progress | None) -> None:
-        """Make the entries that are missing, without reading those that are there.
-
-        Args:
-            requests: Any number.
-            progress: Called after every chunk.
-        """
+        """Make the entries that are missing, without reading those that are there."""
         with self._lock:
             by_key = {self._key_of(request): request for request in reversed(requests)}
             ordered = list(reversed(by_key))

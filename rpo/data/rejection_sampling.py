@@ -20,13 +20,7 @@ def accepted(rewards: Sequence[float], *, temperature: float, seed: int, key: st
     """Which of the samples of one prompt are kept, in their order.
 
     Args:
-        rewards: One for each sample, on one scale.
         temperature: Of the tilt, > 0, in units of the rewards; small keeps the best alone, infinite keeps all.
-        seed: Of the draws.
-        key: What tells this prompt's draws from those of others.
-
-    Raises:
-        ValueError: The temperature is not positive, or a reward is not finite.
     """
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; expected a number > 0; try the rewards' standard deviation")
@@ -50,14 +44,7 @@ def rejection_sampled_pairs(
     Samples of equal reward tell nothing and are not paired with each other's draw: such a pair is left out.
 
     Args:
-        rewards: One for each sample, on one scale.
-        temperature: Of the tilt; see `accepted`.
         label_temperature: Of the Bradley-Terry labels, >= 0, in units of the rewards; 0 always prefers the better one.
-        seed: Of the draws.
-        key: What tells this prompt's draws from those of others.
-
-    Raises:
-        ValueError: A temperature is outside its range, or a reward is not finite.
     """
     if not label_temperature >= 0:
         raise ValueError(f"label_temperature is {label_temperature}; expected a number >= 0; 0 labels without noise")

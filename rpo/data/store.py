@@ -35,14 +35,7 @@ class TensorStore:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open or create the file.
-
-        Args:
-            path: The file; its folder is created.
-
-        Raises:
-            ValueError: The file is something else, or damaged.
-        """
+        """Open or create the file."""
         self.path = path
         self._process = os.getpid()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,20 +46,12 @@ class TensorStore:
             self._prepare()
 
     def present(self, keys: Sequence[bytes]) -> set[bytes]:
-        """Which of the keys have a tensor.
-
-        Args:
-            keys: Any number of keys.
-        """
+        """Which of the keys have a tensor."""
         query = "SELECT key FROM tensors WHERE key IN ({})"
         return {row[0] for row in self._select(query, keys)}
 
     def load(self, keys: Sequence[bytes]) -> dict[bytes, Tensor]:
-        """The tensors of those keys that have one; damaged ones are dropped, with a warning.
-
-        Args:
-            keys: Any number of keys.
-        """
+        """The tensors of those keys that have one; damaged ones are dropped, with a warning."""
         rows = list(self._select("SELECT key, dtype, shape, data, checksum FROM tensors WHERE key IN ({})", keys))
         damaged = [(key,) for key, *tensor, checksum in rows if _checksum(key, *tensor) != checksum]
         if damaged:
@@ -79,15 +64,7 @@ class TensorStore:
         return {key: _unpack(*tensor) for key, *tensor, _ in rows if (key,) not in damaged}
 
     def save(self, tensors: Mapping[bytes, Tensor]) -> None:
-        """Keep tensors, all of them or, if that fails, none; a key that is there already keeps what it has.
-
-        Args:
-            tensors: Of a floating type, on the CPU.
-
-        Raises:
-            ValueError: A tensor is of another type.
-            OSError: The disk is full; what was stored before is kept.
-        """
+        """Keep tensors, all of them or, if that fails, none; a key that is there already keeps what it has."""
         packed = {key: _pack(tensor) for key, tensor in tensors.items()}
         rows = [(key, *tensor, _checksum(key, *tensor)) for key, tensor in packed.items()]
         with self._named_errors(), self._transaction():

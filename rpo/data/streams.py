@@ -51,14 +51,7 @@ def local_copy(
 
     Args:
         source: A `datasets` id or another source that `datasets` can stream.
-        split: Which split.
-        form: The columns to expect; "auto" looks.
-        limit: How many rows of the source, ties included.
         cache_dir: Where the folder is made; None for the place where `datasets` keeps its own.
-
-    Raises:
-        ValueError: No limit is given, or the source cannot be opened.
-        OSError: The disk is full, or the connection breaks; what was stored is kept.
     """
     if limit is None:
         raise ValueError(f"{source}: streaming=True without a limit; expected the number of rows to keep; give limit=…")

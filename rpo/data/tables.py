@@ -35,12 +35,7 @@ class Home:
 
 
 def home_of(source: str | Path, cache_dir: str | Path | None) -> Home:
-    """Where the files lie that a source may name.
-
-    Args:
-        source: As for `open_table`.
-        cache_dir: As for `open_table`.
-    """
+    """Where the files lie that a source may name."""
     import datasets
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -65,11 +60,7 @@ def open_table(source: str | Path, *, split: str, cache_dir: str | Path | None) 
 
     Args:
         source: A parquet file, a folder, a folder of `save_to_disk`, or a hub id.
-        split: Which split.
         cache_dir: Where `datasets` keeps what it converts or downloads; None for its own place.
-
-    Raises:
-        ValueError: There is no such source or split.
     """
     import datasets  # not at the top: it takes most of a second to load
 
@@ -92,12 +83,7 @@ def open_stream(source: str | Path, *, split: str, cache_dir: str | Path | None)
     """The rows of a source one after the other, nothing stored, and a fingerprint of source, version and split.
 
     Args:
-        source: A parquet file, a folder, or a hub id.
-        split: Which split.
         cache_dir: Where `datasets` keeps its own notes; None for its own place.
-
-    Raises:
-        ValueError: There is no such source or split, or streaming it has no use.
     """
     import datasets  # not at the top: it takes most of a second to load
 
@@ -113,11 +99,7 @@ def open_stream(source: str | Path, *, split: str, cache_dir: str | Path | None)
 
 
 def require_split(source: object, split: str, *known: str) -> None:
-    """Refuse a split that a source does not have: reading another would train on what should be held out.
-
-    Raises:
-        ValueError: Naming those that there are.
-    """
+    """Refuse a split that a source does not have: reading another would train on what should be held out."""
     if split not in known:
         raise ValueError(
             f"{source}: there is no split {split!r}; expected one of {', '.join(dict.fromkeys(known))}; name one"
@@ -180,16 +162,7 @@ def _stamp_of_bytes(table: "Dataset", column: str) -> str | None:
 
 
 def encoded_bytes(value: object, home: Home) -> bytes:
-    """The encoded image that the value of a cell stands for: its bytes, or the file that it names.
-
-    Args:
-        value: Of the cell.
-        home: Where the files lie that it may name.
-
-    Raises:
-        ValueError: The cell is empty, holds something else, or names what is not the table's.
-        OSError: The file that it names cannot be read.
-    """
+    """The encoded image that the value of a cell stands for: its bytes, or the file that it names."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if not value or not isinstance(value, str | bytes):

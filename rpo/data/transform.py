@@ -78,13 +78,7 @@ class PairTransform:
         return f"pillow {PIL.__version__}, as seen, bilinear, short side {self.resolution}"
 
     def draw(self, *, seed: int, pair_index: int, draw_index: int) -> TransformDraw:
-        """Decide for one use of a pair; the same three numbers give the same decision.
-
-        Args:
-            seed: Of the run.
-            pair_index: Which pair of the set.
-            draw_index: The how many-th use of this pair.
-        """
+        """Decide for one use of a pair; the same three numbers give the same decision."""
         flip = self.flip and _uniform(seed, "flip", pair_index, draw_index) < _HALF
         if self.crop == "center":
             return TransformDraw(flip)
@@ -92,13 +86,7 @@ class PairTransform:
         return TransformDraw(flip, (x, y))
 
     def windows(self, chosen: Size, rejected: Size, draw: TransformDraw) -> tuple[Window, Window]:
-        """The windows of a pair: one and the same if the sizes are equal, each at its own centre if not.
-
-        Args:
-            chosen: Size of the chosen image.
-            rejected: Size of the rejected image.
-            draw: What chance decided.
-        """
+        """The windows of a pair: one and the same if the sizes are equal, each at its own centre if not."""
         if chosen == rejected:
             window = self._window(chosen, draw)
             return window, window
@@ -106,12 +94,7 @@ class PairTransform:
         return self._window(chosen, centred), self._window(rejected, centred)
 
     def pixels(self, image: Image.Image, window: Window) -> Float[Tensor, "3 height width"]:
-        """The pixels of an RGB image in a window, in [0, 1]; not resampled if the short side fits already.
-
-        Args:
-            image: The upright RGB image.
-            window: From `windows`, for the size of this image.
-        """
+        """The pixels of an RGB image in a window, in [0, 1]; not resampled if the short side fits already."""
         scaled = self._scaled(image.size)
         if scaled != image.size:
             image = image.resize(scaled, Image.Resampling.BILINEAR)
@@ -124,13 +107,7 @@ class PairTransform:
         return torch.from_numpy(values.copy()).permute(2, 0, 1).contiguous().float() / 255
 
     def load(self, pair: PreferencePair, side: Side, window: Window) -> Float[Tensor, "3 height width"]:
-        """Read, decode and cut one image of a pair.
-
-        Args:
-            pair: The record.
-            side: Which of its images.
-            window: From `windows`, for the sizes of this pair.
-        """
+        """Read, decode and cut one image of a pair."""
         return self.pixels(pair.decode(side), window)
 
     def _scaled(self, size: Size) -> Size:
@@ -151,14 +128,8 @@ def caption_dropped(*, seed: int, pair_index: int, draw_index: int, rate: float)
     """Whether this use of a pair is trained with the caption "", which keeps classifier-free guidance usable.
 
     Args:
-        seed: Of the run.
-        pair_index: Which pair of the set.
-        draw_index: The how many-th use of this pair.
         rate: Share of uses without caption, 0 to 1; Diffusion-DPO takes 0.2. What is dropped at a low rate is dropped
             at every higher one.
-
-    Raises:
-        ValueError: The rate is not between 0 and 1.
     """
     if not 0 <= rate <= 1:
         raise ValueError(f"caption dropping rate is {rate}; expected 0 to 1; Diffusion-DPO takes 0.2")

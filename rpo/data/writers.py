@@ -31,26 +31,14 @@ class RecordFolder:
     """A folder of records, open for appending."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Open or create the folder; the half-written last line of a killed writer is cut off.
-
-        Args:
-            folder: Where the records are kept.
-        """
+        """Open or create the folder; the half-written last line of a killed writer is cut off."""
         self.folder = Path(folder)
         self.metadata = self.folder / METADATA
         (self.folder / "images").mkdir(parents=True, exist_ok=True)
         mend_last_line(self.metadata)
 
     def append(self, pair: PreferencePair) -> None:
-        """Keep one record: both images as they are encoded, then its line.
-
-        Args:
-            pair: The record; its images are read now.
-
-        Raises:
-            ValueError: An image is missing or is no image, or a detail has an unknown name.
-            OSError: The disk is full; what was stored before is untouched.
-        """
+        """Keep one record: both images as they are encoded, then its line."""
         columns = _plain_columns(pair)
         files = {f"{side}_file_name": self._keep_image(pair, side) for side in SIDES}
         append_line(self.metadata, {"prompt": pair.prompt, **files, **columns, "key": pair.key})
@@ -90,15 +78,7 @@ def write_pairs(folder: str | Path, pairs: Iterable[PreferencePair]) -> int:
 
 
 def write_parquet(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
-    """Write records as one parquet file with `datasets` features: prompt, chosen and rejected (Image), and the rest.
-
-    Args:
-        path: The file; it appears whole or not at all.
-        pairs: The records.
-
-    Raises:
-        OSError: The disk is full; a file that was there before is untouched.
-    """
+    """Write records as one parquet file with `datasets` features: prompt, chosen and rejected (Image), and the rest."""
     import pyarrow.parquet as pq  # not at the top: the command line answers before arrow has loaded
 
     schema = _parquet_schema()
@@ -110,14 +90,7 @@ def write_parquet(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A file to write to that takes the place of `path` once it is written, and is gone if that fails.
-
-    Args:
-        path: The file; its folder is created.
-
-    Raises:
-        OSError: The disk is full; a file that was there before is untouched.
-    """
+    """A file to write to that takes the place of `path` once it is written, and is gone if that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
     try:

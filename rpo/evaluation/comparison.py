@@ -69,18 +69,7 @@ def accuracy_by(holds: ArrayLike, labels: Sequence[str], *, groups: Sequence[obj
 
 
 def compare(name: str, before: ArrayLike, after: ArrayLike, *, groups: Sequence[object], seed: int) -> Comparison:
-    """Both accuracies and the paired gain between two models judged on the same prompts and seeds.
-
-    Args:
-        name: What the row is called in tables.
-        before: One boolean per image, of the first model.
-        after: The same images by the second model.
-        groups: The prompt of every image.
-        seed: Of the bootstrap.
-
-    Returns:
-        The comparison.
-    """
+    """Both accuracies and the paired gain between two models judged on the same prompts and seeds."""
     claims_before, claims_after = claims_of(before, "before"), claims_of(after, "after")
     gain = paired_gain(claims_before, claims_after, groups=groups, seed=seed)
     found = outcomes(claims_before, claims_after)
@@ -125,12 +114,7 @@ def draw_examples(found: Sequence[Outcome], *, counts: Mapping[Outcome, int], se
     """Indices of some images of every outcome, drawn at random by `seed`: nobody picked them.
 
     Args:
-        found: The outcome of every image, of `outcomes`.
         counts: How many to draw of each; fewer are drawn where there are fewer.
-        seed: Of the draw.
-
-    Returns:
-        Indices in rising order, by outcome.
     """
     order = np.random.default_rng(seed).permutation(len(found))
     pools = {outcome: [int(i) for i in order if found[i] == outcome] for outcome in counts}

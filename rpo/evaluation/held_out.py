@@ -72,15 +72,7 @@ class HeldOutScores:
         return {domain: float(scores.mean()) for domain, scores in self.scores.items()}
 
     def gain_over(self, before: "HeldOutScores", *, seed: int = 0) -> dict[str, Interval]:
-        """The mean difference from another model on the same prompts and noise, by domain.
-
-        Args:
-            before: Of the other model.
-            seed: Of the bootstrap.
-
-        Raises:
-            ValueError: The two are not of the same prompts.
-        """
+        """The mean difference from another model on the same prompts and noise, by domain."""
         if before.prompts != self.prompts:
             raise ValueError(
                 "the two models were judged on other prompts, but a paired gain compares image by image; judge both "
@@ -102,27 +94,13 @@ class HeldOut:
     """
 
     def __init__(self, config: HeldOutConfig):
-        """Read the prompts and load the reward.
-
-        Args:
-            config: The settings.
-
-        Raises:
-            ValueError: There are no such prompts, or no such reward.
-        """
+        """Read the prompts and load the reward."""
         self.config = config
         self.prompts = _prompts(config)
         self._reward = load_reward(config.reward)
 
     def refuse_trained(self, prompts: Sequence[str]) -> None:
-        """Make sure that none of the prompts is trained on.
-
-        Args:
-            prompts: Those that are.
-
-        Raises:
-            ValueError: Some are; says how many and which is the first.
-        """
+        """Make sure that none of the prompts is trained on."""
         both = sorted(set(prompts) & {one for some in self.prompts.values() for one in some})
         if both:
             raise ValueError(
@@ -131,15 +109,7 @@ class HeldOut:
             )
 
     def judge(self, model: DiffusionModel, *, progress: str | None = None) -> HeldOutScores:
-        """Draw the images of a model and score them.
-
-        Args:
-            model: The model.
-            progress: Label of a progress bar; None for none.
-
-        Raises:
-            RewardError: The reward failed, or did not give one finite number per image.
-        """
+        """Draw the images of a model and score them."""
         from rpo.sampling.sample import generate  # not at the top: its settings are described without diffusers
 
         config, scores = self.config, dict[str, NDArray[np.float64]]()

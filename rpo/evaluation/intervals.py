@@ -48,15 +48,8 @@ def accuracy(holds: ArrayLike, *, groups: Sequence[object] | None = None) -> Int
     """The share of `holds` that is true, with Wilson's 95 % interval.
 
     Args:
-        holds: One boolean per image.
         groups: The prompt of every image. Given them, the interval is that of the smaller number of independent images
             that would vary as much.
-
-    Returns:
-        The share and its interval.
-
-    Raises:
-        ValueError: If `holds` is empty or not boolean, or `groups` has another length.
 
     Example:
         >>> accuracy([True, True, False, True]).value
@@ -85,14 +78,7 @@ def paired_gain(
         before: One boolean or score per image, of the first model.
         after: The same images (prompt and seed) by the second model.
         groups: The prompt of every image; images of one prompt are resampled together.
-        seed: Of the resampling.
         resamples: How many bootstrap samples; 10,000 leaves about a hundredth of the interval's width as noise.
-
-    Returns:
-        The mean difference and its interval.
-
-    Raises:
-        ValueError: If the inputs are empty, differ in length, or hold numbers that are not finite.
     """
     scores_before, scores_after = _scores(before, "before"), _scores(after, "after")
     check_same_length(scores_before, scores_after)

@@ -36,13 +36,7 @@ class CutCaptions:
 
 
 def cut_captions(captions: Iterable[str], kept: Kept, limit: str) -> CutCaptions:
-    """Count the captions that are cut.
-
-    Args:
-        captions: May repeat.
-        kept: What is encoded of one.
-        limit: What is taken, in words.
-    """
+    """Count the captions that are cut."""
     distinct = set(captions)
     seen: dict[Hashable, int] = {}
     cut: list[Hashable] = []

@@ -20,10 +20,7 @@ def prepare_denoiser(
     """Set up how `denoiser` runs, in place.
 
     Args:
-        denoiser: The network, already on its device.
         compute_dtype: What it computes in. xformers is probed in this type: newer GPUs have no kernel for float32.
-        attention: Which attention to use; see `Attention`.
-        channels_last: Put its weights in channels-last memory format.
         compile_denoiser: Compile its forward on first use. In place, so that parameter names stay those of the
             checkpoint.
     """

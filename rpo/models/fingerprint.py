@@ -29,9 +29,7 @@ def hash_network(network: nn.Module, config: Mapping[str, Any], extra: Mapping[s
     """sha256 of weights, types and configuration; adapters do not count.
 
     Args:
-        network: The network.
         config: Its configuration; names with a leading underscore do not count.
-        extra: What else decides what it computes.
     """
     described = {key: value for key, value in config.items() if not key.startswith("_")}
     digest = hashlib.sha256(json.dumps([described, extra], sort_keys=True, default=str).encode())
@@ -48,11 +46,6 @@ def describe_schedule(config: Mapping[str, Any]) -> dict[str, str]:
 
 def is_of_checkpoint(network: nn.Module, name: str, part: str) -> bool | None:
     """Whether a network has the weights of the checkpoint that it says it comes from; adapters do not count.
-
-    Args:
-        network: The network.
-        name: Folder or hub id of the checkpoint.
-        part: The checkpoint's folder that has the network.
 
     Returns:
         None where the checkpoint is neither on the disk nor in the Hub's cache: nothing is fetched.

@@ -43,11 +43,6 @@ def load_pipeline(
         source: A pipeline object, folder, hub id ("owner/name"), single `.safetensors` / `.ckpt` file, or "shapes".
         dtype: Of all weights; given explicitly since libraries differ in what they do without.
         config: For a single file, the diffusers folder or hub id that tells its architecture.
-        revision: Of a hub id.
-        variant: File variant, such as "fp16".
-
-    Raises:
-        ValueError: If it is not there, is no Stable Diffusion 1.x/2.x checkpoint, or is incomplete or damaged.
     """
     if isinstance(source, DiffusionPipeline):
         check_pipeline(source)
@@ -104,11 +99,7 @@ def _load_single_file(path: Path, *, dtype: torch.dtype, config: str | PathLike[
 
 
 def check_pipeline(pipe: DiffusionPipeline) -> None:
-    """Refuse a pipeline that is not Stable Diffusion 1.x/2.x text-to-image, or lacks a component.
-
-    Raises:
-        ValueError: Saying what it is and what is needed.
-    """
+    """Refuse a pipeline that is not Stable Diffusion 1.x/2.x text-to-image, or lacks a component."""
     if not isinstance(pipe, StableDiffusionPipeline):
         refuse_family("the pipeline", type(pipe).__name__)
     missing = [name for name in COMPONENTS if pipe.components[name] is None]
@@ -128,11 +119,7 @@ def check_pipeline(pipe: DiffusionPipeline) -> None:
 
 
 def refuse_family(what: str, class_name: str) -> None:
-    """Say of a pipeline of another class which family it is, and what is supported.
-
-    Raises:
-        ValueError: Always.
-    """
+    """Say of a pipeline of another class which family it is, and what is supported."""
     family = re.split(r"Pipeline|Img2Img|Inpaint|ControlNet|Control(?=P)", class_name)[0] or class_name
     if "Pipeline" not in class_name:
         raise ValueError(
@@ -162,11 +149,7 @@ def _class_name(source: str | PathLike[str], revision: str | None = None) -> str
 
 
 def check_folder(folder: Path, *, variant: str | None = None) -> None:
-    """Refuse a diffusers folder with a missing component or truncated weights, before anything is loaded.
-
-    Raises:
-        ValueError: Naming the component or the file.
-    """
+    """Refuse a diffusers folder with a missing component or truncated weights, before anything is loaded."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise ValueError(
@@ -192,11 +175,7 @@ def check_folder(folder: Path, *, variant: str | None = None) -> None:
 
 
 def check_nothing_missing(pipe: StableDiffusionPipeline, folder: Path) -> None:
-    """Refuse a pipeline some of whose tensors were not in its files: libraries go on with a warning and random weights.
-
-    Raises:
-        ValueError: Naming the component and the first tensors it lacks.
-    """
+    """Refuse a pipeline some of whose tensors were not in its files: libraries go on with a warning and random weights."""
     for part in ("unet", "vae"):
         _refuse_missing(
             folder / part, [name for name, tensor in pipe.components[part].named_parameters() if tensor.is_meta]
@@ -218,11 +197,7 @@ def _refuse_missing(part: Path, missing: list[str]) -> None:
 
 
 def check_safetensors(file: Path) -> None:
-    """Refuse a safetensors file whose size is not what its header announces.
-
-    Raises:
-        ValueError: Naming the file, its size and the size announced.
-    """
+    """Refuse a safetensors file whose size is not what its header announces."""
     size = file.stat().st_size
     try:
         tensors = _announced_tensors(file)

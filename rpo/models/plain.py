@@ -22,11 +22,7 @@ _FREEU = ("s1", "s2", "b1", "b2")
 
 
 def refuse_altered(pipe: StableDiffusionPipeline) -> None:
-    """Refuse a pipeline to which something known was done: a switch, a wrapper, a hook, a patch.
-
-    Raises:
-        ValueError: Naming what was done to it, and how to undo it.
-    """
+    """Refuse a pipeline to which something known was done: a switch, a wrapper, a hook, a patch."""
     for part in PARTS:
         network = pipe.components[part]
         for find in (_compiled, _of_another_class, _switched, _hooked, _patched):
@@ -36,11 +32,7 @@ def refuse_altered(pipe: StableDiffusionPipeline) -> None:
 
 
 def refuse_strange(pipe: StableDiffusionPipeline, compute_dtype: torch.dtype) -> None:
-    """Refuse a pipeline that computes something else than a fresh one of the same weights; adapters count as parts.
-
-    Raises:
-        ValueError: Naming the part, and how far it is off.
-    """
+    """Refuse a pipeline that computes something else than a fresh one of the same weights; adapters count as parts."""
     fresh, live = _outcome(fresh_pipeline, pipe, compute_dtype), _outcome(lambda same: same, pipe, compute_dtype)
     # Rounding of other kernels, memory formats and sliced attention is far below, what is switched on far above.
     is_single = {compute_dtype, *(pipe.components[part].dtype for part in PARTS)} <= {torch.float32, torch.float64}

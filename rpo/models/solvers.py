@@ -49,11 +49,6 @@ class BlackBoxSolver:
 
         Args:
             model: The checkpoint; its scheduler's configuration says how the solver spaces its steps.
-            num_steps: Network calls; 8 to 20 are usual.
-            name: Class name of a diffusers scheduler; see `SOLVERS`.
-
-        Raises:
-            ValueError: If the solver is unknown, the model a flow model, or the schedule too short for the steps.
         """
         if name not in SOLVERS:
             raise ValueError(f"solver is {name!r}, but only some of diffusers' fit here; give {', '.join(SOLVERS)}")
@@ -74,11 +69,7 @@ class BlackBoxSolver:
         self.grid = _grid(self._scheduler.sigmas, self._scheduler.timesteps, model.device)
 
     def __call__(self, x0_hat: Latents, eps_hat: Latents, t: Node, s: Node) -> Gaussian:
-        """The solver's next step: a Gaussian without width.
-
-        Raises:
-            ValueError: If `t` and `s` are not the next two nodes of `grid`.
-        """
+        """The solver's next step: a Gaussian without width."""
         self._check_order(t, s)
         x_t = t.alpha * x0_hat + t.sigma * eps_hat
         noise_pred = from_x0_eps(x0_hat, eps_hat, t, self._prediction_type)

@@ -37,11 +37,7 @@ SCHEDULER_ADVICE = (
 
 
 def check_weights(pipe: StableDiffusionPipeline) -> None:
-    """Refuse networks whose weights are no numbers to compute with, and a VAE without a scale.
-
-    Raises:
-        ValueError: Naming the part and the tensor.
-    """
+    """Refuse networks whose weights are no numbers to compute with, and a VAE without a scale."""
     for part in PARTS:
         _check_network(part, pipe.components[part])
     scale = pipe.vae.config.get("scaling_factor")
@@ -74,14 +70,7 @@ def _check_network(part: str, network: nn.Module) -> None:
 
 
 def noise_schedule(scheduler: Any) -> DDIMScheduler:
-    """The noise schedule that a pipeline's scheduler states, as DDIM's.
-
-    Args:
-        scheduler: Any of diffusers' schedulers.
-
-    Raises:
-        ValueError: If it does not say all of its schedule and prediction type; nothing is filled in.
-    """
+    """The noise schedule that a pipeline's scheduler states, as DDIM's."""
     config: Mapping[str, Any] = scheduler.config
     own, name = vars(scheduler).get("alphas_cumprod"), type(scheduler).__name__
     if own is None or config.get("use_flow_sigmas"):
@@ -117,11 +106,7 @@ def noise_schedule(scheduler: Any) -> DDIMScheduler:
 
 
 def check_prediction_type(pipe: StableDiffusionPipeline, schedule: DDIMScheduler, compute_dtype: torch.dtype) -> None:
-    """Refuse a checkpoint whose network predicts something else than its scheduler's configuration says.
-
-    Raises:
-        ValueError: Naming the right type.
-    """
+    """Refuse a checkpoint whose network predicts something else than its scheduler's configuration says."""
     given: PredictionType = schedule.config["prediction_type"]
     errors = prediction_errors(pipe, schedule, compute_dtype)
     best = min(errors, key=errors.__getitem__)

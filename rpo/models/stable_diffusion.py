@@ -280,11 +280,7 @@ class StableDiffusion:
 
 
 def check_images(images: Images, factor: int) -> None:
-    """Refuse what is not a batch of RGB images in [0, 1]; reads the range, so it costs one device synchronisation.
-
-    Raises:
-        ValueError: Naming what is wrong and what to do.
-    """
+    """Refuse what is not a batch of RGB images in [0, 1]; reads the range, so it costs one device synchronisation."""
     if images.ndim != IMAGE_DIMS or images.shape[1] != RGB:
         raise ValueError(f"images have shape {tuple(images.shape)}, but [batch, 3, height, width] is needed; give RGB")
     if images.shape[2] % factor or images.shape[3] % factor:

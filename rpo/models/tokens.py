@@ -16,7 +16,6 @@ def kept_tokens(tokenizer: CLIPTokenizer, convert: Callable[[str], str] | None =
     """A function from a caption to what of it is encoded, and whether that is less than all.
 
     Args:
-        tokenizer: Of the checkpoint.
         convert: What the pipeline does to a prompt first, such as spelling out learnt words.
     """
     room = tokenizer.model_max_length - _MARKS
@@ -39,14 +38,7 @@ def count_cut(pipe: StableDiffusionPipeline, captions: Iterable[str]) -> str:
 
 
 def load_tokenizer(source: str | PathLike[str]) -> CLIPTokenizer:
-    """The tokenizer of a checkpoint, without its weights.
-
-    Args:
-        source: A diffusers folder, a hub id, or "shapes".
-
-    Raises:
-        ValueError: There is none.
-    """
+    """The tokenizer of a checkpoint, without its weights."""
     folder = shapes_path() if source == "shapes" else source
     try:
         return CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")

@@ -92,18 +92,7 @@ class CardFacts:
 
 
 def write_model_card(folder: str | os.PathLike[str], card: CardFacts) -> Path:
-    """Write `README.md` into a folder with a LoRA or a pipeline, and its sample images under `images/`.
-
-    Args:
-        folder: What is going to be published.
-        card: What is known about it.
-
-    Returns:
-        The path of the card.
-
-    Raises:
-        ValueError: If the folder holds neither a working LoRA nor a pipeline.
-    """
+    """Write `README.md` into a folder with a LoRA or a pipeline, and its sample images under `images/`."""
     folder = Path(folder)
     lora = None if (folder / "model_index.json").is_file() else inspect_lora(folder)
     images = _save_samples(folder, card.samples)

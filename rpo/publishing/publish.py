@@ -78,17 +78,11 @@ def publish(
     Args:
         folder: Holds a LoRA or a pipeline, and its model card.
         repo_id: "owner/name" on the Hub; made if it does not exist.
-        push: Really upload.
-        private: Whether only its owner may see the repository.
         token: Of the Hub; None for that of `hf auth login`.
         api: The client to upload with; None for the Hub's own.
 
     Returns:
         The plan, with the address of the repository if it was carried out.
-
-    Raises:
-        ValueError: If the name is no repository's, the folder holds no working weights or no card, or it holds training
-            state, paths of this machine or keys; or if the repository is public already and `private` was asked for.
     """
     folder = Path(folder)
     check_repo_id(repo_id)
@@ -115,17 +109,7 @@ def carry_out(
     """Upload what a plan lists, with its repository named in the card.
 
     Args:
-        plan: Of `folder`.
-        folder: Holds the files and the card README.md.
-        repo_type: What the repository is.
         token: Of the Hub; None for that of `hf auth login`.
-        api: The client to upload with.
-
-    Returns:
-        The plan with the address of the repository.
-
-    Raises:
-        ValueError: If the repository is public already and the plan is for a private one.
     """
     url = str(api.create_repo(plan.repo_id, token=token, private=plan.private, repo_type=repo_type, exist_ok=True))
     # The Hub leaves an existing repository as visible as it is, whatever was asked for.
@@ -148,14 +132,7 @@ def carry_out(
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Refuse what is not the name of a repository with its owner.
-
-    Args:
-        repo_id: What should be "owner/name".
-
-    Raises:
-        ValueError: It is something else.
-    """
+    """Refuse what is not the name of a repository with its owner."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:

@@ -73,12 +73,6 @@ class Chart:
 def curve(entries: Iterable[Mapping[str, float | None]], metric: str, *, name: str, x: str = "update") -> Series:
     """The points of one metric; where an entry lacks it, or has no finite number, there is none.
 
-    Args:
-        entries: Lines of a `metrics.jsonl`.
-        metric: Which metric.
-        name: What the curve is called in the legend.
-        x: The field that counts along the horizontal axis.
-
     Returns:
         A curve, empty if the metric was never logged.
     """
@@ -91,14 +85,10 @@ def draw(chart: Chart, *, name: str) -> str:
     """The chart as an `<svg>` element.
 
     Args:
-        chart: What to draw.
         name: Unique in the page; every id in the drawing starts with it.
 
     Returns:
         SVG text without scripts, styles or addresses of its own.
-
-    Raises:
-        ValueError: If there is no curve, more than four, or a curve without points.
     """
     # Imported here: matplotlib takes a second, and most users of the package never draw.
     from matplotlib import rc_context
@@ -116,9 +106,6 @@ def draw_figure(charts: Sequence[Chart]) -> str:
 
     Args:
         charts: What to draw, from left to right; up to three stay readable.
-
-    Raises:
-        ValueError: If there is no chart, or one that cannot be drawn; see `draw`.
     """
     if not charts:
         raise ValueError("there are 0 charts, but a figure shows at least one; leave the figure out")

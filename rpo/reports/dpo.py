@@ -56,7 +56,6 @@ def curves_section(
     """The curves of a run's `metrics.jsonl`; a chart of which nothing was logged is left out.
 
     Args:
-        entries: Its lines.
         error_ratio_limit: Of the chosen images, where training stops; infinite if it does not.
         is_plain: Whether the objective is Diffusion-DPO itself, whose loss starts at log 2.
     """

@@ -20,9 +20,6 @@ Facts = tuple[tuple[str, str], ...]
 def settings_facts(text: str) -> tuple[tuple[str, Facts], ...]:
     """The settings of a run, section by section; those that are nothing are left out.
 
-    Args:
-        text: YAML of the run.
-
     Returns:
         Title and facts of each section, those without a section first.
     """

@@ -59,14 +59,8 @@ class Report:
 def render(report: Report) -> str:
     """The report as HTML text.
 
-    Args:
-        report: What to show.
-
     Returns:
         A complete page; every text of the report is escaped.
-
-    Raises:
-        ValueError: If an image is not uint8 RGB, or a chart has nothing to draw.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined  # here, so that `import rpo` stays quick
 
@@ -85,15 +79,7 @@ def render(report: Report) -> str:
 
 
 def write_report(report: Report, path: Path) -> Path:
-    """Write the report; an older file at `path` stays whole until the new one is complete.
-
-    Args:
-        report: What to show.
-        path: The `.html` file; missing folders are made.
-
-    Returns:
-        The path written.
-    """
+    """Write the report; an older file at `path` stays whole until the new one is complete."""
     page = render(report)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".partial")
@@ -103,17 +89,7 @@ def write_report(report: Report, path: Path) -> Path:
 
 
 def data_uri(pixels: np.ndarray) -> str:
-    """An image as an inline PNG address, pixel for pixel.
-
-    Args:
-        pixels: uint8, height × width × 3.
-
-    Returns:
-        A `data:` address.
-
-    Raises:
-        ValueError: If `pixels` is something else.
-    """
+    """An image as an inline PNG address, pixel for pixel."""
     from PIL import Image
 
     if pixels.dtype != np.uint8 or pixels.shape[2:] != (3,):

@@ -7,11 +7,7 @@ from rpo.reports.charts import Chart, Series, draw_figure
 
 
 def format_rounds(rounds: Sequence[Mapping[str, Any]]) -> str:
-    """Yield and scores of every round, for the terminal.
-
-    Args:
-        rounds: The lines of `rounds.jsonl`.
-    """
+    """Yield and scores of every round, for the terminal."""
     domains = list(rounds[0]["scores"])
     header = f"{'round':<7}{'images':>8}{'edits':>8}{'pairs':>8}{'trained on':>12}   "
     lines = [header + "".join(f"{domain:<32}" for domain in domains)]
@@ -24,11 +20,7 @@ def format_rounds(rounds: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw_rounds(rounds: Sequence[Mapping[str, Any]]) -> str:
-    """Scores and yield over the rounds, as the text of an SVG file.
-
-    Args:
-        rounds: The lines of `rounds.jsonl`.
-    """
+    """Scores and yield over the rounds, as the text of an SVG file."""
     numbers = tuple(float(one["round"]) for one in rounds)
     curves = [
         Series(domain, numbers, tuple(one["scores"][domain] for one in rounds), is_noisy=False)

@@ -44,17 +44,10 @@ def score(
 
     Args:
         reward: What to ask. It may answer with a tensor on any device, an array, or a list of numbers.
-        images: RGB in [0, 1].
-        prompts: One per image.
-        name: What messages call the reward.
         evidence: A folder for the images and prompts of an error; each error makes a new folder in it.
 
     Returns:
         One finite float32 per image, on the device of the images.
-
-    Raises:
-        RewardError: The images or prompts are unsound, or the reward raised or did not give one finite number per
-            image.
 
     Example:
         >>> score(lambda images, prompts: images.mean((1, 2, 3)), torch.ones(2, 3, 8, 8), ["a", "b"], name="light")
@@ -87,9 +80,6 @@ class WeightedRewards:
 
         Args:
             rewards: At least one. A negative weight turns a reward into a penalty.
-
-        Raises:
-            ValueError: There is no reward, or a weight is 0 or not finite.
         """
         if not rewards:
             raise ValueError("got no reward; expected at least one; name one with its weight, such as shapes: 1.0")
@@ -103,32 +93,18 @@ class WeightedRewards:
         self.weights: Mapping[str, float] = MappingProxyType({name: weight for name, (_, weight) in rewards.items()})
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> PerSample:
-        """The weighted sum of all rewards, one number per image.
-
-        Raises:
-            RewardError: As `parts`.
-        """
+        """The weighted sum of all rewards, one number per image."""
         return self.weighted_sum(self.parts(images, prompts))
 
     def with_gradient(self, images: Images, prompts: Sequence[str]) -> PerSample:
-        """The weighted sum with the gradient that the rewards give it: asked as they are, unchecked.
-
-        Args:
-            images: RGB in [0, 1].
-            prompts: One per image.
-        """
+        """The weighted sum with the gradient that the rewards give it: asked as they are, unchecked."""
         return self.weighted_sum({name: reward(images, prompts) for name, reward in self._rewards.items()})
 
     def parts(self, images: Images, prompts: Sequence[str], *, evidence: Path | None = None) -> dict[str, PerSample]:
         """Every reward's own scores, unweighted.
 
         Args:
-            images: RGB in [0, 1].
-            prompts: One per image.
             evidence: A folder for the images and prompts of an error.
-
-        Raises:
-            RewardError: As `score`.
         """
         return {
             name: score(reward, images, prompts, name=name, evidence=evidence) for name, reward in self._rewards.items()

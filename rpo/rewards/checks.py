@@ -25,25 +25,14 @@ class RewardError(ValueError):
         """Say what is wrong, and with which images.
 
         Args:
-            message: What was given, what was expected, what to do.
             indices: The images at fault, in order; none means the whole batch.
-            batch_size: How many images `indices` counts among.
-            saved_in: The folder with these images and their prompts.
         """
         super().__init__(message)
         self.indices, self.batch_size, self.saved_in = tuple(indices), batch_size, saved_in
 
 
 def check_batch(images: Images, prompts: Sequence[str]) -> None:
-    """Refuse what is no batch of RGB images with one prompt each.
-
-    Args:
-        images: Must be floats of shape [batch, 3, height, width].
-        prompts: Must be as many strings.
-
-    Raises:
-        RewardError: Naming what is wrong; without indices, since nothing can be shown of such a batch.
-    """
+    """Refuse what is no batch of RGB images with one prompt each."""
     if not images.is_floating_point() or images.ndim != IMAGE_DIMS or images.shape[1] != RGB or not images.numel():
         raise RewardError(
             f"got images of {images.dtype} {list(images.shape)}; expected float [batch, 3, height, width] and at least "
@@ -59,11 +48,7 @@ def check_batch(images: Images, prompts: Sequence[str]) -> None:
 
 
 def check_range(images: Images) -> None:
-    """Refuse images outside [0, 1]; reads them, so it costs one device synchronisation.
-
-    Raises:
-        RewardError: With the indices of those outside.
-    """
+    """Refuse images outside [0, 1]; reads them, so it costs one device synchronisation."""
     low, high = torch.stack(torch.aminmax(images.detach().flatten(1), dim=1)).float().tolist()
     outside = [index for index in range(len(images)) if not (low[index] >= 0 and high[index] <= 1)]
     if outside:
@@ -77,11 +62,7 @@ def check_range(images: Images) -> None:
 
 
 def check_finite(values: Tensor) -> None:
-    """Refuse scores that are no finite float32.
-
-    Raises:
-        RewardError: With the indices of those that are not.
-    """
+    """Refuse scores that are no finite float32."""
     wrong = (~values.float().isfinite()).nonzero().flatten().tolist()
     if wrong:
         raise RewardError(
@@ -97,10 +78,6 @@ def per_sample(answer: Tensor | NDArray[np.generic] | Sequence[float], batch_siz
 
     Args:
         answer: A tensor or an array of one dimension, or a list of numbers.
-        batch_size: How many numbers are expected.
-
-    Raises:
-        RewardError: It is something else, or of another length.
     """
     values = _to_tensor(answer)
     if values.shape != (batch_size,):

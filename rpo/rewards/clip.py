@@ -72,15 +72,11 @@ class ClipReward:
         """Say which checkpoint, and what its cosine is multiplied by; nothing is loaded yet.
 
         Args:
-            model: Folder or hub id of a CLIPModel.
             processor: Folder or hub id of tokenizer and image processor; None for those beside the model.
             scale: Factor of the cosine: 100 or 2.5 for CLIPScore; None for the checkpoint's own, as in PickScore.
             is_clamped: Whether a negative cosine counts as 0, as in the paper of CLIPScore.
             device: Where the model lives; None for wherever the images are.
             batch_size: Images that go through the model at once; changes speed and memory only.
-
-        Raises:
-            ValueError: The scale is not positive and finite, or the batch size is below 1.
         """
         if scale is not None and not (math.isfinite(scale) and scale > 0):
             raise ValueError(
@@ -107,15 +103,10 @@ class ClipReward:
         """Score every image by its own prompt, with the gradient in the images.
 
         Args:
-            images: RGB in [0, 1], of any size.
             prompts: One per image; what is beyond the checkpoint's length is cut off.
 
         Returns:
             One float32 per image, on the device of the images.
-
-        Raises:
-            RewardError: The images or prompts are unsound.
-            ValueError: The checkpoint cannot be loaded, or is no CLIP model.
         """
         check_batch(images, prompts)
         check_range(images)
@@ -129,14 +120,7 @@ class ClipReward:
         return (loaded.scale * cosines).to(images.device)
 
     def embed_images(self, images: Images) -> Tensor:
-        """Unit embeddings [batch, dim], for comparing images with each other.
-
-        Args:
-            images: RGB in [0, 1], of any size.
-
-        Raises:
-            ValueError: The checkpoint cannot be loaded, or is no CLIP model.
-        """
+        """Unit embeddings [batch, dim], for comparing images with each other."""
         device = self._device or images.device
         loaded = self._on(device)
         with torch.autocast(device.type, enabled=False):

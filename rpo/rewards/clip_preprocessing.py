@@ -41,11 +41,7 @@ class ClipPreprocessing:
     std: tuple[float, ...]
 
     def __call__(self, images: Images) -> Images:
-        """The pixel values that the checkpoint reads, with their gradient.
-
-        Args:
-            images: RGB in [0, 1], float32.
-        """
+        """The pixel values that the checkpoint reads, with their gradient."""
         images = self._resized(images)
         (height, width), (crop_height, crop_width) = images.shape[2:], self.crop
         top, left = (height - crop_height) // 2, (width - crop_width) // 2
@@ -70,9 +66,6 @@ def read_preprocessing(config: Mapping[str, Any]) -> ClipPreprocessing:
 
     Args:
         config: What `preprocessor_config.json` holds; what it does not say is as in CLIP.
-
-    Raises:
-        ValueError: It asks for something that CLIP's own processor does not do.
     """
     kind = config.get("image_processor_type", config.get("feature_extractor_type", "CLIPImageProcessor"))
     if not str(kind).startswith("CLIP"):

@@ -23,16 +23,10 @@ def save_evidence(
     Args:
         parent: Where the folder is made; created if it is not there.
         images: The whole batch; values beyond [0, 1] are cut off in the pictures.
-        prompts: One per image.
-        name: The reward's name.
         indices: Which images are at fault; the first `MAX_IMAGES` are kept.
-        problem: What is wrong.
 
     Returns:
         The new folder: one for every fault, so that an earlier one is never overwritten.
-
-    Raises:
-        OSError: The folder cannot be written.
     """
     folder = _new_folder(parent, re.sub(r"[^\w.-]+", "_", name).strip(".") or "reward")
     kept: list[dict[str, int | str]] = []

@@ -26,15 +26,7 @@ class FunctionReward:
     """Takes images [batch, 3, height, width] in [0, 1] and one prompt per image; higher is better."""
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> PerSample:
-        """Call the function; a gradient that its answer has is kept.
-
-        Args:
-            images: RGB in [0, 1].
-            prompts: One per image.
-
-        Raises:
-            RewardError: The answer is not one number per image.
-        """
+        """Call the function; a gradient that its answer has is kept."""
         answer = self.function(images, prompts)
         values = per_sample(answer, len(images)).float().to(images.device)
         return answer.float() if isinstance(answer, Tensor) and answer.requires_grad else values

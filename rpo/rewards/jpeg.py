@@ -32,12 +32,7 @@ class JpegReward:
     """True rewards compressible images, False incompressible ones."""
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> PerSample:
-        """Encode every image once.
-
-        Args:
-            images: RGB in [0, 1], rounded to bytes.
-            prompts: Not looked at.
-        """
+        """Encode every image once."""
         pixels = (images.detach().float() * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
         sign = -1 if self.is_small_good else 1
         sizes = [sign * _jpeg_bytes(Image.fromarray(image)) / BYTES_PER_KB for image in pixels]

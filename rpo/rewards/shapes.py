@@ -31,15 +31,7 @@ class ShapesReward:
     is 1 if the prompt holds and 0 otherwise, which is what accuracy counts."""
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> PerSample:
-        """Judge every image by its own prompt.
-
-        Args:
-            images: [batch, 3, 64, 64] in [0, 1].
-            prompts: Sentences of the shapes world, one per image.
-
-        Raises:
-            RewardError: An image has another size, or a prompt is not of this world; with its index.
-        """
+        """Judge every image by its own prompt."""
         on_cpu = images.detach().cpu()
         verdicts: list[Verdict] = []
         for index, (image, prompt) in enumerate(zip(on_cpu, prompts, strict=True)):

@@ -61,19 +61,6 @@ class AlignResult:
 def align(config: AlignConfig, *, resume: bool = False, components: Components | None = None) -> AlignResult:
     """Run all rounds.
 
-    Args:
-        config: The run.
-        resume: Continue a run of the same folder.
-        components: Critic, instructor or editor of one's own.
-
-    Returns:
-        The LoRA and what every round came to.
-
-    Raises:
-        ValueError: The folder holds a run and `resume` was not asked for, or one with other settings; the settings
-            cannot be met; or a round has no pairs. Says which and why.
-        Unavailable: A server or device of the curation cannot answer now; resume later.
-
     Example:
         >>> align(AlignConfig(output="runs/align", rounds=2)).lora       # doctest: +SKIP
         PosixPath('runs/align/lora')

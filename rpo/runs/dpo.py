@@ -64,15 +64,7 @@ class RunResult:
 
 
 def run(config: RunConfig, *, resume: bool = False) -> RunResult:
-    """Load, train, save.
-
-    Args:
-        config: The run.
-        resume: Continue a killed run of the same folder.
-
-    Raises:
-        ValueError: If the checkpoint, the pairs or the settings cannot be used; says which and why.
-    """
+    """Load, train, save."""
     # Not at the top: the command line describes the settings before anything has loaded.
     from rpo.data.readers import read_pairs
     from rpo.trainers.dpo import DPOTrainer

@@ -20,12 +20,7 @@ class RunConfig(OnlineRunConfig):
 
 
 def run(config: RunConfig, *, resume: bool = False) -> "RunResult":
-    """Load, train, save, report.
-
-    Args:
-        config: The run.
-        resume: Continue a killed run of the same folder.
-    """
+    """Load, train, save, report."""
     # Not at the top: the command line describes the settings before anything has loaded.
     from rpo.runs.online import run_online
     from rpo.trainers.grpo import GRPOTrainer

@@ -66,17 +66,7 @@ def run_online(
     *,
     resume: bool,
 ) -> RunResult:
-    """Load, train, save, measure on `shapes`, and write `report.html`.
-
-    Args:
-        config: The run.
-        training: Its settings of the trainer.
-        trainer_of: The trainer's class.
-        resume: Continue a killed run of the same folder.
-
-    Raises:
-        ValueError: If the checkpoint, the prompts, the rewards or the settings cannot be used; says which and why.
-    """
+    """Load, train, save, measure on `shapes`, and write `report.html`."""
     training = replace(training, folder=config.output) if config.output else training
     if not resume:
         refuse_used(Path(training.folder))

@@ -117,15 +117,7 @@ class OnlineFindings:
 
 
 def write_online_report(findings: OnlineFindings, path: Path) -> Path:
-    """Write the report.
-
-    Args:
-        findings: Of a finished run.
-        path: The `.html` file.
-
-    Returns:
-        The path written.
-    """
+    """Write the report."""
     entries = read_metrics(findings.folder)
     results: list[Section] = []
     if findings.base is not None and findings.aligned is not None:
@@ -150,7 +142,6 @@ def curves_section(entries: Entries, *, rewards: Sequence[str] = ()) -> CurvesSe
     """The curves of a run's `metrics.jsonl`; a chart of which nothing was logged is left out.
 
     Args:
-        entries: Its lines.
         rewards: Names of the rewards; each gets a chart of its own where there are several.
     """
     reward = curve(entries, "reward/mean", name="reward")
@@ -205,13 +196,7 @@ def curves_section(entries: Entries, *, rewards: Sequence[str] = ()) -> CurvesSe
 
 
 def previews_section(folder: Path, prompts: Iterable[str], *, columns: int) -> tuple[PreviewsSection, ...]:
-    """The first and the last grid of a run, row by row; nothing if there are fewer than two.
-
-    Args:
-        folder: With `update-000000.png` and so on.
-        prompts: Of the run, those of the rows first.
-        columns: Images of each prompt.
-    """
+    """The first and the last grid of a run, row by row; nothing if there are fewer than two."""
     grids = sorted(folder.glob("update-*.png"))
     if grids[1:] == []:
         return ()

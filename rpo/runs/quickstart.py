@@ -56,15 +56,7 @@ class QuickstartResult:
 
 
 def run(config: QuickstartConfig, *, resume: bool = False) -> QuickstartResult:
-    """Go the whole way, with progress on the terminal.
-
-    Args:
-        config: The settings.
-        resume: Continue a killed run in the same folder.
-
-    Raises:
-        ValueError: If the folder holds a run and `resume` was not asked for, or that run had other settings.
-    """
+    """Go the whole way, with progress on the terminal."""
     folder = Path(config.output)
     is_main = os.environ.get("RANK", "0") == "0"
     with sole_owner(folder, is_main=is_main), ended_in_order():
@@ -131,18 +123,7 @@ def _evaluated_once(
 
 
 def make_pairs(folder: Path, config: QuickstartConfig) -> tuple[Path, PairSet]:
-    """Curate images of the training prompts; what is there already is not done again.
-
-    Args:
-        folder: Of the run.
-        config: How many, from which seed.
-
-    Returns:
-        The folder of the curation, and its pairs.
-
-    Raises:
-        ValueError: If no edit got better.
-    """
+    """Curate images of the training prompts; what is there already is not done again."""
     texts = folder / "prompts.txt"
     write_text(texts, "".join(f"{one.text}\n" for one in sample_prompts("train", config.prompts, config.seed)))
     source = replace(

@@ -27,11 +27,7 @@ MEANINGS: dict[Outcome, str] = {
 
 
 def in_words(rules: DecideConfig) -> str:
-    """Which images became a pair, in a sentence or two.
-
-    Args:
-        rules: The settings.
-    """
+    """Which images became a pair, in a sentence or two."""
     judges = [f"{name} by {margin:g} or more" if margin else name for name, margin in rules.rewards.items()]
     said = " and ".join(judges) if rules.agreement else f"{judges[0]} (of {' and '.join(judges)})"
     least = "".join(f", and {name} gave the better one at least {mark:g}" for name, mark in rules.min_chosen.items())
@@ -43,13 +39,7 @@ def in_words(rules: DecideConfig) -> str:
 
 
 def yield_section(status: RunStatus, trained: TrainResult, rules: DecideConfig) -> TextSection:
-    """How the pairs came about, in numbers.
-
-    Args:
-        status: Of the curation.
-        trained: Of the training on its pairs.
-        rules: What became a pair.
-    """
+    """How the pairs came about, in numbers."""
     counts = {stage.name: stage.kept for stage in status.stages}
     end = f" Training was stopped: {trained.stopped_because}." if trained.stopped_because else ""
     dropped = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in sorted(status.dropped.items()))
@@ -67,12 +57,7 @@ def yield_section(status: RunStatus, trained: TrainResult, rules: DecideConfig) 
 
 
 def edits_section(run: Path, *, seed: int) -> PairsSection:
-    """Some of the pairs: the model's image, and what the editor made of it.
-
-    Args:
-        run: Folder of the curation.
-        seed: Of the draw of examples.
-    """
+    """Some of the pairs: the model's image, and what the editor made of it."""
     folder = RunFolder(run)
     kept = [one.source.id for one in histories(folder) if (own := own_outcome(one)) is not None and own.chosen]
     verdicts = [(bool(pair.before.holds), bool(pair.after.holds)) for pair in (_pair(folder, one) for one in kept)]

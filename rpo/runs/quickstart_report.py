@@ -43,13 +43,7 @@ class Findings:
 
 
 def write_quickstart_report(findings: Findings, path: Path, dpo: DPOConfig) -> Path:
-    """Write the report.
-
-    Args:
-        findings: Of a finished quickstart.
-        path: The `.html` file.
-        dpo: Settings of the training.
-    """
+    """Write the report."""
     numbers, images, kinds = result_sections(findings.base, findings.aligned, seed=findings.seed)
     status = status_of(findings.curated)
     sections = (
@@ -75,12 +69,7 @@ def write_quickstart_report(findings: Findings, path: Path, dpo: DPOConfig) -> P
 
 
 def write_quickstart_card(findings: Findings, dpo: DPOConfig) -> Path:
-    """Put what was measured into the LoRA's model card.
-
-    Args:
-        findings: Of a finished quickstart.
-        dpo: Settings of the training.
-    """
+    """Put what was measured into the LoRA's model card."""
     before, after = findings.base, findings.aligned
     table = comparisons(before, after, seed=findings.seed)
     shown = [int(index) for index in np.flatnonzero(~before.holds & after.holds)[:SAMPLES]]

@@ -19,13 +19,7 @@ def require_same_settings(folder: Path, config: Any, *, resume: bool, free: Coll
     """Refuse a folder that holds another run; nothing is written.
 
     Args:
-        folder: Of the run.
-        config: Its settings.
         resume: Whether a run in the folder is to be continued.
-        free: Keys that may change.
-
-    Raises:
-        ValueError: It holds a run that is not to be continued, or one with other settings; says which.
     """
     file = folder / SETTINGS
     if not file.exists():

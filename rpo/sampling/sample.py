@@ -142,11 +142,6 @@ def predict_at(
     """The guided network output, with its gradient, at any mixture of moments.
 
     Args:
-        model: The checkpoint.
-        x_t: Noisy latents.
-        node: Where on the schedule each of them is.
-        cond: One row per latent.
-        guidance_scale: 1 is no guidance.
         negative_pred: The output under the negative conditioning, where it is known; then only the prompt's branch is
             computed and differentiated.
     """
@@ -194,14 +189,8 @@ def solving(
     """The grid and the kernel of one call of `sample`.
 
     Args:
-        model: The checkpoint.
-        num_steps: Denoising steps.
         solver: DDIM, or DPM-Solver++ (second order and deterministic), which remembers its steps.
         spacing: Where the steps of DDIM lie: as the checkpoint's scheduler has it, or evenly in time.
-        eta: Noise level of DDIM; 0 for DPM-Solver++.
-
-    Raises:
-        ValueError: If the solver cannot have that noise level or spacing.
     """
     if solver == "dpm_solver":
         if eta != 0 or spacing != "checkpoint":

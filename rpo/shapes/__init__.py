@@ -26,28 +26,14 @@ EDIT_NUM_STEPS = 20
 
 
 def path() -> Path:
-    """Find the embedded checkpoint.
-
-    Returns:
-        The diffusers folder inside this package.
-
-    Raises:
-        FileNotFoundError: The weights are not there, as in an installation without package data.
-    """
+    """Find the embedded checkpoint."""
     folder = Path(__file__).parent / "assets"
     _check(folder, "checkpoint", f"python -m rpo.shapes.pretrain --out {folder}")
     return folder
 
 
 def editor_path() -> Path:
-    """Find the embedded editor: `StableDiffusionInstructPix2PixPipeline.from_pretrained(rpo.shapes.editor_path())`.
-
-    Returns:
-        The diffusers folder inside this package.
-
-    Raises:
-        FileNotFoundError: The weights are not there, as in an installation without package data.
-    """
+    """Find the embedded editor: `StableDiffusionInstructPix2PixPipeline.from_pretrained(rpo.shapes.editor_path())`."""
     folder = Path(__file__).parent / "assets" / "editor"
     _check(folder, "editor", f"rpo shapes pretrain-editor out={folder}")
     return folder

@@ -44,14 +44,9 @@ def carries_out(source: NDArray[np.uint8], edited: NDArray[np.uint8], instructio
 
     Args:
         source: Pixels of the image that was edited, uint8 [64, 64, 3].
-        edited: Pixels of what came out.
-        instruction: One or several sentences of the shapes editor.
 
     Returns:
         The verdict; an instruction that names what the source does not show cannot be done.
-
-    Raises:
-        ValueError: If an image has another type or shape, or the instruction is not of this language.
     """
     edits = parse_edits(instruction)
     before, after = read_scene(source), read_scene(edited)

@@ -67,7 +67,6 @@ def draw_things(rng: np.random.Generator, *, needs_malformed: bool = False) -> l
     """Draw what a scene shows.
 
     Args:
-        rng: The only source of randomness.
         needs_malformed: Whether one thing at least shall be of no known shape.
     """
     while True:
@@ -107,15 +106,7 @@ def limits(shape: str, radius: float) -> tuple[int, int]:
 def is_free(
     places: NDArray[np.integer], shape: str, radius: float, others: Sequence[Thing], *, gap: float = MIN_GAP
 ) -> NDArray[np.bool_]:
-    """At which of the places an object would keep its distance from every other, each taken as the circle around it.
-
-    Args:
-        places: [n, 2], x and y.
-        shape: Of the object to be placed.
-        radius: Of the object to be placed.
-        others: What is there already.
-        gap: Pixels to keep free between two objects.
-    """
+    """At which of the places an object would keep its distance from every other, each taken as the circle around it."""
     free = np.ones(len(places), bool)
     for part in (part for thing in others for part in thing.parts):
         distance = np.hypot(places[:, 0] - part.x, places[:, 1] - part.y)

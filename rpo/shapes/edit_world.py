@@ -121,7 +121,6 @@ def triples(seed: int, *, is_held_out_only: bool = False) -> Iterator[EditTriple
     """Draw triples without end.
 
     Args:
-        seed: Same seed, same triples.
         is_held_out_only: Only instructions with a held-out sentence, instead of only those without.
 
     Yields:
@@ -139,10 +138,6 @@ def triples(seed: int, *, is_held_out_only: bool = False) -> Iterator[EditTriple
 
 def draw_triple(task: EditTask, rng: np.random.Generator) -> EditTriple:
     """Draw a scene and an edit of it.
-
-    Args:
-        task: What is to be done.
-        rng: The only source of randomness.
 
     Returns:
         The triple; its source and its instruction always fit each other.

@@ -57,34 +57,13 @@ class Edit:
 
 
 def add(named: ObjectType) -> Edit:
-    """One more object of the world.
-
-    Args:
-        named: Its colour and shape.
-
-    Returns:
-        "add a red circle".
-
-    Raises:
-        ValueError: If there is no such object.
-    """
+    """One more object of the world."""
     _check(named)
     return Edit("add", named)
 
 
 def remove(named: ObjectType, *, is_one_of_several: bool = False) -> Edit:
-    """One object less.
-
-    Args:
-        named: Its colour and shape; the shape may be `MALFORMED`.
-        is_one_of_several: Whether the scene has others like it.
-
-    Returns:
-        "remove the red circle".
-
-    Raises:
-        ValueError: If there is no such object.
-    """
+    """One object less."""
     _check(named, may_be_malformed=True)
     return Edit("remove", named, is_one_of_several)
 
@@ -92,16 +71,8 @@ def remove(named: ObjectType, *, is_one_of_several: bool = False) -> Edit:
 def change(named: ObjectType, new: ObjectType, *, is_one_of_several: bool = False) -> Edit:
     """Another colour, another shape or both, at the same place.
 
-    Args:
-        named: What it is now; the shape may be `MALFORMED`.
-        new: What it becomes.
-        is_one_of_several: Whether the scene has others like it now.
-
     Returns:
         "change the red circle to blue" if only the colour changes, otherwise "change the red circle to a red square".
-
-    Raises:
-        ValueError: If there is no such object, or nothing changes.
     """
     _check(named, may_be_malformed=True)
     _check(new)
@@ -114,16 +85,7 @@ def move(named: ObjectType, relation: Relation, other: ObjectType, *, is_one_of_
     """The same object at another place.
 
     Args:
-        named: What is moved.
-        relation: Where it goes, seen from `other`.
         other: What stays; of another colour or shape, and the only one of its kind in the scene.
-        is_one_of_several: Whether the scene has others like the one moved.
-
-    Returns:
-        "move the red circle above the blue square".
-
-    Raises:
-        ValueError: If there are no such objects or no such relation, or both objects are alike.
     """
     _check(named)
     _check(other)
@@ -144,12 +106,6 @@ def parse_edits(text: str) -> tuple[Edit, ...]:
 
     Args:
         text: One sentence of this language, or several joined by "; ".
-
-    Returns:
-        The edits in the order of the text.
-
-    Raises:
-        ValueError: If a sentence is none of this language; it is named.
     """
     return tuple(_parse_one(sentence, text) for sentence in text.split(JOINT))
 

@@ -58,7 +58,6 @@ def held_out_prompts(count: int, seed: int) -> dict[str, list[Prompt]]:
 
     Args:
         count: How many of each split; a multiple of 4 is balanced.
-        seed: Same seed, same prompts.
     """
     return {split: sample_prompts(split, count, seed) for split in HELD_OUT}
 
@@ -74,14 +73,8 @@ def evaluate(
     """Draw images of the prompts and judge each.
 
     Args:
-        model: A model of 64×64 images.
         prompts_by_domain: Prompts, by the name under which their accuracy is reported.
         sampling: How to draw; the same sampling makes two models comparable.
-        batch_size: Images at once; changes the speed only.
-        progress: Label of a progress bar; None for none.
-
-    Raises:
-        ValueError: If there are no prompts, or the images are of another size.
     """
     prompts = [prompt for some in prompts_by_domain.values() for prompt in some]
     if not prompts:
@@ -113,11 +106,6 @@ def evaluate_shapes(
     Args:
         lora: Folder or file of a LoRA; None for the base alone.
         images: How many of each split, one for each prompt drawn.
-        seed: Of prompts and noise.
-        progress: Whether to show progress bars.
-
-    Raises:
-        ValueError: If there is no LoRA at `lora`, or it does not fit the checkpoint.
     """
     model = StableDiffusion.load("shapes", device="cuda" if torch.cuda.is_available() else "cpu")
     return measure(model, held_out_prompts(images, seed), Sampling(seed), lora=lora, progress=progress)
@@ -136,12 +124,6 @@ def measure(
     Args:
         model: A checkpoint without an adapter; it has none afterwards either.
         prompts_by_domain: Prompts, by the name under which their accuracy is reported.
-        sampling: How to draw.
-        lora: Folder or file of a LoRA.
-        progress: Whether to show progress bars.
-
-    Raises:
-        ValueError: If there is no LoRA at `lora`, or it does not fit the checkpoint.
     """
     aligned = None
     if lora is not None:  # before the base, so that a file that does not fit is told at once
@@ -153,15 +135,7 @@ def measure(
 
 
 def load_lora(model: StableDiffusion, path: str | Path) -> None:
-    """Load a LoRA into a checkpoint's pipeline, at full strength.
-
-    Args:
-        model: The checkpoint.
-        path: Folder or file of the LoRA.
-
-    Raises:
-        ValueError: There is no LoRA, or it does not fit the checkpoint.
-    """
+    """Load a LoRA into a checkpoint's pipeline, at full strength."""
     found = inspect_lora(path)
     try:
         model.pipe.load_lora_weights(str(found.path.parent), weight_name=found.path.name)
@@ -180,12 +154,7 @@ def load_lora(model: StableDiffusion, path: str | Path) -> None:
 
 
 def format_accuracies(measured: Measurement, *, seed: int = 0) -> str:
-    """What was measured, for the terminal; an asterisk marks a gain or loss that is clear of zero.
-
-    Args:
-        measured: One model, or two.
-        seed: Of the bootstrap, where there are two.
-    """
+    """What was measured, for the terminal; an asterisk marks a gain or loss that is clear of zero."""
     if measured.aligned is None:
         return _format_one(measured.base)
     return _format_two(comparisons(measured.base, measured.aligned, seed=seed))

@@ -70,11 +70,6 @@ def judge_images(
 
     Args:
         images: [images, 64, 64, 3], those of one prompt beside each other.
-        prompts_by_domain: The prompts they were drawn for.
-        sampling: How they were drawn.
-
-    Raises:
-        ValueError: If the number of images is not that of prompts times images per prompt.
     """
     repeats = range(sampling.images_per_prompt)
     pairs = [(prompt, domain) for domain, some in prompts_by_domain.items() for prompt in some for _ in repeats]
@@ -108,12 +103,7 @@ def comparisons(before: ShapesEvaluation, after: ShapesEvaluation, *, seed: int 
     """For each domain: the gain over all prompts together, then by kind.
 
     Args:
-        before: Of the first model.
         after: Of the second, on the same prompts with the same sampling.
-        seed: Of the bootstrap.
-
-    Raises:
-        ValueError: If the two are not of the same prompts and sampling.
     """
     check_comparable(before, after)
     table: dict[str, list[Comparison]] = {}
@@ -127,11 +117,7 @@ def comparisons(before: ShapesEvaluation, after: ShapesEvaluation, *, seed: int 
 
 
 def check_comparable(before: ShapesEvaluation, after: ShapesEvaluation) -> None:
-    """Refuse to compare images that differ in more than the model.
-
-    Raises:
-        ValueError: If prompts, domains or sampling differ.
-    """
+    """Refuse to compare images that differ in more than the model."""
     if before.sampling != after.sampling:
         raise ValueError(
             f"before was drawn with {before.sampling} and after with {after.sampling}, but a paired gain needs the "

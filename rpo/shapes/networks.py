@@ -156,8 +156,6 @@ def save_checkpoint(pipe: DiffusionPipeline, folder: Path, words: Iterable[str])
     transformers would otherwise load the text encoder in the dtype of its file, and diffusers the UNet in float32.
 
     Args:
-        pipe: The pipeline; its own weights stay as they are.
-        folder: Where the checkpoint goes.
         words: The words that the tokenizer knows whole; its two classic files are written beside `tokenizer.json`,
             so that a transformers that reads only those loads it as well.
     """

@@ -18,10 +18,6 @@ def rejection_sampled(
         judged: Several images of each prompt, drawn by the base; those of one prompt lie beside each other.
         temperature: Of the tilt towards the verifier's score, which is between 0 and 1.
         label_temperature: Of the labels; 0 prefers the better score without noise.
-        seed: Of the draws.
-
-    Raises:
-        ValueError: If a temperature is outside its range.
     """
     size = judged.sampling.images_per_prompt
     pairs: list[PreferencePair] = []

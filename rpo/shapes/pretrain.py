@@ -67,14 +67,8 @@ class Run:
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """Train, save and evaluate the checkpoint.
 
-    Args:
-        config: What to train, and where everything goes.
-
     Returns:
         The evaluation, as in the checkpoint's `evaluation.json`; empty if none was asked for.
-
-    Raises:
-        ValueError: If the state folder belongs to a run with other settings.
     """
     device = pick_device(config.device)
     _claim_state(config)

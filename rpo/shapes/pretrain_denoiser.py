@@ -118,14 +118,8 @@ def train_denoiser(
 
     Args:
         networks: The two networks on the device of `data`; changed in place.
-        data: The whole training set, resident on the device.
-        phase: Length, seed and checkpoint file.
-        batch_size: Images per step.
-        learning_rate: Reached after the warm-up, then constant.
-        log: Gets the loss.
         is_compiled: Compile the forward pass, which spares a GPU most kernel launches.
         is_bfloat16: Run the forward pass under bfloat16 autocast; slower than float32 on a CPU.
-        after_step: Called with the number of steps done, for snapshots.
     """
     device = data.token_ids.device
     alphas_cumprod = build_scheduler().alphas_cumprod.to(device)

@@ -71,14 +71,8 @@ class EditorRun:
 def pretrain_editor(config: PretrainEditorConfig) -> dict[str, Any]:
     """Train, save and evaluate the editor.
 
-    Args:
-        config: What to train, and where everything goes.
-
     Returns:
         The evaluation, as in the checkpoint's `evaluation.json`; empty if none was asked for.
-
-    Raises:
-        ValueError: If the state folder belongs to a run with other settings.
     """
     device = pick_device(config.device)
     if config.fresh:

@@ -54,9 +54,6 @@ def draw_instructed(vae: AutoencoderKL, tokenizer: CLIPTokenizer, count: int, se
 
     Args:
         vae: The autoencoder; its device does the work and holds the result.
-        tokenizer: The editor's.
-        count: How many triples.
-        seed: Determines all of them.
 
     Returns:
         The set; no instruction of it has a held-out sentence.

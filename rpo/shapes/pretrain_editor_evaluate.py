@@ -35,10 +35,7 @@ def evaluate_editor(
     """Measure the editor on scenes that no training saw.
 
     Args:
-        pipe: The editor.
         cases: How many edits with sentences that training knows, and as many with held-out ones.
-        seed: Determines scenes, instructions and initial noise.
-        sampling: Steps and guidance.
 
     Returns:
         Shares for each of the two kinds of sentences: by task, and "all".

@@ -63,7 +63,6 @@ def extend_text_encoder(base: CLIPTextModel, words: CLIPTokenizer, tokenizer: CL
 
     Args:
         base: The text encoder to start from; it is left as it is.
-        words: The tokenizer of `base`.
         tokenizer: The tokenizer of the result; its order and length may be others.
     """
     sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}

@@ -37,11 +37,7 @@ def evaluate(
     """Measure the checkpoint in `folder`.
 
     Args:
-        folder: A diffusers folder.
         images_per_split: Images sampled for each split, an equal share for each kind of prompt.
-        device: Where to sample.
-        seed: Determines prompts and initial noise.
-        held_out: Scenes for the autoencoder's numbers.
 
     Returns:
         What `table` shows, as plain numbers that JSON can hold.

@@ -78,15 +78,7 @@ def discard(folder: Path, *files: str) -> None:
 
 
 def claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Make `folder` that of a run with these settings, and refuse one that belongs to another run.
-
-    Args:
-        folder: Where the run keeps its state.
-        settings: Everything that a continued run must set as before.
-
-    Raises:
-        ValueError: If the folder is that of a run with other settings; each difference is named.
-    """
+    """Make `folder` that of a run with these settings, and refuse one that belongs to another run."""
     file = folder / "settings.json"
     if file.exists():
         earlier = json.loads(read_text(file))
@@ -138,11 +130,8 @@ def train(
     """Run `take_step` until `phase.steps` steps are done, starting after those that the checkpoint holds.
 
     Args:
-        phase: Name, length, rhythm and checkpoint file.
         take_step: One update, given its index and a generator on `device`; returns the loss, on the device.
-        state: Everything that `take_step` changes, by name.
         device: Where the generator lives and where a checkpoint is loaded to.
-        log: Gets the mean loss of each `log_every` steps.
         after_step: Called with the number of steps done, after each, once the checkpoint is written.
     """
     first = restore(state, phase.checkpoint, device)

@@ -66,14 +66,8 @@ MAY_CHANGE = (
 def pretrain_proxy(config: PretrainProxyConfig) -> dict[str, Any]:
     """Train, save and measure the proxy.
 
-    Args:
-        config: What to train, and where everything goes.
-
     Returns:
         The measurement, as in the folder's `evaluation.json`; empty if none was asked for.
-
-    Raises:
-        ValueError: If the state folder belongs to a run with other settings.
     """
     device = pick_device(config.device)
     if config.fresh:
@@ -109,7 +103,6 @@ def build_proxy(tokenizer: CLIPTokenizer, seed: int) -> CLIPModel:
     """Make an untrained model of about 1.3 million parameters: 64 patches of 8 x 8 pixels, two text layers.
 
     Args:
-        tokenizer: Its vocabulary and special tokens.
         seed: Determines the initial weights; the global generator stays as it is.
     """
     text = {
@@ -142,7 +135,6 @@ def contrastive_loss(logits: Tensor, holds: Tensor) -> Tensor:
     """CLIP's loss where several captions may hold of an image, and several images of a caption.
 
     Args:
-        logits: Scaled cosines [images, captions].
         holds: Which captions hold of which images, of the same shape.
     """
     return (_matching_loss(logits, holds) + _matching_loss(logits.T, holds.T)) / 2

@@ -34,10 +34,6 @@ def train_vae(
 
     Args:
         images: Scenes, uint8 `[count, 3, 64, 64]`, on the training device.
-        phase: Length, seed and checkpoint file.
-        batch_size: Images per step.
-        learning_rate: Peak of the one-cycle schedule.
-        log: Gets the loss.
 
     Returns:
         The autoencoder, frozen, with weights as half precision will hold them.

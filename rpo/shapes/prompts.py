@@ -92,14 +92,7 @@ class Prompt:
 
 
 def parse_prompt(text: str) -> Prompt:
-    """Take a sentence apart; the exact inverse of `Prompt.text`.
-
-    Args:
-        text: A sentence of this world, letter for letter.
-
-    Raises:
-        ValueError: If the sentence is not one of this world.
-    """
+    """Take a sentence apart; the exact inverse of `Prompt.text`."""
     if text in _by_text():
         return _by_text()[text]
     nearest = difflib.get_close_matches(text, _by_text(), n=1, cutoff=0.0)
@@ -114,9 +107,6 @@ def prompts(split: Split) -> list[Prompt]:
 
     Args:
         split: "train" and "in_domain" are what the base was pretrained on; "out_of_domain" it has never seen.
-
-    Raises:
-        ValueError: If there is no such split.
     """
     if split not in get_args(Split):
         raise ValueError(f"split {split!r} does not exist; use one of {', '.join(get_args(Split))}")
@@ -130,12 +120,7 @@ def sample_prompts(split: Split, count: int, seed: int) -> list[Prompt]:
     come once; small pools do repeat (out of domain there are only three single objects).
 
     Args:
-        split: The split to draw from.
-        count: How many to draw.
         seed: Same seed, same prompts; a longer draw starts with the shorter one.
-
-    Raises:
-        ValueError: If the split does not exist or the count is negative.
     """
     if count < 0:
         raise ValueError(f"count {count} is negative, but a sample needs 0 or more prompts; give a count of at least 0")

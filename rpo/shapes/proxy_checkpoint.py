@@ -43,8 +43,6 @@ def save_proxy(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path, words: 
 
     Args:
         model: Its weights stay as they are; the configuration keeps saying their dtype.
-        tokenizer: Its tokenizer.
-        folder: Where it goes.
         words: The words that the tokenizer knows whole, for its two classic files.
     """
     draft, previous = folder.with_name(folder.name + ".draft"), folder.with_name(folder.name + ".previous")

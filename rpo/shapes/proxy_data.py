@@ -52,11 +52,6 @@ def draw_batch(data: Data, families: int, generator: torch.Generator) -> Batch:
     """Draw whole families, each image as rendered or as decoded, and one caption per image.
 
     The caption of an image is one that holds of it; where none does, one of its family's first scene.
-
-    Args:
-        data: The training set.
-        families: How many families.
-        generator: On the device of `data`.
     """
     device = data.holds.device
     chosen = torch.randint(data.holds.shape[0] // FAMILY_SIZE, (families, 1), generator=generator, device=device)
@@ -79,11 +74,7 @@ def load_data(families: Families, tokenizer: CLIPTokenizer, file: Path, *, seed:
     """Put the training set on its device.
 
     Args:
-        families: The scenes.
-        tokenizer: Of the model that is trained.
         file: Where the decoded images are kept, so that they are decoded once per run.
-        seed: Of the noise on their latents.
-        device: Where the data shall live.
     """
     rendered = to_channels_first(families.images)
     if not file.exists():
@@ -110,8 +101,6 @@ def decode_noisy(vae: AutoencoderKL, images: Tensor, seed: int) -> Tensor:
     """What the autoencoder makes of uint8 `images` after noise of a random strength, as uint8 on the CPU.
 
     Args:
-        vae: The base's autoencoder.
-        images: [count, 3, 64, 64].
         seed: Determines the noise and, up to `LATENT_NOISE`, its strength for each image.
     """
     generator = torch.Generator().manual_seed(seed)

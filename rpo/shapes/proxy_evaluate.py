@@ -71,12 +71,7 @@ def evaluate_proxy(
     """Measure the proxy in `folder`.
 
     Args:
-        folder: Where it was saved.
-        seed: Determines prompts and noise.
-        held_out: Families that training did not see; none skips them.
         prompts_per_split: How many prompts of each split the base draws; 0 skips it.
-        images_per_prompt: How many images of each.
-        device: Where to compute.
 
     Returns:
         What `format_proxy` shows, as plain numbers that JSON can hold.
@@ -108,9 +103,7 @@ def scene_accuracy(proxy: Proxy, images: Tensor, families: Families) -> dict[str
     """Retrieval among all known sentences, and right scenes against near misses.
 
     Args:
-        proxy: What is measured.
         images: uint8 [count, 3, 64, 64], those of `families` in some form.
-        families: The truth about them.
     """
     sentences = [prompt.text for prompt in known_prompts()]
     embedded = proxy.embed_images(images)
@@ -126,12 +119,7 @@ def scene_accuracy(proxy: Proxy, images: Tensor, families: Families) -> dict[str
 
 
 def agreements(evaluation: ShapesEvaluation, scores: NDArray[np.float64]) -> dict[str, dict[str, float]]:
-    """For each domain: how scores of its images agree with the verifier.
-
-    Args:
-        evaluation: Images with their verdicts.
-        scores: One per image, by any reward.
-    """
+    """For each domain: how scores of its images agree with the verifier."""
     per_prompt = evaluation.sampling.images_per_prompt
     table: dict[str, dict[str, float]] = {}
     for domain in dict.fromkeys(evaluation.domains):
@@ -146,11 +134,6 @@ def agreements(evaluation: ShapesEvaluation, scores: NDArray[np.float64]) -> dic
 
 def agreement(scores: NDArray[np.float64], holds: NDArray[np.bool_], verified: NDArray[np.float64]) -> dict[str, float]:
     """How scores order the images of each prompt, compared with the verifier; all arguments are [prompts, images].
-
-    Args:
-        scores: Of the reward that is measured.
-        holds: The verdicts.
-        verified: The verifier's graded scores.
 
     Returns:
         `accuracy` of the images; `best_of_n`, that of each prompt's best by score, and `worst_of_n`; `auc_within`, the

@@ -60,7 +60,6 @@ def draw_families(seed: int, count: int) -> Families:
 
     Args:
         seed: Same seed, same families; a longer draw starts with the shorter one.
-        count: How many families.
     """
     rng = np.random.default_rng(seed)
     known = known_prompts()
@@ -85,12 +84,7 @@ def known_prompts() -> list[Prompt]:
 
 
 def draw_family(prompt: Prompt, rng: np.random.Generator) -> list[Scene]:
-    """A scene of `prompt`, then near misses of it, of which the prompt does not hold.
-
-    Args:
-        prompt: A prompt that is not out of domain.
-        rng: The only source of randomness.
-    """
+    """A scene of `prompt`, then near misses of it, of which the prompt does not hold."""
     first = draw_scene(prompt, rng)
     family = [first]
     while len(family) < FAMILY_SIZE:

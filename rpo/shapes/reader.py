@@ -86,11 +86,7 @@ class ReadScene:
 
 
 def read_scene(image: NDArray[np.uint8]) -> ReadScene:
-    """Read the objects of an image.
-
-    Args:
-        image: [height, width, 3].
-    """
+    """Read the objects of an image."""
     pixels = image.astype(np.float32)
     background = np.median(pixels.reshape(-1, 3), axis=0)
     offset = pixels - background
@@ -174,7 +170,6 @@ def outline_points(
     whole ones, so that every piece has an area and a place.
 
     Args:
-        piece: Mask of the piece.
         coverage: Coverage of every pixel by the colour of the piece, 0 to 1.
     """
     rows, columns = np.nonzero(piece)
@@ -198,13 +193,7 @@ def _interpolation(size: int) -> NDArray[np.float32]:
 
 
 def shape_overlaps(rows: NDArray[np.float64], columns: NDArray[np.float64], area: float) -> dict[str, float]:
-    """Intersection over union of a set of points with each perfect shape of the same area and centre of mass.
-
-    Args:
-        rows: Row of each point.
-        columns: Column of each point.
-        area: Area that the points stand for, in pixels.
-    """
+    """Intersection over union of a set of points with each perfect shape of the same area and centre of mass."""
     dx, dy = columns - columns.mean(), rows - rows.mean()
     overlaps: dict[str, float] = {}
     for shape in SHAPES:

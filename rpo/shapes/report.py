@@ -31,25 +31,14 @@ def result_sections(
     """What became better and what worse: large numbers, images side by side, the table by kind.
 
     Args:
-        before: Of the base model.
         after: Of the aligned one, on the same prompts with the same sampling.
-        seed: Of the bootstrap and of the draw of examples.
-
-    Raises:
-        ValueError: If the two are not of the same prompts and sampling.
     """
     table = comparisons(before, after, seed=seed)
     return _numbers(table), _pairs(before, after, seed), _by_kind(table)
 
 
 def summary(before: ShapesEvaluation, after: ShapesEvaluation, *, seed: int = 0) -> str:
-    """The result in two or three sentences, which say no more than the intervals allow.
-
-    Args:
-        before: Of the base model.
-        after: Of the aligned one.
-        seed: Of the bootstrap.
-    """
+    """The result in two or three sentences, which say no more than the intervals allow."""
     table = comparisons(before, after, seed=seed)
     subjects = ["the share of images that show what was asked for", *["it"] * (len(table) - 1)]
     sentences = (_sentence(domain, rows[0], it) for (domain, rows), it in zip(table.items(), subjects, strict=True))

@@ -65,10 +65,6 @@ def verify(image: NDArray[np.uint8] | Tensor, prompt: Prompt | str) -> Verdict:
 
     Args:
         image: Pixels as uint8 [64, 64, 3], or a float tensor [3, 64, 64] in [0, 1] as a pipeline makes them.
-        prompt: A prompt of the shapes world, or its text.
-
-    Raises:
-        ValueError: If the image has another type, shape or range, or the text is not of this world.
 
     Example:
         >>> from rpo.shapes.world import Scene, SceneObject, render
@@ -83,15 +79,7 @@ def verify(image: NDArray[np.uint8] | Tensor, prompt: Prompt | str) -> Verdict:
 
 
 def verify_all(images: Images, prompts: Sequence[Prompt | str]) -> list[Verdict]:
-    """Judge a batch of images, each against its own prompt.
-
-    Args:
-        images: Float tensor [batch, 3, 64, 64] in [0, 1].
-        prompts: One prompt per image, in the same order.
-
-    Raises:
-        ValueError: If the numbers of images and prompts differ, or an image cannot be judged; it is named by its index.
-    """
+    """Judge a batch of images, each against its own prompt."""
     if len(images) != len(prompts):
         raise ValueError(
             f"got {len(images)} images and {len(prompts)} prompts, but every image needs its own prompt; "
@@ -107,12 +95,7 @@ def verify_all(images: Images, prompts: Sequence[Prompt | str]) -> list[Verdict]
 
 
 def judge(scene: ReadScene, prompt: Prompt) -> Verdict:
-    """Compare what was seen with what the prompt wants.
-
-    Args:
-        scene: The image as read.
-        prompt: What it should show.
-    """
+    """Compare what was seen with what the prompt wants."""
     if not scene.has_background:
         problem = Problem("unreadable", "unreadable: there is no light, even background to tell objects from")
         return Verdict(False, 0.0, problem.what, (problem,))

@@ -118,14 +118,7 @@ class Scene:
 
 
 def inside(shape: str, radius: float, dx: NDArray[np.floating], dy: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Which points belong to a shape, given their offsets from its centre of mass.
-
-    Args:
-        shape: One of `SHAPES`.
-        radius: The size in pixels.
-        dx: Offsets to the right; broadcast against `dy`.
-        dy: Offsets downwards.
-    """
+    """Which points belong to a shape, given their offsets from its centre of mass."""
     return _INSIDE_UNIT[shape](dx / radius, dy / radius)
 
 
@@ -176,12 +169,7 @@ def _coverage(shape: str, radius: float, x: float, y: float) -> NDArray[np.float
 
 
 def draw_scene(prompt: Prompt, rng: np.random.Generator) -> Scene:
-    """Draw a random scene that the prompt describes and that shows nothing else.
-
-    Args:
-        prompt: What the scene must show.
-        rng: The only source of randomness.
-    """
+    """Draw a random scene that the prompt describes and that shows nothing else."""
     wanted = prompt.wanted
     while True:
         radii = _draw_radii(len(wanted), rng)
@@ -231,7 +219,6 @@ def training_scenes(seed: int, count: int) -> tuple[NDArray[np.uint8], list[str]
 
     Args:
         seed: Same seed, same data; a longer draw starts with the shorter one.
-        count: How many scenes.
     """
     rng = np.random.default_rng(seed)
     known = prompts("train") + prompts("in_domain")

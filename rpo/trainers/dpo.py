@@ -66,10 +66,6 @@ def loss(
     """The Diffusion-DPO loss of a micro-batch, with the gradient on the policy only.
 
     Args:
-        batch: N pairs.
-        policy: What is trained, and its reference.
-        beta: See `diffusion_dpo`.
-        sft_weight: See `diffusion_dpo`.
         reference_errors: Answers for the reference where draws repeat; None computes it.
     """
     plain = PreferenceConfig()

@@ -115,11 +115,7 @@ class DPOConfig:
         )
 
     def __post_init__(self):
-        """Refuse settings that no run can have.
-
-        Raises:
-            ValueError: Naming the field, its value and what it must be.
-        """
+        """Refuse settings that no run can have."""
         if self.loop.accumulate != 1:
             raise ValueError(
                 f"loop.accumulate is {self.loop.accumulate}, but DPO works it out; set pairs_per_update and micro_batch"
@@ -164,13 +160,7 @@ def identity(config: DPOConfig) -> dict[str, str]:
 
 
 def describe_objective(config: DPOConfig, *, beta: float, num_dims: int) -> str:
-    """Beta as it counts, and what is not plain Diffusion-DPO, in a line or two.
-
-    Args:
-        config: The settings.
-        beta: The beta in force.
-        num_dims: Dimensions of one latent.
-    """
+    """Beta as it counts, and what is not plain Diffusion-DPO, in a line or two."""
     objective = config.objective
     ratio = f"{beta / objective.default_beta(num_dims):.2g} times the paper's"
     if objective.method == "mapo":
@@ -201,11 +191,7 @@ class Share:
 
 
 def share_of(config: DPOConfig, *, process: int, processes: int) -> Share:
-    """This process's part of every update.
-
-    Raises:
-        ValueError: If `pairs_per_update` does not divide into micro-batches of all processes.
-    """
+    """This process's part of every update."""
     at_once = config.micro_batch * processes
     if config.pairs_per_update % at_once:
         per_process = config.pairs_per_update / processes

@@ -39,14 +39,7 @@ from rpo.types import PerSample, StepOutput
 
 
 def loss(points: Points, *, policy: Policy, config: GRPOConfig, guidance_scale: float) -> StepOutput:
-    """The clipped surrogate of a micro-batch of points, and its KL to the reference.
-
-    Args:
-        points: Trained moments with their advantage.
-        policy: What is trained.
-        config: The settings.
-        guidance_scale: Of the rollout.
-    """
+    """The clipped surrogate of a micro-batch of points, and its KL to the reference."""
     assert points.advantage is not None
     model, kernel = policy.model, training_kernel(config.rollout)
     noise_pred = current_prediction(model, points, guidance_scale)

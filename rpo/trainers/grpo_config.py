@@ -69,11 +69,7 @@ class GRPOConfig:
     """How long and how fast to train; see `LoopConfig`. Its `accumulate` is worked out from the rollout."""
 
     def __post_init__(self):
-        """Refuse settings that no run can have.
-
-        Raises:
-            ValueError: Naming the field, its value and what it must be.
-        """
+        """Refuse settings that no run can have."""
         if not self.rollout.has_density:
             raise ValueError(
                 f"rollout.solver is {self.rollout.solver} with eta {self.rollout.eta}, whose steps have no transition "

@@ -19,11 +19,7 @@ OTHER_BASE = (
 
 
 def base_identity(model: DiffusionModel) -> dict[str, str]:
-    """The parts of a checkpoint that count, as text by name; ask before anything is trained.
-
-    Args:
-        model: The checkpoint.
-    """
+    """The parts of a checkpoint that count, as text by name; ask before anything is trained."""
     found = {"prediction_type": str(model.prediction_type), **describe_schedule(model.scheduler_config)}
     if not isinstance(model, StableDiffusion):
         return found | {"base.denoiser": hash_network(model.denoiser, {}, {})[:16]}
@@ -45,9 +41,6 @@ def card_of(model: DiffusionModel, method: str, config: Any, *, is_lora: bool) -
     """What a trainer knows of what it trained, for the model card.
 
     Args:
-        model: What was trained.
-        method: How.
-        config: The settings, a dataclass.
         is_lora: Whether the base stays, so that the file needs it.
     """
     name = str(model.pipe.name_or_path or "") if isinstance(model, StableDiffusion) else ""
@@ -61,12 +54,7 @@ def card_of(model: DiffusionModel, method: str, config: Any, *, is_lora: bool) -
 
 
 def settings_identity(config: Any, free: Collection[str]) -> dict[str, str]:
-    """Every setting as text, those of a section as "section.name".
-
-    Args:
-        config: The settings, a dataclass.
-        free: Fields that may change in a resumed run.
-    """
+    """Every setting as text, those of a section as "section.name"."""
     values = {name: value for name, value in as_compared(asdict(config)).items() if name not in free}
     sections = {name: value if isinstance(value, dict) else {"": value} for name, value in values.items()}
     return {f"{name}.{key}".rstrip("."): str(one) for name, part in sections.items() for key, one in part.items()}

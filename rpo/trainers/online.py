@@ -87,11 +87,7 @@ class OnlineRun:
 
     @property
     def trained_steps(self) -> int:
-        """Steps of each trajectory that are trained.
-
-        Raises:
-            ValueError: If the number of steps varies and no number of trained ones is given.
-        """
+        """Steps of each trajectory that are trained."""
         rollout, learning = self.settings.rollout, self.settings.learning
         if rollout.max_steps is not None and learning.train_steps is None:
             raise ValueError(
@@ -175,15 +171,7 @@ class OnlineRun:
         state: Mapping[str, Stateful],
         on_update: Callable[[int, dict[str, float]], None] | None = None,
     ) -> TrainResult:
-        """Run all updates; see `rpo.training.loop.fit`.
-
-        Args:
-            prepare: Draws rollout number n and makes its points.
-            loss: Of a micro-batch.
-            resume: Continue a killed run in the same folder.
-            state: What of the trainer's has to survive a kill.
-            on_update: Called after every update with its number and metrics.
-        """
+        """Run all updates; see `rpo.training.loop.fit`."""
         settings = self.settings
         batches = self.batches(prepare)
         every, place = settings.preview_every if self.processes.is_main else 0, settings.folder / PREVIEWS

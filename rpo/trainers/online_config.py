@@ -48,11 +48,7 @@ class RolloutConfig:
     """Images drawn at once; lower it when memory runs out. It changes speed, not images."""
 
     def __post_init__(self):
-        """Refuse settings that no rollout can have.
-
-        Raises:
-            ValueError: Naming the field, its value and what it must be.
-        """
+        """Refuse settings that no rollout can have."""
         if self.solver == "ddim" and self.eta > 1:
             raise ValueError(
                 f"rollout.eta is {self.eta} with solver ddim, whose step adds at most the noise of eta 1; set it "
@@ -120,11 +116,7 @@ class LearningConfig:
     fit are taken. Lower it when memory runs out. With `keep_graph` it is the rollout's `batch_size`."""
 
     def __post_init__(self):
-        """Refuse settings that no update can have.
-
-        Raises:
-            ValueError: Naming the field, its value and what it must be.
-        """
+        """Refuse settings that no update can have."""
         if self.keep_graph and self.minibatches * self.passes != 1:
             raise ValueError(
                 f"learning.keep_graph with minibatches {self.minibatches} and passes {self.passes}: the graph of the "

@@ -38,11 +38,7 @@ class OnlineSettings:
 
 
 def division(settings: OnlineSettings, processes: int, trained_steps: int) -> tuple[int, int]:
-    """(points per micro-batch, micro-batches per update and process).
-
-    Raises:
-        ValueError: If a rollout does not divide evenly.
-    """
+    """(points per micro-batch, micro-batches per update and process)."""
     rollout, learning = settings.rollout, settings.learning
     images = rollout.images // processes
     if learning.keep_graph:

@@ -58,11 +58,7 @@ class FullPolicy:
     """
 
     def __init__(self, model: DiffusionModel):
-        """Unfreeze the denoiser and keep a copy.
-
-        Raises:
-            ValueError: If the weights are half-precision, which the optimiser's small steps would not change.
-        """
+        """Unfreeze the denoiser and keep a copy."""
         half = [p.dtype for p in model.denoiser.parameters() if p.dtype not in (torch.float32, torch.float64)]
         if half:
             raise ValueError(
@@ -86,11 +82,7 @@ class FullPolicy:
             self.model.denoiser = policy
 
     def save(self, folder: str | PathLike[str]) -> Path:
-        """Write the whole pipeline, with its new denoiser, as a diffusers folder.
-
-        Raises:
-            ValueError: If the model has no pipeline to write.
-        """
+        """Write the whole pipeline, with its new denoiser, as a diffusers folder."""
         if not isinstance(self.model, StableDiffusion):
             raise ValueError(
                 f"a {type(self.model).__name__} has no diffusers pipeline to write; save its denoiser's state_dict"
@@ -106,16 +98,7 @@ Policy = LoraPolicy | FullPolicy
 
 
 def make_policy(model: DiffusionModel, adapter: AdapterConfig, *, seed: int) -> Policy:
-    """The policy that the settings describe, on the model itself.
-
-    Args:
-        model: What is trained.
-        adapter: A LoRA or everything, and how activations are kept.
-        seed: Of a LoRA's start.
-
-    Raises:
-        ValueError: If the model is not one of diffusers' and the settings need that.
-    """
+    """The policy that the settings describe, on the model itself."""
     is_diffusers = isinstance(model, StableDiffusion)
     if not is_diffusers and (adapter.train == "lora" or adapter.gradient_checkpointing):
         raise ValueError(

@@ -90,11 +90,7 @@ class PreferenceConfig:
     SDXL, and for smaller latents, whose errors scatter more, in proportion to the root of their number."""
 
     def __post_init__(self) -> None:
-        """Refuse settings that no run can have, or that would do nothing.
-
-        Raises:
-            ValueError: Naming the field, its value and what it must be.
-        """
+        """Refuse settings that no run can have, or that would do nothing."""
         _check_method(self)
         _check_combinations(self)
 

@@ -17,20 +17,13 @@ class PromptHistory:
         """Start without a past.
 
         Args:
-            size: Rewards remembered per prompt.
             min_count: Rewards that a prompt needs before its own mean and spread count.
         """
         self._size, self._min_count = size, min_count
         self._rewards: dict[str, deque[float]] = {}
 
     def advantages(self, rewards: PerSample, prompts: Sequence[str], *, eps: float = 1e-4) -> PerSample:
-        """Remember a rollout, then say how each reward stands out from its prompt's past; the rollout is part of it.
-
-        Args:
-            rewards: One per image.
-            prompts: One per image.
-            eps: Added to the spread.
-        """
+        """Remember a rollout, then say how each reward stands out from its prompt's past; the rollout is part of it."""
         values = rewards.tolist()
         for prompt, reward in zip(prompts, values, strict=True):
             self._rewards.setdefault(prompt, deque(maxlen=self._size)).append(reward)

@@ -65,15 +65,7 @@ quarter to 1 reaches the optimum, 0 drifts among policies that draw the same ima
 def loss(
     points: Points, *, policy: Policy, config: ScoreAsActionConfig, region: TrustRegion, guidance_scale: float
 ) -> StepOutput:
-    """The negative policy gradient of a micro-batch of points, by the estimator that the settings name.
-
-    Args:
-        points: Trained moments, prepared for that estimator.
-        policy: What is trained.
-        config: The settings.
-        region: The trust region's weight, for that update.
-        guidance_scale: Of the trained prediction.
-    """
+    """The negative policy gradient of a micro-batch of points, by the estimator that the settings name."""
     model, kernel = policy.model, config.rollout_kernel
     noise_pred = current_prediction(model, points, guidance_scale)
     transition = transition_of(model, noise_pred, points, kernel)

@@ -159,11 +159,7 @@ class ScoreAsActionConfig:
     """How long and how fast to train; see `LoopConfig`. Its `accumulate` is worked out from the rollout."""
 
     def __post_init__(self):
-        """Refuse settings that no run can have.
-
-        Raises:
-            ValueError: Naming the field, its value and what it must be.
-        """
+        """Refuse settings that no run can have."""
         self._check_guidance()
         if self.estimator == "pathwise":
             self._check_pathwise()

@@ -18,7 +18,6 @@ class TrustRegion:
 
         Args:
             target: √KL wanted between the policy that drew a rollout and the one that leaves it.
-            coefficient: C to begin with.
         """
         self.target, self.coefficient = target, coefficient
 

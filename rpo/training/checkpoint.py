@@ -44,13 +44,8 @@ def save_checkpoint(
     A checkpoint of this update that is already there is left as it is.
 
     Args:
-        final: Its `checkpoint_path`.
         parts: Content per file name: bytes as they are, `.json` as JSON, anything else by `torch.save`.
-        keep: How many checkpoints stay, this one included.
         extra: Writes further files into the folder it is given; they belong to the checkpoint like the rest.
-
-    Raises:
-        OSError: If the disk is full or does not take it; the checkpoints before it are untouched.
     """
     if final.exists():
         return
@@ -76,15 +71,7 @@ def save_checkpoint(
 
 
 def verify_checkpoint(path: Path, *, only: str | None = None) -> None:
-    """Check every file of a checkpoint against its manifest.
-
-    Args:
-        path: The folder of the checkpoint.
-        only: The one file to check; nothing means all.
-
-    Raises:
-        ValueError: If a file is missing, cut short or altered; names it and says how to continue.
-    """
+    """Check every file of a checkpoint against its manifest."""
     remedy = remedy_for(path)
     named = _read_manifest(path, remedy)
     if only is not None and only not in named:

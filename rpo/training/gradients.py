@@ -43,9 +43,6 @@ class FlatGradients:
     def clip(self, max_norm: float) -> Tensor:
         """Shorten the gradient to `max_norm` if it is longer, without synchronising the device.
 
-        Args:
-            max_norm: Largest norm over all parameters together.
-
         Returns:
             The norm before clipping, as a scalar on the device.
         """

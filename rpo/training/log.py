@@ -77,14 +77,7 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def check_metric_names(names: Iterable[str]) -> None:
-    """Refuse a metric that nobody defined.
-
-    Args:
-        names: What is about to be logged.
-
-    Raises:
-        ValueError: If one is not in `METRICS`; names the nearest that is.
-    """
+    """Refuse a metric that nobody defined."""
     for name in names:
         if name not in METRICS and not name.startswith(REWARD_PARTS):
             nearest = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.0)[0]
@@ -135,20 +128,7 @@ class MetricLog:
         trackers: tuple[str, ...] = (),
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        """Open the log of a run, or continue it.
-
-        Args:
-            folder: Of the run; `metrics.jsonl` lies in it.
-            updates: Length of the run, for the progress bar.
-            first_update: Updates already done.
-            is_main: Whether this process writes.
-            progress: Whether to show the progress bar.
-            trackers: Names that accelerate knows, such as "tensorboard" and "wandb".
-            config: Flat settings of the run, for the trackers.
-
-        Raises:
-            ImportError: If a tracker is not installed.
-        """
+        """Open the log of a run, or continue it."""
         self._accelerator = _accelerator_with(trackers, folder) if trackers else None
         self._file = (folder / METRICS_FILE).open("a", encoding="utf-8", newline="\n") if is_main else None
         self._bar = tqdm(

@@ -74,8 +74,6 @@ def fit(
     Args:
         batches: From the number of updates done to this process's micro-batches from there on, all of one size.
         loss_fn: From a micro-batch to its loss, as a mean over its samples.
-        params: What to train: float32, on one device.
-        loop: The settings.
         folder: Of the run; its own, and the same on every process.
         names: From a micro-batch to the names of its records, one per sample; called for each, so without device work.
         resume: Continue from the newest checkpoint in `folder`, if there is one. Without it, `folder` must hold no run.

@@ -72,11 +72,7 @@ class LoopConfig:
     """Whether to show a progress bar."""
 
     def __post_init__(self) -> None:
-        """Refuse a warm-up that never ends.
-
-        Raises:
-            ValueError: It is longer than the run.
-        """
+        """Refuse a warm-up that never ends."""
         if self.warmup_updates > self.updates:
             raise ValueError(
                 f"warmup_updates is {self.warmup_updates} and updates {self.updates}, so that the learning rate would "
@@ -91,14 +87,6 @@ def check_unchanged(loop: LoopConfig, saved: Mapping[str, Any], where: str) -> N
     """Refuse to resume a run under other settings than it was started with, where they decide its result.
 
     How often to log and save may change, and `updates` too as long as the learning rate does not depend on it.
-
-    Args:
-        loop: The settings now.
-        saved: The settings of the run, as `plain` gave them.
-        where: The checkpoint, for the message.
-
-    Raises:
-        ValueError: Names every setting that changed.
     """
     free = _FREE_TO_CHANGE + (("updates",) if loop.lr_schedule == "constant" else ())
     now = plain(loop)
@@ -119,12 +107,6 @@ def plain(loop: LoopConfig) -> dict[str, Any]:
 
 def describe(loop: LoopConfig, micro_batch: int, processes: int = 1, *, unit: str = "samples") -> str:
     """What the settings come to, in one line to show before the run.
-
-    Args:
-        loop: The settings.
-        micro_batch: Samples per micro-batch.
-        processes: How many processes train.
-        unit: What a sample is.
 
     Returns:
         For instance "8 pairs × 4 micro-batches × 2 processes = 64 pairs per update; 100 updates = 6,400 pairs".

@@ -12,11 +12,7 @@ class LossScale:
     """The factor on the loss before backward, divided out of the gradients after it; always 1 unless it is dynamic."""
 
     def __init__(self, is_dynamic: bool) -> None:
-        """Start at torch's usual scale, or at 1 for good.
-
-        Args:
-            is_dynamic: Whether to scale at all, which only fp16 needs.
-        """
+        """Start at torch's usual scale, or at 1 for good."""
         self.is_dynamic = is_dynamic
         self.value = START if is_dynamic else 1.0
         self.good_updates = 0
@@ -27,11 +23,7 @@ class LossScale:
         return self.is_dynamic and self.value > 1.0
 
     def adjust(self, is_finite: bool) -> None:
-        """Draw the consequence of one update.
-
-        Args:
-            is_finite: Whether its gradients were finite.
-        """
+        """Draw the consequence of one update."""
         if not self.is_dynamic:
             return
         self.good_updates = self.good_updates + 1 if is_finite else 0

@@ -28,11 +28,7 @@ class Processes:
     """This process and its peers, as `torchrun` or `accelerate launch` started them; alone without either."""
 
     def __init__(self) -> None:
-        """Join the other processes, if there are any.
-
-        Raises:
-            ValueError: If the launcher's settings expect to own the model, or its processes cannot find each other.
-        """
+        """Join the other processes, if there are any."""
         # Unless told so, accelerate takes processes on a machine without an accelerator for strangers.
         accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         check_kind(accelerator.distributed_type)
@@ -87,9 +83,6 @@ class Processes:
 
         Args:
             told: What must be the same on all of them, by name.
-
-        Raises:
-            ValueError: Naming what differs, and what each process was told.
         """
         if self.count == 1:
             return
@@ -109,9 +102,6 @@ class Processes:
 
         Args:
             params: On this process's own device, if there are several processes.
-
-        Raises:
-            ValueError: If they are on another device.
         """
         if self.count > 1:
             if params[0].device != self.device:
@@ -133,10 +123,6 @@ class Processes:
 
         Args:
             error: What went wrong on the main process, or nothing; the others' is not looked at.
-
-        Raises:
-            error: The error itself on the main process.
-            RuntimeError: Its text on the others.
         """
         if self.count > 1:
             (text,) = broadcast_object_list([None if error is None else f"{type(error).__name__}: {error}"])
@@ -147,11 +133,7 @@ class Processes:
 
 
 def note_who_left(error: RuntimeError) -> None:
-    """Say of the error of a wait for another process that it is none of this one's.
-
-    Args:
-        error: What may be that error.
-    """
+    """Say of the error of a wait for another process that it is none of this one's."""
     if "by peer" in str(error):  # how a group says that a connection is gone
         error.add_note("Another process of this run has ended; its own error, which is shown as well, says why.")
 
@@ -173,14 +155,7 @@ def _leave_at_exit() -> None:
 
 
 def check_kind(kind: DistributedType) -> None:
-    """Refuse a launcher's setting that expects to own the model.
-
-    Args:
-        kind: What accelerate was launched as.
-
-    Raises:
-        ValueError: If it shards or wraps the model.
-    """
+    """Refuse a launcher's setting that expects to own the model."""
     if kind in _WRAPS_THE_MODEL:
         raise ValueError(
             f"accelerate was launched with {kind.value}, which shards or wraps the model; expected plain processes, "

@@ -51,11 +51,7 @@ def seed_all(seed: int) -> None:
 
 @contextmanager
 def undisturbed_randomness(device: torch.device) -> Iterator[None]:
-    """Whatever the block draws, the generators are afterwards where they were before it.
-
-    Args:
-        device: Whose generator is kept beside those of the host.
-    """
+    """Whatever the block draws, the generators are afterwards where they were before it."""
     state = random_state(device)
     try:
         yield

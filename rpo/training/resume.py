@@ -40,15 +40,8 @@ def claimed(
     """Inside, the folder is this run's own, and may be written to; SIGTERM and SIGHUP end it as Ctrl-C does.
 
     Args:
-        folder: Of the run.
-        loop: Its settings.
         identity: What else must be the same in a resumed run.
-        processes: Who trains; the main one asks for all.
         resume: Whether the run in the folder is to be continued.
-
-    Raises:
-        ValueError: The folder is in use, holds a run that is not to be continued, or one that is not the same; or the
-            processes were told different things.
     """
     processes.require_same({**identity, **_told(loop), "resume": str(resume)})
     with ExitStack() as held:
@@ -68,14 +61,7 @@ def claimed(
 
 
 def refuse_used(folder: Path) -> None:
-    """Refuse a folder that holds a run already; one that ended before its first update left nothing to keep.
-
-    Args:
-        folder: Where a new run is to begin.
-
-    Raises:
-        ValueError: Naming the folder, and saying how to continue the run in it.
-    """
+    """Refuse a folder that holds a run already; one that ended before its first update left nothing to keep."""
     metrics = folder / METRICS_FILE
     if (metrics.exists() and metrics.stat().st_size > 0) or any(folder.glob("checkpoint-*")):
         raise ValueError(

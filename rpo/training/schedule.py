@@ -15,13 +15,6 @@ def learning_rate(
     The warm-up rises in equal parts and reaches `peak` in its last update, so that no update is spent at zero. The
     decays start from `peak` in the first update after it and would reach zero right after the last one.
 
-    Args:
-        update: Index of the update, from 0.
-        peak: The rate at the end of the warm-up.
-        schedule: What follows the warm-up.
-        warmup_updates: Length of the warm-up; 0 for none.
-        updates: Length of the whole run.
-
     Returns:
         The rate, above 0 for every update below `updates`.
     """

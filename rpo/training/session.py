@@ -51,13 +51,8 @@ class Session(Generic[B]):
         """Prepare a session that has not begun.
 
         Args:
-            params: What is trained.
-            loop: The settings.
-            folder: Of the run.
-            processes: Who trains.
             objects: What of the caller's has to survive a kill, by name.
             identity: What a resumed run must have in common with this one, besides `loop`.
-            on_checkpoint: Writes further files into a checkpoint.
         """
         self.identity = dict(identity)
         self.loop, self.folder, self.processes, self.on_checkpoint = loop, folder, processes, on_checkpoint

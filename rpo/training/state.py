@@ -51,15 +51,7 @@ class TrainingState:
         is_scaled: bool = False,
         objects: Mapping[str, Stateful] | None = None,
     ) -> None:
-        """Start before the first update.
-
-        Args:
-            params: What is trained.
-            optimizer: Over these parameters.
-            ema_decay: Decay of their average; none is kept without.
-            is_scaled: Whether the loss is scaled, as for fp16.
-            objects: The caller's, by name.
-        """
+        """Start before the first update."""
         self.params = list(params)
         self.optimizer = optimizer
         self.ema = None if ema_decay is None else ExponentialAverage(self.params, ema_decay)
@@ -84,11 +76,7 @@ class TrainingState:
         """Take the optimizer's step along the gradient that is in the parameters, and count the update as done.
 
         Args:
-            learning_rate: Of this step.
             is_finite: Whether the gradient is; if not, only the loss scale changes.
-            samples: Of this update.
-            metrics: Of this update.
-            seconds: That the run has taken by now.
         """
         snapshot = self._snapshot()
         self.is_whole = False
@@ -148,14 +136,7 @@ class TrainingState:
         }
 
     def own_part(self) -> bytes:
-        """What is this process's alone, as last marked, checked to be readable without executing anything.
-
-        Returns:
-            The content of its file in the checkpoint.
-
-        Raises:
-            ValueError: If an object's state holds more than tensors and plain values.
-        """
+        """What is this process's alone, as last marked, checked to be readable without executing anything."""
         for name, value in self._marked["objects"].items():
             if foreign := _foreign(value, name):
                 raise ValueError(
@@ -167,12 +148,7 @@ class TrainingState:
         return buffer.getvalue()
 
     def load(self, path: Any, *, process: int) -> None:
-        """Continue from a verified checkpoint.
-
-        Args:
-            path: The folder of the checkpoint.
-            process: Index of this process.
-        """
+        """Continue from a verified checkpoint."""
         run, weights, own = (
             read_part(path, "run.json"),
             read_part(path, "weights.pt"),

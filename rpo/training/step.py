@@ -53,8 +53,6 @@ class NonFiniteLossError(ValueError):
         """Say what is broken, where, and where the state before it is.
 
         Args:
-            problem: What is not finite, and of which records.
-            update: Number of the update, from 1.
             checkpoint: Where the state before it lies, if there is any.
         """
         self.records, self.update, self.checkpoint = problem.records, update, checkpoint
@@ -106,10 +104,7 @@ class Accumulator(Generic[B]):
         """Prepare for micro-batches whose size and metrics the first one sets.
 
         Args:
-            loss_fn: From a micro-batch to its loss.
             names: From a micro-batch to the names of its records, one per sample, without touching the device.
-            gradients: Where backward adds up.
-            processes: Over whom to average.
             loop: Says how many micro-batches per update and process, and where the gradient is clipped.
         """
         self._loss_fn, self._names = loss_fn, names
@@ -122,9 +117,6 @@ class Accumulator(Generic[B]):
         """Draw, differentiate, average, clip and read one update.
 
         Args:
-            batches: Where the micro-batches come from.
-            update: Number of the update, from 1; for messages.
-            scale: Factor on the loss, divided out of the gradients.
             scale_may_shrink: Whether a gradient that is not finite can be that factor's fault.
 
         Returns:

@@ -17,14 +17,5 @@ CRITICS = {
 
 
 def load_critic(config: CriticConfig, cache_folder: Path | None = None) -> Critic:
-    """Make the critic that a configuration describes; one of your own is called with the configuration alone.
-
-    Args:
-        config: Kind, model, address, prompt and decoding.
-        cache_folder: Where answers of models are kept; None for nowhere.
-
-    Raises:
-        ValueError: There is no such kind, model or prompt, or it cannot be loaded.
-        ImportError: A library that this kind needs is not installed.
-    """
+    """Make the critic that a configuration describes; one of your own is called with the configuration alone."""
     return make_component(config, CRITICS, "critic", cache_folder)

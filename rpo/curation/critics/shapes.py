@@ -49,37 +49,17 @@ class ShapesCritic:
     concurrency: int = 1
 
     def __call__(self, images: Sequence[Image], captions: Sequence[str]) -> list[Critique]:
-        """One critique per image.
-
-        Args:
-            images: Of 64 x 64 pixels.
-            captions: Sentences of the shapes world.
-
-        Raises:
-            ValueError: An image has another size, or a caption is not of this world.
-        """
+        """One critique per image."""
         return [_criticise(image, parse_prompt(caption)) for image, caption in zip(images, captions, strict=True)]
 
 
 def shapes_critic(config: CriticConfig, cache_folder: Path | None) -> ShapesCritic:
-    """The critic of the shapes world, which has nothing to set and nothing to keep.
-
-    Args:
-        config: Unused.
-        cache_folder: Unused.
-    """
+    """The critic of the shapes world, which has nothing to set and nothing to keep."""
     return ShapesCritic()
 
 
 def pixels_of(image: Image) -> np.ndarray:
-    """The pixels of an image of the shapes world.
-
-    Args:
-        image: Of 64 x 64 pixels.
-
-    Raises:
-        ValueError: It has another size.
-    """
+    """The pixels of an image of the shapes world."""
     if image.size != (IMAGE_SIZE, IMAGE_SIZE):
         raise ValueError(
             f"got an image of {image.width} x {image.height}; the shapes world has {IMAGE_SIZE} x {IMAGE_SIZE}; use a "

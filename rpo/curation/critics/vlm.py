@@ -25,22 +25,12 @@ class VlmCritic:
         self.batch_size, self.concurrency = chat.batch_size, chat.concurrency
 
     def __call__(self, images: Sequence[Image], captions: Sequence[str]) -> list[Critique | Fault]:
-        """One critique per image.
-
-        Args:
-            images: To look at.
-            captions: What each should show.
-        """
+        """One critique per image."""
         values = [{"caption": caption} for caption in captions]
         return ask(self._chat, self._prompt, [(image,) for image in images], values, Critique)
 
 
 def vlm_critic(config: CriticConfig, cache_folder: Path | None) -> VlmCritic:
-    """The critic behind a server or on this machine, as the configuration's kind says.
-
-    Args:
-        config: Kind, model, address, prompt and decoding.
-        cache_folder: Where answers are kept; None for nowhere.
-    """
+    """The critic behind a server or on this machine, as the configuration's kind says."""
     prompt = PromptFile.load("critique", config.prompt, variables=("caption",))
     return VlmCritic(load_chat(config, cache_folder), prompt)

@@ -22,9 +22,5 @@ def load_editor(config: EditorConfig) -> Editor:
 
     Args:
         config: Kind, model and settings; an editor of your own is called with it, too.
-
-    Raises:
-        ValueError: There is no such kind or model, it cannot be loaded, or a setting is out of range.
-        FileNotFoundError: The installation lacks the weights of the shapes editor.
     """
     return make_component(config, EDITORS, "editor")

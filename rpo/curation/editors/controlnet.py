@@ -31,9 +31,6 @@ def controlnet_editor(config: EditorConfig) -> PipelineEditor:
 
     Args:
         config: `model` is the ControlNet and `base_model` the Stable Diffusion 1.x; nothing is the published pair.
-
-    Raises:
-        ValueError: One of the two does not load, or a setting is out of range.
     """
     config = replace(config, base_model=config.base_model or BASE_MODEL)
     name = config.model or MODEL

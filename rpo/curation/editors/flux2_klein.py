@@ -26,9 +26,6 @@ def flux2_klein_editor(config: EditorConfig) -> PipelineEditor:
 
     Args:
         config: Its `model` is a folder or hub id; nothing is the distilled 4B model.
-
-    Raises:
-        ValueError: It does not load, or a setting is out of range.
     """
     pipe = load_pretrained(Flux2KleinPipeline, config.model or MODEL, config, {})
     return PipelineEditor(pipe, FAMILY, config)

@@ -22,9 +22,6 @@ def instruct_pix2pix_editor(config: EditorConfig) -> PipelineEditor:
 
     Args:
         config: Its `model` is a folder or hub id; nothing is timbrooks/instruct-pix2pix.
-
-    Raises:
-        ValueError: It does not load, or a setting is out of range.
     """
     return PipelineEditor(_load(config.model or MODEL, config), FAMILY, config)
 
@@ -34,10 +31,6 @@ def shapes_editor(config: EditorConfig) -> PipelineEditor:
 
     Args:
         config: Its `model` is a folder that `rpo shapes pretrain-editor` wrote; nothing is the embedded one.
-
-    Raises:
-        ValueError: It does not load, or a setting is out of range.
-        FileNotFoundError: The installation lacks its weights.
     """
     folder = config.model or str(shapes.editor_path())
     return PipelineEditor(_load(folder, config), SHAPES, config, folder=folder)

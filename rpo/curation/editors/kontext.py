@@ -27,9 +27,6 @@ def kontext_editor(config: EditorConfig) -> PipelineEditor:
 
     Args:
         config: Its `model` is a folder or hub id; nothing is FLUX.1-Kontext-dev.
-
-    Raises:
-        ValueError: It does not load, or a setting is out of range.
     """
     pipe = load_pretrained(FluxKontextPipeline, config.model or MODEL, config, {})
     return PipelineEditor(pipe, kontext_family(), config)

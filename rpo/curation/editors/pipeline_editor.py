@@ -78,13 +78,8 @@ class PipelineEditor:
         """Take a pipeline that is loaded and where it shall run.
 
         Args:
-            pipe: Of the family.
-            family: What it is.
             config: Its settings; what is None there is what the family recommends.
             folder: Where the weights came from, if that is not what the model is called.
-
-        Raises:
-            ValueError: A setting is out of range.
         """
         self._pipe = pipe
         self._family = family
@@ -109,15 +104,10 @@ class PipelineEditor:
         """Edit every image by its instruction.
 
         Args:
-            images: RGB.
-            instructions: One per image.
             seeds: One per image; the same seed, image and instruction give the same edit.
 
         Returns:
             RGB images, each of the size of its source.
-
-        Raises:
-            ValueError: The three do not have the same length, or an image is not RGB.
         """
         if not len(images) == len(instructions) == len(seeds):
             raise ValueError(
@@ -139,15 +129,7 @@ class PipelineEditor:
 
 
 def groups(images: Sequence[Image], largest: int | None) -> Iterator[list[int]]:
-    """Indices of the images of each size, at most `largest` together.
-
-    Args:
-        images: In any order.
-        largest: None for no limit.
-
-    Yields:
-        Indices in their order.
-    """
+    """Indices of the images of each size, at most `largest` together."""
     by_size: dict[tuple[int, int], list[int]] = {}
     for index, image in enumerate(images):
         by_size.setdefault(image.size, []).append(index)
@@ -181,16 +163,7 @@ def load_pretrained(pipeline_class: Any, model: str, config: EditorConfig, compo
     """Load a diffusers pipeline where the configuration wants it.
 
     Args:
-        pipeline_class: Of diffusers.
-        model: Folder or hub id.
-        config: Tells device and dtype.
         components: What is given instead of loaded, by name; None leaves it out.
-
-    Returns:
-        The pipeline, on its device.
-
-    Raises:
-        ValueError: There is no such model, or it is of another class.
     """
     device, dtype = place(config)
     try:
@@ -204,17 +177,7 @@ def load_pretrained(pipeline_class: Any, model: str, config: EditorConfig, compo
 
 
 def place(config: EditorConfig) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype that a configuration asks for; "auto" is the GPU and bfloat16 where there is one.
-
-    Args:
-        config: Of the editor.
-
-    Returns:
-        Both.
-
-    Raises:
-        ValueError: There is no such device.
-    """
+    """Device and dtype that a configuration asks for; "auto" is the GPU and bfloat16 where there is one."""
     device = device_named(config.device)
     if config.dtype == "auto":
         return device, torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -222,12 +185,7 @@ def place(config: EditorConfig) -> tuple[torch.device, torch.dtype]:
 
 
 def licence_of(model: str, known: Mapping[str, str]) -> str:
-    """Licence of a model's weights: known, or as the model card in its folder says; empty if neither tells.
-
-    Args:
-        model: Folder or hub id.
-        known: By model.
-    """
+    """Licence of a model's weights: known, or as the model card in its folder says; empty if neither tells."""
     card = Path(model) / "README.md"
     if model in known or not card.is_file():
         return known.get(model, "")
@@ -239,7 +197,6 @@ def revision_of(model: str, pipe: DiffusionPipeline) -> str:
     """The commit of a model from the Hub, or the sha256 of all files of a folder; empty if nothing tells.
 
     Args:
-        model: Folder or hub id.
         pipe: What was loaded from it; its networks remember the snapshot they came from.
     """
     folder = Path(model)

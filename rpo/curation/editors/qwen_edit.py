@@ -23,9 +23,6 @@ def qwen_edit_editor(config: EditorConfig) -> PipelineEditor:
 
     Args:
         config: Its `model` is a folder or hub id; nothing is Qwen-Image-Edit-2509.
-
-    Raises:
-        ValueError: It does not load, is none of these, or a setting is out of range.
     """
     model = config.model or MODEL
     pipe = load_pretrained(DiffusionPipeline, model, config, {})

@@ -18,14 +18,5 @@ INSTRUCTORS = {
 
 
 def load_instructor(config: InstructorConfig, cache_folder: Path | None = None) -> Instructor:
-    """Make the instructor that a configuration describes; one of your own is called with the configuration alone.
-
-    Args:
-        config: Kind, model, address, prompt and decoding.
-        cache_folder: Where answers of models are kept; None for nowhere.
-
-    Raises:
-        ValueError: There is no such kind, model or prompt, or it cannot be loaded.
-        ImportError: A library that this kind needs is not installed.
-    """
+    """Make the instructor that a configuration describes; one of your own is called with the configuration alone."""
     return make_component(config, INSTRUCTORS, "instructor", cache_folder)

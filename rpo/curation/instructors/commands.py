@@ -23,12 +23,7 @@ _SUBJECT_WORDS = 4  # "red circle left is missing": an auxiliary this early has 
 
 
 def check_commands(instructions: Instructions, raw: str = "") -> Instructions | Fault:
-    """The instructions as they are, or what is wrong with the first that is no order.
-
-    Args:
-        instructions: What an instructor wrote.
-        raw: What its model really said, for the fault.
-    """
+    """The instructions as they are, or what is wrong with the first that is no order."""
     for text in instructions.instructions:
         if problem := why_no_command(text):
             message = f"the instruction {text!r} {problem}; expected an order such as 'add a second cat'"
@@ -38,9 +33,6 @@ def check_commands(instructions: Instructions, raw: str = "") -> Instructions | 
 
 def why_no_command(text: str) -> str:
     """Why a sentence cannot be an order to an editor; empty if it can be.
-
-    Args:
-        text: One sentence.
 
     Example:
         >>> why_no_command("desaturate the sky"), why_no_command("the sky is too blue")

@@ -56,20 +56,13 @@ class ShapesInstructor:
         """Instructions for each image: none where nothing is to be fixed or nothing can be said.
 
         Args:
-            images: Of 64 x 64 pixels.
-            captions: Sentences of the shapes world.
             critiques: In the words of the shapes critic; one in other words is a fault.
         """
         return [_instruct(*one) for one in zip(images, captions, critiques, strict=True)]
 
 
 def shapes_instructor(config: InstructorConfig, cache_folder: Path | None) -> ShapesInstructor:
-    """The instructor of the shapes world, which has nothing to set and nothing to keep.
-
-    Args:
-        config: Unused.
-        cache_folder: Unused.
-    """
+    """The instructor of the shapes world, which has nothing to set and nothing to keep."""
     return ShapesInstructor()
 
 

@@ -26,26 +26,12 @@ class ShapesCaptionInstructor:
     def __call__(
         self, images: Sequence[Image], captions: Sequence[str], critiques: Sequence[Critique]
     ) -> list[Instructions]:
-        """Instructions for each image.
-
-        Args:
-            images: Not looked at.
-            captions: Sentences of the shapes world.
-            critiques: Not read.
-
-        Raises:
-            ValueError: A caption is not of this world.
-        """
+        """Instructions for each image."""
         return [Instructions(instructions=_instruct(caption)) for caption in captions]
 
 
 def shapes_caption_instructor(config: InstructorConfig, cache_folder: Path | None) -> ShapesCaptionInstructor:
-    """The blind instructor, which has nothing to set and nothing to keep.
-
-    Args:
-        config: Unused.
-        cache_folder: Unused.
-    """
+    """The blind instructor, which has nothing to set and nothing to keep."""
     return ShapesCaptionInstructor()
 
 

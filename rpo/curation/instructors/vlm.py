@@ -29,13 +29,7 @@ class VlmInstructor:
     def __call__(
         self, images: Sequence[Image], captions: Sequence[str], critiques: Sequence[Critique]
     ) -> list[Instructions | Fault]:
-        """Instructions for each image.
-
-        Args:
-            images: To look at.
-            captions: What each should show.
-            critiques: What is wrong with each.
-        """
+        """Instructions for each image."""
         values = [
             {"caption": caption, "critique": json.dumps(critique.model_dump(mode="json"), ensure_ascii=False)}
             for caption, critique in zip(captions, critiques, strict=True)
@@ -45,11 +39,6 @@ class VlmInstructor:
 
 
 def vlm_instructor(config: InstructorConfig, cache_folder: Path | None) -> VlmInstructor:
-    """The instructor behind a server or on this machine, as the configuration's kind says.
-
-    Args:
-        config: Kind, model, address, prompt and decoding.
-        cache_folder: Where answers are kept; None for nowhere.
-    """
+    """The instructor behind a server or on this machine, as the configuration's kind says."""
     prompt = PromptFile.load("instruct", config.prompt, variables=("caption", "critique"))
     return VlmInstructor(load_chat(config, cache_folder), prompt)

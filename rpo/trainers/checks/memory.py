@@ -58,11 +58,7 @@ class SavedBytes:
     """Counts what a graph keeps for its backward, each piece of memory once."""
 
     def __init__(self, parameters: Iterator[Tensor]):
-        """Start at nothing.
-
-        Args:
-            parameters: Weights, which are in memory anyway.
-        """
+        """Start at nothing."""
         self._seen = {parameter.untyped_storage().data_ptr() for parameter in parameters}
         self.total = 0
 

@@ -89,19 +89,7 @@ class Subject:
 
 
 def preflight(subject: Subject, *, say: Callable[[str], None] | None = None) -> list[Check]:
-    """Look at everything, and stop a run that cannot learn.
-
-    Args:
-        subject: The run, before its first update.
-        say: Where the list goes, line by line.
-
-    Returns:
-        All checks, each passed.
-
-    Raises:
-        PreflightError: If one failed; says which, and what to do.
-        RewardError: If a reward failed on the images; see `rpo.rewards.score`.
-    """
+    """Look at everything, and stop a run that cannot learn."""
     tell = say or (lambda line: None)
     tell("preflight")
     with undisturbed_randomness(subject.model.device):
@@ -269,12 +257,7 @@ def _memory(subject: Subject, rollout: Rollout, points: Points, *, graph: float)
 
 @contextmanager
 def perturbed(parameters: Sequence[nn.Parameter], *, seed: int) -> Iterator[None]:
-    """Inside, every parameter is moved by noise; afterwards all are bit for bit what they were.
-
-    Args:
-        parameters: What to move.
-        seed: Of the noise.
-    """
+    """Inside, every parameter is moved by noise; afterwards all are bit for bit what they were."""
     kept = [parameter.detach().clone() for parameter in parameters]
     squares = sum(float(value.double().square().sum()) for value in kept)
     scale = PERTURBATION * (squares / sum(value.numel() for value in kept)) ** 0.5

@@ -18,10 +18,6 @@ def prepared_pipeline(pipe: DiffusionPipeline | StableDiffusion, loop: LoopConfi
 
     Args:
         pipe: As the caller gave it; a view of it is checked again, for the pipeline may have been altered since.
-        loop: Its `mixed_precision` is what the UNet computes in.
-
-    Raises:
-        ValueError: If it is not plain, carries an adapter, or computes in another precision.
     """
     if isinstance(pipe, StableDiffusion):
         pipe.check()
@@ -41,15 +37,7 @@ def prepared_pipeline(pipe: DiffusionPipeline | StableDiffusion, loop: LoopConfi
 
 
 def prepared_model(model: DiffusionPipeline | DiffusionModel, loop: LoopConfig) -> DiffusionModel:
-    """As `prepared_pipeline`; a model of another kind decides about its precision itself.
-
-    Args:
-        model: A pipeline, or any model.
-        loop: Its `mixed_precision` is what the UNet computes in.
-
-    Raises:
-        ValueError: If it cannot be trained in that precision, or the pipeline cannot be trained at all.
-    """
+    """As `prepared_pipeline`; a model of another kind decides about its precision itself."""
     if isinstance(model, DiffusionPipeline | StableDiffusion):
         return prepared_pipeline(model, loop)
     if loop.mixed_precision != "no":

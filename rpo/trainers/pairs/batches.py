@@ -75,14 +75,7 @@ class PairBatches:
 
         Args:
             model: Encodes what the caches do not have, and says where batches go.
-            pairs: The set.
-            transform: How images become pixels.
-            share: Of this process.
-            latents: Moments of images.
-            embeddings: Of prompts.
-            caption_dropout: Share of visits whose caption is emptied.
             draws_per_pair: How many draws a pair has before they repeat; None for a new one at each visit.
-            seed: Of the run.
             differences: Of the two images of a pair, if batches are to say where they differ.
         """
         self.model = model
@@ -136,12 +129,7 @@ class PairBatches:
         )
 
     def fill_caches(self, updates: int, *, progress: bool) -> None:
-        """Encode what a run of `updates` will visit and the caches lack; goes on where a killed call stopped.
-
-        Args:
-            updates: Length of the run.
-            progress: Whether to show progress bars.
-        """
+        """Encode what a run of `updates` will visit and the caches lack; goes on where a killed call stopped."""
         share = self.share
         visits = updates * share.accumulate * share.micro_batch * share.processes
         if not self.transform.flip and self.transform.crop == "center":

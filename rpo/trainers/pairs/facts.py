@@ -26,11 +26,7 @@ from rpo.training.processes import Processes
 
 
 def require_scores(pairs: PairSet, config: PreferenceConfig) -> None:
-    """Refuse a set without scores where the objective asks for them; reads no image.
-
-    Raises:
-        ValueError: Naming the first record without them, and the setting that needs them.
-    """
+    """Refuse a set without scores where the objective asks for them; reads no image."""
     asked = [
         name
         for name, is_asked in (
@@ -53,12 +49,7 @@ def pair_facts(pairs: PairSet, config: PreferenceConfig, measure: Callable[[], F
     """What the objective needs of the pairs.
 
     Args:
-        pairs: The set.
-        config: The objective.
         measure: The reference's mid-time error of each pair; called only if it is asked for.
-
-    Raises:
-        ValueError: The gaps of the scores are asked for, and there are none.
     """
     gaps = relative_gaps(pairs) if config.margin_from == "rewards" else None
     if config.context == "none":
@@ -73,11 +64,7 @@ def set_notes(model: StableDiffusion, pairs: PairSet) -> list[str]:
 
 
 def relative_gaps(pairs: PairSet) -> Float[Tensor, " pairs"]:
-    """Chosen minus rejected score in units of the set's mean gap: rewards differ in scale by orders of magnitude.
-
-    Raises:
-        ValueError: The two scores are equal in every pair.
-    """
+    """Chosen minus rejected score in units of the set's mean gap: rewards differ in scale by orders of magnitude."""
     gaps = torch.tensor([pair.margin for pair in pairs], dtype=torch.float32)
     if not gaps.any():
         raise ValueError(
@@ -114,10 +101,7 @@ def mid_time_errors(
     """The reference's error at mid-time, mean over the two sides of each pair; the same on every process.
 
     Args:
-        batches: Where latents and captions come from.
         kept: Where the errors are kept, so that a resumed run reads the same bits.
-        errors: Of a micro-batch under the reference.
-        processes: Who shares the work.
     """
     own = list(range(processes.index, len(batches.pairs), processes.count))
     size = batches.share.micro_batch

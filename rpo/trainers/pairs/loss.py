@@ -77,11 +77,6 @@ class PreferenceLoss:
         """Wire the terms.
 
         Args:
-            policy: What is trained, and its reference.
-            config: The objective.
-            beta: See `preference_loss`.
-            sft_weight: See `preference_loss`.
-            region: Where pairs pull; everywhere without.
             reference_errors: Answers for the reference where draws repeat; None computes it.
             facts: What the margin and the scale need of the pairs.
         """

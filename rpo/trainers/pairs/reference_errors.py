@@ -22,12 +22,7 @@ class ReferenceErrors:
     """Errors `[chosen, rejected]` of the reference, by visit."""
 
     def __init__(self, folder: Path, model_key: str):
-        """Open or create the file.
-
-        Args:
-            folder: Where `reference_errors.sqlite` lies.
-            model_key: Fingerprint of everything that determines the reference's prediction.
-        """
+        """Open or create the file."""
         self._store = TensorStore(folder / "reference_errors.sqlite")
         self._model_key = model_key
         self.computed = 0
@@ -36,10 +31,6 @@ class ReferenceErrors:
         """The errors of a micro-batch, `[2 · batch]`: chosen sides, then rejected ones.
 
         A micro-batch with a visit that is not known is computed as a whole, and read back once to be kept.
-
-        Args:
-            batch: The visits.
-            compute: From the batch to its errors under the reference.
         """
         keys = [self._key(draw) for draw in batch.draws]
         known = self._store.load(keys)

@@ -27,9 +27,7 @@ class RunningMoments:
         """Start with nothing seen.
 
         Args:
-            bins: Number of bins.
             decay: Weight of the past, per update; 0.99 looks back a hundred updates.
-            device: Where the numbers come from.
         """
         self._bins, self._decay = bins, decay
         self._moments = torch.zeros(3, bins, device=device)
@@ -37,12 +35,7 @@ class RunningMoments:
 
     @torch.no_grad()
     def observe(self, values: Float[Tensor, " batch"], bins: Int[Tensor, " batch"]) -> None:
-        """See the numbers of a micro-batch; they count from the next update on.
-
-        Args:
-            values: The numbers.
-            bins: Which bin each belongs to.
-        """
+        """See the numbers of a micro-batch; they count from the next update on."""
         values = values.float()
         member = torch.nn.functional.one_hot(bins, self._bins).to(values.dtype)
         # A product with a 0/1 matrix and no scatter: on a GPU that would add in another order every time.

@@ -43,13 +43,7 @@ class PointBatches(WrittenOnce):
         """Prepare.
 
         Args:
-            prepare: Draws rollout number n and makes its points.
             live: Splits the points into micro-batches that carry the graph of the rollout; used with `keep_graph`.
-            config: How a rollout is divided.
-            rollout: What a rollout consists of.
-            accumulate: Micro-batches per update.
-            seed: Of the order of points.
-            share: (process, number of processes).
         """
         self._prepare, self._live, self._config = prepare, live, config
         self._rollout, self._share = rollout, share

@@ -99,16 +99,7 @@ class Rollouts:
         """Prepare.
 
         Args:
-            model: The policy.
             prompts: To draw from, in a shuffled order that visits each before it repeats one.
-            rewards: What the images are worth.
-            config: How to draw.
-            seed: Of everything drawn.
-            share: (process, number of processes).
-            evidence: Where the images behind a failing reward are put.
-
-        Raises:
-            ValueError: If there is no prompt, one is empty, or they do not divide among the processes.
         """
         _check_prompts(prompts)
         self.model, self.prompts, self.rewards, self.config = model, tuple(prompts), rewards, config
@@ -150,11 +141,7 @@ class Rollouts:
         """Draw rollout `index` with the policy as it is.
 
         Args:
-            index: Number of the rollout, from 0.
             keep: From the grid to what is kept of its steps.
-
-        Raises:
-            RewardError: If a reward fails; the image and prompt behind it are saved and named.
         """
         config, first = self.config, index * self.config.prompts + self._process * self._own_prompts
         # A rollout may visit a prompt more than once: the noise is that of the visit.

@@ -69,13 +69,8 @@ def make_critic(
     """V for a model and its rewards.
 
     Args:
-        model: Whose rollouts are judged.
         rewards: Asked about the predicted clean image, if the design has a place for that.
-        config: The settings.
-        network: F; the package's own by default.
         seed: Of its first weights and the order of its data.
-        evidence: Where the images behind a failing reward are put.
-        processes: Who fits it.
     """
     if network is None:
         prompt_dim = model.encode_prompts(["a"]).prompt_embeds.shape[-1]
@@ -111,17 +106,7 @@ def judge(
     guidance_scale: float,
     batch_size: int,
 ) -> Judged:
-    """What the steps of a rollout cost, and V at its nodes.
-
-    Args:
-        rollout: With its predictions.
-        steps: Which are trained.
-        policy: What drew it.
-        critic: V, where it is used.
-        config: The settings.
-        guidance_scale: Of the reference's prediction.
-        batch_size: Latents at once.
-    """
+    """What the steps of a rollout cost, and V at its nodes."""
     end = rollout.trajectory.grid.num_steps
     first, last = int(steps.min()), int(steps.max()) + 1
     every, references = _costs(rollout, policy, config, guidance_scale, batch_size)
@@ -158,14 +143,7 @@ def _costs(
 
 
 def trained_points(judged: Judged, run: OnlineRun, critic: Critic | None, config: ScoreAsActionConfig) -> Points:
-    """The moments that are learnt from, with what the estimator needs to know of each.
-
-    Args:
-        judged: The rollout in use.
-        run: Which has drawn it.
-        critic: V, where it is used.
-        config: The settings.
-    """
+    """The moments that are learnt from, with what the estimator needs to know of each."""
     rollout = judged.rollout
     points = run.points(rollout)
     if judged.references is not None:
@@ -195,13 +173,7 @@ def with_advantage(points: Points, judged: Judged, config: ScoreAsActionConfig, 
 def scaled(
     worth: Float[Tensor, "steps images"], config: ScoreAsActionConfig, processes: Processes
 ) -> tuple[Float[Tensor, "steps images"], Float[Tensor, "steps images"]]:
-    """Advantages in the unit that the settings ask for, and what they were divided by.
-
-    Args:
-        worth: In the unit of the reward.
-        config: The settings.
-        processes: Whose images count in the spread: those of all.
-    """
+    """Advantages in the unit that the settings ask for, and what they were divided by."""
     if config.normalize == "none":
         return worth, torch.ones_like(worth)
     worth = processes.join(worth, dim=1)

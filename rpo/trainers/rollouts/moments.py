@@ -78,11 +78,6 @@ def measured_kl(
     """KL of the path from the reference's, from every eighth of all its moments: watching costs little.
 
     Args:
-        policy: What drew it.
-        rollout: With its predictions.
-        kernel: Of its steps.
-        guidance_scale: Of the rollout.
-        batch_size: Latents at once.
         processes: Which have drawn the rollout together; the mean of what they return is the KL.
     """
     num_steps, images = rollout.trajectory.log_probs.shape
@@ -100,13 +95,7 @@ def measured_kl(
 
 
 def value_nodes(model: DiffusionModel, rollout: Rollout, nodes: Sequence[int]) -> ValuePoints:
-    """Some nodes of a rollout as the value network sees them, node by node; at the data end x0_hat is the image.
-
-    Args:
-        model: What drew it.
-        rollout: With its predictions.
-        nodes: Which, 0 … num_steps.
-    """
+    """Some nodes of a rollout as the value network sees them, node by node; at the data end x0_hat is the image."""
     trajectory = rollout.trajectory
     grid, latents, predictions = trajectory.grid, trajectory.latents, trajectory.predictions
     assert predictions is not None
@@ -131,12 +120,7 @@ def value_nodes(model: DiffusionModel, rollout: Rollout, nodes: Sequence[int]) -
 
 
 def others_mean(rewards: PerSample, group: Int[Tensor, " batch"]) -> PerSample | None:
-    """For each image the mean reward of the other images of its prompt; nothing if an image is alone.
-
-    Args:
-        rewards: One per image.
-        group: Which images share a prompt, 0, 1, 2, …
-    """
+    """For each image the mean reward of the other images of its prompt; nothing if an image is alone."""
     sizes = group.bincount()
     if bool((sizes[group] == 1).any()):
         return None
@@ -145,15 +129,7 @@ def others_mean(rewards: PerSample, group: Int[Tensor, " batch"]) -> PerSample |
 
 
 def required_others_mean(rewards: PerSample, group: Int[Tensor, " batch"]) -> PerSample:
-    """The same where every image must have others to be compared with.
-
-    Args:
-        rewards: One per image.
-        group: Which images share a prompt.
-
-    Raises:
-        ValueError: If an image is alone.
-    """
+    """The same where every image must have others to be compared with."""
     others = others_mean(rewards, group)
     if others is None:
         raise ValueError(
@@ -181,13 +157,7 @@ def value_gradient(
     """Gradient of V with respect to x_s, where each point's step led.
 
     Args:
-        model: The policy.
-        value: V.
-        rollout: What the points are from.
-        points: The trained moments.
-        guidance_scale: Of the prediction that makes x0_hat.
         through_denoiser: Whether x0_hat(x_s) is followed back through the network; otherwise its noise is held fixed.
-        batch_size: Points at once.
     """
     trajectory = rollout.trajectory
     assert trajectory.predictions is not None

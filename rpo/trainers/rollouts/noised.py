@@ -59,14 +59,7 @@ class NoisedJudgement:
 def judge_noised(
     rollout: Rollout, run: OnlineRun, critic: Critic | None, config: ScoreAsActionConfig
 ) -> NoisedJudgement:
-    """Noise the images of a rollout, and say what every such moment is worth.
-
-    Args:
-        rollout: The one in use.
-        run: Which has drawn it.
-        critic: V, if it is the baseline.
-        config: The settings.
-    """
+    """Noise the images of a rollout, and say what every such moment is worth."""
     points = _noised(rollout, run, config, "trained")
     if run.freezes_negative:
         points = replace(points, negative=_negative(points, run))

@@ -101,17 +101,11 @@ def choose_steps(
     """Which steps of each trajectory are trained, in order, and what each counts.
 
     Args:
-        grid: Of the rollout.
-        num_images: Trajectories.
         config: How many steps and from which part; with `keep_graph` all trajectories share theirs.
-        generator: Of the draw.
         skips_clean_end: Leave out a last step to perfectly clean data, to which DDIM adds no noise.
 
     Returns:
         Indices of steps, on the CPU, and the number of steps that they stand for, E.
-
-    Raises:
-        ValueError: If there are fewer steps to choose from than are to be trained.
     """
     low, high = config.window or (0.0, 1.0)
     steps = range(grid.num_steps - 1 if skips_clean_end and float(grid.sigma[-1]) == 0 else grid.num_steps)
@@ -136,9 +130,6 @@ def points_of(rollout: Rollout, steps: Int[Tensor, "trained images"], weight: fl
     """The chosen moments of a rollout, step by step: first all images at their first trained step.
 
     Args:
-        rollout: With its predictions.
-        steps: From `choose_steps`.
-        weight: How many steps they stand for; see there.
         is_frozen: Whether the negative branch of guidance is taken from the rollout.
     """
     trajectory, grid = rollout.trajectory, rollout.trajectory.grid
@@ -178,12 +169,7 @@ def noised_points(
     Their `prediction` is that of a network that knows x_0: its transition is the forward process's q(x_s | x_t, x_0).
 
     Args:
-        rollout: Whose images.
         grid: Where on the process, from noise to data; need not be the rollout's.
-        steps: Which steps of it, for every image.
-        weight: How many steps they stand for.
-        prediction_type: What the network puts out.
-        generators: Of each image's noise.
     """
     x_0 = rollout.trajectory.x_0
     trained, images = steps.shape

@@ -35,12 +35,7 @@ class Preview:
         """Prepare.
 
         Args:
-            model: The policy.
-            prompts: The first few are drawn.
             config: The number of steps and the guidance of the rollouts; previews are drawn by their ODE.
-            folder: Where to write.
-            every: Updates between grids; 0 for none.
-            seed: Of the noise.
         """
         self._model, self._prompts, self._config = model, tuple(dict.fromkeys(prompts))[:PROMPTS], config
         self._folder, self._every, self._seed = folder, every, seed

@@ -73,17 +73,9 @@ class Critic:
         """Start with V = 0 where no reward of x0_hat enters.
 
         Args:
-            network: F, on the device to learn on.
-            design: Weights of the two parts.
             terminal: Reward of clean latents; needed unless the design is "none".
-            branch: Whether V can be differentiated through `terminal`.
             reward_until: Time, 0 … 1, up to which x0_hat is worth asking about; beyond it V is learnt alone.
-            learning_rate: Of AdamW on F; 3e-4 … 3e-3.
-            seed: Of the order in which points are visited.
             processes: Who fits it together, each to its own images; those that were launched by default.
-
-        Raises:
-            ValueError: If there is a design without `terminal`, or the reverse.
         """
         if (design == "none") != (terminal is None):
             given = "no reward of clean latents" if terminal is None else "a reward of clean latents"
@@ -131,10 +123,7 @@ class Critic:
         """Regress V on numbers.
 
         Args:
-            points: Where.
             targets: What V should be there; of several moments of the same images, moment by moment.
-            steps: Of the optimiser.
-            batch_size: Points per step, over all processes.
 
         Returns:
             How good V was before, on these new points; see `METRICS`.
@@ -163,17 +152,9 @@ class Critic:
         Args:
             nodes: All nodes of all images, node by node from noise to data.
             values: V at them before the fit, and the reward in the last row.
-            costs: Of every step, times `kl_weight`.
-            loss: What V is compared with.
-            trace: Of "martingale".
-            steps: Optimiser steps.
-            batch_size: Nodes per step, over all processes.
 
         Returns:
             How good V was before, on these new nodes; see `METRICS`.
-
-        Raises:
-            ValueError: If a reward or cost is not finite.
         """
         nodes = self.ask_reward(nodes, batch_size=batch_size)
         traces: dict[ValueLoss, float] = {"monte_carlo": 1.0, "td0": 0.0, "martingale": trace}

@@ -66,7 +66,6 @@ def skip_weights(design: Design, time: Float[Tensor, " points"]) -> tuple[PerSam
     Args:
         design: "cos_sin" (what the authors chose), "cos" and "linear" go from (1, 0) at the data end to (0, 1) at the
             noise end; "none" is (0, 1) everywhere.
-        time: In [0, 1].
     """
     cos = torch.cos(0.5 * math.pi * time)
     if design == "cos_sin":

@@ -38,18 +38,7 @@ class ValueNetwork(nn.Module):
         channels: int = 64,
         seed: int = 0,
     ):
-        """Make the network; the same seed gives the same weights.
-
-        Args:
-            latent_shape: (c, h, w) of one latent.
-            prompt_dim: Size of one token's embedding.
-            inputs: What it sees of a moment.
-            channels: Width, divisible by 8; 32 … 128.
-            seed: Of the first weights.
-
-        Raises:
-            ValueError: If `channels` is not divisible by 8.
-        """
+        """Make the network; the same seed gives the same weights."""
         super().__init__()
         if channels % (2 * HEADS):
             raise ValueError(f"channels is {channels}, but groups and heads need a multiple of 8; 64 is usual")
