@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from rpo.errors import InputError
 from rpo.from_environment import as_written, resolved
 from rpo.local_paths import without_paths, without_userinfo
 from rpo.settings import WrongTypeError, as_type, field_types, type_name
@@ -56,7 +57,7 @@ def load_config(cls: type[Config], path: str | Path | None = None, overrides: Se
     try:
         values = resolved(_merged(cls, [(name, tree) for _, name, tree in trees]))
     except OmegaConfBaseException as error:
-        raise ValueError(f"the configuration of {cls.__name__} does not resolve: {_one_line(error)}") from error
+        raise InputError(f"the configuration of {cls.__name__} does not resolve: {_one_line(error)}") from error
     return _Builder(cls, source_of).dataclass(cls, values, "")
 
 
@@ -111,7 +112,7 @@ class _Builder:
                 raise self.unknown(_join(key, name))
         for name, (field, _) in hints.items():
             if name not in value and _default(field, default) is MISSING:
-                raise ValueError(f"{self.root.__name__} needs {_join(key, name)}, which is not set; set it")
+                raise InputError(f"{self.root.__name__} needs {_join(key, name)}, which is not set; set it")
         built: dict[str, Any] = {}
         for name, one in value.items():
             field, hint = hints[name]
@@ -128,18 +129,18 @@ class _Builder:
         except WrongTypeError as wrong:
             raise self.mismatch(key + wrong.place, wrong.value, wrong.expected) from None
 
-    def unknown(self, key: str) -> ValueError:
+    def unknown(self, key: str) -> InputError:
         """The error for a key that the configuration does not have."""
         full_key, source = self.locate(key)
         last = full_key.rpartition(".")[2]
         keys = [info.key for info in describe_fields(self.root)]
         namesakes = [one for one in keys if one.rpartition(".")[2] == last]
         nearest = difflib.get_close_matches(full_key, namesakes or keys, n=1, cutoff=0)
-        return ValueError(
+        return InputError(
             f"{source} sets '{full_key}', but {self.root.__name__} has no such key; the nearest is '{''.join(nearest)}'"
         )
 
-    def mismatch(self, key: str, value: Any, expected: str) -> ValueError:
+    def mismatch(self, key: str, value: Any, expected: str) -> InputError:
         """The error for a value of the wrong type."""
         _, source = self.locate(key)
         defaults = {info.key: info.default for info in describe_fields(self.root)}
@@ -147,7 +148,7 @@ class _Builder:
         if expected.startswith("text") and isinstance(value, bool | int | float):
             advice = "put it in quotes"
         shown = "null" if value is None else repr(value)
-        return ValueError(f"{source} sets '{key}' to {shown}, but {expected} is needed; {advice}")
+        return InputError(f"{source} sets '{key}' to {shown}, but {expected} is needed; {advice}")
 
     def locate(self, key: str) -> tuple[str, str]:
         """The full path that was set at, within or around `key`, and where: the file or the override."""
@@ -160,13 +161,13 @@ class _Builder:
 
 def _read_yaml(path: Path) -> Any:
     if not path.is_file():
-        raise ValueError(f"there is no configuration file '{path}'; give the path of a YAML file")
+        raise InputError(f"there is no configuration file '{path}'; give the path of a YAML file")
     try:
         tree = OmegaConf.create(read_text(path))
     except (YAMLError, OmegaConfBaseException, OSError) as error:
-        raise ValueError(f"'{path}' cannot be read as YAML: {_one_line(error)}") from error
+        raise InputError(f"'{path}' cannot be read as YAML: {_one_line(error)}") from error
     if not OmegaConf.is_dict(tree):
-        raise ValueError(f"'{path}' holds a list, but a configuration is lines of `key: value`; write it so")
+        raise InputError(f"'{path}' holds a list, but a configuration is lines of `key: value`; write it so")
     return tree
 
 
@@ -174,11 +175,11 @@ def _read_override(word: str) -> Any:
     key, equals, _ = word.partition("=")
     shown = without_userinfo(word)
     if not (key.strip() and equals):
-        raise ValueError(f"the override '{shown}' is not of the form key=value; write for example seed=1")
+        raise InputError(f"the override '{shown}' is not of the form key=value; write for example seed=1")
     try:
         return OmegaConf.from_dotlist([word])
     except (YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"the override '{shown}' cannot be read as YAML: {_one_line(error)}") from error
+        raise InputError(f"the override '{shown}' cannot be read as YAML: {_one_line(error)}") from error
 
 
 def _merged(cls: type, trees: Iterable[tuple[str, DictConfig]]) -> DictConfig:

@@ -4,6 +4,8 @@ import os
 
 import torch
 
+from rpo.errors import InputError
+
 
 def device_named(name: str) -> torch.device:
     """The device of that name; "auto" is this process's GPU when there is one."""
@@ -14,7 +16,7 @@ def device_named(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(
+        raise InputError(
             f"device is {name!r}, which cannot be used here ({reason}); expected auto, cpu or a device that this "
             "machine and this build of torch have; give device: auto"
         ) from None

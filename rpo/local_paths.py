@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rpo.errors import InputError
 from rpo.text import read_text, write_text
 
 _BEGINNING = r"(?:file:/{0,2})?(?:~[\w.-]*[/\\]|[A-Za-z]:[\\/]|[/\\]|\.\.[/\\])"
@@ -85,7 +86,7 @@ def refuse_private(folder: Path, names: Sequence[str]) -> None:
                 break
     if found:
         listed = ", ".join(f"{name} ({what})" for name, what in found.items())
-        raise ValueError(
+        raise InputError(
             f"{folder} holds what is nobody else's business: {listed}; expected files without paths and keys; save the "
             "model again with this version of rpo, or take them out"
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from rpo.errors import InputError
 from rpo.text import read_text, write_text
 
 LOCK = ".lock"
@@ -52,7 +53,7 @@ def taken(path: Path, what: str, remedy: str = "wait until it has ended, or choo
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"{what} by {_owner(path)}; expected one process at a time; {remedy}") from None
+        raise InputError(f"{what} by {_owner(path)}; expected one process at a time; {remedy}") from None
     try:
         write_text(path, f"process {os.getpid()} on {socket.gethostname()}")
         yield

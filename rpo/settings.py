@@ -15,6 +15,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
+from rpo.errors import InputError
 from rpo.ranges import NotEmpty, Range
 
 Class = TypeVar("Class")
@@ -29,7 +30,7 @@ TYPE_NAMES = {
 }
 
 
-class WrongTypeError(ValueError):
+class WrongTypeError(InputError):
     """A value that is not of the type asked for: where within the field, what it is, and which type that would be."""
 
     def __init__(self, value: object, hint: Any, place: str = "") -> None:
@@ -54,7 +55,7 @@ def settings(cls: type[Class]) -> type[Class]:
             try:
                 object.__setattr__(self, name, as_type(hint, getattr(self, name)))
             except WrongTypeError as wrong:
-                raise ValueError(
+                raise InputError(
                     f"{type(self).__name__} sets {name}{wrong.place} to {wrong.value!r}, but {wrong.expected} is "
                     f"needed; {wrong.advice or _default_advice(type(self), name)}"
                 ) from None

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+from rpo.errors import InputError
+
 _MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -58,7 +60,7 @@ def decode_text(data: bytes, name: str, *, first_line: int = 1) -> str:
         at = error.start
     column = at - data.rfind(b"\n", 0, at)
     line = first_line + data.count(b"\n", 0, at)
-    raise ValueError(f"{name}, line {line}, byte {column}: {_explained(data, at, name)}")
+    raise InputError(f"{name}, line {line}, byte {column}: {_explained(data, at, name)}")
 
 
 def text_fault(text: str) -> str:

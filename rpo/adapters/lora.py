@@ -27,6 +27,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rpo.adapters.lora_file import WEIGHT_FILE, put_in_order
+from rpo.errors import InputError
 from rpo.models.config import ATTENTION_PROJECTIONS
 from rpo.models.plain import fresh_pipeline, probe
 from rpo.models.stable_diffusion import StableDiffusion
@@ -67,12 +68,12 @@ def add_lora(
         ValueError: If there is an adapter already, no layer matches, or `rank` is not positive.
     """
     if rank < 1:
-        raise ValueError(f"rank is {rank}, but a LoRA needs rank >= 1; 4 to 64 are usual")
+        raise InputError(f"rank is {rank}, but a LoRA needs rank >= 1; 4 to 64 are usual")
     refuse_adapter(network, type(network).__name__)
     names = [f".{name}" for name, _ in network.named_modules()]
     idle = [target for target in target_modules if not any(name.endswith(f".{target}") for name in names)]
     if idle or not target_modules:
-        raise ValueError(
+        raise InputError(
             f"no layer of {type(network).__name__} ends in {tuple(idle)}, but target_modules is "
             f"{tuple(target_modules)}; expected name endings of layers, each of at least one; see named_modules()"
         )
@@ -95,7 +96,7 @@ def add_lora(
 def refuse_adapter(network: nn.Module, name: str) -> None:
     """Refuse a network that carries an adapter."""
     if adapter_layers(network):
-        raise ValueError(
+        raise InputError(
             f"{name} already carries an adapter, which would be neither policy nor reference; to train the base, call "
             "pipe.unload_lora_weights(). To go on from a LoRA: fuse it (pipe.fuse_lora(); pipe.unload_lora_weights()), "
             "train, and join both with rpo.adapters.stack.stack_loras([FIRST, NEW], FOLDER), for the new file alone is "
@@ -132,9 +133,9 @@ def reference(network: nn.Module, layers: Sequence[BaseTunerLayer] | None = None
     """
     layers = adapter_layers(network) if layers is None else layers
     if not layers:
-        raise ValueError(f"{type(network).__name__} carries no adapter, so it has no reference; call add_lora first")
+        raise InputError(f"{type(network).__name__} carries no adapter, so it has no reference; call add_lora first")
     if any(layer.merged for layer in layers):
-        raise ValueError(
+        raise InputError(
             "the adapter is merged into the weights, so it cannot be switched off; unmerge or unfuse it first"
         )
     before = [layer._disable_adapters for layer in layers]
@@ -200,7 +201,7 @@ def _write(model: StableDiffusion, folder: Path) -> None:
             # Sets have no order: the same adapter would be another file in the next process.
             metadata[part] = {name: sorted(one) if isinstance(one, set) else one for name, one in settings.items()}
     if not layers:
-        raise ValueError("the model carries no adapter, so there is no LoRA to save; call add_lora (or train) first")
+        raise InputError("the model carries no adapter, so there is no LoRA to save; call add_lora (or train) first")
     StableDiffusionPipeline.save_lora_weights(
         folder,
         unet_lora_layers=layers.get("unet"),
@@ -226,14 +227,14 @@ def verify_lora(model: StableDiffusion, folder: str | PathLike[str]) -> None:
     effect = (live_pred - base_pred).abs().max().item()
     error = (fresh_pred - live_pred).abs().max().item()
     if effect == 0:
-        raise ValueError(
+        raise InputError(
             "the adapter changes nothing: with it, a seeded denoise equals the base's bit for bit; train it before "
             "saving (an untrained LoRA has B = 0)"
         )
     # Relative to the effect: a wrong strength is off by a factor, rounding by far less.
     tolerance = effect * (1e-3 if model.compute_dtype == torch.float32 else 5e-2) + 1e-6
     if not error <= tolerance:
-        raise ValueError(
+        raise InputError(
             f"the file does not reproduce the adapter: loaded into a fresh pipeline it is off by {error:.3g}, where "
             f"the adapter's effect is {effect:.3g}; was the adapter changed by hand (alpha, DoRA)?"
         )

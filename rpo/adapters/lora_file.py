@@ -16,6 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from rpo.errors import InputError
+
 WEIGHT_FILE = "pytorch_lora_weights.safetensors"
 """The name that `load_lora_weights` looks for first."""
 
@@ -51,7 +53,7 @@ def inspect_lora(path: str | PathLike[str]) -> LoraFile:
     """Read a LoRA file and refuse one that is damaged, is no LoRA, or changes nothing."""
     file = Path(path) / WEIGHT_FILE if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise ValueError(
+        raise InputError(
             f"there is no LoRA at {path}: expected a folder with {WEIGHT_FILE} or a .safetensors file; save one there"
         )
     try:
@@ -59,7 +61,7 @@ def inspect_lora(path: str | PathLike[str]) -> LoraFile:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, it is no dict
             metadata = opened.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"{file} is not a complete safetensors file ({error}); save or download it again") from error
+        raise InputError(f"{file} is not a complete safetensors file ({error}); save or download it again") from error
     downs = {name: tensor for name, tensor in tensors.items() if name.endswith(DOWN)}
     _check_tensors(file, tensors, downs)
     return LoraFile(
@@ -102,7 +104,7 @@ def _content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
 def _check_tensors(file: Path, tensors: Mapping[str, Tensor], downs: Mapping[str, Tensor]) -> None:
     ups = {name: tensor for name, tensor in tensors.items() if name.endswith(UP)}
     if not downs or len(ups) != len(downs):
-        raise ValueError(
+        raise InputError(
             f"{file} has {len(downs)} down and {len(ups)} up factors among {len(tensors)} tensors, but a LoRA has "
             "as many of both and at least one; give a LoRA file, not another kind of checkpoint"
         )
@@ -110,9 +112,9 @@ def _check_tensors(file: Path, tensors: Mapping[str, Tensor], downs: Mapping[str
         name for name, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()
     ]
     if broken:
-        raise ValueError(f"{file} holds numbers that are not finite, in {broken[0]}; go back to an earlier checkpoint")
+        raise InputError(f"{file} holds numbers that are not finite, in {broken[0]}; go back to an earlier checkpoint")
     if not any(tensor.any() for tensor in ups.values()):
-        raise ValueError(
+        raise InputError(
             f"{file} changes nothing: every up factor is zero, as before the first update; train before saving, or "
             "check that the trained parameters are those that were saved"
         )

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rpo.adapters.lora_file import DOWN, UP, WEIGHT_FILE, inspect_lora, put_in_order
+from rpo.errors import InputError
 
 _DOWN, _UP = ".lora.down.weight", ".lora.up.weight"
 
@@ -29,7 +30,7 @@ def stack_loras(loras: Sequence[str | PathLike[str]], folder: str | PathLike[str
         loras: Folders or files, of one network; a layer that some lack has the others' rank.
     """
     if not loras:
-        raise ValueError("got no LoRA to stack, but at least one is needed; give folders or files")
+        raise InputError("got no LoRA to stack, but at least one is needed; give folders or files")
     downs: defaultdict[str, list[Tensor]] = defaultdict(list)
     ups: defaultdict[str, list[Tensor]] = defaultdict(list)
     first_of: dict[str, Path] = {}
@@ -62,7 +63,7 @@ def _layers(file: Path) -> dict[str, tuple[Tensor, Tensor]]:
                 layer = name.removesuffix(down_ending)
                 pairs[layer] = state[name], state[layer + up_ending]
     if not pairs:
-        raise ValueError(
+        raise InputError(
             f"{file} is written in the dialect of another program; expected diffusers' names; load it into a pipeline "
             "and save it from there"
         )
@@ -73,12 +74,12 @@ def _check_fits(layer: str, first: Path, other: Path, factors: tuple[list[Tensor
     """Refuse two LoRAs that cannot be of one network, and layers that are no matrices."""
     downs, ups = factors
     if downs[-1].dim() != 2 or ups[-1].dim() != 2:  # noqa: PLR2004 - a matrix
-        raise ValueError(
+        raise InputError(
             f"{other}: {layer} is adapted as a convolution; expected linear layers only; train with the attention "
             "projections as target_modules"
         )
     if downs[0].shape[1] != downs[-1].shape[1] or ups[0].shape[0] != ups[-1].shape[0]:
-        raise ValueError(
+        raise InputError(
             f"{layer} maps {downs[0].shape[1]} to {ups[0].shape[0]} numbers in {first} and {downs[-1].shape[1]} to "
             f"{ups[-1].shape[0]} in {other}; expected LoRAs of one network; give those of one base"
         )

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from rpo.errors import InputError
+
 
 @dataclass(frozen=True)
 class Command:
@@ -55,7 +57,7 @@ def config_and_overrides(args: argparse.Namespace) -> tuple[str | None, list[str
     words = [*([args.config] if args.config else []), *overrides(args)]
     files = [word for word in words if "=" not in word or Path(word).is_file()]
     if len(files) > 1:
-        raise ValueError(
+        raise InputError(
             f"got {' and '.join(files)}; expected one configuration and key=value words; leave out the rest"
         )
     return (files[0] if files else None), [word for word in words if word not in files]

@@ -8,6 +8,7 @@ import difflib
 import textwrap
 from pathlib import Path
 
+from rpo.errors import InputError
 from rpo.text import lines, read_text, write_text
 
 
@@ -28,14 +29,14 @@ def show_config(args: argparse.Namespace) -> None:
     name = args.name.removesuffix(".yaml")
     if name not in found:
         nearest = difflib.get_close_matches(name, found, n=1, cutoff=0)
-        raise ValueError(
+        raise InputError(
             f"there is no configuration {name!r}; expected a name that `rpo config` lists; the nearest is "
             f"{nearest[0]!r}"
         )
     if args.output is None:
         print(read_text(found[name]), end="")
     elif args.output.exists():
-        raise ValueError(f"{args.output} exists; expected a new file; give another --output, or remove it")
+        raise InputError(f"{args.output} exists; expected a new file; give another --output, or remove it")
     else:
         write_text(args.output, read_text(found[name]))
 

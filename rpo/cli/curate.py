@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from rpo.cli.command import Command, config_and_overrides, takes_config, takes_overrides
+from rpo.errors import InputError
 
 
 def run(args: argparse.Namespace) -> None:
@@ -21,7 +22,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         folder = curate(config, resume=args.resume)
     except Unavailable as error:
-        raise ConnectionError(f"{error}; run the same command with --resume: what was found out is kept") from error
+        raise InputError(f"{error}; run the same command with --resume: what was found out is kept") from error
     if share_of(config.part, os.environ).index == 0:
         print(status_of(folder))
         print(f"to leaf through: {write_page(folder)}")
@@ -63,7 +64,7 @@ def audit(args: argparse.Namespace) -> None:
     try:
         print(format_audit(examine(args.run_folder, load_config(AuditConfig, None, args.overrides))))
     except Unavailable as error:
-        raise ConnectionError(f"{error}; run the same command again: what was answered is kept") from error
+        raise InputError(f"{error}; run the same command again: what was answered is kept") from error
 
 
 def takes_run_folder(parser: argparse.ArgumentParser) -> None:

@@ -1,10 +1,12 @@
 """The `rpo` command: a table of commands, each a few lines that load a configuration and call the library.
 
 A handler imports what it needs when it runs, so that `rpo --help` answers at once. A mistake in the input ends in one
-line on stderr and exit code 2; its traceback is shown under `--debug`.
+line on stderr and exit code 2; its traceback is shown under `--debug`. Anything else is a defect of rpo and shows its
+traceback.
 """
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -19,10 +21,11 @@ from rpo import __version__
 from rpo.cli.command import Command, config_and_overrides, overrides, takes_config, takes_overrides, takes_run
 from rpo.cli.configs import show_config, takes_name
 from rpo.cli.curate import CURATE
+from rpo.errors import InputError
 from rpo.interrupts import Terminated, ended_in_order
 
-INPUT_ERRORS = (ValueError, OSError, ImportError)
-"""What wrong input raises; anything else is a defect of rpo and keeps its traceback."""
+SURROUNDINGS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENOTCONN}
+"""What the operating system answers where a disk is full or a file not ours: no mistake of rpo's code."""
 
 TRAINERS = {
     "dpo": "rpo.runs.dpo",
@@ -59,7 +62,7 @@ def align(args: argparse.Namespace) -> None:
     try:
         result = run_rounds(load_config(AlignConfig, *config_and_overrides(args)), resume=args.resume)
     except Unavailable as error:
-        raise ConnectionError(f"{error}; run the same command with --resume: what was found out is kept") from error
+        raise InputError(f"{error}; run the same command with --resume: what was found out is kept") from error
     print(f"LoRA: {result.lora}\nfigure: {result.folder / 'rounds.svg'}")
 
 
@@ -209,7 +212,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         advice = "; run the same command with --resume to continue from the last checkpoint" if "resume" in args else ""
         print(f"\nrpo: interrupted{advice}", file=sys.stderr)
         return ended.exit_code if isinstance(ended, Terminated) else 130
-    except INPUT_ERRORS as error:
+    except (InputError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in SURROUNDINGS:
+            raise  # a defect of rpo keeps its traceback
         if args.debug:
             traceback.print_exc()
         else:

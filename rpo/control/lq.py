@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
+from rpo.errors import InputError
 from rpo.types import PerSample
 
 Number = Float[Tensor, ""]
@@ -142,16 +143,16 @@ class LinearQuadratic:
         }
         for name, number in positive.items():
             if not number > 0:
-                raise ValueError(f"{name} is {number}, but it must be > 0; 1 is a good start, 0.1 for entropy_weight")
+                raise InputError(f"{name} is {number}, but it must be > 0; 1 is a good start, 0.1 for entropy_weight")
         if self.start_std < 0:
-            raise ValueError(f"start_std is {self.start_std}, but it must be >= 0; 0 starts every path at start_mean")
+            raise InputError(f"start_std is {self.start_std}, but it must be >= 0; 0 starts every path at start_mean")
         if self.cost_cross**2 >= self.cost_state * self.cost_action:
-            raise ValueError(
+            raise InputError(
                 f"cost_cross is {self.cost_cross}, but its square must be below cost_state times cost_action = "
                 f"{self.cost_state * self.cost_action}; bring it closer to 0, or some direction is rewarded without end"
             )
         if self.discount <= 2 * self.drift_state + self.noise_state**2:
-            raise ValueError(
+            raise InputError(
                 f"discount is {self.discount}, but left alone x² grows at the rate 2 drift_state + noise_state² = "
                 f"{2 * self.drift_state + self.noise_state**2}; choose a discount above it, or the value is not finite"
             )
@@ -191,7 +192,7 @@ def policy_value(problem: LinearQuadratic, policy: LinearPolicy) -> Quadratic:
     noise_intercept = p.noise_action * intercept
     forgetting = p.discount - 2 * drift_slope - noise_slope**2
     if forgetting <= 0:
-        raise ValueError(
+        raise InputError(
             f"under a policy of slope {slope.item():.4g}, x² grows faster than the discount {p.discount} forgets, so "
             "that the value is not finite; choose a slope that brings the state back, or smaller updates"
         )

@@ -10,6 +10,7 @@ Wilson's interval over prompts instead of the normal one, so that full agreement
 from collections import Counter
 from collections.abc import Sequence
 
+from rpo.errors import InputError
 from rpo.evaluation.intervals import Interval, accuracy
 
 
@@ -25,7 +26,7 @@ def cohen_kappa(first: Sequence[str], second: Sequence[str], *, groups: Sequence
         1.0
     """
     if len(first) != len(second):
-        raise ValueError(
+        raise InputError(
             f"the first judge has {len(first)} verdicts and the second {len(second)}; expected one each per pair; "
             "leave out the pairs that one of them could not judge"
         )

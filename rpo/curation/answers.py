@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from rpo.curation.records import Fault
+from rpo.errors import InputError
 from rpo.text import encodable
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -105,14 +106,14 @@ def _the_object(text: str) -> str:
         try:
             value, end = decoder.raw_decode(text, start.start())
         except json.JSONDecodeError as error:
-            raise ValueError(f"the JSON object in the answer is broken or cut: {error}") from error
+            raise InputError(f"the JSON object in the answer is broken or cut: {error}") from error
         except RecursionError as error:
-            raise ValueError("the JSON object in the answer is nested too deeply to be read") from error
+            raise InputError("the JSON object in the answer is nested too deeply to be read") from error
         found.setdefault(json.dumps(value, sort_keys=True), text[start.start() : end])
         start = _OBJECT_START.search(text, end)
     if len(found) != 1:
         number = f"{len(found)} different JSON objects" if found else "no JSON object"
-        raise ValueError(f"there is {number} in the answer; expected one")
+        raise InputError(f"there is {number} in the answer; expected one")
     return next(iter(found.values()))
 
 
@@ -120,12 +121,12 @@ def _unambiguous(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """An object of which no key comes twice; Python itself would silently take the last."""
     value = dict(pairs)
     if len(value) < len(pairs):
-        raise ValueError(f"a JSON object in the answer says a key twice, among {sorted(value)}; expected each once")
+        raise InputError(f"a JSON object in the answer says a key twice, among {sorted(value)}; expected each once")
     return value
 
 
 def _refuse_constant(name: str) -> object:
-    raise ValueError(f"the answer holds {name}, which is no JSON; expected numbers")
+    raise InputError(f"the answer holds {name}, which is no JSON; expected numbers")
 
 
 def _in_words(error: ValidationError) -> str:

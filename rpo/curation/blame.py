@@ -13,6 +13,7 @@ from typing import TypeVar, final
 import torch
 
 from rpo.curation.records import Fault, Unavailable
+from rpo.errors import InputError
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -36,7 +37,7 @@ def ask_each(ask: Callable[[Sequence[Item]], Sequence[Answer | Fault]], items: S
             return [fault_of(error)]
         return [answer for item in items for answer in ask_each(ask, [item])]
     if len(answers) != len(items):
-        raise ValueError(
+        raise InputError(
             f"a component gave {len(answers)} answers for {len(items)} items; expected one for each, a result or a "
             "Fault; mend the component"
         )
@@ -116,10 +117,10 @@ class Probation:
             raise self._failed("the only item that there is" if number == 1 else f"all {number} items that there are")
         self.is_passed = True
 
-    def _failed(self, on: str) -> ValueError:
+    def _failed(self, on: str) -> InputError:
         last = self._raised[-1]
         said = f"{last.message}: {last.raw[:_RAW_SHOWN]}" if last.raw else last.message
-        return ValueError(
+        return InputError(
             f"{self._who} raised on {on}, the last time with {said!r}; expected an answer to some of them, if only a "
             "wrong one; mend the component or its settings, or take out the items that it cannot be asked about, and "
             "run again (`rpo curate` with --resume): nothing was recorded of these items"

@@ -18,6 +18,7 @@ from rpo.curation.chat import Question
 from rpo.curation.component_config import ChatConfig
 from rpo.curation.records import Fault
 from rpo.devices import device_named
+from rpo.errors import InputError
 from rpo.randomness import keyed_generator
 
 
@@ -101,7 +102,7 @@ class LocalChat:
 def _decoding(config: ChatConfig) -> tuple[int, float, int]:
     """Longest answer, temperature and seed, all of which a model on this machine needs."""
     if config.max_tokens is None or config.temperature is None or config.seed is None:
-        raise ValueError(
+        raise InputError(
             f"a local model is to be asked, with max_tokens {config.max_tokens}, temperature {config.temperature} and "
             f"seed {config.seed}; expected a number for each; only a server can be left to choose"
         )
@@ -112,18 +113,18 @@ def _load(config: ChatConfig, device: torch.device) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     if not config.model:
-        raise ValueError("a local model is to be asked, but model is empty; give its folder or hub id")
+        raise InputError("a local model is to be asked, but model is empty; give its folder or hub id")
     dtype = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
     try:
         processor = AutoProcessor.from_pretrained(config.model)
         model = AutoModelForImageTextToText.from_pretrained(config.model, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
+        raise InputError(
             f"'{config.model}' does not load as an image-text-to-text model of transformers: {error}"
         ) from error
     tokenizer = vars(processor).get("tokenizer")
     if tokenizer is None or not processor.chat_template:
-        raise ValueError(
+        raise InputError(
             f"'{config.model}' has no chat template or tokenizer in its processor, so it cannot be asked in turns; "
             "use an instruction-tuned checkpoint"
         )

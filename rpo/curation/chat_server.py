@@ -26,6 +26,7 @@ from rpo.curation.answers import Reply, answer_schema
 from rpo.curation.chat import Question
 from rpo.curation.component_config import ChatConfig, check_address
 from rpo.curation.records import Fault, Unavailable
+from rpo.errors import InputError
 from rpo.from_environment import as_written
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class ServerChat:
     def __init__(self, config: ChatConfig, *, cache_folder: Path | None = None) -> None:
         """Prepare to ask; nothing is sent yet."""
         if not config.model:
-            raise ValueError("a server is to be asked, but model is empty; give the name that the server knows it by")
+            raise InputError("a server is to be asked, but model is empty; give the name that the server knows it by")
         self._config = config
         self._client = _client(config)
         self._address = as_written(config.base_url or str(self._client.base_url))
@@ -193,11 +194,11 @@ def _client(config: ChatConfig) -> "openai.AsyncOpenAI":
 
         from rpo.curation.bounded_http import BoundedTransport
     except ImportError as error:
-        raise ImportError(f"asking a server needs the openai library ({error}); pip install 'rpo[judge]'") from error
+        raise InputError(f"asking a server needs the openai library ({error}); pip install 'rpo[judge]'") from error
     key = os.environ.get("OPENAI_API_KEY", "")
     address = config.base_url or os.environ.get("OPENAI_BASE_URL", "")
     if not (key or address):
-        raise ValueError(
+        raise InputError(
             "no base_url is set, which means the hosted server, but the environment has no OPENAI_API_KEY; set the key "
             "there, or give the address of a server of your own"
         )

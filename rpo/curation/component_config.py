@@ -6,6 +6,7 @@ A kind is a name of the package's own ("shapes", "server", "local" …) or "pack
 from typing import Literal
 from urllib.parse import urlsplit
 
+from rpo.errors import InputError
 from rpo.ranges import Count, NotNegative, Positive, Seed, Text, WholeNumber
 from rpo.settings import settings
 
@@ -154,7 +155,7 @@ def check_address(base_url: str, key: str = "") -> None:
         found = {"no host that can be read": True}
     wrong = [what for what, is_so in found.items() if is_so]
     if wrong:
-        raise ValueError(
+        raise InputError(
             f"base_url (not shown here) has {' and '.join(wrong)}; expected a plain address as in "
             "http://localhost:8000/v1, for it is kept with the run; put a key or password into the environment "
             "variable OPENAI_API_KEY, which is written nowhere"

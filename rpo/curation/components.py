@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from rpo.curation.records import Unavailable
+from rpo.errors import InputError
 
 
 def make_component(config: Any, known: Mapping[str, str], what: str, *for_known: object) -> Any:
@@ -23,7 +24,7 @@ def make_component(config: Any, known: Mapping[str, str], what: str, *for_known:
         raise  # these say what is wrong
     except Exception as error:
         named = f"kind {config.kind!r}" + (f" and model {config.model!r}" if config.model else "")
-        raise ValueError(
+        raise InputError(
             f"the {what} of {named} cannot be made ({type(error).__name__}: {error}); expected one that "
             "its configuration is enough for; look at its settings and whether its files are whole"
         ) from error
@@ -33,7 +34,7 @@ def find_component(kind: str, known: Mapping[str, str], what: str) -> Callable[.
     """What makes a component of that kind."""
     if kind not in known and ":" not in kind:
         nearest = difflib.get_close_matches(kind, known, n=1, cutoff=0.0)[0]
-        raise ValueError(
+        raise InputError(
             f"there is no {what} of kind {kind!r}; expected one of {', '.join(known)}, or package.module:attribute; "
             f"the nearest is {nearest!r}"
         )
@@ -41,12 +42,12 @@ def find_component(kind: str, known: Mapping[str, str], what: str) -> Callable[.
     try:
         found = vars(import_module(module_name))[attribute]
     except (ImportError, KeyError, ValueError) as error:
-        raise ValueError(
+        raise InputError(
             f"{what} {kind!r} cannot be imported ({type(error).__name__}: {error}); expected package.module:attribute "
             "of something installed; install it, or put its folder on PYTHONPATH"
         ) from error
     if not callable(found):
-        raise ValueError(
+        raise InputError(
             f"{what} {kind!r} is of type {type(found).__name__}; expected a class or function that takes the "
             "configuration; name that"
         )

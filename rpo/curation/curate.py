@@ -38,6 +38,7 @@ from rpo.curation.steps import (
     scores_stage,
     sources_stage,
 )
+from rpo.errors import InputError
 from rpo.interrupts import ended_in_order
 from rpo.rewards import REWARDS, load_reward
 from rpo.text import write_text
@@ -84,7 +85,7 @@ def curate(config: CurateConfig, *, resume: bool = False, components: Components
     folder = RunFolder(config.output, share)
     try:
         if folder.stages["sources"].has_own and not resume:
-            raise ValueError(
+            raise InputError(
                 f"{folder.path} holds a run already; give --resume (resume=True) to go on with it, or another output"
             )
         with ended_in_order():
@@ -99,12 +100,12 @@ def check_settings(config: CurateConfig) -> None:
     check_rules(config.decide)
     check_filters(config.decide, config.evaluation, config.critic.kind)
     if config.decide.orderings == "all" and config.source.kind != "pairs":
-        raise ValueError(
+        raise InputError(
             f"decide.orderings is 'all', and source.kind {config.source.kind!r}; expected given pairs, whose sides and "
             "edits can be ordered; give source.kind=pairs, or decide.orderings=own"
         )
     if config.decide.orderings == "prompt" and config.source.kind != "generate":
-        raise ValueError(
+        raise InputError(
             f"decide.orderings is 'prompt', and source.kind {config.source.kind!r}; expected images that are "
             "generated, several for a prompt; give source.kind=generate, or decide.orderings=own"
         )

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from rpo.curation.component_config import CriticConfig, EditorConfig, InstructorConfig, JudgeConfig
 from rpo.curation.folder import StageName
+from rpo.errors import InputError
 from rpo.models.config import ModelConfig
 from rpo.ranges import Cosine, Count, Finite, Fraction, GuidanceScale, NotEmpty, NotNegative, Seed, Text
 from rpo.settings import settings
@@ -70,7 +71,7 @@ class SourceConfig:
     def __post_init__(self) -> None:
         """Refuse noise for a solver that adds none."""
         if self.solver == "dpm_solver" and self.eta != 0:
-            raise ValueError(
+            raise InputError(
                 f"source.solver is dpm_solver with eta {self.eta:g}, but it is an ODE solver; set source.eta: 0, or "
                 "source.solver: ddim"
             )

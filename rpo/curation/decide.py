@@ -11,6 +11,7 @@ from typing import Literal
 
 from rpo.curation.curate_config import DecideConfig
 from rpo.data.preference import Side
+from rpo.errors import InputError
 
 Reason = Literal[
     "critique_fault",
@@ -114,7 +115,7 @@ def outcomes_across(first: Judged, second: Judged, rules: DecideConfig) -> list[
 
 
 def outcomes_of_siblings(records: Sequence[Judged], rules: DecideConfig) -> list[Outcome]:
-    """What becomes of the model's own images of one prompt: best against worst, second best against second worst, ..."""
+    """What becomes of the model's own images of one prompt: best against worst, second best against second, ..."""
     leading = next(iter(rules.rewards))
     images = [record.source for record in records if record.source.scores]
     images.sort(key=lambda image: -image.scores[leading])
@@ -158,12 +159,12 @@ def outside_window(record: Judged, rules: DecideConfig) -> Reason | None:
 def check_rules(rules: DecideConfig) -> None:
     """Refuse rules that no pair could meet, or that say nothing."""
     if strangers := [name for name in rules.min_chosen if name not in rules.rewards]:
-        raise ValueError(
+        raise InputError(
             f"decide.min_chosen names {strangers[0]!r}, which is not among decide.rewards "
             f"({', '.join(rules.rewards)}); expected one of them; add it there with the margin 0"
         )
     if rules.orderings == "prompt" and rules.policy == "always_edit":
-        raise ValueError(
+        raise InputError(
             "decide.orderings is 'prompt' and decide.policy 'always_edit', which orders no siblings; give another "
             "policy, or decide.orderings=own"
         )
@@ -172,7 +173,7 @@ def check_rules(rules: DecideConfig) -> None:
         windows["similarity"] = (rules.min_similarity, rules.max_similarity)
     for name, (low, high) in windows.items():
         if not low < high:
-            raise ValueError(
+            raise InputError(
                 f"decide.min_{name} is {low} and decide.max_{name} {high}; expected the first to be less; change one"
             )
 

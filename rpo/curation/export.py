@@ -23,6 +23,7 @@ from rpo.curation.status import RunStatus, status_of
 from rpo.data.pickapic import write_pickapic
 from rpo.data.preference import PreferencePair
 from rpo.data.writers import write_pairs, write_parquet
+from rpo.errors import InputError
 from rpo.text import write_text
 
 ExportForm = Literal["native", "parquet", "pickapic"]
@@ -70,10 +71,10 @@ def export(
     folder = RunFolder(run)
     target = Path(to) if to is not None else folder.path / "export" / form
     if target.exists() and any(target.iterdir()) and not (target / MARK).is_file():
-        raise ValueError(f"{target} holds something other than an export; expected a new folder; give another one")
+        raise InputError(f"{target} holds something other than an export; expected a new folder; give another one")
     status = status_of(run)
     if not status.num_pairs:
-        raise ValueError(_why_none(status))
+        raise InputError(_why_none(status))
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -24,6 +24,7 @@ from rpo.curation.share import Share, ShareLock
 from rpo.data.jsonl import name_full_disk
 from rpo.data.pixels import decode_image
 from rpo.data.preference import encode_png
+from rpo.errors import InputError
 
 StageName = Literal["sources", "critiques", "instructions", "edits", "scores", "decisions"]
 """The folders of the stages."""
@@ -50,7 +51,7 @@ class RunFolder:
             (self.path / "images").mkdir(parents=True, exist_ok=True)
             self._lock = ShareLock(self.path / "locks", share)
         elif not (self.path / "manifest.json").is_file():
-            raise ValueError(
+            raise InputError(
                 f"{self.path} holds no run of curation; expected a folder with manifest.json; give the output folder "
                 "of `rpo curate`"
             )
@@ -107,7 +108,7 @@ class RunFolder:
         try:
             data = path.read_bytes()
         except FileNotFoundError as error:
-            raise ValueError(
+            raise InputError(
                 f"{name} does not exist; expected every image that a record names; restore it, or use another folder"
             ) from error
         return decode_image(data, name).image

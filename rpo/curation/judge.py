@@ -21,6 +21,7 @@ from rpo.curation.components import make_component
 from rpo.curation.prompt_file import PromptFile
 from rpo.curation.records import Fault, Judge, Verdict
 from rpo.data.pixels import rgb
+from rpo.errors import InputError
 from rpo.rewards import Reward, load_reward, score
 
 __all__ = ["JUDGES", "BothOrders", "JudgeConfig", "OrderedVerdicts", "RewardJudge", "VlmJudge", "load_judge"]
@@ -167,5 +168,5 @@ def reward_judge(config: JudgeConfig, cache_folder: Path | None) -> RewardJudge:
     """The reward that `model` names, or the verifier of the shapes world, as a judge."""
     name = "shapes" if config.kind == "shapes" else config.model
     if not name:
-        raise ValueError("the judge is a reward, but model is empty; give the name of a reward, such as shapes")
+        raise InputError("the judge is a reward, but model is empty; give the name of a reward, such as shapes")
     return RewardJudge(load_reward(name), name=name)

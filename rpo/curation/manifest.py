@@ -14,6 +14,7 @@ from typing import final
 
 from filelock import FileLock
 
+from rpo.errors import InputError
 from rpo.from_environment import as_written
 from rpo.text import read_text, write_text
 
@@ -42,12 +43,12 @@ def _read(folder: Path) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
         layout, stages = found["layout"], {name: dict(one["identity"]) for name, one in found["stages"].items()}
         hashes = {name: str(one["sha256"]) for name, one in found["stages"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise InputError(
             f"{path} is damaged ({type(error).__name__}: {error}); expected the manifest of a run; restore it, or use "
             "another folder"
         ) from error
     if layout != _LAYOUT:
-        raise ValueError(f"{path} has layout {layout}; expected {_LAYOUT}; use the version of rpo that wrote it")
+        raise InputError(f"{path} has layout {layout}; expected {_LAYOUT}; use the version of rpo that wrote it")
     return stages, hashes
 
 
@@ -76,12 +77,12 @@ class Manifest:
                 known[stage], hashes[stage] = dict(identity), now
             self._write(known, hashes)
 
-    def _made_otherwise(self, stage: str, old: Identity, new: Identity, old_hash: str) -> ValueError:
+    def _made_otherwise(self, stage: str, old: Identity, new: Identity, old_hash: str) -> InputError:
         kept = as_written(dict(new))
         changed = sorted(key for key in {*old, *new} if old.get(key) != kept.get(key))
         changed = changed or sorted(key for key in new if new[key] != kept[key])  # the environment has another value
         values = "; ".join(f"{key} was {_shown(old, key)} and is {_shown(new, key)}" for key in changed)
-        return ValueError(
+        return InputError(
             f"{self._folder}: the records of stage '{stage}' were made otherwise: {values} (sha256 of all settings of "
             f"the stage: {old_hash} and {identity_hash(new)}); expected one way for all records of a run; "
             f"repeat the old setting, use another output folder, or delete the folder '{stage}' and those of the "
@@ -92,7 +93,7 @@ class Manifest:
         stages = list(has_records)
         for later in stages[stages.index(stage) + 1 :]:
             if has_records[later]:
-                raise ValueError(
+                raise InputError(
                     f"{self._folder}: stage '{stage}' is to be done anew with other settings, but '{later}' still has "
                     f"records that came of the old ones; expected none; delete the folder '{later}', too"
                 )

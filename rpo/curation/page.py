@@ -35,6 +35,7 @@ from rpo.curation.page_outcomes import (
 )
 from rpo.curation.page_pictures import AMPLIFICATION, EXACT_SIDE, difference, shown
 from rpo.curation.page_records import SEVERITIES, ShownImages, ShownRecord, shown_record
+from rpo.errors import InputError
 from rpo.text import read_text
 
 MAX_SIDE = 512
@@ -69,7 +70,7 @@ def write_page(folder: str | Path, path: str | Path | None = None, *, max_record
         PosixPath('runs/curate/pairs.html')
     """
     if max_records < 1:
-        raise ValueError(f"max_records is {max_records}; expected at least 1; leave it out for 400")
+        raise InputError(f"max_records is {max_records}; expected at least 1; leave it out for 400")
     run = RunFolder(folder)
     target = Path(path) if path is not None else run.path / "pairs.html"
     page = render_page(run, max_records)

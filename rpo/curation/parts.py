@@ -19,6 +19,7 @@ import numpy as np
 
 from rpo.curation.places import Places, key_of, part_and_start, place_of
 from rpo.data.jsonl import append_line, mend_last_line, parse_line
+from rpo.errors import InputError
 from rpo.text import decode_text
 
 Row = Mapping[str, object]
@@ -102,11 +103,11 @@ class StageRecords:
     def append(self, row: Row) -> None:
         """Record one result; may be called by several threads."""
         if self._own is None:
-            raise ValueError(f"{self.folder} was opened for reading; expected an own part; give one")
+            raise InputError(f"{self.folder} was opened for reading; expected an own part; give one")
         with self._lock:
             record = _record_id(row, self._own)
             if record in self:
-                raise ValueError(f"{self.folder} has record {record} already; expected a new one; ask before adding")
+                raise InputError(f"{self.folder} has record {record} already; expected a new one; ask before adding")
             start = self._own.stat().st_size if self._own.exists() else 0
             try:
                 append_line(self._own, row)
@@ -164,7 +165,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Row]]:
 def _record_id(row: Row, path: Path) -> str:
     record = row.get("id")
     if not isinstance(record, str):
-        raise ValueError(
+        raise InputError(
             f"{path.parent.name}/{path.name}: a line has the id {record!r}; expected text; mend or remove the line"
         )
     return record

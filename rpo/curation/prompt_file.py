@@ -17,6 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel
 
 from rpo.curation.answers import answer_schema
+from rpo.errors import InputError
 from rpo.text import decode_text
 
 FOLDER = Path(__file__).parent / "prompts"
@@ -40,18 +41,18 @@ class PromptFile:
             used = meta.find_undeclared_variables(environment.parse(text))
             self._template = environment.from_string(text)
         except (ValueError, jinja2.TemplateError) as error:
-            raise ValueError(f"prompt {name} is no jinja2 template in UTF-8 ({error}); mend it") from error
+            raise InputError(f"prompt {name} is no jinja2 template in UTF-8 ({error}); mend it") from error
         known = {*variables, "schema"}
         if not text.strip() or used - known:
             given = f"uses {', '.join(sorted(used - known))}" if text.strip() else "is empty"
-            raise ValueError(
+            raise InputError(
                 f"prompt {name} {given}; expected a text that uses some of {', '.join(sorted(known))}; change the file"
             )
         self.sha256 = hashlib.sha256(source).hexdigest()
         try:
             self._template.render(dict.fromkeys(known, "a red fox"))
         except Exception as error:  # the sandbox and the expressions of a template may raise anything
-            raise ValueError(
+            raise InputError(
                 f"prompt {name} cannot be filled in ({type(error).__name__}: {error}); expected a text that shows what "
                 "it is told, and runs nothing else; change the file"
             ) from error
@@ -67,7 +68,7 @@ class PromptFile:
         try:
             source = file.read_bytes()
         except OSError as error:
-            raise ValueError(
+            raise InputError(
                 f"prompt '{file}' cannot be read ({error}); expected a jinja2 template; start from a copy of {FOLDER}"
             ) from error
         return cls(source, name=f"'{file}'", variables=variables)

@@ -8,6 +8,7 @@ from pathlib import Path
 from huggingface_hub import DatasetCard, HfApi
 
 from rpo.curation.export import MARK
+from rpo.errors import InputError
 from rpo.local_paths import refuse_private
 from rpo.publishing.publish import CARD, PlannedFile, PublishPlan, carry_out, check_repo_id
 
@@ -34,7 +35,7 @@ def push_to_hub(
     folder = Path(folder)
     check_repo_id(repo_id)
     if not (folder / MARK).is_file() or not (folder / CARD).is_file():
-        raise ValueError(f"{folder} is no exported data set; expected {MARK} and {CARD} in it; run `rpo curate export`")
+        raise InputError(f"{folder} is no exported data set; expected {MARK} and {CARD} in it; run `rpo curate export`")
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARK)
     files = tuple(PlannedFile(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths)
     refuse_private(folder, [file.path for file in files])

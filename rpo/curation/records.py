@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Protocol
 from PIL.Image import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+from rpo.errors import InputError
 from rpo.text import encodable
 
 RAW_LIMIT = 20_000
@@ -31,9 +32,9 @@ _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, ma
 
 def _is_short_line(text: str) -> str:
     if "\n" in text or "\r" in text:
-        raise ValueError("an instruction holds a line break; expected one line")
+        raise InputError("an instruction holds a line break; expected one line")
     if (words := len(text.split())) > MAX_WORDS:
-        raise ValueError(f"an instruction has {words} words; expected at most {MAX_WORDS}")
+        raise InputError(f"an instruction has {words} words; expected at most {MAX_WORDS}")
     return text
 
 

@@ -16,6 +16,7 @@ from PIL.Image import Image
 from rpo.curation.critic_scores import CRITIC, CriticScores
 from rpo.curation.curate_config import DecideConfig
 from rpo.curation.records import Critique, Fault
+from rpo.errors import InputError
 from rpo.rewards import REWARDS, Reward, RewardError, load_reward, score
 
 _VERIFIER = "rpo.rewards.shapes:"  # its gradings are one judge
@@ -80,7 +81,7 @@ class Scorer:
                     with torch.no_grad():
                         reward.embed_images(blank)
                 except Exception as error:  # a damaged file may raise anything
-                    raise ValueError(
+                    raise InputError(
                         f"{who} cannot be loaded ({type(error).__name__}: {error}); expected a whole checkpoint; mend "
                         "it or name another, then run again: nothing was drawn, and nobody was asked"
                     ) from error
@@ -180,7 +181,7 @@ def check_filters(config: DecideConfig, evaluation: str, critic: str) -> None:
     """Refuse rewards that filter if one of them is the one that evaluates."""
     for name in config.rewards:
         if evaluation and _judge_of(name, critic) == _judge_of(evaluation, critic):
-            raise ValueError(
+            raise InputError(
                 f"the reward {name!r} filters, and {evaluation!r} evaluates, which is the same judge; expected two, or "
                 "the evaluation only shows how well the filter was met; name another reward in decide.rewards or in "
                 "evaluation"

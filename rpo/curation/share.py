@@ -14,6 +14,7 @@ from typing import final
 
 from filelock import FileLock
 
+from rpo.errors import InputError
 from rpo.run_lock import is_taken, taken
 
 
@@ -32,7 +33,7 @@ class Share:
     def __post_init__(self) -> None:
         """Refuse a part that there is not."""
         if not 0 <= self.index < self.count:
-            raise ValueError(
+            raise InputError(
                 f"part {self.index} of {self.count}; expected 0 to {max(self.count - 1, 0)} of at least 1; with 4 "
                 "processes the parts are 0/4, 1/4, 2/4 and 3/4"
             )
@@ -52,7 +53,7 @@ def share_of(part: str, environment: Mapping[str, str]) -> Share:
         return Share(int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1")))
     found = re.fullmatch(r"(\d+)/(\d+)", part)
     if not found:
-        raise ValueError(f"part is {part!r}; expected INDEX/COUNT; write part=0/4 for the first of four")
+        raise InputError(f"part is {part!r}; expected INDEX/COUNT; write part=0/4 for the first of four")
     return Share(int(found[1]), int(found[2]))
 
 
@@ -83,7 +84,7 @@ def _refuse_other_splits(folder: Path, share: Share) -> None:
     for other in sorted(folder.glob("part-*-of-*.lock")):
         count = other.stem.rpartition("-")[2]
         if count != str(share.count) and is_taken(other):
-            raise ValueError(
+            raise InputError(
                 f"processes that share {folder.parent} in {count} parts are at work, and part {share.index} of "
                 f"{share.count} has records in common with theirs; expected one number of parts at a time; wait until "
                 "they have ended"

@@ -25,6 +25,7 @@ from rpo.data.preference import SIDES, Side, recalled_pairs
 from rpo.data.readers import read_pairs
 from rpo.data.tables import home_of, image_in, open_table
 from rpo.data.writers import METADATA
+from rpo.errors import InputError
 from rpo.text import read_text, text_fault
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -73,11 +74,11 @@ def record_id(caption: str, origin: str) -> str:
 def planned(caption: object, origin: Mapping[str, str | int], key: str, name: str) -> Planned:
     """A record with a caption that can be used."""
     if not isinstance(caption, str):
-        raise ValueError(f"{name}: the caption is {caption!r}; expected text; mend or remove the item")
+        raise InputError(f"{name}: the caption is {caption!r}; expected text; mend or remove the item")
     if fault := text_fault(caption):
-        raise ValueError(f"{name}: the caption {fault}; expected plain text; mend or remove the item")
+        raise InputError(f"{name}: the caption {fault}; expected plain text; mend or remove the item")
     if not caption.strip():
-        raise ValueError(
+        raise InputError(
             f"{name}: the caption is empty; expected what the image should show; write it or remove the item"
         )
     return Planned(record_id(caption, key), caption, origin, name)
@@ -103,7 +104,7 @@ class _Found:
 def plan_import(config: SourceConfig) -> SourcePlan:
     """The plan of an import; reads every caption and the bytes of images that are not known yet, and decodes none."""
     if not config.path:
-        raise ValueError(f"source.path is empty; expected what to import as {config.kind}; give source.path=PATH")
+        raise InputError(f"source.path is empty; expected what to import as {config.kind}; give source.path=PATH")
     images: dict[str, ImageSource] = {}
     items: list[Planned] = []
     num_found = 0
@@ -113,7 +114,7 @@ def plan_import(config: SourceConfig) -> SourcePlan:
             images[item.id] = image
             items.append(item)
     if not items:
-        raise ValueError(f"{config.path} holds no images; expected at least one with a caption; look at source.kind")
+        raise InputError(f"{config.path} holds no images; expected at least one with a caption; look at source.kind")
 
     def draw(some: Sequence[Planned]) -> list[Image]:
         named = [(images[item.id], f"{item.name}: the image") for item in some]
@@ -134,7 +135,7 @@ def _imported(config: SourceConfig) -> Iterator[tuple[Planned, ImageSource]]:
 def _in_folder(config: SourceConfig) -> Iterator[_Found]:
     folder = Path(config.path)
     if not folder.is_dir():
-        raise ValueError(f"source.path is {config.path!r}, which is no folder; expected a folder of images; correct it")
+        raise InputError(f"source.path is {config.path!r}, which is no folder; expected a folder of images; correct it")
     captions = _captions_of_lines(folder, config) if (folder / METADATA).is_file() else _captions_beside(folder)
     for name, path, caption in captions:
         yield _Found(name, caption, path, {"kind": "folder", "file": path.relative_to(folder).as_posix()})
@@ -145,14 +146,14 @@ def _captions_of_lines(folder: Path, config: SourceConfig) -> Iterator[tuple[str
         row = parse_line(text, name)
         file_name = row.get("file_name")
         if not isinstance(file_name, str) or config.caption_column not in row:
-            raise ValueError(
+            raise InputError(
                 f"{name}: found {', '.join(row) or 'nothing'}; expected file_name and {config.caption_column}; rename "
                 "them, or name the caption's by source.caption_column"
             )
         try:
             path = own_file(folder, file_name)
         except ValueError as error:
-            raise ValueError(f"{name}: file_name {error}") from error
+            raise InputError(f"{name}: file_name {error}") from error
         yield name, path, row[config.caption_column]
 
 
@@ -160,11 +161,11 @@ def _captions_beside(folder: Path) -> Iterator[tuple[str, Path, object]]:
     for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES):
         name, text = path.relative_to(folder).as_posix(), path.with_suffix(".txt")
         if not text.is_file():
-            raise ValueError(
+            raise InputError(
                 f"{name}: there is no {text.name} beside it, nor {METADATA} in {folder}; expected a caption; write it"
             )
         if strangers := [file.name for file in (path, text) if not is_own(folder, file)]:
-            raise ValueError(f"{strangers[0]} is a link that leads out of {folder}; expected a file; put it there")
+            raise InputError(f"{strangers[0]} is a link that leads out of {folder}; expected a file; put it there")
         yield name, path, read_text(text).strip()
 
 
@@ -172,7 +173,7 @@ def _in_table(config: SourceConfig) -> Iterator[_Found]:
     table = open_table(config.path, split=config.split, cache_dir=None)
     missing = {config.image_column, config.caption_column} - set(table.column_names)
     if missing:
-        raise ValueError(
+        raise InputError(
             f"{config.path}: there is no column {', '.join(sorted(missing))} among {', '.join(table.column_names)}; "
             "expected one of images and one of captions; name them by source.image_column and source.caption_column"
         )

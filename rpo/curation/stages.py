@@ -28,6 +28,7 @@ from rpo.curation.folder import StageName
 from rpo.curation.history import fault_in
 from rpo.curation.parts import Row, StageRecords
 from rpo.curation.records import Fault
+from rpo.errors import InputError
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -61,7 +62,7 @@ class Stage(Generic[Item, Answer]):
         """Refuse a component that wants no items."""
         for what, value in (("batch_size", self.batch_size), ("concurrency", self.concurrency)):
             if value < 1:
-                raise ValueError(
+                raise InputError(
                     f"stage '{self.name}': {self.component} has {what} {value}; expected at least 1; change that"
                 )
 
@@ -184,7 +185,7 @@ class Pipeline:
                 self._advance(one)
 
     def _let_go_of_the_last(self) -> bool:
-        """Nothing is left to ask: whether chunks were held back that may go on, their component having once answered."""
+        """Nothing is left to ask: whether chunks were held back that may go on, as their component once answered."""
         if not self._held_lots:
             return False
         lot = self._held_lots.pop()

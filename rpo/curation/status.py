@@ -114,7 +114,7 @@ def status_of(path: str | Path) -> RunStatus:
 
 
 def evaluation_gap(folder: RunFolder, outcome: Outcome) -> list[float]:
-    """Score of the chosen image minus that of the rejected one by the reward that evaluates; empty if it was not asked."""
+    """Score of the chosen image minus that of the rejected one by the evaluating reward; empty if it was not asked."""
     found: list[float] = []
     for name in (outcome.chosen, outcome.rejected):
         record, _, kind = name.partition("/")

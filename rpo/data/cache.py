@@ -30,6 +30,7 @@ from rpo.data.preference import SIDES, PreferencePair
 from rpo.data.readthrough import Memory, Progress, ReadThrough
 from rpo.data.store import TensorStore
 from rpo.data.transform import PairTransform, TransformDraw, Window
+from rpo.errors import InputError
 from rpo.types import Images, Latents
 
 _CHUNK = 16
@@ -225,7 +226,7 @@ def _pixels(requests: Sequence[LatentRequest]) -> Images:
 def _chunk_size(batch_size: int) -> int:
     """Entries made between two writes: whole batches, enough of them to keep several decoding threads busy."""
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; expected a positive number; 1 gives reproducible entries")
+        raise InputError(f"batch_size is {batch_size}; expected a positive number; 1 gives reproducible entries")
     return batch_size * max(1, _CHUNK // batch_size)
 
 

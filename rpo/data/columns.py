@@ -9,6 +9,7 @@ from rpo.data.details import DETAIL_COLUMNS
 from rpo.data.foreign import foreign_columns
 from rpo.data.image_facts import ImageSource
 from rpo.data.preference import PreferencePair
+from rpo.errors import InputError
 from rpo.text import text_fault
 
 Row = Mapping[str, object]
@@ -54,16 +55,16 @@ def recognise(columns: Collection[str], origin: str, form: FormName | Literal["a
     candidates: dict[FormName, Form] = FORMS if form == "auto" else {form: FORMS[form]}
     found: list[FormName] = [name for name, candidate in candidates.items() if set(candidate.required) <= set(columns)]
     if len(found) > 1:
-        raise ValueError(
+        raise InputError(
             f"{origin}: has the columns of {len(found)} forms, {' and '.join(found)}, which may contradict each other; "
             "expected one; remove the columns of the other, or read it with form=…"
         )
     if found:
         return found[0]
     if foreign := foreign_columns(columns):
-        raise ValueError(f"{origin}: {foreign}")
+        raise InputError(f"{origin}: {foreign}")
     expected = " or ".join(f"{', '.join(candidate.required)} ({name})" for name, candidate in candidates.items())
-    raise ValueError(
+    raise InputError(
         f"{origin}: found the columns {', '.join(sorted(columns)) or '(none)'}; expected {expected}; rename the columns"
     )
 
@@ -98,10 +99,10 @@ def _parse_pickapic(row: Row, image_of: Callable[[str], ImageSource], name: str)
     if label == _TIE:
         return Dropped("tie")
     if label not in (0.0, 1.0):
-        raise ValueError(f"{name}: label_0 is {label}; expected 1, 0 or 0.5 (a tie); mend or remove the row")
+        raise InputError(f"{name}: label_0 is {label}; expected 1, 0 or 0.5 (a tie); mend or remove the row")
     other = _number(row, "label_1", name)
     if other is not None and label + other != 1:
-        raise ValueError(f"{name}: label_0 is {label} and label_1 {other}; expected two that add up to 1; mend the row")
+        raise InputError(f"{name}: label_0 is {label} and label_1 {other}; expected two that add up to 1; mend the row")
     chosen, rejected = ("jpg_0", "jpg_1") if label == 1.0 else ("jpg_1", "jpg_0")
     prompt = _text(row, "caption", name)
     return PreferencePair(prompt, image_of(chosen), image_of(rejected), source="pickapic", name=name)
@@ -110,9 +111,9 @@ def _parse_pickapic(row: Row, image_of: Callable[[str], ImageSource], name: str)
 def _text(row: Row, column: str, name: str) -> str:
     value = row.get(column)
     if not isinstance(value, str):
-        raise ValueError(f"{name}: {column} is {value!r}; expected text; mend or remove the record")
+        raise InputError(f"{name}: {column} is {value!r}; expected text; mend or remove the record")
     if fault := text_fault(value):
-        raise ValueError(f"{name}: {column} {fault}; expected plain text; mend or remove the record")
+        raise InputError(f"{name}: {column} {fault}; expected plain text; mend or remove the record")
     return value
 
 
@@ -121,7 +122,7 @@ def _number(row: Row, column: str, name: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name}: {column} is {value!r}; expected a finite number; mend or remove the record")
+        raise InputError(f"{name}: {column} is {value!r}; expected a finite number; mend or remove the record")
     return float(value)
 
 
@@ -130,7 +131,7 @@ def _integer(row: Row, column: str, name: str) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name}: {column} is {value!r}; expected a whole number; mend or remove the record")
+        raise InputError(f"{name}: {column} is {value!r}; expected a whole number; mend or remove the record")
     return int(value)
 
 
@@ -141,6 +142,6 @@ def _details(row: Row, name: str) -> dict[str, str | int | float]:
         if value is None:
             continue
         if not isinstance(value, str | int | float):
-            raise ValueError(f"{name}: {column} is {value!r}; expected text or a number; mend or remove the record")
+            raise InputError(f"{name}: {column} is {value!r}; expected text or a number; mend or remove the record")
         details[column] = value
     return details

@@ -21,6 +21,7 @@ from rpo.data.cache import LatentRequest
 from rpo.data.preference import SIDES, PreferencePair
 from rpo.data.readthrough import Memory, ReadThrough
 from rpo.data.store import TensorStore
+from rpo.errors import InputError
 
 _CHUNK = 16
 
@@ -82,7 +83,7 @@ class PairDifferences:
         """
         sizes = [pair.facts(side).size for side in SIDES]
         if sizes[0] != sizes[1]:
-            raise ValueError(
+            raise InputError(
                 f"{pair.name}: the chosen image is {sizes[0][0]}x{sizes[0][1]}, the rejected one "
                 f"{sizes[1][0]}x{sizes[1][1]}; expected one size, since region weighting compares them place by "
                 "place; remove the record, or switch region.is_on off"

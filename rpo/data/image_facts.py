@@ -22,6 +22,7 @@ from huggingface_hub.constants import HF_HOME
 
 from rpo.data.own_files import read_regular
 from rpo.data.pixels import upright_size
+from rpo.errors import InputError
 
 T = TypeVar("T")
 
@@ -80,7 +81,7 @@ def read_image(source: ImageSource, name: str) -> bytes:
     except (OSError, ValueError) as error:
         is_gone = isinstance(error, FileNotFoundError) and isinstance(source, str | Path)
         fault = "does not exist" if is_gone else f"cannot be read ({error})"
-        raise ValueError(f"{name} {fault}; expected a readable image file; restore it or remove the record") from error
+        raise InputError(f"{name} {fault}; expected a readable image file; restore it or remove the record") from error
 
 
 def facts_of(data: bytes, name: str) -> ImageFacts:
@@ -153,7 +154,7 @@ def _run(do: Callable[[sqlite3.Connection], T], mode: str) -> T | None:
             stacklevel=2,
         )
     except sqlite3.DatabaseError as error:
-        raise ValueError(
+        raise InputError(
             f"{path} is damaged ({error}); expected a file that rpo wrote; delete it: it will be made again"
         ) from error
     return None

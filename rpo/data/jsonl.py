@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from rpo.errors import InputError
 from rpo.text import read_lines_of, text_fault
 
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair, which JSON can write alone
@@ -29,11 +30,11 @@ def parse_line(text: str, name: str) -> dict[str, object]:
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{name}: not JSON ({error}); expected one object a line; mend or remove the line") from error
+        raise InputError(f"{name}: not JSON ({error}); expected one object a line; mend or remove the line") from error
     if not isinstance(row, dict):
-        raise ValueError(f"{name}: a JSON {type(row).__name__}; expected one object a line; mend or remove the line")
+        raise InputError(f"{name}: a JSON {type(row).__name__}; expected one object a line; mend or remove the line")
     if _HALF.search(text) and (fault := text_fault(json.dumps(row, ensure_ascii=False))):
-        raise ValueError(f"{name}: a text of it {fault}; expected plain text; mend or remove the line")
+        raise InputError(f"{name}: a text of it {fault}; expected plain text; mend or remove the line")
     return row
 
 

@@ -10,6 +10,8 @@ import stat
 from functools import lru_cache
 from pathlib import Path
 
+from rpo.errors import InputError
+
 _BLOBS, _SNAPSHOTS = "blobs", "snapshots"
 
 
@@ -20,16 +22,16 @@ def own_file(folder: Path, name: str) -> Path:
         name: As its line or cell has it, relative to the folder.
     """
     if "://" in name:
-        raise ValueError(f"{name!r} is an address, and nothing is fetched; expected a file; download it first")
+        raise InputError(f"{name!r} is an address, and nothing is fetched; expected a file; download it first")
     if "\0" in name:
-        raise ValueError(f"{name!r} holds a NUL character; expected a file name; mend or remove the record")
+        raise InputError(f"{name!r} holds a NUL character; expected a file name; mend or remove the record")
     if Path(name).is_absolute():
-        raise ValueError(
+        raise InputError(
             f"{name!r} is a path from the root; expected one relative to {folder}; put the file there and name it so"
         )
     path = folder / name
     if not is_own(folder, path):
-        raise ValueError(f"{name!r} leads out of the set's folder {folder}; expected a file inside; put it there")
+        raise InputError(f"{name!r} leads out of the set's folder {folder}; expected a file inside; put it there")
     return path
 
 
@@ -52,5 +54,5 @@ def read_regular(path: str | Path) -> bytes:
     mode = Path(path).stat().st_mode
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-        raise ValueError(f"it is {kind}, not a regular file")
+        raise InputError(f"it is {kind}, not a regular file")
     return Path(path).read_bytes()

@@ -15,6 +15,8 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
+from rpo.errors import InputError
+
 T = TypeVar("T")
 
 TURNED = "turned upright"
@@ -152,7 +154,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     opened = ImageCms.getOpenProfile(io.BytesIO(profile))
     space = str(cast("Any", opened.profile).xcolor_space)
     if _SPACES.get(space) != mode:
-        raise ValueError(f"the profile is of {space.strip()}, the pixels of {mode}")
+        raise InputError(f"the profile is of {space.strip()}, the pixels of {mode}")
     transform = ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), mode, "RGB")
     if mode == "CMYK":
         return transform
@@ -176,13 +178,13 @@ def _guarded(read: Callable[[bytes], T], data: bytes, name: str) -> T:
     try:
         return read(data)
     except Image.DecompressionBombError as error:
-        raise ValueError(
+        raise InputError(
             f"{name} is too large to be decoded safely ({error}); expected an image for training; shrink it or remove "
             "the record"
         ) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, …
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(
+        raise InputError(
             f"{name} cannot be decoded ({reason}); expected a whole PNG, JPEG or WebP image of 8 or 16 bits; "
             "replace it or remove the record"
         ) from error

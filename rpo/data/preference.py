@@ -16,6 +16,7 @@ from PIL import Image
 
 from rpo.data.image_facts import ImageFacts, ImageSource, digest_of, facts_of, read_image, recalled
 from rpo.data.pixels import Seen, decode_image
+from rpo.errors import InputError
 from rpo.text import text_fault
 
 Side = Literal["chosen", "rejected"]
@@ -90,7 +91,7 @@ class PreferencePair:
         data = self.encoded(side)
         seen = decode_image(data, self._image_name(side))
         if side in self._facts and self._facts[side].digest != digest_of(data):
-            raise ValueError(
+            raise InputError(
                 f"{self._image_name(side)} was changed while it was in use; expected the content it had when the set "
                 "was read; start again"
             )
@@ -173,7 +174,7 @@ def pair_set(
     """
     named = tuple(pair if pair.name else replace(pair, name=f"{origin}:{i}") for i, pair in enumerate(pairs))
     if not named:
-        raise ValueError(f"{origin}: no preference pairs; expected at least one; give records")
+        raise InputError(f"{origin}: no preference pairs; expected at least one; give records")
     for pair in named if allow_size_mismatch else recalled_pairs(named):
         require_sound(pair, allow_size_mismatch=allow_size_mismatch, allow_empty_prompts=allow_empty_prompts)
     return PairSet(named, origin)
@@ -182,19 +183,19 @@ def pair_set(
 def require_sound(pair: PreferencePair, *, allow_size_mismatch: bool, allow_empty_prompts: bool) -> None:
     """Refuse a record that cannot be trained on, as far as its text and its images' headers tell."""
     if not allow_empty_prompts and not pair.prompt.strip():
-        raise ValueError(
+        raise InputError(
             f"{pair.name}: the prompt is empty; expected a caption; "
             "write one, or pass allow_empty_prompts=True to train on it without a caption"
         )
     if fault := text_fault(pair.prompt):
-        raise ValueError(f"{pair.name}: the prompt {fault}; expected plain text; mend or remove the record")
+        raise InputError(f"{pair.name}: the prompt {fault}; expected plain text; mend or remove the record")
     if allow_size_mismatch:
         return  # without a comparison there is no need to read every image before the first step
     if pair.facts("chosen").digest == pair.facts("rejected").digest:
-        raise ValueError(same_image(pair.name))
+        raise InputError(same_image(pair.name))
     chosen, rejected = (pair.facts(side).size for side in SIDES)
     if chosen != rejected:
-        raise ValueError(
+        raise InputError(
             f"{pair.name}: the chosen image is {chosen[0]}x{chosen[1]}, the rejected one {rejected[0]}x{rejected[1]}; "
             "expected two images of one size; resize them, or pass allow_size_mismatch=True to let the transform "
             "bring both to one size"
@@ -204,7 +205,7 @@ def require_sound(pair: PreferencePair, *, allow_size_mismatch: bool, allow_empt
 def require_two_images(pair: PreferencePair) -> None:
     """Refuse a record whose two images, decoded, have the same pixels: it says nothing, and still moves the weights."""
     if pair.decode("chosen") == pair.decode("rejected"):
-        raise ValueError(same_image(pair.name))
+        raise InputError(same_image(pair.name))
 
 
 def same_image(name: str) -> str:
@@ -235,7 +236,7 @@ def pairs_identity(pairs: PairSet) -> dict[str, str]:
 def encode_png(pixels: np.ndarray) -> bytes:
     """Encode uint8 RGB pixels [height, width, 3] as PNG, without loss."""
     if pixels.dtype != np.uint8 or pixels.shape[2:] != (3,):
-        raise ValueError(
+        raise InputError(
             f"pixels are {pixels.dtype} {list(pixels.shape)}; expected uint8 [height, width, 3]; "
             "convert an image in [0, 1] by (image * 255).round()"
         )

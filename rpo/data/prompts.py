@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import get_args
 
 from rpo.data.jsonl import numbered_lines, parse_line
+from rpo.errors import InputError
 from rpo.shapes.prompts import Split, sample_prompts
 from rpo.text import lines, read_text, text_fault
 
@@ -30,24 +31,24 @@ def read_prompts(source: str, *, seed: int) -> list[str]:
         split = source.partition(":")[2] or "train"
         known = {name: name for name in get_args(Split)}
         if split not in known:
-            raise ValueError(
+            raise InputError(
                 f"prompts is {source!r}, but the splits of shapes are {', '.join(known)}; name one of them"
             )
         return [prompt.text for prompt in sample_prompts(known[split], SHAPES_COUNT, seed)]
     path = Path(source)
     if not source or not path.is_file():
-        raise ValueError(
+        raise InputError(
             f"prompts is {source!r}, but a text file with one prompt per line, a .jsonl file whose lines have a "
             f'"{KEY}", or "{SHAPES}" is needed; give prompts=FILE'
         )
     if path.suffix.lower() in TABLES:
-        raise ValueError(
+        raise InputError(
             f"prompts is {source!r}, a {path.suffix} file, whose lines are not prompts; expected a text file with one "
             f'prompt per line, or a .jsonl file whose lines have a "{KEY}"; write it so'
         )
     prompts = _from_jsonl(path) if path.suffix.lower() == ".jsonl" else _from_text(path)
     if not prompts:
-        raise ValueError(f"{path} has no prompts; give a file with at least one line")
+        raise InputError(f"{path} has no prompts; give a file with at least one line")
     return prompts
 
 
@@ -61,10 +62,10 @@ def _from_jsonl(path: Path) -> list[str]:
         row = parse_line(text, name)
         prompt = row.get(KEY)
         if not isinstance(prompt, str):
-            raise ValueError(
+            raise InputError(
                 f'{name} of {path} has no text under "{KEY}" (its keys: {", ".join(row)}); name the column so'
             )
         if fault := text_fault(prompt) or ("" if prompt.strip() else "is empty"):
-            raise ValueError(f"{name} of {path}: the prompt {fault}; expected what an image should show; mend the line")
+            raise InputError(f"{name} of {path}: the prompt {fault}; expected what an image should show; mend the line")
         prompts.append(prompt)
     return prompts

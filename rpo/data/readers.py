@@ -35,6 +35,7 @@ from rpo.data.tables import (
     require_split,
 )
 from rpo.data.writers import METADATA
+from rpo.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -110,10 +111,10 @@ def read_pairs(
     faults = found.faults + faults
     if faults and not skip_faulty:
         more = f" (and {len(faults) - 1} more; `rpo data check` lists them)" if len(faults) > 1 else ""
-        raise ValueError(faults[0] + more)
+        raise InputError(faults[0] + more)
     dropped = found.dropped + Counter(faulty=len(faults))
     if not pairs:
-        raise ValueError(_why_empty(found.origin, dropped))
+        raise InputError(_why_empty(found.origin, dropped))
     return PairSet(tuple(pairs), found.origin, dict(dropped), found.ignored_columns)
 
 
@@ -121,7 +122,7 @@ def pairs_from(source: PairSource) -> PairSet:
     """A set as it is, or read from whatever else it is given as."""
     pairs = source if isinstance(source, PairSet) else read_pairs(source)
     if not len(pairs):
-        raise ValueError("the preference set is empty, but at least one pair is needed; see `rpo data check`")
+        raise InputError("the preference set is empty, but at least one pair is needed; see `rpo data check`")
     return pairs
 
 
@@ -136,7 +137,7 @@ def scan(
 ) -> Scan:
     """Read every row of a source, and collect the faults of single rows instead of stopping at the first."""
     if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}; expected at least 1 row; leave it out to read all")
+        raise InputError(f"limit is {limit}; expected at least 1 row; leave it out to read all")
     if isinstance(source, PairSet):
         return Scan(source.origin, list(source)[:limit], [], Counter(source.dropped), source.ignored_columns)
     if not isinstance(source, str | Path):
@@ -145,10 +146,10 @@ def scan(
     if metadata is not None:
         require_split(metadata, split, ONLY_SPLIT)
         if streaming:
-            raise ValueError(f"{metadata} is on this disk already; expected a remote source; do not stream it")
+            raise InputError(f"{metadata} is on this disk already; expected a remote source; do not stream it")
         return _scan_jsonl(metadata, form, limit)
     if foreign := foreign_source(Path(source)):
-        raise ValueError(f"{source}: {foreign}")
+        raise InputError(f"{source}: {foreign}")
     if streaming:
         copy = local_copy(source, split=split, form=form, limit=limit, cache_dir=cache_dir)
         kept = _scan_jsonl(copy.metadata, "files", limit=None)
@@ -176,7 +177,7 @@ def scan_given(
         table = splits[split]
     if isinstance(table, datasets.Dataset):
         return _scan_table(encoded_images(table), "the table", form, limit, home_of_table(table))
-    raise ValueError(
+    raise InputError(
         f"pairs are a {type(source).__name__}; expected a folder, a file, a hub id, a Dataset, or a list of rows with "
         "prompt, chosen and rejected; give one of these"
     )
@@ -186,7 +187,7 @@ def _given(row: object, name: str, form: FormName | Literal["auto"]) -> Preferen
     if isinstance(row, PreferencePair):
         return row if row.name else replace(row, name=name)
     if not isinstance(row, Mapping):
-        raise ValueError(f"{name}: a {type(row).__name__}; expected a row with prompt, chosen and rejected; give it so")
+        raise InputError(f"{name}: a {type(row).__name__}; expected a row with prompt, chosen and rejected; give it so")
     columns = cast("Mapping[str, object]", row)
     return parse(recognise(columns, name, form), columns, lambda column: _given_image(columns[column], name), name=name)
 
@@ -196,7 +197,7 @@ def _given_image(value: object, name: str) -> ImageSource:
         return encode_png(np.asarray(rgb(value)))
     if isinstance(value, bytes | Path) or (isinstance(value, str) and "://" not in value):
         return value
-    raise ValueError(f"{name}: an image is {value!r:.80}; expected a PIL image, a file, or encoded bytes; give one")
+    raise InputError(f"{name}: an image is {value!r:.80}; expected a PIL image, a file, or encoded bytes; give one")
 
 
 def _sound(
@@ -247,11 +248,11 @@ def _scan_jsonl(path: Path, form: FormName | Literal["auto"], limit: int | None)
 def _named_file(row: Row, folder: Path, name: str, column: str) -> Path:
     file_name = row[column]
     if not isinstance(file_name, str) or not file_name:
-        raise ValueError(f"{name}: {column} is {file_name!r}; expected a file name; mend or remove the record")
+        raise InputError(f"{name}: {column} is {file_name!r}; expected a file name; mend or remove the record")
     try:
         return own_file(folder, file_name)
     except ValueError as error:
-        raise ValueError(f"{name}: {column} {error}") from error
+        raise InputError(f"{name}: {column} {error}") from error
 
 
 def _scan_table(table: "Dataset", origin: str, form: FormName | Literal["auto"], limit: int | None, home: Home) -> Scan:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rpo.data.store import TensorStore
+from rpo.errors import InputError
 
 Request = TypeVar("Request")
 Progress = Callable[[int, int], object]
@@ -155,7 +156,7 @@ class ReadThrough(Generic[Request]):
         requests = [request for _, request in items]
         rows = self._encode(read).detach().to(device="cpu", dtype=self._dtype)
         if len(rows) != len(requests):
-            raise ValueError(f"the encoder gave {len(rows)} entries for {len(requests)} requests; expected one each")
+            raise InputError(f"the encoder gave {len(rows)} entries for {len(requests)} requests; expected one each")
         self._refuse_non_finite(rows, requests)
         fresh = {key: row for (key, _), row in zip(items, rows, strict=True)}
         self.store.save(fresh)
@@ -167,7 +168,7 @@ class ReadThrough(Generic[Request]):
         finite = rows.isfinite().flatten(start_dim=1).all(dim=1).tolist()
         bad = [self._name_of(request) for request, good in zip(requests, finite, strict=True) if not good]
         if bad:
-            raise ValueError(
+            raise InputError(
                 f"encoding {', '.join(bad)} gave numbers that are not finite in {self._dtype}; expected finite ones; "
                 "compute and store in float32"
             )

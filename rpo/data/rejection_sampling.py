@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
+from rpo.errors import InputError
 from rpo.randomness import keyed_generator
 
 
@@ -23,7 +24,7 @@ def accepted(rewards: Sequence[float], *, temperature: float, seed: int, key: st
         temperature: Of the tilt, > 0, in units of the rewards; small keeps the best alone, infinite keeps all.
     """
     if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; expected a number > 0; try the rewards' standard deviation")
+        raise InputError(f"temperature is {temperature}; expected a number > 0; try the rewards' standard deviation")
     _require_finite(rewards, key)
     best = max(rewards, default=0.0)
     draws = torch.rand(
@@ -47,7 +48,7 @@ def rejection_sampled_pairs(
         label_temperature: Of the Bradley-Terry labels, >= 0, in units of the rewards; 0 always prefers the better one.
     """
     if not label_temperature >= 0:
-        raise ValueError(f"label_temperature is {label_temperature}; expected a number >= 0; 0 labels without noise")
+        raise InputError(f"label_temperature is {label_temperature}; expected a number >= 0; 0 labels without noise")
     kept = accepted(rewards, temperature=temperature, seed=seed, key=key)
     order = torch.randperm(len(kept), generator=keyed_generator("pair", seed, key), device="cpu").tolist()
     draws = torch.rand(
@@ -70,4 +71,4 @@ def _probability(gap: float, temperature: float) -> float:
 def _require_finite(rewards: Sequence[float], key: str) -> None:
     bad = [index for index, reward in enumerate(rewards) if not math.isfinite(reward)]
     if bad:
-        raise ValueError(f"{key}: reward {bad[0]} is {rewards[bad[0]]}; expected finite numbers; leave that sample out")
+        raise InputError(f"{key}: reward {bad[0]} is {rewards[bad[0]]}; expected finite numbers; leave that sample out")

@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rpo.errors import InputError
+
 _LAYOUT = 2  # of the table; stored in the file, so that another layout is refused and not misread
 _WAIT_SECONDS = 120.0  # for another process that is writing
 _KEYS_PER_QUERY = 500  # SQLite's oldest limit on variables is 999
@@ -81,7 +83,7 @@ class TensorStore:
         with self._transaction():
             (layout,) = self._connection.execute("PRAGMA user_version").fetchone()
             if layout not in (0, _LAYOUT):
-                raise ValueError(
+                raise InputError(
                     f"{self.path} has layout {layout}; expected layout {_LAYOUT}, of this version of rpo; "
                     "delete the file (it will be filled again) or use another folder"
                 )
@@ -111,7 +113,7 @@ class TensorStore:
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
         if os.getpid() != self._process:
-            raise ValueError(
+            raise InputError(
                 f"{self.path} was opened by process {self._process} and is used by process {os.getpid()}; "
                 "expected one process, or SQLite damages the file; open it again after forking"
             )
@@ -129,7 +131,7 @@ class TensorStore:
                 "and run again: what was stored is kept",
             )
         if error.sqlite_errorcode in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-            return ValueError(
+            return InputError(
                 f"{self.path} is damaged or no cache file ({error}); expected one that rpo wrote; "
                 "delete the file: it will be filled again"
             )
@@ -138,7 +140,7 @@ class TensorStore:
 
 def _pack(tensor: Tensor) -> tuple[str, str, bytes]:
     if str(tensor.dtype) not in _DTYPES:
-        raise ValueError(f"a tensor is {tensor.dtype}; expected {', '.join(_DTYPES)}; convert it before storing")
+        raise InputError(f"a tensor is {tensor.dtype}; expected {', '.join(_DTYPES)}; convert it before storing")
     data = tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
     return str(tensor.dtype), ",".join(map(str, tensor.shape)), data
 

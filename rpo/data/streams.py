@@ -19,6 +19,7 @@ from rpo.data.columns import Dropped, FormName, ignored, parse, recognise
 from rpo.data.jsonl import append_line, mend_last_line, read_lines
 from rpo.data.tables import Home, encoded_bytes, home_of, open_stream
 from rpo.data.writers import RecordFolder
+from rpo.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -54,7 +55,7 @@ def local_copy(
         cache_dir: Where the folder is made; None for the place where `datasets` keeps its own.
     """
     if limit is None:
-        raise ValueError(f"{source}: streaming=True without a limit; expected the number of rows to keep; give limit=…")
+        raise InputError(f"{source}: streaming=True without a limit; expected the number of rows to keep; give limit=…")
     rows, fingerprint = open_stream(source, split=split, cache_dir=cache_dir)
     columns = rows.column_names or list(next(iter(rows)))
     found_form = recognise(columns, str(source), form)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rpo.data.image_facts import ImageSource, stamp_of
 from rpo.data.own_files import is_own, own_file, read_regular
+from rpo.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder, IterableDataset
@@ -88,7 +89,7 @@ def open_stream(source: str | Path, *, split: str, cache_dir: str | Path | None)
     import datasets  # not at the top: it takes most of a second to load
 
     if is_saved_table(source):
-        raise ValueError(f"{source}: this table is on this disk and indexable; expected a remote one; do not stream it")
+        raise InputError(f"{source}: this table is on this disk and indexable; expected a remote one; do not stream it")
     path, files = _address(source, split)
     try:
         builder = datasets.load_dataset_builder(path, data_files=files, cache_dir=_text(cache_dir))
@@ -101,7 +102,7 @@ def open_stream(source: str | Path, *, split: str, cache_dir: str | Path | None)
 def require_split(source: object, split: str, *known: str) -> None:
     """Refuse a split that a source does not have: reading another would train on what should be held out."""
     if split not in known:
-        raise ValueError(
+        raise InputError(
             f"{source}: there is no split {split!r}; expected one of {', '.join(dict.fromkeys(known))}; name one"
         )
 
@@ -166,7 +167,7 @@ def encoded_bytes(value: object, home: Home) -> bytes:
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if not value or not isinstance(value, str | bytes):
-        raise ValueError(f"the cell holds {type(value).__name__ if value else 'nothing'}, not an encoded image")
+        raise InputError(f"the cell holds {type(value).__name__ if value else 'nothing'}, not an encoded image")
     if isinstance(value, bytes):
         return value
     if _is_own_address(value, home):
@@ -193,7 +194,7 @@ def _named(name: str, home: Home) -> Path:
     if is_from_root and any(is_own(root, path) for root in home.roots):
         return path
     if home.folder is None:
-        raise ValueError(
+        raise InputError(
             f"{name!r} is no file of this table; expected the image itself in the cell, or a path that the table's own "
             "folder of images has; embed the images, or read the folder that they lie in"
         )
@@ -214,11 +215,11 @@ def _address(source: str | Path, split: str) -> tuple[str, dict[str, str] | None
     path = Path(source)
     if path.is_file():
         if path.suffix != ".parquet":
-            raise ValueError(f"{path}: a {path.suffix or 'nameless'} file; expected .jsonl or .parquet; convert it")
+            raise InputError(f"{path}: a {path.suffix or 'nameless'} file; expected .jsonl or .parquet; convert it")
         require_split(path, split, ONLY_SPLIT)
         return "parquet", {split: str(path)}
     if not path.exists() and _is_no_hub_id(source):
-        raise ValueError(f"{path} does not exist; expected a folder or file of preference pairs; correct the path")
+        raise InputError(f"{path} does not exist; expected a folder or file of preference pairs; correct the path")
     return str(source), None
 
 
@@ -228,15 +229,15 @@ def _is_no_hub_id(source: str | Path) -> bool:
     return source.startswith((".", "/", "~")) or source.endswith((".jsonl", ".parquet")) or source.count("/") > 1
 
 
-def _not_opened(source: str | Path, error: Exception) -> ValueError:
+def _not_opened(source: str | Path, error: Exception) -> InputError:
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC):
-        return ValueError(
+        return InputError(
             f"{source} cannot be opened, since {error.filename or 'the cache of `datasets`'} cannot be read or written "
             f"({error.strerror}); expected a readable source and a writable cache, where `datasets` keeps what it "
             "converts; look at rights and room there, or name another cache in HF_DATASETS_CACHE"
         )
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ValueError(
+    return InputError(
         f"{source} cannot be opened ({reason}); expected a folder with metadata.jsonl, parquet, or a `datasets` id "
         "with this split; correct the source or the split"
     )

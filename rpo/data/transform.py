@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from rpo.data.preference import PreferencePair, Side
+from rpo.errors import InputError
 
 _HALF = 0.5  # share of mirrored draws
 
@@ -37,7 +38,7 @@ class TransformDraw:
     def __post_init__(self) -> None:
         """Refuse a square outside the image."""
         if self.crop is not None and not all(0 <= at < 1 for at in self.crop):
-            raise ValueError(f"crop is {self.crop}; expected two numbers from 0 up to but without 1; give fractions")
+            raise InputError(f"crop is {self.crop}; expected two numbers from 0 up to but without 1; give fractions")
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ class PairTransform:
     def __post_init__(self) -> None:
         """Refuse what cannot be a transform."""
         if self.resolution < 1:
-            raise ValueError(f"resolution is {self.resolution}; expected a positive number of pixels; try 512")
+            raise InputError(f"resolution is {self.resolution}; expected a positive number of pixels; try 512")
         if self.crop not in ("center", "random"):
-            raise ValueError(f'crop is {self.crop!r}; expected "center" or "random"; choose one')
+            raise InputError(f'crop is {self.crop!r}; expected "center" or "random"; choose one')
 
     @property
     def key(self) -> str:
@@ -101,7 +102,7 @@ class PairTransform:
         side = self.resolution
         values = np.asarray(image, dtype=np.uint8)[window.top : window.top + side, window.left : window.left + side]
         if values.shape[:2] != (side, side):
-            raise ValueError(f"{window} leaves the image of {image.size}; expected one of `windows` for its size")
+            raise InputError(f"{window} leaves the image of {image.size}; expected one of `windows` for its size")
         if window.flip:
             values = values[:, ::-1]
         return torch.from_numpy(values.copy()).permute(2, 0, 1).contiguous().float() / 255
@@ -132,7 +133,7 @@ def caption_dropped(*, seed: int, pair_index: int, draw_index: int, rate: float)
             at every higher one.
     """
     if not 0 <= rate <= 1:
-        raise ValueError(f"caption dropping rate is {rate}; expected 0 to 1; Diffusion-DPO takes 0.2")
+        raise InputError(f"caption dropping rate is {rate}; expected 0 to 1; Diffusion-DPO takes 0.2")
     return _uniform(seed, "caption", pair_index, draw_index) < rate
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 from rpo.data.details import DETAIL_COLUMNS, NUMBERS
 from rpo.data.jsonl import append_line, mend_last_line, name_full_disk, read_lines
 from rpo.data.preference import SIDES, PreferencePair, Side
+from rpo.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -109,7 +110,7 @@ def _partial(path: Path) -> Path:
 def _plain_columns(pair: PreferencePair) -> dict[str, str | int | float]:
     unknown = sorted(set(pair.details) - set(DETAIL_COLUMNS))
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"{pair.name}: unknown details {', '.join(unknown)}; expected {', '.join(DETAIL_COLUMNS)}; rename them"
         )
     scores = {"chosen_score": pair.chosen_score, "rejected_score": pair.rejected_score}

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
+from rpo.errors import InputError
 from rpo.evaluation.intervals import Interval, accuracy, check_same_length, claims_of, paired_gain
 
 __all__ = [
@@ -133,7 +134,7 @@ def format_gain(gain: Interval) -> str:
 
 def _by_label(labels: Sequence[str], count: int) -> list[tuple[str, np.ndarray]]:
     if len(labels) != count:
-        raise ValueError(
+        raise InputError(
             f"labels has {len(labels)} entries for {count} images, but every image needs one; "
             "repeat each prompt's label once per image"
         )

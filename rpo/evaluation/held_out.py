@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rpo.data.prompts import SHAPES, read_prompts
+from rpo.errors import InputError
 from rpo.evaluation.intervals import Interval, paired_gain
 from rpo.models.base import DiffusionModel
 from rpo.ranges import Count, Fraction, GuidanceScale, Seed, Text
@@ -74,7 +75,7 @@ class HeldOutScores:
     def gain_over(self, before: "HeldOutScores", *, seed: int = 0) -> dict[str, Interval]:
         """The mean difference from another model on the same prompts and noise, by domain."""
         if before.prompts != self.prompts:
-            raise ValueError(
+            raise InputError(
                 "the two models were judged on other prompts, but a paired gain compares image by image; judge both "
                 "with one HeldOut"
             )
@@ -103,7 +104,7 @@ class HeldOut:
         """Make sure that none of the prompts is trained on."""
         both = sorted(set(prompts) & {one for some in self.prompts.values() for one in some})
         if both:
-            raise ValueError(
+            raise InputError(
                 f"{len(both)} of the held-out prompts are trained on, {both[0]!r} for one; expected none, or the gain "
                 "would not be one on new prompts; remove them from held_out.prompts"
             )

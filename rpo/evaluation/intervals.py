@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtr, stdtrit
 
+from rpo.errors import InputError
+
 FEW_PROMPTS = 6
 """From here on, the range of the resampled prompts is wide enough to be a 95 % interval."""
 
@@ -100,7 +102,7 @@ def claims_of(values: ArrayLike, name: str) -> np.ndarray:
     claims = np.asarray(values)
     _one_per_image(claims, name)
     if claims.dtype != np.bool_:
-        raise ValueError(
+        raise InputError(
             f"{name} has dtype {claims.dtype}, but an accuracy counts booleans; "
             "compare scores with a threshold first, or give them to paired_gain"
         )
@@ -110,7 +112,7 @@ def claims_of(values: ArrayLike, name: str) -> np.ndarray:
 def check_same_length(before: np.ndarray, after: np.ndarray) -> None:
     """Refuse two models judged on different numbers of images."""
     if len(before) != len(after):
-        raise ValueError(
+        raise InputError(
             f"before has {len(before)} images and after has {len(after)}, but a paired gain compares image by image; "
             "evaluate both models on the same prompts and seeds"
         )
@@ -162,7 +164,7 @@ def _scores(values: ArrayLike, name: str) -> np.ndarray:
     _one_per_image(scores, name)
     if not np.isfinite(scores).all():
         worst = int(np.flatnonzero(~np.isfinite(scores))[0])
-        raise ValueError(
+        raise InputError(
             f"{name}[{worst}] is {scores[worst]}, but a mean needs finite numbers; "
             "find out why that image has no score, or leave it out of both models"
         )
@@ -171,7 +173,7 @@ def _scores(values: ArrayLike, name: str) -> np.ndarray:
 
 def _one_per_image(values: np.ndarray, name: str) -> None:
     if values.ndim != 1 or len(values) == 0:
-        raise ValueError(
+        raise InputError(
             f"{name} has shape {values.shape}, but one number per image and at least one image are needed; "
             "give a flat, non-empty list"
         )
@@ -179,7 +181,7 @@ def _one_per_image(values: np.ndarray, name: str) -> None:
 
 def _codes(groups: Sequence[object], count: int) -> np.ndarray:
     if len(groups) != count:
-        raise ValueError(
+        raise InputError(
             f"groups has {len(groups)} entries for {count} images, but every image needs its prompt; "
             "repeat each prompt once per image"
         )

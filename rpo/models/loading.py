@@ -13,6 +13,7 @@ from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
 
 import rpo.shapes
+from rpo.errors import InputError
 from rpo.models.plain import refuse_altered
 
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -55,7 +56,7 @@ def load_pipeline(
     if path.is_dir():
         check_folder(path, variant=variant)
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-        raise ValueError(f"'{source}' is neither a folder, a file nor a hub id; give a path that exists or owner/name")
+        raise InputError(f"'{source}' is neither a folder, a file nor a hub id; give a path that exists or owner/name")
     elif (class_name := _class_name(source, revision)) not in SAME_PARTS:
         refuse_family(f"'{source}'", class_name)
     try:
@@ -68,14 +69,14 @@ def load_pipeline(
             requires_safety_checker=False,
         )
     except (SafetensorError, OSError, RuntimeError, KeyError) as error:
-        raise ValueError(f"'{source}' does not load as a Stable Diffusion pipeline: {error}") from error
+        raise InputError(f"'{source}' does not load as a Stable Diffusion pipeline: {error}") from error
     check_nothing_missing(pipe, path)
     return pipe
 
 
 def _load_single_file(path: Path, *, dtype: torch.dtype, config: str | PathLike[str] | None) -> StableDiffusionPipeline:
     if path.suffix not in SINGLE_FILE_SUFFIXES:
-        raise ValueError(f"'{path}' is a {path.suffix or 'nameless'} file, but a checkpoint is .safetensors or .ckpt")
+        raise InputError(f"'{path}' is a {path.suffix or 'nameless'} file, but a checkpoint is .safetensors or .ckpt")
     if path.suffix == ".safetensors":
         check_safetensors(path)
     try:
@@ -83,13 +84,13 @@ def _load_single_file(path: Path, *, dtype: torch.dtype, config: str | PathLike[
             str(path), dtype=dtype, config=None if config is None else str(config)
         )
     except NotImplementedError as error:  # torch's, on moving a network that did not get all of its tensors
-        raise ValueError(
+        raise InputError(
             f"'{path}' lacks tensors of its UNet or VAE; it is incomplete, or not of the architecture that "
             f"config={config} tells: get it again, or give the diffusers folder of its architecture"
         ) from error
     except (SafetensorError, SingleFileComponentError, OSError, RuntimeError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
+        raise InputError(
             f"'{path}' does not load as a single-file Stable Diffusion checkpoint: {reason}; if its architecture is "
             "not SD 1.5's, or there is no network, give config=<a diffusers folder of the same architecture>"
         ) from error
@@ -104,25 +105,25 @@ def check_pipeline(pipe: DiffusionPipeline) -> None:
         refuse_family("the pipeline", type(pipe).__name__)
     missing = [name for name in COMPONENTS if pipe.components[name] is None]
     if missing:
-        raise ValueError(f"the pipeline has no {', '.join(missing)}; load it with all of {', '.join(COMPONENTS)}")
+        raise InputError(f"the pipeline has no {', '.join(missing)}; load it with all of {', '.join(COMPONENTS)}")
     refuse_altered(pipe)
     config = pipe.unet.config
     if config["in_channels"] != pipe.vae.config["latent_channels"]:
         kind = OTHER_DENOISERS.get(config["in_channels"], "another kind of UNet")
-        raise ValueError(
+        raise InputError(
             f"the UNet takes {config['in_channels']} channels: {kind}, but a text-to-image UNet takes "
             f"{pipe.vae.config['latent_channels']}; use the text-to-image checkpoint that it was made from"
         )
     for key, kind in (("addition_embed_type", "SDXL"), ("time_cond_proj_dim", "a guidance-distilled UNet (LCM)")):
         if config[key] is not None:
-            raise ValueError(f"the UNet has {key}={config[key]!r}: {kind}, but SD 1.x/2.x is needed; use its own base")
+            raise InputError(f"the UNet has {key}={config[key]!r}: {kind}, but SD 1.x/2.x is needed; use its own base")
 
 
 def refuse_family(what: str, class_name: str) -> None:
     """Say of a pipeline of another class which family it is, and what is supported."""
     family = re.split(r"Pipeline|Img2Img|Inpaint|ControlNet|Control(?=P)", class_name)[0] or class_name
     if "Pipeline" not in class_name:
-        raise ValueError(
+        raise InputError(
             f"{what} is a {class_name}, but a Stable Diffusion 1.x/2.x text-to-image pipeline is needed; load one with "
             "StableDiffusionPipeline.from_pretrained(CHECKPOINT)"
         )
@@ -130,7 +131,7 @@ def refuse_family(what: str, class_name: str) -> None:
         advice = "the text-to-image checkpoint that it was made from, or load its parts with StableDiffusionPipeline"
     else:
         advice = "such a checkpoint; SDXL, SD 3, FLUX, PixArt, Sana and other families are not supported yet"
-    raise ValueError(
+    raise InputError(
         f"{what} is a {class_name}, but Stable Diffusion 1.x/2.x text-to-image is needed; its family is {family}: give "
         f"{advice}"
     )
@@ -142,7 +143,7 @@ def _class_name(source: str | PathLike[str], revision: str | None = None) -> str
         found = DiffusionPipeline.load_config(source, revision=revision)
         return str(found["_class_name"])
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise InputError(
             f"'{source}' has no readable model_index.json that names its class ({' '.join(str(error).split())[:300]}); "
             "expected a diffusers pipeline: copy or download it again"
         ) from error
@@ -152,14 +153,14 @@ def check_folder(folder: Path, *, variant: str | None = None) -> None:
     """Refuse a diffusers folder with a missing component or truncated weights, before anything is loaded."""
     index = folder / "model_index.json"
     if not index.is_file():
-        raise ValueError(
+        raise InputError(
             f"'{folder}' has no model_index.json, so it is no diffusers pipeline; give the folder that holds it"
         )
     if (class_name := _class_name(folder)) not in SAME_PARTS:
         refuse_family(f"'{folder}'", class_name)
     for component in COMPONENTS:
         if not (folder / component).is_dir():
-            raise ValueError(
+            raise InputError(
                 f"'{folder}' lacks its component {component}/; copy or download the whole checkpoint again"
             )
     for component in WEIGHTED:
@@ -168,14 +169,14 @@ def check_folder(folder: Path, *, variant: str | None = None) -> None:
             (folder / component).glob(f"*{stem}bin")
         )
         if not files:
-            raise ValueError(f"'{folder / component}' holds no weights (*{stem}safetensors); download it again")
+            raise InputError(f"'{folder / component}' holds no weights (*{stem}safetensors); download it again")
         for file in files:
             if file.suffix == ".safetensors":
                 check_safetensors(file)
 
 
 def check_nothing_missing(pipe: StableDiffusionPipeline, folder: Path) -> None:
-    """Refuse a pipeline some of whose tensors were not in its files: libraries go on with a warning and random weights."""
+    """Refuse a pipeline some of whose tensors were not in its files: libraries only warn and take random weights."""
     for part in ("unet", "vae"):
         _refuse_missing(
             folder / part, [name for name, tensor in pipe.components[part].named_parameters() if tensor.is_meta]
@@ -190,7 +191,7 @@ def check_nothing_missing(pipe: StableDiffusionPipeline, folder: Path) -> None:
 
 def _refuse_missing(part: Path, missing: list[str]) -> None:
     if missing:
-        raise ValueError(
+        raise InputError(
             f"'{part}' lacks {len(missing)} tensor{'s' * (len(missing) > 1)}, among them {missing[0]}; its weights do "
             "not belong to its config.json, or are incomplete: get the checkpoint again"
         )
@@ -203,13 +204,13 @@ def check_safetensors(file: Path) -> None:
         tensors = _announced_tensors(file)
         ends = [entry["data_offsets"][1] for entry in tensors.values()]
     except (ValueError, AttributeError, KeyError, TypeError, struct.error, MemoryError, OverflowError) as error:
-        raise ValueError(
+        raise InputError(
             f"'{file}' ({size} bytes) has no readable safetensors header; it is damaged, get it again"
         ) from error
     with file.open("rb") as stream:
         announced = 8 + struct.unpack("<Q", stream.read(8))[0] + max(ends, default=0)
     if announced != size:
-        raise ValueError(
+        raise InputError(
             f"'{file}' has {size} bytes, but its header announces {announced}; it is truncated, get it again"
         )
 

@@ -12,6 +12,8 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
+from rpo.errors import InputError
+
 PARTS = ("unet", "vae", "text_encoder")
 
 PROBE_SIDE, IMAGE_LATENT_SIDE = 16, 4
@@ -27,7 +29,7 @@ def refuse_altered(pipe: StableDiffusionPipeline) -> None:
         network = pipe.components[part]
         for find in (_compiled, _of_another_class, _switched, _hooked, _patched):
             if (fault := find(part, network)) is not None:
-                raise ValueError(f"{fault[0]}; expected the plain network, for that is what others load: {fault[1]}")
+                raise InputError(f"{fault[0]}; expected the plain network, for that is what others load: {fault[1]}")
     _refuse_scattered(pipe)
 
 
@@ -40,7 +42,7 @@ def refuse_strange(pipe: StableDiffusionPipeline, compute_dtype: torch.dtype) ->
     for part, wanted in fresh.items():
         error = (live[part] - wanted).abs().max().item()
         if not error <= tolerance * max(wanted.abs().max().item(), 1e-3):
-            raise ValueError(
+            raise InputError(
                 f"the pipeline's {part} does not compute what its weights and configuration say: it is off by "
                 f"{error:.3g} from a fresh one with the same weights; something was switched on or patched (a hook, "
                 "token merging, another attention processor): undo it, or load the checkpoint again"
@@ -103,7 +105,7 @@ def _outcome(
         return probe(make(pipe), compute_dtype)
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(
+        raise InputError(
             f"the pipeline does not run on a prompt and a latent alone ({type(error).__name__}: {reason}); expected a "
             "plain text-to-image pipeline whose weights fit its configurations: load the checkpoint again"
         ) from error
@@ -200,7 +202,7 @@ def _refuse_scattered(pipe: StableDiffusionPipeline) -> None:
     devices = dict(_devices(pipe))
     if len(set(devices.values())) > 1 or "meta" in devices.values():
         told = ", ".join(f"{part} on {device}" for part, device in devices.items())
-        raise ValueError(f"the pipeline's parts lie apart ({told}); expected one device: call pipe.to(DEVICE)")
+        raise InputError(f"the pipeline's parts lie apart ({told}); expected one device: call pipe.to(DEVICE)")
 
 
 def _devices(pipe: StableDiffusionPipeline) -> Iterator[tuple[str, str]]:

@@ -12,6 +12,7 @@ import torch
 from diffusers import DEISMultistepScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
+from rpo.errors import InputError
 from rpo.models.base import DiffusionModel
 from rpo.process.grid import check_grid
 from rpo.process.prediction import from_x0_eps
@@ -51,13 +52,13 @@ class BlackBoxSolver:
             model: The checkpoint; its scheduler's configuration says how the solver spaces its steps.
         """
         if name not in SOLVERS:
-            raise ValueError(f"solver is {name!r}, but only some of diffusers' fit here; give {', '.join(SOLVERS)}")
+            raise InputError(f"solver is {name!r}, but only some of diffusers' fit here; give {', '.join(SOLVERS)}")
         if model.prediction_type == "flow":
-            raise ValueError(
+            raise InputError(
                 "the model predicts flow, but these solvers are for variance-preserving checkpoints; use Ddim(eta=0.0)"
             )
         if not 1 <= num_steps <= model.num_train_timesteps:
-            raise ValueError(
+            raise InputError(
                 f"num_steps is {num_steps}, but this checkpoint has {model.num_train_timesteps} timesteps; ask for 1 "
                 f"to {model.num_train_timesteps} (8 to 20 are usual)"
             )
@@ -79,13 +80,13 @@ class BlackBoxSolver:
 
     def _check_order(self, t: Node, s: Node) -> None:
         if self._step == self.grid.num_steps:
-            raise ValueError(
+            raise InputError(
                 f"this solver has done its {self._step} steps, but was asked for another; it remembers one trajectory, "
                 "so make a new BlackBoxSolver for each call of sample"
             )
         expected = self.grid[self._step], self.grid[self._step + 1]
         if t.sigma.ndim or not (_are_same(t, expected[0]) and _are_same(s, expected[1])):
-            raise ValueError(
+            raise InputError(
                 f"step {self._step} of this solver goes from sigma {expected[0].sigma:.6g} to {expected[1].sigma:.6g}, "
                 f"but it was asked for {_described(t.sigma)} to {_described(s.sigma)}; sample on solver.grid, in "
                 "order, with a new BlackBoxSolver for each call"

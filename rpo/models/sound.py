@@ -12,6 +12,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor, nn
 
+from rpo.errors import InputError
 from rpo.models.plain import PARTS, probe_side
 from rpo.process.grid import vp_node
 from rpo.process.prediction import add_noise, from_x0_eps
@@ -43,7 +44,7 @@ def check_weights(pipe: StableDiffusionPipeline) -> None:
     scale = pipe.vae.config.get("scaling_factor")
     is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
     if not (is_number and 0 < scale < math.inf):
-        raise ValueError(
+        raise InputError(
             f"the VAE's configuration has scaling_factor {scale}, but a number above 0 is needed (0.18215 for Stable "
             "Diffusion 1.x and 2.x); correct vae/config.json, or pipe.vae.register_to_config(scaling_factor=…)"
         )
@@ -53,20 +54,20 @@ def _check_network(part: str, network: nn.Module) -> None:
     tensors = {name: tensor.detach() for name, tensor in network.named_parameters() if tensor.numel()}
     for name, tensor in tensors.items():
         if tensor.dtype not in WEIGHT_TYPES:
-            raise ValueError(
+            raise InputError(
                 f"{part}.{name} is {tensor.dtype}, but float32, bfloat16 or float16 weights are needed; load the "
                 "checkpoint without quantisation, with dtype=torch.bfloat16 to save memory"
             )
     largest = torch.stack([tensor.abs().max().float() for tensor in tensors.values()]).cpu()
     broken = [name for name, value in zip(tensors, largest.tolist(), strict=True) if not math.isfinite(value)]
     if broken:
-        raise ValueError(
+        raise InputError(
             f"{part}.{broken[0]} has numbers that are not finite, in {len(broken)} tensor"
             f"{'s' * (len(broken) > 1)} of {part}; expected finite weights: get the checkpoint again, or one saved "
             "before it broke (float16 overflows above 65504)"
         )
     if not largest.any():
-        raise ValueError(f"all weights of {part} are zero; expected a trained network: get the checkpoint again")
+        raise InputError(f"all weights of {part} are zero; expected a trained network: get the checkpoint again")
 
 
 def noise_schedule(scheduler: Any) -> DDIMScheduler:
@@ -74,13 +75,13 @@ def noise_schedule(scheduler: Any) -> DDIMScheduler:
     config: Mapping[str, Any] = scheduler.config
     own, name = vars(scheduler).get("alphas_cumprod"), type(scheduler).__name__
     if own is None or config.get("use_flow_sigmas"):
-        raise ValueError(
+        raise InputError(
             f"the pipeline's scheduler is {name}, which does not state the noise schedule (betas) that the UNet was "
             f"trained with: it is for flow, EDM or consistency models; {SCHEDULER_ADVICE}"
         )
     prediction_type = config.get("prediction_type")
     if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(
+        raise InputError(
             f"the scheduler says prediction_type={prediction_type!r}; {', '.join(PREDICTION_TYPES[:2])} or sample is "
             f"needed; {SCHEDULER_ADVICE}"
         )
@@ -88,18 +89,18 @@ def noise_schedule(scheduler: Any) -> DDIMScheduler:
         # The pipeline itself switches clip_sample off; a scheduler configured for another class may leave it unset.
         made = DDIMScheduler.from_config(config, clip_sample=False)
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"the scheduler {name} has no usable noise schedule ({error}); {SCHEDULER_ADVICE}") from error
+        raise InputError(f"the scheduler {name} has no usable noise schedule ({error}); {SCHEDULER_ADVICE}") from error
     curve = made.alphas_cumprod.double()
     falls = bool(torch.cat([curve, curve.new_zeros(1)]).diff().le(0).all()) and 0 < float(curve[0]) <= 1
     if not (falls and len(curve) == made.config["num_train_timesteps"]):
-        raise ValueError(
+        raise InputError(
             f"the scheduler {name} has betas that make no noise schedule of {made.config['num_train_timesteps']} "
             f"steps that falls from 1 to 0; {SCHEDULER_ADVICE}"
         )
     # A sampler that does not know of zero terminal SNR keeps the word in its configuration, for others to read.
     curves = [made.alphas_cumprod, DDIMScheduler.from_config(config, rescale_betas_zero_snr=False).alphas_cumprod]
     if not any(len(own) == len(one) and bool((own.cpu() - one).abs().max() <= SAME_SCHEDULE) for one in curves):
-        raise ValueError(
+        raise InputError(
             f"the scheduler {name} has another noise schedule than its configuration's betas make; {SCHEDULER_ADVICE}"
         )
     return made
@@ -111,7 +112,7 @@ def check_prediction_type(pipe: StableDiffusionPipeline, schedule: DDIMScheduler
     errors = prediction_errors(pipe, schedule, compute_dtype)
     best = min(errors, key=errors.__getitem__)
     if errors[best] < CLEARLY and errors[best] < CLEARLY * errors[given]:
-        raise ValueError(
+        raise InputError(
             f"the scheduler says prediction_type={given}, but the UNet's error is {errors[given]:.2f} as {given} and "
             f"{errors[best]:.2f} as {best} (1 is what predicting nothing has); set it right with pipe.scheduler = "
             f'DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="{best}"), or in '

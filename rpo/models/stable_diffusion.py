@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from rpo.errors import InputError
 from rpo.models.base import guided
 from rpo.models.execution import Attention, prepare_denoiser
 from rpo.models.fingerprint import hash_network
@@ -173,7 +174,7 @@ class StableDiffusion:
             ValueError: If there are more steps than training timesteps, or fewer than one.
         """
         if not 1 <= num_steps <= self.num_train_timesteps:
-            raise ValueError(
+            raise InputError(
                 f"num_steps is {num_steps}, but this checkpoint has {self.num_train_timesteps} timesteps; ask for 1 to "
                 f"{self.num_train_timesteps} (20 to 50 are usual)"
             )
@@ -210,7 +211,7 @@ class StableDiffusion:
         strangers = [prompt for prompt in prompts if not isinstance(prompt, str)]
         if isinstance(prompts, str) or not len(prompts) or strangers:
             what = f"a {type(strangers[0]).__name__} among them" if strangers else repr(prompts)
-            raise ValueError(
+            raise InputError(
                 f"prompts are {what}, but a non-empty list of strings is needed; give one string per image"
             )
         distinct = list(dict.fromkeys([negative_prompt, *prompts]))
@@ -232,7 +233,7 @@ class StableDiffusion:
             ValueError: If `guidance_scale` is below 1.
         """
         if guidance_scale < 1:
-            raise ValueError(f"guidance_scale is {guidance_scale}, but it must be >= 1; 1 is no guidance, 7.5 is usual")
+            raise InputError(f"guidance_scale is {guidance_scale}, but it must be >= 1; 1 is no guidance, 7.5 is usual")
         if guidance_scale == 1:
             return self._forward(x_t, timestep, cond.prompt_embeds)
         both = torch.cat([cond.negative_embeds, cond.prompt_embeds])
@@ -282,13 +283,13 @@ class StableDiffusion:
 def check_images(images: Images, factor: int) -> None:
     """Refuse what is not a batch of RGB images in [0, 1]; reads the range, so it costs one device synchronisation."""
     if images.ndim != IMAGE_DIMS or images.shape[1] != RGB:
-        raise ValueError(f"images have shape {tuple(images.shape)}, but [batch, 3, height, width] is needed; give RGB")
+        raise InputError(f"images have shape {tuple(images.shape)}, but [batch, 3, height, width] is needed; give RGB")
     if images.shape[2] % factor or images.shape[3] % factor:
-        raise ValueError(
+        raise InputError(
             f"images are {images.shape[2]}x{images.shape[3]}, but the sides must divide by {factor}; crop them"
         )
     low, high = torch.stack(images.aminmax()).tolist()
     if not (low >= 0 and high <= 1):
-        raise ValueError(
+        raise InputError(
             f"images span [{low:.4g}, {high:.4g}], but [0, 1] is needed; divide bytes by 255, or undo 2x - 1"
         )

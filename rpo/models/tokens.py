@@ -6,6 +6,7 @@ from os import PathLike
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
+from rpo.errors import InputError
 from rpo.models.captions import Kept, cut_captions
 from rpo.shapes import path as shapes_path
 
@@ -43,7 +44,7 @@ def load_tokenizer(source: str | PathLike[str]) -> CLIPTokenizer:
     try:
         return CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(
+        raise InputError(
             f"{source} has no tokenizer that can be loaded ({str(error).splitlines()[0]}); expected a diffusers folder "
             "or hub id of Stable Diffusion; correct --model"
         ) from error

@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rpo.errors import InputError
+
 Scale = Literal["group", "batch", "none"]
 """What a centred reward is divided by: the spread of its group, of the whole batch, or nothing."""
 
@@ -46,7 +48,7 @@ def group_normalize(
     same = group[:, None] == group
     sizes = same.sum(dim=1)
     if alone := int((sizes == 1).sum()):
-        raise ValueError(
+        raise InputError(
             f"{alone} of {len(group)} images are alone in their group, but an advantage compares the images of a "
             "group; draw at least 2 images per prompt, or give all images one group"
         )
@@ -118,7 +120,7 @@ def traced_returns(
     """
     _check_steps(values, costs)
     if not 0 <= trace <= 1:
-        raise ValueError(f"trace is {trace}, but it must be in [0, 1]; 0.95 is usual, 1 trusts the reward alone")
+        raise InputError(f"trace is {trace}, but it must be in [0, 1]; 0.95 is usual, 1 trusts the reward alone")
     returns: list[Tensor] = []
     following = values[-1]
     for value, cost in zip(values[1:].flip(0), costs.flip(0), strict=True):
@@ -145,7 +147,7 @@ def normalize_per_step(advantages: Float[Tensor, "steps batch"], *, eps: float =
 
 def _check_steps(values: Tensor, costs: Tensor) -> None:
     if values.shape[0] != costs.shape[0] + 1:
-        raise ValueError(
+        raise InputError(
             f"{values.shape[0]} values come with {costs.shape[0]} costs, but n + 1 nodes have n steps; give the value "
             "of all nodes, the last being the reward, and the cost of all steps"
         )

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rpo.errors import InputError
+
 LEAST = 0.01
 """Smallest D: a prompt without any dispersion counts log 100 / log 2 = 6.6 times the most dispersed one, at most."""
 
@@ -25,7 +27,7 @@ def mallows_scale(dispersion: Float[Tensor, " items"]) -> Float[Tensor, " items"
         ValueError: A dispersion is negative or not finite.
     """
     if not (dispersion.isfinite().all() and (dispersion >= 0).all()):
-        raise ValueError("a dispersion is negative or not finite; expected finite numbers >= 0: correct the scores")
+        raise InputError("a dispersion is negative or not finite; expected finite numbers >= 0: correct the scores")
     largest = dispersion.max()
     relative = dispersion / (2 * torch.where(largest > 0, largest, 1.0))
     scale = -relative.clamp(min=LEAST).log()

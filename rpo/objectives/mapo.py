@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from rpo.errors import InputError
 from rpo.objectives.preference_metrics import pair_output
 from rpo.types import StepOutput
 
@@ -52,7 +53,7 @@ def mapo(
         ValueError: A number is outside its range.
     """
     if not (beta >= 0 and slope > 0 and temperature > 0):
-        raise ValueError(
+        raise InputError(
             f"beta is {beta}, slope {slope} and temperature {temperature}, but beta must be >= 0 and the others > 0; "
             "the paper has 0.1, 0.5 and 1000"
         )

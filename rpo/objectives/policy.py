@@ -23,6 +23,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from rpo.errors import InputError
+
 
 @dataclass(frozen=True)
 class Surrogate:
@@ -84,7 +86,7 @@ def clipped_surrogate(
         tensor([False])
     """
     if clip <= 0:
-        raise ValueError(f"clip is {clip}, but it must be > 0; 1e-4 is usual, `plain` has no clip")
+        raise InputError(f"clip is {clip}, but it must be > 0; 1e-4 is usual, `plain` has no clip")
     advantage = advantage.detach()
     change = torch.expm1((log_prob - old_log_prob.detach()) / num_dims)
     kept = change.clamp(-clip, clip)
@@ -138,7 +140,7 @@ def adapt_coefficient(
         1.5
     """
     if not sqrt_kl >= 0:
-        raise ValueError(f"sqrt_kl is {sqrt_kl}, but a distance is >= 0; look for a policy that has diverged")
+        raise InputError(f"sqrt_kl is {sqrt_kl}, but a distance is >= 0; look for a policy that has diverged")
     if sqrt_kl > (1 + tolerance) * target:
         coefficient = coefficient * factor
     elif sqrt_kl < (1 - tolerance) * target:

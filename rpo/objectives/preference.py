@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rpo.errors import InputError
 from rpo.objectives.preference_links import LinkName, smoothed_link
 from rpo.objectives.preference_metrics import pair_output
 from rpo.types import StepOutput
@@ -166,11 +167,11 @@ def diffusion_dpo(
 
 def _check(beta: float, sft_weight: float, reference_weight: float) -> None:
     if not beta > 0:
-        raise ValueError(f"beta is {beta}, but it must be > 0; 5000 is usual for SD 1.5 (see beta_for_dims for others)")
+        raise InputError(f"beta is {beta}, but it must be > 0; 5000 is usual for SD 1.5 (see beta_for_dims for others)")
     if not sft_weight >= 0:
-        raise ValueError(f"sft_weight is {sft_weight}, but it must be >= 0; give 0 for plain Diffusion-DPO")
+        raise InputError(f"sft_weight is {sft_weight}, but it must be >= 0; give 0 for plain Diffusion-DPO")
     if not 0 <= reference_weight <= 1:
-        raise ValueError(
+        raise InputError(
             f"reference_weight is {reference_weight}, but it must be between 0 (no reference) and 1 (DPO); give 1"
         )
 
@@ -181,7 +182,7 @@ def _change(
     if reference_weight == 0:
         return error
     if reference_error is None:
-        raise ValueError(
+        raise InputError(
             f"reference_weight is {reference_weight}, but the reference's errors are missing; expected both: give "
             "them, or reference_weight=0"
         )

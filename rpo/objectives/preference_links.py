@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from rpo.errors import InputError
+
 LinkName = Literal["sigmoid", "ipo", "hinge", "square_hinge", "cauchy", "linear"]
 
 Link = Callable[[Float[Tensor, " batch"]], Float[Tensor, " batch"]]
@@ -80,7 +82,7 @@ def smoothed_link(
         ValueError: The smoothing is outside its range.
     """
     if not 0 <= label_smoothing < 0.5:  # noqa: PLR2004 - half of the labels wrong is no label
-        raise ValueError(
+        raise InputError(
             f"label_smoothing is {label_smoothing}; expected 0 up to but without 0.5, where a label says nothing; "
             "0 to 0.2 is usual"
         )

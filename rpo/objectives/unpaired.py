@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from rpo.errors import InputError
+
 PAPER_KTO_BETA = 1000.0
 """The authors' beta for SD 1.5; without the factor 1/2 of DPO's."""
 
@@ -46,9 +48,9 @@ def kto_losses(
         ValueError: A number is outside its range.
     """
     if not beta > 0:
-        raise ValueError(f"beta is {beta}, but it must be > 0; 1000 is usual for SD 1.5, 16 for shapes")
+        raise InputError(f"beta is {beta}, but it must be > 0; 1000 is usual for SD 1.5, 16 for shapes")
     if not (desirable_weight >= 0 and undesirable_weight >= 0):
-        raise ValueError(
+        raise InputError(
             f"desirable_weight is {desirable_weight} and undesirable_weight {undesirable_weight}, but both must be "
             ">= 0; 1 and 1 is usual for balanced labels"
         )

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rpo.errors import InputError
+
 
 @torch.no_grad()
 def winner_preserving_scale(
@@ -37,7 +39,7 @@ def winner_preserving_scale(
         ValueError: `kept_share` is outside its range.
     """
     if not 0 <= kept_share <= 1:
-        raise ValueError(f"kept_share is {kept_share}, but it must be between 0 and 1; 0.9 is usual")
+        raise InputError(f"kept_share is {kept_share}, but it must be between 0 and 1; 0.9 is usual")
     wide = torch.promote_types(chosen_residual.dtype, torch.float32)
     chosen, rejected = chosen_residual.to(wide), rejected_residual.to(wide)
     own, shared = (chosen * chosen).sum(dim=(1, 2, 3)), (chosen * rejected).sum(dim=(1, 2, 3))

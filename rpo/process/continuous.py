@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rpo.errors import InputError
 from rpo.process.grid import check_grid
 from rpo.process.schedule import Process, check_inside
 from rpo.process.transition import added_variance
@@ -27,7 +28,7 @@ def uniform_times(process: Process, num_steps: int) -> Float[Tensor, " nodes"]:
         ValueError: If there is no step.
     """
     if num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps}, but a grid needs a step; ask for 1 or more (20 to 50 are usual)")
+        raise InputError(f"num_steps is {num_steps}, but a grid needs a step; ask for 1 or more (20 to 50 are usual)")
     return torch.linspace(process.start, process.end, num_steps + 1, dtype=torch.float64, device="cpu")
 
 
@@ -46,7 +47,7 @@ def jittered_times(
         ValueError: If there is no step, or `jitter` is outside its range.
     """
     if not 0 <= jitter < 1:
-        raise ValueError(f"jitter is {jitter}, but nodes must not pass each other; give a share of a step in [0, 1)")
+        raise InputError(f"jitter is {jitter}, but nodes must not pass each other; give a share of a step in [0, 1)")
     times = uniform_times(process, num_steps)
     cell = (process.start - process.end) / num_steps
     moves = torch.rand(num_steps - 1, generator=generator, dtype=torch.float64, device="cpu") - 0.5

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rpo.errors import InputError
 from rpo.types import Grid, Node
 
 
@@ -85,12 +86,12 @@ def check_grid(grid: Grid) -> None:
         ValueError: If it has fewer than two nodes, or the ratio of noise to signal does not fall at every step.
     """
     if grid.num_steps < 1:
-        raise ValueError(f"a grid has {grid.alpha.shape[0]} nodes, but a step needs two; ask for num_steps >= 1")
+        raise InputError(f"a grid has {grid.alpha.shape[0]} nodes, but a step needs two; ask for num_steps >= 1")
     noise_to_signal = grid.sigma.double() / grid.alpha.double()  # infinite at pure noise, which is still larger
     is_rising = noise_to_signal[1:] >= noise_to_signal[:-1]
     if bool(is_rising.any()):
         step = int(is_rising.double().argmax())
-        raise ValueError(
+        raise InputError(
             f"a grid must run from noise to data, but sigma/alpha goes from {noise_to_signal[step]:.6g} to "
             f"{noise_to_signal[step + 1]:.6g} at step {step} (timestep {grid.timestep[step]:g}); give the timesteps "
             "noisiest first and without repeats (too many steps for the schedule also repeat)"

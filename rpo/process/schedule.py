@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rpo.errors import InputError
+
 FEWEST_TIMESTEPS = 3
 """Of a schedule that can be interpolated: less one with zero terminal SNR, they leave two slopes."""
 
@@ -77,14 +79,14 @@ class VariancePreserving:
         abar = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod.double().cpu()])
         self.num_train_timesteps = len(abar) - 1
         if final_alpha_cumprod not in (1, float(abar[1])):
-            raise ValueError(
+            raise InputError(
                 f"final_alpha_cumprod is {final_alpha_cumprod}, but the image is read at clean data or at the first "
                 f"timestep; give 1 or alphas_cumprod[0] = {float(abar[1])}"
             )
         if abar[-1] == 0:
             abar = abar[:-1]  # zero terminal SNR
         if self.num_train_timesteps < FEWEST_TIMESTEPS or not bool((abar[1:] < abar[:-1]).all() and abar[-1] > 0):
-            raise ValueError(
+            raise InputError(
                 f"alphas_cumprod has {self.num_train_timesteps} values that do not fall strictly from below 1 to 0 or "
                 f"above, or are fewer than {FEWEST_TIMESTEPS}; check the betas of the checkpoint's scheduler"
             )
@@ -153,7 +155,7 @@ class RectifiedFlow:
             ValueError: If not 0 <= end < start <= 1.
         """
         if not 0 <= end < start <= 1:
-            raise ValueError(f"start is {start} and end {end}, but time runs from noise 1 to data 0; start above end")
+            raise InputError(f"start is {start} and end {end}, but time runs from noise 1 to data 0; start above end")
         self.num_train_timesteps, self.start, self.end = num_train_timesteps, start, end
 
     def alpha(self, t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -188,7 +190,7 @@ def check_inside(t: Float[Tensor, "..."], end: float, start: float) -> None:
     """
     if not bool(((t >= end) & (t <= start)).all()):
         low, high = float(t.min()), float(t.max())
-        raise ValueError(
+        raise InputError(
             f"times span [{low:.6g}, {high:.6g}], but this process runs from noise at {start:.6g} to data at "
             f"{end:.6g}; stay between them (a checkpoint with zero terminal SNR starts just below 1)"
         )

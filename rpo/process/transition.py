@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rpo.errors import InputError
 from rpo.types import Latents, Node
 
 
@@ -191,6 +192,6 @@ class EulerMaruyama:
 
 def _check_eta(eta: float) -> None:
     if not 0 <= eta < math.inf:
-        raise ValueError(
+        raise InputError(
             f"eta is {eta}, but a noise level must be finite and >= 0; 0 is deterministic, 1 ancestral sampling"
         )

@@ -16,6 +16,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora
+from rpo.errors import InputError
 from rpo.local_paths import refuse_private
 from rpo.models.loading import check_folder
 from rpo.publishing.model_card import PLACEHOLDER, CardFacts, Sample, write_model_card
@@ -114,7 +115,7 @@ def carry_out(
     url = str(api.create_repo(plan.repo_id, token=token, private=plan.private, repo_type=repo_type, exist_ok=True))
     # The Hub leaves an existing repository as visible as it is, whatever was asked for.
     if plan.private and not api.repo_info(plan.repo_id, repo_type=repo_type, token=token).private:
-        raise ValueError(
+        raise InputError(
             f"{plan.repo_id} exists already and is public, but private=True was asked for; nothing was uploaded: give "
             "private=False, or another name"
         )
@@ -136,9 +137,9 @@ def check_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"repo_id {repo_id!r} is no name on the Hub ({error}); use owner/name") from error
+        raise InputError(f"repo_id {repo_id!r} is no name on the Hub ({error}); use owner/name") from error
     if repo_id.count("/") != 1:
-        raise ValueError(
+        raise InputError(
             f"repo_id is {repo_id!r}, but it must be owner/name, so that it is clear whose it is; put your user or "
             "organisation name in front"
         )
@@ -149,7 +150,7 @@ def _check_weights(folder: Path) -> list[str]:
         check_folder(folder)
         return []
     if not (folder / WEIGHT_FILE).is_file():
-        raise ValueError(
+        raise InputError(
             f"{folder} holds neither {WEIGHT_FILE} nor model_index.json, but there must be something to publish; give "
             "the folder that save() returned"
         )
@@ -161,7 +162,7 @@ def _check_weights(folder: Path) -> list[str]:
 def _check_card(folder: Path) -> list[str]:
     card = folder / CARD
     if not card.is_file():
-        raise ValueError(
+        raise InputError(
             f"{folder} has no model card {CARD}, but nobody can use a model without one; see write_model_card"
         )
     data = ModelCard.load(card).data
@@ -175,7 +176,7 @@ def _files(folder: Path) -> tuple[tuple[PlannedFile, ...], list[str]]:
     hidden = [name for name in names if any(part.startswith(".") for part in name.split("/"))]
     shown = [name for name in names if name not in hidden]
     if state := [name for name in shown if TRAINING_STATE.search(name)]:
-        raise ValueError(
+        raise InputError(
             f"{folder} holds {len(state)} files of training state or pickles, such as {state[0]}, but only what a "
             "user of the model needs is published; save the model into a folder of its own"
         )

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rpo.errors import InputError
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -108,7 +110,7 @@ def draw_figure(charts: Sequence[Chart]) -> str:
         charts: What to draw, from left to right; up to three stay readable.
     """
     if not charts:
-        raise ValueError("there are 0 charts, but a figure shows at least one; leave the figure out")
+        raise InputError("there are 0 charts, but a figure shows at least one; leave the figure out")
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -232,13 +234,13 @@ def _inline(svg: str, title: str, name: str) -> str:
 
 def _check(chart: Chart) -> None:
     if not 1 <= len(chart.series) <= len(_SERIES):
-        raise ValueError(
+        raise InputError(
             f"chart {chart.title!r} has {len(chart.series)} curves, but 1 to {len(_SERIES)} can be told apart; "
             "leave the chart out, or split it"
         )
     for series in chart.series:
         if not series.x or len(series.x) != len(series.y):
-            raise ValueError(
+            raise InputError(
                 f"curve {series.name!r} has {len(series.x)} x and {len(series.y)} y, but needs as many of both and at "
                 "least one; leave the curve out if it was never measured"
             )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rpo.errors import InputError
 from rpo.reports.charts import draw
 from rpo.reports.sections import (
     CommandsSection,
@@ -93,7 +94,7 @@ def data_uri(pixels: np.ndarray) -> str:
     from PIL import Image
 
     if pixels.dtype != np.uint8 or pixels.shape[2:] != (3,):
-        raise ValueError(
+        raise InputError(
             f"image has dtype {pixels.dtype} and shape {pixels.shape}, but a report shows uint8 [height, width, 3]; "
             "convert with (255 * image).round().astype('uint8')"
         )

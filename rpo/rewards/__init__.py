@@ -12,6 +12,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any, cast
 
+from rpo.errors import InputError
 from rpo.rewards.base import Reward, RewardError, WeightedRewards, score
 from rpo.rewards.function import FunctionReward
 
@@ -70,14 +71,14 @@ def load_reward(spec: SingleReward) -> Reward:
         try:
             found = found()
         except TypeError as error:
-            raise ValueError(
+            raise InputError(
                 f"reward {spec!r} is a class that cannot be made without arguments ({error}); expected one that can; "
                 "name an instance of it instead"
             ) from error
     if inspect.isroutine(found) or isinstance(found, partial):
         return FunctionReward(found)
     if not callable(found):
-        raise ValueError(
+        raise InputError(
             f"reward {spec!r} is of type {type(found).__name__}, which cannot be called; expected something that takes "
             "(images, prompts); name a class, a function or an instance of this kind"
         )
@@ -114,7 +115,7 @@ def _find(spec: str) -> Any:
     if colon:
         return _attribute(spec, spec)
     nearest = difflib.get_close_matches(spec, REWARDS, n=1, cutoff=0.0)[0]
-    raise ValueError(
+    raise InputError(
         f"there is no reward {spec!r}; expected one of {', '.join(REWARDS)}, or package.module:attribute; the nearest "
         f"is {nearest!r}"
     )
@@ -122,12 +123,12 @@ def _find(spec: str) -> Any:
 
 def _of_checkpoint(name: str, checkpoint: str) -> Any:
     if name not in OF_CHECKPOINT:
-        raise ValueError(
+        raise InputError(
             f"reward '{name}:{checkpoint}' takes no checkpoint; expected one of {', '.join(OF_CHECKPOINT)} before the "
             f"colon, or package.module:attribute; leave out ':{checkpoint}'"
         )
     if not checkpoint:
-        raise ValueError(
+        raise InputError(
             f"reward '{name}:' names no checkpoint; expected {name}:FOLDER or {name}:owner/name; name one, or leave "
             "out the colon for the usual one"
         )
@@ -137,14 +138,14 @@ def _of_checkpoint(name: str, checkpoint: str) -> Any:
 def _attribute(place: str, spec: str) -> Any:
     module_name, _, attribute = place.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
-        raise ValueError(
+        raise InputError(
             f"reward {spec!r} is no place in a module; expected package.module:attribute; name a module that Python "
             "can import, not a file"
         )
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
-        raise ValueError(
+        raise InputError(
             f"reward {spec!r}: there is no module {error.name!r}; expected one that can be imported; install it, or "
             "put its folder on PYTHONPATH"
         ) from error
@@ -152,7 +153,7 @@ def _attribute(place: str, spec: str) -> Any:
         return getattr(module, attribute)
     except AttributeError as error:
         nearest = difflib.get_close_matches(attribute, vars(module), n=1, cutoff=0.0)[0]
-        raise ValueError(
+        raise InputError(
             f"reward {spec!r}: module {module_name!r} has no {attribute!r}; expected the name of a reward in it; the "
             f"nearest name is {nearest!r}"
         ) from error

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import torch
 
+from rpo.errors import InputError
 from rpo.rewards.checks import RewardError, check_batch, check_finite, check_range, per_sample
 from rpo.rewards.evidence import save_evidence
 from rpo.types import Images, PerSample
@@ -82,10 +83,10 @@ class WeightedRewards:
             rewards: At least one. A negative weight turns a reward into a penalty.
         """
         if not rewards:
-            raise ValueError("got no reward; expected at least one; name one with its weight, such as shapes: 1.0")
+            raise InputError("got no reward; expected at least one; name one with its weight, such as shapes: 1.0")
         for name, (_, weight) in rewards.items():
             if not math.isfinite(weight) or weight == 0:
-                raise ValueError(
+                raise InputError(
                     f"the weight of reward {name!r} is {weight:g}; expected a finite number other than 0; leave out a "
                     "reward that should not count"
                 )

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rpo.errors import InputError
 from rpo.types import Images
 
 IMAGE_DIMS, RGB = 4, 3
@@ -16,7 +17,7 @@ _REAL_KINDS = "fiub"
 """numpy's letters for floats, integers, unsigned integers and booleans."""
 
 
-class RewardError(ValueError):
+class RewardError(InputError):
     """A batch cannot be scored. A reward that knows which of its images is at fault raises it with their indices."""
 
     def __init__(

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import rpo.shapes
+from rpo.errors import InputError
 from rpo.rewards.checks import check_batch, check_range
 from rpo.rewards.clip_preprocessing import ClipPreprocessing, read_preprocessing
 from rpo.types import Images, PerSample
@@ -79,12 +80,12 @@ class ClipReward:
             batch_size: Images that go through the model at once; changes speed and memory only.
         """
         if scale is not None and not (math.isfinite(scale) and scale > 0):
-            raise ValueError(
+            raise InputError(
                 f"scale is {scale:g}; expected a positive number, or None for the checkpoint's own; give 100 for "
                 "CLIPScore, and a negative weight to turn a reward into a penalty"
             )
         if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; expected 1 or more; 8 to 64 are usual")
+            raise InputError(f"batch_size is {batch_size}; expected 1 or more; 8 to 64 are usual")
         self.source = str(model)
         self.processor = str(processor) if processor is not None else self.source
         self.is_clamped = is_clamped
@@ -188,16 +189,16 @@ def _load(source: str, processor: str, scale: float | None) -> _Loaded:
     try:
         config = AutoConfig.from_pretrained(source)
         if config.model_type != "clip":
-            raise ValueError(f"its configuration says model_type {config.model_type!r}")
+            raise InputError(f"its configuration says model_type {config.model_type!r}")
         # The dtype is given explicitly since transformers 5 takes that of the file.
         model, info = CLIPModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
         if info["missing_keys"]:
-            raise ValueError(f"it lacks {len(info['missing_keys'])} weights, such as {min(info['missing_keys'])}")
+            raise InputError(f"it lacks {len(info['missing_keys'])} weights, such as {min(info['missing_keys'])}")
         tokenizer = CLIPTokenizer.from_pretrained(processor)
         preprocess = read_preprocessing(BaseImageProcessor.get_image_processor_dict(processor)[0])
     except (OSError, ValueError) as error:
         where = f"{source!r}" if processor == source else f"{source!r} with the processor of {processor!r}"
-        raise ValueError(
+        raise InputError(
             f"no CLIP reward can be made of {where}: {error}; expected a folder or hub id with a CLIPModel, its "
             "tokenizer and its image processor; give another one, or download it where there is a network"
         ) from error

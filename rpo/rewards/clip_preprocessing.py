@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from rpo.errors import InputError
 from rpo.types import Images
 
 FILTERS = {2: "bilinear", 3: "bicubic"}
@@ -69,26 +70,26 @@ def read_preprocessing(config: Mapping[str, Any]) -> ClipPreprocessing:
     """
     kind = config.get("image_processor_type", config.get("feature_extractor_type", "CLIPImageProcessor"))
     if not str(kind).startswith("CLIP"):
-        raise ValueError(
+        raise InputError(
             f"the image processor is a {kind}; expected CLIP's, which resizes the short side and cuts out the centre; "
             "give the folder or hub id of a CLIP checkpoint"
         )
     if not (config.get("do_rescale", True) and config.get("do_normalize", True)) or not _is_byte(config):
-        raise ValueError(
+        raise InputError(
             f"the image processor has do_rescale {config.get('do_rescale')}, do_normalize "
             f"{config.get('do_normalize')}, rescale_factor {config.get('rescale_factor')}; expected bytes divided by "
             "255 and normalised; give a CLIP checkpoint"
         )
     number = config.get("resample", 3)
     if number not in FILTERS:
-        raise ValueError(
+        raise InputError(
             f"the image processor resizes with filter {number}; expected 3 (bicubic) or 2 (bilinear); give a CLIP "
             "checkpoint that uses one of them"
         )
     edge = _shortest_edge(config.get("size", DEFAULT_SIZE)) if config.get("do_resize", True) else None
     crop = _crop(config.get("crop_size", DEFAULT_SIZE)) if config.get("do_center_crop", True) else None
     if edge is None or crop is None or max(crop) > edge:
-        raise ValueError(
+        raise InputError(
             f"the image processor resizes the short side to {edge} and cuts out {crop}; expected both, and the cut not "
             "to be larger; give a CLIP checkpoint"
         )

@@ -30,6 +30,7 @@ from rpo.data.jsonl import append_line, read_lines
 from rpo.data.preference import PairSet, pair_set
 from rpo.data.prompts import read_prompts
 from rpo.data.readers import read_pairs
+from rpo.errors import InputError
 from rpo.evaluation.held_out import HeldOut, HeldOutScores
 from rpo.interrupts import ended_in_order
 from rpo.models.config import load_model
@@ -194,25 +195,25 @@ def _check(config: AlignConfig) -> None:
     if not is_verifier(config.held_out.reward):  # which is the truth, and cannot be taken in
         check_filters(config.curate.decide, config.held_out.reward, config.curate.critic.kind)
     if config.dpo.train != "lora":
-        raise ValueError(
+        raise InputError(
             f"dpo.train is {config.dpo.train}, but rounds are joined as LoRAs; give dpo.train=lora, or run "
             "`rpo curate` and `rpo train dpo` one after the other"
         )
     if config.curate.source.lora:
-        raise ValueError(
+        raise InputError(
             f"curate.source.lora is {config.curate.source.lora}, but the first round draws with the checkpoint itself; "
             "leave it out. To go on from a LoRA: `rpo curate` with source.lora, train with it fused (pipe.fuse_lora(); "
             "pipe.unload_lora_weights()), and join both with rpo.adapters.stack.stack_loras([FIRST, NEW], FOLDER)"
         )
     if config.curate.stop_after != "decisions":
-        raise ValueError(f"curate.stop_after is {config.curate.stop_after}, but a round needs pairs; leave it out")
+        raise InputError(f"curate.stop_after is {config.curate.stop_after}, but a round needs pairs; leave it out")
     if config.rounds > 1 and config.curate.source.kind != "generate":
-        raise ValueError(
+        raise InputError(
             f"rounds is {config.rounds} and curate.source.kind {config.curate.source.kind}, but only images that the "
             "model draws change from round to round; give rounds=1, or curate.source.kind=generate"
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
+        raise InputError(
             f"{os.environ['WORLD_SIZE']} processes were started, but rounds go on one; start one, or run `rpo curate` "
             "and `rpo train dpo` on several, one after the other"
         )
@@ -233,7 +234,7 @@ def _require_same_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
         if changed := [
             f"{name} from {was} to {inputs.get(name)}" for name, was in before.items() if was != inputs.get(name)
         ]:
-            raise ValueError(
+            raise InputError(
                 f"{folder} was started with something else: {'; '.join(changed)}; restore it, or give --output for "
                 "another folder"
             )

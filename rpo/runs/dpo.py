@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rpo.config import to_yaml
+from rpo.errors import InputError
 from rpo.models.config import ModelConfig, load_model
 from rpo.ranges import Count, Text
 from rpo.settings import settings
@@ -72,7 +73,7 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
     from rpo.training.resume import refuse_used
 
     if not config.data.source:
-        raise ValueError("data.source is empty; give a folder, file or data set of preference pairs: data.source=PATH")
+        raise InputError("data.source is empty; give a folder, file or data set of preference pairs: data.source=PATH")
     dpo = replace(config.dpo, folder=config.output) if config.output else config.dpo
     if not resume:
         refuse_used(Path(dpo.folder))

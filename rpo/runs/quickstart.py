@@ -29,6 +29,7 @@ from rpo.data.jsonl import append_line, mend_last_line, read_lines
 from rpo.data.preference import PairSet
 from rpo.data.readers import read_pairs
 from rpo.data.writers import written_whole
+from rpo.errors import InputError
 from rpo.evaluation.comparison import Comparison
 from rpo.interrupts import ended_in_order
 from rpo.models.config import ModelConfig, load_model
@@ -115,7 +116,7 @@ def _evaluated_once(
         try:
             return judge(np.load(file, allow_pickle=False))
         except (ValueError, EOFError) as error:
-            raise ValueError(f"{file} is damaged ({error}); expected images of the base; delete it") from error
+            raise InputError(f"{file} is damaged ({error}); expected images of the base; delete it") from error
     found = draw()
     with written_whole(file) as partial, partial.open("wb") as stream:
         np.save(stream, found.images)

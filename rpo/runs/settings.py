@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rpo.config import differences, load_config, to_yaml
+from rpo.errors import InputError
 from rpo.from_environment import digests
 from rpo.text import read_text, write_text
 
@@ -25,7 +26,7 @@ def require_same_settings(folder: Path, config: Any, *, resume: bool, free: Coll
     if not file.exists():
         return
     if not resume:
-        raise ValueError(f"{folder} holds a run already; give --resume to continue it, or --output for another folder")
+        raise InputError(f"{folder} holds a run already; give --resume to continue it, or --output for another folder")
     changed = differences(load_config(type(config), file), config)
     told = [f"{key} {change}" for key, change in changed.items() if key not in free]
     known = dict(_DIGEST.findall(read_text(file)))
@@ -35,7 +36,7 @@ def require_same_settings(folder: Path, config: Any, *, resume: bool, free: Coll
         if known.get(reference, digest) != digest
     ]
     if told:
-        raise ValueError(
+        raise InputError(
             f"{folder} was started with other settings ({file}): {'; '.join(told)}; repeat them, or give --output for "
             "another folder"
         )

@@ -13,6 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from rpo.devices import uploaded
+from rpo.errors import InputError
 from rpo.models.base import DiffusionModel, guided
 from rpo.models.solvers import BlackBoxSolver
 from rpo.process.continuous import grid_at, uniform_times
@@ -79,7 +80,7 @@ def sample(
         ValueError: If the number of generators is not the number of images.
     """
     if len(generators) != len(cond):
-        raise ValueError(
+        raise InputError(
             f"{len(generators)} generators were given for {len(cond)} images; give one generator per row of cond"
         )
     keep = keep or Keep()
@@ -194,7 +195,7 @@ def solving(
     """
     if solver == "dpm_solver":
         if eta != 0 or spacing != "checkpoint":
-            raise ValueError(
+            raise InputError(
                 f"solver is dpm_solver with eta {eta:g} and spacing {spacing!r}, but it is an ODE solver with steps of "
                 'its own; give eta 0 and spacing "checkpoint", or solver "ddim"'
             )

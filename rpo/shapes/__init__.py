@@ -5,6 +5,8 @@ The checkpoint is an ordinary diffusers folder: `StableDiffusionPipeline.from_pr
 
 from pathlib import Path
 
+from rpo.errors import InputError
+
 NUM_STEPS = 20
 """DDIM steps in which the checkpoint is meant to be sampled and in which its accuracy is quoted."""
 
@@ -42,7 +44,7 @@ def editor_path() -> Path:
 def _check(folder: Path, what: str, command: str) -> None:
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing:
-        raise FileNotFoundError(
+        raise InputError(
             f"the shapes {what} in {folder} lacks {', '.join(missing)}, which a complete installation has; install "
             f"rpo again, or train it with `{command}`"
         )

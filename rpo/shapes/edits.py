@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal, get_args
 
+from rpo.errors import InputError
 from rpo.shapes.prompts import COLORS, RELATIONS, SHAPES, ObjectType, Relation
 
 EditKind = Literal["add", "remove", "change", "move"]
@@ -77,7 +78,7 @@ def change(named: ObjectType, new: ObjectType, *, is_one_of_several: bool = Fals
     _check(named, may_be_malformed=True)
     _check(new)
     if named == new:
-        raise ValueError(f"a {named} was to become a {new}, which it is; name another colour or shape")
+        raise InputError(f"a {named} was to become a {new}, which it is; name another colour or shape")
     return Edit("change", named, is_one_of_several, new=new)
 
 
@@ -90,9 +91,9 @@ def move(named: ObjectType, relation: Relation, other: ObjectType, *, is_one_of_
     _check(named)
     _check(other)
     if relation not in RELATIONS:
-        raise ValueError(f"relation {relation!r} does not exist; use one of {', '.join(RELATIONS)}")
+        raise InputError(f"relation {relation!r} does not exist; use one of {', '.join(RELATIONS)}")
     if named == other:
-        raise ValueError(f"a {named} cannot be moved {relation} another {other}: the sentence would name neither")
+        raise InputError(f"a {named} cannot be moved {relation} another {other}: the sentence would name neither")
     return Edit("move", named, is_one_of_several, relation=relation, other=other)
 
 
@@ -128,7 +129,7 @@ _MOVE = re.compile(f"move {_SUBJECT} ({'|'.join(RELATIONS)}) the {_NOUN}")
 def _parse_one(sentence: str, text: str) -> Edit:
     edit = _matched(sentence)
     if edit is None or edit.text != sentence:
-        raise ValueError(
+        raise InputError(
             f"instruction {text!r} has the part {sentence!r}, which is no sentence of the shapes editor; it knows 'add "
             "a red circle', 'remove the blue square', 'change the red circle to blue', 'change the red circle to a "
             "blue square', 'move the red circle above the blue square', and two of them joined by '; '"
@@ -163,7 +164,7 @@ _TYPES = frozenset(ObjectType(color, shape) for color, shape in product(COLORS, 
 def _check(named: ObjectType, *, may_be_malformed: bool = False) -> None:
     is_malformed = may_be_malformed and named.shape == MALFORMED and named.color in COLORS
     if named not in _TYPES and not is_malformed:
-        raise ValueError(
+        raise InputError(
             f"there is no {named} in the shapes world; give one of the colours {', '.join(COLORS)} and one of the "
             f"shapes {', '.join((*SHAPES, MALFORMED) if may_be_malformed else SHAPES)}"
         )

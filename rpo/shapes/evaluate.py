@@ -11,6 +11,7 @@ import torch
 
 from rpo.adapters.lora import adapter_layers
 from rpo.adapters.lora_file import inspect_lora
+from rpo.errors import InputError
 from rpo.evaluation.comparison import Comparison, format_gain, format_share
 from rpo.models.base import DiffusionModel
 from rpo.models.stable_diffusion import StableDiffusion
@@ -78,7 +79,7 @@ def evaluate(
     """
     prompts = [prompt for some in prompts_by_domain.values() for prompt in some]
     if not prompts:
-        raise ValueError(
+        raise InputError(
             f"prompts_by_domain has no prompts (domains: {', '.join(prompts_by_domain) or 'none'}), but an accuracy "
             "needs at least one image; take some from held_out_prompts(count, seed)"
         )
@@ -146,7 +147,7 @@ def load_lora(model: StableDiffusion, path: str | Path) -> None:
         used = 0
     if used != found.num_layers:
         model.pipe.unload_lora_weights()
-        raise ValueError(
+        raise InputError(
             f"{found.path} adapts {found.num_layers} layers of {' and '.join(found.parts)}, of which this checkpoint "
             f"has {used} in that size; expected a LoRA trained on it: give another file, or the checkpoint that it "
             "belongs to"

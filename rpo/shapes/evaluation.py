@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rpo.errors import InputError
 from rpo.evaluation.comparison import Accuracy, Comparison, accuracy, accuracy_by, compare, compare_by
 from rpo.shapes import ETA, GUIDANCE_SCALE, NUM_STEPS
 from rpo.shapes.prompts import KINDS, Prompt, PromptKind
@@ -74,7 +75,7 @@ def judge_images(
     repeats = range(sampling.images_per_prompt)
     pairs = [(prompt, domain) for domain, some in prompts_by_domain.items() for prompt in some for _ in repeats]
     if len(images) != len(pairs):
-        raise ValueError(
+        raise InputError(
             f"got {len(images)} images for {len(pairs) // len(repeats)} prompts with {len(repeats)} images each, which "
             f"makes {len(pairs)}; give the images of exactly these prompts, in their order"
         )
@@ -119,12 +120,12 @@ def comparisons(before: ShapesEvaluation, after: ShapesEvaluation, *, seed: int 
 def check_comparable(before: ShapesEvaluation, after: ShapesEvaluation) -> None:
     """Refuse to compare images that differ in more than the model."""
     if before.sampling != after.sampling:
-        raise ValueError(
+        raise InputError(
             f"before was drawn with {before.sampling} and after with {after.sampling}, but a paired gain needs the "
             "same noise for both; evaluate both with one Sampling"
         )
     if before.prompts != after.prompts or before.domains != after.domains:
-        raise ValueError(
+        raise InputError(
             f"before has {len(before.prompts)} images and after {len(after.prompts)}, and their prompts differ, but a "
             "paired gain compares image by image; evaluate both on one list of prompts"
         )

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rpo.devices import device_named
+from rpo.errors import InputError
 from rpo.text import read_text, write_text
 
 
@@ -84,7 +85,7 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
         earlier = json.loads(read_text(file))
         changed = [f"{key}: {earlier.get(key)} -> {new}" for key, new in settings.items() if earlier.get(key) != new]
         if changed:
-            raise ValueError(
+            raise InputError(
                 f"{folder} holds a run with other settings ({', '.join(changed)}), expected the same ones to "
                 f"continue it; repeat them, or add --fresh to discard that run, or choose another --state"
             )
@@ -165,7 +166,7 @@ class _Meter:
     def report(self, done: int, log: TrainingLog) -> None:
         loss = self._sum.item() / (done - self._last)
         if not math.isfinite(loss):
-            raise ValueError(
+            raise InputError(
                 f"{self._phase.name}: the mean loss of steps {self._last + 1} to {done} is {loss}, expected a finite "
                 f"number; lower --lr or change --seed and start again with --fresh"
             )

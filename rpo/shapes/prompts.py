@@ -17,6 +17,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from rpo.errors import InputError
+
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (220, 30, 40),
     "yellow": (240, 200, 20),
@@ -96,7 +98,7 @@ def parse_prompt(text: str) -> Prompt:
     if text in _by_text():
         return _by_text()[text]
     nearest = difflib.get_close_matches(text, _by_text(), n=1, cutoff=0.0)
-    raise ValueError(
+    raise InputError(
         f"prompt {text!r} is not a sentence of the shapes world, which knows one object, two or three alike, two "
         f"joined by 'and', and two in a relation ({', '.join(RELATIONS)}); the nearest it knows is {nearest[0]!r}"
     )
@@ -109,7 +111,7 @@ def prompts(split: Split) -> list[Prompt]:
         split: "train" and "in_domain" are what the base was pretrained on; "out_of_domain" it has never seen.
     """
     if split not in get_args(Split):
-        raise ValueError(f"split {split!r} does not exist; use one of {', '.join(get_args(Split))}")
+        raise InputError(f"split {split!r} does not exist; use one of {', '.join(get_args(Split))}")
     return list(_splits()[split])
 
 
@@ -123,7 +125,7 @@ def sample_prompts(split: Split, count: int, seed: int) -> list[Prompt]:
         seed: Same seed, same prompts; a longer draw starts with the shorter one.
     """
     if count < 0:
-        raise ValueError(f"count {count} is negative, but a sample needs 0 or more prompts; give a count of at least 0")
+        raise InputError(f"count {count} is negative, but a sample needs 0 or more prompts; give a count of at least 0")
     rng = np.random.default_rng(seed)
     everything = prompts(split)
     pools = [[prompt for prompt in everything if prompt.kind == kind] for kind in KINDS]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from rpo.errors import InputError
 from rpo.shapes.prompts import NUMBER_WORDS, RELATIONS, ObjectType, Prompt, Relation, parse_prompt
 from rpo.shapes.reader import ReadObject, ReadScene, read_scene
 from rpo.shapes.world import DIRECTIONS, IMAGE_SIZE
@@ -81,7 +82,7 @@ def verify(image: NDArray[np.uint8] | Tensor, prompt: Prompt | str) -> Verdict:
 def verify_all(images: Images, prompts: Sequence[Prompt | str]) -> list[Verdict]:
     """Judge a batch of images, each against its own prompt."""
     if len(images) != len(prompts):
-        raise ValueError(
+        raise InputError(
             f"got {len(images)} images and {len(prompts)} prompts, but every image needs its own prompt; "
             "repeat each prompt once per image"
         )
@@ -90,7 +91,7 @@ def verify_all(images: Images, prompts: Sequence[Prompt | str]) -> list[Verdict]
         try:
             verdicts.append(verify(image, prompt))
         except ValueError as error:
-            raise ValueError(f"image {index}: {error}") from error
+            raise InputError(f"image {index}: {error}") from error
     return verdicts
 
 
@@ -182,7 +183,7 @@ def _checked_pixels(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     is_array = isinstance(image, np.ndarray)
     if not is_array or image.dtype != np.uint8 or image.shape != expected:
         given = f"an array of {image.dtype} {list(image.shape)}" if is_array else f"a {type(image).__name__}"
-        raise ValueError(
+        raise InputError(
             f"got {given}, expected an array of uint8 {list(expected)}; "
             "give a rendered scene, or a float tensor [3, 64, 64] in [0, 1]"
         )
@@ -192,14 +193,14 @@ def _checked_pixels(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _tensor_to_pixels(image: Tensor) -> NDArray[np.uint8]:
     expected = (3, IMAGE_SIZE, IMAGE_SIZE)
     if not image.is_floating_point() or image.shape != expected:
-        raise ValueError(
+        raise InputError(
             f"got a tensor of {image.dtype} {list(image.shape)}, expected float {list(expected)}; "
             "give one image at a time in [0, 1], or a batch to verify_all"
         )
     values = image.detach().to("cpu", torch.float32)
     low, high = values.min().item(), values.max().item()
     if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):
-        raise ValueError(
+        raise InputError(
             f"got image values from {low:g} to {high:g}, expected [0, 1]; divide by 255, or map [-1, 1] by x / 2 + 0.5"
         )
     return (values.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()

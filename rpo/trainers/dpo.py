@@ -34,6 +34,7 @@ from rpo.data.preference import pairs_identity
 from rpo.data.readers import PairSource, pairs_from
 from rpo.data.readthrough import Memory
 from rpo.data.transform import PairTransform
+from rpo.errors import InputError
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.publishing.publish import PublishPlan, publish, write_model_card
 from rpo.text import write_text
@@ -115,7 +116,7 @@ class DPOTrainer:
         self.resolution = self.config.resolution or self.model.image_size
         side, rest = divmod(self.resolution, self.model.pipe.vae_scale_factor)
         if rest or not side:
-            raise ValueError(
+            raise InputError(
                 f"resolution is {self.resolution}, but this checkpoint's autoencoder needs a multiple of "
                 f"{self.model.pipe.vae_scale_factor}; {self.model.image_size} is its own"
             )

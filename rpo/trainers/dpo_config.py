@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Literal
 
+from rpo.errors import InputError
 from rpo.from_environment import as_compared
 from rpo.models.config import ATTENTION_PROJECTIONS
 from rpo.ranges import Count, Fraction, Names, NotNegative, Positive, Range, Seed, Text
@@ -117,7 +118,7 @@ class DPOConfig:
     def __post_init__(self):
         """Refuse settings that no run can have."""
         if self.loop.accumulate != 1:
-            raise ValueError(
+            raise InputError(
                 f"loop.accumulate is {self.loop.accumulate}, but DPO works it out; set pairs_per_update and micro_batch"
             )
         _check_objective(self)
@@ -127,18 +128,18 @@ def _check_objective(config: DPOConfig) -> None:
     """Refuse an objective and settings beside it that cannot go together."""
     objective, region = config.objective, config.region
     if config.sft_weight and objective.method != "dpo":
-        raise ValueError(
+        raise InputError(
             f"sft_weight is {config.sft_weight}, but objective.method {objective.method} has no such term (that of "
             "mapo is built in); give sft_weight=0"
         )
     if region.needs_reference and not objective.needs_reference:
-        raise ValueError(
+        raise InputError(
             f"region.anchor is {region.anchor}, but the objective ({objective.method}, reference_weight "
             f"{objective.reference_weight:g}) needs no reference, and the anchor would ask it at every visit; give "
             "region.anchor=0, or an objective with a reference"
         )
     if region.needs_reference and config.draws_per_pair is not None:
-        raise ValueError(
+        raise InputError(
             f"draws_per_pair is {config.draws_per_pair} and region.anchor {region.anchor}, but what is kept of the "
             "reference is its errors, and the anchor needs its predictions; give region.anchor=0, or leave "
             "draws_per_pair out"
@@ -196,7 +197,7 @@ def share_of(config: DPOConfig, *, process: int, processes: int) -> Share:
     if config.pairs_per_update % at_once:
         per_process = config.pairs_per_update / processes
         fitting = [n for n in range(1, int(per_process) + 1) if per_process % n == 0]
-        raise ValueError(
+        raise InputError(
             f"pairs_per_update={config.pairs_per_update} is not a multiple of micro_batch={config.micro_batch} times "
             f"{processes} process(es); use a micro_batch of "
             f"{', '.join(map(str, fitting)) or f'1 and a multiple of {processes} pairs'}"

@@ -4,6 +4,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
+from rpo.errors import InputError
 from rpo.objectives.advantages import Scale
 from rpo.ranges import Count, NotNegative, Positive, Seed, Text, WholeNumber
 from rpo.settings import settings
@@ -71,24 +72,24 @@ class GRPOConfig:
     def __post_init__(self):
         """Refuse settings that no run can have."""
         if not self.rollout.has_density:
-            raise ValueError(
+            raise InputError(
                 f"rollout.solver is {self.rollout.solver} with eta {self.rollout.eta}, whose steps have no transition "
                 "density, but GRPO needs likelihoods; set eta above 0 with ddim or euler_maruyama, or train by "
                 "score-as-action with estimator: pathwise"
             )
         trained = self.learning.guidance_scale
         if trained is not None and trained != self.rollout.guidance_scale:
-            raise ValueError(
+            raise InputError(
                 f"learning.guidance_scale is {trained}, but the rollout's is {self.rollout.guidance_scale}: the "
                 "likelihood of what was drawn is that of the policy that drew it; leave it out"
             )
         if self.baseline == "group" and self.rollout.images_per_prompt == 1:
-            raise ValueError(
+            raise InputError(
                 "rollout.images_per_prompt is 1, but a group is the images of one prompt; give 2 or more, or "
                 "baseline: prompt_history"
             )
         if not 1 < self.min_history <= self.history:
-            raise ValueError(
+            raise InputError(
                 f"min_history is {self.min_history} and history {self.history}, but 2 <= min_history <= history is "
                 "needed; 16 and 32 are usual"
             )

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rpo.config import to_yaml
+from rpo.errors import InputError
 from rpo.models.base import DiffusionModel
 from rpo.process.transition import Kernel
 from rpo.publishing.publish import PublishPlan, publish, write_model_card
@@ -90,7 +91,7 @@ class OnlineRun:
         """Steps of each trajectory that are trained."""
         rollout, learning = self.settings.rollout, self.settings.learning
         if rollout.max_steps is not None and learning.train_steps is None:
-            raise ValueError(
+            raise InputError(
                 f"rollout.max_steps is {rollout.max_steps}, so rollouts differ in length, but every update needs the "
                 f"same number of points; give learning.train_steps, at most {rollout.num_steps - 1}"
             )

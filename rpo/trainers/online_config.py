@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from rpo.errors import InputError
 from rpo.models.config import ATTENTION_PROJECTIONS
 from rpo.ranges import Count, Fraction, GuidanceScale, Names, NotNegative, Positive
 from rpo.settings import settings
@@ -50,17 +51,17 @@ class RolloutConfig:
     def __post_init__(self):
         """Refuse settings that no rollout can have."""
         if self.solver == "ddim" and self.eta > 1:
-            raise ValueError(
+            raise InputError(
                 f"rollout.eta is {self.eta} with solver ddim, whose step adds at most the noise of eta 1; set it "
                 "to 0 … 1, or take euler_maruyama"
             )
         if self.max_steps is not None and (self.max_steps < self.num_steps or self.spacing == "checkpoint"):
-            raise ValueError(
+            raise InputError(
                 f"rollout.max_steps is {self.max_steps} with num_steps {self.num_steps} and spacing {self.spacing!r}, "
                 'but it must be at least num_steps, with spacing "uniform" or "random"; change one of them'
             )
         if self.solver == "dpm_solver" and (self.spacing != "checkpoint" or self.eta != 0):
-            raise ValueError(
+            raise InputError(
                 f"rollout.solver is dpm_solver with eta {self.eta} and spacing {self.spacing!r}, but it is an ODE "
                 'solver with steps of its own; set eta: 0 and spacing: "checkpoint"'
             )
@@ -118,12 +119,12 @@ class LearningConfig:
     def __post_init__(self):
         """Refuse settings that no update can have."""
         if self.keep_graph and self.minibatches * self.passes != 1:
-            raise ValueError(
+            raise InputError(
                 f"learning.keep_graph with minibatches {self.minibatches} and passes {self.passes}: the graph of the "
                 "rollout is that of its weights, so it serves one update; set both to 1, or keep_graph: false"
             )
         if self.window is not None and not self.window[0] < self.window[1]:
-            raise ValueError(f"learning.window is {self.window}, but it must rise within 0 … 1, such as (0, 0.5)")
+            raise InputError(f"learning.window is {self.window}, but it must rise within 0 … 1, such as (0, 0.5)")
 
     @property
     def updates_per_rollout(self) -> int:

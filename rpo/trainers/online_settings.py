@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from rpo.errors import InputError
 from rpo.ranges import Seed, WholeNumber
 from rpo.settings import settings
 from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
@@ -44,7 +45,7 @@ def division(settings: OnlineSettings, processes: int, trained_steps: int) -> tu
     if learning.keep_graph:
         size = min(rollout.batch_size, images)
         if images % size:
-            raise ValueError(
+            raise InputError(
                 f"rollout.batch_size is {rollout.batch_size} with keep_graph, but {images} images per process are "
                 "drawn; give a divisor of that"
             )
@@ -52,7 +53,7 @@ def division(settings: OnlineSettings, processes: int, trained_steps: int) -> tu
     points = images * trained_steps
     per_update, rest = divmod(points, learning.minibatches)
     if rest:
-        raise ValueError(
+        raise InputError(
             f"a rollout gives {points} points per process ({images} images × {trained_steps} trained steps), which "
             f"learning.minibatches={learning.minibatches} does not divide; use a divisor of {points}"
         )

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from rpo.adapters.lora import adapter_layers, add_lora, reference, save_lora
+from rpo.errors import InputError
 from rpo.local_paths import clean_configs
 from rpo.models.base import DiffusionModel
 from rpo.models.stable_diffusion import StableDiffusion
@@ -61,7 +62,7 @@ class FullPolicy:
         """Unfreeze the denoiser and keep a copy."""
         half = [p.dtype for p in model.denoiser.parameters() if p.dtype not in (torch.float32, torch.float64)]
         if half:
-            raise ValueError(
+            raise InputError(
                 f"full fine-tuning needs float32 weights, but they are {half[0]}; load the model with "
                 "dtype=torch.float32 and compute_dtype=torch.bfloat16 for mixed precision, or train a LoRA"
             )
@@ -84,7 +85,7 @@ class FullPolicy:
     def save(self, folder: str | PathLike[str]) -> Path:
         """Write the whole pipeline, with its new denoiser, as a diffusers folder."""
         if not isinstance(self.model, StableDiffusion):
-            raise ValueError(
+            raise InputError(
                 f"a {type(self.model).__name__} has no diffusers pipeline to write; save its denoiser's state_dict"
             )
         self.model.pipe.save_pretrained(folder)
@@ -101,7 +102,7 @@ def make_policy(model: DiffusionModel, adapter: AdapterConfig, *, seed: int) -> 
     """The policy that the settings describe, on the model itself."""
     is_diffusers = isinstance(model, StableDiffusion)
     if not is_diffusers and (adapter.train == "lora" or adapter.gradient_checkpointing):
-        raise ValueError(
+        raise InputError(
             f"a LoRA and gradient checkpointing are things of diffusers' networks, but the model is a "
             f"{type(model).__name__}; set adapter.train: full and adapter.gradient_checkpointing: false"
         )

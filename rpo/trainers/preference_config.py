@@ -3,6 +3,7 @@
 from dataclasses import fields
 from typing import Annotated, Literal
 
+from rpo.errors import InputError
 from rpo.objectives.preference import PAPER_BETA, beta_for_dims
 from rpo.objectives.preference_links import LinkName
 from rpo.objectives.unpaired import PAPER_KTO_BETA
@@ -136,12 +137,12 @@ def _check_method(config: PreferenceConfig) -> None:
         else _GENERAL | own[config.method]
     )
     if foreign := [name for name in config.changed if name not in allowed]:
-        raise ValueError(
+        raise InputError(
             f"objective.{foreign[0]} is {config.changed[foreign[0]]}, but method {config.method} has no such part; "
             f"leave it out, or choose the method that has it"
         )
     if config.method == "mapo" and config.reduction == "sum":
-        raise ValueError(
+        raise InputError(
             "objective.reduction is sum, but the odds of mapo are defined for errors averaged over dimensions; "
             "give mean"
         )
@@ -151,22 +152,22 @@ def _check_combinations(config: PreferenceConfig) -> None:
     if (config.normalization == "weights") != bool(config.time_weights) or (
         config.time_weights and not any(config.time_weights)
     ):
-        raise ValueError(
+        raise InputError(
             f"objective.normalization is {config.normalization} and time_weights {list(config.time_weights)}, but "
             "weights come with normalization: weights, and one of them must be above 0; give both, or neither"
         )
     if config.normalization == "time" and config.margin_from == "time":
-        raise ValueError(
+        raise InputError(
             "objective.normalization and margin_from are both time, but a normalised argument has one scale at every "
             "time already; give margin_from: constant"
         )
     if config.margin_from != "constant" and config.gamma == 0:
-        raise ValueError(
+        raise InputError(
             f"objective.margin_from is {config.margin_from} and margin 0, which does nothing; give a margin above 0, "
             "or margin_from: constant"
         )
     if config.margin_mixed and (config.reference_weight == 1 or config.gamma == 0):
-        raise ValueError(
+        raise InputError(
             f"objective.margin_mixed counts the margin 1 - reference_weight = {1 - config.reference_weight:g} times, "
             f"and the margin is {config.gamma:g}, which does nothing; give reference_weight below 1 and a margin"
         )

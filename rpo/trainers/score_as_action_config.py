@@ -4,6 +4,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
+from rpo.errors import InputError
 from rpo.process.transition import Ddim, Kernel
 from rpo.ranges import Count, Fraction, NotNegative, Positive, Seed, Text, WholeNumber
 from rpo.settings import settings
@@ -168,7 +169,7 @@ class ScoreAsActionConfig:
         else:
             self._check_likelihood()
         if self.update == "trust_region" and self.learning.updates_per_rollout == 1:
-            raise ValueError(
+            raise InputError(
                 "update is trust_region with one update per rollout, before which the policy has not moved; set "
                 "learning.minibatches or learning.passes above 1, or update: plain"
             )
@@ -180,7 +181,7 @@ class ScoreAsActionConfig:
             return
         several = self.learning.updates_per_rollout > 1
         if self.estimator == "pathwise" and (self.kl_weight > 0 or several or self.learning.keep_graph):
-            raise ValueError(
+            raise InputError(
                 f"learning.guidance_scale is {given}, but the rollout's is {drawn_at}: the path's cost, its distance "
                 "from the rollout and its graph are those of the guidance it was drawn with; leave it out, or set "
                 "kl_weight: 0, one update per rollout and learning.keep_graph: false"
@@ -188,42 +189,42 @@ class ScoreAsActionConfig:
 
     def _check_pathwise(self) -> None:
         if self.update == "clip":
-            raise ValueError(
+            raise InputError(
                 "update is clip with the pathwise estimator, which has no ratio to clip; use plain or trust_region"
             )
         if self.value.design != "none" and self.value.branch == "frozen":
-            raise ValueError(
+            raise InputError(
                 f"estimator is pathwise with value.design {self.value.design} and a frozen reward branch, so the "
                 "slope of V would lack the reward's part; set value.branch: differentiable (with a reward that can be "
                 "differentiated), or value.design: none and value.inputs: both"
             )
         if self.value.inputs == "reward" and self.value.design == "none":
-            raise ValueError(
+            raise InputError(
                 "estimator is pathwise with value.inputs reward and value.design none, so V would not depend on the "
                 "latents; set value.inputs: both"
             )
 
     def _check_endpoint(self) -> None:
         if self.update != "plain" or self.learning.keep_graph or self.learning.updates_per_rollout > 1:
-            raise ValueError(
+            raise InputError(
                 "estimator is endpoint, which learns at moments that no rollout passed through: it has no ratio and "
                 "no graph of a rollout; set update: plain, learning.keep_graph: false, minibatches and passes: 1"
             )
         if self.advantage not in ("group", "return_minus_value"):
-            raise ValueError(
+            raise InputError(
                 f"estimator is endpoint with advantage {self.advantage!r}, but without a path nothing is known of the "
                 'next moment; set advantage: "return_minus_value" or "group"'
             )
 
     def _check_likelihood(self) -> None:
         if not self.rollout.has_density:
-            raise ValueError(
+            raise InputError(
                 f"estimator is {self.estimator} with solver {self.rollout.solver} and eta {self.rollout.eta}, whose "
                 "steps have no transition density; set eta above 0 with ddim or euler_maruyama, or estimator: pathwise"
             )
         trained = self.learning.guidance_scale
         if trained is not None and trained != self.rollout.guidance_scale:
-            raise ValueError(
+            raise InputError(
                 f"learning.guidance_scale is {trained}, but the rollout's is {self.rollout.guidance_scale}: the "
                 f"likelihood of what was drawn is that of the policy that drew it; leave it out, or estimator: pathwise"
             )

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from rpo.errors import InputError
 from rpo.text import read_text
 
 MANIFEST = "manifest.json"
@@ -75,30 +76,30 @@ def verify_checkpoint(path: Path, *, only: str | None = None) -> None:
     remedy = remedy_for(path)
     named = _read_manifest(path, remedy)
     if only is not None and only not in named:
-        raise ValueError(f"{path / MANIFEST} does not name {only}; expected every file of a checkpoint: {remedy}")
+        raise InputError(f"{path / MANIFEST} does not name {only}; expected every file of a checkpoint: {remedy}")
     for name, expected in named.items() if only is None else [(only, named[only])]:
         file = path / name
         if not file.is_file():
-            raise ValueError(f"{file} is missing; expected {expected['bytes']} bytes: {remedy}")
+            raise InputError(f"{file} is missing; expected {expected['bytes']} bytes: {remedy}")
         if file.stat().st_size != expected["bytes"]:
-            raise ValueError(
+            raise InputError(
                 f"{file} is truncated: it has {file.stat().st_size} bytes, expected {expected['bytes']}: {remedy}"
             )
         if _sha256(file) != expected["sha256"]:
-            raise ValueError(f"{file} was altered: expected the content its manifest names: {remedy}")
+            raise InputError(f"{file} was altered: expected the content its manifest names: {remedy}")
 
 
 def _read_manifest(path: Path, remedy: str) -> dict[str, dict[str, Any]]:
     file = path / MANIFEST
     if not file.is_file():
-        raise ValueError(f"{path} has no {MANIFEST}; expected a complete checkpoint: {remedy}")
+        raise InputError(f"{path} has no {MANIFEST}; expected a complete checkpoint: {remedy}")
     try:
         files = json.loads(read_text(file))
         is_whole = bool(files) and all({"bytes", "sha256"} <= one.keys() for one in files.values())
     except (ValueError, AttributeError):
         is_whole = False
     if not is_whole:
-        raise ValueError(f"{file} is damaged; expected the sizes and sha256 of the checkpoint's files: {remedy}")
+        raise InputError(f"{file} is damaged; expected the sizes and sha256 of the checkpoint's files: {remedy}")
     return files
 
 

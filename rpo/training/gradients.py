@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from rpo.errors import InputError
+
 
 class FlatGradients:
     """Owns the `.grad` of the parameters while it lives; a parameter that no loss reaches has the gradient 0."""
@@ -60,20 +62,20 @@ class FlatGradients:
 
 def _check(params: Sequence[nn.Parameter]) -> None:
     if not params:
-        raise ValueError("params is empty; expected the parameters to train: add an adapter or unfreeze some first")
+        raise InputError("params is empty; expected the parameters to train: add an adapter or unfreeze some first")
     if len({id(param) for param in params}) != len(params):
-        raise ValueError("params holds a parameter twice; expected each once: remove duplicates of shared weights")
+        raise InputError("params holds a parameter twice; expected each once: remove duplicates of shared weights")
     first = params[0]
     for index, param in enumerate(params):
         if not param.requires_grad:
-            raise ValueError(f"params[{index}] has requires_grad=False; expected trainable parameters: leave it out")
+            raise InputError(f"params[{index}] has requires_grad=False; expected trainable parameters: leave it out")
         if param.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
+            raise InputError(
                 f"params[{index}] is {param.dtype}; expected float32, because updates are lost in the rounding of a "
                 "16-bit weight: cast what is trained to float32 and let the model's autocast lower it"
             )
         if (param.dtype, param.device) != (first.dtype, first.device):
-            raise ValueError(
+            raise InputError(
                 f"params[{index}] is {param.dtype} on {param.device}, but params[0] is {first.dtype} on "
                 f"{first.device}; expected one dtype and one device: move them together first"
             )

@@ -14,6 +14,7 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from rpo.errors import InputError
 from rpo.from_environment import as_written
 from rpo.local_paths import without_paths
 from rpo.text import read_text, write_text
@@ -81,7 +82,7 @@ def check_metric_names(names: Iterable[str]) -> None:
     for name in names:
         if name not in METRICS and not name.startswith(REWARD_PARTS):
             nearest = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.0)[0]
-            raise ValueError(
+            raise InputError(
                 f"metric {name!r} is not defined; expected a name of METRICS in rpo/training/log.py, the nearest is "
                 f"{nearest!r}: use that, or add a line saying what {name!r} means"
             )
@@ -100,7 +101,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         try:
             entries.append(json.loads(line))
         except json.JSONDecodeError as error:
-            raise ValueError(
+            raise InputError(
                 f"{file}, line {number} is not JSON ({error.msg}); expected one object per line: remove that line"
             ) from error
     return entries
@@ -176,7 +177,7 @@ def _accelerator_with(trackers: tuple[str, ...], folder: Path) -> Accelerator:
     usable = {str(tracker) for tracker in accelerator.log_with}
     # accelerate leaves a tracker whose library is missing out without a word.
     if missing := [name for name in trackers if name not in usable]:
-        raise ImportError(
+        raise InputError(
             f"tracker {missing[0]!r} is not installed; expected the library of every tracker asked for: "
             f"pip install {missing[0]}, or leave it out (metrics.jsonl is always written)"
         )

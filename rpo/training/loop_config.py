@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+from rpo.errors import InputError
 from rpo.from_environment import as_written
 from rpo.ranges import BelowOne, Count, NotNegative, Positive, PositiveOrInf, Range, Seed, Text, WholeNumber
 from rpo.settings import settings
@@ -74,7 +75,7 @@ class LoopConfig:
     def __post_init__(self) -> None:
         """Refuse a warm-up that never ends."""
         if self.warmup_updates > self.updates:
-            raise ValueError(
+            raise InputError(
                 f"warmup_updates is {self.warmup_updates} and updates {self.updates}, so that the learning rate would "
                 "never reach its peak; give 0 to 10 % of updates"
             )
@@ -94,7 +95,7 @@ def check_unchanged(loop: LoopConfig, saved: Mapping[str, Any], where: str) -> N
     changed = [name for name in names if now.get(name) != saved.get(name)]
     if changed:
         listed = ", ".join(f"{name}={saved.get(name)!r} (now {now.get(name)!r})" for name in changed)
-        raise ValueError(
+        raise InputError(
             f"{where} was trained with {listed}; expected the same settings to continue it: put them back, or start in "
             "a new folder"
         )

@@ -21,6 +21,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from torch import Tensor, nn
 
+from rpo.errors import InputError
+
 _WRAPS_THE_MODEL = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM, DistributedType.XLA)
 
 
@@ -34,12 +36,12 @@ class Processes:
         check_kind(accelerator.distributed_type)
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched != accelerator.num_processes:
-            raise ValueError(
+            raise InputError(
                 f"{launched} processes were launched, but accelerate was set up for {accelerator.num_processes}; "
                 "expected all of them: set ACCELERATE_USE_CPU=true to train on CPUs, and do not set up accelerate first"
             )
         if launched == 1 and _is_launched_for_several():
-            raise ValueError(
+            raise InputError(
                 "accelerate launch was asked for several processes, but has started this one alone, as it does with "
                 "--cpu; expected all of them: launch with `torchrun --nproc_per_node N`, or ask for one process"
             )
@@ -91,7 +93,7 @@ class Processes:
         differing = [name for name in names if len({one.get(name) for one in everyone}) > 1]
         if differing:
             said = "; ".join(f"{name}: {', '.join(str(one.get(name)) for one in everyone)}" for name in differing)
-            raise ValueError(
+            raise InputError(
                 f"the {self.count} processes were told different things ({said}, in the order of the processes); "
                 "expected one run on all of them: give every process the same settings, files and code"
             )
@@ -105,7 +107,7 @@ class Processes:
         """
         if self.count > 1:
             if params[0].device != self.device:
-                raise ValueError(
+                raise InputError(
                     f"the parameters of process {self.index} are on {params[0].device}; expected its own device, "
                     f"{self.device}, since two processes cannot share one: move the pipeline there before training"
                 )
@@ -157,7 +159,7 @@ def _leave_at_exit() -> None:
 def check_kind(kind: DistributedType) -> None:
     """Refuse a launcher's setting that expects to own the model."""
     if kind in _WRAPS_THE_MODEL:
-        raise ValueError(
+        raise InputError(
             f"accelerate was launched with {kind.value}, which shards or wraps the model; expected plain processes, "
             "each with the whole model, their gradients averaged by rpo: launch with `torchrun --nproc_per_node N`"
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from rpo.errors import InputError
 from rpo.interrupts import ended_in_order
 from rpo.run_lock import sole_owner
 from rpo.training.checkpoint import (
@@ -64,7 +65,7 @@ def refuse_used(folder: Path) -> None:
     """Refuse a folder that holds a run already; one that ended before its first update left nothing to keep."""
     metrics = folder / METRICS_FILE
     if (metrics.exists() and metrics.stat().st_size > 0) or any(folder.glob("checkpoint-*")):
-        raise ValueError(
+        raise InputError(
             f"{folder} already holds a run; expected a new folder: choose another, or pass resume=True to continue it"
         )
 
@@ -89,19 +90,19 @@ def _check_same(folder: Path, loop: LoopConfig, identity: Identity, processes: i
         verify_checkpoint(path, only=RUN)
         run = read_part(path, RUN)
         if run["update"] != update_of(path):
-            raise ValueError(
+            raise InputError(
                 f"{path} holds the state after {run['update']} updates; expected what its name says: rename it to "
                 f"{checkpoint_path(folder, run['update']).name}, or {remedy_for(path)}"
             )
         check_unchanged(loop, run["loop"], str(path))
         _require_same(identity, run.get("identity", {}))
         if run["processes"] != processes:
-            raise ValueError(
+            raise InputError(
                 f"{path} was trained by {run['processes']} processes, now there are {processes}; expected the same "
                 f"number to continue it: launch {run['processes']}, or start in a new folder"
             )
         if run["update"] > loop.updates:
-            raise ValueError(
+            raise InputError(
                 f"{path} is past the end, updates={loop.updates}; expected updates={run['update']} or more: raise "
                 "updates, or delete the later checkpoints"
             )
@@ -117,7 +118,7 @@ def _require_same(identity: Identity, saved: Identity) -> None:
         if saved.get(name) != identity.get(name)
     ]
     if changed:
-        raise ValueError(
+        raise InputError(
             f"the run cannot be resumed: what it is made of changed ({'; '.join(changed)}); resume it with what it was "
             "started with, or train into another folder"
         )

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
+from rpo.errors import InputError
 from rpo.interrupts import uninterrupted
 from rpo.training.checkpoint import (
     checkpoint_path,
@@ -88,7 +89,7 @@ class Session(Generic[B]):
         newest = checkpoints(self.folder)[-1:]
         seen = self.processes.gather([path.name for path in newest])
         if any(other != seen[0] for other in seen):
-            raise ValueError(
+            raise InputError(
                 f"the processes see different checkpoints in {self.folder}: {seen}; expected one folder that all of "
                 "them share: put it on a file system that every machine mounts"
             )
@@ -178,7 +179,7 @@ class Session(Generic[B]):
         if done.problem is not None:
             raise NonFiniteLossError(done.problem, state.update + 1, self.save() if state.update > 0 else None)
         if done.samples * state.update != state.samples:
-            raise ValueError(
+            raise InputError(
                 f"update {state.update + 1} has {done.samples} samples, those before had "
                 f"{state.samples // state.update}; expected the same: resume with the micro-batch size of the run, or "
                 "start in a new folder"

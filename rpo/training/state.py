@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from rpo.errors import InputError
 from rpo.training.checkpoint import read_part
 from rpo.training.ema import ExponentialAverage
 from rpo.training.loss_scale import LossScale
@@ -139,7 +140,7 @@ class TrainingState:
         """What is this process's alone, as last marked, checked to be readable without executing anything."""
         for name, value in self._marked["objects"].items():
             if foreign := _foreign(value, name):
-                raise ValueError(
+                raise InputError(
                     f"state {foreign}, which a checkpoint cannot hold; expected tensors, Python numbers, strings, and "
                     "lists, tuples and dicts of them: convert it in its state_dict()"
                 )
@@ -173,7 +174,7 @@ class TrainingState:
             else:
                 first = next(i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b)
                 what = f"params[{first}] of shape {found[first]}, this run's has {expected[first]}"
-            raise ValueError(
+            raise InputError(
                 f"{path} holds {what}; expected the same network and adapter: restore their settings, or start in a "
                 "new folder"
             )
@@ -182,7 +183,7 @@ class TrainingState:
 
     def _load_objects(self, path: Any, states: Mapping[str, dict[str, Any]]) -> None:
         if states.keys() != self.objects.keys():
-            raise ValueError(
+            raise InputError(
                 f"{path} holds the state of {sorted(states)}, this run keeps {sorted(self.objects)}; expected the same "
                 "names: pass the same `state`, or start in a new folder"
             )

@@ -14,6 +14,7 @@ from typing import Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from rpo.errors import InputError
 from rpo.training.gradients import FlatGradients
 from rpo.training.log import check_metric_names
 from rpo.training.loop_config import LoopConfig
@@ -46,7 +47,7 @@ _ADVICE = {
 }
 
 
-class NonFiniteLossError(ValueError):
+class NonFiniteLossError(InputError):
     """A loss or a gradient is not finite; the update was not applied and the state before it is saved."""
 
     def __init__(self, problem: Problem, update: int, checkpoint: Path | None) -> None:
@@ -149,7 +150,7 @@ class Accumulator(Generic[B]):
         try:
             batch = next(batches)
         except StopIteration:
-            raise ValueError(
+            raise InputError(
                 f"the batches ended at {where}; expected {self._accumulate} for each update: draw from an endless "
                 "sampler, or ask for fewer updates"
             ) from None
@@ -170,21 +171,21 @@ class Accumulator(Generic[B]):
             check_metric_names(metric_names)
             self._samples, self._metric_names = samples, metric_names
         if samples != self._samples:
-            raise ValueError(
+            raise InputError(
                 f"{where} has {samples} samples, but the first one had {self._samples}; expected the same number in "
                 "each, or an update would silently see fewer: draw from an endless sampler, or drop the short last one"
             )
         if len(records) != samples:
-            raise ValueError(
+            raise InputError(
                 f"{where} has {samples} samples but {len(records)} names; expected one name per sample: correct `names`"
             )
         if metric_names != self._metric_names:
-            raise ValueError(
+            raise InputError(
                 f"{where} has the metrics {list(metric_names)}, but the first one had {list(self._metric_names)}; "
                 "expected the same in each: return every metric always"
             )
         if not output.loss.requires_grad:
-            raise ValueError(
+            raise InputError(
                 f"the loss of {where} does not depend on the parameters; expected a loss to descend: compute it "
                 "outside `torch.no_grad()` and `reference()`, with the adapter switched on"
             )
@@ -192,7 +193,7 @@ class Accumulator(Generic[B]):
     def _check_processes(self, mean_samples: float, update: int) -> None:
         if self._processes.count > 1 and mean_samples != self._samples:
             counts = self._processes.gather(self._samples)
-            raise ValueError(
+            raise InputError(
                 f"the processes have micro-batches of {counts} samples in update {update}; expected the same number in "
                 "each, or their mean would favour the small one: give every process the same micro-batch size"
             )

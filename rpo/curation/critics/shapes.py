@@ -15,6 +15,7 @@ from PIL.Image import Image
 from rpo.curation.component_config import CriticConfig
 from rpo.curation.records import Critique, Problem
 from rpo.data.pixels import rgb
+from rpo.errors import InputError
 from rpo.shapes import verifier
 from rpo.shapes.prompts import ObjectType, Prompt, parse_prompt
 from rpo.shapes.world import IMAGE_SIZE
@@ -61,7 +62,7 @@ def shapes_critic(config: CriticConfig, cache_folder: Path | None) -> ShapesCrit
 def pixels_of(image: Image) -> np.ndarray:
     """The pixels of an image of the shapes world."""
     if image.size != (IMAGE_SIZE, IMAGE_SIZE):
-        raise ValueError(
+        raise InputError(
             f"got an image of {image.width} x {image.height}; the shapes world has {IMAGE_SIZE} x {IMAGE_SIZE}; use a "
             "critic for photographs"
         )

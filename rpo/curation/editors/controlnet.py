@@ -20,6 +20,7 @@ from rpo.curation.editors.pipeline_editor import (
     load_pretrained,
     place,
 )
+from rpo.errors import InputError
 
 MODEL = "lllyasviel/control_v11e_sd15_ip2p"
 BASE_MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -37,7 +38,7 @@ def controlnet_editor(config: EditorConfig) -> PipelineEditor:
     try:
         controlnet = ControlNetModel.from_pretrained(name, dtype=place(config)[1])
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
+        raise InputError(
             f"'{name}' does not load as a ControlNetModel: {error}; expected a ControlNet's folder or hub id"
         ) from error
     given = {"controlnet": controlnet, "safety_checker": None, "requires_safety_checker": False}

@@ -18,6 +18,7 @@ from PIL.Image import Image, Resampling
 from rpo.curation.component_config import EditorConfig
 from rpo.data.pixels import rgb
 from rpo.devices import device_named
+from rpo.errors import InputError
 from rpo.ranges import Count, NotNegative
 from rpo.settings import settings
 from rpo.text import read_text
@@ -110,13 +111,13 @@ class PipelineEditor:
             RGB images, each of the size of its source.
         """
         if not len(images) == len(instructions) == len(seeds):
-            raise ValueError(
+            raise InputError(
                 f"got {len(images)} images, {len(instructions)} instructions and {len(seeds)} seeds, expected as many "
                 "of each; give one instruction and one seed per image"
             )
         for index, image in enumerate(images):
             if image.mode != "RGB":
-                raise ValueError(f"image {index} has mode {image.mode}, expected RGB; convert it")
+                raise InputError(f"image {index} has mode {image.mode}, expected RGB; convert it")
         edited: dict[int, Image] = {}
         for indices in groups(images, self._family.largest_batch):
             batch = EditBatch(
@@ -151,7 +152,7 @@ def _settings(family: Family, pipe: DiffusionPipeline, config: EditorConfig) -> 
     }
     given = {name: value for name, value in asked.items() if value is not None}
     if wrong := {name: value for name, value in given.items() if not value >= 1}:
-        raise ValueError(
+        raise InputError(
             f"editor {family.kind}: {', '.join(f'{name} is {value}' for name, value in wrong.items())}, expected at "
             "least 1; leave it out for what the model recommends"
         )
@@ -169,7 +170,7 @@ def load_pretrained(pipeline_class: Any, model: str, config: EditorConfig, compo
     try:
         pipe = pipeline_class.from_pretrained(model, dtype=dtype, **components)
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(
+        raise InputError(
             f"'{model}' does not load as a {pipeline_class.__name__}: {error}; expected a diffusers folder or hub id "
             "of an editor of this kind"
         ) from error

@@ -12,6 +12,7 @@ from PIL.Image import Image
 
 from rpo.curation.component_config import EditorConfig
 from rpo.curation.editors.pipeline_editor import EditBatch, EditSettings, Family, PipelineEditor, load_pretrained
+from rpo.errors import InputError
 
 MODEL = "Qwen/Qwen-Image-Edit-2509"
 LICENCES = {name: "Apache-2.0" for name in ("Qwen/Qwen-Image-Edit", MODEL, "Qwen/Qwen-Image-Edit-2511")}
@@ -27,7 +28,7 @@ def qwen_edit_editor(config: EditorConfig) -> PipelineEditor:
     model = config.model or MODEL
     pipe = load_pretrained(DiffusionPipeline, model, config, {})
     if type(pipe).__name__ not in PIPELINES:
-        raise ValueError(f"'{model}' is a {type(pipe).__name__}, expected a {' or a '.join(PIPELINES)}; give one")
+        raise InputError(f"'{model}' is a {type(pipe).__name__}, expected a {' or a '.join(PIPELINES)}; give one")
     return PipelineEditor(pipe, FAMILY, config)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from rpo.errors import InputError
 from rpo.models.base import DiffusionModel
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.randomness import keyed_generator
@@ -51,7 +52,7 @@ RATIO_TOLERANCE, HALF_RATIO_TOLERANCE = 1e-4, 1e-3
 """How far a replayed ratio per dimension may be from 1, in single and in half precision."""
 
 
-class PreflightError(ValueError):
+class PreflightError(InputError):
     """A run that cannot learn, told before its first update."""
 
 

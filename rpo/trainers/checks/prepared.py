@@ -6,6 +6,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from rpo.adapters.lora import refuse_adapter
+from rpo.errors import InputError
 from rpo.models.base import DiffusionModel
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.training.loop_config import LoopConfig
@@ -29,7 +30,7 @@ def prepared_pipeline(pipe: DiffusionPipeline | StableDiffusion, loop: LoopConfi
     if wanted in (None, given.compute_dtype):
         return given
     if given.compute_dtype != torch.float32:
-        raise ValueError(
+        raise InputError(
             f"loop.mixed_precision is {loop.mixed_precision}, but the UNet computes in {given.compute_dtype}; leave "
             "loop.mixed_precision out, or load the model in float32"
         )
@@ -41,7 +42,7 @@ def prepared_model(model: DiffusionPipeline | DiffusionModel, loop: LoopConfig) 
     if isinstance(model, DiffusionPipeline | StableDiffusion):
         return prepared_pipeline(model, loop)
     if loop.mixed_precision != "no":
-        raise ValueError(
+        raise InputError(
             f"loop.mixed_precision is {loop.mixed_precision}, but a {type(model).__name__} decides itself in what it "
             "computes; leave it out"
         )

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rpo.data.preference import PairSet, left_out
+from rpo.errors import InputError
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.models.tokens import count_cut
 from rpo.objectives.context_scale import mallows_scale
@@ -39,7 +40,7 @@ def require_scores(pairs: PairSet, config: PreferenceConfig) -> None:
         return
     without = [pair.name for pair in pairs if pair.margin is None]
     if without:
-        raise ValueError(
+        raise InputError(
             f"{without[0]} (and {len(without) - 1} more of {len(pairs)}) has no chosen_score and rejected_score, but "
             f"{asked[0]} needs both of every pair; score the set, or leave that setting out"
         )
@@ -67,7 +68,7 @@ def relative_gaps(pairs: PairSet) -> Float[Tensor, " pairs"]:
     """Chosen minus rejected score in units of the set's mean gap: rewards differ in scale by orders of magnitude."""
     gaps = torch.tensor([pair.margin for pair in pairs], dtype=torch.float32)
     if not gaps.any():
-        raise ValueError(
+        raise InputError(
             f"chosen_score and rejected_score are equal in all {len(gaps)} pairs, but objective.margin_from: rewards "
             "asks how far they differ; score the set, or leave that setting out"
         )

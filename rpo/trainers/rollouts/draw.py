@@ -16,6 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rpo.data.order import visit
+from rpo.errors import InputError
 from rpo.models.base import DiffusionModel
 from rpo.models.solvers import BlackBoxSolver
 from rpo.models.stable_diffusion import StableDiffusion
@@ -106,7 +107,7 @@ class Rollouts:
         self._seed, self._evidence = seed, evidence
         self._process, processes = share
         if config.prompts % processes:
-            raise ValueError(
+            raise InputError(
                 f"rollout.prompts is {config.prompts} for {processes} processes, but each needs an equal share; give a "
                 f"multiple of {processes}"
             )
@@ -213,16 +214,16 @@ def _joined(chunks: Sequence[Trajectory], cond: Conditioning) -> Trajectory:
 
 def _check_prompts(prompts: Sequence[str]) -> None:
     if isinstance(prompts, str | bytes | Mapping) or not (isinstance(prompts, Sized) and isinstance(prompts, Iterable)):
-        raise ValueError(
+        raise InputError(
             f"prompts are a {type(prompts).__name__}, but a list of texts is needed; give [text, …], or list(…) of "
             "what ends; a file is read by rpo.data.prompts.read_prompts"
         )
     if not len(prompts):
-        raise ValueError("there are no prompts, but an online trainer draws images of some; give a list of texts")
+        raise InputError("there are no prompts, but an online trainer draws images of some; give a list of texts")
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(
+            raise InputError(
                 f"prompt {index} is {prompt!r}, but a text that is not empty is needed; remove it from the prompts"
             )
         if fault := text_fault(prompt):
-            raise ValueError(f"prompt {index} {fault}, but plain text is needed; mend it")
+            raise InputError(f"prompt {index} {fault}, but plain text is needed; mend it")

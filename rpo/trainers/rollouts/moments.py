@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rpo.errors import InputError
 from rpo.models.base import DiffusionModel
 from rpo.process.continuous import running_cost
 from rpo.process.prediction import to_x0_eps
@@ -132,7 +133,7 @@ def required_others_mean(rewards: PerSample, group: Int[Tensor, " batch"]) -> Pe
     """The same where every image must have others to be compared with."""
     others = others_mean(rewards, group)
     if others is None:
-        raise ValueError(
+        raise InputError(
             'advantage is "group" with one image per prompt, but a group is the images of one prompt; give '
             "rollout.images_per_prompt of 2 or more, or another advantage"
         )

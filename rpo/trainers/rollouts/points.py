@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rpo.errors import InputError
 from rpo.process.prediction import add_noise, from_x0_eps
 from rpo.trainers.online_config import LearningConfig
 from rpo.trainers.rollouts.draw import Rollout
@@ -112,7 +113,7 @@ def choose_steps(
     eligible = torch.tensor([step for step in steps if low <= step / grid.num_steps < high])
     wanted = config.train_steps or len(eligible)
     if not 1 <= wanted <= len(eligible):
-        raise ValueError(
+        raise InputError(
             f"learning.train_steps is {config.train_steps}, but a trajectory has {len(eligible)} steps to train "
             f"({grid.num_steps} in all, window {low:g} to {high:g}); train fewer, draw more or widen the window"
         )

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rpo.errors import InputError
 from rpo.objectives.advantages import traced_returns
 from rpo.objectives.score_as_action import explained_variance, monte_carlo
 from rpo.randomness import keyed_generator
@@ -79,7 +80,7 @@ class Critic:
         """
         if (design == "none") != (terminal is None):
             given = "no reward of clean latents" if terminal is None else "a reward of clean latents"
-            raise ValueError(
+            raise InputError(
                 f"design is {design!r} with {given}; give `terminal` with cos_sin, cos and linear, and none with 'none'"
             )
         self.network = network.eval()
@@ -218,7 +219,7 @@ class Critic:
                 found = self._terminal(some.x0_hat, some.prompts) if len(some) else rewards[:0]
             rewards = rewards.index_put((rows.to(rewards.device),), found)
         if is_followed and len(rows) and not rewards.requires_grad:
-            raise ValueError(
+            raise InputError(
                 "the reward gives numbers without a gradient, but branch is 'differentiable'; use a reward that "
                 "differentiates, branch 'frozen', or design 'none'"
             )
@@ -273,7 +274,7 @@ def _explained(values: PerSample, returns: PerSample) -> Tensor:
 
 def _check_finite(returns: PerSample) -> None:
     if bad := int((~torch.isfinite(returns)).sum()):
-        raise ValueError(
+        raise InputError(
             f"{bad} of {len(returns)} returns are not finite, but V is fitted to them; look at the rewards and at the "
             "costs of the steps"
         )

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rpo.errors import InputError
 from rpo.trainers.value.inputs import ValuePoints
 from rpo.types import PerSample
 
@@ -41,7 +42,7 @@ class ValueNetwork(nn.Module):
         """Make the network; the same seed gives the same weights."""
         super().__init__()
         if channels % (2 * HEADS):
-            raise ValueError(f"channels is {channels}, but groups and heads need a multiple of 8; 64 is usual")
+            raise InputError(f"channels is {channels}, but groups and heads need a multiple of 8; 64 is usual")
         self.inputs = inputs
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
