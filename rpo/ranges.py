@@ -35,6 +35,12 @@ class Range:
             and number != self.other_than
         )
 
+    @property
+    def json_schema(self) -> dict[str, float]:
+        """The bounds, as JSON schema has them."""
+        words = {"above": "exclusiveMinimum", "at_least": "minimum", "below": "exclusiveMaximum", "at_most": "maximum"}
+        return {word: getattr(self, name) for name, word in words.items() if getattr(self, name) is not None}
+
     def __str__(self) -> str:
         """As it follows "a number"."""
         if self.at_least is not None and self.at_most is not None:

@@ -24,7 +24,8 @@ SOURCES = sorted((ROOT / "rpo").rglob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in SOURCES}
 
 FLOORS: tuple[set[str], ...] = (
-    {"errors", "types", "randomness", "text", "ranges", "interrupts", "from_environment", "devices", "shapes"},
+    {"errors"},
+    {"types", "randomness", "text", "ranges", "interrupts", "from_environment", "devices", "shapes"},
     {"settings", "local_paths", "run_lock"},
     {"config", "process", "objectives"},
     {"models", "training", "control"},
