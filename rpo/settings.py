@@ -305,7 +305,7 @@ def _unknown(cls: Any, spot: _Spot, source: Source) -> str:
             if f"{key}.".startswith(f"{place}.{old}.".removeprefix(".")):
                 return f"{who} sets '{key}', but {advice}"
     place, owner = list(spot.owners.items())[-1]
-    keys = list(dict.fromkeys(info.key for info in describe_fields(cls)))
+    keys = list(_described(cls))
     kinds = [kind_of(other) for other in _siblings(cls, place) if spot.key.rpartition(".")[2] in field_types(other)]
     if kinds:
         return (
@@ -315,6 +315,11 @@ def _unknown(cls: Any, spot: _Spot, source: Source) -> str:
     namesakes = [one for one in keys if one.rpartition(".")[2] == key.rpartition(".")[2]]
     nearest = difflib.get_close_matches(key, namesakes or keys, n=1, cutoff=0)
     return f"{who} sets '{key}', but {cls.__name__} has no such key; the nearest is '{''.join(nearest)}'"
+
+
+@functools.cache
+def _described(cls: Any) -> dict[str, str]:
+    return {info.key: info.default for info in describe_fields(cls)}
 
 
 def _siblings(cls: Any, key: str) -> tuple[Any, ...]:
@@ -335,9 +340,9 @@ def _mismatch(cls: Any, spot: _Spot, source: Source) -> str:
         key, value = (f"{key}.kind", value.get("kind")) if is_section else (key, value)
         expected = expected if is_section else f"a section with a kind, {expected},"
     _, who = source(key)
-    defaults = {info.key: info.default for info in describe_fields(cls)}
+    default = _described(cls).get(key, "required")
     nearest = difflib.get_close_matches(str(value), [str(one) for one in choices], n=1, cutoff=0)
-    advice = f"the default is {defaults[key]}" if defaults.get(key, "required") != "required" else "change it"
+    advice = f"the default is {default}" if default != "required" else "change it"
     if expected.startswith("text") and isinstance(value, bool | int | float):
         advice = "put it in quotes"
     elif nearest and isinstance(value, str):

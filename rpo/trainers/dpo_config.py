@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from rpo.errors import InputError
 from rpo.from_environment import as_compared
 from rpo.models.config import ATTENTION_PROJECTIONS
-from rpo.ranges import Count, Fraction, Names, NotNegative, Positive, Range, Seed, Text
+from rpo.ranges import LARGEST, Count, Fraction, Names, NotNegative, Positive, Range, Seed, Text
 from rpo.settings import settings
 from rpo.trainers.online_config import AdapterConfig
 from rpo.trainers.preference_config import PreferenceConfig
@@ -30,7 +30,7 @@ class DPOConfig:
     chosen side in place and allows more updates. Give 0.05 to 0.2 where the model did not draw the chosen images
     itself, as with edits."""
 
-    max_chosen_error_ratio: Annotated[float, Range(above=1, or_inf=True)] = 1.5
+    max_chosen_error_ratio: Annotated[float, Range(above=1, at_most=LARGEST, or_inf=True)] = 1.5
     """Training stops when the chosen side's error, smoothed, exceeds this many times the reference's: from there on
     DPO wins its margin by forgetting both sides. 1.1 to 2; `inf` never stops."""
 
@@ -53,7 +53,7 @@ class DPOConfig:
     """Pairs at once on one process; lower it when memory runs out. `pairs_per_update` must be a multiple of it times
     the number of processes."""
 
-    resolution: Annotated[int, Range(at_least=8)] | None = None
+    resolution: Annotated[int, Range(at_least=8, at_most=100_000)] | None = None
     """Side of the training images in pixels; nothing means the checkpoint's own."""
 
     crop: Literal["center", "random"] = "center"
