@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+LARGEST = 10**9
+"""More than anything here is counted in, and more than any weight or width that means something."""
+
 
 @dataclass(frozen=True)
 class Range:
@@ -65,14 +68,13 @@ class NotEmpty:
 
 
 def _plain(number: float) -> str:
+    if abs(number) == LARGEST:
+        return "-1e9" if number < 0 else "1e9"
     return str(int(number)) if number == int(number) else str(number)
 
 
 LARGEST_SEED = 2**32 - 1
 """What torch, NumPy and accelerate all take."""
-
-LARGEST = 10**9
-"""More than anything here is counted in, and more than any weight or width that means something."""
 
 Text = Annotated[str, NotEmpty()]
 Count = Annotated[int, Range(at_least=1, at_most=LARGEST)]
