@@ -6,7 +6,6 @@ for a tuple, a path for text, and nothing else for what it is not. An error list
 A setting that was renamed stays in `renamed` of its class: the old key, from there, and what to give instead.
 """
 
-import difflib
 import functools
 import inspect
 import os
@@ -31,6 +30,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from rpo.errors import InputError
 from rpo.from_environment import FromEnvironment
+from rpo.plugins import nearest
 from rpo.ranges import NotEmpty, Range
 
 Class = TypeVar("Class")
@@ -313,8 +313,7 @@ def _unknown(cls: Any, spot: _Spot, source: Source) -> str:
             f"leave it out, or give {place}.kind={kinds[0]}"
         )
     namesakes = [one for one in keys if one.rpartition(".")[2] == key.rpartition(".")[2]]
-    nearest = difflib.get_close_matches(key, namesakes or keys, n=1, cutoff=0)
-    return f"{who} sets '{key}', but {cls.__name__} has no such key; the nearest is '{''.join(nearest)}'"
+    return f"{who} sets '{key}', but {cls.__name__} has no such key; the nearest is '{nearest(key, namesakes or keys)}'"
 
 
 @functools.cache
@@ -341,12 +340,11 @@ def _mismatch(cls: Any, spot: _Spot, source: Source) -> str:
         expected = expected if is_section else f"a section with a kind, {expected},"
     _, who = source(key)
     default = _described(cls).get(key, "required")
-    nearest = difflib.get_close_matches(str(value), [str(one) for one in choices], n=1, cutoff=0)
     advice = f"the default is {default}" if default != "required" else "change it"
     if expected.startswith("text") and isinstance(value, bool | int | float):
         advice = "put it in quotes"
-    elif nearest and isinstance(value, str):
-        advice = f"the nearest is {nearest[0]!r}"
+    elif choices and isinstance(value, str):
+        advice = f"the nearest is {nearest(value, [str(one) for one in choices])!r}"
     return f"{who} sets '{key}' to {'null' if value is None else repr(value)}, but {expected} is needed; {advice}"
 
 

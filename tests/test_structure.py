@@ -25,8 +25,8 @@ TREES = {path: ast.parse(path.read_text()) for path in SOURCES}
 
 FLOORS: tuple[set[str], ...] = (
     {"errors"},
-    {"types", "randomness", "text", "ranges", "interrupts", "from_environment", "devices", "shapes"},
-    {"settings", "local_paths", "run_lock"},
+    {"types", "randomness", "text", "ranges", "interrupts", "from_environment", "devices", "shapes", "plugins"},
+    {"settings", "local_paths", "run_lock", "files"},
     {"config", "process", "objectives"},
     {"models", "training", "control"},
     {"adapters", "sampling", "data"},

@@ -4,12 +4,12 @@ They are the folder `configs` of the repository, which a wheel has inside the pa
 """
 
 import argparse
-import difflib
 import json
 import textwrap
 from pathlib import Path
 
 from rpo.errors import InputError
+from rpo.plugins import nearest
 from rpo.text import lines, read_text, write_text
 
 
@@ -39,10 +39,9 @@ def show_config(args: argparse.Namespace) -> None:
 def _configuration(args: argparse.Namespace, found: dict[str, Path]) -> str:
     name = " ".join([args.name.removesuffix(".yaml"), *args.command_name])
     if name not in found:
-        nearest = difflib.get_close_matches(name, found, n=1, cutoff=0)
         raise InputError(
             f"there is no configuration {name!r}; expected a name that `rpo config` lists; the nearest is "
-            f"{nearest[0]!r}"
+            f"{nearest(name, found)!r}"
         )
     return read_text(found[name])
 
@@ -54,10 +53,9 @@ def _schema(name: str) -> str:
 
     known = [one for one, command in COMMANDS.items() if command.config]
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
         raise InputError(
             f"there is no command {name!r} with a configuration; expected one of {', '.join(known)}; the nearest is "
-            f"{nearest[0]!r}"
+            f"{nearest(name, known)!r}"
         )
     return json.dumps(json_schema(COMMANDS[name].config_class), indent=2, ensure_ascii=False) + "\n"
 
