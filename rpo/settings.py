@@ -9,8 +9,9 @@ A setting that was renamed stays in `renamed` of its class: the old key, from th
 import functools
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, dataclass_transform, get_args, get_origin
@@ -68,7 +69,7 @@ def settings(cls: type[Class]) -> type[Class]:
         try:
             init(self, **given)
         except ValidationError as error:
-            raise explained(error, type(self), given, lambda key: (key, type(self).__name__)) from None
+            raise _told(error, type(self), given, lambda key: (key, type(self).__name__)) from None
 
     made.__init__ = checked
     return made
@@ -79,7 +80,7 @@ def checked(cls: type[Class], values: Any, source: Source) -> Class:
     try:
         return cast(Any, cls).__pydantic_validator__.validate_python(values)
     except ValidationError as error:
-        raise explained(error, cls, values, source) from None
+        raise _told(error, cls, values, source) from None
 
 
 def _text(value: Any, is_text: Callable[[Any], str]) -> str:
@@ -164,6 +165,9 @@ class FieldInfo:
     type_name: str
     default: str
     doc: str
+    kind: str = ""
+    """Of which kind the section must be for it to have the key."""
+    choices: tuple[str, ...] = ()
 
 
 def describe_fields(cls: Any, default: object = None) -> list[FieldInfo]:
@@ -175,25 +179,31 @@ def describe_fields(cls: Any, default: object = None) -> list[FieldInfo]:
     described: list[FieldInfo] = []
     for one in fields(cls):
         hint, value = field_types(cls)[one.name], default_of(one, default)
-        doc = field_doc(cls, one.name)
-        members = sections(hint)
-        if len(members) > 1:
-            shown = kind_of(type(value)) if is_dataclass(value) else _shown(value)
-            described.append(FieldInfo(f"{one.name}.kind", _kinds(hint), shown, doc))
-        for member in members:
-            inner = describe_fields(member, value if isinstance(value, member) else None)
-            of = f"; of kind {kind_of(member)}" if len(members) > 1 else ""
-            described += [
-                FieldInfo(f"{one.name}.{info.key}", info.type_name + of, info.default, info.doc)
-                for info in inner
-                if not (of and info.key == "kind")
-            ]
+        doc, members = _doc(cls, one.name), sections(hint)
         if not members:
-            described.append(FieldInfo(one.name, type_name(hint), _shown(value), doc))
+            described.append(FieldInfo(one.name, type_name(hint), _shown(value), doc, "", _choices(hint)))
+        kinds = tuple(map(kind_of, members)) if len(members) > 1 else ("",)
+        if len(members) > 1:
+            is_optional = NoneType in get_args(hint) or NoneType in get_args(get_args(hint)[0])
+            name = f"one of {', '.join(kinds)}" + (" or null" if is_optional else "")
+            shown = kind_of(type(value)) if is_dataclass(value) else _shown(value)
+            described.append(FieldInfo(f"{one.name}.kind", name, shown, doc, "", kinds))
+        for kind, member in zip(kinds, members, strict=False):
+            for info in describe_fields(member, value if isinstance(value, member) else None):
+                if not kind or info.key != "kind":
+                    described.append(replace(info, key=f"{one.name}.{info.key}", kind=info.kind or kind))
     return described
 
 
-def field_doc(cls: Any, name: str) -> str:
+def _sections_in(cls: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """A class and all classes within, by key."""
+    yield key, cls
+    for name, hint in field_types(cls).items():
+        for one in sections(hint):
+            yield from _sections_in(one, f"{key}{name}.")
+
+
+def _doc(cls: Any, name: str) -> str:
     """The docstring under a field, wherever it is declared, on one line."""
     declared = (vars(one).get("__pydantic_fields__", {}).get(name) for one in cls.__mro__)
     return next((" ".join(one.description.split()) for one in declared if one and one.description), "")
@@ -202,12 +212,10 @@ def field_doc(cls: Any, name: str) -> str:
 def json_schema(cls: Any) -> dict[str, Any]:
     """What an editor needs to know of a configuration class, to help with its YAML."""
     schema = TypeAdapter(cls).json_schema()
-    waiting, parts = [cls], {cls.__name__: schema, **schema.get("$defs", {})}
-    while waiting:
-        one = waiting.pop()
-        for name, hint in field_types(one).items():
-            parts[one.__name__]["properties"][name]["description"] = field_doc(one, name)
-            waiting += sections(hint)
+    parts = {cls.__name__: schema, **schema.get("$defs", {})}
+    for _, one in _sections_in(cls):
+        for name, about in parts[one.__name__]["properties"].items():
+            about["description"] = _doc(one, name)
     return schema
 
 
@@ -224,140 +232,93 @@ def type_name(hint: Any) -> str:
         is_fixed, maps = origin is tuple and args[-1] is not Ellipsis, origin in (dict, Mapping)
         items = ", ".join(map(type_name, args)) if is_fixed else f"each {type_name(args[1] if maps else args[0])}"
         return f"{'a mapping' if maps else 'a list'} ({items})"
-    if is_dataclass(hint):
-        return f"a section with keys {', '.join(field_types(hint))}"
     return TYPE_NAMES.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-@dataclass(frozen=True)
-class _Spot:
-    """Where an error lies: the key, the settings class and its own name of it, the type and the value there."""
-
-    key: str
-    value: Any
-    hint: Any
-    owners: Mapping[str, Any]
-    """The settings classes on the way, by their keys."""
+def _choices(hint: Any) -> tuple[str, ...]:
+    if get_origin(hint) is Literal:
+        return tuple(map(str, get_args(hint)))
+    is_union = get_origin(hint) in (Union, UnionType, Annotated)
+    return tuple(one for member in get_args(hint) if is_union for one in _choices(member))
 
 
-def _spot(cls: Any, values: Any, place: Sequence[Any]) -> _Spot:
-    key, hint, owners = "", cls, {"": cls}
-    value: Any = values
-    for at, part in enumerate(place):
-        bare = _bare(hint)
-        members, origin = sections(bare), get_origin(bare)
-        if part == "[key]":
-            return _Spot(key, place[at - 1], str, owners)
-        if len(members) > 1:  # the part is the kind, or what was given for it
-            hint = owners[key] = next((one for one in members if kind_of(one) == part), bare)
-            continue
-        if members:
-            owners[key] = members[0]
-            hint = field_types(members[0]).get(str(part), Any)
-        elif origin in (list, tuple, Sequence):
-            if part >= len(value or ()):  # one too few: the whole list is wrong
-                break
-            items = get_args(bare)
-            hint = items[part] if origin is tuple and items[-1] is not Ellipsis else items[0]
-        elif origin in (dict, Mapping):
-            hint = get_args(bare)[1]
-        else:  # within a union: what it is as a whole counts
-            break
-        key = f"{key}[{part}]" if isinstance(part, int) and origin else f"{key}.{part}".removeprefix(".")
-        has_part = (
-            isinstance(part, int) and isinstance(value, list | tuple) or isinstance(value, Mapping) and part in value
-        )
-        value = value[part] if has_part else None
-    return _Spot(key, value, hint, owners)
+@functools.cache
+def _described(cls: Any) -> dict[str, list[FieldInfo]]:
+    """Every key with what it is in each kind that has it."""
+    found: dict[str, list[FieldInfo]] = {}
+    for info in describe_fields(cls):
+        found.setdefault(info.key, []).append(info)
+    return found
 
 
-def _bare(hint: Any) -> Any:
-    """A type without its notes, and without "or nothing"."""
-    if get_origin(hint) is Annotated:
-        return _bare(get_args(hint)[0])
-    others = [one for one in get_args(hint) if one is not NoneType]
-    is_optional = get_origin(hint) in (Union, UnionType) and len(others) == 1
-    return _bare(others[0]) if is_optional else hint
-
-
-def explained(error: ValidationError, cls: Any, values: Any, source: Source) -> InputError:
+def _told(error: ValidationError, cls: Any, values: Any, source: Source) -> InputError:
     """What is wrong, where it was set, what is needed and what to do: a line for each wrong key."""
     found: dict[str, str] = {}
     for one in error.errors(include_url=False):
-        spot = _spot(cls, values, one["loc"])
-        if one["type"] == "value_error" and sections(spot.hint):  # a settings class refused its values together
-            text = str(one.get("ctx", {})["error"])
+        key, value, kind = _place(one["loc"], values)
+        if one["type"] == "value_error" and str(one["ctx"]["error"]):  # a settings class refused its values together
+            text = str(one["ctx"]["error"])
         elif one["type"] in ("unexpected_keyword_argument", "invalid_key"):
-            text = _unknown(cls, spot, source)
+            text = _unknown(cls, key, kind, source)
         elif one["type"] == "missing" and isinstance(one["loc"][-1], str):
-            text = f"{cls.__name__} needs {spot.key}, which is not set; set it"
+            key = f"{key}.{one['loc'][-1]}".removeprefix(".")
+            text = f"{cls.__name__} needs {key}, which is not set; set it"
         else:
-            text = _mismatch(cls, spot, source)
-        found.setdefault(spot.key, text)
+            if one["type"].startswith("union_tag"):
+                key, value = f"{key}.kind", kind
+            text = _mismatch(cls, key, value, kind, source)
+        found.setdefault(key, text)
     lines = list(found.values())
     return InputError(lines[0] if len(lines) == 1 else "\n- ".join((f"{len(lines)} settings are wrong:", *lines)))
 
 
-def _unknown(cls: Any, spot: _Spot, source: Source) -> str:
-    key, who = source(spot.key)
-    for place, owner in spot.owners.items():
-        for old, advice in getattr(owner, "renamed", {}).items():
-            if f"{key}.".startswith(f"{place}.{old}.".removeprefix(".")):
+def _place(loc: Sequence[int | str], values: Any) -> tuple[str, Any, Any]:
+    """Key and value of an error, and the kind of the section there; which kind it tried does not count."""
+    key, value, section = "", values, values
+    for part in loc:
+        if isinstance(value, Mapping) and part in value:
+            key, section, value = f"{key}.{part}".removeprefix("."), value, value[part]
+        elif isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
+            key, value = f"{key}[{part}]", value[part]
+    section = value if isinstance(value, Mapping) else section
+    return key, value, section.get("kind")
+
+
+def _unknown(cls: Any, short_key: str, kind: Any, source: Source) -> str:
+    key, who = source(short_key)
+    for place, section in _sections_in(cls):
+        for old, advice in getattr(section, "renamed", {}).items():
+            if f"{key}.".startswith(f"{place}{old}."):
                 return f"{who} sets '{key}', but {advice}"
-    place, owner = list(spot.owners.items())[-1]
-    keys = list(_described(cls))
-    kinds = [kind_of(other) for other in _siblings(cls, place) if spot.key.rpartition(".")[2] in field_types(other)]
-    if kinds:
+    if others := _described(cls).get(short_key):
+        of, kinds = short_key.rpartition(".")[0], " and ".join(one.kind for one in others)
         return (
-            f"{who} sets '{key}', but {place}.kind is {kind_of(owner)}, and it belongs to kind {' and '.join(kinds)}; "
-            f"leave it out, or give {place}.kind={kinds[0]}"
+            f"{who} sets '{key}', but {of}.kind is {kind}, and it belongs to kind {kinds}; leave it out, or give "
+            f"{of}.kind={others[0].kind}"
         )
-    namesakes = [one for one in keys if one.rpartition(".")[2] == key.rpartition(".")[2]]
-    return f"{who} sets '{key}', but {cls.__name__} has no such key; the nearest is '{nearest(key, namesakes or keys)}'"
+    namesakes = [one for one in _described(cls) if one.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = nearest(key, namesakes or _described(cls))
+    return f"{who} sets '{key}', but {cls.__name__} has no such key; the nearest is '{near}'"
 
 
-@functools.cache
-def _described(cls: Any) -> dict[str, str]:
-    return {info.key: info.default for info in describe_fields(cls)}
-
-
-def _siblings(cls: Any, key: str) -> tuple[Any, ...]:
-    """The members of the union that stands at a key."""
-    members: tuple[Any, ...] = (cls,)
-    for name in filter(None, key.split(".")):
-        members = tuple(one for member in members for one in sections(field_types(member).get(name)))
-    return members if len(members) > 1 else ()
-
-
-def _mismatch(cls: Any, spot: _Spot, source: Source) -> str:
-    members = sections(spot.hint)
-    key, value, choices = spot.key, spot.value, list(_choices(spot.hint))
-    expected = type_name(_bare(spot.hint) if members else spot.hint)
-    if len(members) > 1:
-        choices, expected = [kind_of(one) for one in members], _kinds(spot.hint)
-        is_section = isinstance(value, Mapping)
-        key, value = (f"{key}.kind", value.get("kind")) if is_section else (key, value)
-        expected = expected if is_section else f"a section with a kind, {expected},"
-    _, who = source(key)
-    default = _described(cls).get(key, "required")
-    advice = f"the default is {default}" if default != "required" else "change it"
+def _mismatch(cls: Any, key: str, value: Any, kind: Any, source: Source) -> str:
+    around = next((one for one in _described(cls) if key == one or key.startswith((f"{one}[", f"{one}."))), "")
+    infos = _described(cls).get(around, [])
+    info = next((one for one in infos if one.kind == kind), infos[0] if infos else None)
+    advice, who = "change it", source(key)[1]
+    if info is None:
+        inner = [one.removeprefix(f"{key}.").partition(".")[0] for one in _described(cls) if one.startswith(f"{key}.")]
+        expected = f"a section with keys {', '.join(dict.fromkeys(inner))}"
+    elif item := re.search(r"\(each (.*)\)", info.type_name) if key != around else None:
+        expected = item[1]
+    else:
+        expected = info.type_name
+        advice = f"the default is {info.default}" if info.default != "required" else advice
     if expected.startswith("text") and isinstance(value, bool | int | float):
         advice = "put it in quotes"
-    elif choices and isinstance(value, str):
-        advice = f"the nearest is {nearest(value, [str(one) for one in choices])!r}"
+    elif info and info.choices and isinstance(value, str):
+        advice = f"the nearest is {nearest(value, info.choices)!r}"
     return f"{who} sets '{key}' to {'null' if value is None else repr(value)}, but {expected} is needed; {advice}"
-
-
-def _kinds(hint: Any) -> str:
-    or_null = NoneType in get_args(hint) or NoneType in get_args(_bare(hint))
-    return f"one of {', '.join(map(kind_of, sections(hint)))}" + (" or null" if or_null else "")
-
-
-def _choices(hint: Any) -> Iterator[Any]:
-    if get_origin(hint) is Literal:
-        yield from get_args(hint)
-    elif get_origin(hint) in (Union, UnionType, Annotated):
-        yield from (one for member in get_args(hint) for one in _choices(member))
 
 
 def plain(value: Any) -> Any:

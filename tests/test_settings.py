@@ -200,11 +200,11 @@ def test_another_kind_is_refused(tmp_path: Path, text: str, words: list[str], me
 
 
 def test_the_keys_of_every_kind_are_described() -> None:
-    shown = {(info.key, info.default): info.type_name for info in describe_fields(Run)}
-    assert shown["objective.kind", "dpo"] == "one of dpo, kto"
-    assert shown["objective.margin", "2.0"].endswith("of kind dpo")
-    assert shown["objective.shared", "2"].endswith("of kind kto")
-    assert shown["extra.kind", "null"] == "one of dpo, kto or null"
+    shown = {(info.key, info.default): info for info in describe_fields(Run)}
+    assert shown["objective.kind", "dpo"].type_name == "one of dpo, kto"
+    assert shown["objective.margin", "2.0"].kind == "dpo" and shown["objective.margin", "2.0"].doc == "How far."
+    assert shown["objective.shared", "2"].kind == "kto" and shown["learning_rate", "0.001"].kind == ""
+    assert shown["extra.kind", "null"].type_name == "one of dpo, kto or null"
 
 
 @pytest.mark.parametrize(

@@ -281,6 +281,8 @@ def _settings(command: Command) -> str | None:
 
     lines = ["settings:"]
     for field in describe_fields(command.config_class):
-        lines.append(f"  {field.key}={field.default}  ({field.type_name})")
+        lines.append(
+            f"  {field.key}={field.default}  ({field.type_name}{f', of kind {field.kind}' if field.kind else ''})"
+        )
         lines += textwrap.wrap(field.doc, 100, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
