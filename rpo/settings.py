@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, dataclass_transform, get_args, get_origin
@@ -65,11 +66,12 @@ def settings(cls: type[Class]) -> type[Class]:
 
     @functools.wraps(init)
     def checked(self: Any, *args: Any, **given: Any) -> None:
-        given.update(zip([one.name for one in fields(self)], args, strict=False))
+        names = [one.name for one in fields(self)]
+        named = dict(zip(names, args, strict=False))
         try:
-            init(self, **given)
+            init(self, *args[len(names) :], **named, **given)
         except ValidationError as error:
-            raise _told(error, type(self), given, lambda key: (key, type(self).__name__)) from None
+            raise _told(error, type(self), named | given, lambda key: (key, type(self).__name__)) from None
 
     made.__init__ = checked
     return made
@@ -92,8 +94,17 @@ def _path(value: Any) -> Any:
     return Path(value) if isinstance(value, str | os.PathLike) else value
 
 
+def _number(value: Any) -> Any:
+    """Those of NumPy pass, too."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
 _STRICT: dict[Any, Any] = {
-    **{kind: Annotated[kind, Strict()] for kind in (bool, int, float)},
+    bool: Annotated[bool, Strict()],
+    int: Annotated[int, Strict(), BeforeValidator(_number)],
+    float: Annotated[float, Strict(), BeforeValidator(_number)],
     str: Annotated[str, Strict(), WrapValidator(_text)],
     Path: Annotated[Path, BeforeValidator(_path)],
 }
@@ -256,8 +267,8 @@ def _told(error: ValidationError, cls: Any, values: Any, source: Source) -> Inpu
     found: dict[str, str] = {}
     for one in error.errors(include_url=False):
         key, value, kind = _place(one["loc"], values)
-        if one["type"] == "value_error" and str(one["ctx"]["error"]):  # a settings class refused its values together
-            text = str(one["ctx"]["error"])
+        if own := str(one.get("ctx", {}).get("error", "")):  # a settings class refused its values together
+            text = own
         elif one["type"] in ("unexpected_keyword_argument", "invalid_key"):
             text = _unknown(cls, key, kind, source)
         elif one["type"] == "missing" and isinstance(one["loc"][-1], str):

@@ -5,6 +5,7 @@ from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import pytest
 from pydantic import Field
 
@@ -46,6 +47,8 @@ class Whole:
     [
         ("rate", 2, 2.0),
         ("window", [0, 1], (0.0, 1.0)),
+        ("rate", np.float32(0.5), 0.5),
+        ("count", np.int64(7), 7),
         ("layers", ["a", "b"], ("a", "b")),
         ("place", "a/b", Path("a/b")),
         ("name", Path("a/b"), "a/b"),
@@ -91,6 +94,18 @@ def test_another_type_is_refused(name: str, given: object, message: str) -> None
         Whole(**{name: given})
     with pytest.raises(ValueError, match=message):
         replace(Whole(), **{name: given})
+
+
+def test_arguments_are_those_of_a_dataclass() -> None:
+    assert Part(3) == Part(size=3)
+    with pytest.raises(InputError, match="'size' to 0.5"):
+        Part(0.5)  # pyright: ignore[reportArgumentType]
+    with pytest.raises((TypeError, InputError)):
+        Part(1, 2)  # pyright: ignore[reportCallIssue]
+    with pytest.raises(TypeError):
+        Part(1, size=2)  # pyright: ignore[reportCallIssue]
+    with pytest.raises(InputError, match="nearest is 'size'"):
+        Part(sise=2)  # pyright: ignore[reportCallIssue]
 
 
 def test_its_own_check_comes_after() -> None:
