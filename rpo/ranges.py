@@ -85,6 +85,8 @@ Positive = Annotated[float, Range(above=0, at_most=LARGEST)]
 PositiveOrInf = Annotated[float, Range(above=0, at_most=LARGEST, or_inf=True)]
 NotNegative = Annotated[float, Range(at_least=0, at_most=LARGEST)]
 LearningRate = Annotated[float, Range(above=0, at_most=1)]
+Side = Annotated[int, Range(at_least=8, at_most=100_000)]
+"""Of an image, in pixels."""
 Fraction = Annotated[float, Range(at_least=0, at_most=1)]
 BelowOne = Annotated[float, Range(at_least=0, below=1)]
 Cosine = Annotated[float, Range(at_least=-1, at_most=1)]

@@ -279,7 +279,8 @@ def _told(error: ValidationError, cls: Any, values: Any, source: Source) -> Inpu
                 key, value = f"{key}.kind", kind
             text = _mismatch(cls, key, value, kind, source)
         found.setdefault(key, text)
-    lines = list(found.values())
+    # Of a value that may be of several types, the value as a whole counts.
+    lines = [text for key, text in found.items() if not any(key.startswith(f"{other}[") for other in found)]
     return InputError(lines[0] if len(lines) == 1 else "\n- ".join((f"{len(lines)} settings are wrong:", *lines)))
 
 

@@ -35,6 +35,7 @@ class Whole:
     part: Part = field(default_factory=Part)
     spare: Part | None = None
     steps: int | Literal["auto"] = "auto"
+    canvas: int | tuple[int, int] | None = None
     anything: Any = None
 
     def __post_init__(self) -> None:
@@ -50,6 +51,7 @@ class Whole:
         ("rate", np.float32(0.5), 0.5),
         ("count", np.int64(7), 7),
         ("layers", ["a", "b"], ("a", "b")),
+        ("canvas", [1, 2], (1, 2)),
         ("place", "a/b", Path("a/b")),
         ("name", Path("a/b"), "a/b"),
         ("weights", {"a": 1}, {"a": 1.0}),
@@ -79,6 +81,7 @@ def test_what_passes_for_a_type_becomes_it(name: str, given: object, kept: objec
         ("rate", "0.5", "sets 'rate' to '0.5', but a number"),
         ("name", 5, "sets 'name' to 5, but text is needed"),
         ("window", (0, 1, 2), r"sets 'window' to \(0, 1, 2\), but a list \(a number, a number\)"),
+        ("canvas", [1, "x"], r"^Whole sets 'canvas' to \[1, 'x'\], but a whole number or a list .* or null is needed"),
         ("layers", "to_q", r"sets 'layers' to 'to_q', but a list \(each text\) is needed"),
         ("layers", ("to_q", 3), r"sets 'layers\[1\]' to 3, but text is needed"),
         ("weights", {"a": "much"}, r"sets 'weights.a' to 'much', but a number is needed"),
