@@ -1,8 +1,8 @@
-"""The one sampler: `sample` draws trajectories, `replay` computes the same step again with a gradient.
+"""The one sampler: `sample` draws trajectories, `generate` images.
 
-Both go through one private transition, so that a policy that has not changed gives a transition with the very same
-mean, and a likelihood ratio of exactly 1. Each image has a generator of its own, seeded by (seed, prompt, image): it is
-the same image whatever batch it is drawn in, and `pipe(prompt, generator=image_generator(...))` starts from its noise.
+Its step is that of `rpo.sampling.step`, which trainers replay. Each image has a generator of its own, seeded by (seed,
+prompt, image): it is the same image whatever batch it is drawn in, and `pipe(prompt, generator=image_generator(...))`
+starts from its noise.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from tqdm.auto import tqdm
 
 from rpo.devices import uploaded
 from rpo.errors import InputError
-from rpo.models.base import DiffusionModel, guided
+from rpo.models.base import DiffusionModel
 from rpo.models.solvers import BlackBoxSolver
 from rpo.process.continuous import grid_at, uniform_times
-from rpo.process.prediction import to_x0_eps
-from rpo.process.transition import Ddim, Gaussian, Kernel
+from rpo.process.transition import Ddim, Kernel
 from rpo.randomness import keyed_generator
-from rpo.types import Canvas, Conditioning, Grid, Images, Latents, Node, Trajectory
+from rpo.sampling.step import predict, predict_negative, transition
+from rpo.types import Canvas, Conditioning, Grid, Images, Latents, Trajectory
 
 SolverName = Literal["ddim", "dpm_solver"]
 SpacingName = Literal["checkpoint", "uniform"]
@@ -42,13 +42,14 @@ class Keep:
     """What `sample` keeps beside the latents, for a trainer that would otherwise compute it again."""
 
     predictions: bool = False
-    """The network's outputs, guided and (where there is guidance) negative: two more latents per step."""
+    """The guided outputs of the network: one more latent per step."""
 
     live_steps: frozenset[int] = frozenset()
     """Steps whose forward keeps its graph, for a backward without a second forward; activations stay in memory."""
 
-    freeze_negative: bool = False
-    """Whether the graph leaves out the negative branch of guidance."""
+    negatives: bool = False
+    """The outputs under the negative conditioning, computed apart from the prompt's and left out of the graph, so that
+    training can leave that branch where it was: with half of the batch, each branch is what training repeats."""
 
 
 @torch.no_grad()
@@ -93,96 +94,27 @@ def sample(
     latents = uploaded(torch.stack(noise, dim=1), model.device)
     log_probs = torch.empty(grid.num_steps, len(cond), dtype=torch.float32, device=model.device)
     predictions = torch.empty_like(latents[1:]) if keep.predictions else None
-    negatives = torch.empty_like(latents[1:]) if keep.predictions and guidance_scale != 1 else None
+    negatives = torch.empty_like(latents[1:]) if keep.negatives and guidance_scale != 1 else None
     live: dict[int, Latents] = {}
     for step in range(grid.num_steps):
         x_t, t, s = latents[step], grid[step], grid[step + 1]
         if step in keep.live_steps:
             x_t = x_t.clone()  # a trained first layer needs its input again, and `latents` is written to until then
+        negative_pred = None
+        if keep.negatives and guidance_scale != 1:
+            negative_pred = predict_negative(model, x_t, t, cond)
         with torch.set_grad_enabled(step in keep.live_steps):
-            noise_pred, negative_pred = _predict(model, x_t, t, cond, guidance_scale, _branches(keep, step))
+            noise_pred = predict(model, x_t, t, cond, guidance_scale=guidance_scale, negative_pred=negative_pred)
         if step in keep.live_steps:
             live[step] = noise_pred
         if predictions is not None:
             predictions[step] = noise_pred.detach()
         if negatives is not None and negative_pred is not None:
-            negatives[step] = negative_pred.detach()
-        transition = _transition(model, noise_pred.detach(), x_t, t, s, kernel)
-        latents[step + 1] = transition.sample(latents[step + 1])  # the noise that waited there
-        log_probs[step] = transition.log_prob(latents[step + 1])
+            negatives[step] = negative_pred
+        drawn = transition(model, noise_pred.detach(), x_t, t, s, kernel)
+        latents[step + 1] = drawn.sample(latents[step + 1])  # the noise that waited there
+        log_probs[step] = drawn.log_prob(latents[step + 1])
     return Trajectory(latents, log_probs, cond, grid, predictions, negatives, live)
-
-
-def replay(
-    model: DiffusionModel, trajectory: Trajectory, step: int, kernel: Kernel, *, guidance_scale: float
-) -> Gaussian:
-    """The transition of one step of a finished trajectory, under the policy as it is now and with its gradient.
-
-    With unchanged weights and the same batch, `replay(...).log_prob(trajectory.latents[step + 1])` equals
-    `trajectory.log_probs[step]` exactly.
-
-    Args:
-        model: The checkpoint.
-        trajectory: From `sample`.
-        step: Which transition, 0 … num_steps - 1.
-        kernel: The kernel the trajectory was drawn with.
-        guidance_scale: The scale it was drawn with.
-    """
-    x_t, t, s = trajectory.latents[step], trajectory.grid[step], trajectory.grid[step + 1]
-    noise_pred = model.predict(x_t, t.timestep, trajectory.conditioning, guidance_scale)
-    return _transition(model, noise_pred, x_t, t, s, kernel)
-
-
-def predict_at(
-    model: DiffusionModel,
-    x_t: Latents,
-    node: Node,
-    cond: Conditioning,
-    *,
-    guidance_scale: float,
-    negative_pred: Latents | None = None,
-) -> Latents:
-    """The guided network output, with its gradient, at any mixture of moments.
-
-    Args:
-        negative_pred: The output under the negative conditioning, where it is known; then only the prompt's branch is
-            computed and differentiated.
-    """
-    timestep = node.timestep.flatten() if node.timestep.ndim else node.timestep
-    if negative_pred is None or guidance_scale == 1:
-        return model.predict(x_t, timestep, cond, guidance_scale)
-    return guided(negative_pred, model.predict(x_t, timestep, cond, 1.0), guidance_scale)
-
-
-Branches = Literal["guided", "both", "negative_frozen"]
-
-
-def _branches(keep: Keep, step: int) -> Branches:
-    """How much of guidance has to be told apart at a step."""
-    if keep.freeze_negative and step in keep.live_steps:
-        return "negative_frozen"
-    return "both" if keep.predictions else "guided"
-
-
-def _predict(
-    model: DiffusionModel, x_t: Latents, t: Node, cond: Conditioning, guidance_scale: float, branches: Branches
-) -> tuple[Latents, Latents | None]:
-    """The guided output and, if it was computed apart, the negative one."""
-    if guidance_scale == 1 or branches == "guided":
-        return model.predict(x_t, t.timestep, cond, guidance_scale), None
-    if branches == "negative_frozen":
-        with torch.no_grad():
-            negative_pred = model.predict(x_t, t.timestep, cond.only_negative(), 1.0)
-        prompt_pred = model.predict(x_t, t.timestep, cond, 1.0)
-    else:
-        both = model.predict(torch.cat([x_t, x_t]), t.timestep, cond.both(), 1.0)
-        negative_pred, prompt_pred = both.chunk(2)
-    return guided(negative_pred, prompt_pred, guidance_scale), negative_pred
-
-
-def _transition(model: DiffusionModel, noise_pred: Latents, x_t: Latents, t: Node, s: Node, kernel: Kernel) -> Gaussian:
-    x0_hat, eps_hat = to_x0_eps(noise_pred, x_t, t, model.prediction_type)
-    return kernel(x0_hat, eps_hat, t, s)
 
 
 def solving(

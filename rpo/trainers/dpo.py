@@ -1,4 +1,4 @@
-"""Diffusion-DPO (Wallace et al., arXiv:2311.12908) on a LoRA or on the whole denoiser.
+"""Diffusion-DPO (Wallace et al., arXiv:2311.12908) and its family, on a LoRA or on the whole denoiser.
 
 For a pair (chosen w, rejected l), one time t and one noise eps for both sides:
 
@@ -10,278 +10,223 @@ Per micro-batch of N pairs: one forward of the reference without gradient on the
 and one backward of the policy. Putting policy and reference into one batch is slower, for backward then runs over the
 reference too.
 
-Differs from the authors' code: mirroring is shared by the two sides of a pair; v-prediction checkpoints are trained on
-their own target; the latents' posterior and the prompts are encoded once; and training stops when the chosen side is
-forgotten. `config.objective` names another member of the family (`rpo.trainers.preference_config`), `config.region`
+Differs from the authors' code: mirroring is shared by the two sides of a pair; v-prediction and flow checkpoints are
+trained on their own target; the latents' posterior and the prompts are encoded once; and training stops when the chosen
+side is forgotten. `config.objective` is another member of the family (`rpo.objectives.preference`), `config.region`
 weights errors by where the two images differ.
 """
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
-from os import PathLike
 from pathlib import Path
 from typing import final
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from rpo.config import to_yaml
-from rpo.data.cache import EmbeddingCache, LatentCache
-from rpo.data.differences import PairDifferences
-from rpo.data.preference import pairs_identity
+from rpo.data.preference import left_out, pairs_identity
 from rpo.data.readers import PairSource, pairs_from
-from rpo.data.readthrough import Memory
-from rpo.data.transform import PairTransform
+from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
-from rpo.publishing.publish import PublishPlan, publish, write_model_card
-from rpo.text import write_text
-from rpo.trainers.checks.prepared import loop_for, prepared_pipeline
-from rpo.trainers.dpo_config import DPOConfig, describe_objective, identity, share_of
-from rpo.trainers.identity import base_identity, card_of
-from rpo.trainers.pairs.batches import PairBatch, PairBatches
-from rpo.trainers.pairs.errors import errors
-from rpo.trainers.pairs.facts import mid_time_errors, pair_facts, require_scores, set_notes
+from rpo.objectives.preference.base import Comparison, squared_error
+from rpo.trainers.checks.preflight import Check, gradient_check
+from rpo.trainers.dpo_config import DPOConfig
+from rpo.trainers.pairs.batches import PairBatch, PairBatches, pair_batches, share_of
+from rpo.trainers.pairs.errors import Denoised, ReferenceErrors, denoise
+from rpo.trainers.pairs.facts import PairFacts, mid_time_errors, pair_facts, require_scores
 from rpo.trainers.pairs.guard import ChosenGuard
-from rpo.trainers.pairs.loss import PreferenceLoss
-from rpo.trainers.pairs.reference_errors import ReferenceErrors
-from rpo.trainers.policy import Policy, make_policy
-from rpo.trainers.preference_config import PreferenceConfig
-from rpo.training.loop import TrainResult, describe, fit
-from rpo.training.loop_config import LoopConfig
-from rpo.training.processes import Processes
-from rpo.training.resume import claimed
+from rpo.trainers.pairs.running_statistics import RunningStatistics
+from rpo.trainers.preview import PreviewOf
+from rpo.trainers.trainer import Algorithm, Run
+from rpo.training.state import Stateful
 from rpo.types import StepOutput
 
 
-def loss(
-    batch: PairBatch,
-    *,
-    policy: Policy,
-    beta: float,
-    sft_weight: float,
-    reference_errors: ReferenceErrors | None = None,
-) -> StepOutput:
-    """The Diffusion-DPO loss of a micro-batch, with the gradient on the policy only.
-
-    Args:
-        reference_errors: Answers for the reference where draws repeat; None computes it.
-    """
-    plain = PreferenceConfig()
-    return PreferenceLoss(policy, plain, beta=beta, sft_weight=sft_weight, reference_errors=reference_errors)(batch)
-
-
 @final
-class DPOTrainer:
-    """Aligns a pipeline with preference pairs by Diffusion-DPO.
-
-    Afterwards `pipe` itself carries the adapter, active.
-
-    Example:
-        >>> trainer = DPOTrainer(pipe, read_pairs("pairs"), DPOConfig(folder="runs/mine"))    # doctest: +SKIP
-        >>> trainer.train()                                                                   # doctest: +SKIP
-        >>> trainer.save("runs/mine/lora")                                                    # doctest: +SKIP
+class DPO(Algorithm[PairBatch]):
+    """Learns from preference pairs.
 
     Attributes:
-        model: The pipeline as a diffusion model.
-        config: The settings.
-        policy: What is trained.
-        objective: Which preference objective is trained.
-        beta: The beta in force, worked out from the latent size if the settings leave it open.
+        pairs: The set.
+        beta: The beta in force, worked out from the latents' size if the settings leave it open.
     """
 
-    def __init__(
-        self,
-        pipe: DiffusionPipeline | Checkpoint,
-        pairs: PairSource,
-        config: DPOConfig | None = None,
-    ):
-        """Check everything that can be checked before the first update, and add the adapter.
+    config: DPOConfig
+    unit = "pairs"
+
+    def __init__(self, pairs: PairSource, config: DPOConfig | None = None):
+        """Read the set.
 
         Args:
-            pipe: The pipeline to train, on the device to train on.
             pairs: The preference set, or what `read_pairs` reads one from.
             config: The settings.
-
-        Raises:
-            ValueError: If the pipeline, the set or the settings cannot be trained with; says which and why.
         """
-        self.config = config or DPOConfig()
-        self.model = prepared_pipeline(pipe, self.config.loop)
-        self.pairs = pairs = pairs_from(pairs)
-        self._processes = Processes()
-        self.share = share_of(self.config, process=self._processes.index, processes=self._processes.count)
-        self.canvas = self.model.canvas_of(self.config.resolution)
-        channels, *self._grid = self.model.latent_shape(self.canvas)
-        self.num_dims = channels * self._grid[0] * self._grid[1]
-        self.objective = self.config.objective
-        require_scores(pairs, self.objective)
-        self.beta = self.config.beta or self.objective.default_beta(self.num_dims)
-        self._base = base_identity(self.model)
-        self.policy = make_policy(self.model, self.config.adapter, seed=self.config.seed)
+        super().__init__(config or DPOConfig())
+        self.pairs = pairs_from(pairs)
 
     @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return Path(self.config.folder)
+    def title(self) -> str:
+        """That of the objective."""
+        return self.config.objective.title
 
-    def train(self, *, resume: bool = False) -> TrainResult:
-        """Run all updates.
-
-        Args:
-            resume: Continue a killed run in the same folder; on the CPU it ends in the same weights, bit for bit.
-
-        Returns:
-            How it ended; `stopped_because` is set if the guard on the chosen side's error ended it early.
-
-        Raises:
-            NonFiniteLossError: A loss is not finite; names the records, and the last good state is kept.
-            ValueError: The folder is in use, or holds another run already; says which and what differs.
-        """
-        loop = self._loop
-        guard = ChosenGuard(self.config.max_chosen_error_ratio, starts_at_zero=self.objective.starts_at_zero)
-        with self.claim(resume=resume):
-            if self._processes.is_main and loop.progress:
-                tqdm.write(self.plan())
-            if self.config.encode_ahead:
-                self.batches.fill_caches(loop.updates, progress=loop.progress and self._processes.is_main)
-            step_loss = self._loss()
-            self.model.denoiser.train(self.config.gradient_checkpointing)  # diffusers checkpoints in training mode only
-            try:
-                return fit(
-                    self.batches,
-                    step_loss,
-                    self.policy.parameters,
-                    loop,
-                    folder=self.folder,
-                    names=lambda batch: batch.names,
-                    resume=resume,
-                    state={"guard": guard} | ({} if step_loss.moments is None else {"moments": step_loss.moments}),
-                    identity=self.identity,
-                    on_update=None if step_loss.moments is None else lambda *_: step_loss.advance(Processes()),
-                    guard=guard,
-                )
-            finally:
-                self.model.denoiser.eval()
-
-    def claim(self, *, resume: bool) -> AbstractContextManager[None]:
-        """Inside, the run's folder belongs to this run; refused before anything in it is touched."""
-        return claimed(self.folder, self._loop, self.identity, self._processes, resume=resume)
-
-    def plan(self) -> str:
-        """What the run comes to, in a few lines: sizes, epochs, and beta as it counts."""
-        share, epochs = self.share, self._loop.updates * self.config.pairs_per_update / len(self.pairs)
-        trained = sum(parameter.numel() for parameter in self.policy.parameters)
-        return "\n".join(
-            [
-                f"{self.objective.title}, {self.config.train}: {trained:,} parameters on {self.model.device}, "
-                f"{self.model.compute_dtype}; {len(self.pairs)} pairs at {self.canvas} px",
-                f"  {describe(self._loop, share.micro_batch, share.processes, unit='pairs')}, {epochs:.1f} epochs",
-                f"  {describe_objective(self.config, beta=self.beta, num_dims=self.num_dims)}",
-                *set_notes(self.model, self.pairs),
-            ]
+    def start(self, run: Run) -> None:
+        """Take the model, and refuse a set that cannot be trained on."""
+        super().start(run)
+        config, objective = self.config, self.config.objective
+        if not isinstance(run.model, Checkpoint):
+            raise InputError(f"the model is a {type(run.model).__name__}, but pairs are images; give a pipeline")
+        self.model = run.model
+        self.share = share_of(
+            config.pairs_per_update, config.learning.micro_batch, run.processes.index, run.processes.count
         )
-
-    def save(self, folder: str | PathLike[str] | None = None) -> Path:
-        """Write what was trained, verified, with a model card and the settings.
-
-        Args:
-            folder: Where to; `lora` (or `pipeline`) in the run's folder by default.
-
-        Returns:
-            The folder: `pipe.load_lora_weights(folder)` reads it.
-
-        Raises:
-            ValueError: If the saved file does not reproduce the live model, or the adapter changes nothing.
-        """
-        place = Path(folder) if folder else self.folder / ("lora" if self.config.train == "lora" else "pipeline")
-        if self._processes.is_main:
-            self.policy.save(place)
-            write_text(place / "training_config.yaml", to_yaml(self.config, for_others=True))
-            card = card_of(self.model, self.objective.title, self.config, is_lora=self.config.train == "lora")
-            write_model_card(place, card)
-        return place
-
-    def publish(self, repo_id: str, *, push: bool = False, private: bool = True) -> PublishPlan:
-        """Save and say what publishing would upload; upload it with `push=True`.
-
-        Args:
-            repo_id: "owner/name" on the Hugging Face Hub.
-            push: Really upload; needs `hf auth login`.
-            private: Whether a new repository is private.
-        """
-        return publish(self.save(), repo_id, push=push, private=private)
-
-    @cached_property
-    def _loop(self) -> LoopConfig:
-        return loop_for(self.model, self.config.loop, accumulate=self.share.accumulate)
+        self.canvas = self.model.canvas_of(config.resolution)
+        self.num_dims = torch.Size(self.model.latent_shape(self.canvas)).numel()
+        require_scores(self.pairs, objective)
+        self.beta = objective.beta or objective.default_beta(self.num_dims)
+        self.facts = PairFacts()
+        self._guard = ChosenGuard(config.max_chosen_error_ratio, starts_at_zero=objective.starts_at_zero)
+        bins, device = objective.bins, run.policy.parameters[0].device
+        self.statistics = RunningStatistics(bins, decay=objective.decay, device=device) if bins else None
 
     @property
-    def _cache(self) -> Path:
-        return Path(self.config.cache_folder or self.folder / "cache")
+    def division(self) -> tuple[int, int]:
+        """(pairs per micro-batch, micro-batches per update)."""
+        return self.share.micro_batch, self.share.accumulate
 
     @cached_property
-    def batches(self) -> PairBatches:
+    def data(self) -> PairBatches:
         """The micro-batches; their caches are opened here, so that a refused run opens none."""
-        config, model, cache, memory = self.config, self.model, self._cache, Memory()
-        return PairBatches(
-            model,
-            self.pairs,
-            transform=PairTransform(self.canvas, crop=config.crop, flip=config.flip),
-            share=self.share,
-            latents=LatentCache(
-                cache,
-                encode=model.encode_moments,
-                model_key=model.fingerprint("vae"),
-                dtype=getattr(torch, config.cache_dtype),
-                batch_size=config.encode_batch,
-                memory=memory,
-            ),
-            embeddings=EmbeddingCache(
-                cache,
-                encode=model.embed,
-                model_key=model.fingerprint("text"),
-                dtype=model.text_dtype,
-                batch_size=config.encode_batch,
-                memory=memory,
-            ),
-            caption_dropout=config.caption_dropout,
-            draws_per_pair=config.draws_per_pair,
-            seed=config.seed,
-            differences=PairDifferences(cache, grid=(self._grid[0], self._grid[1]), memory=memory)
-            if config.region.is_on
-            else None,
-        )
+        return pair_batches(self.model, self.pairs, self.config, self.share, self.canvas, folder=self._cache)
 
-    @cached_property
-    def _reference_errors(self) -> ReferenceErrors | None:
-        is_kept = self.config.draws_per_pair is not None
-        return self._kept_reference_errors(self.config.region.key, self.objective.reduction) if is_kept else None
+    def batches(self, first_update: int) -> Iterator[PairBatch]:
+        """This process's micro-batches from an update on."""
+        return self.data(first_update)
 
-    def _loss(self) -> PreferenceLoss:
-        return PreferenceLoss(
-            self.policy,
-            self.objective,
+    def names(self, batch: PairBatch) -> Sequence[str]:
+        """Of the records."""
+        return batch.names
+
+    def loss(self, batch: PairBatch) -> StepOutput:
+        """The preference loss of a micro-batch, with its gradient on the policy only."""
+        region, objective = self.config.region, self.config.objective
+        mask = None if region is None or batch.difference is None else region.mask(batch.difference).repeat(2, 1, 1, 1)
+        errors_of_reference, at_reference = self._reference(batch, mask)
+        denoised = denoise(self.model, batch, mask)  # x_t, prediction and target of both sides
+        chosen, rejected = denoised.errors(objective.reduction).chunk(2)
+        compared = Comparison(
+            chosen,
+            rejected,
+            None if errors_of_reference is None else (errors_of_reference.chunk(2)[0], errors_of_reference.chunk(2)[1]),
+            time=batch.timestep / self.model.num_train_timesteps,
             beta=self.beta,
-            sft_weight=self.config.sft_weight,
-            region=self.config.region,
-            reference_errors=self._reference_errors if self.objective.needs_reference else None,
-            facts=pair_facts(self.pairs, self.objective, self._mid_time_errors),
+            num_dims=self.num_dims,
+            residuals=denoised.residuals,
+            **self.facts.of(batch, chosen),
         )
+        output = objective(compared, self.statistics)
+        return output if mask is None else self._anchored(output, denoised, at_reference, mask)
 
-    def _mid_time_errors(self) -> Tensor:
-        def under_reference(batch: PairBatch) -> Tensor:
-            with self.policy.reference():
-                return errors(self.model, batch)
+    def _reference(self, batch: PairBatch, mask: Tensor | None) -> tuple[Tensor | None, Denoised | None]:
+        """The reference's errors, and its prediction where that was computed."""
+        if not self.config.objective.needs_reference:
+            return None, None
 
-        return mid_time_errors(self.batches, self._kept_reference_errors(), under_reference, Processes())
+        def asked() -> Denoised:
+            with self.run.policy.reference():
+                return denoise(self.model, batch, mask)
 
-    def _kept_reference_errors(self, region: str = "", reduction: str = "mean") -> ReferenceErrors:
-        weighting = [f"{reduction} {region}"] if region or reduction != "mean" else []
-        return ReferenceErrors(self._cache, "/".join([str(sorted(self._base.items())), *weighting]))
+        reduction = self.config.objective.reduction
+        if self._kept is not None:
+            return self._kept.of(batch, lambda batch: asked().errors(reduction)), None
+        answer = asked()
+        return answer.errors(reduction), answer
+
+    def _anchored(
+        self, output: StepOutput, denoised: Denoised, at_reference: Denoised | None, mask: Tensor
+    ) -> StepOutput:
+        """The loss with what holds the places where the images do not differ."""
+        region, metrics = self.config.region, {**output.metrics, "dpo/region": mask.mean()}
+        if region is None or region.anchor == 0 or at_reference is None:
+            return replace(output, metrics=metrics)
+        reduction = self.config.objective.reduction
+        outside = squared_error(denoised.noise_pred, at_reference.noise_pred, 1 - mask, reduction=reduction)
+        anchor = outside.view(2, -1).sum(dim=0)
+        added = region.anchor * 0.5 * self.beta * anchor
+        metrics |= {"dpo/anchor": anchor.mean().detach()}
+        return StepOutput(output.loss + added.mean(), output.sample_losses + added.detach(), metrics)
+
+    def prepare(self) -> None:
+        """Encode what the run visits, and measure what the objective needs of the pairs."""
+        if self.config.encode_ahead:
+            self.data.fill_caches(self.config.learning.updates, progress=self.run.shows_progress)
+        self.facts = pair_facts(self.pairs, self.config.objective, self._mid_time_errors)
+
+    def checks(self) -> list[Check]:
+        """Whether the loss reaches what is trained; statistics and guard see nothing of it."""
+        statistics, self.statistics = self.statistics, None if self.statistics is None else self.statistics.fresh()
+        try:
+            loss = self.loss(next(self.data(0))).loss
+        finally:
+            self.statistics = statistics
+        return [gradient_check(loss, self.run.policy.parameters, is_lora=self.config.adapter.train == "lora")]
+
+    def after(self, update: int, metrics: dict[str, float]) -> None:
+        """Let the running statistics take in what this update saw."""
+        if self.statistics is not None:
+            self.statistics.advance(self.run.processes)
+
+    def guard(self, metrics: dict[str, float]) -> str | None:
+        """Stop before the chosen side is forgotten."""
+        return self._guard(metrics)
+
+    @property
+    def state(self) -> dict[str, Stateful]:
+        """Guard and running statistics."""
+        kept: dict[str, Stateful] = {"guard": self._guard}
+        return kept if self.statistics is None else {**kept, "statistics": self.statistics}
+
+    def plan(self) -> list[str]:
+        """Sizes, epochs, and beta as it counts."""
+        config, objective = self.config, self.config.objective
+        epochs = config.learning.updates * config.pairs_per_update / len(self.pairs)
+        ratio = self.beta / objective.default_beta(self.num_dims)
+        lines = [
+            f"{len(self.pairs)} pairs at {self.canvas} px, {epochs:.1f} epochs",
+            f"{objective.kind}: beta {self.beta:g} over {self.num_dims} dimensions, {ratio:.2g} times the paper's",
+        ]
+        return lines + [note for note in (*self.model.notes_on(self.pairs.prompts), left_out(self.pairs)) if note]
 
     @cached_property
     def identity(self) -> dict[str, str]:
-        """What decides about the result; how long a run is, where it lies and when it encodes may change."""
-        return identity(self.config) | {"beta": str(self.beta)} | self._base | pairs_identity(self.pairs)
+        """Beta as it counts, and the pairs."""
+        return {"beta": str(self.beta)} | pairs_identity(self.pairs)
+
+    def previewed(self) -> PreviewOf:
+        """The first prompts of the set, by a second-order solver at the pipeline's usual guidance."""
+        return PreviewOf(
+            self.pairs.prompts, PREVIEW_STEPS, self.model.usual_guidance, solver="dpm_solver", canvas=self.canvas
+        )
+
+    @property
+    def _cache(self) -> Path:
+        return Path(self.config.cache_folder or self.run.folder / "cache")
+
+    @cached_property
+    def _kept(self) -> ReferenceErrors | None:
+        region, reduction = self.config.region, self.config.objective.reduction
+        return self._reference_errors(f"{reduction} {region}") if self.config.draws_per_pair is not None else None
+
+    def _reference_errors(self, weighting: str) -> ReferenceErrors:
+        return ReferenceErrors(self._cache, f"{sorted(self.run.base.items())}/{weighting}")
+
+    def _mid_time_errors(self) -> Tensor:
+        def under_reference(batch: PairBatch) -> Tensor:
+            with self.run.policy.reference():
+                return denoise(self.model, batch).errors()
+
+        return mid_time_errors(self.data, self._reference_errors("mid-time"), under_reference, self.run.processes)
+
+
+PREVIEW_STEPS = 15
+"""Of DPM-Solver++, with which a preview shows what 30 to 50 steps of others would."""

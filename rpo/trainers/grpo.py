@@ -5,7 +5,7 @@ Images of one prompt are compared with each other, and every step of the better 
     A    = (r - mean) / std                 of its group (GRPO), or of its prompt's recent rewards (DDPO)
     loss = Σ_k [ max(-A ρ_k, -A clip(ρ_k, 1 ± clip)) D + kl_weight KL(π_θ ‖ π_ref)_k ],   ρ_k = (p_θ/p_old)^{1/D}
 
-on the same rollouts, kernels and points as score-as-action. Flow-GRPO's noise level a is eta = a/√2 here.
+on the same rollouts, kernels and steps as score-as-action. Flow-GRPO's noise level a is eta = a/√2 here.
 
 Differs from the papers: the loss is summed over steps, not averaged, and is that of joint densities (times D), so that
 `kl_weight` weighs a reward against nats; the KL is that of the transitions, with its gradient; several rewards are
@@ -14,174 +14,66 @@ normalised one by one before they are weighted, so that none drowns the others.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from os import PathLike
-from pathlib import Path
 from typing import final
 
 import torch
-from diffusers import DiffusionPipeline
 
-from rpo.models.base import DiffusionModel
 from rpo.objectives.advantages import group_normalize
-from rpo.objectives.policy import clipped_surrogate
-from rpo.publishing.publish import PublishPlan
+from rpo.objectives.policy_gradient import clipped_surrogate
 from rpo.rewards import RewardLike
 from rpo.trainers.grpo_config import GRPOConfig
-from rpo.trainers.online import OnlineRun
-from rpo.trainers.policy import Policy
-from rpo.trainers.prompt_history import PromptHistory
-from rpo.trainers.rollouts.draw import Rollout, rollout_facts, training_kernel
-from rpo.trainers.rollouts.moments import current_prediction, reference_prediction, step_cost, transition_of
-from rpo.trainers.rollouts.points import Points
-from rpo.training.loop import TrainResult
+from rpo.trainers.rollouts.algorithm import OnlineAlgorithm
+from rpo.trainers.rollouts.costs import step_cost
+from rpo.trainers.rollouts.draw import Rollout
+from rpo.trainers.rollouts.prompt_history import PromptHistory
+from rpo.trainers.rollouts.steps import Steps, replayed
+from rpo.trainers.trainer import Run
+from rpo.training.state import Stateful
 from rpo.types import PerSample, StepOutput
 
-
-def loss(points: Points, *, policy: Policy, config: GRPOConfig, guidance_scale: float) -> StepOutput:
-    """The clipped surrogate of a micro-batch of points, and its KL to the reference."""
-    assert points.advantage is not None
-    model, kernel = policy.model, training_kernel(config.rollout)
-    noise_pred = current_prediction(model, points, guidance_scale)
-    transition = transition_of(model, noise_pred, points, kernel)
-    surrogate = clipped_surrogate(
-        transition.log_prob(points.x_s),
-        points.log_prob,
-        points.advantage,
-        num_dims=transition.num_dims,
-        clip=config.clip,
-    )
-    per_point = surrogate.loss
-    facts = dict(points.facts or {})
-    facts |= {"policy/ratio": surrogate.ratio.mean(), "policy/clipped": surrogate.is_clipped.float().mean()}
-    if points.reference is not None:
-        kl = step_cost(model, noise_pred, points.reference, points, kernel)
-        facts["policy/kl"] = (points.weight * kl.detach()).mean()
-        per_point = per_point + config.kl_weight * kl
-    per_point = points.weight * per_point
-    return StepOutput(per_point.mean(), per_point.detach(), facts)
+MAX_ADVANTAGE = 5.0
+"""Where an advantage is cut: beyond it a single lucky image would make the update."""
 
 
 @final
-class GRPOTrainer:
-    """Aligns a pipeline with a reward by comparing images of one prompt.
-
-    Afterwards `pipe` itself carries the adapter, active.
-
-    Example:
-        >>> trainer = GRPOTrainer(pipe, "jpeg-compressibility", prompts)    # doctest: +SKIP
-        >>> trainer.train()                                                 # doctest: +SKIP
-        >>> trainer.save("runs/mine/lora")                                  # doctest: +SKIP
+class GRPO(OnlineAlgorithm):
+    """Learns from a reward, by comparing images of one prompt.
 
     Attributes:
-        config: The settings.
-        run: The policy, its rollouts and the folder.
+        collector: Draws the rollouts.
     """
 
-    def __init__(
-        self,
-        pipe: DiffusionPipeline | DiffusionModel,
-        rewards: RewardLike,
-        prompts: Sequence[str],
-        config: GRPOConfig | None = None,
-    ):
-        """Check everything that can be checked before the first update, and add the adapter.
+    config: GRPOConfig
 
-        Args:
-            pipe: The pipeline to train, on the device to train on.
-            rewards: What images are worth: a name, a callable (images, prompts) → numbers, or weights by name.
-            prompts: To draw images of.
-            config: The settings.
-
-        Raises:
-            ValueError: If the pipeline, the rewards, the prompts or the settings cannot be trained with.
-        """
-        self.config = config or GRPOConfig()
-        self.run = OnlineRun(pipe, rewards, prompts, self.config.online_settings())
-        self.histories = {
-            name: PromptHistory(self.config.history, self.config.min_history)
-            for name in self.run.rollouts.rewards.weights
-        }
+    def __init__(self, rewards: RewardLike, prompts: Sequence[str], config: GRPOConfig | None = None):
+        """Keep what to learn from; see `OnlineAlgorithm`."""
+        super().__init__(rewards, prompts, config or GRPOConfig())
 
     @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return self.run.settings.folder
+    def title(self) -> str:
+        """By what images are compared with."""
+        return "GRPO" if self.config.baseline == "group" else "DDPO"
 
-    def train(self, *, resume: bool = False) -> TrainResult:
-        """Run all updates.
+    def start(self, run: Run) -> None:
+        """Take the model, and start without a past."""
+        super().start(run)
+        self.histories = {name: PromptHistory(self.config.history) for name in self.collector.rollouts.rewards.weights}
 
-        Args:
-            resume: Continue a killed run in the same folder; on the CPU it ends in the same weights, bit for bit.
-
-        Raises:
-            PreflightError: The run cannot learn; said before the first update.
-            RewardError: A reward fails; names the prompt, saves the image, and the last good state is kept.
-            NonFiniteLossError: A loss is not finite; the last good state is kept.
-            ValueError: The folder holds another run already.
-        """
-        with self.run.claim(resume=resume, lines=[]):
-            return self.run.fit(
-                self.prepare,
-                partial(loss, policy=self.run.policy, config=self.config, guidance_scale=self.run.guidance_scale),
-                resume=resume,
-                state={f"history of {name}": history for name, history in self.histories.items()},
-            )
-
-    def plan(self) -> str:
-        """What the run comes to, in a few lines."""
-        return self.run.plan()
-
-    def save(self, folder: str | PathLike[str] | None = None) -> Path:
-        """Write what was trained, verified, with a model card and the settings.
-
-        Args:
-            folder: Where to; `lora` (or `pipeline`) in the run's folder by default.
-
-        Returns:
-            The folder: `pipe.load_lora_weights(folder)` reads it.
-        """
-        return self.run.save(folder)
-
-    def publish(self, repo_id: str, *, push: bool = False, private: bool = True) -> PublishPlan:
-        """Save and say what publishing would upload; upload it with `push=True`.
-
-        Args:
-            repo_id: "owner/name" on the Hugging Face Hub.
-            push: Really upload; needs `hf auth login`.
-            private: Whether a new repository is private.
-        """
-        return self.run.publish(repo_id, push=push, private=private)
-
-    def prepare(self, index: int) -> Points:
-        """Draw rollout `index` and make its trained points.
-
-        Args:
-            index: Number of the rollout, from 0.
-        """
-        run = self.run
-        rollout = run.draw(index)
-        points = run.points(rollout)
-        facts = rollout_facts(rollout, run.processes)
-        if self.config.kl_weight > 0:
-            reference = reference_prediction(run.policy, points, run.guidance_scale, batch_size=run.batch_size)
-            points = replace(points, reference=reference)
-        elif self.config.measure_kl:
-            facts["policy/kl"] = run.measured_kl(rollout, training_kernel(self.config.rollout))
-        advantage = self.advantages(rollout).to(points.x_t.device)
-        return replace(points, advantage=advantage[points.image], facts=facts)
+    def collect(self, index: int) -> Steps:
+        """Draw rollout `index`, from 0, and say what its trained steps are worth."""
+        config, collector = self.config, self.collector
+        rollout = collector.draw(index)
+        steps = collector.steps(rollout)
+        steps = steps.knowing(advantage=self.advantages(rollout).to(steps.x_t.device)[steps.image])
+        if config.kl_weight > 0:
+            return steps.knowing(reference=collector.reference(steps))
+        return replace(steps, facts={**steps.facts, "policy/kl": collector.measured_kl(rollout)})
 
     def advantages(self, rollout: Rollout) -> PerSample:
-        """How each image compares, every reward by itself before they are weighted.
-
-        Args:
-            rollout: With its rewards.
-        """
-        config = self.config
-        weights = self.run.rollouts.rewards.weights
+        """How each image compares, every reward by itself before they are weighted."""
+        weights = self.collector.rollouts.rewards.weights
         total = torch.stack([weight * self._compared(name, rollout) for name, weight in weights.items()]).sum(dim=0)
-        scale = sum(abs(weight) for weight in weights.values())
-        return (total / scale).clamp(-config.max_advantage, config.max_advantage)
+        return (total / sum(map(abs, weights.values()))).clamp(-MAX_ADVANTAGE, MAX_ADVANTAGE)
 
     def _compared(self, name: str, rollout: Rollout) -> PerSample:
         """How the images of this process compare with those of all."""
@@ -192,3 +84,29 @@ class GRPOTrainer:
             return processes.own(group_normalize(rewards, group, scale=self.config.scale))
         prompts = [prompt for part in processes.gather(rollout.prompts) for prompt in part]
         return processes.own(self.histories[name].advantages(rewards, prompts))
+
+    def loss(self, steps: Steps) -> StepOutput:
+        """The clipped surrogate of a micro-batch of steps, and its KL to the reference."""
+        config, model, kernel = self.config, self.run.model, self.collector.kernel
+        noise_pred, transition = replayed(model, steps, kernel, guidance_scale=config.guidance_scale)
+        surrogate = clipped_surrogate(
+            transition.log_prob(steps.x_s),
+            steps["log_prob"],
+            steps["advantage"],
+            num_dims=transition.num_dims,
+            clip=config.clip,
+        )
+        per_step = surrogate.loss
+        facts = dict(steps.facts)
+        facts |= {"policy/ratio": surrogate.ratio.mean(), "policy/clipped": surrogate.is_clipped.float().mean()}
+        if "reference" in steps:
+            kl = step_cost(model, noise_pred, steps["reference"], steps, kernel)
+            facts["policy/kl"] = (steps.weight * kl.detach()).mean()
+            per_step = per_step + config.kl_weight * kl
+        per_step = steps.weight * per_step
+        return StepOutput(per_step.mean(), per_step.detach(), facts)
+
+    @property
+    def state(self) -> dict[str, Stateful]:
+        """The rollout in use, and what prompts earned."""
+        return super().state | {f"history of {name}": history for name, history in self.histories.items()}

@@ -20,7 +20,7 @@ from rpo.errors import InputError
 from rpo.local_paths import clean_configs
 from rpo.models.base import DiffusionModel
 from rpo.models.checkpoint import Checkpoint
-from rpo.trainers.online_config import AdapterConfig
+from rpo.trainers.settings import AdapterConfig
 
 
 @final

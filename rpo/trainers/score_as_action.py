@@ -20,273 +20,188 @@ for its own sampler, and x_0 keeps a memory of the initial noise (a factor α_T^
 SD 1.5), by which the result falls short of r/kl_weight's tilt of the reference.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from os import PathLike
-from pathlib import Path
 from typing import final
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from rpo.models.base import DiffusionModel
-from rpo.objectives.policy import Surrogate, clipped_surrogate, plain, trust_region
-from rpo.objectives.score_as_action import endpoint, pathwise
-from rpo.publishing.publish import PublishPlan
-from rpo.rewards import RewardLike
-from rpo.trainers.online import OnlineRun
-from rpo.trainers.policy import Policy
-from rpo.trainers.rollouts.draw import Rollout, rollout_facts, training_kernel
-from rpo.trainers.rollouts.judging import Judged, judge, make_critic, trained_points
-from rpo.trainers.rollouts.moments import current_prediction, step_cost, transition_of
-from rpo.trainers.rollouts.noised import NoisedJudgement, judge_noised
-from rpo.trainers.rollouts.points import Points
-from rpo.trainers.score_as_action_config import ScoreAsActionConfig
-from rpo.trainers.trust_region import TrustRegion
-from rpo.trainers.value.estimator import Critic
-from rpo.training.loop import TrainResult
-from rpo.training.state import Stateful
-from rpo.types import PerSample, StepOutput
-
-NOISE_WARNING = (
-    "rollouts at eta {eta:g}: what is learnt is right for this sampler only; sample the result with eta {eta:g} too, "
-    "or train at eta 1, whose score any sampler may use"
+from rpo.objectives.policy_gradient import (
+    Surrogate,
+    clipped_surrogate,
+    log_ratio_cost,
+    pathwise,
+    plain,
+    trust_region,
 )
-"""Said once, where the noise level of the rollouts is not 1; `endpoint` learns for level 1 from any rollouts."""
-
-HOLD = 0.25
-"""Of `endpoint`, in units of `kl_weight`: how much every image is fitted whatever it is worth. On Gaussian problems a
-quarter to 1 reaches the optimum, 0 drifts among policies that draw the same images, and 2 narrows what is drawn."""
-
-
-def loss(
-    points: Points, *, policy: Policy, config: ScoreAsActionConfig, region: TrustRegion, guidance_scale: float
-) -> StepOutput:
-    """The negative policy gradient of a micro-batch of points, by the estimator that the settings name."""
-    model, kernel = policy.model, config.rollout_kernel
-    noise_pred = current_prediction(model, points, guidance_scale)
-    transition = transition_of(model, noise_pred, points, kernel)
-    old = transition_of(model, points.prediction, points, kernel)
-    facts = dict(points.facts or {})
-    if config.estimator == "pathwise":
-        assert points.value_gradient is not None
-        per_point = pathwise(transition.mean - old.mean, points.value_gradient)
-    elif config.estimator == "endpoint":
-        assert points.advantage is not None and points.cost_weight is not None
-        kl_of_posterior = old.kl(transition)
-        per_point = endpoint(
-            kl_of_posterior,
-            points.advantage + config.consistency + HOLD * points.cost_weight,
-            reference_kl=points.reference_kl,
-            clip=config.bound_clip or math.inf,
-        )
-        facts["policy/bound"] = (points.weight * kl_of_posterior.detach()).mean()
-        if points.reference_kl is not None:
-            facts["policy/kl"] = (points.weight * (points.reference_kl - kl_of_posterior.detach())).mean()
-    else:
-        surrogate = _surrogate(transition.log_prob(points.x_s), points, config)
-        per_point = surrogate.loss
-        facts |= {"policy/ratio": surrogate.ratio.mean(), "policy/clipped": surrogate.is_clipped.float().mean()}
-    if points.reference is not None:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and config.explicit_cost):
-            cost = step_cost(model, noise_pred, points.reference, points, kernel)
-        facts["policy/kl"] = (points.weight * cost.detach()).mean()
-        if config.explicit_cost:
-            assert points.cost_weight is not None
-            per_point = per_point + points.cost_weight * cost
-    per_point = points.weight * per_point
-    if config.learning.updates_per_rollout > 1:
-        moved = points.weight * step_cost(model, noise_pred, points.prediction, points, kernel)
-        facts["policy/kl_from_rollout"] = moved.detach().mean()
-        if config.update == "trust_region":
-            facts["policy/trust_region"] = moved.new_full((), region.coefficient)
-            per_point = per_point + trust_region(moved, region.coefficient, power=config.trust_region_power)
-    return StepOutput(per_point.mean(), per_point.detach(), facts)
-
-
-def _surrogate(log_prob: PerSample, points: Points, config: ScoreAsActionConfig) -> Surrogate:
-    assert points.advantage is not None
-    num_dims = points.x_t[0].numel()
-    if config.update == "clip":
-        return clipped_surrogate(log_prob, points.log_prob, points.advantage, num_dims=num_dims, clip=config.clip)
-    return plain(log_prob, points.log_prob, points.advantage, num_dims=num_dims)
+from rpo.process.transition import Gaussian
+from rpo.rewards import RewardLike
+from rpo.trainers.rollouts.algorithm import OnlineAlgorithm
+from rpo.trainers.rollouts.costs import step_cost
+from rpo.trainers.rollouts.draw import Rollout
+from rpo.trainers.rollouts.steps import Steps, all_steps_of, replayed, transition_by
+from rpo.trainers.rollouts.trust_region import TrustRegion
+from rpo.trainers.score_as_action_config import ScoreAsActionConfig
+from rpo.trainers.trainer import Run
+from rpo.trainers.value import returns as returns_of
+from rpo.trainers.value.inputs import value_gradient
+from rpo.trainers.value.returns import PathReturns, advantages, fit_value, make_value, path_returns, scaled
+from rpo.training.state import Stateful
+from rpo.types import StepOutput
 
 
 @final
-class ScoreAsActionTrainer:
-    """Aligns a pipeline with a reward by continuous-time policy gradients.
-
-    Afterwards `pipe` itself carries the adapter, active.
-
-    Example:
-        >>> trainer = ScoreAsActionTrainer(pipe, "jpeg-compressibility", prompts)    # doctest: +SKIP
-        >>> trainer.train()                                                          # doctest: +SKIP
-        >>> trainer.save("runs/mine/lora")                                           # doctest: +SKIP
+class ScoreAsAction(OnlineAlgorithm):
+    """Learns from a reward by continuous-time policy gradients.
 
     Attributes:
-        config: The settings.
-        run: The policy, its rollouts and the folder.
-        critic: V, or None where the settings use no value.
+        value: V, or None where the settings use none.
     """
+
+    config: ScoreAsActionConfig
 
     def __init__(
         self,
-        pipe: DiffusionPipeline | DiffusionModel,
         rewards: RewardLike,
         prompts: Sequence[str],
         config: ScoreAsActionConfig | None = None,
         *,
         value_network: nn.Module | None = None,
     ):
-        """Check everything that can be checked before the first update, and add the adapter.
+        """Keep what to learn from; see `OnlineAlgorithm`.
 
         Args:
-            pipe: The pipeline to train, on the device to train on.
-            rewards: What images are worth: a name, a callable (images, prompts) → numbers, or weights by name.
-            prompts: To draw images of.
-            config: The settings.
             value_network: F of the value, from `ValuePoints` to one number each; the package's own by default.
-
-        Raises:
-            ValueError: If the pipeline, the rewards, the prompts or the settings cannot be trained with.
         """
-        self.config = config or ScoreAsActionConfig()
-        self.run = OnlineRun(pipe, rewards, prompts, self.config.online_settings())
-        self.region = TrustRegion(self.config.trust_region_target)
-        self.critic = self._critic(value_network) if self.config.uses_value else None
+        super().__init__(rewards, prompts, config or ScoreAsActionConfig())
+        self.has_ratio, self._network = self.config.rollout.has_density, value_network
 
-    @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return self.run.settings.folder
-
-    def train(self, *, resume: bool = False) -> TrainResult:
-        """Run all updates.
-
-        Args:
-            resume: Continue a killed run in the same folder; on the CPU it ends in the same weights, bit for bit.
-
-        Raises:
-            PreflightError: The run cannot learn; said before the first update.
-            RewardError: A reward fails; names the prompt, saves the image, and the last good state is kept.
-            NonFiniteLossError: A loss is not finite; the last good state is kept.
-            ValueError: The folder holds another run already.
-        """
-        config = self.config
-        is_bound = config.estimator != "endpoint" and config.rollout.eta != 1
-        lines = [NOISE_WARNING.format(eta=config.rollout.eta)] if is_bound else []
-        state: dict[str, Stateful] = {"region": self.region}
-        if self.critic is not None:
-            state["critic"] = self.critic
-        guidance, region = self.run.guidance_scale, self.region
-        with self.run.claim(resume=resume, lines=lines):
-            if self.critic is not None:  # a network of the caller's may differ between processes
-                self.run.processes.broadcast(list(self.critic.network.parameters()))
-            return self.run.fit(
-                self.prepare,
-                partial(loss, policy=self.run.policy, config=config, region=region, guidance_scale=guidance),
-                resume=resume,
-                state=state,
-                on_update=self._after,
+    def start(self, run: Run) -> None:
+        """Take the model, and make V."""
+        super().start(run)
+        config, rollouts = self.config, self.collector.rollouts
+        self.region = TrustRegion(config.trust_region_target)
+        self.value = None
+        if config.uses_value:
+            self.value = make_value(
+                run.model,
+                rollouts.rewards,
+                config.value,
+                self._network,
+                is_differentiable=config.estimator == "pathwise",
+                seed=config.seed,
+                evidence=rollouts.evidence,
+                processes=run.processes,
             )
 
-    def plan(self) -> str:
-        """What the run comes to, in a few lines."""
-        return self.run.plan()
-
-    def save(self, folder: str | PathLike[str] | None = None) -> Path:
-        """Write what was trained, verified, with a model card and the settings.
-
-        Args:
-            folder: Where to; `lora` (or `pipeline`) in the run's folder by default.
-
-        Returns:
-            The folder: `pipe.load_lora_weights(folder)` reads it.
-        """
-        return self.run.save(folder)
-
-    def publish(self, repo_id: str, *, push: bool = False, private: bool = True) -> PublishPlan:
-        """Save and say what publishing would upload; upload it with `push=True`.
-
-        Args:
-            repo_id: "owner/name" on the Hugging Face Hub.
-            push: Really upload; needs `hf auth login`.
-            private: Whether a new repository is private.
-        """
-        return self.run.publish(repo_id, push=push, private=private)
-
-    def prepare(self, index: int) -> Points:
-        """Draw rollout `index`, from 0, and make its trained points; then fit V to it."""
+    def collect(self, index: int) -> Steps:
+        """Draw rollout `index` and say what its trained steps are worth; then fit V to it."""
+        config, collector = self.config, self.collector
         if index == 0:
-            self._pretrain_value()
-        rollout = self.run.draw(index)
-        judged = self._judge(rollout)
-        if isinstance(judged, NoisedJudgement):
-            points = judged.points
+            for number in range(config.value.pretrain_rollouts if self.value else 0):
+                returns, _ = self._returns(collector.draw(-1 - number))
+                fit_value(self.value, returns, config.value, updates=returns_of.PRETRAIN_UPDATES)
+        rollout = collector.draw(index)
+        returns, references = self._returns(rollout)
+        steps = self._worth(collector.steps(rollout), returns)
+        facts = dict(steps.facts)
+        if references is None:
+            facts["policy/kl"] = collector.measured_kl(rollout)
         else:
-            points = trained_points(judged, self.run, self.critic, self.config)
-        facts = rollout_facts(rollout, self.run.processes)
-        if "policy/kl" not in facts and points.reference is None and self.config.measure_kl:
-            facts["policy/kl"] = self.run.measured_kl(rollout, training_kernel(self.config.rollout))
-        facts |= self._learn_value(judged, self.config.value.updates)
-        return replace(points, facts={name: number.to(points.x_t.device) for name, number in facts.items()})
+            steps = steps.knowing(reference=references[steps.step, steps.image])
+        facts |= fit_value(self.value, returns, config.value, updates=config.value.updates)
+        return replace(steps, facts={name: number.to(steps.x_t.device) for name, number in facts.items()})
 
-    def _judge(self, rollout: Rollout) -> Judged | NoisedJudgement:
-        run = self.run
-        if self.config.estimator == "endpoint":
-            return judge_noised(rollout, run, self.critic, self.config)
-        return judge(
-            rollout,
-            run.steps,
-            run.policy,
-            self.critic,
-            self.config,
-            guidance_scale=run.guidance_scale,
-            batch_size=run.batch_size,
-        )
+    def _returns(self, rollout: Rollout) -> tuple[PathReturns, Tensor | None]:
+        """What came of a rollout, and the reference's outputs at every step, [steps, images, …], if they were asked."""
+        config, collector, model = self.config, self.collector, self.run.model
+        shape, references = rollout.trajectory.log_probs.shape, None
+        costs = torch.zeros(shape, device=rollout.rewards.device)
+        if config.kl_weight > 0:
+            steps = all_steps_of(rollout)
+            reference = collector.reference(steps)
+            if config.estimator == "likelihood":
+                at_reference = transition_by(model, reference, steps, collector.kernel)
+                cost = log_ratio_cost(steps["log_prob"], at_reference.log_prob(steps.x_s))
+            else:
+                cost = step_cost(model, steps["prediction"], reference, steps, collector.kernel)
+            # A step to perfectly clean data adds no noise: it has no KL, and is not trained.
+            costs = config.kl_weight * torch.where(cost.isfinite(), cost, 0.0).view(shape)
+            references = reference.view(*shape, *reference.shape[1:])
+        size = collector.batch_size
+        return path_returns(rollout, collector.chosen, costs, self.value, model, batch_size=size), references
 
-    def _learn_value(self, judged: Judged | NoisedJudgement, updates: int) -> Mapping[str, Tensor]:
-        """Fit V to a rollout, after it has been used; says how good it was on it."""
-        critic, value = self.critic, self.config.value
-        if critic is None or judged.nodes is None:
-            return {}
-        if isinstance(judged, NoisedJudgement):
-            returns = judged.returns.view_as(self.run.steps)
-            return critic.fit(judged.nodes, returns, steps=updates, batch_size=value.batch_size)
-        assert judged.values is not None
-        return critic.fit_paths(
-            judged.nodes,
-            judged.values,
-            judged.costs,
-            loss=value.loss,
-            trace=value.trace,
-            steps=updates,
-            batch_size=value.batch_size,
-        )
+    def _worth(self, steps: Steps, returns: PathReturns) -> Steps:
+        """The steps with their advantage, or the slope of V where they led; what their KL costs is in the same unit."""
+        config = self.config
+        if config.estimator == "pathwise" and self.value is not None:
+            slope = value_gradient(
+                self.run.model,
+                self.value,
+                returns.rollout,
+                steps,
+                guidance_scale=config.guidance_scale,
+                batch_size=self.collector.batch_size,
+            )
+            return steps.knowing(slope=slope, cost_weight=torch.full_like(steps.weight, config.kl_weight))
+        found = advantages(returns, config.advantage, trace=config.trace)
+        advantage, scale = scaled(found, config.normalize, self.run.processes)
+        row = steps.step - returns.first
+        cost_weight = config.kl_weight / scale[row, steps.image]
+        return steps.knowing(advantage=advantage[row, steps.image], cost_weight=cost_weight)
 
-    def _critic(self, network: nn.Module | None) -> Critic:
-        return make_critic(
-            self.run.model,
-            self.run.rollouts.rewards,
-            self.config.value,
-            network,
-            seed=self.config.seed,
-            evidence=self.run.settings.evidence,
-            processes=self.run.processes,
-        )
+    def loss(self, steps: Steps) -> StepOutput:
+        """The negative policy gradient of a micro-batch of steps, by the estimator that the settings name."""
+        config, model, kernel = self.config, self.run.model, self.collector.kernel
+        noise_pred, transition = replayed(model, steps, kernel, guidance_scale=config.guidance_scale)
+        facts = dict(steps.facts)
+        if config.estimator == "pathwise":
+            old = transition_by(model, steps["prediction"], steps, kernel)
+            per_step = pathwise(transition.mean - old.mean, steps["slope"])
+        else:
+            surrogate = self._surrogate(transition, steps)
+            per_step = surrogate.loss
+            facts |= {"policy/ratio": surrogate.ratio.mean(), "policy/clipped": surrogate.is_clipped.float().mean()}
+        if "reference" in steps:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and config.explicit_cost):
+                cost = step_cost(model, noise_pred, steps["reference"], steps, kernel)
+            facts["policy/kl"] = (steps.weight * cost.detach()).mean()
+            if config.explicit_cost:
+                per_step = per_step + steps["cost_weight"] * cost
+        per_step = steps.weight * per_step
+        if config.steps.updates_per_rollout > 1:
+            moved = steps.weight * step_cost(model, noise_pred, steps["prediction"], steps, kernel)
+            facts["policy/kl_from_rollout"] = moved.detach().mean()
+            if config.update == "trust_region":
+                facts["policy/trust_region"] = moved.new_full((), self.region.coefficient)
+                per_step = per_step + trust_region(moved, self.region.coefficient)
+        return StepOutput(per_step.mean(), per_step.detach(), facts)
 
-    def _pretrain_value(self) -> None:
-        """Fit V to rollouts of the policy before it moves."""
-        if self.critic is None:
-            return
-        value = self.config.value
-        for number in range(value.pretrain_rollouts):
-            self._learn_value(self._judge(self.run.draw(-1 - number)), value.pretrain_updates)
+    def _surrogate(self, transition: Gaussian, steps: Steps) -> Surrogate:
+        log_prob, num_dims = transition.log_prob(steps.x_s), transition.num_dims
+        known = log_prob, steps["log_prob"], steps["advantage"]
+        if self.config.update == "clip":
+            return clipped_surrogate(*known, num_dims=num_dims, clip=self.config.clip)
+        return plain(*known, num_dims=num_dims)
 
-    def _after(self, update: int, metrics: dict[str, float]) -> None:
-        turns = self.config.learning.updates_per_rollout
-        if self.config.update == "trust_region" and update % turns == 0:
+    def prepare(self) -> None:
+        """Give every process the same V: a network of the caller's may differ between them."""
+        if self.value is not None:
+            self.run.processes.broadcast(list(self.value.network.parameters()))
+
+    def after(self, update: int, metrics: dict[str, float]) -> None:
+        """Adapt the trust region once per rollout."""
+        if self.config.update == "trust_region" and update % self.config.steps.updates_per_rollout == 0:
             self.region.observe(metrics["policy/kl_from_rollout"])
+
+    def plan(self) -> list[str]:
+        """That of the rollouts; and what a noise level other than 1 means."""
+        eta = self.config.rollout.eta
+        note = f"eta {eta:g}: what is learnt is right for this sampler only; sample the result so, or train at eta 1"
+        return super().plan() + ([] if eta == 1 else [note])
+
+    @property
+    def state(self) -> dict[str, Stateful]:
+        """The rollout in use, the trust region and V."""
+        return super().state | {"region": self.region} | ({} if self.value is None else {"value": self.value})

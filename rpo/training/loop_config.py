@@ -22,8 +22,8 @@ from rpo.settings import settings
 
 
 @settings
-class LoopConfig:
-    """How long, how fast and how safely `fit` trains; the defaults suit a LoRA on a tiny model."""
+class LearningSpeed:
+    """How long, how fast and how safely something is trained; the defaults suit a LoRA on a tiny model."""
 
     updates: Count = 100
     """Optimizer steps in all. 100 to 300 for `shapes`, 500 to 2000 for Stable Diffusion."""
@@ -39,26 +39,14 @@ class LoopConfig:
     warmup_updates: WholeNumber = 0
     """Updates in which the learning rate rises to its peak. 0 to 10 % of `updates`; helps against an early spike."""
 
-    accumulate: Count = 1
-    """Micro-batches per update and process. Raise it where memory limits the micro-batch: 64 pairs = 8 × 8."""
-
     max_grad_norm: PositiveOrInf = 1.0
     """Where the gradient is clipped, over all parameters together. 0.1 to 1; `inf` switches clipping off."""
-
-    adam_beta1: BelowOne = 0.9
-    """AdamW's memory of the gradient. 0.9; 0.95 for very noisy gradients."""
-
-    adam_beta2: BelowOne = 0.999
-    """AdamW's memory of the squared gradient. 0.95 to 0.999; lower adapts sooner in short runs."""
-
-    adam_eps: Positive = 1e-8
-    """AdamW's guard against division by zero. 1e-8 to 1e-6."""
 
     weight_decay: NotNegative = 0.0
     """AdamW's pull of the weights to zero, times the learning rate. 0 to 0.01; in a LoRA it pulls to the base model."""
 
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """What the UNet of a float32 model computes in; "no" leaves it as it was loaded. With "fp16" the loss is scaled
+    """What the denoiser of a float32 model computes in; "no" leaves it as it was loaded. With "fp16" the loss is scaled
     against underflow, and updates whose gradient overflows are skipped and logged."""
 
     ema_decay: Annotated[float, Range(above=0, below=1)] | None = None
@@ -68,17 +56,8 @@ class LoopConfig:
     checkpoint_every: Count = 100
     """Updates between checkpoints; the last update always gets one. A kill costs at most this many updates."""
 
-    keep_checkpoints: Count = 2
-    """Checkpoints that stay on the disk, at least 1. With 2 there is one to go back to if the newest is damaged."""
-
-    log_every: Count = 1
-    """Updates between lines of `metrics.jsonl`; the last update always gets one. 1 to 10."""
-
     trackers: tuple[Text, ...] = ()
     """Experiment trackers beside `metrics.jsonl`, each installed by you: "tensorboard", "wandb", "trackio", …"""
-
-    seed: Seed = 0
-    """Seed of the global random generators (dropout) during the run; the caller's are put back after it."""
 
     progress: bool = True
     """Whether to show a progress bar."""
@@ -90,6 +69,36 @@ class LoopConfig:
                 f"warmup_updates is {self.warmup_updates} and updates {self.updates}, so that the learning rate would "
                 "never reach its peak; give 0 to 10 % of updates"
             )
+
+
+@settings
+class LoopConfig(LearningSpeed):
+    """The same with all that `fit` can be told; trainers work the rest out."""
+
+    accumulate: Count = 1
+    """Micro-batches per update and process. Raise it where memory limits the micro-batch: 64 pairs = 8 × 8."""
+
+    adam_beta1: BelowOne = 0.9
+    """AdamW's memory of the gradient. 0.9; 0.95 for very noisy gradients."""
+
+    adam_beta2: BelowOne = 0.999
+    """AdamW's memory of the squared gradient. 0.95 to 0.999; lower adapts sooner in short runs."""
+
+    adam_eps: Positive = 1e-8
+    """AdamW's guard against division by zero. 1e-8 to 1e-6."""
+
+    keep_checkpoints: Count = 2
+    """Checkpoints that stay on the disk, at least 1. With 2 there is one to go back to if the newest is damaged."""
+
+    log_every: Count = 1
+    """Updates between lines of `metrics.jsonl`; the last update always gets one. 1 to 10."""
+
+    seed: Seed = 0
+    """Seed of the global random generators (dropout) during the run; the caller's are put back after it."""
+
+    def scaled(self) -> "LoopConfig":
+        """The same for a model that computes in float16: the loss is scaled."""
+        return dataclasses.replace(self, mixed_precision="fp16")
 
 
 _FREE_TO_CHANGE = ("checkpoint_every", "keep_checkpoints", "log_every", "trackers", "progress")

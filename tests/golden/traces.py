@@ -25,14 +25,14 @@ from rpo.cli.main import COMMANDS
 from rpo.config import load_config
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import CurateConfig
-from rpo.runs.dpo import RunConfig
-from rpo.settings import describe_fields
-from rpo.trainers.online_config import LearningConfig
-from rpo.trainers.region_config import RegionConfig
-from rpo.trainers.score_as_action_config import ValueConfig
+from rpo.objectives.preference.region import RegionConfig
+from rpo.trainers.dpo_config import DPOConfig
+from rpo.trainers.rollouts.settings import StepsConfig
+from rpo.trainers.value import network, returns
+from rpo.trainers.value.settings import ValueConfig
 from tests.run_state import metrics_of, result_of
-from tests.trainers.online_runs import grpo, lightness, loop, score_as_action
-from tests.trainers.test_dpo_objectives import edits, trainer_of
+from tests.trainers.online_runs import endpoint, grpo, learning, lightness, score_as_action
+from tests.trainers.pair_runs import SCORED, edits, trainer_of
 
 FILE = Path(__file__).with_name("traces.json")
 UPDATES = 3
@@ -42,31 +42,31 @@ Trace = Callable[[Path], dict[str, Any]]
 """What a run in that folder gave: numbers, lists, texts and bytes, by name."""
 
 
-def trained(trainer: Any, parameters: Any) -> dict[str, Any]:
-    """The weights and every logged number."""
-    weights = torch.cat([parameter.detach().flatten() for parameter in parameters])
-    return {"weights": weights, "metrics": metrics_of(Path(trainer.folder))}
-
-
-def preference(folder: Path, words: str = "", **changes: Any) -> dict[str, Any]:
-    """DPO by the objective of these words."""
-    overrides = [f"dpo.objective.{word}" for word in words.split()]
-    objective = load_config(RunConfig, None, overrides).dpo.objective
-    trainer = trainer_of(folder, objective=objective, updates=UPDATES, **changes)
+def trained(trainer: Any) -> dict[str, Any]:
+    """The weights and every logged number, after training."""
     trainer.train()
-    return trained(trainer, trainer.policy.parameters)
+    weights = torch.cat([parameter.detach().flatten() for parameter in trainer.run.policy.parameters])
+    return {"weights": weights, "metrics": metrics_of(trainer.folder)}
+
+
+def preference(folder: Path, words: str = "", pairs: Any = SCORED, **changes: Any) -> dict[str, Any]:
+    """DPO by the objective of these words."""
+    objective = load_config(DPOConfig, None, [f"objective.{word}" for word in words.split()]).objective
+    return trained(trainer_of(folder, pairs=pairs, objective=objective, updates=UPDATES, **changes))
 
 
 def online(folder: Path, make: Callable[..., Any], **changes: Any) -> dict[str, Any]:
-    """An online trainer with these settings."""
-    trainer = make(folder, **{"loop": loop(UPDATES), "reward": lightness} | changes)
-    trainer.train()
-    return trained(trainer, trainer.run.policy.parameters)
+    """An algorithm that draws, with these settings, and a value that is small and little trained."""
+    kept, returns.PRETRAIN_UPDATES, network.CHANNELS = (returns.PRETRAIN_UPDATES, network.CHANNELS), 2, 8
+    try:
+        return trained(make(folder, **{"learning": learning(UPDATES), "reward": lightness} | changes))
+    finally:
+        returns.PRETRAIN_UPDATES, network.CHANNELS = kept
 
 
 def saved(folder: Path) -> dict[str, Any]:
     """A LoRA's file, and the model card beside it."""
-    trainer = trainer_of(folder / "run", updates=1)
+    trainer = trainer_of(folder / "run", pairs=SCORED, updates=1)
     trainer.train()
     place = trainer.save(folder / "lora")
     return {"file": (place / WEIGHT_FILE).read_bytes(), "files": sorted(path.name for path in place.iterdir())}
@@ -101,26 +101,22 @@ OBJECTIVES = (
     "context=scores",
     "context=reference",
     "winner_preserving=0.9",
-    "method=kto",
-    "method=mapo",
+    "kind=kto",
+    "kind=mapo",
 )
 BENT = ("link=ipo", "link=hinge", "link=square_hinge", "link=linear")
-FAR = 5_000.0
+FAR = "beta=5000"
 """A beta by which these links, straight or alike near 0, are told apart."""
-SEVERAL = {"learning": LearningConfig(micro_batch=4, passes=2)}
-PATHWISE = {
-    "estimator": "pathwise",
-    "value": ValueConfig(design="none", inputs="both", channels=8, updates=2, pretrain_updates=2),
-}
-ENDPOINT = {"estimator": "endpoint", "advantage": "group"}
-OF_V = {"value": ValueConfig(channels=8, updates=2, pretrain_rollouts=1, pretrain_updates=2)}
+SEVERAL = {"steps": StepsConfig(passes=2)}
+PATHWISE = {"estimator": "pathwise", "value": ValueConfig(uses_reward=False, sees_latents=True, updates=2)}
+OF_V = {"value": ValueConfig(updates=2, pretrain_rollouts=1)}
 
 TRACES: dict[str, Trace] = {
     "dpo": preference,
     **{f"dpo {words}": partial(preference, words=words) for words in OBJECTIVES},
-    **{f"dpo {words}": partial(preference, words=words, beta=FAR) for words in BENT},
-    "dpo sft": partial(preference, sft_weight=0.2),
-    "dpo region": partial(preference, pairs=edits(), region=RegionConfig(is_on=True)),
+    **{f"dpo {words}": partial(preference, words=f"{words} {FAR}") for words in BENT},
+    "dpo sft": partial(preference, words="sft_weight=0.2"),
+    "dpo region": partial(preference, pairs=edits(), region=RegionConfig()),
     "grpo": partial(online, make=grpo),
     "grpo kl": partial(online, make=grpo, kl_weight=0.1),
     "grpo several": partial(online, make=grpo, **SEVERAL),
@@ -133,9 +129,9 @@ TRACES: dict[str, Trace] = {
     "score-as-action trust region": partial(online, make=score_as_action, update="trust_region", **SEVERAL),
     "score-as-action value": partial(online, make=score_as_action, advantage="return_minus_value", **OF_V),
     "score-as-action pathwise": partial(online, make=score_as_action, **PATHWISE),
-    "endpoint": partial(online, make=score_as_action, **ENDPOINT),
-    "endpoint kl": partial(online, make=score_as_action, kl_weight=0.1, **ENDPOINT),
-    "endpoint value": partial(online, make=score_as_action, **{**ENDPOINT, "advantage": "return_minus_value"}),
+    "endpoint": partial(online, make=endpoint),
+    "endpoint kl": partial(online, make=endpoint, kl_weight=0.1),
+    "endpoint value": partial(online, make=endpoint, baseline="value"),
     "lora": saved,
     "curation": curated,
     "keys": keys,

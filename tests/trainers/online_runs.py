@@ -1,47 +1,60 @@
-"""Online runs as small as they can be: four images of two prompts, three steps, a few numbers in the value network."""
+"""Online runs as small as they can be: four images of two prompts, three steps, few updates of the value."""
 
 import hashlib
 
-from rpo.trainers.grpo import GRPOTrainer
+import pytest
+
+from rpo.trainers.endpoint import Endpoint
+from rpo.trainers.endpoint_config import EndpointConfig
+from rpo.trainers.grpo import GRPO
 from rpo.trainers.grpo_config import GRPOConfig
-from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
-from rpo.trainers.score_as_action import ScoreAsActionTrainer
-from rpo.trainers.score_as_action_config import ScoreAsActionConfig, ValueConfig
-from rpo.training.loop import LoopConfig
+from rpo.trainers.rollouts.settings import OnlineLearningConfig, RolloutConfig, StepsConfig
+from rpo.trainers.score_as_action import ScoreAsAction
+from rpo.trainers.score_as_action_config import ScoreAsActionConfig
+from rpo.trainers.settings import AdapterConfig
+from rpo.trainers.trainer import Trainer
+from rpo.trainers.value.settings import ValueConfig
 from tests.tiny import tiny_sd
 
 PROMPTS = ("a red circle", "two dogs", "a house")
 ROLLOUT = RolloutConfig(prompts=2, images_per_prompt=2, num_steps=3, guidance_scale=2.0)
-VALUE = ValueConfig(channels=8, updates=2, batch_size=8, pretrain_rollouts=1, pretrain_updates=2)
+VALUE = ValueConfig(updates=2, batch_size=8, pretrain_rollouts=1)
 ADAPTER = AdapterConfig(rank=4)
-LEARNING = LearningConfig(micro_batch=4)
+STEPS = StepsConfig()
 
 
-def loop(updates=2, **changes):
-    return LoopConfig(updates=updates, learning_rate=1e-2, progress=False, **changes)
+def learning(updates=2, **changes):
+    return OnlineLearningConfig(
+        **{"updates": updates, "learning_rate": 1e-2, "progress": False, "micro_batch": 4} | changes
+    )
 
 
 def settings(folder, **changes):
     return {
         "rollout": ROLLOUT,
-        "learning": LEARNING,
+        "steps": STEPS,
         "adapter": ADAPTER,
         "preview_every": 0,
-        "folder": str(folder),
-        "loop": loop(),
+        "output": str(folder),
+        "learning": learning(),
     } | changes
 
 
 def grpo(folder, *, pipe=None, reward="jpeg-compressibility", **changes):
-    return GRPOTrainer(pipe or tiny_sd(), reward, PROMPTS, GRPOConfig(**settings(folder, **changes)))
+    return Trainer(pipe or tiny_sd(), GRPO(reward, PROMPTS, GRPOConfig(**settings(folder, **changes))))
 
 
 def score_as_action(folder, *, pipe=None, reward="jpeg-compressibility", **changes):
     config = ScoreAsActionConfig(**settings(folder, **{"value": VALUE} | changes))
-    return ScoreAsActionTrainer(pipe or tiny_sd(), reward, PROMPTS, config)
+    return Trainer(pipe or tiny_sd(), ScoreAsAction(reward, PROMPTS, config))
 
 
-TRAINERS = {"grpo": grpo, "score_as_action": score_as_action}
+def endpoint(folder, *, pipe=None, reward="jpeg-compressibility", **changes):
+    config = EndpointConfig(**settings(folder, **{"value": VALUE} | changes))
+    return Trainer(pipe or tiny_sd(), Endpoint(reward, PROMPTS, config))
+
+
+TRAINERS = {"grpo": grpo, "score_as_action": score_as_action, "endpoint": endpoint}
 
 
 def digest(trainer):
@@ -52,3 +65,9 @@ def digest(trainer):
 def lightness(images, prompts):
     """A reward that a configuration can name."""
     return images.mean(dim=(1, 2, 3))
+
+
+@pytest.fixture(autouse=True)
+def small_value(monkeypatch):
+    """Little pretraining of the value."""
+    monkeypatch.setattr("rpo.trainers.value.returns.PRETRAIN_UPDATES", 2)

@@ -7,6 +7,7 @@ depends on them alone, the reference's errors, can be computed once and used aga
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import final
 
 import torch
@@ -18,17 +19,31 @@ from rpo.data.cache import EmbeddingCache, LatentCache, LatentRequest, latent_re
 from rpo.data.differences import DifferenceRequest, PairDifferences
 from rpo.data.order import visit
 from rpo.data.preference import PairSet, require_two_images
+from rpo.data.readthrough import Memory
 from rpo.data.transform import PairTransform, caption_dropped
 from rpo.devices import uploaded
+from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
 from rpo.randomness import keyed_generator
-from rpo.trainers.dpo_config import Share
-from rpo.types import Conditioning
+from rpo.trainers.dpo_config import DPOConfig
+from rpo.types import Canvas, Conditioning
 
 MIDWAY = -1
 """Number of the draw that no visit has: the pair as it is looked at before training."""
 
 COUPLES_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of every update this process computes."""
+
+    micro_batch: int
+    """Pairs per micro-batch on this process."""
+    accumulate: int
+    """Micro-batches per update."""
+    process: int = 0
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,52 @@ class PairBatch:
     """Which pair of the set each is."""
     difference: Float[Tensor, "batch h w"] | None = None
     """How far the two images of each pair lie apart at each place, if that is asked for."""
+
+
+def share_of(pairs_per_update: int, micro_batch: int, process: int, processes: int) -> Share:
+    """This process's part of every update."""
+    at_once = micro_batch * processes
+    if pairs_per_update % at_once:
+        per_process = pairs_per_update / processes
+        fitting = [n for n in range(1, int(per_process) + 1) if per_process % n == 0]
+        raise InputError(
+            f"pairs_per_update={pairs_per_update} is not a multiple of learning.micro_batch={micro_batch} times "
+            f"{processes} process(es); use a micro_batch of "
+            f"{', '.join(map(str, fitting)) or f'1 and a multiple of {processes} pairs'}"
+        )
+    return Share(micro_batch, pairs_per_update // at_once, process, processes)
+
+
+def pair_batches(
+    model: Checkpoint, pairs: PairSet, config: DPOConfig, share: Share, canvas: Canvas, *, folder: Path
+) -> "PairBatches":
+    """The stream that settings describe, with its caches in `folder`."""
+    memory, (_, height, width) = Memory(), model.latent_shape(canvas)
+    return PairBatches(
+        model,
+        pairs,
+        transform=PairTransform(canvas, crop=config.crop, flip=config.flip),
+        share=share,
+        latents=LatentCache(
+            folder,
+            encode=model.encode_moments,
+            model_key=model.fingerprint("vae"),
+            batch_size=config.encode_batch,
+            memory=memory,
+        ),
+        embeddings=EmbeddingCache(
+            folder,
+            encode=model.embed,
+            model_key=model.fingerprint("text"),
+            dtype=model.text_dtype,
+            batch_size=config.encode_batch,
+            memory=memory,
+        ),
+        caption_dropout=config.caption_dropout,
+        draws_per_pair=config.draws_per_pair,
+        seed=config.seed,
+        differences=None if config.region is None else PairDifferences(folder, grid=(height, width), memory=memory),
+    )
 
 
 @final

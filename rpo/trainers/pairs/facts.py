@@ -9,58 +9,63 @@ where a prompt has several pairs: of a single one it is half the gap of the two 
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rpo.data.preference import PairSet, left_out
+from rpo.data.preference import PairSet
 from rpo.errors import InputError
-from rpo.models.checkpoint import Checkpoint
-from rpo.objectives.context_scale import mallows_scale
+from rpo.objectives.preference import Objective
+from rpo.objectives.preference.context_scale import mallows_scale
+from rpo.objectives.preference.dpo import Dpo
 from rpo.trainers.pairs.batches import PairBatch, PairBatches
-from rpo.trainers.pairs.loss import PairFacts
-from rpo.trainers.pairs.reference_errors import ReferenceErrors
-from rpo.trainers.preference_config import PreferenceConfig
+from rpo.trainers.pairs.errors import ReferenceErrors
 from rpo.training.processes import Processes
 
 
-def require_scores(pairs: PairSet, config: PreferenceConfig) -> None:
+@dataclass(frozen=True)
+class PairFacts:
+    """What an objective has to know of every pair of the set."""
+
+    score_gaps: Float[Tensor, " pairs"] | None = None
+    """Chosen minus rejected score, in units of the set's mean gap."""
+    context_scale: Float[Tensor, " pairs"] | None = None
+    """phi of the pair's prompt."""
+
+    def of(self, batch: PairBatch, like: Tensor) -> dict[str, Tensor | None]:
+        """Those of a micro-batch, as `Comparison` has them."""
+        rows = list(batch.pairs)
+        found = {"score_gap": self.score_gaps, "context_scale": self.context_scale}
+        return {name: None if values is None else values[rows].to(like) for name, values in found.items()}
+
+
+def require_scores(pairs: PairSet, objective: Objective) -> None:
     """Refuse a set without scores where the objective asks for them; reads no image."""
-    asked = [
-        name
-        for name, is_asked in (
-            ("objective.margin_from: rewards", config.margin_from == "rewards"),
-            ("objective.context: scores", config.context == "scores"),
-        )
-        if is_asked
-    ]
-    if not asked:
+    if not objective.needs_scores:
         return
     without = [pair.name for pair in pairs if pair.margin is None]
     if without:
         raise InputError(
             f"{without[0]} (and {len(without) - 1} more of {len(pairs)}) has no chosen_score and rejected_score, but "
-            f"{asked[0]} needs both of every pair; score the set, or leave that setting out"
+            f"objective.{objective.needs_scores} needs both of every pair; score the set, or leave that setting out"
         )
 
 
-def pair_facts(pairs: PairSet, config: PreferenceConfig, measure: Callable[[], Float[Tensor, " pairs"]]) -> PairFacts:
+def pair_facts(pairs: PairSet, objective: Objective, measure: Callable[[], Float[Tensor, " pairs"]]) -> PairFacts:
     """What the objective needs of the pairs.
 
     Args:
         measure: The reference's mid-time error of each pair; called only if it is asked for.
     """
-    gaps = relative_gaps(pairs) if config.margin_from == "rewards" else None
-    if config.context == "none":
+    if not isinstance(objective, Dpo):
+        return PairFacts()
+    gaps = relative_gaps(pairs) if objective.margin_from == "rewards" else None
+    if objective.context == "none":
         return PairFacts(gaps)
-    dispersion = score_dispersion(pairs) if config.context == "scores" else per_prompt(pairs, measure())
+    dispersion = score_dispersion(pairs) if objective.context == "scores" else per_prompt(pairs, measure())
     return PairFacts(gaps, mallows_scale(dispersion))
-
-
-def set_notes(model: Checkpoint, pairs: PairSet) -> list[str]:
-    """What a plan has to say of a set: captions that the text encoder cuts, rows that were left out."""
-    return [f"  {note}" for note in (*model.notes_on(pairs.prompts), left_out(pairs)) if note]
 
 
 def relative_gaps(pairs: PairSet) -> Float[Tensor, " pairs"]:

@@ -20,7 +20,7 @@ word."""
 
 
 @final
-class RunningMoments:
+class RunningStatistics:
     """Decaying count, sum and sum of squares, per bin."""
 
     def __init__(self, bins: int, *, decay: float, device: torch.device):
@@ -32,6 +32,10 @@ class RunningMoments:
         self._bins, self._decay = bins, decay
         self._moments = torch.zeros(3, bins, device=device)
         self._pending = torch.zeros(3, bins, device=device)
+
+    def fresh(self) -> "RunningStatistics":
+        """Others that have seen nothing."""
+        return RunningStatistics(self._bins, decay=self._decay, device=self._moments.device)
 
     @torch.no_grad()
     def observe(self, values: Float[Tensor, " batch"], bins: Int[Tensor, " batch"]) -> None:

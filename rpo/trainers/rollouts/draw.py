@@ -26,7 +26,7 @@ from rpo.randomness import keyed_generator
 from rpo.rewards.base import WeightedRewards
 from rpo.sampling.sample import Keep, sample
 from rpo.text import text_fault
-from rpo.trainers.online_config import RolloutConfig
+from rpo.trainers.rollouts.settings import RolloutConfig
 from rpo.training.processes import Processes
 from rpo.types import Conditioning, Grid, PerSample, Trajectory, join_conditioning
 
@@ -103,7 +103,8 @@ class Rollouts:
         """
         _check_prompts(prompts)
         self.model, self.prompts, self.rewards, self.config = model, tuple(prompts), rewards, config
-        self._seed, self._evidence = seed, evidence
+        self._seed, self.evidence = seed, evidence
+        self.canvas = model.canvas_of(config.resolution) if isinstance(model, Checkpoint) else None
         self._process, processes = share
         if config.prompts % processes:
             raise InputError(
@@ -116,15 +117,15 @@ class Rollouts:
     def notes(self) -> list[str]:
         """What a plan has to say of the prompts: those that the text encoder cuts."""
         notes = self.model.notes_on(self.prompts) if isinstance(self.model, Checkpoint) else []
-        return [f"  {note}" for note in notes]
+        return notes
 
     def grid(self, index: int) -> Grid:
         """The grid of a rollout; the same on every process."""
         config = self.config
         if config.solver == "dpm_solver":
-            return BlackBoxSolver(self.model, config.num_steps).grid
+            return BlackBoxSolver(self.model, config.num_steps, canvas=self.canvas).grid
         if config.spacing == "checkpoint":
-            return self.model.grid(config.num_steps)
+            return self.model.grid(config.num_steps, self.canvas)
         generator = keyed_generator("grid", self._seed, index)
         high = config.max_steps or config.num_steps
         num_steps = int(torch.randint(config.num_steps, high + 1, (), generator=generator, device="cpu"))
@@ -160,10 +161,11 @@ class Rollouts:
                 guidance_scale=config.guidance_scale,
                 generators=generators[part],
                 keep=keep(grid),
+                canvas=self.canvas,
             )
             chunks.append(chunk)
             images.append(self.model.decode(chunk.x_0))
-        parts = self.rewards.parts(torch.cat(images), prompts, evidence=self._evidence)
+        parts = self.rewards.parts(torch.cat(images), prompts, evidence=self.evidence)
         total = sum(weight * parts[name] for name, weight in self.rewards.weights.items())
         assert isinstance(total, Tensor)
         group = torch.arange(self._own_prompts, device=total.device).repeat_interleave(config.images_per_prompt)
@@ -173,7 +175,9 @@ class Rollouts:
 
     def _kernel(self) -> Kernel:
         if self.config.solver == "dpm_solver":
-            return BlackBoxSolver(self.model, self.config.num_steps)  # it keeps a history: one per trajectory
+            return BlackBoxSolver(
+                self.model, self.config.num_steps, canvas=self.canvas
+            )  # it keeps a history: one per trajectory
         return training_kernel(self.config)
 
     def _conditioning(self, prompts: Sequence[str]) -> Conditioning:

@@ -16,7 +16,7 @@ part of the way replaced by V's own opinion, asked anew at every pass and never 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Protocol, final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
@@ -24,17 +24,11 @@ from torch import Tensor, nn
 
 from rpo.errors import InputError
 from rpo.objectives.advantages import traced_returns
-from rpo.objectives.score_as_action import explained_variance, monte_carlo
+from rpo.objectives.value import explained_variance, monte_carlo
 from rpo.randomness import keyed_generator
-from rpo.trainers.value.inputs import TIME_BINS, Design, ValuePoints, skip_weights
+from rpo.trainers.value.inputs import TIME_BINS, ValuePoints, skip_weights
 from rpo.training.processes import Processes
 from rpo.types import Latents, PerSample
-
-Branch = Literal["frozen", "differentiable"]
-"""Whether the gradient of V goes through the reward of x0_hat as well."""
-
-ValueLoss = Literal["monte_carlo", "td0", "martingale"]
-"""What V is compared with: how it ended, V of the next node, or the traced mixture of both."""
 
 Terminal = Callable[[Latents, Sequence[str]], PerSample]
 """The reward of clean latents: decodes, then judges."""
@@ -42,30 +36,20 @@ Terminal = Callable[[Latents, Sequence[str]], PerSample]
 MAX_GRAD_NORM = 1.0
 
 
-class Value(Protocol):
-    """An estimate of what is still to come."""
-
-    def __call__(self, points: ValuePoints) -> PerSample:
-        """V of each point, differentiable in `x_t` and `x0_hat`."""
-        ...
-
-
 @final
-class Critic:
+class ValueEstimator:
     """A value that learns.
 
     Attributes:
         network: F, a function of `ValuePoints` with one number for each.
-        design: How the reward of x0_hat enters.
     """
 
     def __init__(
         self,
         network: nn.Module,
         *,
-        design: Design = "none",
         terminal: Terminal | None = None,
-        branch: Branch = "frozen",
+        is_differentiable: bool = False,
         reward_until: float = 1.0,
         learning_rate: float = 1e-3,
         seed: int = 0,
@@ -74,18 +58,13 @@ class Critic:
         """Start with V = 0 where no reward of x0_hat enters.
 
         Args:
-            terminal: Reward of clean latents; needed unless the design is "none".
+            terminal: Reward of clean latents; None learns V alone.
+            is_differentiable: Whether the gradient of V goes through the reward of x0_hat as well.
             reward_until: Time, 0 … 1, up to which x0_hat is worth asking about; beyond it V is learnt alone.
             processes: Who fits it together, each to its own images; those that were launched by default.
         """
-        if (design == "none") != (terminal is None):
-            given = "no reward of clean latents" if terminal is None else "a reward of clean latents"
-            raise InputError(
-                f"design is {design!r} with {given}; give `terminal` with cos_sin, cos and linear, and none with 'none'"
-            )
         self.network = network.eval()
-        self.design: Design = design
-        self._terminal, self._branch, self._seed = terminal, branch, seed
+        self._terminal, self._is_differentiable, self._seed = terminal, is_differentiable, seed
         self._reward_until = reward_until
         self._optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
         self._mean, self._std = 0.0, 0.0
@@ -94,7 +73,7 @@ class Critic:
 
     def __call__(self, points: ValuePoints) -> PerSample:
         """V of each point, in the unit of the reward."""
-        skip, out = skip_weights(self.design, points.time)
+        skip, out = skip_weights(points.time)
         skip, out = (torch.where(self._is_asked(points), part, rest) for part, rest in ((skip, 0.0), (out, 1.0)))
         expected = torch.full_like(points.time, self._mean) if points.baseline is None else points.baseline
         if self._terminal is None:
@@ -143,7 +122,6 @@ class Critic:
         values: Float[Tensor, "nodes batch"],
         costs: Float[Tensor, "steps batch"],
         *,
-        loss: ValueLoss,
         trace: float,
         steps: int,
         batch_size: int,
@@ -158,7 +136,6 @@ class Critic:
             How good V was before, on these new nodes; see `METRICS`.
         """
         nodes = self.ask_reward(nodes, batch_size=batch_size)
-        traces: dict[ValueLoss, float] = {"monte_carlo": 1.0, "td0": 0.0, "martingale": trace}
         returns = traced_returns(values, costs, trace=1.0).flatten()
         time, before, returns = self._of_all(nodes.time[: len(returns)], values[:-1].flatten(), returns)
         _check_finite(returns)
@@ -166,10 +143,10 @@ class Critic:
 
         def targets() -> Tensor:
             latest = values
-            if traces[loss] < 1:
+            if trace < 1:
                 latest = self.evaluate(nodes, batch_size=batch_size).view_as(values)
             latest = torch.cat([latest[:-1], values[-1:]])
-            return torch.cat([traced_returns(latest, costs, trace=traces[loss]), values[-1:]])
+            return torch.cat([traced_returns(latest, costs, trace=trace), values[-1:]])
 
         self._descend(nodes, targets, steps=steps, batch_size=batch_size)
         return self._quality(time, before, returns)
@@ -210,7 +187,7 @@ class Critic:
     def _reward_of(self, points: ValuePoints) -> PerSample:
         """The reward of x0_hat where it takes part, and 0 elsewhere."""
         assert self._terminal is not None
-        is_followed = self._branch == "differentiable" and torch.is_grad_enabled() and points.x0_hat.requires_grad
+        is_followed = self._is_differentiable and torch.is_grad_enabled() and points.x0_hat.requires_grad
         rewards = points.x0_reward
         rows = _rows(points)[self._is_asked(points).cpu()]
         if rewards is None:
@@ -220,8 +197,8 @@ class Critic:
             rewards = rewards.index_put((rows.to(rewards.device),), found)
         if is_followed and len(rows) and not rewards.requires_grad:
             raise InputError(
-                "the reward gives numbers without a gradient, but branch is 'differentiable'; use a reward that "
-                "differentiates, branch 'frozen', or design 'none'"
+                "the reward gives numbers without a gradient, but the slope of V goes through it; use a reward that "
+                "differentiates, or value.uses_reward: false with value.sees_latents: true"
             )
         return rewards
 

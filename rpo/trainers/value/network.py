@@ -6,18 +6,17 @@ and which part of the image they speak of depends on their order. Forward and ba
 forward of the denoiser, since the network runs on every node of a rollout many times.
 """
 
-from typing import Literal, final
+from typing import final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rpo.errors import InputError
 from rpo.trainers.value.inputs import ValuePoints
 from rpo.types import PerSample
 
-ValueInputs = Literal["x_t", "x0_hat", "both", "reward"]
-"""Which latents the network sees; "reward" is none of them, only what the reward says of x0_hat."""
+CHANNELS = 64
+"""Width of F; 32 to 128 made no difference."""
 
 CELLS = 4
 """Side of the square of cells at which the prompt is read."""
@@ -35,22 +34,24 @@ class ValueNetwork(nn.Module):
         latent_shape: tuple[int, int, int],
         prompt_dim: int,
         *,
-        inputs: ValueInputs = "both",
-        channels: int = 64,
+        sees_latents: bool = True,
+        channels: int | None = None,
         seed: int = 0,
     ):
-        """Make the network; the same seed gives the same weights."""
+        """Make the network; the same seed gives the same weights.
+
+        Args:
+            channels: Width, a multiple of 8; CHANNELS by default.
+        """
         super().__init__()
-        if channels % (2 * HEADS):
-            raise InputError(f"channels is {channels}, but groups and heads need a multiple of 8; 64 is usual")
-        self.inputs = inputs
+        channels = channels or CHANNELS
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             last = nn.Linear(channels, 1)
             self.numbers = nn.Sequential(nn.Linear(2 * FREQUENCIES + 3, channels), nn.SiLU(), last)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.latents = None if inputs == "reward" else _Latents(latent_shape, prompt_dim, inputs, channels, seed)
+        self.latents = _Latents(latent_shape, prompt_dim, channels, seed) if sees_latents else None
 
     def forward(self, points: ValuePoints) -> PerSample:
         """F of each point."""
@@ -66,13 +67,10 @@ class ValueNetwork(nn.Module):
 class _Latents(nn.Module):
     """What the latents and the prompt say."""
 
-    def __init__(
-        self, latent_shape: tuple[int, int, int], prompt_dim: int, inputs: ValueInputs, channels: int, seed: int
-    ):
+    def __init__(self, latent_shape: tuple[int, int, int], prompt_dim: int, channels: int, seed: int):
         super().__init__()
-        self.inputs = inputs
         latent_channels, height, width = latent_shape
-        seen = latent_channels * (2 if inputs == "both" else 1) + 2
+        seen = 2 * latent_channels + 2
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.stem = nn.Conv2d(seen, channels, 3, padding=1)
@@ -90,9 +88,8 @@ class _Latents(nn.Module):
 
     def forward(self, points: ValuePoints) -> PerSample:
         """F of each point."""
-        seen = {"x_t": (points.x_t,), "x0_hat": (points.x0_hat,), "both": (points.x_t, points.x0_hat)}[self.inputs]
         dtype = self.head.weight.dtype  # a pipeline in half precision gives embeddings of its own
-        x = self.stem(torch.cat([*seen, _places(points.x_t)], dim=1).to(dtype))
+        x = self.stem(torch.cat([points.x_t, points.x0_hat, _places(points.x_t)], dim=1).to(dtype))
         time = self.time(_waves(points.time).to(dtype))
         tokens = self.norm_tokens(points.tokens.to(dtype))
         for shrink in self.shrink:

@@ -13,14 +13,74 @@ which the trainer fills with a running mean over past updates: the gradient then
 split over micro-batches and processes, and nobody waits for the others in the middle of a loss.
 """
 
+from dataclasses import replace
+from typing import ClassVar, Literal
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rpo.errors import InputError
+from rpo.objectives.preference.base import Comparison, Statistics, beta_for_dims, pair_output
+from rpo.ranges import NotNegative, Positive
+from rpo.settings import settings
+from rpo.types import StepOutput
 
 PAPER_KTO_BETA = 1000.0
 """The authors' beta for SD 1.5; without the factor 1/2 of DPO's."""
+
+KL_DECAY = 0.9
+"""Of the running mean that stands for kl: it looks back ten updates."""
+
+
+@settings
+class Kto:
+    """Diffusion-KTO: each side of a pair is an image that is labelled good or bad."""
+
+    kind: Literal["kto"] = "kto"
+
+    beta: Positive | None = None
+    """How fast the utility saturates, > 0. Nothing takes the paper's 1000 for the 16,384 dimensions of SD 1.5, and in
+    proportion for other sizes."""
+
+    desirable_weight: NotNegative = 1.0
+    """Weight of chosen images."""
+
+    undesirable_weight: NotNegative = 1.0
+    """Weight of rejected images."""
+
+    title: ClassVar[str] = "Diffusion-KTO"
+    needs_reference: ClassVar[bool] = True
+    starts_at_zero: ClassVar[bool] = True
+    bins: ClassVar[int] = 1
+    decay: ClassVar[float] = KL_DECAY
+    needs_scores: ClassVar[str] = ""
+    reduction: ClassVar[Literal["mean"]] = "mean"
+
+    def default_beta(self, num_dims: int) -> float:
+        """The paper's, for latents of `num_dims` dimensions."""
+        return beta_for_dims(num_dims, beta=PAPER_KTO_BETA)
+
+    def __call__(self, pairs: Comparison, statistics: Statistics | None) -> StepOutput:
+        """The loss of a micro-batch of pairs, a mean over their images."""
+        assert pairs.reference is not None and statistics is not None
+        errors, reference_errors = torch.cat(pairs.errors), torch.cat(pairs.reference)
+        is_chosen = torch.arange(len(errors), device=errors.device) < len(pairs.chosen)
+        baseline = statistics.mean()
+        losses = kto_losses(
+            errors,
+            reference_errors,
+            is_chosen,
+            beta=pairs.beta,
+            baseline=baseline,
+            desirable_weight=self.desirable_weight,
+            undesirable_weight=self.undesirable_weight,
+        )
+        gain = (reference_errors - errors).detach()
+        statistics.observe(gain, torch.zeros_like(is_chosen, dtype=torch.long))
+        favour = pairs.beta * (gain.chunk(2)[0] - gain.chunk(2)[1])
+        output = pair_output(losses.view(2, -1).mean(dim=0), 0.0, favour, pairs.errors, pairs.reference)
+        return replace(output, metrics=output.metrics | {"dpo/kl_baseline": pairs.beta * baseline.clamp(min=0)})
 
 
 def kto_losses(

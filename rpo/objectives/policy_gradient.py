@@ -1,4 +1,4 @@
-"""Policy losses from log-densities of transitions, and the trust region that keeps an update small.
+"""Policy losses of single steps, by likelihood and along the slope of a value, and the trust region.
 
 With A the advantage of a step, log p its joint log-density (summed over the D dimensions of a latent) and "old" the
 policy that drew it:
@@ -14,10 +14,21 @@ would mean D times as much beside the second. And both are 0 where the policy is
 which changes no gradient and keeps the digits of a ratio near 1.
 
 Steps are summed, never averaged: a mean over them would make the gradient shrink as the grid gets finer.
+
+Score as action (arXiv:2502.01819) maximises J = E[r(x_0) - kl_weight sum_k c_k], where c_k is what step k costs against
+the reference and V(t, x) is that expectation from (t, x) on. Its gradient, one term per step from x_t to
+x_s = mean + std noise:
+
+    pathwise      <d mean, grad V(s, x_s)>                   - kl_weight dKL_k     needs grad V; any kernel, an ODE too
+    likelihood    A_k d log p(x_s | x_t)                     - kl_weight dKL_k     with c_k = KL_k, a function of x_t
+                  A_k d log p(x_s | x_t)                                           with c_k = log p - log p_reference
+
+Both hold for every grid, not only in the limit of small steps, if V and A are those of the policy on this grid. The
+term dKL_k must not be forgotten: the cost of a step depends on the policy itself, not only through where it leads. The
+sampled log-ratio needs no such term, since the mean of d log p is 0, but is noisier.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -95,20 +106,17 @@ def clipped_surrogate(
     return Surrogate(loss, 1 + change.detach(), is_clipped)
 
 
-def trust_region(
-    kl: Float[Tensor, " batch"], coefficient: float, *, power: Literal["sqrt", "linear"]
-) -> Float[Tensor, " batch"]:
-    """Penalty on the distance from the policy that drew the samples, C √KL or C KL (CPPO, arXiv:2305.18901).
+def trust_region(kl: Float[Tensor, " batch"], coefficient: float) -> Float[Tensor, " batch"]:
+    """Penalty on the distance from the policy that drew the samples, C √KL (CPPO, arXiv:2305.18901).
+
+    It pulls with constant strength, hence all the way back to the old policy where the advantage is weak; C KL would
+    let every update go some way, but the bound on the performance difference has the root.
 
     Args:
         kl: KL of the whole path, or of one step; >= 0, with gradient.
         coefficient: C > 0; see `adapt_coefficient`.
-        power: "sqrt" is what the bound on the performance difference has. It pulls with constant strength, hence all
-            the way back to the old policy where the advantage is weak; "linear" lets every update go some way.
     """
-    if power == "sqrt":
-        return coefficient * (kl + 1e-8).sqrt()
-    return coefficient * kl
+    return coefficient * (kl + 1e-8).sqrt()
 
 
 def adapt_coefficient(
@@ -146,3 +154,30 @@ def adapt_coefficient(
     elif sqrt_kl < (1 - tolerance) * target:
         coefficient = coefficient / factor
     return min(max(coefficient, low), high)
+
+
+def pathwise(
+    mean: Float[Tensor, "points c h w"], value_gradient: Float[Tensor, "points c h w"]
+) -> Float[Tensor, " points"]:
+    """Loss whose gradient moves the mean of a step up the slope of the value where the step led.
+
+    Only its gradient means something, not its value.
+
+    Args:
+        mean: Of the transition, with gradient.
+        value_gradient: Gradient of V with respect to x_s, at (s, x_s).
+    """
+    wide = torch.promote_types(mean.dtype, torch.float32)
+    return -(mean.to(wide) * value_gradient.detach().to(wide)).sum(dim=(1, 2, 3))
+
+
+def log_ratio_cost(
+    log_prob: Float[Tensor, "*points"], reference_log_prob: Float[Tensor, "*points"]
+) -> Float[Tensor, "*points"]:
+    """Cost of a step by the sample that was drawn: its mean is the KL of the step, its gradient is cut.
+
+    Args:
+        log_prob: Joint log-density of the step under the policy that drew it.
+        reference_log_prob: Under the reference.
+    """
+    return (log_prob - reference_log_prob).detach()

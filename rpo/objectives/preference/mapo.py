@@ -6,17 +6,58 @@
 The first term is plain denoising of the chosen image, the second widens the odds. Both sides share noise and time.
 """
 
+from typing import ClassVar, Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from rpo.errors import InputError
-from rpo.objectives.preference_metrics import pair_output
+from rpo.objectives.preference.base import Comparison, Statistics, pair_output
+from rpo.ranges import Positive
+from rpo.settings import settings
 from rpo.types import StepOutput
+
+PAPER_MAPO_BETA, PAPER_TEMPERATURE, SDXL_NUM_DIMS = 0.1, 1000.0, 4 * 128 * 128
+"""Of the authors' SDXL run, and the dimensions of its latents."""
 
 _SERIES_BELOW = 1e-3
 """Of |s e|: there 1 - x/2 + x²/12 is f to 1e-15, and x / expm1(x) has no gradient at 0."""
+
+
+@settings
+class Mapo:
+    """MaPO: no reference, a forward pass cheaper."""
+
+    kind: Literal["mapo"] = "mapo"
+
+    beta: Positive | None = None
+    """Weight of the odds term against the denoising term. Nothing takes the authors' 0.1."""
+
+    slope: Positive = 0.5
+    """How fast the odds fall with the error."""
+
+    temperature: Positive | None = None
+    """How small a difference of odds counts, > 0. Nothing takes the authors' 1000 for the 65,536 dimensions of SDXL,
+    and for smaller latents, whose errors scatter more, in proportion to the root of their number."""
+
+    title: ClassVar[str] = "MaPO"
+    needs_reference: ClassVar[bool] = False
+    starts_at_zero: ClassVar[bool] = False
+    bins: ClassVar[int] = 0
+    decay: ClassVar[float] = 0.0
+    needs_scores: ClassVar[str] = ""
+    reduction: ClassVar[Literal["mean"]] = "mean"
+
+    def default_beta(self, num_dims: int) -> float:
+        """The authors', at any size."""
+        return PAPER_MAPO_BETA
+
+    def __call__(self, pairs: Comparison, statistics: Statistics | None) -> StepOutput:
+        """The loss of a micro-batch of pairs."""
+        temperature = self.temperature or PAPER_TEMPERATURE * (pairs.num_dims / SDXL_NUM_DIMS) ** 0.5
+        return mapo(pairs.chosen, pairs.rejected, beta=pairs.beta, slope=self.slope, temperature=temperature)
 
 
 def odds(error: Float[Tensor, " batch"], *, slope: float) -> Float[Tensor, " batch"]:

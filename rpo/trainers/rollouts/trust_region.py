@@ -2,7 +2,7 @@
 
 from typing import final
 
-from rpo.objectives.policy import adapt_coefficient
+from rpo.objectives.policy_gradient import adapt_coefficient
 
 
 @final

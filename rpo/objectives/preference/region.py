@@ -11,10 +11,39 @@ The mean runs over all dimensions, not over the mask: beta keeps its meaning per
 plain DPO to the bit (which two unrelated images come near).
 """
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+from rpo.ranges import Fraction, NotNegative, Range, WholeNumber
+from rpo.settings import settings
+
+
+@settings
+class RegionConfig:
+    """Where the two images of a pair differ, and what becomes of the rest. For pairs of an image and its edit."""
+
+    floor: Fraction = 0.1
+    """Weight of places where the two images are equal, 0 up to 1; 1 is plain training. 0 to 0.3."""
+
+    full_at: Annotated[float, Range(above=0, at_most=1)] = 0.1
+    """Difference, of the range of the pixels, from which on a place counts fully, above 0 up to 1. Small finds faint
+    edits and the noise of JPEG files; two unrelated images count fully nearly everywhere."""
+
+    soften: WholeNumber = 1
+    """Cells of the latent grid (8 pixels each) over which the region fades beyond its edge; 0 to 3."""
+
+    anchor: NotNegative = 1.0
+    """Weight, in units of beta/2, of the squared distance of the prediction from the reference's where the images do
+    not differ; 0 leaves those places free. 0.1 to 10. Needs the reference's prediction at every visit, and so cannot go
+    with `draws_per_pair`."""
+
+    def mask(self, difference: Float[Tensor, "pairs h w"]) -> Float[Tensor, "pairs 1 h w"]:
+        """The mask of each pair."""
+        return region_mask(difference, floor=self.floor, full_at=self.full_at, soften=self.soften)
 
 
 def region_mask(

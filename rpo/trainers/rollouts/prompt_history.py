@@ -13,13 +13,9 @@ from rpo.types import PerSample
 class PromptHistory:
     """The last rewards of every prompt; a prompt with few of them is compared with the whole rollout."""
 
-    def __init__(self, size: int, min_count: int):
-        """Start without a past.
-
-        Args:
-            min_count: Rewards that a prompt needs before its own mean and spread count.
-        """
-        self._size, self._min_count = size, min_count
+    def __init__(self, size: int):
+        """Start without a past; half of `size` rewards is what a prompt needs before its own mean and spread count."""
+        self._size, self._min_count = size, max(2, size // 2)
         self._rewards: dict[str, deque[float]] = {}
 
     def advantages(self, rewards: PerSample, prompts: Sequence[str], *, eps: float = 1e-4) -> PerSample:

@@ -1,10 +1,12 @@
-"""The settings that every online trainer shares: how rollouts are drawn, and how their moments are learnt from."""
+"""The settings of every algorithm that draws what it learns from: how rollouts are drawn, how steps are learnt."""
 
+from dataclasses import field
 from typing import Literal
 
 from rpo.errors import InputError
-from rpo.ranges import Count, Fraction, GuidanceScale, Names, NotNegative, Positive
+from rpo.ranges import Count, Fraction, GuidanceScale, NotNegative, Side
 from rpo.settings import settings
+from rpo.trainers.settings import LearningConfig, TrainingConfig
 
 Solver = Literal["ddim", "euler_maruyama", "dpm_solver"]
 Spacing = Literal["checkpoint", "uniform", "random"]
@@ -30,6 +32,9 @@ class RolloutConfig:
     spacing: Spacing = "checkpoint"
     """Where the steps lie: as the checkpoint's own scheduler puts them, evenly in time, or evenly with random moves
     (redrawn for every rollout, so that training sees all times of the continuous process)."""
+
+    resolution: Side | tuple[Side, Side] | None = None
+    """Size of the images in pixels: a side, or [height, width]; nothing means the checkpoint's own."""
 
     solver: Solver = "ddim"
     """The reverse step: the exact DDIM kernel, Euler-Maruyama, or DPM-Solver++ (second order and deterministic, for
@@ -82,8 +87,8 @@ class RolloutConfig:
 
 
 @settings
-class LearningConfig:
-    """How the moments of a rollout are learnt from."""
+class StepsConfig:
+    """Which steps of a rollout are learnt from, and how."""
 
     train_steps: Count | None = None
     """Steps of each trajectory that are trained, drawn at random and weighted by 1/probability; nothing means all. A
@@ -111,19 +116,15 @@ class LearningConfig:
     passes: Count = 1
     """Passes over a rollout; more reuse what was drawn, and need a clip or a trust region."""
 
-    micro_batch: Count = 64
-    """Latents (image and time) that go through the denoiser at once in training, at most: the largest equal parts that
-    fit are taken. Lower it when memory runs out. With `keep_graph` it is the rollout's `batch_size`."""
-
     def __post_init__(self):
         """Refuse settings that no update can have."""
         if self.keep_graph and self.minibatches * self.passes != 1:
             raise InputError(
-                f"learning.keep_graph with minibatches {self.minibatches} and passes {self.passes}: the graph of the "
+                f"steps.keep_graph with minibatches {self.minibatches} and passes {self.passes}: the graph of the "
                 "rollout is that of its weights, so it serves one update; set both to 1, or keep_graph: false"
             )
         if self.window is not None and not self.window[0] < self.window[1]:
-            raise InputError(f"learning.window is {self.window}, but it must rise within 0 … 1, such as (0, 0.5)")
+            raise InputError(f"steps.window is {self.window}, but it must rise within 0 … 1, such as (0, 0.5)")
 
     @property
     def updates_per_rollout(self) -> int:
@@ -132,20 +133,55 @@ class LearningConfig:
 
 
 @settings
-class AdapterConfig:
-    """What is trained."""
+class OnlineLearningConfig(LearningConfig):
+    """How long and how fast it learns."""
 
-    train: Literal["lora", "full"] = "lora"
-    """A LoRA adapter, or all weights of the denoiser (which keeps a frozen copy as reference)."""
+    micro_batch: Count = 64
+    """Latents (image and time) that go through the denoiser at once in training, at most: the largest equal parts that
+    fit are taken. Lower it when memory runs out. With `steps.keep_graph` it is the rollout's `batch_size`."""
 
-    rank: Count = 16
-    """Of the LoRA; 4 to 64."""
 
-    alpha: Positive | None = None
-    """Strength of the LoRA; nothing means `rank`, the one value on which every program that loads LoRAs agrees."""
+@settings
+class OnlineConfig(TrainingConfig):
+    """What the settings of every algorithm begin with that draws what it learns from."""
 
-    target_modules: Names | None = None
-    """Name endings of the layers that get a LoRA; nothing means the attention projections."""
+    learning: OnlineLearningConfig = field(default_factory=OnlineLearningConfig)
+    """How it learns."""
 
-    gradient_checkpointing: bool = False
-    """Recompute activations in backward: about a third slower, several times less memory."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """How images are drawn."""
+
+    steps: StepsConfig = field(default_factory=StepsConfig)
+    """Which of their steps are learnt from, and how."""
+
+    kl_weight: NotNegative = 0.0
+    """Weight of the distance from the reference against the reward, in nats of the whole path. 0 leaves the reference
+    out; its size depends on the reward's: start where reward gained and cost are of one size."""
+
+    @property
+    def guidance_scale(self) -> float:
+        """Guidance of the trained prediction."""
+        given = self.steps.guidance_scale
+        return self.rollout.guidance_scale if given is None else given
+
+    @property
+    def freezes_negative(self) -> bool:
+        """Whether the negative branch of the trained prediction comes from the rollout."""
+        return self.steps.freeze_negative and self.guidance_scale > 1
+
+    def require_same_guidance(self, why: str) -> None:
+        """Refuse to train at another guidance than the rollouts'."""
+        if self.guidance_scale != self.rollout.guidance_scale:
+            raise InputError(
+                f"steps.guidance_scale is {self.guidance_scale:g}, but the rollout's is "
+                f"{self.rollout.guidance_scale:g}: {why}; leave it out"
+            )
+
+    def require_density(self, instead: str) -> None:
+        """Refuse rollouts whose steps have no likelihood."""
+        if not self.rollout.has_density:
+            raise InputError(
+                f"rollout.solver is {self.rollout.solver} with eta {self.rollout.eta}, whose steps have no transition "
+                f"density, but this algorithm needs likelihoods; set eta above 0 with ddim or euler_maruyama, or "
+                f"{instead}"
+            )

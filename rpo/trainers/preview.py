@@ -1,6 +1,7 @@
 """Previews: the same prompts from the same noise, drawn every so often, as one image grid a person can look at."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
@@ -8,8 +9,8 @@ import torch
 from PIL import Image
 
 from rpo.models.base import DiffusionModel
-from rpo.sampling.sample import generate
-from rpo.trainers.online_config import RolloutConfig
+from rpo.sampling.sample import SolverName, generate
+from rpo.types import Canvas
 
 PREVIEWS = "previews"
 """Where they lie in a run's folder."""
@@ -18,39 +19,40 @@ PROMPTS, IMAGES = 4, 4
 """Rows and columns of a grid."""
 
 
+@dataclass(frozen=True)
+class PreviewOf:
+    """What a grid shows, and how it is drawn: by an ODE, whatever a run draws by."""
+
+    prompts: Sequence[str]
+    """Of which the first different ones are shown, one per row."""
+    num_steps: int
+    guidance_scale: float
+    solver: SolverName = "ddim"
+    canvas: Canvas | None = None
+
+
 @final
 class Preview:
     """Writes `update-000020.png` and so on: one row per prompt."""
 
-    def __init__(
-        self,
-        model: DiffusionModel,
-        prompts: Sequence[str],
-        config: RolloutConfig,
-        folder: Path,
-        *,
-        every: int,
-        seed: int,
-    ):
-        """Prepare.
-
-        Args:
-            config: The number of steps and the guidance of the rollouts; previews are drawn by their ODE.
-        """
-        self._model, self._prompts, self._config = model, tuple(dict.fromkeys(prompts))[:PROMPTS], config
+    def __init__(self, model: DiffusionModel, shown: PreviewOf, folder: Path, *, every: int, seed: int):
+        """Prepare."""
+        self._model, self._shown, self._prompts = model, shown, tuple(dict.fromkeys(shown.prompts))[:PROMPTS]
         self._folder, self._every, self._seed = folder, every, seed
 
     def __call__(self, update: int) -> None:
         """Draw the grid of an update, if it is due."""
-        if not self._every or update % self._every:
+        if update % self._every:
             return
         images = generate(
             self._model,
             self._prompts,
             seed=self._seed,
             images_per_prompt=IMAGES,
-            num_steps=self._config.num_steps,
-            guidance_scale=self._config.guidance_scale,
+            num_steps=self._shown.num_steps,
+            guidance_scale=self._shown.guidance_scale,
+            solver=self._shown.solver,
+            canvas=self._shown.canvas,
         )
         rows = [torch.cat(list(row), dim=2) for row in images.split(IMAGES)]
         pixels = (torch.cat(rows, dim=1).permute(1, 2, 0) * 255).round().byte().numpy()

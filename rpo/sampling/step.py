@@ -1,0 +1,51 @@
+"""One reverse step, written once: what `sample` draws by, and what trainers replay with a gradient.
+
+Because both are these two functions, a policy that has not changed gives the very mean that a step was drawn with, and
+a likelihood ratio of exactly 1, as long as the network is asked about batches of one size: other sizes are other
+kernels, whose last bits differ.
+"""
+
+import torch
+
+from rpo.models.base import DiffusionModel, guided
+from rpo.process.prediction import to_x0_eps
+from rpo.process.transition import Gaussian, Kernel
+from rpo.types import Conditioning, Latents, Node
+
+
+def predict(
+    model: DiffusionModel,
+    x_t: Latents,
+    node: Node,
+    cond: Conditioning,
+    *,
+    guidance_scale: float,
+    negative_pred: Latents | None = None,
+) -> Latents:
+    """The guided network output, with its gradient, at any mixture of moments.
+
+    Args:
+        negative_pred: The output under the negative conditioning, where it is known; then only the prompt's branch is
+            computed and differentiated.
+    """
+    timestep = _told(node)
+    if negative_pred is None or guidance_scale == 1:
+        return model.predict(x_t, timestep, cond, guidance_scale)
+    return guided(negative_pred, model.predict(x_t, timestep, cond, 1.0), guidance_scale)
+
+
+@torch.no_grad()
+def predict_negative(model: DiffusionModel, x_t: Latents, node: Node, cond: Conditioning) -> Latents:
+    """The output under the negative conditioning, without gradient."""
+    return model.predict(x_t, _told(node), cond.only_negative(), 1.0)
+
+
+def transition(model: DiffusionModel, noise_pred: Latents, x_t: Latents, t: Node, s: Node, kernel: Kernel) -> Gaussian:
+    """p(x_s | x_t) by a network output at x_t."""
+    x0_hat, eps_hat = to_x0_eps(noise_pred, x_t, t, model.prediction_type)
+    return kernel(x0_hat, eps_hat, t, s)
+
+
+def _told(node: Node) -> torch.Tensor:
+    """What the network is told of the time: one number, or one per sample."""
+    return node.timestep.flatten() if node.timestep.ndim else node.timestep

@@ -1,0 +1,211 @@
+"""What an algorithm that draws what it learns from checks before its first update, on a small rollout.
+
+A few images of two prompts are drawn with keys of their own; the rewards are asked about them, their likelihoods are
+replayed, loss and KL are differentiated, and the memory is added up. A reward whose answers are all equal gets further
+images before it is called constant.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from rpo.randomness import keyed_generator
+from rpo.rewards import RewardError
+from rpo.sampling.sample import Keep
+from rpo.trainers.checks.memory import (
+    AVERAGE,
+    GRADIENT,
+    MOMENTS,
+    MemoryEstimate,
+    SavedBytes,
+    free_bytes,
+    readable_bytes,
+    tensor_bytes,
+)
+from rpo.trainers.checks.preflight import (
+    ZERO,
+    Check,
+    gradient_check,
+    gradient_of,
+    norm_of,
+    perturbed,
+)
+from rpo.trainers.checks.prepared import is_half
+from rpo.trainers.rollouts.costs import step_cost
+from rpo.trainers.rollouts.draw import Rollout, Rollouts, training_kernel
+from rpo.trainers.rollouts.settings import OnlineConfig
+from rpo.trainers.rollouts.steps import Steps, choose_steps, replayed, steps_of
+from rpo.trainers.trainer import Run
+from rpo.types import StepOutput
+
+PROMPTS, IMAGES, POINTS = 2, 4, 8
+"""At most so many prompts, images of each and trained moments are looked at."""
+
+DRAWS = 8
+"""Small rollouts in which a reward must differ once within a prompt, before it is called constant."""
+
+RATIO_TOLERANCE, HALF_RATIO_TOLERANCE = 1e-4, 1e-3
+"""How far a replayed ratio per dimension may be from 1, in single and in half precision."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is looked at: a run, its rollouts, and the loss that is descended."""
+
+    run: Run
+    config: OnlineConfig
+    rollouts: Rollouts
+    loss: Callable[[Steps], StepOutput]
+    skips_clean_end: bool
+    has_ratio: bool
+    images: int
+    """Images of a rollout, of this process."""
+    trained_steps: int
+    micro_batch: int
+
+
+def online_checks(subject: Subject) -> list[Check]:
+    """All of them; a reward that fails ends the run by itself."""
+    rollout, checks = _rewards(subject)
+    steps = _steps(subject, rollout)
+    some = steps.select(torch.linspace(0, len(steps) - 1, min(POINTS, len(steps))).round().long().unique())
+    if subject.has_ratio and subject.config.guidance_scale == subject.config.rollout.guidance_scale:
+        checks.append(_ratio(subject, some))
+    checks.append(_kl_gradient(subject, some))
+    return checks + _loss_gradient(subject, rollout, steps, some)
+
+
+def _rewards(subject: Subject) -> tuple[Rollout, list[Check]]:
+    """The first small rollout, and what the rewards say of it."""
+    config = subject.config.rollout
+    per_prompt = min(max(config.images_per_prompt, 2), IMAGES)
+    rollouts = Rollouts(
+        subject.run.model,
+        subject.rollouts.prompts,
+        subject.rollouts.rewards,
+        replace(config, prompts=min(config.prompts, PROMPTS), images_per_prompt=per_prompt),
+        seed=keyed_generator("preflight", subject.config.seed).initial_seed(),
+        evidence=subject.rollouts.evidence,
+    )
+    keep = Keep(predictions=True, negatives=subject.config.freezes_negative)
+    try:
+        first = rollout = rollouts.draw(0, lambda grid: keep)
+    except RewardError as error:
+        error.add_note(str(Check("rewards finite", False, "a reward failed; see above")))
+        raise
+    spread, seen = _spread(rollout), rollout.num_images
+    while not spread and rollout.index + 1 < DRAWS:
+        rollout = rollouts.draw(rollout.index + 1, lambda grid: keep)
+        spread, seen = _spread(rollout), seen + rollout.num_images
+    low, high = first.rewards.min().item(), first.rewards.max().item()
+    finite = Check("rewards finite", True, f"{first.num_images} images, {low:.4g} to {high:.4g}")
+    varying = Check(
+        "rewards vary within prompts",
+        spread > 0,
+        f"by {spread:.3g} among the images of one prompt"
+        if spread
+        else f"{low:.4g} for every image of a prompt, {seen} images seen",
+        "images of one prompt have to differ in reward, or there is nothing to learn from: look at the reward "
+        f"({', '.join(subject.rollouts.rewards.weights)}) on a few images, draw more rollout.images_per_prompt, or "
+        "take a graded reward instead of one that says yes or no",
+    )
+    return first, [finite, varying]
+
+
+def _spread(rollout: Rollout) -> float:
+    """The widest range of rewards within a prompt; 0 where it is rounding."""
+    rewards = rollout.rewards.view(int(rollout.group.max()) + 1, -1)
+    widest = (rewards.amax(dim=1) - rewards.amin(dim=1)).max().item()
+    return widest if widest > ZERO * rewards.abs().max().item() else 0.0
+
+
+def _steps(subject: Subject, rollout: Rollout) -> Steps:
+    config = subject.config
+    chosen, stands_for = choose_steps(
+        rollout.trajectory.grid,
+        rollout.num_images,
+        config.steps,
+        keyed_generator("preflight steps", config.seed),
+        skips_clean_end=subject.skips_clean_end,
+    )
+    return steps_of(rollout, chosen, stands_for, is_frozen=config.freezes_negative)
+
+
+@torch.no_grad()
+def _ratio(subject: Subject, steps: Steps) -> Check:
+    model, kernel = subject.run.model, training_kernel(subject.config.rollout)
+    _, transition = replayed(model, steps, kernel, guidance_scale=subject.config.guidance_scale)
+    ratio = ((transition.log_prob(steps.x_s) - steps["log_prob"]) / transition.num_dims).exp()
+    error = (ratio - 1).abs().max().item()
+    tolerance = HALF_RATIO_TOLERANCE if is_half(model) else RATIO_TOLERANCE
+    return Check(
+        "ratio 1 on replay",
+        error <= tolerance,
+        f"off by {error:.1g} per dimension, {tolerance:g} is allowed",
+        "the network does not repeat what it drew: switch off what is random in it (dropout), or compute in float32",
+    )
+
+
+def _kl_gradient(subject: Subject, steps: Steps) -> Check:
+    model, parameters = subject.run.model, subject.run.policy.parameters
+    kernel, guidance = training_kernel(subject.config.rollout), subject.config.guidance_scale
+    with subject.run.policy.reference():
+        reference, _ = replayed(model, steps, kernel, guidance_scale=guidance)
+
+    def gradient_norm() -> float:
+        noise_pred, _ = replayed(model, steps, kernel, guidance_scale=guidance)
+        return norm_of(gradient_of(step_cost(model, noise_pred, reference, steps, kernel).mean(), parameters))
+
+    at_reference = gradient_norm()
+    with perturbed(parameters, seed=subject.config.seed):
+        off_reference = gradient_norm()
+    return Check(
+        "KL has its gradient",
+        0 < off_reference < float("inf") and at_reference <= ZERO * off_reference,
+        f"norm {at_reference:.2g} at the reference, {off_reference:.2g} off it",
+        "it should be 0 at the reference and not off it: start from the checkpoint itself, without another adapter, "
+        "and check that the adapter's layers are trainable",
+    )
+
+
+def _loss_gradient(subject: Subject, rollout: Rollout, steps: Steps, some: Steps) -> list[Check]:
+    """Whether the loss reaches what is trained; its graph also tells what memory a step takes."""
+    model, parameters = subject.run.model, subject.run.policy.parameters
+    signs = 1.0 - 2.0 * (torch.arange(len(some), device=some.x_t.device) % 2)
+    generator = keyed_generator("preflight slope", subject.config.seed)
+    direction = torch.randn(some.x_t.shape, generator=generator, dtype=torch.float32, device="cpu").to(some.x_t.device)
+    # Some losses are flat where the policy predicts what the rollout did, so the rollout gets another prediction.
+    prepared = some.knowing(
+        advantage=signs,
+        cost_weight=torch.zeros_like(signs),
+        slope=direction,
+        prediction=some["prediction"] + direction,
+    )
+    saved = SavedBytes(model.denoiser.parameters())
+    with saved.counting():
+        loss = subject.loss(prepared).loss
+    reaches = gradient_check(loss, parameters, is_lora=subject.config.adapter.train == "lora")
+    return [reaches, _memory(subject, rollout, steps, graph=saved.total / len(some))]
+
+
+def _memory(subject: Subject, rollout: Rollout, steps: Steps, *, graph: float) -> Check:
+    settings, num_points = subject.config, subject.images * subject.trained_steps
+    estimate = MemoryEstimate(
+        image=tensor_bytes(rollout.trajectory) / rollout.num_images,
+        images=subject.images,
+        point=tensor_bytes(steps) / len(steps),
+        points=num_points,
+        graph=graph,
+        rows=num_points if settings.steps.keep_graph else subject.micro_batch,
+        parameter=GRADIENT + MOMENTS + (AVERAGE if settings.learning.ema_decay is not None else 0),
+        parameters=sum(parameter.numel() for parameter in subject.run.policy.parameters),
+    )
+    free = free_bytes(subject.run.model.device)
+    return Check(
+        "memory",
+        free is None or estimate.total < free,
+        f"{estimate}" + ("" if free is None else f"; {readable_bytes(free)} are free"),
+        "lower learning.micro_batch or rollout.prompts, set steps.keep_graph: false, or "
+        "adapter.gradient_checkpointing: true",
+    )

@@ -1,0 +1,88 @@
+"""What every algorithm has in common that draws what it learns from."""
+
+from collections.abc import Iterator, Sequence
+
+from rpo.rewards import RewardLike
+from rpo.trainers.checks.preflight import Check
+from rpo.trainers.preview import PreviewOf
+from rpo.trainers.rollouts.collector import Collector
+from rpo.trainers.rollouts.settings import OnlineConfig
+from rpo.trainers.rollouts.steps import Steps
+from rpo.trainers.trainer import Algorithm, Run
+from rpo.training.state import Stateful
+
+
+class OnlineAlgorithm(Algorithm[Steps]):
+    """Learns from a reward; a subclass says what the steps of a rollout are worth (`collect`) and its `loss`.
+
+    Attributes:
+        collector: Draws the rollouts, from `start` on.
+    """
+
+    config: OnlineConfig
+    unit = "steps"
+    has_ratio = True
+    """Whether what is learnt from are the rollouts' own steps, whose likelihood can be compared."""
+
+    def __init__(self, rewards: RewardLike, prompts: Sequence[str], config: OnlineConfig):
+        """Keep what to learn from.
+
+        Args:
+            rewards: What images are worth: a name, a callable (images, prompts) → numbers, or weights by name.
+            prompts: To draw images of.
+            config: The settings.
+        """
+        super().__init__(config)
+        self._given = rewards, prompts
+
+    @property
+    def skips_clean_end(self) -> bool:
+        """Whether a last step to perfectly clean data cannot be learnt: the DDIM step adds no noise to it."""
+        return self.config.rollout.has_density and self.config.rollout.ends_without_noise
+
+    def start(self, run: Run) -> None:
+        """Take the model, and refuse rewards and prompts that cannot be trained on."""
+        super().start(run)
+        self.collector = Collector(
+            run, *self._given, self.config, skips_clean_end=self.skips_clean_end, has_ratio=self.has_ratio
+        )
+        self._batches = self.collector.batches(self.collect)
+
+    def collect(self, index: int) -> Steps:
+        """Draw rollout `index`, from 0, and say what its trained steps are worth."""
+        raise NotImplementedError
+
+    @property
+    def division(self) -> tuple[int, int]:
+        """(steps per micro-batch, micro-batches per update)."""
+        return self.collector.division
+
+    def batches(self, first_update: int) -> Iterator[Steps]:
+        """This process's micro-batches from an update on."""
+        return self._batches(first_update)
+
+    def names(self, batch: Steps) -> Sequence[str]:
+        """Of the images."""
+        return batch.names
+
+    def plan(self) -> list[str]:
+        """That of the rollouts."""
+        return self.collector.plan()
+
+    def checks(self) -> list[Check]:
+        """Those of the rollouts."""
+        return self.collector.checks(self.loss)
+
+    @property
+    def state(self) -> dict[str, Stateful]:
+        """The rollout in use."""
+        return {"batches": self._batches}
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Prompts and rewards."""
+        return self.collector.identity
+
+    def previewed(self) -> PreviewOf:
+        """As the rollouts are drawn."""
+        return self.collector.previewed()

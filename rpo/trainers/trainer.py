@@ -1,0 +1,291 @@
+"""The trainer of every algorithm: it owns what is not the algorithm's.
+
+A `Trainer` has an `Algorithm`. Model, policy, folder, plan, checks, previews, the loop, resuming, saving and publishing
+are here, once; an algorithm says what micro-batches are and what is descended. Its file shows its whole step.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any, Generic, TypeVar, final
+
+from tqdm.auto import tqdm
+
+from rpo.config import to_yaml
+from rpo.models.base import DiffusionModel
+from rpo.publishing.publish import PublishPlan, publish, write_model_card
+from rpo.text import write_text
+from rpo.trainers.checks.preflight import Check, preflight
+from rpo.trainers.checks.prepared import is_float16, prepared_model
+from rpo.trainers.identity import base_identity, card_of, settings_identity
+from rpo.trainers.policy import Policy, make_policy
+from rpo.trainers.preview import PREVIEWS, Preview, PreviewOf
+from rpo.trainers.settings import TrainingConfig
+from rpo.training.checkpoint import checkpoints
+from rpo.training.loop import TrainResult, describe, fit
+from rpo.training.loop_config import LoopConfig
+from rpo.training.processes import Processes
+from rpo.training.resume import claimed
+from rpo.training.state import Stateful
+from rpo.types import StepOutput
+
+B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What an algorithm is given to work with."""
+
+    model: DiffusionModel
+    policy: Policy
+    processes: Processes
+    config: TrainingConfig
+    base: Mapping[str, str]
+    """What identifies the checkpoint, from before anything was trained."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.config.output)
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether this process tells a person how it goes."""
+        return self.processes.is_main and self.config.learning.progress
+
+
+class Algorithm(Generic[B]):
+    """What micro-batches are, and what is descended; the least that a subclass gives is `start`, `batches`, `loss`.
+
+    Attributes:
+        run: What it works with, from `start` on.
+        config: Its settings.
+        unit: What a micro-batch is made of, in the plural.
+    """
+
+    run: Run
+    unit = "samples"
+
+    def __init__(self, config: TrainingConfig):
+        """Keep the settings."""
+        self.config = config
+
+    @property
+    def title(self) -> str:
+        """What a person calls it."""
+        return type(self).__name__
+
+    def start(self, run: Run) -> None:
+        """Take what there is to work with, and refuse data that cannot be trained on."""
+        self.run = run
+
+    @property
+    def division(self) -> tuple[int, int]:
+        """(size of a micro-batch, micro-batches per update), of this process."""
+        raise NotImplementedError
+
+    def batches(self, first_update: int) -> Iterator[B]:
+        """This process's micro-batches from an update on, without end."""
+        raise NotImplementedError
+
+    def names(self, batch: B) -> Sequence[str]:
+        """What a person calls the samples of a micro-batch."""
+        raise NotImplementedError
+
+    def loss(self, batch: B) -> StepOutput:
+        """The loss of a micro-batch, as a mean over its samples, and what to log."""
+        raise NotImplementedError
+
+    def plan(self) -> list[str]:
+        """What a person should know before the run, line by line."""
+        return []
+
+    def prepare(self) -> None:
+        """What is done once before the first update, such as encoding."""
+
+    def checks(self) -> list[Check]:
+        """What must hold for a run to learn; asked before its first update."""
+        return []
+
+    def after(self, update: int, metrics: dict[str, float]) -> None:
+        """Called on every process after every update."""
+
+    def guard(self, metrics: dict[str, float]) -> str | None:
+        """Why training ends here, or nothing."""
+        return None
+
+    @property
+    def state(self) -> dict[str, Stateful]:
+        """What else has to survive a kill, by name."""
+        return {}
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What decides about the result beside settings and checkpoint."""
+        return {}
+
+    def previewed(self) -> PreviewOf:
+        """What the image grids show, and how it is drawn."""
+        raise NotImplementedError
+
+
+@final
+class Trainer:
+    """Aligns a pipeline by an algorithm. Afterwards the pipeline itself carries the adapter, active.
+
+    Example:
+        >>> trainer = Trainer(pipe, DPO(read_pairs("pairs"), DPOConfig(output="runs/mine")))    # doctest: +SKIP
+        >>> trainer.train()                                                                     # doctest: +SKIP
+        >>> trainer.save()                                                                      # doctest: +SKIP
+
+    Attributes:
+        run: Model, policy, settings and folder.
+        algorithm: What is trained by.
+    """
+
+    def __init__(self, pipe: Any, algorithm: Algorithm[Any]):
+        """Check everything that can be checked before the first update, and add the adapter.
+
+        Args:
+            pipe: The pipeline to train, on the device to train on; or a `Checkpoint` or other `DiffusionModel`.
+            algorithm: With its data and settings; it serves one trainer.
+
+        Raises:
+            InputError: If pipeline, data or settings cannot be trained with; says which and why.
+        """
+        config = algorithm.config
+        model = prepared_model(pipe, config.learning)
+        base = base_identity(model)
+        policy = make_policy(model, config.adapter, seed=config.seed)
+        self.run = Run(model, policy, Processes(), config, base)
+        self.algorithm = algorithm
+        algorithm.start(self.run)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.run.folder
+
+    @cached_property
+    def loop(self) -> LoopConfig:
+        """The settings of the loop, as they come to."""
+        learning = self.run.config.learning
+        _, accumulate = self.algorithm.division
+        loop = learning.loop(accumulate=accumulate, seed=self.run.config.seed)
+        return loop.scaled() if is_float16(self.run.model) else loop
+
+    def plan(self) -> str:
+        """What the run comes to, in a few lines."""
+        run, size = self.run, self.algorithm.division[0]
+        trained = sum(parameter.numel() for parameter in run.policy.parameters)
+        return "\n".join(
+            [
+                f"{self.algorithm.title}, {run.config.adapter.train}: {trained:,} parameters on {run.model.device}",
+                f"  {describe(self.loop, size, run.processes.count, unit=self.algorithm.unit)}",
+                *(f"  {line}" for line in self.algorithm.plan()),
+            ]
+        )
+
+    def claim(self, *, resume: bool) -> AbstractContextManager[None]:
+        """Inside, the run's folder belongs to this run; refused before anything in it is touched."""
+        return claimed(self.folder, self.loop, self.identity, self.run.processes, resume=resume)
+
+    def train(self, *, resume: bool = False) -> TrainResult:
+        """Run all updates.
+
+        Args:
+            resume: Continue a killed run in the same folder; on the CPU it ends in the same weights, bit for bit.
+
+        Returns:
+            How it ended; `stopped_because` is set if a guard ended it early.
+
+        Raises:
+            PreflightError: The run cannot learn; said before the first update.
+            RewardError: A reward fails; names the prompt, saves the image, and the last good state is kept.
+            NonFiniteLossError: A loss is not finite; names the records, and the last good state is kept.
+            InputError: The folder is in use, or holds another run already; says which and what differs.
+        """
+        run, algorithm = self.run, self.algorithm
+        with self.claim(resume=resume):
+            if run.shows_progress:
+                tqdm.write(self.plan())
+            algorithm.prepare()
+            run.model.denoiser.train(run.config.adapter.gradient_checkpointing)  # which diffusers does in training mode
+            try:
+                preview = self._preview()
+                if not (resume and checkpoints(self.folder)):
+                    if run.config.preflight:
+                        say = tqdm.write if run.shows_progress else None
+                        preflight(algorithm.checks, say=say, device=run.model.device)
+                    preview(0)
+                return self._fit(preview, resume=resume)
+            finally:
+                run.model.denoiser.eval()
+
+    def _fit(self, preview: Callable[[int], None], *, resume: bool) -> TrainResult:
+        algorithm = self.algorithm
+
+        def after(update: int, metrics: dict[str, float]) -> None:
+            algorithm.after(update, metrics)
+            preview(update)
+
+        return fit(
+            algorithm.batches,
+            algorithm.loss,
+            self.run.policy.parameters,
+            self.loop,
+            folder=self.folder,
+            names=algorithm.names,
+            resume=resume,
+            state=algorithm.state,
+            identity=self.identity,
+            on_update=after,
+            guard=algorithm.guard,
+        )
+
+    def _preview(self) -> Callable[[int], None]:
+        every = self.run.config.preview_every if self.run.processes.is_main else 0
+        if not every:
+            return lambda update: None
+        place = self.folder / PREVIEWS
+        return Preview(self.run.model, self.algorithm.previewed(), place, every=every, seed=self.run.config.seed)
+
+    def save(self, folder: str | PathLike[str] | None = None) -> Path:
+        """Write what was trained, verified, with a model card and the settings.
+
+        Args:
+            folder: Where to; `lora` (or `pipeline`) in the run's folder by default.
+
+        Returns:
+            The folder: `pipe.load_lora_weights(folder)` reads it.
+
+        Raises:
+            InputError: If the saved file does not reproduce the live model, or the adapter changes nothing.
+        """
+        run, config = self.run, self.run.config
+        is_lora = config.adapter.train == "lora"
+        place = Path(folder) if folder else self.folder / ("lora" if is_lora else "pipeline")
+        if run.processes.is_main:
+            run.policy.save(place)
+            write_text(place / "training_config.yaml", to_yaml(config, for_others=True))
+            write_model_card(place, card_of(run.model, self.algorithm.title, config, is_lora=is_lora))
+        return place
+
+    def publish(self, repo_id: str, *, push: bool = False, private: bool = True) -> PublishPlan:
+        """Save and say what publishing would upload; upload it with `push=True`.
+
+        Args:
+            repo_id: "owner/name" on the Hugging Face Hub.
+            push: Really upload; needs `hf auth login`.
+            private: Whether a new repository is private.
+        """
+        return publish(self.save(), repo_id, push=push, private=private)
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What decides about the result; how long a run is, where it lies and how it is watched may change."""
+        free = {"learning", "output", "preview_every", "preflight"}
+        return settings_identity(self.run.config, free) | dict(self.run.base) | self.algorithm.identity

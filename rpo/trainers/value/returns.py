@@ -1,0 +1,165 @@
+"""What came of every step of a rollout: its cost against the reference, V along the path, and the advantage.
+
+V is asked only where it is needed, from the first trained step to the end of the last. What lies after that is one long
+step to the data end, with all of its costs: what a step is worth includes the costs it leads to.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from rpo.models.base import DiffusionModel
+from rpo.objectives.advantages import gae, normalize_per_step, return_minus_value, value_difference
+from rpo.rewards.base import WeightedRewards
+from rpo.trainers.rollouts.draw import Rollout
+from rpo.trainers.value.estimator import ValueEstimator
+from rpo.trainers.value.inputs import ValuePoints, compared_with_others, value_nodes
+from rpo.trainers.value.network import ValueNetwork
+from rpo.trainers.value.settings import ValueConfig
+from rpo.training.processes import Processes
+from rpo.types import Latents, PerSample
+
+NORMALIZE_EPS = 1e-8
+"""Added to the spread that advantages are divided by."""
+
+MAX_ADVANTAGE = 5.0
+"""Where a normalised advantage is cut: beyond it a single lucky image would make the update."""
+
+PRETRAIN_UPDATES = 100
+"""Optimiser steps on V for each rollout from which it is learnt before the policy moves."""
+
+
+@dataclass(frozen=True)
+class PathReturns:
+    """A rollout with everything that came of its trained part."""
+
+    rollout: Rollout
+    first: int
+    """The first trained step."""
+    costs: Float[Tensor, "steps images"]
+    """Of every step from there, times `kl_weight`; the last counts for all that follows the trained part."""
+    values: Float[Tensor, "nodes images"]
+    """V at the nodes between them, or what images are compared with; the reward at the last."""
+    nodes: ValuePoints | None
+    """These nodes, with what the reward says of their predicted images; nothing without V."""
+
+
+def path_returns(
+    rollout: Rollout,
+    chosen: Int[Tensor, "trained images"],
+    every_cost: Float[Tensor, "steps images"],
+    value: ValueEstimator | None,
+    model: DiffusionModel,
+    *,
+    batch_size: int,
+) -> PathReturns:
+    """Costs and values of the trained part of a rollout.
+
+    Args:
+        chosen: Which steps are trained.
+        every_cost: What every step of the rollout costs, times `kl_weight`.
+        value: V; None compares each image with the others of its prompt.
+    """
+    end = rollout.trajectory.grid.num_steps
+    first, last = int(chosen.min()), int(chosen.max()) + 1
+    costs = every_cost[first:last]
+    if last < end:
+        costs = torch.cat([costs, every_cost[last:].sum(dim=0, keepdim=True)])
+    if value is None:
+        others = compared_with_others(rollout.rewards, rollout.group)
+        values = torch.cat([others.expand(len(costs), -1), rollout.rewards[None]])
+        return PathReturns(rollout, first, costs, values, None)
+    kept = [*range(first, last + 1), *([end] if last < end else [])]
+    nodes = value.ask_reward(value_nodes(model, rollout, kept), batch_size=batch_size)
+    values = value.evaluate(nodes, batch_size=batch_size).view(len(kept), -1)
+    return PathReturns(rollout, first, costs, torch.cat([values[:-1], rollout.rewards[None]]), nodes)
+
+
+def advantages(
+    returns: PathReturns, kind: Literal["value_difference", "return_minus_value", "gae", "group"], *, trace: float
+) -> Float[Tensor, "steps images"]:
+    """What each step from the first trained one on is worth, in the unit of the reward."""
+    if kind == "gae":
+        return gae(returns.values, returns.costs, trace=trace)
+    if kind == "value_difference":
+        return value_difference(returns.values, returns.costs)
+    return return_minus_value(returns.values, returns.costs)
+
+
+def scaled(
+    advantage: Float[Tensor, "steps images"], how: Literal["none", "batch", "per_step"], processes: Processes
+) -> tuple[Float[Tensor, "steps images"], Float[Tensor, "steps images"]]:
+    """Advantages in the unit that the settings ask for, and what they were divided by."""
+    if how == "none":
+        return advantage, torch.ones_like(advantage)
+    advantage = processes.join(advantage, dim=1)
+    scale = torch.ones_like(advantage)
+    if how == "batch":
+        scale = scale * (advantage.std() + NORMALIZE_EPS)
+        advantage = advantage / scale
+    else:
+        scale = scale * (advantage.std(dim=1, correction=0, keepdim=True) + NORMALIZE_EPS)
+        advantage = normalize_per_step(advantage)
+    advantage = advantage.clamp(-MAX_ADVANTAGE, MAX_ADVANTAGE)
+    return processes.own(advantage, dim=1), processes.own(scale, dim=1)
+
+
+def make_value(
+    model: DiffusionModel,
+    rewards: WeightedRewards,
+    config: ValueConfig,
+    network: nn.Module | None,
+    *,
+    is_differentiable: bool,
+    seed: int,
+    evidence: Path | None,
+    processes: Processes,
+) -> ValueEstimator:
+    """V for a model and its rewards.
+
+    Args:
+        rewards: Asked about the predicted clean image, if the settings say so.
+        is_differentiable: Whether the slope of V is asked for.
+        seed: Of its first weights and the order of its data.
+    """
+    if network is None:
+        prompt_dim = model.encode_prompts(["a"]).tokens.shape[-1]
+        network = ValueNetwork(model.latent_shape(), prompt_dim, sees_latents=config.sees_latents, seed=seed)
+        network = network.to(model.device)
+
+    def terminal(latents: Latents, prompts: Sequence[str]) -> PerSample:
+        images = model.decode(latents)
+        if torch.is_grad_enabled():
+            return rewards.with_gradient(images, prompts)
+        return rewards.weighted_sum(rewards.parts(images, prompts, evidence=evidence))
+
+    return ValueEstimator(
+        network,
+        terminal=terminal if config.uses_reward else None,
+        is_differentiable=is_differentiable,
+        reward_until=config.reward_until,
+        learning_rate=config.learning_rate,
+        seed=seed,
+        processes=processes,
+    )
+
+
+def fit_value(
+    value: ValueEstimator | None, returns: PathReturns, config: ValueConfig, *, updates: int
+) -> dict[str, Tensor]:
+    """Fit V to a rollout, after it has been used; says how good it was on it."""
+    if value is None or returns.nodes is None:
+        return {}
+    return value.fit_paths(
+        returns.nodes,
+        returns.values,
+        returns.costs,
+        trace=config.trace,
+        steps=updates,
+        batch_size=config.batch_size,
+    )
