@@ -27,7 +27,7 @@ FLOORS: tuple[set[str], ...] = (
     {"errors", "types", "randomness", "text", "ranges", "interrupts", "from_environment", "devices", "shapes"},
     {"settings", "local_paths", "run_lock"},
     {"config", "process", "objectives"},
-    {"models", "training", "control"},
+    {"models", "training"},
     {"adapters", "sampling", "data"},
     {"rewards"},
     {"evaluation"},

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from rpo.control.lq import (
+from examples.continuous_control.lq import (
     LinearPolicy,
     LinearQuadratic,
     Quadratic,
@@ -15,7 +15,7 @@ from rpo.control.lq import (
     optimal_value,
     policy_value,
 )
-from tests.control.problems import CASES, DEFAULT, IDS, OTHER, PROBLEMS
+from tests.examples.continuous_control.problems import CASES, DEFAULT, IDS, OTHER, PROBLEMS
 
 
 def states(*values):

@@ -1,6 +1,6 @@
 """Learn to control a noisy state in continuous time by three policy gradients, where the best policy is known exactly.
 
-    python examples/continuous_control.py --folder runs/control
+    python -m examples.continuous_control --folder runs/control
 
 CPG and CPPO see states and rewards only. They are compared with the closed-form optimum, and CPPO's two penalties on
 the distance from the old policy, C √KL and C KL, with each other.
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from rpo.control.lq import LinearPolicy, LinearQuadratic, objective, optimal_policy
-from rpo.control.policy_gradient import ControlConfig, Method, Update, learn
+from examples.continuous_control.lq import LinearPolicy, LinearQuadratic, objective, optimal_policy
+from examples.continuous_control.policy_gradient import ControlConfig, Method, Update, learn
 from rpo.reports.charts import Chart, Mark, Series, draw_figure
 from rpo.text import write_text
 

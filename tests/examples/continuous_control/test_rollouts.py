@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from rpo.control.lq import policy_value
-from rpo.control.rollouts import Rollout, advantages, draw, fit_critic, occupation_states, q_hat
+from examples.continuous_control.lq import policy_value
+from examples.continuous_control.rollouts import Rollout, advantages, draw, fit_critic, occupation_states, q_hat
 from rpo.randomness import keyed_generator
-from tests.control.problems import CASES, DEFAULT, OTHER, POLICIES
+from tests.examples.continuous_control.problems import CASES, DEFAULT, OTHER, POLICIES
 
 
 def rollout(problem, policy, *, paths, actions_per_state=1, path_step=0.05, time_step=0.005, key="test"):

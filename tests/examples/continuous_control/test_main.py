@@ -5,12 +5,13 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 def test_continuous_control_prints_its_distance_from_the_closed_form_and_draws_a_figure(tmp_path):
-    command = [sys.executable, str(ROOT / "examples/continuous_control.py"), "--updates", "3", "--paths", "50"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "examples.continuous_control", "--updates", "3", "--paths", "50"]
+    command += ["--folder", str(tmp_path / "runs/control")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = {line[:16].strip(): line.split() for line in done.stdout.splitlines()}
     assert rows["closed form"][-4:] == ["-0.4200", "-0.3645", "0.0948", "-0.26222"]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from rpo.control.lq import LinearPolicy, LinearQuadratic, Quadratic, policy_value
+from examples.continuous_control.lq import LinearPolicy, LinearQuadratic, Quadratic, policy_value
 from rpo.types import PerSample
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rpo.control.lq import (
+from examples.continuous_control.lq import (
     LinearPolicy,
     exact_gradient,
     objective,
@@ -15,10 +15,10 @@ from rpo.control.lq import (
     optimal_value,
     policy_value,
 )
-from rpo.control.policy_gradient import ControlConfig, cpg_loss, learn
-from rpo.control.rollouts import advantages, draw, fit_critic
+from examples.continuous_control.policy_gradient import ControlConfig, cpg_loss, learn
+from examples.continuous_control.rollouts import advantages, draw, fit_critic
 from rpo.randomness import keyed_generator
-from tests.control.problems import CASES, DEFAULT, IDS, PROBLEMS
+from tests.examples.continuous_control.problems import CASES, DEFAULT, IDS, PROBLEMS
 
 pytestmark = pytest.mark.analytic
 

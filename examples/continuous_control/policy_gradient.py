@@ -24,8 +24,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rpo.control.lq import LinearPolicy, LinearQuadratic, objective
-from rpo.control.rollouts import Rollout, advantages, draw
+from examples.continuous_control.lq import LinearPolicy, LinearQuadratic, objective
+from examples.continuous_control.rollouts import Rollout, advantages, draw
 from rpo.objectives.policy import adapt_coefficient, clipped_surrogate, plain, trust_region
 from rpo.randomness import keyed_generator
 from rpo.ranges import Count, Positive, Seed

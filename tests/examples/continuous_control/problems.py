@@ -2,7 +2,7 @@
 
 import pytest
 
-from rpo.control.lq import LinearPolicy, LinearQuadratic
+from examples.continuous_control.lq import LinearPolicy, LinearQuadratic
 
 DEFAULT = LinearQuadratic()
 OTHER = LinearQuadratic(

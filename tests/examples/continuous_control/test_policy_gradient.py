@@ -3,11 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rpo.control.lq import LinearPolicy, objective, optimal_policy
-from rpo.control.policy_gradient import ControlConfig, cpg_loss, cppo_loss, learn
-from rpo.control.rollouts import advantages, draw
+from examples.continuous_control.lq import LinearPolicy, objective, optimal_policy
+from examples.continuous_control.policy_gradient import ControlConfig, cpg_loss, cppo_loss, learn
+from examples.continuous_control.rollouts import advantages, draw
 from rpo.randomness import keyed_generator
-from tests.control.problems import DEFAULT, POLICIES
+from tests.examples.continuous_control.problems import DEFAULT, POLICIES
 
 SMALL = ControlConfig(updates=8, paths=200)
 METHODS = pytest.mark.parametrize("method", ["cpg", "cppo_sqrt", "cppo_linear"])
