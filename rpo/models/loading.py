@@ -12,8 +12,8 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
 
-import rpo.shapes
 from rpo.errors import InputError
+from rpo.models.packaged import folder_of
 from rpo.models.plain import refuse_altered
 
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -48,8 +48,7 @@ def load_pipeline(
     if isinstance(source, DiffusionPipeline):
         check_pipeline(source)
         return source
-    if source == "shapes":
-        source = rpo.shapes.path()
+    source = folder_of(source)
     path = Path(source)
     if path.is_file():
         return _load_single_file(path, dtype=dtype, config=config)

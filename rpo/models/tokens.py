@@ -8,7 +8,7 @@ from transformers import CLIPTokenizer
 
 from rpo.errors import InputError
 from rpo.models.captions import Kept, cut_captions
-from rpo.shapes import path as shapes_path
+from rpo.models.packaged import folder_of
 
 _MARKS = 2  # begin and end
 
@@ -40,9 +40,8 @@ def count_cut(pipe: StableDiffusionPipeline, captions: Iterable[str]) -> str:
 
 def load_tokenizer(source: str | PathLike[str]) -> CLIPTokenizer:
     """The tokenizer of a checkpoint, without its weights."""
-    folder = shapes_path() if source == "shapes" else source
     try:
-        return CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+        return CLIPTokenizer.from_pretrained(folder_of(source), subfolder="tokenizer")
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"{source} has no tokenizer that can be loaded ({str(error).splitlines()[0]}); expected a diffusers folder "

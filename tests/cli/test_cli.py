@@ -167,15 +167,13 @@ def test_interrupt_of_what_cannot_resume_promises_nothing(
 
 
 def test_misspelt_key_is_an_error_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["shapes", "pretrain", "stps=3"]) == 2
-    expected = (
-        "rpo: error: the override 'stps=3' sets 'stps', but PretrainConfig has no such key; the nearest is 'steps'\n"
-    )
-    assert capsys.readouterr().err == expected
+    assert main(["quickstart", "promts=3"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("rpo: error: the override 'promts=3' sets 'promts'") and error.endswith("'prompts'\n")
 
 
 def test_exit_code_reaches_the_shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["rpo", "shapes", "pretrain", "stps=3"])
+    monkeypatch.setattr(sys, "argv", ["rpo", "quickstart", "promts=3"])
     with pytest.raises(SystemExit) as stop:
         runpy.run_module("rpo.cli", run_name="__main__")
     assert stop.value.code == 2

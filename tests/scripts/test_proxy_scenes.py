@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from rpo.shapes.prompts import HELD_OUT_COMBINATIONS, ObjectType, parse_prompt, prompts
-from rpo.shapes.proxy_scenes import EDITS, FAMILY_SIZE, draw_families, draw_family, known_prompts, true_captions
 from rpo.shapes.reader import read_scene
 from rpo.shapes.verifier import judge, verify
 from rpo.shapes.world import Scene, SceneObject
+from scripts.shapes.proxy_scenes import EDITS, FAMILY_SIZE, draw_families, draw_family, known_prompts, true_captions
 
 COUNT = 60
 

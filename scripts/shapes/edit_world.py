@@ -14,8 +14,10 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from rpo.shapes.edit_check import EditVerdict, carries_out
-from rpo.shapes.edit_scenes import (
+from rpo.shapes.edits import Edit, add, change, join_edits, move, remove
+from rpo.shapes.prompts import COLORS, RELATIONS, SHAPES, ObjectType
+from rpo.shapes.world import BACKGROUND_RANGE, DIRECTIONS, RADIUS_STEP, UNIT_AREA, Scene, SceneObject
+from scripts.shapes.edit_scenes import (
     MAX_THINGS,
     RADII,
     TRIES,
@@ -28,30 +30,6 @@ from rpo.shapes.edit_scenes import (
     scene_of,
     thing_at,
 )
-from rpo.shapes.edits import MALFORMED, Edit, EditKind, add, change, edit_words, join_edits, move, parse_edits, remove
-from rpo.shapes.prompts import COLORS, RELATIONS, SHAPES, ObjectType
-from rpo.shapes.world import BACKGROUND_RANGE, DIRECTIONS, RADIUS_STEP, UNIT_AREA, Scene, SceneObject
-
-__all__ = [
-    "EDIT_TASKS",
-    "MALFORMED",
-    "Edit",
-    "EditKind",
-    "EditTask",
-    "EditTriple",
-    "EditVerdict",
-    "add",
-    "carries_out",
-    "change",
-    "draw_triple",
-    "edit_words",
-    "is_held_out",
-    "join_edits",
-    "move",
-    "parse_edits",
-    "remove",
-    "triples",
-]
 
 EditTask = Literal["add", "remove", "recolor", "reshape", "replace", "repair", "move", "two"]
 EDIT_TASKS: tuple[EditTask, ...] = get_args(EditTask)

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from rpo.rewards.base import RewardError, score
-from rpo.rewards.shapes import GRADED, STRICT, ShapesReward
 from rpo.shapes.prompts import sample_prompts
+from rpo.shapes.reward import GRADED, STRICT, ShapesReward
 from rpo.shapes.verifier import verify_all
 from rpo.shapes.world import draw_scene, render
 

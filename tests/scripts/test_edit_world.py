@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rpo.shapes.edit_check import carries_out
-from rpo.shapes.edit_world import EDIT_TASKS, TASK_WEIGHTS, EditTriple, draw_triple, is_held_out, parse_edits, triples
+from rpo.shapes.edits import parse_edits
 from rpo.shapes.reader import read_scene
 from rpo.shapes.world import REACH, Scene, SceneObject, render
+from scripts.shapes.edit_check import carries_out
+from scripts.shapes.edit_world import EDIT_TASKS, TASK_WEIGHTS, EditTriple, draw_triple, is_held_out, triples
 
 
 @pytest.fixture(scope="module")
