@@ -33,7 +33,7 @@ from rpo.curation.editors import EditorConfig, load_editor
 from rpo.curation.instructors import InstructorConfig, load_instructor
 from rpo.curation.records import Critique, Fault, Instructions
 from rpo.data.pixels import to_pixels
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.process.transition import Ddim
 from rpo.randomness import keyed_generator
 from rpo.sampling.sample import image_generator, sample
@@ -133,7 +133,7 @@ class RichPreferencePipeline(DiffusionPipeline):
         return output if return_dict else (images, critiques, instructions, edited)
 
     def _draw(self, prompts: list[str], num_steps: int, guidance_scale: float, seed: int) -> list[Image.Image]:
-        model = StableDiffusion(
+        model = Checkpoint(
             StableDiffusionPipeline(
                 **self.components, safety_checker=None, feature_extractor=None, requires_safety_checker=False
             )

@@ -24,9 +24,9 @@ SOURCES = sorted((ROOT / "rpo").rglob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in SOURCES}
 
 FLOORS: tuple[set[str], ...] = (
-    {"errors", "plugins"},
-    {"types", "randomness", "text", "ranges", "interrupts", "from_environment", "devices"},
-    {"settings", "local_paths", "run_lock"},
+    {"errors"},
+    {"types", "randomness", "text", "ranges", "interrupts", "from_environment", "devices", "plugins"},
+    {"settings", "local_paths", "run_lock", "files"},
     {"config", "process", "objectives"},
     {"models", "training"},
     {"adapters", "sampling", "data"},

@@ -5,15 +5,15 @@ from pathlib import Path
 from rpo.adapters.lora import adapter_layers
 from rpo.adapters.lora_file import inspect_lora
 from rpo.errors import InputError
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 
 
-def load_lora(model: StableDiffusion, path: str | Path) -> None:
+def load_lora(model: Checkpoint, path: str | Path) -> None:
     """Load a LoRA into a checkpoint's pipeline, at full strength."""
     found = inspect_lora(path)
     try:
         model.pipe.load_lora_weights(str(found.path.parent), weight_name=found.path.name)
-        used = len(adapter_layers(model.denoiser)) + len(adapter_layers(model.text_encoder))
+        used = sum(len(adapter_layers(network)) for network in (model.denoiser, *model.text_encoders.values()))
     except RuntimeError as error:
         if "size mismatch" not in str(error):
             raise

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rpo.curation.answers import Reply
 from rpo.curation.chat import Question
-from rpo.data.jsonl import name_full_disk
+from rpo.files import name_full_disk
 from rpo.text import write_text
 
 

@@ -21,10 +21,10 @@ from PIL.Image import Image
 from rpo.curation.manifest import Identity, Manifest, read_manifest
 from rpo.curation.parts import StageRecords
 from rpo.curation.share import Share, ShareLock
-from rpo.data.jsonl import name_full_disk
 from rpo.data.pixels import decode_image
 from rpo.data.preference import encode_png
 from rpo.errors import InputError
+from rpo.files import name_full_disk
 
 StageName = Literal["sources", "critiques", "instructions", "edits", "scores", "decisions"]
 """The folders of the stages."""

@@ -18,8 +18,8 @@ from typing import final
 import numpy as np
 
 from rpo.curation.places import Places, key_of, part_and_start, place_of
-from rpo.data.jsonl import append_line, mend_last_line, parse_line
 from rpo.errors import InputError
+from rpo.files import append_line, mend_last_line, parse_line
 from rpo.text import decode_text
 
 Row = Mapping[str, object]

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from rpo.curation.folder import STAGES, StageName
 from rpo.curation.records import Fault
-from rpo.data.jsonl import append_line, mend_last_line, read_lines
+from rpo.files import append_line, mend_last_line, read_lines
 
 REFRESH_SECONDS = 0.3
 

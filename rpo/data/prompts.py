@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from rpo.data.jsonl import numbered_lines, parse_line
 from rpo.errors import InputError
-from rpo.plugins import plugged
+from rpo.files import numbered_lines, parse_line
+from rpo.plugins import load_plugin
 from rpo.text import lines, read_text, text_fault
 
 SOURCES = {"shapes": "rpo.shapes.prompts:texts"}
@@ -28,7 +28,7 @@ def read_prompts(source: str, *, seed: int) -> list[str]:
     """
     name, _, part = source.partition(":")
     if name in SOURCES:
-        return plugged(SOURCES, name)(part, seed)
+        return load_plugin(name, SOURCES, "source of prompts")(part, seed)
     path = Path(source)
     if not source or not path.is_file():
         raise InputError(

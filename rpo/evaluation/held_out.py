@@ -16,14 +16,14 @@ from rpo.data.prompts import HELD_OUT, read_prompts
 from rpo.errors import InputError
 from rpo.evaluation.intervals import Interval, paired_gain
 from rpo.models.base import DiffusionModel
-from rpo.plugins import plugged
+from rpo.plugins import load_plugin
 from rpo.ranges import Count, Fraction, GuidanceScale, Seed, Text
 from rpo.rewards import load_reward, score
 from rpo.settings import settings
 from rpo.types import Images
 
 if TYPE_CHECKING:
-    from rpo.models.stable_diffusion import StableDiffusion
+    from rpo.models.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Measurement(Generic[J]):
 
 
 def measure(
-    model: "StableDiffusion", judge: Callable[["StableDiffusion", str], J], *, lora: Path | None = None
+    model: "Checkpoint", judge: Callable[["Checkpoint", str], J], *, lora: Path | None = None
 ) -> Measurement[J]:
     """Judge a checkpoint and, if a LoRA is given, the checkpoint with it.
 
@@ -231,5 +231,5 @@ def repeated(prompts: Sequence[str], times: int) -> list[str]:
 
 def _prompts(config: HeldOutConfig) -> dict[str, list[str]]:
     if config.prompts in HELD_OUT:
-        return plugged(HELD_OUT, config.prompts)(config.count, config.seed)
+        return load_plugin(config.prompts, HELD_OUT, "set of held-out prompts")(config.count, config.seed)
     return {Path(config.prompts).stem: read_prompts(config.prompts, seed=config.seed)[: config.count]}

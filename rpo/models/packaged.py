@@ -2,7 +2,7 @@
 
 from os import PathLike
 
-from rpo.plugins import plugged
+from rpo.plugins import load_plugin
 
 PACKAGED = {"shapes": "rpo.shapes:path"}
 """What gives the folder of each."""
@@ -10,4 +10,4 @@ PACKAGED = {"shapes": "rpo.shapes:path"}
 
 def folder_of(source: str | PathLike[str]) -> str | PathLike[str]:
     """The folder of a packaged checkpoint; any other source as it is."""
-    return plugged(PACKAGED, source)() if isinstance(source, str) and source in PACKAGED else source
+    return load_plugin(source, PACKAGED, "checkpoint")() if isinstance(source, str) and source in PACKAGED else source

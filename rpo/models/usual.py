@@ -5,7 +5,7 @@ from typing import Any
 
 from rpo.errors import InputError
 from rpo.models.base import DiffusionModel
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 
 
 def usual_steps(model: DiffusionModel, given: int | None = None) -> int:
@@ -19,6 +19,6 @@ def usual_guidance(model: DiffusionModel, given: float | None = None) -> float:
 
 
 def _default(model: DiffusionModel, name: str) -> Any:
-    if not isinstance(model, StableDiffusion):
+    if not isinstance(model, Checkpoint):
         raise InputError(f"a {type(model).__name__} has no usual {name}; expected a number; set it")
     return signature(type(model.pipe).__call__).parameters[name].default

@@ -28,15 +28,15 @@ from rpo.curation.curate import Components, check_settings, curate
 from rpo.curation.export import export
 from rpo.curation.score import check_filters, is_verifier
 from rpo.curation.status import RunStatus, status_of
-from rpo.data.jsonl import append_line, read_lines
 from rpo.data.preference import PairSet, pair_set
 from rpo.data.prompts import read_prompts
 from rpo.data.readers import read_pairs
 from rpo.errors import InputError
 from rpo.evaluation.held_out import HeldOut, Judged, Sampling
+from rpo.files import append_line, read_lines
 from rpo.interrupts import ended_in_order
+from rpo.models.checkpoint import Checkpoint
 from rpo.models.config import load_model
-from rpo.models.stable_diffusion import StableDiffusion
 from rpo.publishing.model_card import CardFacts, write_model_card
 from rpo.reports.rounds import draw_rounds, format_rounds
 from rpo.run_lock import sole_owner
@@ -169,7 +169,7 @@ class _Judged:
         gains = scores.gains_over(self._base(scores))
         return {"scores": scores.means, "gain": {domain: asdict(gain) for domain, gain in gains.items()}}
 
-    def _model(self, lora: Path | None) -> StableDiffusion:
+    def _model(self, lora: Path | None) -> Checkpoint:
         model = load_model(self._config.curate.source.model)
         if lora is not None:
             load_lora(model, lora)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from rpo.data.pixels import to_pixels
+from rpo.devices import device_named
 from rpo.errors import InputError
 from rpo.evaluation.comparison import (
     Accuracy,
@@ -27,7 +27,7 @@ from rpo.evaluation.comparison import (
 )
 from rpo.evaluation.held_out import Judged, Measurement, Sampling, check_comparable, columns, measure
 from rpo.models.base import DiffusionModel
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.shapes import ETA, GUIDANCE_SCALE, NUM_STEPS
 from rpo.shapes.prompts import HELD_OUT, KINDS, Prompt, PromptKind, sample_prompts
 from rpo.shapes.verifier import Verdict, verify
@@ -131,10 +131,10 @@ def evaluate_shapes(
         lora: Folder or file of a LoRA; None for the base alone.
         images: How many of each split, one for each prompt drawn.
     """
-    model = StableDiffusion.load("shapes", device="cuda" if torch.cuda.is_available() else "cpu")
+    model = Checkpoint.load("shapes", device=device_named("auto"))
     prompts, sampling = held_out_prompts(images, seed), usual_sampling(seed)
 
-    def judge(model: StableDiffusion, name: str) -> ShapesEvaluation:
+    def judge(model: Checkpoint, name: str) -> ShapesEvaluation:
         return evaluate(model, prompts, sampling, progress=name if progress else None)
 
     return measure(model, judge, lora=lora)

@@ -24,7 +24,7 @@ from torch.nn import functional
 from transformers import CLIPModel, CLIPTokenizer
 
 import rpo.shapes
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.shapes.evaluate import ShapesEvaluation, accuracies, evaluate, usual_sampling
 from rpo.shapes.prompts import Split, sample_prompts
 from rpo.shapes.verifier import verify_all
@@ -56,7 +56,7 @@ PROXY_SAMPLING = {"guidance_scale": 3.0, "eta": 0.0}
 
 def evaluate_checkpoint(folder: Path, images_per_split: int, *, seed: int, device: torch.device) -> dict[str, Any]:
     """Measure a checkpoint on prompts of each split, and its autoencoder on scenes that no training saw."""
-    model = StableDiffusion.load(folder, device=device)
+    model = Checkpoint.load(folder, device=device)
     prompts = {split: sample_prompts(split, images_per_split, seed) for split in SPLITS}
     sampling = usual_sampling(seed)
     found = accuracies(evaluate(model, prompts, sampling))
@@ -172,7 +172,7 @@ def evaluate_proxy(
     folder: Path, held_out: Families, prompts_per_split: int, *, seed: int, device: torch.device
 ) -> dict[str, Any]:
     """Measure a proxy on held-out scenes, and on images that the base draws of prompts of each split."""
-    proxy, base = Proxy.load(folder, device), StableDiffusion.load("shapes", device=device)
+    proxy, base = Proxy.load(folder, device), Checkpoint.load("shapes", device=device)
     rendered = channels_first(held_out.images)
     forms = {"rendered": rendered, "decoded": decode_noisy(base.pipe.vae, rendered, seed)}
     scenes = {form: scene_accuracy(proxy, images, held_out) for form, images in forms.items()}

@@ -7,7 +7,6 @@ are those in the configurations of `rpo/shapes/assets`.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -21,6 +20,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from rpo.files import replace_folder
 from rpo.shapes import PROXY, path
 from rpo.shapes.prompts import prompts
 from rpo.text import write_text
@@ -150,7 +150,7 @@ def save_pipeline(pipe: DiffusionPipeline, folder: Path, words: Iterable[str]) -
     draft = _draft(folder)
     pipe.save_pretrained(draft, safe_serialization=True)
     write_tokenizer(draft / "tokenizer", words)
-    _replace_folder(draft, folder)
+    _finish(draft, folder)
 
 
 def save_proxy(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
@@ -160,7 +160,7 @@ def save_proxy(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None
     tokenizer.save_pretrained(draft)
     write_tokenizer(draft, world_words())
     shutil.copy(PROXY / "preprocessor_config.json", draft)
-    _replace_folder(draft, folder)
+    _finish(draft, folder)
 
 
 def _draft(folder: Path) -> Path:
@@ -169,15 +169,10 @@ def _draft(folder: Path) -> Path:
     return draft
 
 
-def _replace_folder(draft: Path, folder: Path) -> None:
+def _finish(draft: Path, folder: Path) -> None:
     for file in draft.rglob("*.safetensors"):
         _halve(file, is_text_encoder=file.parent.name == "text_encoder")
-    previous = folder.with_name(folder.name + ".previous")
-    shutil.rmtree(previous, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, previous)
-    os.replace(draft, folder)
-    shutil.rmtree(previous, ignore_errors=True)
+    replace_folder(draft, folder)
 
 
 def _halve(file: Path, *, is_text_encoder: bool) -> None:

@@ -16,7 +16,7 @@ from rpo.curation.component_config import CriticConfig, InstructorConfig, JudgeC
 from rpo.curation.critics import load_critic
 from rpo.curation.curate_config import CurateConfig
 from rpo.curation.records import Critique, Fault, Unavailable
-from rpo.data.jsonl import append_line
+from rpo.files import append_line
 from tests.curation.fake_server import SMALL_QUESTION, Response, completion, fake_server, saying, text_of
 from tests.curation.raw_server import HEAD, raw_server
 

@@ -17,8 +17,8 @@ from rpo.curation.curate import curate
 from rpo.curation.export import export
 from rpo.curation.folder import STAGES, RunFolder
 from rpo.curation.progress import Progress
-from rpo.data.jsonl import append_line
 from rpo.data.readers import read_pairs
+from rpo.files import append_line
 from tests.curation.fakes import (
     FakeCritic,
     FakeEditor,

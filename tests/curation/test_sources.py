@@ -17,8 +17,8 @@ from rpo.curation.history import histories
 from rpo.curation.sources import plan_import, record_id
 from rpo.data.pixels import to_pixels
 from rpo.data.writers import write_pairs
+from rpo.models.checkpoint import Checkpoint
 from rpo.models.config import ModelConfig
-from rpo.models.stable_diffusion import StableDiffusion
 from rpo.sampling.sample import generate
 from tests.curation.fakes import config_of, fakes, image_folder, picture
 from tests.data.samples import pair
@@ -162,7 +162,7 @@ def test_drawn_images_are_those_of_the_sampler(drawn):
     ]
     folder = RunFolder(drawn.output)
     images = np.stack([np.asarray(folder.load_image(one.source.image, one.source.id)) for one in found])
-    model = StableDiffusion.load("shapes")
+    model = Checkpoint.load("shapes")
     prompts = ["a red circle", "a blue square"]
     expected = generate(model, prompts, seed=7, images_per_prompt=2, num_steps=2, guidance_scale=2.0, eta=1.0)
     assert np.abs(images.astype(int) - to_pixels(expected).astype(int)).max() <= 1
@@ -186,8 +186,8 @@ def test_more_prompts_may_be_drawn_later(drawn, tmp_path):
     ("changes", "message"),
     [
         ({"prompts": "gone.txt"}, "prompts is 'gone.txt'"),
-        ({"images_per_prompt": 0}, "sets images_per_prompt to 0, but a whole number of at least 1"),
-        ({"prompts": "shapes", "limit": 0}, r"sets limit to 0, but a whole number of at least 1"),
+        ({"images_per_prompt": 0}, "sets 'images_per_prompt' to 0, but a whole number"),
+        ({"prompts": "shapes", "limit": 0}, r"sets 'limit' to 0, but a whole number"),
     ],
 )
 def test_generation_that_makes_nothing_is_refused(changes, message):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rpo.evaluation.held_out import HeldOut, HeldOutConfig, Judged, Sampling
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.models.usual import usual_guidance, usual_steps
 from rpo.sampling.sample import generate
 from rpo.shapes.prompts import sample_prompts
@@ -29,7 +29,7 @@ def test_scores_are_those_of_the_images_that_the_settings_draw(tmp_path):
     config = HeldOutConfig(
         prompts=str(texts), count=2, images_per_prompt=2, reward=REDNESS, num_steps=3, batch_size=3, eta=1
     )
-    model = StableDiffusion(tiny_sd())
+    model = Checkpoint(tiny_sd())
     found = HeldOut(config).judge(model)
     drawn = generate(model, ["a cat", "a dog"], seed=0, images_per_prompt=2, num_steps=3, guidance_scale=7.5, eta=1.0)
     assert (found.texts, found.domains) == (("a cat", "a cat", "a dog", "a dog"), ("animals",) * 4)
@@ -49,7 +49,7 @@ def test_a_gain_is_paired_image_by_image():
 
 
 def test_without_a_number_the_pipelines_own_is_taken():
-    model = StableDiffusion(tiny_sd())
+    model = Checkpoint(tiny_sd())
     assert (usual_steps(model), usual_guidance(model)) == (50, 7.5)
     assert (usual_steps(model, 3), usual_guidance(model, 1.0)) == (3, 1.0)
 
@@ -65,5 +65,5 @@ def test_the_embedded_prompts_are_both_held_out_domains():
 
 @pytest.mark.parametrize("key", ["count", "images_per_prompt"])
 def test_settings_that_judge_nothing_are_refused(key):
-    with pytest.raises(ValueError, match=f"HeldOutConfig sets {key} to 0, but a whole number of at least 1"):
+    with pytest.raises(ValueError, match=f"HeldOutConfig sets '{key}' to 0, but a whole number"):
         HeldOutConfig(**{key: 0})

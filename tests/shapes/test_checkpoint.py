@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from rpo import shapes
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.shapes.evaluate import accuracies, evaluate, usual_sampling
 from rpo.shapes.prompts import sample_prompts
 from rpo.shapes.world import training_scenes
@@ -89,7 +89,7 @@ def test_its_autoencoder_keeps_scenes(pipe: StableDiffusionPipeline) -> None:
 
 def test_it_follows_prompts_and_leaves_room(pipe: StableDiffusionPipeline) -> None:
     prompts = {"in_domain": sample_prompts("in_domain", 96, seed=1)}
-    accuracy = accuracies(evaluate(StableDiffusion(pipe), prompts, usual_sampling(seed=1)))["in_domain"][0].share.value
+    accuracy = accuracies(evaluate(Checkpoint(pipe), prompts, usual_sampling(seed=1)))["in_domain"][0].share.value
     # 40 % to 75 % is asked of the true accuracy; 96 images know it to within about 10 points.
     assert 0.30 <= accuracy <= 0.85
 
