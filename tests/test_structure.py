@@ -210,9 +210,7 @@ def test_type_checkers_see_the_same_public_names() -> None:
 
 
 def test_unknown_public_name() -> None:
-    with pytest.raises(
-        AttributeError, match="^module 'rpo' has no attribute 'PPOTrainer'; its public names are Components,"
-    ):
+    with pytest.raises(AttributeError, match="'PPOTrainer'; its public names are .*DPOTrainer"):
         rpo.PPOTrainer  # noqa: B018 # pyright: ignore
 
 

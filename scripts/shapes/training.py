@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rpo.config import describe_fields, load_config
+from rpo.config import load_config
+from rpo.settings import describe_fields
 from rpo.training.loop import LoopConfig, fit
 from rpo.types import StepOutput
 from scripts.shapes.networks import TextToLatent, build_scheduler
