@@ -11,7 +11,7 @@ WORKERS ?= 2
 
 # One thread per worker: more only compete for the same cores.
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
-CHECKED := $(wildcard rpo examples benchmarks)
+CHECKED := $(wildcard rpo examples benchmarks scripts)
 
 ifeq ($(VENV),.venv)
 READY := .venv/.installed

@@ -10,14 +10,14 @@ from jobs import read, write
 
 from rpo.evaluation.comparison import Interval, paired_gain
 from rpo.reports.charts import Chart, Mark, Series, draw_figure
-from rpo.shapes.evaluation import Sampling
+from rpo.shapes.evaluate import usual_sampling
 from rpo.text import write_text
 
 STOPS = (0.25, 0.5, 1.0)
 """Shares of the budget at which a run is judged."""
 
 SAMPLERS = {
-    f"{name}, guidance {guidance:g}": Sampling(seed=0, guidance_scale=guidance, **settings)
+    f"{name}, guidance {guidance:g}": usual_sampling(seed=0, guidance_scale=guidance, **settings)
     for name, settings in {
         "DDIM 20, eta 0": {"num_steps": 20, "eta": 0.0},
         "DDIM 20, eta 1": {"num_steps": 20, "eta": 1.0},

@@ -34,8 +34,7 @@ from rpo.data.preference import PairSet, pair_set
 from rpo.models.checkpoint import Checkpoint
 from rpo.rewards import load_reward
 from rpo.runs.quickstart import QuickstartConfig
-from rpo.shapes.evaluate import evaluate, held_out_prompts
-from rpo.shapes.evaluation import Sampling
+from rpo.shapes.evaluate import evaluate, held_out_prompts, usual_sampling
 from rpo.shapes.prompts import sample_prompts
 from rpo.text import write_text
 from rpo.trainers.dpo import DPOTrainer
@@ -171,7 +170,7 @@ def train(folder: Path, name: str, arm: Arm, seed: int, *, images: int, updates:
 
 def judged(model: Checkpoint, seed: int, images: int) -> dict[str, Any]:
     """Verified accuracy (percent) and mean proxy score on held-out prompts, by domain and by kind of prompt."""
-    found = evaluate(model, held_out_prompts(images, seed), Sampling(seed))
+    found = evaluate(model, held_out_prompts(images, seed), usual_sampling(seed))
     pixels = torch.from_numpy(found.images).permute(0, 3, 1, 2).float() / 255
     proxy = load_reward(PROXY)(pixels, found.texts)
     result: dict[str, Any] = {"kinds": {}}

@@ -32,11 +32,11 @@ from rpo.curation.critics import CriticConfig, load_critic
 from rpo.curation.editors import EditorConfig, load_editor
 from rpo.curation.instructors import InstructorConfig, load_instructor
 from rpo.curation.records import Critique, Fault, Instructions
+from rpo.data.pixels import to_pixels
 from rpo.models.checkpoint import Checkpoint
 from rpo.process.transition import Ddim
 from rpo.randomness import keyed_generator
 from rpo.sampling.sample import image_generator, sample
-from rpo.shapes.evaluation import to_pixels
 
 
 @dataclass

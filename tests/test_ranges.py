@@ -227,7 +227,6 @@ BY_HAND = {
     "align": "rounds=0 max_pairs=0 held_out.count=0 held_out.guidance_scale=.nan held_out.eta=-1 dpo.beta=0",
     "quickstart": """prompts=0 images_per_prompt=0 evaluation_prompts=0 batch_size=0 seed=-1 dpo.loop.updates=0
         curate.editor.batch_size=0""",
-    "shapes pretrain": "steps=-1 lr=.nan batch_size=0",
 }
 
 

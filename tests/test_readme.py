@@ -71,7 +71,7 @@ def test_the_tree_names_every_folder_and_what_lies_beside_them():
     named = {name for line in tree.splitlines() for name in line.strip().split("   ")[0].split()}
     package = {f"{path.parent.name}/" for path in (ROOT / "rpo").rglob("*/__init__.py")} - {"rpo/"}
     leaves = {path.name for path in (ROOT / "rpo").glob("*.py")} - {"__init__.py"}
-    others = {"rpo/", "pipelines/", "configs/", "examples/", "benchmarks/", "docs/", "tests/"}
+    others = {"rpo/", "pipelines/", "configs/", "examples/", "benchmarks/", "scripts/", "docs/", "tests/"}
     assert named == package | leaves | others
 
 

@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 
 from rpo import __version__
-from rpo.cli.command import Command, config_and_overrides, overrides, takes_config, takes_overrides, takes_run
+from rpo.cli.command import Command, config_and_overrides, overrides, takes_config, takes_run
 from rpo.cli.configs import show_config, takes_name
 from rpo.cli.curate import CURATE
 from rpo.errors import InputError
@@ -82,33 +82,6 @@ def shapes_evaluate(args: argparse.Namespace) -> None:
     print(format_accuracies(evaluate_shapes(lora=args.lora, images=args.images, seed=args.seed)))
 
 
-def shapes_pretrain(args: argparse.Namespace) -> None:
-    """Train the embedded checkpoint from nothing."""
-    from rpo.config import load_config
-    from rpo.shapes.pretrain import pretrain
-    from rpo.shapes.pretrain_config import PretrainConfig
-
-    pretrain(load_config(PretrainConfig, None, args.overrides))
-
-
-def shapes_pretrain_editor(args: argparse.Namespace) -> None:
-    """Train the embedded editor from the embedded checkpoint."""
-    from rpo.config import load_config
-    from rpo.shapes.pretrain_config import PretrainEditorConfig
-    from rpo.shapes.pretrain_editor import pretrain_editor
-
-    pretrain_editor(load_config(PretrainEditorConfig, None, args.overrides))
-
-
-def shapes_pretrain_proxy(args: argparse.Namespace) -> None:
-    """Train the embedded proxy reward from nothing."""
-    from rpo.config import load_config
-    from rpo.shapes.pretrain_config import PretrainProxyConfig
-    from rpo.shapes.pretrain_proxy import pretrain_proxy
-
-    pretrain_proxy(load_config(PretrainProxyConfig, None, args.overrides))
-
-
 def _takes_pairs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="folder, file or hub id of a pair set")
     parser.add_argument("--split", metavar="NAME", default="train", help="of a set with several (default train)")
@@ -161,24 +134,6 @@ COMMANDS = {
     "data check": Command("say what a pair set holds and what is wrong with it", _takes_pairs, data_check),
     "shapes evaluate": Command(
         "measure the embedded model, or a LoRA of it, by its verifier", _takes_evaluation, shapes_evaluate
-    ),
-    "shapes pretrain": Command(
-        "train the embedded checkpoint from nothing",
-        takes_overrides,
-        shapes_pretrain,
-        "rpo.shapes.pretrain_config:PretrainConfig",
-    ),
-    "shapes pretrain-editor": Command(
-        "train the embedded editor, a small InstructPix2Pix, from the embedded checkpoint",
-        takes_overrides,
-        shapes_pretrain_editor,
-        "rpo.shapes.pretrain_config:PretrainEditorConfig",
-    ),
-    "shapes pretrain-proxy": Command(
-        "train the embedded proxy reward, a small CLIP model, from nothing",
-        takes_overrides,
-        shapes_pretrain_proxy,
-        "rpo.shapes.pretrain_config:PretrainProxyConfig",
     ),
 }
 

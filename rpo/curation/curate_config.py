@@ -9,7 +9,6 @@ from rpo.errors import InputError
 from rpo.models.config import ModelConfig
 from rpo.ranges import Cosine, Count, Finite, Fraction, GuidanceScale, NotEmpty, NotNegative, Seed, Text
 from rpo.settings import settings
-from rpo.shapes import ETA, GUIDANCE_SCALE, NUM_STEPS
 
 Policy = Literal["keep_improved", "both_directions", "always_edit"]
 Orderings = Literal["own", "all", "prompt"]
@@ -47,17 +46,19 @@ class SourceConfig:
     seed: Seed = 0
     """To generate: of the prompts' draw and of the noise; another seed gives other images."""
 
-    num_steps: Count = NUM_STEPS
-    """To generate: steps; 20 to 50 of DDIM, 8 to 15 of DPM-Solver++."""
+    num_steps: Count | None = None
+    """To generate: steps; 20 to 50 of DDIM, 8 to 15 of DPM-Solver++. Nothing is the pipeline's own, 50 for Stable
+    Diffusion; shapes wants 20."""
 
     solver: Literal["ddim", "dpm_solver"] = "ddim"
     """To generate: DDIM, or DPM-Solver++ (deterministic: set `eta: 0`), which needs half as many steps."""
 
-    eta: Fraction = ETA
-    """To generate: noise level of the steps; 0 is deterministic, as usual for Stable Diffusion, 1 is ancestral."""
+    eta: Fraction = 0.0
+    """To generate: noise level of the steps; 0 is deterministic, as usual for Stable Diffusion, 1, for shapes,
+    ancestral."""
 
-    guidance_scale: GuidanceScale = GUIDANCE_SCALE
-    """To generate: 1 is no guidance; 7.5 is usual for Stable Diffusion, 2 for shapes."""
+    guidance_scale: GuidanceScale | None = None
+    """To generate: 1 is no guidance; nothing is the pipeline's own, 7.5 for Stable Diffusion; shapes wants 2."""
 
     batch_size: Count = 32
     """Images drawn, or read, at once."""

@@ -13,15 +13,16 @@ from typing import final
 import torch
 from PIL import Image
 
+from rpo.adapters.load import load_lora
 from rpo.adapters.lora_file import inspect_lora
 from rpo.curation.curate_config import SourceConfig
 from rpo.curation.sources import Planned, SourcePlan, planned
+from rpo.data.pixels import to_pixels
 from rpo.data.prompts import read_prompts
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.config import load_model
+from rpo.models.usual import usual_guidance, usual_steps
 from rpo.sampling.sample import image_generator, sample, solving
-from rpo.shapes.evaluate import load_lora
-from rpo.shapes.evaluation import to_pixels
 
 
 def plan_generation(config: SourceConfig) -> SourcePlan:
@@ -48,10 +49,10 @@ def plan_generation(config: SourceConfig) -> SourcePlan:
         "prompts_sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
         "images_per_prompt": str(config.images_per_prompt),
         "seed": str(config.seed),
-        "num_steps": str(config.num_steps),
+        "num_steps": str(drawer.num_steps),
         "solver": config.solver,
         "eta": str(config.eta),
-        "guidance_scale": str(config.guidance_scale),
+        "guidance_scale": str(drawer.guidance_scale),
     }
     return SourcePlan(items, identity, drawer, False)
 
@@ -62,6 +63,7 @@ class Drawer:
 
     Attributes:
         fingerprint: Changes with anything in the checkpoint or the LoRA.
+        num_steps, guidance_scale: Those of the settings, or the pipeline's own.
     """
 
     def __init__(self, config: SourceConfig) -> None:
@@ -69,6 +71,8 @@ class Drawer:
         self._config = config
         on_cpu = replace(config.model, device="cpu", attention="sdpa", compile=False, channels_last=False)
         model = load_model(on_cpu)
+        self.num_steps = usual_steps(model, config.num_steps)
+        self.guidance_scale = usual_guidance(model, config.guidance_scale)
         parts = [model.fingerprint("denoiser"), model.fingerprint("vae"), model.fingerprint("text")]
         if config.lora:
             parts.append(inspect_lora(config.lora).key)
@@ -82,13 +86,13 @@ class Drawer:
         config, model = self._config, self._ready()
         places = [(int(item.origin["prompt"]), int(item.origin["image"])) for item in items]
         with torch.no_grad():
-            grid, kernel = solving(model, config.num_steps, solver=config.solver, eta=config.eta)
+            grid, kernel = solving(model, self.num_steps, solver=config.solver, eta=config.eta)
             trajectory = sample(
                 model,
                 model.encode_prompts([item.caption for item in items]),
                 grid,
                 kernel,
-                guidance_scale=config.guidance_scale,
+                guidance_scale=self.guidance_scale,
                 generators=[image_generator(config.seed, prompt, image) for prompt, image in places],
             )
             return [Image.fromarray(pixels) for pixels in to_pixels(model.decode(trajectory.x_0))]

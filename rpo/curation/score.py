@@ -19,7 +19,7 @@ from rpo.curation.records import Critique, Fault
 from rpo.errors import InputError
 from rpo.rewards import REWARDS, Reward, RewardError, load_reward, score
 
-_VERIFIER = "rpo.rewards.shapes:"  # its gradings are one judge
+_VERIFIER = "rpo.shapes.reward:"  # its gradings are one judge
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,17 @@
-"""Where a run from a file takes its prompts: a text file, a .jsonl file, or the embedded world."""
+"""Where a run from a file takes its prompts: a text file, a .jsonl file, or a source that comes with the package."""
 
 from pathlib import Path
-from typing import get_args
 
 from rpo.errors import InputError
 from rpo.files import numbered_lines, parse_line
-from rpo.shapes.prompts import Split, sample_prompts
+from rpo.plugins import load_plugin
 from rpo.text import lines, read_text, text_fault
 
-SHAPES = "shapes"
-"""The embedded prompts; "shapes:in_domain" and so on are those of another split than "train"."""
+SOURCES = {"shapes": "rpo.shapes.prompts:texts"}
+"""Prompts by name: what makes texts of the part behind a colon, as in "shapes:in_domain", and of a seed."""
 
-SHAPES_COUNT = 512
-"""How many of them, with an equal share of each kind; the few of the simple kinds come several times."""
+HELD_OUT = {"shapes": "rpo.shapes.prompts:held_out_texts"}
+"""Those that no training sees: what makes texts by domain of a number for each and of a seed."""
 
 KEY = "prompt"
 
@@ -25,21 +24,16 @@ def read_prompts(source: str, *, seed: int) -> list[str]:
 
     Args:
         source: A text file with one prompt per line (blank lines are none), a .jsonl file whose lines have a "prompt",
-            or "shapes".
+            or a name of `SOURCES`, with or without one of its parts ("shapes:in_domain").
     """
-    if source == SHAPES or source.startswith(f"{SHAPES}:"):
-        split = source.partition(":")[2] or "train"
-        known = {name: name for name in get_args(Split)}
-        if split not in known:
-            raise InputError(
-                f"prompts is {source!r}, but the splits of shapes are {', '.join(known)}; name one of them"
-            )
-        return [prompt.text for prompt in sample_prompts(known[split], SHAPES_COUNT, seed)]
+    name, _, part = source.partition(":")
+    if name in SOURCES:
+        return load_plugin(name, SOURCES, "source of prompts")(part, seed)
     path = Path(source)
     if not source or not path.is_file():
         raise InputError(
             f"prompts is {source!r}, but a text file with one prompt per line, a .jsonl file whose lines have a "
-            f'"{KEY}", or "{SHAPES}" is needed; give prompts=FILE'
+            f'"{KEY}", or a name ({", ".join(SOURCES)}) is needed; give prompts=FILE'
         )
     if path.suffix.lower() in TABLES:
         raise InputError(

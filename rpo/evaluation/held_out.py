@@ -1,35 +1,157 @@
-"""How well a model does on prompts that it was not trained on, by a reward that had no say in its training.
+"""How well a model does on prompts that it was not trained on, by a judge that had no say in its training.
 
-Models are compared on the same prompts and noise, image by image.
+Models are compared on the same prompts and noise, image by image. A judge is a reward, or anything else that gives an
+image a number.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rpo.data.prompts import SHAPES, read_prompts
+from rpo.data.prompts import HELD_OUT, read_prompts
 from rpo.errors import InputError
 from rpo.evaluation.intervals import Interval, paired_gain
 from rpo.models.base import DiffusionModel
+from rpo.plugins import load_plugin
 from rpo.ranges import Count, Fraction, GuidanceScale, Seed, Text
 from rpo.rewards import load_reward, score
 from rpo.settings import settings
-from rpo.shapes import ETA, GUIDANCE_SCALE, NUM_STEPS
-from rpo.shapes.prompts import Split, sample_prompts
+from rpo.types import Images
 
-SPLITS: tuple[Split, ...] = ("in_domain", "out_of_domain")
-"""The domains of the embedded prompts that no training sees."""
+if TYPE_CHECKING:
+    from rpo.models.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Everything besides the model and the prompts that determines the images."""
+
+    seed: int
+    images_per_prompt: int = 1
+    num_steps: int | None = None
+    """Nothing is the pipeline's own number, as is nothing for the guidance."""
+    guidance_scale: float | None = None
+    eta: float = 0.0
+    solver: Literal["ddim", "dpm_solver"] = "ddim"
+    spacing: Literal["checkpoint", "uniform"] = "checkpoint"
+
+    @property
+    def call(self) -> dict[str, float]:
+        """The words by which a pipeline draws so; what is left to it is left out."""
+        words = {"num_inference_steps": self.num_steps, "eta": self.eta, "guidance_scale": self.guidance_scale}
+        return {name: value for name, value in words.items() if value is not None}
+
+    def draw(
+        self, model: DiffusionModel, prompts: Sequence[str], *, batch_size: int = 64, progress: str | None = None
+    ) -> Images:
+        """A model's images of the prompts, those of one prompt beside each other."""
+        from rpo.models.usual import usual_guidance, usual_steps  # not at the top: the settings are described without
+        from rpo.sampling.sample import generate
+
+        return generate(
+            model,
+            prompts,
+            seed=self.seed,
+            images_per_prompt=self.images_per_prompt,
+            num_steps=usual_steps(model, self.num_steps),
+            guidance_scale=usual_guidance(model, self.guidance_scale),
+            eta=self.eta,
+            solver=self.solver,
+            spacing=self.spacing,
+            batch_size=batch_size,
+            progress=progress,
+        )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One model's scores of a list of prompts, one per image."""
+
+    texts: tuple[str, ...]
+    """The prompt of every image, which is what images resemble each other by."""
+    domains: tuple[str, ...]
+    """Where each of them is from."""
+    scores: NDArray[np.float64]
+    sampling: Sampling
+
+    def where(self, domain: str) -> NDArray[np.intp]:
+        """Indices of the images of one domain."""
+        return np.flatnonzero(np.asarray(self.domains) == domain)
+
+    @property
+    def by_domain(self) -> dict[str, NDArray[np.float64]]:
+        """The scores of each domain."""
+        return {domain: self.scores[self.where(domain)] for domain in dict.fromkeys(self.domains)}
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The mean score, by domain."""
+        return {domain: float(scores.mean()) for domain, scores in self.by_domain.items()}
+
+    def gains_over(self, before: "Judged", *, seed: int = 0) -> dict[str, Interval]:
+        """The mean difference from another model on the same prompts and noise, by domain."""
+        check_comparable(before, self)
+        return {
+            domain: paired_gain(
+                before.by_domain[domain], scores, groups=[self.texts[one] for one in self.where(domain)], seed=seed
+            )
+            for domain, scores in self.by_domain.items()
+        }
+
+
+def check_comparable(before: Judged, after: Judged) -> None:
+    """Refuse to compare images that differ in more than the model."""
+    if before.sampling != after.sampling:
+        raise InputError(
+            f"before was drawn with {before.sampling} and after with {after.sampling}, but a paired gain needs the "
+            "same noise for both; evaluate both with one Sampling"
+        )
+    if before.texts != after.texts or before.domains != after.domains:
+        raise InputError(
+            f"before has {len(before.texts)} images and after {len(after.texts)}, and their prompts differ, but a "
+            "paired gain compares image by image; evaluate both on one list of prompts"
+        )
+
+
+J = TypeVar("J", bound=Judged)
+
+
+@dataclass(frozen=True)
+class Measurement(Generic[J]):
+    """A checkpoint, and the same with a LoRA if one was given, on the same prompts and seeds."""
+
+    base: J
+    aligned: J | None = None
+
+
+def measure(
+    model: "Checkpoint", judge: Callable[["Checkpoint", str], J], *, lora: Path | None = None
+) -> Measurement[J]:
+    """Judge a checkpoint and, if a LoRA is given, the checkpoint with it.
+
+    Args:
+        model: A checkpoint without an adapter; it has none afterwards either.
+        judge: From a model, and what to call it, to its images' scores.
+    """
+    aligned = None
+    if lora is not None:  # before the base, so that a file that does not fit is told at once
+        from rpo.adapters.load import load_lora
+
+        load_lora(model, lora)
+        aligned = judge(model, "aligned")
+        model.pipe.unload_lora_weights()
+    return Measurement(judge(model, "base"), aligned)
 
 
 @settings
 class HeldOutConfig:
     """What a model is judged on, and by whom."""
 
-    prompts: Text = SHAPES
+    prompts: Text = "shapes"
     """A text file with one prompt per line, or a .jsonl file whose lines have a "prompt"; "shapes" is both domains of
     its held-out prompts. None of them may be trained on."""
 
@@ -42,14 +164,14 @@ class HeldOutConfig:
     reward: Text = "shapes-strict"
     """Name of a reward, or "package.module:attribute"; it must not be among those that filter pairs."""
 
-    num_steps: Count = NUM_STEPS
-    """DDIM steps; 20 to 50."""
+    num_steps: Count | None = None
+    """DDIM steps; nothing is the pipeline's own number, 50 for Stable Diffusion. 20 for shapes."""
 
-    eta: Fraction = ETA
+    eta: Fraction = 0.0
     """Noise level of the steps: 0 is deterministic, as usual for Stable Diffusion; 1, for shapes, ancestral."""
 
-    guidance_scale: GuidanceScale = GUIDANCE_SCALE
-    """7.5 is usual for Stable Diffusion, 2 for shapes."""
+    guidance_scale: GuidanceScale | None = None
+    """Nothing is the pipeline's own, 7.5 for Stable Diffusion. 2 for shapes."""
 
     batch_size: Count = 64
     """Images at once; changes the speed only."""
@@ -58,46 +180,18 @@ class HeldOutConfig:
     """Of the prompts' draw and of the noise; the same one makes two models comparable."""
 
 
-@dataclass(frozen=True)
-class HeldOutScores:
-    """One model's scores, by domain."""
-
-    prompts: Mapping[str, Sequence[str]]
-    """The prompt of every image."""
-    scores: Mapping[str, NDArray[np.float64]]
-    """One per image; with "shapes-strict", 1 where it shows what was asked for."""
-
-    @property
-    def means(self) -> dict[str, float]:
-        """The mean score, by domain."""
-        return {domain: float(scores.mean()) for domain, scores in self.scores.items()}
-
-    def gain_over(self, before: "HeldOutScores", *, seed: int = 0) -> dict[str, Interval]:
-        """The mean difference from another model on the same prompts and noise, by domain."""
-        if before.prompts != self.prompts:
-            raise InputError(
-                "the two models were judged on other prompts, but a paired gain compares image by image; judge both "
-                "with one HeldOut"
-            )
-        return {
-            domain: paired_gain(before.scores[domain], scores, groups=self.prompts[domain], seed=seed)
-            for domain, scores in self.scores.items()
-        }
-
-
 @final
 class HeldOut:
-    """Judges models on the same prompts and noise.
+    """Judges models by a reward on the same prompts and noise.
 
     Attributes:
-        config: The settings.
-        prompts: By domain.
+        prompts: By domain; each domain's noise begins anew.
     """
 
     def __init__(self, config: HeldOutConfig):
         """Read the prompts and load the reward."""
-        self.config = config
         self.prompts = _prompts(config)
+        self._config = config
         self._reward = load_reward(config.reward)
 
     def refuse_trained(self, prompts: Sequence[str]) -> None:
@@ -109,35 +203,33 @@ class HeldOut:
                 "would not be one on new prompts; remove them from held_out.prompts"
             )
 
-    def judge(self, model: DiffusionModel, *, progress: str | None = None) -> HeldOutScores:
+    def judge(self, model: DiffusionModel, *, progress: str | None = None) -> Judged:
         """Draw the images of a model and score them."""
-        from rpo.sampling.sample import generate  # not at the top: its settings are described without diffusers
-
-        config, scores = self.config, dict[str, NDArray[np.float64]]()
-        repeated = {domain: _repeat(some, config.images_per_prompt) for domain, some in self.prompts.items()}
+        config, scores = self._config, list[NDArray[np.float64]]()
+        drawn = Sampling(config.seed, config.images_per_prompt, config.num_steps, config.guidance_scale, eta=config.eta)
         for domain, prompts in self.prompts.items():
-            images = generate(
-                model,
-                prompts,
-                seed=config.seed,
-                images_per_prompt=config.images_per_prompt,
-                num_steps=config.num_steps,
-                eta=config.eta,
-                guidance_scale=config.guidance_scale,
-                batch_size=config.batch_size,
-                progress=f"{progress}, {domain}" if progress else None,
-            )
-            values = score(self._reward, images.to(model.device), repeated[domain], name=config.reward)
-            scores[domain] = values.double().cpu().numpy()
-        return HeldOutScores(repeated, scores)
+            title = f"{progress}, {domain}" if progress else None
+            images = drawn.draw(model, prompts, batch_size=config.batch_size, progress=title).to(model.device)
+            texts = repeated(prompts, config.images_per_prompt)
+            scores.append(score(self._reward, images, texts, name=config.reward).double().cpu().numpy())
+        return Judged(*columns(self.prompts, config.images_per_prompt), np.concatenate(scores), drawn)
+
+
+def columns(
+    prompts_by_domain: Mapping[str, Sequence[str]], images_per_prompt: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The prompt and the domain of every image, those of one prompt beside each other."""
+    texts = {domain: repeated(prompts, images_per_prompt) for domain, prompts in prompts_by_domain.items()}
+    domains = tuple(domain for domain, some in texts.items() for _ in some)
+    return tuple(text for some in texts.values() for text in some), domains
+
+
+def repeated(prompts: Sequence[str], times: int) -> list[str]:
+    """Each prompt several times in a row."""
+    return [prompt for prompt in prompts for _ in range(times)]
 
 
 def _prompts(config: HeldOutConfig) -> dict[str, list[str]]:
-    if config.prompts == SHAPES:
-        return {split: [prompt.text for prompt in sample_prompts(split, config.count, config.seed)] for split in SPLITS}
-    domain = Path(config.prompts).stem
-    return {domain: read_prompts(config.prompts, seed=config.seed)[: config.count]}
-
-
-def _repeat(prompts: Sequence[str], times: int) -> list[str]:
-    return [prompt for prompt in prompts for _ in range(times)]
+    if config.prompts in HELD_OUT:
+        return load_plugin(config.prompts, HELD_OUT, "set of held-out prompts")(config.count, config.seed)
+    return {Path(config.prompts).stem: read_prompts(config.prompts, seed=config.seed)[: config.count]}

@@ -14,10 +14,10 @@ from diffusers import DiffusionPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
 
-import rpo.shapes
 from rpo.errors import InputError
 from rpo.models.base import Family
 from rpo.models.families import FAMILIES, family_named, family_of_file
+from rpo.models.packaged import folder_of
 
 SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt")
 
@@ -45,8 +45,7 @@ def load_pipeline(
     if isinstance(source, DiffusionPipeline):
         family_of(source)
         return source
-    if source == "shapes":
-        source = rpo.shapes.path()
+    source = folder_of(source)
     path = Path(source)
     refuse_distilled(path.name)
     if path.is_file():

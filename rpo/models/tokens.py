@@ -10,7 +10,7 @@ from transformers import CLIPTokenizer
 from rpo.errors import InputError
 from rpo.models.base import TextContext
 from rpo.models.captions import Kept, cut_captions
-from rpo.shapes import path as shapes_path
+from rpo.models.packaged import folder_of
 
 
 def kept_tokens(tokenizer: Any, max_length: int, convert: Callable[[str], str] | None = None) -> Kept:
@@ -57,9 +57,8 @@ def _kept_by(pipe: Any, context: TextContext) -> Kept:
 
 def load_tokenizer(source: str | PathLike[str]) -> CLIPTokenizer:
     """The tokenizer of a checkpoint, without its weights."""
-    folder = shapes_path() if source == "shapes" else source
     try:
-        return CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+        return CLIPTokenizer.from_pretrained(folder_of(source), subfolder="tokenizer")
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"{source} has no tokenizer that can be loaded ({str(error).splitlines()[0]}); expected a diffusers folder "

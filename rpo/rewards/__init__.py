@@ -27,13 +27,13 @@ __all__ = [
 ]
 
 REWARDS = {
-    "shapes": "rpo.rewards.shapes:GRADED",
-    "shapes-strict": "rpo.rewards.shapes:STRICT",
+    "shapes": "rpo.shapes.reward:GRADED",
+    "shapes-strict": "rpo.shapes.reward:STRICT",
     "jpeg-compressibility": "rpo.rewards.jpeg:COMPRESSIBILITY",
     "jpeg-incompressibility": "rpo.rewards.jpeg:INCOMPRESSIBILITY",
     "clip-score": "rpo.rewards.clip:CLIP_SCORE",
     "pick-score": "rpo.rewards.clip:PICK_SCORE",
-    "shapes-clip": "rpo.rewards.clip:SHAPES_CLIP",
+    "shapes-clip": "rpo.shapes.proxy:REWARD",
 }
 """The rewards that have a name, and where they are."""
 

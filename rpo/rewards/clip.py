@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-import rpo.shapes
 from rpo.errors import InputError
 from rpo.rewards.checks import check_batch, check_range
 from rpo.rewards.clip_preprocessing import ClipPreprocessing, read_preprocessing
@@ -168,8 +167,6 @@ def pick_score(model: str) -> ClipReward:
 
 CLIP_SCORE = clip_score(CLIP_CHECKPOINT)
 PICK_SCORE = ClipReward(PICK_CHECKPOINT, processor=PICK_PROCESSOR)
-SHAPES_CLIP = ClipReward(rpo.shapes.PROXY)
-"""The embedded proxy of the shapes world: a small CLIP model that agrees with the verifier often, not always."""
 
 
 def _embed_images(loaded: _Loaded, images: Images) -> Tensor:

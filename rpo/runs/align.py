@@ -19,8 +19,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm.auto import tqdm
 
+from rpo.adapters.load import load_lora
 from rpo.adapters.stack import stack_loras
 from rpo.curation.curate import Components, check_settings, curate
 from rpo.curation.export import export
@@ -30,7 +32,7 @@ from rpo.data.preference import PairSet, pair_set
 from rpo.data.prompts import read_prompts
 from rpo.data.readers import read_pairs
 from rpo.errors import InputError
-from rpo.evaluation.held_out import HeldOut, HeldOutScores
+from rpo.evaluation.held_out import HeldOut, Judged, Sampling
 from rpo.files import append_line, read_lines
 from rpo.interrupts import ended_in_order
 from rpo.models.checkpoint import Checkpoint
@@ -40,7 +42,6 @@ from rpo.reports.rounds import draw_rounds, format_rounds
 from rpo.run_lock import sole_owner
 from rpo.runs.align_config import AlignConfig
 from rpo.runs.settings import keep_settings, require_same_settings
-from rpo.shapes.evaluate import load_lora
 from rpo.text import write_text
 from rpo.trainers.dpo import DPOTrainer
 from rpo.trainers.identity import base_identity
@@ -161,11 +162,11 @@ class _Judged:
         if lora is None:
             scores = self._held_out.judge(self._model(None), progress="base" if is_shown else None)
             self._file.unlink(missing_ok=True)
-            for domain, values in scores.scores.items():
+            for domain, values in scores.by_domain.items():
                 append_line(self._file, {"domain": domain, "scores": values.tolist()})
             return {"scores": scores.means}
         scores = self._held_out.judge(self._model(lora), progress="round" if is_shown else None)
-        gains = scores.gain_over(self._base(scores))
+        gains = scores.gains_over(self._base(scores))
         return {"scores": scores.means, "gain": {domain: asdict(gain) for domain, gain in gains.items()}}
 
     def _model(self, lora: Path | None) -> Checkpoint:
@@ -174,11 +175,9 @@ class _Judged:
             load_lora(model, lora)
         return model
 
-    def _base(self, like: HeldOutScores) -> HeldOutScores:
-        import numpy as np
-
-        kept = {str(row["domain"]): np.array(row["scores"], np.float64) for row in read_lines(self._file)}
-        return HeldOutScores(like.prompts, kept)
+    def _base(self, like: Judged) -> Judged:
+        kept = [np.array(row["scores"], np.float64) for row in read_lines(self._file)]
+        return replace(like, scores=np.concatenate(kept))
 
 
 def _yield(status: RunStatus) -> dict[str, Any]:
@@ -252,6 +251,8 @@ def _place(folder: Path, number: int) -> Path:
 def _card(config: AlignConfig, number: int, num_pairs: int) -> CardFacts:
     base = config.curate.source.model.source
     is_embedded = base == "shapes"
+    source = config.curate.source
+    drawn = Sampling(source.seed, num_steps=source.num_steps, guidance_scale=source.guidance_scale, eta=source.eta)
     return CardFacts(
         method="Rich Preference Optimization",
         base_model=None if is_embedded else base,
@@ -260,9 +261,5 @@ def _card(config: AlignConfig, number: int, num_pairs: int) -> CardFacts:
         data=f"{num_pairs} pairs of the model's own images and edits of them, made in {number} round(s) of critique, "
         f"instruction and edit, kept where {' and '.join(config.curate.decide.rewards)} found them better.",
         settings=asdict(config.dpo),
-        call={
-            "num_inference_steps": config.curate.source.num_steps,
-            "eta": config.curate.source.eta,
-            "guidance_scale": config.curate.source.guidance_scale,
-        },
+        call=drawn.call,
     )

@@ -10,13 +10,19 @@ from typing import Protocol, TypeVar
 from tqdm.auto import tqdm
 
 from rpo.config import to_yaml
-from rpo.data.prompts import SHAPES, read_prompts
+from rpo.data.prompts import read_prompts
+from rpo.evaluation.held_out import Measurement, Sampling
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.config import load_model
 from rpo.runs.online_config import OnlineRunConfig
 from rpo.runs.online_report import OnlineFindings, write_online_report
-from rpo.shapes.evaluate import Measurement, evaluate, format_accuracies, held_out_prompts
-from rpo.shapes.evaluation import Sampling
+from rpo.shapes.evaluate import (
+    ShapesEvaluation,
+    evaluate,
+    format_accuracies,
+    held_out_prompts,
+    usual_sampling,
+)
 from rpo.text import write_text
 from rpo.trainers.grpo_config import GRPOConfig
 from rpo.trainers.online import OnlineRun
@@ -55,7 +61,7 @@ class RunResult:
     trained: TrainResult
     saved: Path
     report: Path | None
-    measured: Measurement | None
+    measured: Measurement[ShapesEvaluation] | None
     """Verified accuracy of base and aligned model, where the model is that of shapes."""
 
 
@@ -87,7 +93,7 @@ def _train_and_report(trainer: OnlineTrainer, config: OnlineRunConfig, *, resume
     if not (config.report and is_main):
         return RunResult(trained, saved, None, None)
     began = time.perf_counter()
-    measured = _measure(trainer.run, config.evaluate_images) if source == SHAPES and config.evaluate_images else None
+    measured = _measure(trainer.run, config.evaluate_images) if source == "shapes" and config.evaluate_images else None
     seconds = {"train": float(read_metrics(trainer.folder)[-1]["seconds"])}
     if measured is not None:
         seconds["evaluate base and aligned model"] = time.perf_counter() - began
@@ -108,11 +114,11 @@ def sampling_of(run: OnlineRun) -> Sampling:
     """
     rollout = run.settings.rollout
     if rollout.eta in (0.0, 1.0):
-        return Sampling(run.settings.seed)
-    return Sampling(run.settings.seed, guidance_scale=rollout.guidance_scale, eta=rollout.eta)
+        return usual_sampling(run.settings.seed)
+    return usual_sampling(run.settings.seed, guidance_scale=rollout.guidance_scale, eta=rollout.eta)
 
 
-def _measure(run: OnlineRun, images: int) -> Measurement:
+def _measure(run: OnlineRun, images: int) -> Measurement[ShapesEvaluation]:
     settings = run.settings
     held_out, sampling = held_out_prompts(images, settings.seed), sampling_of(run)
     size, progress = settings.rollout.batch_size, settings.loop.progress
@@ -132,7 +138,7 @@ def _findings(
         previews=folder / PREVIEWS,
         preview_columns=IMAGES,
         saved=result.saved,
-        base_expression="rpo.shapes.path()" if source == SHAPES else json.dumps(source),
+        base_expression="rpo.shapes.path()" if source == "shapes" else json.dumps(source),
         updates=result.trained.updates,
         stopped_because=result.trained.stopped_because,
         rewards=dict(run.rollouts.rewards.weights),

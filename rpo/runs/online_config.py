@@ -2,7 +2,6 @@
 
 from dataclasses import field
 
-from rpo.data.prompts import SHAPES
 from rpo.models.config import ModelConfig
 from rpo.ranges import Text, Weights, WholeNumber
 from rpo.settings import settings
@@ -15,7 +14,7 @@ class OnlineRunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     """The checkpoint."""
 
-    prompts: Text = SHAPES
+    prompts: Text = "shapes"
     """What images are drawn of: a text file with one prompt per line, a .jsonl file whose lines have a "prompt", or
     "shapes" for the training prompts of the embedded world."""
 

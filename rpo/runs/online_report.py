@@ -26,7 +26,7 @@ from rpo.reports.sections import (
     TextSection,
     typographic,
 )
-from rpo.shapes.evaluation import ShapesEvaluation
+from rpo.shapes.evaluate import ShapesEvaluation
 from rpo.shapes.report import result_sections, summary
 from rpo.training.log import read_metrics
 

@@ -29,6 +29,7 @@ from rpo.data.preference import PairSet
 from rpo.data.readers import read_pairs
 from rpo.errors import InputError
 from rpo.evaluation.comparison import Comparison
+from rpo.evaluation.held_out import Measurement
 from rpo.files import append_line, mend_last_line, read_lines, written_whole
 from rpo.interrupts import ended_in_order
 from rpo.models.config import ModelConfig, load_model
@@ -36,8 +37,15 @@ from rpo.run_lock import sole_owner
 from rpo.runs.quickstart_config import QuickstartConfig
 from rpo.runs.quickstart_report import Findings, write_quickstart_card, write_quickstart_report
 from rpo.runs.settings import keep_settings, require_same_settings
-from rpo.shapes.evaluate import Measurement, evaluate, format_accuracies, held_out_prompts
-from rpo.shapes.evaluation import Sampling, ShapesEvaluation, comparisons, judge_images
+from rpo.shapes.evaluate import (
+    ShapesEvaluation,
+    comparisons,
+    evaluate,
+    format_accuracies,
+    held_out_prompts,
+    judge_images,
+    usual_sampling,
+)
 from rpo.shapes.prompts import sample_prompts
 from rpo.text import write_text
 from rpo.trainers.dpo import DPOTrainer
@@ -48,7 +56,7 @@ from rpo.training.loop import TrainResult
 class QuickstartResult:
     """What a quickstart found."""
 
-    measured: Measurement
+    measured: Measurement[ShapesEvaluation]
     trained: TrainResult
     num_pairs: int
     report: Path
@@ -73,7 +81,7 @@ def _whole_way(folder: Path, config: QuickstartConfig, *, resume: bool) -> Quick
     stages = Stages(folder / "stages.jsonl")
     model = load_model(ModelConfig(device=config.device))
     held_out = held_out_prompts(config.evaluation_prompts, config.seed)
-    sampling = Sampling(config.seed)
+    sampling = usual_sampling(config.seed)
 
     with stages.timed("evaluate the base model"):
         base = _evaluated_once(
@@ -166,7 +174,9 @@ class Stages:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 
-def _write_results(file: Path, measured: Measurement, trained: TrainResult, curated: RunStatus, seed: int) -> None:
+def _write_results(
+    file: Path, measured: Measurement[ShapesEvaluation], trained: TrainResult, curated: RunStatus, seed: int
+) -> None:
     assert measured.aligned is not None
     table = comparisons(measured.base, measured.aligned, seed=seed)
     accuracy: dict[str, Any] = {domain: {row.name: _row(row) for row in rows} for domain, rows in table.items()}

@@ -3,9 +3,10 @@
 from dataclasses import field
 
 from rpo.curation.component_config import EditorConfig
-from rpo.curation.curate_config import CurateConfig, DecideConfig
+from rpo.curation.curate_config import CurateConfig, DecideConfig, SourceConfig
 from rpo.ranges import Count, Seed, Text
 from rpo.settings import settings
+from rpo.shapes import ETA, GUIDANCE_SCALE, NUM_STEPS
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.training.loop_config import LoopConfig
 
@@ -28,6 +29,7 @@ class QuickstartConfig:
 
     curate: CurateConfig = field(
         default_factory=lambda: CurateConfig(
+            source=SourceConfig(num_steps=NUM_STEPS, eta=ETA, guidance_scale=GUIDANCE_SCALE),
             editor=EditorConfig(batch_size=64),
             decide=DecideConfig(
                 rewards={"critic": 1.0, "shapes-clip": 0.0}, min_chosen={"critic": 10.0}, orderings="prompt"

@@ -14,7 +14,7 @@ from rpo.reports.facts import environment_facts, settings_facts
 from rpo.reports.html import Report, write_report
 from rpo.reports.sections import Command, CommandsSection, FactsSection, StagesSection
 from rpo.runs.quickstart_curation import edits_section, in_words, yield_section
-from rpo.shapes.evaluation import ShapesEvaluation, comparisons, readable
+from rpo.shapes.evaluate import ShapesEvaluation, comparisons, readable
 from rpo.shapes.report import result_sections, summary
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.training.log import read_metrics
@@ -83,11 +83,7 @@ def write_quickstart_card(findings: Findings, dpo: DPOConfig) -> Path:
         data=f"{status_of(findings.curated).num_pairs} pairs of the base's own images and of edits of them: the shapes "
         f"critic said what was wrong, an instructor what to do, the shapes editor did it. {in_words(findings.rules)}",
         settings=asdict(dpo),
-        call={
-            "num_inference_steps": before.sampling.num_steps,
-            "eta": before.sampling.eta,
-            "guidance_scale": before.sampling.guidance_scale,
-        },
+        call=before.sampling.call,
         results={readable(domain).capitalize(): tuple(rows) for domain, rows in table.items()},
         results_note="Share of images in which the verifier reads what the prompt asks for; base and LoRA start from "
         f"the same noise. `{repeat}` measures it again.",

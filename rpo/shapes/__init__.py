@@ -30,23 +30,23 @@ EDIT_NUM_STEPS = 20
 def path() -> Path:
     """Find the embedded checkpoint."""
     folder = Path(__file__).parent / "assets"
-    _check(folder, "checkpoint", f"python -m rpo.shapes.pretrain --out {folder}")
+    _check(folder, "checkpoint", "pretrain")
     return folder
 
 
 def editor_path() -> Path:
     """Find the embedded editor: `StableDiffusionInstructPix2PixPipeline.from_pretrained(rpo.shapes.editor_path())`."""
     folder = Path(__file__).parent / "assets" / "editor"
-    _check(folder, "editor", f"rpo shapes pretrain-editor out={folder}")
+    _check(folder, "editor", "pretrain_editor")
     return folder
 
 
-def _check(folder: Path, what: str, command: str) -> None:
+def _check(folder: Path, what: str, script: str) -> None:
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing:
         raise InputError(
             f"the shapes {what} in {folder} lacks {', '.join(missing)}, which a complete installation has; install "
-            f"rpo again, or train it with `{command}`"
+            f"rpo again, or train it with `python -m scripts.shapes.{script}` of rpo's repository"
         )
 
 

@@ -1,35 +1,38 @@
 """How good a shapes model is: accuracy by kind of prompt, in and out of domain, and what a LoRA changes.
 
-Two models are compared on the same prompts and seeds, image by image; `rpo.evaluation.comparison` has the statistics.
+Two models are compared on the same prompts and seeds, image by image; `rpo.evaluation` judges and has the statistics,
+and here are the verifier, the prompts and the rows.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from rpo.adapters.lora import adapter_layers
-from rpo.adapters.lora_file import inspect_lora
+import numpy as np
+from numpy.typing import NDArray
+
+from rpo.data.pixels import to_pixels
 from rpo.devices import device_named
 from rpo.errors import InputError
-from rpo.evaluation.comparison import Comparison, format_gain, format_share
+from rpo.evaluation.comparison import (
+    Accuracy,
+    Comparison,
+    accuracy,
+    accuracy_by,
+    compare,
+    compare_by,
+    format_gain,
+    format_share,
+)
+from rpo.evaluation.held_out import Judged, Measurement, Sampling, check_comparable, columns, measure
 from rpo.models.base import DiffusionModel
 from rpo.models.checkpoint import Checkpoint
-from rpo.sampling.sample import generate
-from rpo.shapes.evaluation import (
-    Sampling,
-    ShapesEvaluation,
-    accuracies,
-    comparisons,
-    judge_images,
-    readable,
-    to_pixels,
-)
-from rpo.shapes.prompts import Prompt, Split, sample_prompts
+from rpo.shapes import ETA, GUIDANCE_SCALE, NUM_STEPS
+from rpo.shapes.prompts import HELD_OUT, KINDS, Prompt, PromptKind, sample_prompts
+from rpo.shapes.verifier import Verdict, verify
 
 __all__ = [
-    "HELD_OUT",
-    "Measurement",
-    "Sampling",
     "ShapesEvaluation",
     "accuracies",
     "comparisons",
@@ -38,19 +41,31 @@ __all__ = [
     "format_accuracies",
     "held_out_prompts",
     "judge_images",
-    "measure",
+    "readable",
+    "usual_sampling",
 ]
-
-HELD_OUT: tuple[Split, ...] = ("in_domain", "out_of_domain")
-"""The splits that fine-tuning never sees."""
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """The embedded checkpoint, and the same with a LoRA if one was given, on the same prompts and seeds."""
+class ShapesEvaluation(Judged):
+    """One model's images of a list of prompts, and the verdict on each; images of one prompt lie beside each other."""
 
-    base: ShapesEvaluation
-    aligned: ShapesEvaluation | None = None
+    prompts: tuple[Prompt, ...]
+    """One per image."""
+    images: NDArray[np.uint8]
+    """[images, 64, 64, 3], exactly what the verifier judged."""
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def holds(self) -> NDArray[np.bool_]:
+        """Whether each image shows what its prompt asks for."""
+        return np.array([verdict.holds for verdict in self.verdicts], bool)
+
+
+def usual_sampling(seed: int, **changes: Any) -> Sampling:
+    """How the embedded checkpoint is meant to be sampled."""
+    usual = {"num_steps": NUM_STEPS, "guidance_scale": GUIDANCE_SCALE, "eta": ETA}
+    return Sampling(seed, **{**usual, **changes})
 
 
 def held_out_prompts(count: int, seed: int) -> dict[str, list[Prompt]]:
@@ -76,31 +91,40 @@ def evaluate(
         prompts_by_domain: Prompts, by the name under which their accuracy is reported.
         sampling: How to draw; the same sampling makes two models comparable.
     """
-    prompts = [prompt for some in prompts_by_domain.values() for prompt in some]
-    if not prompts:
+    texts = [prompt.text for prompts in prompts_by_domain.values() for prompt in prompts]
+    if not texts:
         raise InputError(
             f"prompts_by_domain has no prompts (domains: {', '.join(prompts_by_domain) or 'none'}), but an accuracy "
             "needs at least one image; take some from held_out_prompts(count, seed)"
         )
-    images = generate(
-        model,
-        [prompt.text for prompt in prompts],
-        seed=sampling.seed,
-        images_per_prompt=sampling.images_per_prompt,
-        num_steps=sampling.num_steps,
-        guidance_scale=sampling.guidance_scale,
-        eta=sampling.eta,
-        solver=sampling.solver,
-        spacing=sampling.spacing,
-        batch_size=batch_size,
-        progress=progress,
-    )
+    images = sampling.draw(model, texts, batch_size=batch_size, progress=progress)
     return judge_images(to_pixels(images), prompts_by_domain, sampling)
+
+
+def judge_images(
+    images: NDArray[np.uint8], prompts_by_domain: Mapping[str, Sequence[Prompt]], sampling: Sampling
+) -> ShapesEvaluation:
+    """Judge images that are there already, in the order in which `evaluate` draws them.
+
+    Args:
+        images: [images, 64, 64, 3], those of one prompt beside each other.
+    """
+    size = sampling.images_per_prompt
+    prompts = [prompt for some in prompts_by_domain.values() for prompt in some for _ in range(size)]
+    if len(images) != len(prompts):
+        raise InputError(
+            f"got {len(images)} images for {len(prompts) // size} prompts with {size} images each, which "
+            f"makes {len(prompts)}; give the images of exactly these prompts, in their order"
+        )
+    verdicts = tuple(verify(image, prompt) for image, prompt in zip(images, prompts, strict=True))
+    scores = np.array([verdict.score for verdict in verdicts], np.float64)
+    texts = {domain: [prompt.text for prompt in some] for domain, some in prompts_by_domain.items()}
+    return ShapesEvaluation(*columns(texts, size), scores, sampling, tuple(prompts), images, verdicts)
 
 
 def evaluate_shapes(
     *, lora: Path | None = None, images: int = 400, seed: int = 0, progress: bool = True
-) -> Measurement:
+) -> Measurement[ShapesEvaluation]:
     """Measure the embedded checkpoint on held-out prompts, and a LoRA of it on the same prompts and seeds.
 
     Args:
@@ -108,54 +132,59 @@ def evaluate_shapes(
         images: How many of each split, one for each prompt drawn.
     """
     model = Checkpoint.load("shapes", device=device_named("auto"))
-    return measure(model, held_out_prompts(images, seed), Sampling(seed), lora=lora, progress=progress)
+    prompts, sampling = held_out_prompts(images, seed), usual_sampling(seed)
+
+    def judge(model: Checkpoint, name: str) -> ShapesEvaluation:
+        return evaluate(model, prompts, sampling, progress=name if progress else None)
+
+    return measure(model, judge, lora=lora)
 
 
-def measure(
-    model: Checkpoint,
-    prompts_by_domain: Mapping[str, Sequence[Prompt]],
-    sampling: Sampling,
-    *,
-    lora: Path | None = None,
-    progress: bool = True,
-) -> Measurement:
-    """Evaluate a checkpoint and, if a LoRA is given, the checkpoint with it on the same prompts and seeds.
+def accuracies(evaluation: ShapesEvaluation) -> dict[str, list[Accuracy]]:
+    """For each domain: all prompts together, then by kind."""
+    table: dict[str, list[Accuracy]] = {}
+    for domain in dict.fromkeys(evaluation.domains):
+        order = _by_kind(evaluation, domain)
+        holds, kinds, texts = _columns(evaluation, order)
+        total = Accuracy("all", len(holds), len(set(texts)), accuracy(holds, groups=texts))
+        table[domain] = [total, *accuracy_by(holds, kinds, groups=texts)]
+    return table
+
+
+def comparisons(before: ShapesEvaluation, after: ShapesEvaluation, *, seed: int = 0) -> dict[str, list[Comparison]]:
+    """For each domain: the gain over all prompts together, then by kind.
 
     Args:
-        model: A checkpoint without an adapter; it has none afterwards either.
-        prompts_by_domain: Prompts, by the name under which their accuracy is reported.
+        after: Of the second, on the same prompts with the same sampling.
     """
-    aligned = None
-    if lora is not None:  # before the base, so that a file that does not fit is told at once
-        load_lora(model, lora)
-        aligned = evaluate(model, prompts_by_domain, sampling, progress="aligned" if progress else None)
-        model.pipe.unload_lora_weights()
-    base = evaluate(model, prompts_by_domain, sampling, progress="base" if progress else None)
-    return Measurement(base, aligned)
+    check_comparable(before, after)
+    table: dict[str, list[Comparison]] = {}
+    for domain in dict.fromkeys(before.domains):
+        order = _by_kind(before, domain)
+        holds, kinds, texts = _columns(before, order)
+        holds_after = after.holds[order]
+        total = compare("all", holds, holds_after, groups=texts, seed=seed)
+        table[domain] = [total, *compare_by(holds, holds_after, kinds, groups=texts, seed=seed)]
+    return table
 
 
-def load_lora(model: Checkpoint, path: str | Path) -> None:
-    """Load a LoRA into a checkpoint's pipeline, at full strength."""
-    found = inspect_lora(path)
-    try:
-        model.pipe.load_lora_weights(str(found.path.parent), weight_name=found.path.name)
-        used = len(adapter_layers(model.denoiser)) + sum(
-            len(adapter_layers(encoder)) for encoder in model.text_encoders.values()
-        )
-    except RuntimeError as error:
-        if "size mismatch" not in str(error):
-            raise
-        used = 0
-    if used != found.num_layers:
-        model.pipe.unload_lora_weights()
-        raise InputError(
-            f"{found.path} adapts {found.num_layers} layers of {' and '.join(found.parts)}, of which this checkpoint "
-            f"has {used} in that size; expected a LoRA trained on it: give another file, or the checkpoint that it "
-            "belongs to"
-        )
+def readable(domain: str) -> str:
+    """The name of a domain as people write it: "out_of_domain" is "out-of-domain"."""
+    return domain.replace("_", "-")
 
 
-def format_accuracies(measured: Measurement, *, seed: int = 0) -> str:
+def _by_kind(evaluation: ShapesEvaluation, domain: str) -> list[int]:
+    """Images of one domain, sorted by kind, so that tables list the kinds in their usual order."""
+    ranks: dict[PromptKind, int] = {kind: rank for rank, kind in enumerate(KINDS)}
+    return sorted(evaluation.where(domain).tolist(), key=lambda index: ranks[evaluation.prompts[index].kind])
+
+
+def _columns(evaluation: ShapesEvaluation, order: Sequence[int]) -> tuple[NDArray[np.bool_], list[str], list[str]]:
+    prompts = [evaluation.prompts[index] for index in order]
+    return evaluation.holds[order], [prompt.kind for prompt in prompts], [prompt.text for prompt in prompts]
+
+
+def format_accuracies(measured: Measurement[ShapesEvaluation], *, seed: int = 0) -> str:
     """What was measured, for the terminal; an asterisk marks a gain or loss that is clear of zero."""
     if measured.aligned is None:
         return _format_one(measured.base)

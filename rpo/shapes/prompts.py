@@ -38,6 +38,12 @@ PromptKind = Literal["single", "count", "conjunction", "relation"]
 Relation = Literal["above", "below", "to the left of", "to the right of"]
 Split = Literal["train", "in_domain", "out_of_domain"]
 
+HELD_OUT: tuple[Split, ...] = ("in_domain", "out_of_domain")
+"""The splits that fine-tuning never sees."""
+
+DRAWN_BY_NAME = 512
+"""How many prompts the name "shapes" stands for, an equal share of each kind; the few simple ones come repeatedly."""
+
 KINDS: tuple[PromptKind, ...] = get_args(PromptKind)
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
 NUMBER_WORDS = {2: "two", 3: "three"}
@@ -132,6 +138,21 @@ def sample_prompts(split: Split, count: int, seed: int) -> list[Prompt]:
     orders = [rng.permutation(len(pool)) for pool in pools]
     turns = [divmod(index, len(KINDS)) for index in range(count)]
     return [pools[kind][orders[kind][turn % len(pools[kind])]] for turn, kind in turns]
+
+
+def texts(split: str, seed: int) -> list[str]:
+    """The prompts that "shapes:SPLIT" stands for; without a split, those for training."""
+    known = {name: name for name in get_args(Split)}
+    if (split or "train") not in known:
+        raise InputError(
+            f"prompts is 'shapes:{split}', but the splits of shapes are {', '.join(known)}; name one of them"
+        )
+    return [prompt.text for prompt in sample_prompts(known[split or "train"], DRAWN_BY_NAME, seed)]
+
+
+def held_out_texts(count: int, seed: int) -> dict[str, list[str]]:
+    """Prompts that fine-tuning never sees, by split."""
+    return {split: [prompt.text for prompt in sample_prompts(split, count, seed)] for split in HELD_OUT}
 
 
 @cache

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from rpo.evaluation.comparison import OUTCOMES, Comparison, Outcome, draw_examples, outcomes
+from rpo.evaluation.held_out import check_comparable
 from rpo.reports.sections import (
     ImagePair,
     JudgedImage,
@@ -12,7 +13,7 @@ from rpo.reports.sections import (
     TableGroup,
     TableSection,
 )
-from rpo.shapes.evaluation import ShapesEvaluation, check_comparable, comparisons, readable
+from rpo.shapes.evaluate import ShapesEvaluation, comparisons, readable
 
 SHOWN: dict[Outcome, int] = {"fixed": 6, "broken": 3, "still holds": 3, "still fails": 3}
 """How many pairs of each outcome a report shows."""

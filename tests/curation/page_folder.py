@@ -13,8 +13,8 @@ from rpo.curation.score import distance
 from rpo.curation.share import Share
 from rpo.curation.sources import record_id
 from rpo.curation.stages import fault_row
-from rpo.shapes.edit_world import triples
 from rpo.shapes.world import render
+from scripts.shapes.edit_world import triples
 
 NASTY = "<script>alert('caption')</script> <!-- a \"red\" circle & </script> \u2028"
 

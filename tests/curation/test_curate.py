@@ -168,7 +168,7 @@ def test_a_reward_that_raises_stops_the_run(source, tmp_path):
     [
         ({"shapes": 0.0}, "shapes"),
         ({"jpeg-compressibility": 0.0, "shapes": 0.0}, "shapes-strict"),
-        ({"rpo.rewards.shapes:STRICT": 0.0}, "shapes"),
+        ({"rpo.shapes.reward:STRICT": 0.0}, "shapes"),
         ({"rpo.rewards.jpeg:COMPRESSIBILITY": 0.0}, "jpeg-compressibility"),
     ],
 )

@@ -170,9 +170,11 @@ def test_without_the_editor_of_shapes_nothing_is_drawn(monkeypatch, tmp_path, ca
         raise AssertionError("was drawn")
 
     monkeypatch.setattr(generate, "sample", refuse)
-    monkeypatch.setattr(shapes, "editor_path", lambda: shapes._check(tmp_path, "editor", "rpo shapes pretrain-editor"))
+    monkeypatch.setattr(shapes, "editor_path", lambda: shapes._check(tmp_path, "editor", "pretrain_editor"))
     assert main(["curate", "run", "source.limit=2", "progress=false", "--output", str(tmp_path / "run")]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert line.startswith(f"rpo: error: the shapes editor in {tmp_path} lacks model_index.json, unet/diffusion_")
-    assert line.endswith("install rpo again, or train it with `rpo shapes pretrain-editor`")
+    assert line.endswith(
+        "install rpo again, or train it with `python -m scripts.shapes.pretrain_editor` of rpo's repository"
+    )
     assert not list((tmp_path / "run").rglob("*.png"))

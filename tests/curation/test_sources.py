@@ -15,11 +15,11 @@ from rpo.curation.folder import RunFolder
 from rpo.curation.generate import plan_generation
 from rpo.curation.history import histories
 from rpo.curation.sources import plan_import, record_id
+from rpo.data.pixels import to_pixels
 from rpo.data.writers import write_pairs
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.config import ModelConfig
 from rpo.sampling.sample import generate
-from rpo.shapes.evaluation import to_pixels
 from tests.curation.fakes import config_of, fakes, image_folder, picture
 from tests.data.samples import pair
 
@@ -143,7 +143,9 @@ def drawn(tmp_path_factory):
     """Four drawn images of two shapes prompts, of a run, and its configuration."""
     folder = tmp_path_factory.mktemp("drawn")
     (folder / "prompts.txt").write_text("a red circle\na blue square\n")
-    source = SourceConfig(prompts=str(folder / "prompts.txt"), num_steps=2, seed=7, batch_size=3)
+    source = SourceConfig(
+        prompts=str(folder / "prompts.txt"), num_steps=2, guidance_scale=2.0, eta=1.0, seed=7, batch_size=3
+    )
     config = replace(config_of(folder / "run", folder), source=source, stop_after="sources")
     curate(config, components=fakes())
     return config

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from rpo.data.prompts import SHAPES_COUNT, read_prompts
-from rpo.shapes.prompts import KINDS, parse_prompt, prompts
+from rpo.data.prompts import read_prompts
+from rpo.shapes.prompts import DRAWN_BY_NAME, KINDS, parse_prompt, prompts
 
 
 def test_prompts_of_a_text_file_and_of_json_lines(tmp_path):
@@ -28,6 +28,6 @@ def test_embedded_prompts_are_balanced_and_those_of_their_split():
     drawn = read_prompts("shapes", seed=1)
     assert drawn == read_prompts("shapes:train", seed=1) != read_prompts("shapes", seed=2)
     kinds = [parse_prompt(text).kind for text in drawn]
-    assert len(drawn) == SHAPES_COUNT and {kinds.count(kind) for kind in KINDS} == {SHAPES_COUNT // len(KINDS)}
+    assert len(drawn) == DRAWN_BY_NAME and {kinds.count(kind) for kind in KINDS} == {DRAWN_BY_NAME // len(KINDS)}
     assert set(drawn) <= {prompt.text for prompt in prompts("train")}
     assert set(read_prompts("shapes:in_domain", seed=1)) <= {prompt.text for prompt in prompts("in_domain")}

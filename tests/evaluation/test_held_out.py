@@ -1,11 +1,14 @@
 """Judging on held-out prompts: paired, on prompts that nothing was trained on, by the reward that was asked for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from rpo.evaluation.held_out import HeldOut, HeldOutConfig, HeldOutScores
+from rpo.evaluation.held_out import HeldOut, HeldOutConfig, Judged, Sampling
 from rpo.models.checkpoint import Checkpoint
+from rpo.models.usual import usual_guidance, usual_steps
 from rpo.sampling.sample import generate
 from rpo.shapes.prompts import sample_prompts
 from tests.tiny import tiny_sd
@@ -23,24 +26,32 @@ REDNESS = f"{__name__}:redness"
 def test_scores_are_those_of_the_images_that_the_settings_draw(tmp_path):
     texts = tmp_path / "animals.txt"
     texts.write_text("a cat\na dog\na fox\n")
-    config = HeldOutConfig(prompts=str(texts), count=2, images_per_prompt=2, reward=REDNESS, num_steps=3, batch_size=3)
+    config = HeldOutConfig(
+        prompts=str(texts), count=2, images_per_prompt=2, reward=REDNESS, num_steps=3, batch_size=3, eta=1
+    )
     model = Checkpoint(tiny_sd())
     found = HeldOut(config).judge(model)
-    drawn = generate(model, ["a cat", "a dog"], seed=0, images_per_prompt=2, num_steps=3, guidance_scale=2.0, eta=1.0)
-    assert found.prompts == {"animals": ["a cat", "a cat", "a dog", "a dog"]}
-    assert torch.allclose(torch.tensor(found.scores["animals"]).float(), drawn[:, 0].mean(dim=(1, 2)), atol=1e-4)
-    assert found.means == {"animals": pytest.approx(found.scores["animals"].mean())}
+    drawn = generate(model, ["a cat", "a dog"], seed=0, images_per_prompt=2, num_steps=3, guidance_scale=7.5, eta=1.0)
+    assert (found.texts, found.domains) == (("a cat", "a cat", "a dog", "a dog"), ("animals",) * 4)
+    assert torch.allclose(torch.tensor(found.scores).float(), drawn[:, 0].mean(dim=(1, 2)), atol=1e-4)
+    assert found.means == {"animals": pytest.approx(found.scores.mean())}
 
 
 def test_a_gain_is_paired_image_by_image():
-    texts = {"new": [f"prompt {index}" for index in range(40)]}
+    texts, domains = tuple(f"prompt {index}" for index in range(40)), ("new",) * 20 + ("newer",) * 20
     noise = np.random.default_rng(0).normal(size=40)
-    before = HeldOutScores(texts, {"new": 100 * noise})
-    after = HeldOutScores(texts, {"new": 100 * noise + 1})
-    gain = after.gain_over(before)["new"]
+    before = Judged(texts, domains, 100 * noise, Sampling(seed=0))
+    after = replace(before, scores=100 * noise + 1)
+    gain = after.gains_over(before)["new"]
     assert (gain.value, gain.low, gain.high) == pytest.approx((1, 1, 1), abs=1e-6)
-    with pytest.raises(ValueError, match="judged on other prompts"):
-        after.gain_over(HeldOutScores({"new": ["another"] * 40}, before.scores))
+    with pytest.raises(ValueError, match="prompts differ"):
+        after.gains_over(replace(before, texts=("another",) * 40))
+
+
+def test_without_a_number_the_pipelines_own_is_taken():
+    model = Checkpoint(tiny_sd())
+    assert (usual_steps(model), usual_guidance(model)) == (50, 7.5)
+    assert (usual_steps(model, 3), usual_guidance(model, 1.0)) == (3, 1.0)
 
 
 def test_the_embedded_prompts_are_both_held_out_domains():

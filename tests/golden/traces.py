@@ -75,6 +75,7 @@ def saved(folder: Path) -> dict[str, Any]:
 def curated(folder: Path) -> dict[str, Any]:
     """Every line of a small curation on `shapes`."""
     words = ["source.limit=3", "source.images_per_prompt=2", "source.num_steps=4", "progress=false"]
+    words += ["source.guidance_scale=2.0", "source.eta=1.0"]
     curate(load_config(CurateConfig, None, [*words, f"output={folder}"]))
     found = result_of(folder)
     lines = {name: [line.decode() for line in value] for name, value in found.items() if name.endswith(".jsonl")}

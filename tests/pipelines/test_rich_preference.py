@@ -8,10 +8,10 @@ from diffusers import DiffusionPipeline
 
 import rpo.shapes
 from rpo.curation.records import Critique, Fault, Instructions, Problem
+from rpo.data.pixels import to_pixels
 from rpo.models.checkpoint import Checkpoint
 from rpo.process.transition import Ddim
 from rpo.sampling.sample import image_generator, sample
-from rpo.shapes.evaluation import to_pixels
 
 FILE = Path(__file__).parents[2] / "pipelines" / "rich_preference.py"
 PROMPTS = ["a red circle", "two blue squares", "a green triangle"]

@@ -9,13 +9,14 @@ import torch
 
 from rpo.errors import InputError
 from rpo.rewards import REWARDS, WeightedRewards, load_reward, load_rewards
-from rpo.rewards.clip import CLIP_SCORE, PICK_SCORE, SHAPES_CLIP
+from rpo.rewards.clip import CLIP_SCORE, PICK_SCORE
 from rpo.rewards.function import FunctionReward
 from rpo.rewards.jpeg import COMPRESSIBILITY, JpegReward
-from rpo.rewards.shapes import GRADED, ShapesReward
+from rpo.shapes.proxy import REWARD
+from rpo.shapes.reward import GRADED, ShapesReward
 
-FILES = ("base", "checks", "shapes", "jpeg", "function", "clip", "clip_preprocessing")
-MODULES = ["rpo.rewards", *(f"rpo.rewards.{name}" for name in FILES)]
+FILES = ("base", "checks", "jpeg", "function", "clip", "clip_preprocessing")
+MODULES = ["rpo.rewards", "rpo.shapes.reward", *(f"rpo.rewards.{name}" for name in FILES)]
 WITHOUT_EXAMPLE = {"rpo.rewards.checks", "rpo.rewards.clip_preprocessing"}
 PUBLISHED = {"clip-score", "pick-score"}
 """Rewards that read a checkpoint from the hub; tests/rewards/test_clip.py has the same class with one on disk."""
@@ -58,7 +59,7 @@ def test_names_are_what_they_say():
         JpegReward(is_small_good=False),
         CLIP_SCORE,
         PICK_SCORE,
-        SHAPES_CLIP,
+        REWARD,
     ]
 
 
@@ -126,7 +127,7 @@ def test_weighted_rewards_stay_as_they_are():
 
 
 def test_importing_rewards_loads_no_model_library():
-    heavy = ("diffusers", "transformers", "accelerate", "peft", "datasets", "scipy", "rpo.rewards.shapes")
+    heavy = ("diffusers", "transformers", "accelerate", "peft", "datasets", "scipy", "rpo.shapes")
     code = (
         "import sys, rpo.rewards; rpo.rewards.load_reward('clip-score'); "
         f"print([name for name in {heavy} if name in sys.modules])"

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 
+from rpo.adapters.load import load_lora
 from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora
 from rpo.config import load_config
 from rpo.curation.curate import Components
@@ -16,7 +17,6 @@ from rpo.reports.rounds import format_rounds
 from rpo.runs import align as module
 from rpo.runs.align import align
 from rpo.runs.align_config import AlignConfig
-from rpo.shapes.evaluate import load_lora
 from tests.run_state import assert_refused, result_of
 
 SMALL = [
@@ -24,6 +24,8 @@ SMALL = [
     "curate.source.limit=4",
     "curate.source.images_per_prompt=3",
     "curate.source.num_steps=4",
+    "curate.source.guidance_scale=2",
+    "curate.source.eta=1",
     "curate.decide.policy=always_edit",
     "curate.progress=false",
     "dpo.pairs_per_update=2",
@@ -35,6 +37,8 @@ SMALL = [
     "dpo.loop.progress=false",
     "held_out.count=4",
     "held_out.num_steps=3",
+    "held_out.guidance_scale=2",
+    "held_out.eta=1",
 ]
 
 

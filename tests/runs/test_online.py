@@ -11,7 +11,7 @@ from rpo.models.config import ModelConfig
 from rpo.runs import grpo as grpo_run
 from rpo.runs import score_as_action as score_as_action_run
 from rpo.runs.online import sampling_of
-from rpo.shapes.evaluation import Sampling
+from rpo.shapes.evaluate import usual_sampling
 from rpo.trainers.grpo_config import GRPOConfig
 from rpo.training.log import read_metrics
 from tests.tiny import save_tiny_sd
@@ -101,7 +101,7 @@ def test_a_run_of_shapes_reports_verified_accuracy(tmp_path):
     measured = result.measured
     assert measured is not None and measured.aligned is not None
     assert len(measured.base.prompts) == len(measured.aligned.prompts) == 8
-    assert measured.base.sampling == Sampling(seed=0)
+    assert measured.base.sampling == usual_sampling(seed=0)
     # The base is what was loaded, and not what was trained.
     assert (measured.base.images != measured.aligned.images).any()
     page = (tmp_path / "report.html").read_text()

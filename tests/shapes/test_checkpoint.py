@@ -9,9 +9,12 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from rpo import shapes
-from rpo.shapes.pretrain_evaluate import HeldOut, accuracy_by_kind, sample_images, to_channels_first, vae_quality
+from rpo.models.checkpoint import Checkpoint
+from rpo.shapes.evaluate import accuracies, evaluate, usual_sampling
 from rpo.shapes.prompts import sample_prompts
 from rpo.shapes.world import training_scenes
+from scripts.shapes.evaluate import vae_quality
+from scripts.shapes.vae import channels_first
 
 WEIGHTS = (
     "unet/diffusion_pytorch_model.safetensors",
@@ -79,16 +82,16 @@ def test_it_paints_64_pixels_in_half_precision_too() -> None:
 
 def test_its_autoencoder_keeps_scenes(pipe: StableDiffusionPipeline) -> None:
     images, captions = training_scenes(987_654_321, 256)
-    quality = vae_quality(pipe, HeldOut(to_channels_first(images), captions))
+    quality = vae_quality(pipe.vae.requires_grad_(False), channels_first(images), captions)
     assert quality["psnr_db"] >= 32
     assert quality["verified_after_round_trip"] >= 0.98
 
 
 def test_it_follows_prompts_and_leaves_room(pipe: StableDiffusionPipeline) -> None:
-    prompts = sample_prompts("in_domain", 96, seed=1)
-    accuracy = accuracy_by_kind(sample_images(pipe, [prompt.text for prompt in prompts], seed=1), prompts)
+    prompts = {"in_domain": sample_prompts("in_domain", 96, seed=1)}
+    accuracy = accuracies(evaluate(Checkpoint(pipe), prompts, usual_sampling(seed=1)))["in_domain"][0].share.value
     # 40 % to 75 % is asked of the true accuracy; 96 images know it to within about 10 points.
-    assert 0.30 <= accuracy["all"] <= 0.85
+    assert 0.30 <= accuracy <= 0.85
 
 
 def test_its_card_tells_the_accuracy_that_was_asked_for() -> None:
@@ -100,5 +103,5 @@ def test_its_card_tells_the_accuracy_that_was_asked_for() -> None:
 
 def test_missing_weights_are_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(shapes, "__file__", str(tmp_path / "__init__.py"))
-    with pytest.raises(FileNotFoundError, match=r"lacks model_index.json, unet/.*install rpo again, or train it with"):
+    with pytest.raises(ValueError, match=r"lacks model_index.json, unet/.*install rpo again, or train it with"):
         shapes.path()

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 from rpo import shapes
 from rpo.curation.editors import EditorConfig, load_editor
-from rpo.shapes.edit_world import EDIT_TASKS, carries_out, triples
 from rpo.shapes.world import render
+from scripts.shapes.edit_check import carries_out
+from scripts.shapes.edit_world import EDIT_TASKS, triples
 
 WEIGHTS = (
     "unet/diffusion_pytorch_model.safetensors",

@@ -6,32 +6,28 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from rpo.adapters.load import load_lora
 from rpo.adapters.lora import adapter_layers, add_lora, lora_parameters, save_lora
 from rpo.adapters.lora_file import WEIGHT_FILE
+from rpo.data.pixels import to_pixels
+from rpo.evaluation.held_out import Measurement, check_comparable, measure
 from rpo.models.checkpoint import Checkpoint
 from rpo.sampling.sample import generate
 from rpo.shapes.evaluate import (
-    HELD_OUT,
-    Measurement,
+    accuracies,
+    comparisons,
     evaluate,
     format_accuracies,
     held_out_prompts,
-    load_lora,
-    measure,
-)
-from rpo.shapes.evaluation import (
-    Sampling,
-    accuracies,
-    check_comparable,
-    comparisons,
     judge_images,
-    to_pixels,
+    usual_sampling,
 )
+from rpo.shapes.prompts import HELD_OUT
 from rpo.shapes.verifier import verify_all
 from rpo.shapes.world import KINDS, draw_scene, prompts, render
 from tests.tiny import tiny_sd
 
-SAMPLING = Sampling(seed=0, images_per_prompt=2)
+SAMPLING = usual_sampling(seed=0, images_per_prompt=2)
 
 
 def right_images(prompts_by_domain, sampling, seed=0):
@@ -82,7 +78,7 @@ def test_every_image_is_judged_against_its_own_prompt_and_domain(asked, images):
     wrong = [0, 5, 17, 31]
     judged = judge_images(blank(images, wrong), asked, SAMPLING)
     assert np.flatnonzero(~judged.holds).tolist() == wrong
-    assert judged.texts == [p.text for split in HELD_OUT for p in asked[split] for _ in range(2)]
+    assert judged.texts == tuple(p.text for split in HELD_OUT for p in asked[split] for _ in range(2))
     assert judged.domains == ("in_domain",) * 16 + ("out_of_domain",) * 16
     assert judged.where("out_of_domain").tolist() == list(range(16, 32))
 
@@ -134,7 +130,7 @@ def test_a_model_compared_with_itself_gains_exactly_nothing(asked, images):
 
 def test_only_the_same_prompts_and_noise_are_compared(asked, images):
     judged = judge_images(images, asked, SAMPLING)
-    elsewhere = judge_images(images, asked, Sampling(seed=1, images_per_prompt=2))
+    elsewhere = judge_images(images, asked, usual_sampling(seed=1, images_per_prompt=2))
     with pytest.raises(ValueError, match=r"seed=0.*seed=1.*same noise for both; evaluate both with one Sampling"):
         check_comparable(judged, elsewhere)
     other = held_out_prompts(8, seed=1)
@@ -150,7 +146,7 @@ def model():
     return Checkpoint(tiny_sd())
 
 
-FAST = Sampling(seed=3, images_per_prompt=2, num_steps=2, guidance_scale=2.0, eta=1.0)
+FAST = usual_sampling(seed=3, images_per_prompt=2, num_steps=2, guidance_scale=2.0, eta=1.0)
 
 
 def test_evaluate_judges_what_generate_draws(model):
@@ -160,7 +156,7 @@ def test_evaluate_judges_what_generate_draws(model):
     drawn = generate(model, texts, seed=3, images_per_prompt=2, num_steps=2, guidance_scale=2.0, eta=1.0)
     assert (judged.images == to_pixels(drawn)).all()
     assert list(judged.verdicts) == verify_all(drawn, [text for text in texts for _ in range(2)])
-    assert judged.texts == [text for text in texts for _ in range(2)]
+    assert judged.texts == tuple(text for text in texts for _ in range(2))
 
 
 def test_evaluation_is_repeatable_and_does_not_depend_on_the_batch(model):
@@ -188,6 +184,11 @@ def test_wrong_number_of_images(asked, images):
 # with a LoRA
 
 
+def of(asked):
+    """A judge of images of these prompts."""
+    return lambda model, name: evaluate(model, asked, FAST)
+
+
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory):
     model = Checkpoint(tiny_sd())
@@ -203,11 +204,11 @@ def lora(tmp_path_factory):
 def test_a_lora_is_measured_beside_its_base_and_leaves_no_trace(lora):
     folder, trained = lora
     model, asked = Checkpoint(tiny_sd()), held_out_prompts(2, seed=0)
-    measured = measure(model, asked, FAST, lora=folder, progress=False)
+    measured = measure(model, of(asked), lora=folder)
     assert (measured.base.images == evaluate(Checkpoint(tiny_sd()), asked, FAST).images).all()
     assert (measured.aligned.images == evaluate(trained, asked, FAST).images).all()
     assert (measured.aligned.images != measured.base.images).any()
-    assert (measure(model, asked, FAST, progress=False).base.images == measured.base.images).all()
+    assert (measure(model, of(asked)).base.images == measured.base.images).all()
 
 
 def test_a_lora_of_another_model_is_refused_before_anything_is_drawn(lora):
@@ -215,7 +216,7 @@ def test_a_lora_of_another_model_is_refused_before_anything_is_drawn(lora):
     with pytest.raises(
         ValueError, match=r"adapts 32 layers of unet, of which this checkpoint has 0 in that size; expe"
     ):
-        measure(other, held_out_prompts(2, seed=0), FAST, lora=lora[0], progress=False)
+        measure(other, of(held_out_prompts(2, seed=0)), lora=lora[0])
 
 
 def test_a_lora_half_of_whose_layers_are_another_network_s_is_refused(lora, tmp_path):
@@ -232,7 +233,7 @@ def test_a_lora_half_of_whose_layers_are_another_network_s_is_refused(lora, tmp_
 
 def test_a_lora_that_is_not_there(model, tmp_path):
     with pytest.raises(ValueError, match="there is no LoRA at"):
-        measure(model, held_out_prompts(2, seed=0), FAST, lora=tmp_path / "nowhere", progress=False)
+        measure(model, of(held_out_prompts(2, seed=0)), lora=tmp_path / "nowhere")
 
 
 # the terminal

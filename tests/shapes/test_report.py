@@ -2,12 +2,11 @@ import numpy as np
 import pytest
 
 from rpo.reports.html import Report, render
-from rpo.shapes.evaluate import held_out_prompts
-from rpo.shapes.evaluation import Sampling, judge_images
+from rpo.shapes.evaluate import held_out_prompts, judge_images, usual_sampling
 from rpo.shapes.report import SHOWN, result_sections, summary
 from tests.shapes.test_evaluate import blank, right_images
 
-SAMPLING = Sampling(seed=0, images_per_prompt=4)
+SAMPLING = usual_sampling(seed=0, images_per_prompt=4)
 
 
 @pytest.fixture(scope="module")

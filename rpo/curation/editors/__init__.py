@@ -7,7 +7,7 @@ from rpo.curation.records import Editor
 __all__ = ["EDITORS", "EditorConfig", "load_editor"]
 
 EDITORS = {
-    "shapes": "rpo.curation.editors.instruct_pix2pix:shapes_editor",
+    "shapes": "rpo.shapes.editor:shapes_editor",
     "instruct_pix2pix": "rpo.curation.editors.instruct_pix2pix:instruct_pix2pix_editor",
     "controlnet": "rpo.curation.editors.controlnet:controlnet_editor",
     "kontext": "rpo.curation.editors.kontext:kontext_editor",

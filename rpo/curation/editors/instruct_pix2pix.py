@@ -1,4 +1,4 @@
-"""InstructPix2Pix (Brooks et al., arXiv:2211.09800): a UNet that sees the source; the shapes editor is one, too.
+"""InstructPix2Pix (Brooks et al., arXiv:2211.09800): a UNet that sees the source.
 
 The safety checker is left out: an edit that it blackens would be scored as an image. It belongs where images are shown.
 """
@@ -9,7 +9,6 @@ from typing import Any
 from diffusers import DiffusionPipeline, StableDiffusionInstructPix2PixPipeline
 from PIL.Image import Image
 
-from rpo import shapes
 from rpo.curation.component_config import EditorConfig
 from rpo.curation.editors.pipeline_editor import EditBatch, EditSettings, Family, PipelineEditor, load_pretrained
 
@@ -23,25 +22,17 @@ def instruct_pix2pix_editor(config: EditorConfig) -> PipelineEditor:
     Args:
         config: Its `model` is a folder or hub id; nothing is timbrooks/instruct-pix2pix.
     """
-    return PipelineEditor(_load(config.model or MODEL, config), FAMILY, config)
+    return PipelineEditor(load(config.model or MODEL, config), FAMILY, config)
 
 
-def shapes_editor(config: EditorConfig) -> PipelineEditor:
-    """The editor of the embedded world.
-
-    Args:
-        config: Its `model` is a folder that `rpo shapes pretrain-editor` wrote; nothing is the embedded one.
-    """
-    folder = config.model or str(shapes.editor_path())
-    return PipelineEditor(_load(folder, config), SHAPES, config, folder=folder)
-
-
-def _load(model: str, config: EditorConfig) -> StableDiffusionInstructPix2PixPipeline:
+def load(model: str, config: EditorConfig) -> StableDiffusionInstructPix2PixPipeline:
+    """The pipeline of a folder or hub id, where the configuration wants it."""
     without = {"safety_checker": None, "requires_safety_checker": False}
     return load_pretrained(StableDiffusionInstructPix2PixPipeline, model, config, without)
 
 
-def _edit(pipe: Any, batch: EditBatch, settings: EditSettings) -> Sequence[Image]:
+def edit(pipe: Any, batch: EditBatch, settings: EditSettings) -> Sequence[Image]:
+    """The edits of a batch."""
     return pipe(
         batch.instructions,
         image=batch.images,
@@ -56,9 +47,4 @@ def _recommended(pipe: DiffusionPipeline) -> EditSettings:
     return EditSettings(num_steps=100, guidance_scale=7.5, image_guidance_scale=1.5)
 
 
-def _recommended_for_shapes(pipe: DiffusionPipeline) -> EditSettings:
-    return EditSettings(shapes.EDIT_NUM_STEPS, shapes.EDIT_GUIDANCE_SCALE, shapes.EDIT_IMAGE_GUIDANCE_SCALE)
-
-
-FAMILY = Family("instruct_pix2pix", MODEL, LICENCES, _recommended, _edit)
-SHAPES = Family("shapes", "shapes", {"shapes": "Apache-2.0"}, _recommended_for_shapes, _edit)
+FAMILY = Family("instruct_pix2pix", MODEL, LICENCES, _recommended, edit)

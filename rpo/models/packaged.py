@@ -1,0 +1,13 @@
+"""Checkpoints that come with the package, by the name that stands for their folder."""
+
+from os import PathLike
+
+from rpo.plugins import load_plugin
+
+PACKAGED = {"shapes": "rpo.shapes:path"}
+"""What gives the folder of each."""
+
+
+def folder_of(source: str | PathLike[str]) -> str | PathLike[str]:
+    """The folder of a packaged checkpoint; any other source as it is."""
+    return load_plugin(source, PACKAGED, "checkpoint")() if isinstance(source, str) and source in PACKAGED else source
