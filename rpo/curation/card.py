@@ -9,12 +9,13 @@ from pathlib import Path
 
 from huggingface_hub import DatasetCardData
 
-from rpo.curation.folder import RunFolder
 from rpo.curation.status import RunStatus
+from rpo.curation.store.folder import RunFolder
 from rpo.data.details import DETAIL_COLUMNS
 from rpo.local_paths import shown_path
-from rpo.publishing.model_card import PLACEHOLDER, TEMPLATES, is_hub_id
+from rpo.publishing.model_card import PLACEHOLDER, is_hub_id
 from rpo.publishing.publish import CARD
+from rpo.reports.html import environment
 from rpo.text import write_text
 
 _SNIPPETS = {
@@ -33,15 +34,11 @@ _LARGER = "n>1M"
 
 def write_dataset_card(folder: Path, run: RunFolder, status: RunStatus, form: str, licence: str | None) -> Path:
     """Write `README.md` into an exported data set."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     makers = {stage: shown_settings(run.identity_of(stage)) for stage in run.stages if run.identity_of(stage)}
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["cell"] = _cell
+    templates = environment(is_html=False)
+    templates.filters["cell"] = _cell
     edits, sources = run.identity_of("edits"), run.identity_of("sources")
-    text = environment.get_template("dataset_card.md.j2").render(
+    text = templates.get_template("dataset_card.md.j2").render(
         title="Rich preference pairs",
         num_pairs=status.num_pairs,
         snippet=_SNIPPETS[form].format(source=PLACEHOLDER),

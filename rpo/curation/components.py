@@ -1,12 +1,54 @@
-"""From the kind that a configuration names to the component."""
+"""From the kind that a configuration names to the critic, instructor, judge or editor."""
 
 import difflib
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-from rpo.curation.records import Unavailable
+from rpo.curation.curate_config import ChatConfig, EditorConfig
+from rpo.curation.records import Critic, Editor, Instructor, Unavailable
 from rpo.errors import InputError
+
+CRITICS = {
+    "shapes": "rpo.curation.shapes.critic:shapes_critic",
+    "server": "rpo.curation.vlm.critic:vlm_critic",
+    "local": "rpo.curation.vlm.critic:vlm_critic",
+}
+INSTRUCTORS = {
+    "shapes": "rpo.curation.shapes.instructor:shapes_instructor",
+    "shapes-caption": "rpo.curation.shapes.instructor:shapes_caption_instructor",
+    "server": "rpo.curation.vlm.instructor:vlm_instructor",
+    "local": "rpo.curation.vlm.instructor:vlm_instructor",
+}
+JUDGES = {
+    "shapes": "rpo.curation.judge:reward_judge",
+    "reward": "rpo.curation.judge:reward_judge",
+    "server": "rpo.curation.judge:vlm_judge",
+    "local": "rpo.curation.judge:vlm_judge",
+}
+"""What makes those of the package: each is called with the configuration and the folder of the cache."""
+
+EDITORS = {
+    kind: "rpo.curation.editors.families:family_editor"
+    for kind in ("shapes", "instruct_pix2pix", "controlnet", "kontext", "flux2_klein", "qwen_edit")
+}
+"""What makes the editors of the package: it is called with the configuration."""
+
+
+def load_critic(config: ChatConfig, cache_folder: Path | None = None) -> Critic:
+    """Make the critic that a configuration describes; one of your own is called with the configuration alone."""
+    return make_component(config, CRITICS, "critic", cache_folder)
+
+
+def load_instructor(config: ChatConfig, cache_folder: Path | None = None) -> Instructor:
+    """Make the instructor that a configuration describes; one of your own is called with the configuration alone."""
+    return make_component(config, INSTRUCTORS, "instructor", cache_folder)
+
+
+def load_editor(config: EditorConfig) -> Editor:
+    """Make the editor that a configuration describes; one of your own is called with the configuration, too."""
+    return make_component(config, EDITORS, "editor")
 
 
 def make_component(config: Any, known: Mapping[str, str], what: str, *for_known: object) -> Any:

@@ -10,30 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rpo.curation.curate_config import DecideConfig
+from rpo.curation.records import Outcome, Reason
 from rpo.data.preference import Side
 from rpo.errors import InputError
-
-Reason = Literal[
-    "critique_fault",
-    "nothing_to_fix",
-    "instruction_fault",
-    "no_instructions",
-    "edit_fault",
-    "score_fault",
-    "too_close",
-    "too_far",
-    "too_dissimilar",
-    "too_similar",
-    "equal_scores",
-    "got_worse",
-    "small_margin",
-    "not_good",
-    "disagreement",
-    "no_rule",
-]
-"""Why a pair was not made: a fault of a stage; nothing to do; source and edit too much or too little alike; the scores
-do not tell them apart, tell against the edit, by too little, of an image that is not good, or contradict each other;
-nothing says which is better."""
 
 Kind = Literal["source", "edit"]
 
@@ -66,27 +45,6 @@ class Judged:
     """Why there is no edit, or no scores."""
     side: Side | Literal[""] = ""
     """Which side of a given pair it was."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of two images."""
-
-    first: str
-    second: str
-    chosen: str = ""
-    """The better one of the two; empty if they were dropped."""
-    label: str = ""
-    """Who says so: "reward:NAME", "given" for a pair that came with its label, "edit" by decree."""
-    reason: Reason | None = None
-    """Why they were dropped."""
-
-    @property
-    def rejected(self) -> str:
-        """The worse one of the two; empty if they were dropped."""
-        if not self.chosen:
-            return ""
-        return self.second if self.chosen == self.first else self.first
 
 
 def outcomes_of(record: Judged, rules: DecideConfig) -> list[Outcome]:

@@ -2,6 +2,8 @@
 
 Three forms: "native" is a folder of images with `metadata.jsonl`, "parquet" the same as a table, "pickapic" a table
 with the columns of Pick-a-Pic. Each appears whole or not at all, in the order of the plan, with a card beside it.
+
+An upload to the Hugging Face Hub is a plan first, which lists every file that would be sent; nothing else is sent.
 """
 
 import hashlib
@@ -13,17 +15,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from huggingface_hub import DatasetCard, HfApi
+
 from rpo.curation.card import shown_model, write_dataset_card
-from rpo.curation.decide import Outcome
-from rpo.curation.folder import RunFolder, StageName
-from rpo.curation.history import History, histories, history_of
-from rpo.curation.records import Critique, Instructions
-from rpo.curation.score import Scores
+from rpo.curation.records import Critique, History, Instructions, Outcome, Scores, histories, history_of
 from rpo.curation.status import RunStatus, status_of
+from rpo.curation.store.folder import RunFolder, StageName
 from rpo.data.pickapic import write_pickapic
 from rpo.data.preference import PreferencePair
 from rpo.data.writers import write_pairs, write_parquet
 from rpo.errors import InputError
+from rpo.local_paths import refuse_private
+from rpo.publishing.publish import CARD, PlannedFile, PublishPlan, carry_out, check_repo_id
 from rpo.text import write_text
 
 ExportForm = Literal["native", "parquet", "pickapic"]
@@ -84,6 +87,37 @@ def export(
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     return Exported(target, form, num_pairs)
+
+
+def push_to_hub(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    push: bool = False,
+    private: bool = True,
+    token: str | None = None,
+    api: HfApi | None = None,
+) -> PublishPlan:
+    """Say what uploading an exported data set would send; upload it with `push=True`.
+
+    Args:
+        repo_id: "owner/name" on the Hub; made if it does not exist.
+        token: Of the Hub; None for that of `hf auth login`.
+        api: The client to upload with; None for the Hub's own.
+
+    Returns:
+        The plan, with the address of the repository if it was carried out.
+    """
+    folder = Path(folder)
+    check_repo_id(repo_id)
+    if not (folder / MARK).is_file() or not (folder / CARD).is_file():
+        raise InputError(f"{folder} is no exported data set; expected {MARK} and {CARD} in it; run `rpo curate export`")
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARK)
+    files = tuple(PlannedFile(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths)
+    refuse_private(folder, [file.path for file in files])
+    notes = [] if DatasetCard.load(folder / CARD).data.get("license") else ["the card names no license"]
+    plan = PublishPlan(repo_id, private, files, tuple(notes))
+    return carry_out(plan, folder, "dataset", token=token, api=api or HfApi()) if push else plan
 
 
 def pairs_of(run: RunFolder) -> Iterator[PreferencePair]:

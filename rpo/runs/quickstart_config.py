@@ -2,8 +2,7 @@
 
 from dataclasses import field
 
-from rpo.curation.component_config import EditorConfig
-from rpo.curation.curate_config import CurateConfig, DecideConfig
+from rpo.curation.curate_config import CurateConfig, DecideConfig, EditorConfig
 from rpo.ranges import Count, Seed, Text
 from rpo.settings import settings
 from rpo.trainers.dpo_config import DPOConfig

@@ -12,8 +12,8 @@ from PIL import Image
 
 from rpo.curation.curate import Components, CurateConfig, curate
 from rpo.curation.curate_config import DecideConfig, SourceConfig
-from rpo.curation.folder import STAGES, RunFolder
 from rpo.curation.records import Critique, Fault, Instructions, Problem
+from rpo.curation.store.folder import STAGES, RunFolder
 
 
 def picture(seed, size=(12, 10)):

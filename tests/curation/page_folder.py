@@ -7,12 +7,10 @@ from PIL import Image
 
 from rpo.curation.curate_config import DecideConfig
 from rpo.curation.decide import Candidate, Judged, outcomes_across, outcomes_of
-from rpo.curation.folder import RunFolder
 from rpo.curation.records import Critique, Fault, Instructions, Problem
 from rpo.curation.score import distance
-from rpo.curation.share import Share
 from rpo.curation.sources import record_id
-from rpo.curation.stages import fault_row
+from rpo.curation.store.folder import RunFolder, Share
 from rpo.shapes.edit_world import triples
 from rpo.shapes.world import render
 
@@ -105,7 +103,7 @@ def _write(folder, order, kind, caption, instruction, images):
     if kind == "edits":
         return
     if kind == "score_fault":
-        add["scores"](fault=fault_row(FAULTS[kind]))
+        add["scores"](fault=asdict(FAULTS[kind]))
         return
     before, after = ({"shapes-clip": one[0], "jpeg": one[1]} for one in SCORES.get(kind, SCORES["kept_edit"]))
     gap = distance(source, edit)
@@ -122,7 +120,7 @@ def _critique(kind, add, instruction):
     if kind == "sources":
         return
     if kind in ("critique_fault", "empty"):
-        add["critiques"](fault=fault_row(FAULTS[kind]))
+        add["critiques"](fault=asdict(FAULTS[kind]))
         return
     problem = Problem(what=f"one should {instruction} & <b>more</b>", where="upper left", severity=3)
     problems = () if kind == "nothing_to_fix" else (problem, Problem(what="edges are soft", severity=1))
@@ -131,12 +129,12 @@ def _critique(kind, add, instruction):
     if kind in ("critiques", "nothing_to_fix"):
         return
     if kind == "instruction_fault":
-        add["instructions"](fault=fault_row(FAULTS[kind]))
+        add["instructions"](fault=asdict(FAULTS[kind]))
         return
     told = Instructions(instructions=() if kind == "no_instructions" else tuple(instruction.split("; ")))
     add["instructions"](instructions=list(told.instructions))
     if kind == "edit_fault":
-        add["edits"](fault=fault_row(FAULTS[kind]))
+        add["edits"](fault=asdict(FAULTS[kind]))
 
 
 def _write_pair(folder, order, images):

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from rpo.curation.answers import ANSWER_LIMIT, Reply, answer_schema, read_answer, understand
 from rpo.curation.judge import JudgeAnswer
 from rpo.curation.records import RAW_LIMIT, Critique, Fault, Instructions, Problem
+from rpo.curation.vlm.answers import ANSWER_LIMIT, answer_schema, read_answer, understand
+from rpo.curation.vlm.chat import Reply
 
 GOOD = '{"problems": [{"what": "the hat is blue", "where": "top", "severity": 2}], "keep": ["the dog"], "overall": 6}'
 VALUE = Critique(problems=(Problem(what="the hat is blue", where="top", severity=2),), keep=("the dog",), overall=6)

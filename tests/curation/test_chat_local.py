@@ -5,14 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from rpo.curation.answers import Reply
-from rpo.curation.chat import Question
-from rpo.curation.chat_local import LocalChat
-from rpo.curation.component_config import CriticConfig, InstructorConfig, JudgeConfig
-from rpo.curation.critics import load_critic
-from rpo.curation.instructors import load_instructor
+from rpo.curation.components import load_critic, load_instructor
+from rpo.curation.curate_config import ChatConfig
 from rpo.curation.judge import load_judge
 from rpo.curation.records import Critique, Fault, Problem
+from rpo.curation.vlm.answers import AnswerCache
+from rpo.curation.vlm.chat import Question, Reply
+from rpo.curation.vlm.local import LocalChat
 from tests.curation.tiny_vlm import save_tiny_vlm, tiny_processor
 
 RNG = np.random.default_rng(0)
@@ -31,7 +30,7 @@ def folder(tmp_path_factory):
 
 def chat(folder, cache=None, **changes):
     settings = {"kind": "local", "model": str(folder), "device": "cpu", "max_tokens": 12, "cache": bool(cache)}
-    return LocalChat(CriticConfig(**settings | changes), cache_folder=cache)
+    return LocalChat(ChatConfig(**settings | changes), AnswerCache(cache))
 
 
 def test_a_batch_says_what_its_items_say_alone(folder):
@@ -81,19 +80,19 @@ def test_answers_are_kept_and_only_what_is_new_is_asked(folder, tmp_path, monkey
 
 def test_its_garbage_is_a_fault_with_its_words(folder):
     settings = {"kind": "local", "model": str(folder), "max_tokens": 12, "device": "cpu"}
-    critic = load_critic(CriticConfig(**settings, batch_size=2))
+    critic = load_critic(ChatConfig(**settings, batch_size=2))
     assert (critic.batch_size, critic.concurrency) == (2, 1)
     for fault in critic(IMAGES[:2], ["a fox", "a very long caption about a fox"]):
         assert isinstance(fault, Fault) and fault.kind == "parse_error" and fault.raw
     critique = Critique(problems=(Problem(what="no fox", severity=3),), overall=2)
-    (fault,) = load_instructor(InstructorConfig(**settings))(IMAGES[:1], ["a fox"], [critique])
+    (fault,) = load_instructor(ChatConfig(**settings))(IMAGES[:1], ["a fox"], [critique])
     assert isinstance(fault, Fault)
-    (verdict,) = load_judge(JudgeConfig(**settings)).orders(IMAGES[:1], IMAGES[1:2], ["a fox"])
+    (verdict,) = load_judge(ChatConfig(**settings)).orders(IMAGES[:1], IMAGES[1:2], ["a fox"])
     assert isinstance(verdict.forward, Fault) and isinstance(verdict.verdict, Fault)
 
 
 def test_a_good_answer_goes_through_the_same_parser(folder, monkeypatch):
-    critic = load_critic(CriticConfig(kind="local", model=str(folder), device="cpu"))
+    critic = load_critic(ChatConfig(kind="local", model=str(folder), device="cpu"))
     asked = []
 
     def answering(questions):

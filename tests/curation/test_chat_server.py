@@ -11,13 +11,12 @@ import pytest
 from PIL import Image
 
 from rpo.config import load_config
-from rpo.curation.answers import answer_schema
 from rpo.curation.audit import AuditConfig
-from rpo.curation.component_config import CriticConfig, InstructorConfig, JudgeConfig
-from rpo.curation.critics import load_critic
-from rpo.curation.instructors import load_instructor
+from rpo.curation.components import load_critic, load_instructor
+from rpo.curation.curate_config import ChatConfig
 from rpo.curation.judge import load_judge
 from rpo.curation.records import RAW_LIMIT, Critique, Fault, Problem, Unavailable
+from rpo.curation.vlm.answers import answer_schema
 from tests.curation.fake_server import SMALL_QUESTION, Response, fake_server, in_turn, saying, text_of
 
 GOOD = '{"problems": [{"what": "the hat is blue", "where": "", "severity": 2}], "keep": [], "overall": 6}'
@@ -34,7 +33,7 @@ def no_key(monkeypatch):
 
 
 def config(server, **changes):
-    return CriticConfig(**{"kind": "server", "model": "m", "base_url": server.url, "max_retries": 2, **changes})
+    return ChatConfig(**{"kind": "server", "model": "m", "base_url": server.url, "max_retries": 2, **changes})
 
 
 def ask_once(server, **changes):
@@ -66,7 +65,7 @@ def test_the_key_comes_from_the_environment_only(monkeypatch):
     assert "sk-secret" not in json.dumps(dict(critic.identity))
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(ValueError, match="no base_url is set, .* has no OPENAI_API_KEY; set the key there, or give"):
-        load_critic(CriticConfig(kind="server", model="m"))
+        load_critic(ChatConfig(kind="server", model="m"))
 
 
 @pytest.mark.parametrize(
@@ -384,17 +383,17 @@ def test_the_identity_says_what_decides_and_not_where(tmp_path):
 
 def test_configurations_that_cannot_be_asked():
     with pytest.raises(ValueError, match="^a server is to be asked, but model is empty; give the name"):
-        load_critic(CriticConfig(kind="server", base_url="http://127.0.0.1:1/v1"))
+        load_critic(ChatConfig(kind="server", base_url="http://127.0.0.1:1/v1"))
     with pytest.raises(
         ValueError,
-        match="^CriticConfig sets concurrency to 0, but a whole number of at least 1 is needed; the default is 8$",
+        match="^ChatConfig sets concurrency to 0, but a whole number of at least 1 is needed; the default is 8$",
     ):
-        load_critic(CriticConfig(kind="server", model="m", base_url="http://127.0.0.1:1/v1", concurrency=0))
+        load_critic(ChatConfig(kind="server", model="m", base_url="http://127.0.0.1:1/v1", concurrency=0))
 
 
 def test_the_instructor_is_told_caption_and_critique():
     with fake_server(saying('{"instructions": ["make the hat red"]}')) as server:
-        instructor = load_instructor(InstructorConfig(kind="server", model="m", base_url=server.url))
+        instructor = load_instructor(ChatConfig(kind="server", model="m", base_url=server.url))
         (answer,) = instructor([IMAGE], ["a red hat"], [VALUE])
     assert answer.text == "make the hat red"
     (text,) = server.texts()
@@ -404,7 +403,7 @@ def test_the_instructor_is_told_caption_and_critique():
 
 def test_instructions_that_are_no_orders_are_faults_with_the_words():
     with fake_server(saying('{"instructions": ["make the hat red", "the hat is too big"]}')) as server:
-        instructor = load_instructor(InstructorConfig(kind="server", model="m", base_url=server.url))
+        instructor = load_instructor(ChatConfig(kind="server", model="m", base_url=server.url))
         (fault,) = instructor([IMAGE], ["a red hat"], [VALUE])
     assert fault.kind == "invalid" and fault.raw == "make the hat red; the hat is too big"
     assert fault.message.startswith("the instruction 'the hat is too big' begins with 'the', so it is no order; ")
@@ -424,11 +423,11 @@ def test_the_judge_is_asked_in_both_orders():
 
     judge_config = {"kind": "server", "model": "m"}
     with fake_server(prefers_light) as server:
-        judge = load_judge(JudgeConfig(**judge_config, base_url=server.url))
+        judge = load_judge(ChatConfig(**judge_config, base_url=server.url))
         verdicts = judge([black, white, black], [white, black, black], ["a", "b", "c"])
     assert verdicts == ["second", "first", "tie"] and len(server.requests) == 6
     with fake_server(saying('{"reason": "it stands first", "winner": "first"}')) as server:
-        judge = load_judge(JudgeConfig(**judge_config, base_url=server.url))
+        judge = load_judge(ChatConfig(**judge_config, base_url=server.url))
         (fault,) = judge([black], [white], ["a"])
         (both,) = judge.orders([black], [white], ["a"])
     assert (both.forward, both.backward, both.is_consistent) == ("first", "second", False)
@@ -437,5 +436,5 @@ def test_the_judge_is_asked_in_both_orders():
         "the verdict depends on the order of the images: first is better in this order, second in the other"
     )
     with fake_server(saying("Both are fine.")) as server:
-        (fault,) = load_judge(JudgeConfig(**judge_config, base_url=server.url))([black], [white], ["a"])
+        (fault,) = load_judge(ChatConfig(**judge_config, base_url=server.url))([black], [white], ["a"])
     assert fault.kind == "parse_error" and fault.raw == "Both are fine."

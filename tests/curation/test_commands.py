@@ -2,8 +2,8 @@
 
 import pytest
 
-from rpo.curation.instructors.commands import check_commands, why_no_command
 from rpo.curation.records import Fault, Instructions
+from rpo.curation.vlm.instructor import check_commands, why_no_command
 
 ORDERS = [
     "add a red circle",

@@ -10,9 +10,9 @@ from rpo.curation.curate import curate
 from rpo.curation.curate_config import DecideConfig, SourceConfig
 from rpo.curation.decide import Candidate, Judged, compare, outcomes_across, outcomes_of
 from rpo.curation.export import export, pairs_of
-from rpo.curation.folder import RunFolder
-from rpo.curation.history import histories
+from rpo.curation.records import histories
 from rpo.curation.score import ImageSimilarity, Scorer, ToScore, distance, score_images
+from rpo.curation.store.folder import RunFolder
 from rpo.data.preference import SIDES
 from rpo.data.readers import read_pairs
 from rpo.data.writers import write_pairs

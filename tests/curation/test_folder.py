@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rpo.curation import parts as parts_module
-from rpo.curation.folder import RunFolder
-from rpo.curation.manifest import identity_hash, read_manifest
-from rpo.curation.parts import StageRecords
-from rpo.curation.share import Share, ShareLock, share_of
+from rpo.curation.store import shards as parts_module
+from rpo.curation.store.folder import RunFolder, Share, identity_hash, share_of
+from rpo.curation.store.shards import StageRecords
 
 
 def picture(seed=0, size=(8, 6)):
@@ -149,17 +147,16 @@ def test_shares_divide_all_groups():
 
 
 def test_a_part_is_held_by_one_and_a_split_by_its_own(tmp_path):
-    folder = tmp_path / "locks"
-    first = ShareLock(folder, Share(0, 2))
+    first = RunFolder(tmp_path, Share(0, 2))
     with pytest.raises(ValueError, match=rf"part 0 of 2 of {tmp_path} is in use by process {os.getpid()} on "):
-        ShareLock(folder, Share(0, 2))
-    second = ShareLock(folder, Share(1, 2))
+        RunFolder(tmp_path, Share(0, 2))
+    second = RunFolder(tmp_path, Share(1, 2))
     with pytest.raises(ValueError, match=r"in 2 parts are at work, and part 2 of 3 has records in common"):
-        ShareLock(folder, Share(2, 3))
+        RunFolder(tmp_path, Share(2, 3))
     first.close()
     second.close()
-    ShareLock(folder, Share(2, 3)).close()
-    ShareLock(folder, Share(0, 2)).close()
+    RunFolder(tmp_path, Share(2, 3)).close()
+    RunFolder(tmp_path, Share(0, 2)).close()
 
 
 CRITIC = {"kind": "server", "model": "a", "prompt": "1" * 64}
@@ -175,12 +172,12 @@ def begun(path: Path) -> None:
 
 def test_the_manifest_says_what_made_each_stage(tmp_path):
     begun(tmp_path)
-    assert read_manifest(tmp_path) == {"sources": {"kind": "folder"}, "critiques": CRITIC}
+    assert RunFolder(tmp_path).identities() == {"sources": {"kind": "folder"}, "critiques": CRITIC}
     written = json.loads((tmp_path / "manifest.json").read_text())
     assert written["stages"]["critiques"]["sha256"] == identity_hash(CRITIC)
     begun_again = RunFolder(tmp_path, Share())
     begun_again.claim({"sources": {"kind": "folder"}, "critiques": CRITIC, "edits": {"kind": "x"}})
-    assert list(read_manifest(tmp_path)) == ["sources", "critiques", "edits"]
+    assert list(RunFolder(tmp_path).identities()) == ["sources", "critiques", "edits"]
 
 
 def test_a_changed_template_is_refused_with_stage_key_and_hashes(tmp_path):
@@ -205,14 +202,14 @@ def test_a_stage_may_be_done_anew_if_those_after_it_are(tmp_path):
     folder.close()
     (tmp_path / "critiques/part-0.jsonl").unlink()
     RunFolder(tmp_path, Share()).claim({"sources": {"kind": "table"}, "critiques": CRITIC})
-    assert read_manifest(tmp_path)["sources"] == {"kind": "table"}
+    assert RunFolder(tmp_path).identities()["sources"] == {"kind": "table"}
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"layout": 1, "stages": {"sources": {}}}'])
 def test_a_damaged_manifest_is_named(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
-        read_manifest(tmp_path)
+        RunFolder(tmp_path).identities()
     (tmp_path / "manifest.json").write_text('{"layout": 9, "stages": {}}')
     with pytest.raises(ValueError, match="has layout 9; expected 1"):
-        read_manifest(tmp_path)
+        RunFolder(tmp_path).identities()

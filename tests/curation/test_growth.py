@@ -13,19 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rpo.curation import parts
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import SourceConfig
 from rpo.curation.export import export, pairs_of
-from rpo.curation.folder import STAGES, RunFolder
-from rpo.curation.history import histories
+from rpo.curation.fates import Fate, select
 from rpo.curation.page import render_page
-from rpo.curation.page_outcomes import Fate, select
-from rpo.curation.parts import StageRecords
-from rpo.curation.places import Places, key_of, part_and_start, place_of
+from rpo.curation.records import histories
 from rpo.curation.score import ImageSimilarity
 from rpo.curation.sources import plan_import
 from rpo.curation.status import status_of
+from rpo.curation.store import shards as parts
+from rpo.curation.store.folder import STAGES, RunFolder
+from rpo.curation.store.shards import Places, StageRecords, key_of
 from tests.curation.fakes import config_of, fakes, finished, image_folder
 from tests.opens import opened_images
 from tests.rewards.clip_models import save_clip
@@ -61,7 +60,7 @@ def test_a_record_takes_16_bytes(long_stage):
 
 
 def test_records_that_are_added_are_sorted_in(monkeypatch):
-    monkeypatch.setattr("rpo.curation.places._FEW", 10)
+    monkeypatch.setattr("rpo.curation.store.shards._FEW", 10)
     places = Places(array("Q", [5, 3, 5]), array("Q", [50, 30, 51]))
     expected = {5: 50, 3: 30}
     for key in np.random.default_rng(0).integers(0, 2**63, 500).tolist():
@@ -70,7 +69,6 @@ def test_records_that_are_added_are_sorted_in(monkeypatch):
         assert len(places) == len(expected)
     assert all(places.get(key) == place for key, place in expected.items())
     assert places.get(4) is None and places.get(2**64 - 1) is None and places.get(1) is None
-    assert part_and_start(place_of(65_535, 2**48 - 1)) == (65_535, 2**48 - 1)
     assert key_of("00000000000000ff") == 255 and key_of("ff") != 255 and key_of("00000000000000FF") != 255
 
 

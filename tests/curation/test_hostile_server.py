@@ -11,11 +11,10 @@ import pytest
 from PIL import Image
 
 from rpo.config import load_config
-from rpo.curation.bounded_http import BODY_LIMIT, KEY_SHOWN, secret_pattern
-from rpo.curation.component_config import CriticConfig, InstructorConfig, JudgeConfig
-from rpo.curation.critics import load_critic
-from rpo.curation.curate_config import CurateConfig
+from rpo.curation.components import load_critic
+from rpo.curation.curate_config import ChatConfig, CurateConfig
 from rpo.curation.records import Critique, Fault, Unavailable
+from rpo.curation.vlm.bounded_http import BODY_LIMIT, KEY_SHOWN, secret_pattern
 from rpo.data.jsonl import append_line
 from tests.curation.fake_server import SMALL_QUESTION, Response, completion, fake_server, saying, text_of
 from tests.curation.raw_server import HEAD, raw_server
@@ -35,7 +34,7 @@ def no_key(monkeypatch):
 
 def ask(server, tmp_path=None, **changes):
     settings = {"kind": "server", "model": "m", "base_url": server.url, "max_retries": 1, "timeout_seconds": SECONDS}
-    critic = load_critic(CriticConfig(**settings | changes), tmp_path)
+    critic = load_critic(ChatConfig(**settings | changes), tmp_path)
     (answer,) = critic([IMAGE], ["a hat"])
     return answer
 
@@ -276,7 +275,7 @@ ADDRESSES = [
 
 
 @pytest.mark.parametrize(("address", "what"), ADDRESSES)
-@pytest.mark.parametrize("cls", [CriticConfig, InstructorConfig, JudgeConfig])
+@pytest.mark.parametrize("cls", [ChatConfig, ChatConfig, ChatConfig])
 def test_an_address_with_a_secret_is_refused_without_showing_it(cls, address, what):
     with pytest.raises(ValueError, match=rf"base_url \(not shown here\) has .*{what}.*OPENAI_API_KEY") as caught:
         cls(base_url=address)
@@ -290,11 +289,11 @@ def test_an_address_in_a_file_or_the_environment_is_refused_as_well(tmp_path, mo
     assert "pass-word" not in str(caught.value)
     monkeypatch.setenv("OPENAI_BASE_URL", "http://joe:pass-word@host/v1")
     with pytest.raises(ValueError, match="a user or password") as caught:
-        load_critic(CriticConfig(kind="server", model="m"))
+        load_critic(ChatConfig(kind="server", model="m"))
     assert "pass-word" not in str(caught.value)
     monkeypatch.setenv("OPENAI_API_KEY", "pass-word")
     with pytest.raises(ValueError, match="has the key") as caught:
-        load_critic(CriticConfig(kind="server", model="m", base_url="http://host/pass-word/v1"))
+        load_critic(ChatConfig(kind="server", model="m", base_url="http://host/pass-word/v1"))
     assert "pass-word" not in str(caught.value)
 
 
@@ -314,7 +313,7 @@ def test_a_slip_beside_an_address_does_not_show_its_password(word):
 
 def test_plain_addresses_are_taken():
     for address in ("", "http://localhost:8000/v1", "https://api.example.org/v1/", "http://[::1]:8000"):
-        assert CriticConfig(base_url=address).base_url == address
+        assert ChatConfig(base_url=address).base_url == address
 
 
 def test_a_proxy_of_the_environment_is_used(monkeypatch):
@@ -326,7 +325,7 @@ def test_a_proxy_of_the_environment_is_used(monkeypatch):
         monkeypatch.setenv("HTTP_PROXY", proxy.url.removesuffix("/v1"))
         monkeypatch.delenv("NO_PROXY", raising=False)
         monkeypatch.delenv("no_proxy", raising=False)
-        critic = load_critic(CriticConfig(kind="server", model="m", base_url="http://there.invalid/v1", max_retries=0))
+        critic = load_critic(ChatConfig(kind="server", model="m", base_url="http://there.invalid/v1", max_retries=0))
         (answer,) = critic([IMAGE], ["a hat"])
     assert not isinstance(answer, Fault)
     assert proxy.requests[0].startswith(b"POST http://there.invalid/v1/chat/completions")

@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from rpo.curation.answers import answer_schema, read_answer
-from rpo.curation.instructors.commands import why_no_command
 from rpo.curation.judge import JudgeAnswer
-from rpo.curation.prompt_file import FOLDER, PromptFile, quoted
 from rpo.curation.records import Critique, Instructions
+from rpo.curation.vlm.answers import answer_schema, read_answer
+from rpo.curation.vlm.instructor import why_no_command
+from rpo.curation.vlm.prompts import FOLDER, PromptFile, quoted
 
 OWN = [
     ("critique", ("caption",), Critique),

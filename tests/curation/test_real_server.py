@@ -22,11 +22,10 @@ from PIL import Image
 
 from rpo.cli.main import main
 from rpo.config import to_yaml
-from rpo.curation.component_config import CriticConfig
 from rpo.curation.curate import curate
-from rpo.curation.curate_config import CurateConfig, DecideConfig, SourceConfig
-from rpo.curation.folder import RunFolder
+from rpo.curation.curate_config import ChatConfig, CurateConfig, DecideConfig, SourceConfig
 from rpo.curation.records import Unavailable
+from rpo.curation.store.folder import RunFolder
 from tests.curation.tiny_vlm import save_tiny_vlm
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -82,7 +81,7 @@ def pictures(tmp_path):
 
 
 def settings(output: Path, pictures: Path, model: Path, port: int) -> CurateConfig:
-    critic = CriticConfig(
+    critic = ChatConfig(
         kind="server",
         model=str(model),
         base_url=f"http://127.0.0.1:{port}/v1",

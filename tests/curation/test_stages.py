@@ -3,13 +3,14 @@
 import threading
 import time
 from collections import Counter
+from contextlib import contextmanager
 
 import pytest
 import torch
 
-from rpo.curation.parts import StageRecords
+from rpo.curation.pipeline import Pipeline, Stage
 from rpo.curation.records import Fault, Unavailable
-from rpo.curation.stages import Pipeline, Stage
+from rpo.curation.store.shards import StageRecords
 
 
 class Notes:
@@ -18,14 +19,14 @@ class Notes:
     def __init__(self):
         self.began, self.kept, self.faults = Counter(), Counter(), Counter()
 
-    def begin(self, stage):
+    @contextmanager
+    def batch(self, stage):
         self.began[stage] += 1
-
-    def end(self, stage):
+        yield
         self.began[stage] -= 1
 
-    def recorded(self, stage, fault):
-        (self.faults if fault else self.kept)[stage] += 1
+    def recorded(self, stage, *, is_fault):
+        (self.faults if is_fault else self.kept)[stage] += 1
 
 
 def stage(name, ask=lambda items: [item.upper() for item in items], **changes):

@@ -10,7 +10,7 @@ import torch
 from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora
 from rpo.config import load_config
 from rpo.curation.curate import Components
-from rpo.curation.folder import RunFolder
+from rpo.curation.store.folder import RunFolder
 from rpo.models.stable_diffusion import StableDiffusion
 from rpo.reports.rounds import format_rounds
 from rpo.runs import align as module

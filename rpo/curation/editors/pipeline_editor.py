@@ -15,7 +15,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL.Image import Image, Resampling
 
-from rpo.curation.component_config import EditorConfig
+from rpo.curation.curate_config import EditorConfig
 from rpo.data.pixels import rgb
 from rpo.devices import device_named
 from rpo.errors import InputError
@@ -39,29 +39,25 @@ class EditSettings:
 
 
 @dataclass(frozen=True)
-class EditBatch:
-    """Images of one size, and what is to be done to each."""
-
-    images: list[Image]
-    instructions: list[str]
-    generators: list[torch.Generator]
-
-
-@dataclass(frozen=True)
 class Family:
     """What one kind of editing pipeline differs in."""
 
     kind: str
-    model: str
-    """Hub id of the weights that it is known for."""
+    pipelines: tuple[str, ...]
+    """Classes of diffusers that it may be."""
     licences: Mapping[str, str]
-    """Licence of each known model's weights."""
+    """Licence of each known model's weights; the first one is what the kind is known for."""
     defaults: Callable[[DiffusionPipeline], EditSettings]
     """What its authors recommend for a pipeline."""
-    edit: Callable[[Any, EditBatch, EditSettings], Sequence[Image]]
-    """Call the pipeline."""
-    largest_batch: int | None = None
-    """Images that the pipeline takes at once; None for any number."""
+    arguments: Callable[[EditSettings, tuple[int, int]], dict[str, Any]]
+    """What its pipeline is called with besides images, instructions, steps and generators; for images of a size."""
+    is_one_by_one: bool = False
+    """Whether its pipeline takes one edit at a time."""
+
+    @property
+    def model(self) -> str:
+        """Hub id of the weights that it is known for."""
+        return next(iter(self.licences))
 
 
 @final
@@ -119,14 +115,26 @@ class PipelineEditor:
             if image.mode != "RGB":
                 raise InputError(f"image {index} has mode {image.mode}, expected RGB; convert it")
         edited: dict[int, Image] = {}
-        for indices in groups(images, self._family.largest_batch):
-            batch = EditBatch(
-                [images[index] for index in indices],
-                [instructions[index] for index in indices],
-                [torch.Generator().manual_seed(seeds[index]) for index in indices],
+        for indices in groups(images, 1 if self._family.is_one_by_one else None):
+            given = (
+                [images[k] for k in indices],
+                [instructions[k] for k in indices],
+                [_noise(seeds[k]) for k in indices],
             )
-            edited |= zip(indices, self._family.edit(self._pipe, batch, self._settings), strict=True)
+            edited |= zip(indices, self._edit(*given), strict=True)
         return [_fit(edited[index], image) for index, image in enumerate(images)]
+
+    def _edit(self, images: list[Image], instructions: list[str], noise: list[torch.Generator]) -> Sequence[Image]:
+        """Edit images of one size."""
+        is_one = self._family.is_one_by_one
+        pipe: Any = self._pipe
+        return pipe(
+            prompt=instructions[0] if is_one else instructions,
+            image=images[0] if is_one else images,
+            generator=noise[0] if is_one else noise,
+            num_inference_steps=self._settings.num_steps,
+            **self._family.arguments(self._settings, images[0].size),
+        ).images
 
 
 def groups(images: Sequence[Image], largest: int | None) -> Iterator[list[int]]:
@@ -137,6 +145,10 @@ def groups(images: Sequence[Image], largest: int | None) -> Iterator[list[int]]:
     for indices in by_size.values():
         step = largest or len(indices)
         yield from (indices[start : start + step] for start in range(0, len(indices), step))
+
+
+def _noise(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def _fit(edited: Image, source: Image) -> Image:
@@ -158,23 +170,6 @@ def _settings(family: Family, pipe: DiffusionPipeline, config: EditorConfig) -> 
         )
     defaults = replace(family.defaults(pipe), conditioning_scale=config.conditioning_scale)
     return replace(defaults, **given)
-
-
-def load_pretrained(pipeline_class: Any, model: str, config: EditorConfig, components: Mapping[str, Any]) -> Any:
-    """Load a diffusers pipeline where the configuration wants it.
-
-    Args:
-        components: What is given instead of loaded, by name; None leaves it out.
-    """
-    device, dtype = place(config)
-    try:
-        pipe = pipeline_class.from_pretrained(model, dtype=dtype, **components)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(
-            f"'{model}' does not load as a {pipeline_class.__name__}: {error}; expected a diffusers folder or hub id "
-            "of an editor of this kind"
-        ) from error
-    return pipe.to(device)
 
 
 def place(config: EditorConfig) -> tuple[torch.device, torch.dtype]:

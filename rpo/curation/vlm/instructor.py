@@ -1,14 +1,24 @@
-"""Whether a sentence can be an order to an editor.
+"""A vision-language model as instructor: a call and a prompt of its own; it sees image, caption and critique.
 
-Verbs are an open class: a list of allowed ones would refuse "desaturate the sky". What an order does not begin with is
-a closed one: articles, pronouns, auxiliaries, question words and negations. So a sentence is refused that begins with
-one of these, whose subject is followed by an auxiliary ("the" left out: "dog is missing"), that asks, or that only
-forbids. What is left may still be no order ("missing dog"): the score of the edit decides about that, not a grammar.
+What it says must be orders. Verbs are an open class: a list of allowed ones would refuse "desaturate the sky". What an
+order does not begin with is a closed one: articles, pronouns, auxiliaries, question words and negations. So a sentence
+is refused that begins with one of these, whose subject is followed by an auxiliary ("the" left out: "dog is missing"),
+that asks, or that only forbids. What is left may still be no order ("missing dog"): the score of the edit decides about
+that, not a grammar.
 """
 
+import json
 import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import final
 
-from rpo.curation.records import Fault, Instructions
+from PIL.Image import Image
+
+from rpo.curation.curate_config import ChatConfig
+from rpo.curation.records import Critique, Fault, Instructions
+from rpo.curation.vlm.asking import Asking, load_chat
+from rpo.curation.vlm.prompts import PromptFile
 
 _DETERMINERS = {"a", "an", "the", "this", "that", "these", "those", "some", "any", "each", "every", "all", "both"}
 _PRONOUNS = {"i", "you", "he", "she", "it", "we", "they", "there", "here", "my", "your", "his", "her", "its", "their"}
@@ -20,6 +30,28 @@ _AUXILIARIES = _BEING | _MODALS
 _NEGATIONS = {"no", "not", "don't", "never", "without", "avoid", "none", "neither", "nothing"}
 _RELATIVES = {"what", "that", "which", "who", "whose", "where"}
 _SUBJECT_WORDS = 4  # "red circle left is missing": an auxiliary this early has the words before it as its subject
+
+
+@final
+class VlmInstructor(Asking):
+    """Asks a model what an editor should do to images."""
+
+    def __call__(
+        self, images: Sequence[Image], captions: Sequence[str], critiques: Sequence[Critique]
+    ) -> list[Instructions | Fault]:
+        """Instructions for each image."""
+        values = [
+            {"caption": caption, "critique": json.dumps(critique.model_dump(mode="json"), ensure_ascii=False)}
+            for caption, critique in zip(captions, critiques, strict=True)
+        ]
+        answers = self._ask([(image,) for image in images], values, Instructions)
+        return [answer if isinstance(answer, Fault) else check_commands(answer) for answer in answers]
+
+
+def vlm_instructor(config: ChatConfig, cache_folder: Path | None) -> VlmInstructor:
+    """The instructor behind a server or on this machine, as the configuration's kind says."""
+    prompt = PromptFile.load("instruct", config.prompt, variables=("caption", "critique"))
+    return VlmInstructor(load_chat(config, cache_folder), prompt)
 
 
 def check_commands(instructions: Instructions, raw: str = "") -> Instructions | Fault:

@@ -1,20 +1,29 @@
-"""What a model wrote → a checked value, or a fault that says why not. Nothing is repaired and nothing is guessed.
+"""What a model wrote → a checked value, or a fault that says why not; and answers on disk, to ask once only.
+
+Nothing is repaired and nothing is guessed.
 
 A model asked for JSON writes it plain, in a code fence, after a chain of thought, or between sentences. So the one JSON
 object in the text is looked for; two different ones, one that is broken or cut, and one that says a key twice are
 faults, and the object found must satisfy the type as it stands: "3" is no number, and a missing field is missing.
 """
 
+import hashlib
 import json
+import os
 import re
-from dataclasses import dataclass
-from typing import Any, TypeVar
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar, final
 
 from pydantic import BaseModel, ValidationError
 
 from rpo.curation.records import Fault
+from rpo.curation.vlm.chat import Question, Reply
+from rpo.data.jsonl import name_full_disk
 from rpo.errors import InputError
-from rpo.text import encodable
+from rpo.text import write_text
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
@@ -23,22 +32,6 @@ ANSWER_LIMIT = 100_000
 
 _OBJECT_START = re.compile(r'\{\s*["}]')  # a brace of prose is followed by something else
 _MAX_ERRORS = 3
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a model said."""
-
-    text: str
-    refusal: str = ""
-    """Why it would not answer, where the server tells that apart."""
-    is_cut: bool = False
-    """Whether the answer ended because it had become too long."""
-
-    def __post_init__(self) -> None:
-        """Write out what no file can hold."""
-        object.__setattr__(self, "text", encodable(self.text))
-        object.__setattr__(self, "refusal", encodable(self.refusal))
 
 
 def understand(reply: Reply, model: type[Answer]) -> Answer | Fault:
@@ -137,3 +130,53 @@ def _in_words(error: ValidationError) -> str:
     ]
     more = f"; and {len(problems) - _MAX_ERRORS} more" if len(problems) > _MAX_ERRORS else ""
     return f"the answer is not of the form asked for: {'; '.join(problems[:_MAX_ERRORS])}{more}"
+
+
+@final
+class AnswerCache:
+    """A folder of replies: a file each, named by the sha256 of everything that decides it.
+
+    A file appears whole by an atomic rename and is never changed, so any number of processes and machines can share the
+    folder. A file that cannot be read (a power cut) counts as absent and is written again.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        """Use a folder, which is made when there is something to keep; None keeps nothing."""
+        self.folder = folder
+
+    def load(self, asked: Mapping[str, str], question: Question) -> Reply | None:
+        """What was answered, if the question was asked before.
+
+        Args:
+            asked: The model and its settings.
+        """
+        if self.folder is None:
+            return None
+        try:
+            return Reply(**json.loads(self._path(self.folder, asked, question).read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError, RecursionError):
+            return None
+
+    def save(self, asked: Mapping[str, str], question: Question, reply: Reply) -> None:
+        """Keep an answer."""
+        if self.folder is None:
+            return
+        path = self._path(self.folder, asked, question)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(unfinished, json.dumps(asdict(reply), ensure_ascii=False))
+            os.replace(unfinished, path)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            raise name_full_disk(error, path) from error
+
+    def _path(self, folder: Path, asked: Mapping[str, str], question: Question) -> Path:
+        digest = hashlib.sha256(json.dumps(dict(asked), sort_keys=True).encode())
+        # Pixels and not the bytes of a file: the same image may be compressed in many ways.
+        for image in question.images:
+            digest.update(f"\0{image.mode}{image.size}\0".encode() + image.tobytes())
+        schema = question.answer.model_json_schema() if question.answer else None
+        digest.update(f"\0{json.dumps(schema, sort_keys=True)}\0{question.text}".encode())
+        name = digest.hexdigest()
+        return folder / name[:2] / f"{name}.json"

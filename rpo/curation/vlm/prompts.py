@@ -16,11 +16,11 @@ from jinja2 import meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel
 
-from rpo.curation.answers import answer_schema
+from rpo.curation.vlm.answers import answer_schema
 from rpo.errors import InputError
 from rpo.text import decode_text
 
-FOLDER = Path(__file__).parent / "prompts"
+FOLDER = Path(__file__).parents[1] / "prompts"
 
 
 class PromptFile:

@@ -1,9 +1,13 @@
-"""The instructor of the shapes world: from the critic's words to sentences that the shapes editor has learned.
+"""The instructors of the shapes world: from the critic's words, or from the caption alone, to what its editor learned.
 
-It acts on what the critique says and not on the caption; the image tells it only whether a thing has others like it
-("remove a red circle" or "remove the red circle"). What is missing is made of what is too much where there is both, for
-one change does less harm than two. What the editor's language cannot say (no background, an object of no colour) is
+The first acts on what the critique says and not on the caption; the image tells it only whether a thing has others like
+it ("remove a red circle" or "remove the red circle"). What is missing is made of what is too much where there is both,
+for one change does less harm than two. What the editor's language cannot say (no background, an object of no colour) is
 left out.
+
+The other is blind to image and critique: what a critique must be better than. "two red circles" becomes "add a red
+circle; add a red circle", and a relation "move the red circle above the blue square": what a person would say who knows
+the wish and has not looked.
 """
 
 import re
@@ -15,9 +19,9 @@ from types import MappingProxyType
 
 from PIL.Image import Image
 
-from rpo.curation.component_config import InstructorConfig
-from rpo.curation.critics.shapes import pixels_of
+from rpo.curation.curate_config import ChatConfig
 from rpo.curation.records import Critique, Fault, Instructions
+from rpo.curation.shapes.critic import pixels_of
 from rpo.shapes.edits import MALFORMED, MAX_EDITS, Edit, add, change, move, remove
 from rpo.shapes.prompts import COLORS, NUMBER_WORDS, SHAPES, ObjectType, parse_prompt
 from rpo.shapes.reader import ReadObject, read_scene
@@ -61,9 +65,36 @@ class ShapesInstructor:
         return [_instruct(*one) for one in zip(images, captions, critiques, strict=True)]
 
 
-def shapes_instructor(config: InstructorConfig, cache_folder: Path | None) -> ShapesInstructor:
+def shapes_instructor(config: ChatConfig, cache_folder: Path | None) -> ShapesInstructor:
     """The instructor of the shapes world, which has nothing to set and nothing to keep."""
     return ShapesInstructor()
+
+
+class ShapesCaptionInstructor:
+    """Writes instructions for the shapes editor without looking."""
+
+    identity: Mapping[str, str] = MappingProxyType({"kind": "shapes-caption"})
+    batch_size: int = 16
+    concurrency: int = 1
+
+    def __call__(
+        self, images: Sequence[Image], captions: Sequence[str], critiques: Sequence[Critique]
+    ) -> list[Instructions]:
+        """Instructions for each image."""
+        return [Instructions(instructions=_blindly(caption)) for caption in captions]
+
+
+def shapes_caption_instructor(config: ChatConfig, cache_folder: Path | None) -> ShapesCaptionInstructor:
+    """The blind instructor, which has nothing to set and nothing to keep."""
+    return ShapesCaptionInstructor()
+
+
+def _blindly(caption: str) -> tuple[str, ...]:
+    prompt = parse_prompt(caption)
+    if prompt.relation:
+        first, second = prompt.objects
+        return (move(first, prompt.relation, second).text,)
+    return tuple(add(named).text for named in prompt.wanted[:MAX_EDITS])
 
 
 def _instruct(image: Image, caption: str, critique: Critique) -> Instructions | Fault:

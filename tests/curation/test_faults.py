@@ -2,12 +2,11 @@
 
 import pytest
 
-from rpo.curation.blame import PATIENCE, Probation, ask_each, in_words
 from rpo.curation.curate import curate
-from rpo.curation.folder import RunFolder
-from rpo.curation.parts import StageRecords
+from rpo.curation.faults import PATIENCE, ask_each, broken, forget_raised, in_words
 from rpo.curation.records import Fault
-from rpo.curation.stages import CHUNKS_AHEAD
+from rpo.curation.store.folder import RunFolder, Share
+from rpo.curation.store.shards import StageRecords
 from tests.curation.fakes import (
     FakeCritic,
     FakeEditor,
@@ -47,22 +46,17 @@ def kinds(records):
 
 @pytest.mark.parametrize("concurrency", [1, 3])
 @pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_what_raises_on_the_first_records_stops_the_run_and_records_nothing(tmp_path, chunk, concurrency):
-    broken = Moody(IDS)
-    last = stage("decisions")
+@pytest.mark.parametrize("num_answered", [0, 5])
+def test_what_raises_on_one_record_after_the_other_stops_the_run(tmp_path, chunk, concurrency, num_answered):
+    broken = Moody(IDS[num_answered:])
     first = stage("critiques", broken, batch_size=1, concurrency=concurrency, component="the critic (kind own)")
     message = (
-        rf"^stage 'critiques': the critic \(kind own\) raised on each of the first {PATIENCE} items that it was asked "
-        r"about, the last time with 'RuntimeError: cannot look at \d+'; expected an answer to some of them, .*; mend "
-        r"the component .*, and run again \(`rpo curate` with --resume\): nothing was recorded of these items$"
+        rf"^stage 'critiques': the critic \(kind own\) raised on {PATIENCE} items in a row, the last time with "
+        r"'RuntimeError: cannot look at \d+'; expected an answer.* --resume"
     )
     with pytest.raises(ValueError, match=message):
-        run(tmp_path, [first, last], in_chunks(IDS, chunk))
-    assert PATIENCE <= len(broken.asked) < PATIENCE + 2 * concurrency, "what was in flight, and no more"
-    assert len(StageRecords(tmp_path / "critiques")) == len(StageRecords(tmp_path / "decisions")) == 0
-    mended = run(tmp_path, [stage("critiques", Moody([])), last], in_chunks(IDS, chunk))
-    assert sorted(mended["critiques"]) == sorted(mended["decisions"]) == IDS
-    assert set(kinds(mended["critiques"]).values()) == {None}
+        run(tmp_path, [first, stage("decisions")], in_chunks(IDS, chunk))
+    assert PATIENCE <= len(broken.asked) - num_answered < PATIENCE + 2 * concurrency, "what was in flight, and no more"
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
@@ -70,11 +64,9 @@ def test_what_raises_on_the_first_records_stops_the_run_and_records_nothing(tmp_
 @pytest.mark.parametrize("nonsense", [True, False])
 def test_an_answer_after_fewer_says_that_the_records_were_at_fault(tmp_path, chunk, concurrency, nonsense):
     """An answer in no form at all is one: the model's own."""
-    odd, first_answer = IDS[: PATIENCE - 3], IDS[PATIENCE - 3]
-    later = IDS[-PATIENCE - 1 :]  # more than the patience, but the component is known to work by now
+    odd, first_answer, later = IDS[: PATIENCE - 3], IDS[PATIENCE - 3], IDS[-PATIENCE + 3 :]
     moody = Moody([*odd, *later], [first_answer] if nonsense else [])
-    seen = []
-    notes = Notes()
+    seen, notes = [], Notes()
     stages = [
         stage("critiques", moody, batch_size=1, concurrency=concurrency),
         stage("decisions", lambda items: seen.extend(items) or items),
@@ -87,9 +79,8 @@ def test_an_answer_after_fewer_says_that_the_records_were_at_fault(tmp_path, chu
     assert notes.faults["critiques"] == len(odd) + len(later) + nonsense
 
 
-def test_a_batch_in_which_one_is_answered_is_no_row_of_exceptions(tmp_path):
-    moody = Moody(IDS[:-1])
-    records = run(tmp_path, [stage("critiques", moody, batch_size=len(IDS))], [IDS])
+def test_a_batch_in_which_the_last_one_is_answered_is_no_row_of_exceptions(tmp_path):
+    records = run(tmp_path, [stage("critiques", Moody(IDS[:-1]), batch_size=len(IDS))], [IDS])
     assert list(kinds(records["critiques"]).values()).count("raised") == len(IDS) - 1
 
 
@@ -97,16 +88,12 @@ def test_a_batch_in_which_one_is_answered_is_no_row_of_exceptions(tmp_path):
 def test_fewer_records_than_the_patience_that_all_raise_stop_the_run(tmp_path, number, words):
     with pytest.raises(ValueError, match=rf"^stage 'critiques': the component raised on {words}, the last time"):
         run(tmp_path, [stage("critiques", Moody(IDS)), stage("edits")], in_chunks(IDS[:number], 2))
-    assert len(StageRecords(tmp_path / "critiques")) == len(StageRecords(tmp_path / "edits")) == 0
 
 
 def test_the_last_few_of_a_run_that_was_killed_may_raise_if_others_were_answered_before(tmp_path):
-    odd = IDS[2:5]
     run(tmp_path, [stage("critiques", Moody([]), batch_size=1)], [IDS[:2]])
-    stages = [stage("critiques", Moody(odd), batch_size=1), stage("edits", batch_size=1)]
-    records = run(tmp_path, stages, in_chunks(IDS[:5], 1))
-    assert kinds(records["critiques"]) == dict.fromkeys(IDS[:2]) | dict.fromkeys(odd, "raised")
-    assert sorted(records["edits"]) == IDS[:5]
+    records = run(tmp_path, [stage("critiques", Moody(IDS[2:5]), batch_size=1)], in_chunks(IDS[:5], 1))
+    assert kinds(records["critiques"]) == dict.fromkeys(IDS[:2]) | dict.fromkeys(IDS[2:5], "raised")
 
 
 def test_faults_of_an_earlier_session_are_no_answers(tmp_path):
@@ -116,19 +103,21 @@ def test_faults_of_an_earlier_session_are_no_answers(tmp_path):
         run(tmp_path, [stage("critiques", Moody(IDS), batch_size=1)], [IDS[:2]])
 
 
-def test_chunks_that_are_held_back_do_not_keep_others_from_beginning(tmp_path):
-    odd = IDS[: CHUNKS_AHEAD + 2]
-    records = run(tmp_path, [stage("critiques", Moody(odd), batch_size=1)], in_chunks(IDS, 1))
-    assert kinds(records["critiques"]) == dict.fromkeys(IDS) | dict.fromkeys(odd, "raised")
-
-
-def test_what_was_held_back_is_recorded_once(tmp_path):
-    """Killed between two answers, a run asks again what was held back."""
-    moody = Moody([*IDS[:2], IDS[4]])
-    run(tmp_path, [stage("critiques", moody, batch_size=1)], [IDS[:3]])
-    records = run(tmp_path, [stage("critiques", moody, batch_size=1)], [IDS[:6]])
-    assert moody.asked == IDS[:6]
-    assert (tmp_path / "critiques/part-0.jsonl").read_text().count("\n") == len(records["critiques"]) == 6
+def test_only_what_a_component_raised_on_last_is_forgotten_with_all_that_came_of_it(tmp_path):
+    folder = RunFolder(tmp_path, Share())
+    fault = {"kind": "raised", "message": "no", "raw": ""}
+    for one in "abcd":
+        folder.stages["sources"].append({"id": one})
+        folder.stages["critiques"].append({"id": one, "fault": fault} if one != "b" else {"id": one, "critique": {}})
+        folder.stages["decisions"].append({"id": one})
+    forget_raised(folder, {"a": ["a", "c"], "b": ["b"], "d": ["d"]})
+    assert {name: sorted(folder.stages[name]) for name in ("sources", "critiques", "decisions")} == {
+        "sources": ["a", "b", "c", "d"],
+        "critiques": ["a", "b"],
+        "decisions": ["b"],
+    }
+    folder.close()
+    assert sorted(RunFolder(tmp_path, Share()).stages["decisions"]) == ["b"]
 
 
 def test_a_component_in_words():
@@ -137,17 +126,10 @@ def test_a_component_in_words():
 
 
 def test_a_long_answer_of_a_server_is_shown_in_part():
-    probation = Probation("the critic")
-    probation.hear([Fault("raised", "the server failed at this question: ValueError", raw="<html>" + "x" * 1000)])
-    with pytest.raises(ValueError, match=r"with 'the server failed at this question: ValueError: <html>x{294}'; expec"):
-        probation.end()
-
-
-def test_nothing_asked_is_nothing_wrong():
-    probation = Probation("the critic")
-    probation.hear([])
-    probation.end()
-    assert probation.is_passed
+    fault = Fault("raised", "the server failed at this question: ValueError", raw="<html>" + "x" * 1000)
+    assert "with 'the server failed at this question: ValueError: <html>" + "x" * 294 + "'; expec" in str(
+        broken("the critic", fault, "everything")
+    )
 
 
 def test_answers_for_another_number_of_items_are_refused():
@@ -184,9 +166,7 @@ def test_a_broken_component_stops_the_run_and_once_mended_it_ends_as_an_undistur
     name, broken, stage_name, model = case
     config = config_of(tmp_path / "run", source)
     for resume in (False, True):  # to try again without mending changes nothing
-        message = (
-            rf"^stage '{stage_name}': the {name} \(kind fake, model {model}\) raised on each of the first \d+ items "
-        )
+        message = rf"^stage '{stage_name}': the {name} \(kind fake, model {model}\) raised on \d+ items in a row"
         with pytest.raises(ValueError, match=message):
             curate(config, resume=resume, components=fakes(**{name: broken}))
         folder = RunFolder(config.output)
@@ -211,7 +191,7 @@ def test_a_component_that_breaks_between_two_sessions_stops_the_second(undisturb
         curate(config, components=fakes(**{name: type(broken)(before=fail_later)}))
     before = lines_of(tmp_path / "run")[stage_name]
     assert before
-    with pytest.raises(ValueError, match=rf"stage '{stage_name}': the {name} .* raised on each of the first"):
+    with pytest.raises(ValueError, match=rf"stage '{stage_name}': the {name} .* raised on"):
         curate(config, resume=True, components=fakes(**{name: broken}))
     assert lines_of(tmp_path / "run")[stage_name] == before
     curate(config, resume=True, components=fakes())

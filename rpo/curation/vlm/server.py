@@ -1,9 +1,9 @@
 """Any OpenAI-compatible server (vLLM, SGLang, Ollama, a hosted one), asked by the `openai` SDK.
 
 The SDK retries what may pass (no connection, timeout, 408, 409, 429, 5xx) with growing pauses; every try has a deadline
-and a bound on its answer, and goes to no other place (`rpo.curation.bounded_http`). What is left is either the server's
-fault or that of one question, and only another question can tell: if the server answers a small one, the first becomes
-a `Fault` and the run goes on; if it does not, it is `Unavailable` and the run stops. The key is read from
+and a bound on its answer, and goes to no other place (`rpo.curation.vlm.bounded_http`). What is left is either the
+server's fault or that of one question, and only another question can tell: if the server answers a small one, the first
+becomes a `Fault` and the run goes on; if it does not, it is `Unavailable` and the run stops. The key is read from
 OPENAI_API_KEY and from nowhere else; a server of one's own usually needs none.
 """
 
@@ -15,22 +15,21 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import openai
+from openai.types.chat import ChatCompletion, ChatCompletionMessage
+from openai.types.chat.chat_completion import Choice
 from PIL import Image
 from pydantic import BaseModel
 
-from rpo.curation.answer_cache import AnswerCache
-from rpo.curation.answers import Reply, answer_schema
-from rpo.curation.chat import Question
-from rpo.curation.component_config import ChatConfig, check_address
+from rpo.curation.curate_config import ChatConfig, check_address
 from rpo.curation.records import Fault, Unavailable
+from rpo.curation.vlm.answers import AnswerCache, answer_schema
+from rpo.curation.vlm.bounded_http import OversizedError, RefusedError
+from rpo.curation.vlm.chat import Question, Reply
 from rpo.errors import InputError
 from rpo.from_environment import as_written
-
-if TYPE_CHECKING:
-    import openai
 
 _REFUSES_EVERYBODY = (401, 403, 404, 429)  # no key, no right, no such model or address, too many requests
 _OPTIONAL = ("max_tokens", "temperature", "seed")  # of the request; null in the configuration is not sent
@@ -54,7 +53,7 @@ class ServerChat:
     identity: Mapping[str, str]
     is_held_to_schema: bool
 
-    def __init__(self, config: ChatConfig, *, cache_folder: Path | None = None) -> None:
+    def __init__(self, config: ChatConfig, cache: AnswerCache) -> None:
         """Prepare to ask; nothing is sent yet."""
         if not config.model:
             raise InputError("a server is to be asked, but model is empty; give the name that the server knows it by")
@@ -74,8 +73,8 @@ class ServerChat:
             "temperature": str(config.temperature),
             "seed": str(config.seed),
         }
-        asked = {**self.identity, "base_url": str(self._client.base_url)}
-        self._cache = AnswerCache(cache_folder, asked) if cache_folder else None
+        self._asked = {**self.identity, "base_url": str(self._client.base_url)}
+        self._cache = cache
 
     def __call__(self, questions: Sequence[Question]) -> list[Reply | Fault]:
         """Ask all questions, at most `concurrency` at the same time over all threads that use this object.
@@ -94,18 +93,15 @@ class ServerChat:
                 raise
 
     def _answer(self, question: Question) -> Reply | Fault:
-        known = self._cache.load(question) if self._cache else None
-        if known:
+        if known := self._cache.load(self._asked, question):
             return known
         with self._slots:
             reply = self._ask(question)
-        if self._cache and isinstance(reply, Reply):
-            self._cache.save(question, reply)
+        if isinstance(reply, Reply):
+            self._cache.save(self._asked, question, reply)
         return reply
 
     def _ask(self, question: Question) -> Reply | Fault:
-        import openai
-
         try:
             return self._send_for_one(self._client, question)
         except openai.APITimeoutError as error:
@@ -118,22 +114,16 @@ class ServerChat:
             self._check_it_works(error)
             return _fault(error)
 
-    def _ask_again(self, question: Question, first: "openai.APIError") -> Reply | Fault:
+    def _ask_again(self, question: Question, first: openai.APIError) -> Reply | Fault:
         """Once more, after the server has shown that it works: it may have been restarting."""
-        import openai
-
         self._check_it_works(first)
         try:
             return self._send_for_one(self._client.with_options(max_retries=0), question)
         except (openai.APIStatusError, openai.APITimeoutError) as error:
             return _fault(error)
 
-    def _send_for_one(self, client: "openai.AsyncOpenAI", question: Question) -> Reply | Fault:
+    def _send_for_one(self, client: openai.AsyncOpenAI, question: Question) -> Reply | Fault:
         """A question whose answer may be too long, too deep or no answer of the API at all."""
-        import openai
-
-        from rpo.curation.bounded_http import RefusedError
-
         try:
             return self._send(client, question)
         except (openai.APIStatusError, openai.APITimeoutError):
@@ -143,18 +133,14 @@ class ServerChat:
         except (openai.OpenAIError, ValueError, RecursionError) as error:
             return _fault(error)
 
-    def _check_it_works(self, first: "openai.APIError") -> None:
+    def _check_it_works(self, first: openai.APIError) -> None:
         """Ask a small question of the same form."""
-        import openai
-
         try:
             self._send(self._client.with_options(max_retries=0), _SMALL)
         except (openai.OpenAIError, ValueError, RecursionError) as error:
             raise self._unavailable(error if isinstance(error, openai.APIError) else first) from error
 
-    def _send(self, client: "openai.AsyncOpenAI", question: Question) -> Reply | Fault:
-        import openai
-
+    def _send(self, client: openai.AsyncOpenAI, question: Question) -> Reply | Fault:
         config = self._config
         asked = client.chat.completions.create(
             model=config.model,
@@ -166,9 +152,7 @@ class ServerChat:
         )
         return _reply(asyncio.run_coroutine_threadsafe(asked, self._loop).result())
 
-    def _unavailable(self, error: "openai.OpenAIError") -> Unavailable:
-        import openai
-
+    def _unavailable(self, error: openai.OpenAIError) -> Unavailable:
         where, model, said = f"the server at {self._address}", self._config.model, _said(error)
         status = error.status_code if isinstance(error, openai.APIStatusError) else _REFUSES_EVERYBODY[0]
         advice = "" if status in _REFUSES_EVERYBODY else self._advice(said)
@@ -187,12 +171,11 @@ class ServerChat:
         return 'if it does not know json_schema, set answer_format to "prompt"' if self.is_held_to_schema else ""
 
 
-def _client(config: ChatConfig) -> "openai.AsyncOpenAI":
+def _client(config: ChatConfig) -> openai.AsyncOpenAI:
     try:
         import httpx2
-        import openai
 
-        from rpo.curation.bounded_http import BoundedTransport
+        from rpo.curation.vlm.bounded_http import BoundedTransport
     except ImportError as error:
         raise InputError(f"asking a server needs the openai library ({error}); pip install 'rpo[judge]'") from error
     key = os.environ.get("OPENAI_API_KEY", "")
@@ -241,9 +224,6 @@ def _response_format(question: Question) -> dict[str, Any] | None:
 
 def _reply(completion: object) -> Reply | Fault:
     """What the model said, out of what should be a completion; the SDK checks nothing of what servers send."""
-    from openai.types.chat import ChatCompletion, ChatCompletionMessage
-    from openai.types.chat.chat_completion import Choice
-
     if not isinstance(completion, ChatCompletion):
         return Fault("raised", "the server sent something that is no chat completion", raw=str(completion))
     choices = completion.choices
@@ -258,8 +238,6 @@ def _reply(completion: object) -> Reply | Fault:
 
 
 def _fault(error: Exception) -> Fault:
-    from rpo.curation.bounded_http import OversizedError
-
     raw = error.beginning if isinstance(error, OversizedError) else _said(error)
     what = str(error) if isinstance(error, OversizedError) else type(error).__name__
     return Fault("raised", f"the server failed at this question: {what}", raw=raw)

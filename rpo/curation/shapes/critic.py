@@ -12,7 +12,7 @@ from types import MappingProxyType
 import numpy as np
 from PIL.Image import Image
 
-from rpo.curation.component_config import CriticConfig
+from rpo.curation.curate_config import ChatConfig
 from rpo.curation.records import Critique, Problem
 from rpo.data.pixels import rgb
 from rpo.errors import InputError
@@ -54,7 +54,7 @@ class ShapesCritic:
         return [_criticise(image, parse_prompt(caption)) for image, caption in zip(images, captions, strict=True)]
 
 
-def shapes_critic(config: CriticConfig, cache_folder: Path | None) -> ShapesCritic:
+def shapes_critic(config: ChatConfig, cache_folder: Path | None) -> ShapesCritic:
     """The critic of the shapes world, which has nothing to set and nothing to keep."""
     return ShapesCritic()
 

@@ -7,10 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rpo.curation.decide import Outcome
-from rpo.curation.history import Edit, History
-from rpo.curation.records import Critique, Fault, FaultKind, Instructions
-from rpo.curation.score import Scores
+from rpo.curation.records import Critique, Edit, Fault, FaultKind, History, Instructions, Outcome, Scores
 
 KEPT_EDIT, KEPT_SOURCE, UNDECIDED = "kept_edit", "kept_source", "undecided"
 
@@ -96,18 +93,12 @@ class Step:
 
 def fate_of(history: History) -> Fate:
     """What became of a record."""
-    outcome = own_outcome(history)
+    outcome = history.own_outcome
     faults: tuple[FaultKind, ...] = tuple(fault.kind for _, fault in faults_of(history))
     name = _name_of(outcome)
     if name == UNDECIDED:
         return Fate(history.source.id, name, faults, _step_so_far(history))
     return Fate(history.source.id, name, faults, _LAST_STEP.get(name, STEPS.index("kept as pairs") - 1))
-
-
-def own_outcome(history: History) -> Outcome | None:
-    """What became of a record's edit and source; None if that is not decided yet."""
-    names = {f"{history.source.id}/source", f"{history.source.id}/edit"}
-    return next((one for one in history.outcomes or () if {one.first, one.second} == names), None)
 
 
 def faults_of(history: History) -> list[tuple[str, Fault]]:

@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 
-from rpo.curation.answer_cache import AnswerCache
-from rpo.curation.answers import Reply
-from rpo.curation.chat import Question
-from rpo.curation.component_config import ChatConfig
+from rpo.curation.curate_config import ChatConfig
 from rpo.curation.records import Fault
+from rpo.curation.vlm.answers import AnswerCache
+from rpo.curation.vlm.chat import Question, Reply
 from rpo.devices import device_named
 from rpo.errors import InputError
 from rpo.randomness import keyed_generator
@@ -30,7 +29,7 @@ class LocalChat:
     identity: Mapping[str, str]
     is_held_to_schema: bool = False
 
-    def __init__(self, config: ChatConfig, *, cache_folder: Path | None = None) -> None:
+    def __init__(self, config: ChatConfig, cache: AnswerCache) -> None:
         """Load a model and its processor.
 
         Args:
@@ -49,15 +48,14 @@ class LocalChat:
             "temperature": str(self._temperature),
             "seed": str(self._seed),
         }
-        self._cache = AnswerCache(cache_folder, self.identity) if cache_folder else None
+        self._cache = cache
 
     def __call__(self, questions: Sequence[Question]) -> list[Reply | Fault]:
         """Answer all questions in one batch, those apart that were answered before."""
-        known = [self._cache.load(question) if self._cache else None for question in questions]
+        known = [self._cache.load(self.identity, question) for question in questions]
         new = [question for question, reply in zip(questions, known, strict=True) if reply is None]
         answers = iter(self._answer(new) if new else ())
-        replies: list[Reply | Fault] = [reply or next(answers) for reply in known]
-        return replies
+        return [reply or next(answers) for reply in known]
 
     def _answer(self, questions: list[Question]) -> list[Reply]:
         if self._temperature == 0:
@@ -65,8 +63,7 @@ class LocalChat:
         else:
             replies = [self._sample(question) for question in questions]
         for question, reply in zip(questions, replies, strict=True):
-            if self._cache:
-                self._cache.save(question, reply)
+            self._cache.save(self.identity, question, reply)
         return replies
 
     def _sample(self, question: Question) -> Reply:

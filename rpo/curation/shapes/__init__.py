@@ -1,0 +1,1 @@
+"""Critic and instructors of the embedded world, which know the truth."""
