@@ -22,9 +22,9 @@ from rpo.models.stable_diffusion import StableDiffusion
 from rpo.publishing.model_card import CardFacts, write_model_card
 from rpo.publishing.publish import publish
 from rpo.trainers.online_config import AdapterConfig
-from tests.curation.fake_server import Response, fake_server, text_of
 from tests.curation.fakes import config_of, image_folder
 from tests.curation.test_server_run import own_editor
+from tests.curation.vlm.fake_server import Response, fake_server, text_of
 from tests.tiny import save_tiny_sd, tiny_sd
 from tests.trainers.online_runs import grpo as grpo_trainer
 from tests.trainers.online_runs import loop

@@ -107,7 +107,9 @@ def audit(folder: str | Path, config: AuditConfig) -> Audit:
     configs = [one for one in (config.judge, config.second_judge) if one is not None]
     judges = [load_judge(one, run.answers) for one in configs]
     rng = np.random.default_rng(config.seed)
-    pairs, sources = _pairs(run, config.pairs, rng), _sources(run, config.controls, rng)
+    edited, plain = _drawn(run, config.pairs, rng, kind="edit"), _drawn(run, config.controls, rng, kind="source")
+    pairs = [Pair(one.source.caption, _image(run, one, "source"), _image(run, one, "edit")) for one in edited]
+    sources = [(one.source.caption, _image(run, one, "source")) for one in plain]
     controls: dict[Control, list[Pair]] = {
         kind: [Pair(caption, _control(kind, image.size, rng), image) for caption, image in sources] for kind in CONTROLS
     }
@@ -216,21 +218,8 @@ def _drawn(run: RunFolder, number: int, rng: np.random.Generator, *, kind: str) 
     return [one for place, one in enumerate(histories(run)) if place in chosen]
 
 
-def _pairs(run: RunFolder, number: int, rng: np.random.Generator) -> list[Pair]:
-    return [
-        Pair(one.source.caption, _image(run, one, "source"), _image(run, one, "edit"))
-        for one in _drawn(run, number, rng, kind="edit")
-    ]
-
-
-def _sources(run: RunFolder, number: int, rng: np.random.Generator) -> list[tuple[str, Image.Image]]:
-    return [(one.source.caption, _image(run, one, "source")) for one in _drawn(run, number, rng, kind="source")]
-
-
 def _image(run: RunFolder, one: History, kind: str) -> Image.Image:
-    digest = one.image_of(kind)
-    assert digest is not None, "only records that have it are drawn"
-    return run.load_image(digest, one.source.id)
+    return run.load_image(one.image_of(kind) or "", one.source.name)
 
 
 def _control(kind: Control, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:

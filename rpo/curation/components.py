@@ -1,6 +1,7 @@
 """From the kind that a configuration names to the critic, instructor, judge or editor."""
 
 import difflib
+import hashlib
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -94,3 +95,13 @@ def find_component(kind: str, known: Mapping[str, str], what: str) -> Callable[.
             "configuration; name that"
         )
     return found
+
+
+def hash_of_files(folder: Path) -> str:
+    """One sha256 of all files of a folder, which tells one version of a model from another."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with file.open("rb") as handle:
+            content = hashlib.file_digest(handle, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(folder)}\0{content}\n".encode())
+    return digest.hexdigest()

@@ -6,8 +6,9 @@ A record's outcome is that of its edit and its own source; a record of a run tha
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import get_args
 
-from rpo.curation.records import Critique, Edit, Fault, FaultKind, History, Instructions, Outcome, Scores
+from rpo.curation.records import Critique, Edit, Fault, FaultKind, History, Instructions, Outcome, Scores, Window
 
 KEPT_EDIT, KEPT_SOURCE, UNDECIDED = "kept_edit", "kept_source", "undecided"
 
@@ -55,7 +56,6 @@ STEPS = (
 """What a record goes through."""
 
 _HELD = 4  # times as many of a group as may be selected, before those that cannot be are let go
-_WINDOW = ("too_close", "too_far", "too_dissimilar", "too_similar")
 _LAST_STEP = {
     "critique_fault": 0,
     "nothing_to_fix": 1,
@@ -63,7 +63,7 @@ _LAST_STEP = {
     "no_instructions": 2,
     "edit_fault": 3,
     "score_fault": 4,
-    **dict.fromkeys(_WINDOW, 5),
+    **dict.fromkeys(get_args(Window), 5),
     KEPT_EDIT: 7,
     KEPT_SOURCE: 7,
 }

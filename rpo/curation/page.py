@@ -20,8 +20,8 @@ from typing import Any
 from rpo.curation.card import shown_model
 from rpo.curation.fates import FAULT_WORDS, KEPT_EDIT, KEPT_SOURCE, UNDECIDED, WORDS, Fate, count_steps, fate_of, select
 from rpo.curation.page_records import AMPLIFICATION, EXACT_SIDE, SEVERITIES, shown_record
-from rpo.curation.records import Edit, History, Outcome, histories, history_of, read_row
-from rpo.curation.store.folder import Identity, RunFolder
+from rpo.curation.records import Outcome, histories, read_row
+from rpo.curation.store.folder import RunFolder
 from rpo.data.writers import written_whole
 from rpo.errors import InputError
 from rpo.reports.html import TEMPLATES, environment
@@ -34,15 +34,6 @@ PIXEL_BUDGET = 240 * MAX_SIDE**2
 """Pixels of all sources together; with more records each image is smaller."""
 
 _MAX_STARTS = 30  # first words of instructions to choose from; the search finds the others
-
-_STAGE_NAMES = {
-    "sources": "Images",
-    "critiques": "Critic",
-    "instructions": "Instructor",
-    "edits": "Editor",
-    "scores": "Scores",
-    "decisions": "Decision",
-}
 
 
 def write_page(folder: str | Path, path: str | Path | None = None, *, max_records: int = 400) -> Path:
@@ -73,7 +64,7 @@ def render_page(run: RunFolder, max_records: int) -> str:
     side = image_side(len(chosen))
     identities = run.identities()
     across, num_across = _outcomes_across(run, {one.record for one in chosen})
-    records = [_shown(run, history_of(run, one.record), side, across, identities) for one in chosen]
+    records = [shown_record(run, one.record, side, across.get(one.record, ()), identities) for one in chosen]
     script = read_text(TEMPLATES / "curation.js")
     page_data = {"words": WORDS, "severities": SEVERITIES, "amplification": AMPLIFICATION, "records": records}
     counts = Counter(one.outcome for one in kinds.elements())
@@ -93,10 +84,10 @@ def render_page(run: RunFolder, max_records: int) -> str:
             words=WORDS,
             choices=_choices(kinds, chosen, records),
             amplification=AMPLIFICATION,
-            stages=[
-                (_STAGE_NAMES.get(stage, stage), sorted((key, shown_model(value)) for key, value in one.items()))
+            stages={
+                stage: sorted((key, shown_model(value)) for key, value in one.items())
                 for stage, one in identities.items()
-            ],
+            },
             data=script_json(page_data),
             script=script,
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -118,19 +109,6 @@ def image_side(num_records: int) -> int:
     """The longest side of images, so that a page of so many records stays within `PIXEL_BUDGET`."""
     side = math.isqrt(PIXEL_BUDGET // max(num_records, 1))
     return max(min(side, MAX_SIDE), EXACT_SIDE)
-
-
-def _shown(
-    run: RunFolder,
-    history: History,
-    side: int,
-    across: Mapping[str, Sequence[Outcome]],
-    identities: Mapping[str, Identity],
-) -> dict[str, Any]:
-    name = history.source.name
-    source = run.load_image(history.source.image, name)
-    edit = run.load_image(history.edit.image, name) if isinstance(history.edit, Edit) else None
-    return shown_record(history, (source, edit), side, across.get(history.source.id, ()), identities)
 
 
 def _counted(fates: Iterable[Fate], kinds: Counter[Fate]) -> Iterator[Fate]:

@@ -8,13 +8,14 @@ difference is taken of the original pixels, so that compression does not show in
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from rpo.curation.fates import FAULT_WORDS, UNDECIDED, WORDS, fate_of, faults_of
-from rpo.curation.records import Critique, Edit, History, Instructions, Outcome, Scores
-from rpo.curation.store.folder import Identity
+from rpo.curation.records import Critique, Edit, History, Instructions, Outcome, Scores, history_of
+from rpo.curation.store.folder import Identity, RunFolder
 
 Facts = list[tuple[str, str]]
 """Names and values."""
@@ -34,20 +35,16 @@ _FEW = 5e-4  # below, three decimals would show a change as none
 
 
 def shown_record(
-    history: History,
-    images: tuple[Image.Image, Image.Image | None],
-    side: int,
-    across: Sequence[Outcome],
-    identities: Mapping[str, Identity],
-) -> dict[str, object]:
+    run: RunFolder, record: str, side: int, across: Sequence[Outcome], identities: Mapping[str, Identity]
+) -> dict[str, Any]:
     """What the page says of a record, as JSON takes it.
 
     Args:
-        images: Source and edit.
-        side: Longest side of the images.
+        side: Longest side of its images.
         across: Outcomes of its images together with those of other records.
     """
-    record, outcome, scores = history.source.id, history.own_outcome, history.scores
+    history = history_of(run, record)
+    outcome, scores = history.own_outcome, history.scores
     judge = identities.get("scores", {}).get("evaluation") or "evaluation"
     told = history.instructions.instructions if isinstance(history.instructions, Instructions) else None
     return {
@@ -55,7 +52,7 @@ def shown_record(
         "caption": history.source.caption,
         "outcome": fate_of(history).outcome,
         "because": _because(outcome) if outcome is not None and outcome.chosen else "",
-        "images": _images(*images, side),
+        "images": _images(run, history, side),
         "critique": history.critique.model_dump(mode="json") if isinstance(history.critique, Critique) else None,
         "instructions": told,
         "starts": list(dict.fromkeys(text.split()[0].lower() for text in told or ())),
@@ -80,7 +77,10 @@ def written(value: float) -> str:
     return f"{value:.{decimals}f}".replace("-", "−")
 
 
-def _images(source: Image.Image, edit: Image.Image | None, side: int) -> dict[str, object]:
+def _images(run: RunFolder, history: History, side: int) -> dict[str, object]:
+    name = history.source.name
+    source = run.load_image(history.source.image, name)
+    edit = run.load_image(history.edit.image, name) if isinstance(history.edit, Edit) else None
     return {
         "source": shown(source, side),
         "edit": shown(edit, side) if edit is not None else "",

@@ -204,24 +204,12 @@ class Judge(Component, Protocol):
         ...
 
 
-Reason = Literal[
-    "critique_fault",
-    "nothing_to_fix",
-    "instruction_fault",
-    "no_instructions",
-    "edit_fault",
-    "score_fault",
-    "too_close",
-    "too_far",
-    "too_dissimilar",
-    "too_similar",
-    "equal_scores",
-    "got_worse",
-    "small_margin",
-    "not_good",
-    "disagreement",
-    "no_rule",
+NotEdited = Literal[
+    "critique_fault", "nothing_to_fix", "instruction_fault", "no_instructions", "edit_fault", "score_fault"
 ]
+Window = Literal["too_close", "too_far", "too_dissimilar", "too_similar"]
+Undecidable = Literal["equal_scores", "got_worse", "small_margin", "not_good", "disagreement", "no_rule"]
+Reason = Literal[NotEdited, Window, Undecidable]
 """Why a pair was not made: a fault of a stage; nothing to do; source and edit too much or too little alike; the scores
 do not tell them apart, tell against the edit, by too little, of an image that is not good, or contradict each other;
 nothing says which is better."""

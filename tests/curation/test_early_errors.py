@@ -15,7 +15,7 @@ from rpo.curation.curate_config import ChatConfig, CurateConfig, DecideConfig, E
 from rpo.curation.judge import load_judge
 from tests.curation.fakes import FakeCritic, FakeEditor, FakeInstructor, fakes, image_folder
 from tests.curation.tiny_editors import tiny_controlnet, tiny_instruct_pix2pix
-from tests.curation.tiny_vlm import save_tiny_vlm
+from tests.curation.vlm.tiny_vlm import save_tiny_vlm
 from tests.rewards.clip_models import save_clip
 from tests.tiny import save_tiny_sd
 
@@ -110,7 +110,7 @@ CASES = {
     ),
     "filter, no model": (
         lambda m: {"decide": DecideConfig(rewards={f"clip-score:{m('empty')}": 0.0})},
-        r"the reward 'clip-score:.*/empty' of decide.rewards cannot be loaded \(ValueError: no CLIP reward .*\); exp",
+        r"the reward 'clip-score:.*/empty' of decide.rewards cannot be loaded .*no CLIP reward",
     ),
     "filter, half a model": (
         lambda m: {"decide": DecideConfig(rewards={f"pick-score:{m('clip')}": 0.0})},

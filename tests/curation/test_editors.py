@@ -13,11 +13,12 @@ from rpo.curation.components import EDITORS, load_editor
 from rpo.curation.curate_config import EditorConfig
 from rpo.curation.editors import families
 from rpo.curation.editors.families import FAMILIES as KNOWN
-from rpo.curation.editors.pipeline_editor import EditSettings, PipelineEditor, groups, licence_of, place
+from rpo.curation.editors.pipeline_editor import EditSettings, PipelineEditor, licence_of, place
 from tests.curation import tiny_editors
 from tests.curation.tiny_editors import ready
 from tests.tiny import save_tiny_sd
 
+SMALL = EditSettings(28, 2.5, max_area=64 * 64)
 FAMILIES = {
     "instruct_pix2pix": (tiny_editors.tiny_instruct_pix2pix, KNOWN["instruct_pix2pix"]),
     "controlnet": (tiny_editors.tiny_controlnet_pipeline, KNOWN["controlnet"]),
@@ -70,26 +71,6 @@ def test_an_edit_depends_on_its_own_image_instruction_and_seed_alone(name):
     (other_text,) = editor(images[1:2], INSTRUCTIONS[:1], [2])
     (other_image,) = editor(images[:1], INSTRUCTIONS[1:2], [2])
     assert min(difference(alone, other) for other in (other_seed, other_text, other_image)) > 5
-
-
-def test_an_error_of_one_image_comes_out_alone_and_in_a_batch():
-    editor = tiny_editor("instruct_pix2pix")
-    grey = noise(1).convert("L")
-    with pytest.raises(ValueError, match="image 1 has mode L, expected RGB; convert it"):
-        editor([noise(0), grey], INSTRUCTIONS[:2], [1, 2])
-    with pytest.raises(ValueError, match="image 0 has mode L"):
-        editor([grey], INSTRUCTIONS[:1], [1])
-    assert len(editor([noise(0)], INSTRUCTIONS[:1], [1])) == 1
-    with pytest.raises(ValueError, match="got 2 images, 1 instructions and 2 seeds, expected as many of each"):
-        editor([noise(0), noise(1)], ["make it red"], [1, 2])
-
-
-def test_images_of_one_size_go_together():
-    images = [noise(0), noise(1, width=80), noise(2), noise(3), noise(4, width=80)]
-    assert list(groups(images, None)) == [[0, 2, 3], [1, 4]]
-    assert list(groups(images, 2)) == [[0, 2], [3], [1, 4]]
-    assert list(groups(images, 1)) == [[0], [2], [3], [1], [4]]
-    assert list(groups([], 2)) == []
 
 
 def test_every_setting_reaches_the_pipeline():

@@ -17,7 +17,7 @@ from tests.curation.fakes import (
     image_folder,
     lines_of,
 )
-from tests.curation.test_stages import Notes, run, stage
+from tests.curation.test_pipeline import Notes, run, stage
 
 
 class Moody:

@@ -14,8 +14,8 @@ from rpo.curation.curate_config import ChatConfig, EditorConfig
 from rpo.curation.records import RAW_LIMIT, Critique, Fault, Instructions, histories
 from rpo.curation.store.folder import RunFolder
 from rpo.curation.vlm.prompts import FOLDER, PromptFile
-from tests.curation.fake_server import SMALL_QUESTION, Response, fake_server, text_of
 from tests.curation.fakes import FakeEditor, config_of, image_folder, lines_of
+from tests.curation.vlm.fake_server import SMALL_QUESTION, Response, fake_server, text_of
 
 COUNT = 12
 SOUND = '{"problems": [], "keep": [], "overall": 10}'

@@ -4,9 +4,8 @@ Images of one size are edited together where the pipeline can, each with a gener
 not depend on its neighbours; the result has the size of its source, whatever size the pipeline prefers to work at.
 """
 
-import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -15,6 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL.Image import Image, Resampling
 
+from rpo.curation.components import hash_of_files
 from rpo.curation.curate_config import EditorConfig
 from rpo.data.pixels import rgb
 from rpo.devices import device_named
@@ -106,22 +106,11 @@ class PipelineEditor:
         Returns:
             RGB images, each of the size of its source.
         """
-        if not len(images) == len(instructions) == len(seeds):
-            raise InputError(
-                f"got {len(images)} images, {len(instructions)} instructions and {len(seeds)} seeds, expected as many "
-                "of each; give one instruction and one seed per image"
-            )
-        for index, image in enumerate(images):
-            if image.mode != "RGB":
-                raise InputError(f"image {index} has mode {image.mode}, expected RGB; convert it")
         edited: dict[int, Image] = {}
-        for indices in groups(images, 1 if self._family.is_one_by_one else None):
-            given = (
-                [images[k] for k in indices],
-                [instructions[k] for k in indices],
-                [_noise(seeds[k]) for k in indices],
-            )
-            edited |= zip(indices, self._edit(*given), strict=True)
+        for indices in _groups(images, is_one_by_one=self._family.is_one_by_one):
+            noise = [torch.Generator().manual_seed(seeds[k]) for k in indices]
+            edits = self._edit([rgb(images[k]) for k in indices], [instructions[k] for k in indices], noise)
+            edited |= zip(indices, edits, strict=True)
         return [_fit(edited[index], image) for index, image in enumerate(images)]
 
     def _edit(self, images: list[Image], instructions: list[str], noise: list[torch.Generator]) -> Sequence[Image]:
@@ -137,18 +126,12 @@ class PipelineEditor:
         ).images
 
 
-def groups(images: Sequence[Image], largest: int | None) -> Iterator[list[int]]:
-    """Indices of the images of each size, at most `largest` together."""
-    by_size: dict[tuple[int, int], list[int]] = {}
+def _groups(images: Sequence[Image], *, is_one_by_one: bool) -> list[list[int]]:
+    """Indices of the images that are edited together: those of each size, or each alone."""
+    by_size: dict[object, list[int]] = {}
     for index, image in enumerate(images):
-        by_size.setdefault(image.size, []).append(index)
-    for indices in by_size.values():
-        step = largest or len(indices)
-        yield from (indices[start : start + step] for start in range(0, len(indices), step))
-
-
-def _noise(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+        by_size.setdefault(index if is_one_by_one else image.size, []).append(index)
+    return list(by_size.values())
 
 
 def _fit(edited: Image, source: Image) -> Image:
@@ -201,12 +184,7 @@ def revision_of(model: str, pipe: DiffusionPipeline) -> str:
         name = model.replace("/", "--")
         commits = [re.search(rf"models--{re.escape(name)}/snapshots/(\w+)", one) for one in places]
         return next((found.group(1) for found in commits if found), "")
-    digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with file.open("rb") as handle:
-            content = hashlib.file_digest(handle, "sha256").hexdigest()
-        digest.update(f"{file.relative_to(folder)}\0{content}\n".encode())
-    return digest.hexdigest()
+    return hash_of_files(folder)
 
 
 def _is_network(part: object) -> bool:

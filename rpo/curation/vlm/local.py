@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from rpo.curation.components import hash_of_files
 from rpo.curation.curate_config import ChatConfig
 from rpo.curation.records import Fault
 from rpo.curation.vlm.answers import AnswerCache
@@ -138,12 +139,4 @@ def _conversation(question: Question) -> list[dict[str, Any]]:
 
 def _revision(source: str, config: Any) -> str:
     """The commit of a model from the Hub, or the sha256 of all files of a folder."""
-    folder = Path(source)
-    if not folder.is_dir():
-        return str(config._commit_hash)
-    digest = hashlib.sha256()
-    for file in sorted(path for path in folder.iterdir() if path.is_file()):
-        with file.open("rb") as handle:
-            content = hashlib.file_digest(handle, "sha256").hexdigest()
-        digest.update(f"{file.name}\0{content}\n".encode())
-    return digest.hexdigest()
+    return hash_of_files(Path(source)) if Path(source).is_dir() else str(config._commit_hash)

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
+import httpx2
 import openai
 from openai.types.chat import ChatCompletion, ChatCompletionMessage
 from openai.types.chat.chat_completion import Choice
@@ -26,7 +27,7 @@ from pydantic import BaseModel
 from rpo.curation.curate_config import ChatConfig, check_address
 from rpo.curation.records import Fault, Unavailable
 from rpo.curation.vlm.answers import AnswerCache, answer_schema
-from rpo.curation.vlm.bounded_http import OversizedError, RefusedError
+from rpo.curation.vlm.bounded_http import BoundedTransport, OversizedError, RefusedError
 from rpo.curation.vlm.chat import Question, Reply
 from rpo.errors import InputError
 from rpo.from_environment import as_written
@@ -172,12 +173,6 @@ class ServerChat:
 
 
 def _client(config: ChatConfig) -> openai.AsyncOpenAI:
-    try:
-        import httpx2
-
-        from rpo.curation.vlm.bounded_http import BoundedTransport
-    except ImportError as error:
-        raise InputError(f"asking a server needs the openai library ({error}); pip install 'rpo[judge]'") from error
     key = os.environ.get("OPENAI_API_KEY", "")
     address = config.base_url or os.environ.get("OPENAI_BASE_URL", "")
     if not (key or address):

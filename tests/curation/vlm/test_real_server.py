@@ -26,7 +26,7 @@ from rpo.curation.curate import curate
 from rpo.curation.curate_config import ChatConfig, CurateConfig, DecideConfig, SourceConfig
 from rpo.curation.records import Unavailable
 from rpo.curation.store.folder import RunFolder
-from tests.curation.tiny_vlm import save_tiny_vlm
+from tests.curation.vlm.tiny_vlm import save_tiny_vlm
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

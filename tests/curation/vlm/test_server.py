@@ -17,7 +17,7 @@ from rpo.curation.curate_config import ChatConfig
 from rpo.curation.judge import load_judge
 from rpo.curation.records import RAW_LIMIT, Critique, Fault, Problem, Unavailable
 from rpo.curation.vlm.answers import answer_schema
-from tests.curation.fake_server import SMALL_QUESTION, Response, fake_server, in_turn, saying, text_of
+from tests.curation.vlm.fake_server import SMALL_QUESTION, Response, fake_server, in_turn, saying, text_of
 
 GOOD = '{"problems": [{"what": "the hat is blue", "where": "", "severity": 2}], "keep": [], "overall": 6}'
 VALUE = Critique(problems=(Problem(what="the hat is blue", severity=2),), overall=6)

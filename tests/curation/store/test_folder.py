@@ -1,99 +1,18 @@
 """The folder of a run: its lines, its images, its locks, and what it says was done."""
 
-import errno
 import json
 import os
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from rpo.curation.store import shards as parts_module
 from rpo.curation.store.folder import RunFolder, Share, identity_hash, share_of
-from rpo.curation.store.shards import StageRecords
 
 
 def picture(seed=0, size=(8, 6)):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-
-
-def test_records_are_the_union_of_all_parts(tmp_path):
-    first, second = StageRecords(tmp_path, 0), StageRecords(tmp_path, 1)
-    first.append({"id": "a", "value": 1})
-    second.append({"id": "b", "value": 2})
-    both = StageRecords(tmp_path)
-    assert len(both) == 2
-    assert "a" in both
-    assert both["b"] == {"id": "b", "value": 2}
-    assert both.get("c") is None
-    assert sorted(both) == ["a", "b"]
-
-
-def test_a_half_written_last_line_is_cut_off_in_the_own_part_and_passed_over_in_others(tmp_path):
-    StageRecords(tmp_path, 0).append({"id": "a"})
-    path = tmp_path / "part-0.jsonl"
-    whole = path.read_bytes()
-    path.write_bytes(whole + b'{"id": "b", "val')
-    assert sorted(StageRecords(tmp_path)) == ["a"]
-    assert sorted(StageRecords(tmp_path, 1)) == ["a"]
-    assert path.read_bytes() != whole
-    mended = StageRecords(tmp_path, 0)
-    assert path.read_bytes() == whole
-    mended.append({"id": "b"})
-    assert sorted(StageRecords(tmp_path)) == ["a", "b"]
-
-
-def test_a_line_that_was_cut_in_the_middle_of_a_file_is_named(tmp_path):
-    (tmp_path / "part-0.jsonl").write_text('{"id": "a"}\n{"id": "b", \n{"id": "c"}\n')
-    with pytest.raises(ValueError, match=rf"^{tmp_path.name}/part-0.jsonl:2: not JSON"):
-        StageRecords(tmp_path)
-
-
-def test_a_line_without_id_is_named(tmp_path):
-    (tmp_path / "part-0.jsonl").write_text('{"id": 3}\n')
-    with pytest.raises(ValueError, match="a line has the id 3; expected text; mend or remove the line"):
-        StageRecords(tmp_path)
-
-
-def test_a_record_is_recorded_once_and_only_by_writers(tmp_path):
-    records = StageRecords(tmp_path, 0)
-    records.append({"id": "a"})
-    with pytest.raises(ValueError, match="has record a already"):
-        records.append({"id": "a"})
-    with pytest.raises(ValueError, match="opened for reading"):
-        StageRecords(tmp_path).append({"id": "b"})
-
-
-def test_many_threads_append_whole_lines(tmp_path):
-    records = StageRecords(tmp_path, 0)
-    rows = [{"id": f"{index:04}", "text": "x" * index} for index in range(80)]
-    threads = [threading.Thread(target=lambda k=k: [records.append(row) for row in rows[k::8]]) for k in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [records[row["id"]] for row in rows] == rows
-    assert [StageRecords(tmp_path)[row["id"]] for row in rows] == rows
-
-
-def test_a_full_disk_leaves_no_half_line_behind(tmp_path, monkeypatch):
-    records = StageRecords(tmp_path, 0)
-    records.append({"id": "a"})
-
-    def full(path, row):
-        with path.open("ab") as file:
-            file.write(json.dumps(row).encode()[:5])
-        raise OSError(errno.ENOSPC, "no space left")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(parts_module, "append_line", full)
-        with pytest.raises(OSError, match="no space left"):
-            records.append({"id": "b"})
-    records.append({"id": "c"})
-    assert (tmp_path / "part-0.jsonl").read_text() == '{"id": "a"}\n{"id": "c"}\n'
-    assert "b" not in records
 
 
 def test_images_are_named_by_content_and_come_back(tmp_path):

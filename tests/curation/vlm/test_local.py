@@ -12,7 +12,7 @@ from rpo.curation.records import Critique, Fault, Problem
 from rpo.curation.vlm.answers import AnswerCache
 from rpo.curation.vlm.chat import Question, Reply
 from rpo.curation.vlm.local import LocalChat
-from tests.curation.tiny_vlm import save_tiny_vlm, tiny_processor
+from tests.curation.vlm.tiny_vlm import save_tiny_vlm, tiny_processor
 
 RNG = np.random.default_rng(0)
 IMAGES = [Image.fromarray(RNG.integers(0, 256, (40, 40 + 8 * index, 3), dtype=np.uint8)) for index in range(3)]

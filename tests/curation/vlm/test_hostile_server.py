@@ -16,8 +16,8 @@ from rpo.curation.curate_config import ChatConfig, CurateConfig
 from rpo.curation.records import Critique, Fault, Unavailable
 from rpo.curation.vlm.bounded_http import BODY_LIMIT, KEY_SHOWN, secret_pattern
 from rpo.data.jsonl import append_line
-from tests.curation.fake_server import SMALL_QUESTION, Response, completion, fake_server, saying, text_of
-from tests.curation.raw_server import HEAD, raw_server
+from tests.curation.vlm.fake_server import SMALL_QUESTION, Response, completion, fake_server, saying, text_of
+from tests.curation.vlm.raw_server import HEAD, raw_server
 
 IMAGE = Image.new("RGB", (8, 8))
 GOOD = '{"problems": [], "keep": [], "overall": 6}'

@@ -66,6 +66,12 @@ def test_the_object_is_found(text):
         ('{"problems": [{"what": "", "severity": 1}], "overall": 5}', "invalid", "problems.0.what: String should have"),
         ('{"problems": [{"what": "x", "severity": 4}], "overall": 5}', "invalid", "problems.0.severity: Input should"),
         ('{"problems": [{"what": "x"}], "overall": 5}', "invalid", "problems.0.severity: Field required"),
+        ('{"problems": [{"what": "' + "x" * 301 + '", "severity": 1}], "overall": 5}', "invalid", "problems.0.what"),
+        (
+            '{"problems": [' + ", ".join(['{"what": "x", "severity": 1}'] * 21) + '], "overall": 5}',
+            "invalid",
+            "problem",
+        ),
     ],
 )
 def test_nothing_is_guessed(text, kind, message):
@@ -103,7 +109,7 @@ def test_refusals_and_cut_answers_say_so():
 
 def test_instructions_and_verdicts():
     assert read_answer('{"instructions": []}', Instructions) == Instructions(instructions=())
-    for wrong in (["a"] * 4, ["w " * 26], ["one\ntwo"], [""], [1], "add a tree"):
+    for wrong in (["a"] * 4, ["w " * 26], ["one\ntwo"], ["x" * 201], [""], [1], "add a tree"):
         fault = read_answer(json.dumps({"instructions": wrong}), Instructions)
         assert isinstance(fault, Fault) and fault.kind == "invalid", wrong
     assert isinstance(read_answer('{"reason": "r", "winner": "both"}', JudgeAnswer), Fault)
