@@ -56,17 +56,6 @@ STEPS = (
 """What a record goes through."""
 
 _HELD = 4  # times as many of a group as may be selected, before those that cannot be are let go
-_LAST_STEP = {
-    "critique_fault": 0,
-    "nothing_to_fix": 1,
-    "instruction_fault": 2,
-    "no_instructions": 2,
-    "edit_fault": 3,
-    "score_fault": 4,
-    **dict.fromkeys(get_args(Window), 5),
-    KEPT_EDIT: 7,
-    KEPT_SOURCE: 7,
-}
 
 
 @dataclass(frozen=True)
@@ -93,12 +82,19 @@ class Step:
 
 def fate_of(history: History) -> Fate:
     """What became of a record."""
-    outcome = history.own_outcome
-    faults: tuple[FaultKind, ...] = tuple(fault.kind for _, fault in faults_of(history))
+    outcome, critique, told = history.own_outcome, history.critique, history.instructions
     name = _name_of(outcome)
-    if name == UNDECIDED:
-        return Fate(history.source.id, name, faults, _step_so_far(history))
-    return Fate(history.source.id, name, faults, _LAST_STEP.get(name, STEPS.index("kept as pairs") - 1))
+    came_through = (
+        isinstance(critique, Critique),
+        told is not None or (isinstance(critique, Critique) and not critique.nothing_to_fix),
+        isinstance(told, Instructions) and not told.is_empty,
+        isinstance(history.edit, Edit),
+        isinstance(history.scores, Scores),
+        outcome is not None and name not in get_args(Window),
+        name in (KEPT_EDIT, KEPT_SOURCE),
+    )
+    last_step = next((step for step, is_through in enumerate(came_through) if not is_through), len(came_through))
+    return Fate(history.source.id, name, tuple(fault.kind for _, fault in faults_of(history)), last_step)
 
 
 def faults_of(history: History) -> list[tuple[str, Fault]]:
@@ -155,19 +151,6 @@ def _name_of(outcome: Outcome | None) -> str:
     if outcome.reason is not None:
         return outcome.reason
     return KEPT_EDIT if outcome.chosen.endswith("/edit") else KEPT_SOURCE
-
-
-def _step_so_far(history: History) -> int:
-    """The last step that a record without a decision has come through."""
-    came_through = (
-        isinstance(history.critique, Critique),
-        history.instructions is not None
-        or (isinstance(history.critique, Critique) and bool(history.critique.problems)),
-        isinstance(history.instructions, Instructions) and not history.instructions.is_empty,
-        isinstance(history.edit, Edit),
-        isinstance(history.scores, Scores),
-    )
-    return next((step for step, is_through in enumerate(came_through) if not is_through), len(came_through))
 
 
 def _ordered(counts: Counter[str]) -> tuple[tuple[str, int], ...]:

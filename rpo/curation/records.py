@@ -127,7 +127,7 @@ class Unavailable(RuntimeError):
 
 
 class Component(Protocol):
-    """What all components say about themselves."""
+    """What all components say about themselves; one that cannot answer now raises `Unavailable`."""
 
     @property
     def identity(self) -> Mapping[str, str]:
@@ -149,11 +149,7 @@ class Critic(Component, Protocol):
     """Says what is wrong with images."""
 
     def __call__(self, images: Sequence[Image], captions: Sequence[str]) -> Sequence[Critique | Fault]:
-        """One critique per RGB image and its caption.
-
-        Raises:
-            Unavailable: It cannot answer now.
-        """
+        """One critique per RGB image and its caption."""
         ...
 
 
@@ -163,11 +159,7 @@ class Instructor(Component, Protocol):
     def __call__(
         self, images: Sequence[Image], captions: Sequence[str], critiques: Sequence[Critique]
     ) -> Sequence[Instructions | Fault]:
-        """The instructions for each image.
-
-        Raises:
-            Unavailable: It cannot answer now.
-        """
+        """The instructions for each image."""
         ...
 
 
@@ -182,11 +174,7 @@ class Editor(Component, Protocol):
     def __call__(
         self, images: Sequence[Image], instructions: Sequence[str], seeds: Sequence[int]
     ) -> Sequence[Image | Fault]:
-        """The edited images, each of the size of its source; one generator per image, made of its seed.
-
-        Raises:
-            Unavailable: It cannot answer now.
-        """
+        """The edited images, each of the size of its source; one generator per image, made of its seed."""
         ...
 
 
@@ -196,11 +184,7 @@ class Judge(Component, Protocol):
     def __call__(
         self, first_images: Sequence[Image], second_images: Sequence[Image], captions: Sequence[str]
     ) -> Sequence[Verdict | Fault]:
-        """One verdict per pair.
-
-        Raises:
-            Unavailable: It cannot answer now.
-        """
+        """One verdict per pair."""
         ...
 
 

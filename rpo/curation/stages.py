@@ -11,7 +11,7 @@ from typing import Any
 from PIL.Image import Image
 
 from rpo.curation.curate_config import CurateConfig, DecideConfig
-from rpo.curation.decide import Candidate, Judged, outcomes_across, outcomes_of, outcomes_of_siblings
+from rpo.curation.decide import outcomes_across, outcomes_of, outcomes_of_siblings
 from rpo.curation.faults import in_words
 from rpo.curation.pipeline import Stage
 from rpo.curation.records import (
@@ -20,11 +20,9 @@ from rpo.curation.records import (
     Edit,
     Editor,
     Fault,
-    History,
     Instructions,
     Instructor,
     Outcome,
-    Reason,
     Scores,
     Source,
     history_of,
@@ -133,14 +131,13 @@ def decisions_stage(folder: RunFolder, rules: DecideConfig, groups: Mapping[str,
     """Decide what becomes of each record; outcomes across a given pair are written with its first record."""
 
     def decide(record: str) -> list[Outcome]:
-        history = history_of(folder, record)
-        own = judged(history)
+        own = history_of(folder, record)
         found = outcomes_of(own, rules)
-        members = groups.get(history.source.group, ())
+        members = groups.get(own.source.group, ())
         if rules.orderings == "all" and len(members) > 1 and members[0] == record:
-            found += outcomes_across(own, judged(history_of(folder, members[1])), rules)
+            found += outcomes_across(own, history_of(folder, members[1]), rules)
         if rules.orderings == "prompt" and members[0] == record:
-            found += outcomes_of_siblings([judged(history_of(folder, one)) for one in members], rules)
+            found += outcomes_of_siblings([history_of(folder, one) for one in members], rules)
         return found
 
     def ask(records: Sequence[str]) -> list[list[Outcome] | Fault]:
@@ -150,35 +147,6 @@ def decisions_stage(folder: RunFolder, rules: DecideConfig, groups: Mapping[str,
         return {"outcomes": [asdict(one) for one in answer]}
 
     return Stage("decisions", 1, 1, str, ask, keep, is_strict=True)
-
-
-def judged(history: History) -> Judged:
-    """What a decision needs of a record, and why it has no edit or no scores."""
-    source, scores = history.source, history.scores
-    known = scores if isinstance(scores, Scores) else Scores({}, None, None, None, {})
-    edit = Candidate(source.id, "edit", known.edit) if known.edit is not None else None
-    return Judged(
-        source.id,
-        Candidate(source.id, "source", known.source),
-        edit,
-        known.distance,
-        known.similarity,
-        None if edit is not None else _reason(history),
-        "chosen" if source.side == "chosen" else "rejected" if source.side else "",
-    )
-
-
-def _reason(history: History) -> Reason:
-    critique, instructions = history.critique, history.instructions
-    if not isinstance(critique, Critique):
-        return "critique_fault"
-    if instructions is None:
-        return "nothing_to_fix"
-    if not isinstance(instructions, Instructions):
-        return "instruction_fault"
-    if instructions.is_empty:
-        return "no_instructions"
-    return "score_fault" if isinstance(history.edit, Edit) else "edit_fault"
 
 
 def _stage(

@@ -6,13 +6,23 @@ import pytest
 
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import CurateConfig, DecideConfig, SourceConfig
-from rpo.curation.decide import Candidate, Judged, check_rules, compare, outcomes_of_siblings
+from rpo.curation.decide import Candidate, check_rules, compare, outcomes_of_siblings
 from rpo.curation.export import pairs_of
 from rpo.curation.records import Critique, Edit, Fault, Problem, Scores, histories
 from rpo.curation.score import check_filters, critic_marks
 from rpo.curation.status import status_of
 from rpo.curation.store.folder import RunFolder
-from tests.curation.fakes import FakeCritic, config_of, fakes, image_folder, in_child, lines_of, number_of, picture
+from tests.curation.fakes import (
+    FakeCritic,
+    config_of,
+    fakes,
+    image_folder,
+    in_child,
+    lines_of,
+    number_of,
+    picture,
+    scored,
+)
 
 BRIGHTNESS = "tests.curation.fakes:brightness"
 
@@ -117,15 +127,9 @@ def candidate(record, kind, a, b=0.0):
     return Candidate(record, kind, {"a": a, "b": b})
 
 
-def judged(record, source, edit=None, **changes):
-    return Judged(
-        record,
-        candidate(record, "source", source),
-        None if edit is None else candidate(record, "edit", edit),
-        0.1 if edit is not None else None,
-        reason=None if edit is not None else "nothing_to_fix",
-        **changes,
-    )
+def judged(record, source, edit=None):
+    known = {} if edit is not None else {"instructions": None, "edit": None}
+    return scored(record, {"a": source, "b": 0.0}, None if edit is None else {"a": edit, "b": 0.0}, **known)
 
 
 RULES = DecideConfig(rewards={"a": 0.2}, orderings="prompt")
@@ -144,8 +148,7 @@ def test_the_best_is_paired_with_the_worst_and_no_image_is_used_twice():
 def test_a_couple_that_does_not_differ_enough_is_dropped_for_a_reason_and_one_without_scores_is_none():
     (dropped,) = outcomes_of_siblings([judged("1", 0.5), judged("2", 0.4)], RULES)
     assert (dropped.chosen, dropped.reason) == ("", "small_margin")
-    unscored = Judged("1", Candidate("1", "source", {}), reason="score_fault")
-    assert outcomes_of_siblings([unscored, judged("2", 0.1)], RULES) == []
+    assert outcomes_of_siblings([scored("1"), judged("2", 0.1)], RULES) == []
 
 
 def test_a_preferred_image_must_be_good_not_only_better():

@@ -45,9 +45,5 @@ class Chat(Component, Protocol):
         ...
 
     def __call__(self, questions: Sequence[Question]) -> Sequence[Reply | Fault]:
-        """One reply per question, whatever it says.
-
-        Raises:
-            Unavailable: It cannot answer now.
-        """
+        """One reply per question, whatever it says."""
         ...
