@@ -18,6 +18,7 @@ from typing import Literal
 from huggingface_hub import DatasetCard, HfApi
 
 from rpo.curation.card import shown_model, write_dataset_card
+from rpo.curation.decide import Candidate, edit_of, source_of
 from rpo.curation.records import Critique, History, Instructions, Outcome, Scores, histories, history_of
 from rpo.curation.status import RunStatus, status_of
 from rpo.curation.store.folder import RunFolder, StageName
@@ -137,37 +138,22 @@ def pairs_of(run: RunFolder) -> Iterator[PreferencePair]:
                     yield pair
 
 
-@dataclass(frozen=True)
-class _Side:
-    """An image of a pair and the record that it belongs to."""
-
-    history: History
-    kind: str
-
-    @property
-    def scores(self) -> dict[str, float]:
-        """By each reward that filters; empty if it was not scored."""
-        scores = self.history.scores
-        if not isinstance(scores, Scores):
-            return {}
-        return dict(scores.source if self.kind == "source" else scores.edit or {})
+_Side = tuple[History, Candidate]
+"""A record, and the image of it that is in a pair."""
 
 
 def _pair(run: RunFolder, history: History, outcome: Outcome, common: dict[str, str]) -> PreferencePair:
     chosen, rejected = (_side(run, history, name) for name in (outcome.chosen, outcome.rejected))
-    paths = []
-    for side in (chosen, rejected):
-        digest = side.history.image_of(side.kind)
-        assert digest is not None, "an outcome names images that there are"
-        paths.append(run.image_path(digest))
-    is_by_reward, _, leading = outcome.label.partition(":")
+    paths = [run.image_path(record.image_of(image.kind) or "") for record, image in (chosen, rejected)]
+    who, _, name = outcome.label.partition(":")
+    scores = [image.scores.get(name) if who == "reward" else None for _, image in (chosen, rejected)]
     seed = history.source.origin.get("seed")
     return PreferencePair(
         history.source.caption,
-        paths[0],
-        paths[1],
-        chosen_score=chosen.scores.get(leading) if is_by_reward == "reward" else None,
-        rejected_score=rejected.scores.get(leading) if is_by_reward == "reward" else None,
+        chosen=paths[0],
+        rejected=paths[1],
+        chosen_score=scores[0],
+        rejected_score=scores[1],
         source="rpo.curation",
         seed=int(seed) if seed is not None else None,
         details={**common, **_details(history, outcome, chosen, rejected)},
@@ -176,21 +162,21 @@ def _pair(run: RunFolder, history: History, outcome: Outcome, common: dict[str, 
 
 
 def _details(history: History, outcome: Outcome, chosen: _Side, rejected: _Side) -> dict[str, str | float]:
-    told = next((side.history for side in (chosen, rejected) if side.kind == "edit"), rejected.history)
-    is_edited = "edit" in (chosen.kind, rejected.kind)
+    (winner, better), (loser, worse) = chosen, rejected
+    told = winner if better.kind == "edit" else loser
     details: dict[str, str | float] = {
         "record": history.source.id,
-        "chosen_is": chosen.kind,
-        "rejected_is": rejected.kind,
+        "chosen_is": better.kind,
+        "rejected_is": worse.kind,
         "label_source": outcome.label,
     }
     if isinstance(told.critique, Critique):
         details["critique"] = told.critique.model_dump_json()
-    if is_edited and isinstance(told.instructions, Instructions):
+    if "edit" in (better.kind, worse.kind) and isinstance(told.instructions, Instructions):
         details["edit_instruction"] = told.instructions.text
-    if chosen.scores and rejected.scores:
-        details["scores"] = json.dumps({"chosen": chosen.scores, "rejected": rejected.scores})
-    is_own = chosen.history.source.id == rejected.history.source.id
+    if better.scores and worse.scores:
+        details["scores"] = json.dumps({"chosen": dict(better.scores), "rejected": dict(worse.scores)})
+    is_own = winner.source.id == loser.source.id
     if is_own and isinstance(told.scores, Scores) and told.scores.distance is not None:
         details["distance"] = told.scores.distance
     return details
@@ -198,7 +184,8 @@ def _details(history: History, outcome: Outcome, chosen: _Side, rejected: _Side)
 
 def _side(run: RunFolder, history: History, name: str) -> _Side:
     record, _, kind = name.partition("/")
-    return _Side(history if record == history.source.id else history_of(run, record), kind)
+    own = history if record == history.source.id else history_of(run, record)
+    return own, source_of(own) if kind == "source" else edit_of(own) or Candidate(record, "edit", {})
 
 
 def _common_details(run: RunFolder) -> dict[str, str]:
