@@ -28,7 +28,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from rpo.adapters.lora import adapter_layers, reference
 from rpo.data.preference import PreferencePair, encode_png, pair_set
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.trainers.dpo import DPOTrainer
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.training.log import read_metrics
@@ -50,7 +50,7 @@ WARM_UP = 2
 """Updates and bare steps that are not timed: allocators and kernel choices settle in them."""
 
 
-def build(preset: dict, dtype: torch.dtype, device: str) -> StableDiffusion:
+def build(preset: dict, dtype: torch.dtype, device: str) -> Checkpoint:
     """A Stable Diffusion 1.x pipeline with random weights."""
     channels, (width, depth) = preset["channels"], preset["text"]
     letters = sorted(ByteLevel.alphabet())
@@ -94,7 +94,7 @@ def build(preset: dict, dtype: torch.dtype, device: str) -> StableDiffusion:
     pipe = StableDiffusionPipeline(
         vae, CLIPTextModel(text), tokenizer, unet, scheduler, None, None, requires_safety_checker=False
     )
-    return StableDiffusion(pipe.to(device, dtype))
+    return Checkpoint(pipe.to(device, dtype))
 
 
 def random_pairs(count: int, side: int) -> list[PreferencePair]:
@@ -107,7 +107,7 @@ def random_pairs(count: int, side: int) -> list[PreferencePair]:
     ]
 
 
-def count_calls(model: StableDiffusion, calls: Counter) -> None:
+def count_calls(model: Checkpoint, calls: Counter) -> None:
     """Count what goes through each network from now on, in calls and in rows."""
 
     def on(network: nn.Module, name: str) -> None:
@@ -120,7 +120,7 @@ def count_calls(model: StableDiffusion, calls: Counter) -> None:
 
     on(model.denoiser, "denoiser_forward")
     on(model.vae.encoder, "vae_encode")
-    on(model.text_encoder, "text_encode")
+    on(model.text_encoders["text_encoder"], "text_encode")
     model.denoiser.conv_out.register_full_backward_hook(lambda *_: calls.update(denoiser_backward_calls=1))
 
 
@@ -133,7 +133,7 @@ def seconds(work: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def bare_step(model: StableDiffusion, pairs: int, side: int) -> Callable[[], None]:
+def bare_step(model: Checkpoint, pairs: int, side: int) -> Callable[[], None]:
     """The same two forwards and one backward with nothing around them."""
     shape, rows = (4, side // 8, side // 8), 2 * pairs
     x_t = torch.randn(rows, *shape, device=model.device)

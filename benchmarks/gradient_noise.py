@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.objectives.advantages import gae
 from rpo.rewards import load_reward
 from rpo.shapes.prompts import sample_prompts
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=60, help="each of 64 images")
     parser.add_argument("--steps", type=int, default=10)
     args = parser.parse_args()
-    model = StableDiffusion.load("shapes")
+    model = Checkpoint.load("shapes")
     rollout_config = RolloutConfig(num_steps=args.steps, spacing="uniform", guidance_scale=1.0)
     config = GRPOConfig(rollout=rollout_config, adapter=AdapterConfig(rank=8), folder="runs/gradient_noise")
     prompts = list(dict.fromkeys(prompt.text for prompt in sample_prompts("train", TRAIN_PROMPTS, seed=0)))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from rpo.adapters.lora import adapter_layers, add_lora, reference
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 
 GIB = 2**30
 UNIT_CALLS = 3
@@ -30,7 +30,7 @@ UNIT_CALLS = 3
 class Calls:
     """Counts what goes through each network inside `counting`."""
 
-    def __init__(self, model: StableDiffusion):
+    def __init__(self, model: Checkpoint):
         """Hook the networks of a model.
 
         Args:
@@ -38,7 +38,8 @@ class Calls:
         """
         self.counts: Counter[str] = Counter()
         self._is_on = False
-        for network, name in ((model.denoiser, "forward"), (model.vae.decoder, "decode"), (model.text_encoder, "text")):
+        texts = [(network, "text") for network in model.text_encoders.values()]
+        for network, name in ((model.denoiser, "forward"), (model.vae.decoder, "decode"), *texts):
             network.register_forward_pre_hook(partial(self._before, name), with_kwargs=True)
         model.denoiser.conv_out.register_full_backward_hook(self._backward)
 
@@ -118,7 +119,7 @@ class UnitClock:
         unit_alone: The same for an image alone.
     """
 
-    def __init__(self, model: StableDiffusion, *, images: int):
+    def __init__(self, model: Checkpoint, *, images: int):
         """Prepare.
 
         Args:
@@ -127,7 +128,7 @@ class UnitClock:
         """
         self._model, self._images = model, images
         self._layers = adapter_layers(model.denoiser)
-        self._x_t = torch.randn(images, *model.latent_shape, device=model.device)
+        self._x_t = torch.randn(images, *model.latent_shape(), device=model.device)
         self._timestep = torch.tensor(model.num_train_timesteps // 2, device=model.device)
         self._cond = model.encode_prompts(["a"] * images)
         self.seconds: list[float] = []
@@ -170,7 +171,7 @@ class UnitClock:
         return (now(self._model.device) - start) / UNIT_CALLS / images
 
 
-def prices(model: StableDiffusion, *, images: int, rank: int, repeats: int) -> dict[str, float]:
+def prices(model: Checkpoint, *, images: int, rank: int, repeats: int) -> dict[str, float]:
     """What one image costs in each kind of call, in units: "forward", "forward_with_graph", "backward", "decode".
 
     Args:
@@ -191,8 +192,8 @@ def prices(model: StableDiffusion, *, images: int, rank: int, repeats: int) -> d
     return {name: median(column) for name, column in zip(names, zip(*rows[1:], strict=True), strict=True)}
 
 
-def _call_seconds(model: StableDiffusion, images: int) -> list[float]:
-    x_t = torch.randn(images, *model.latent_shape, device=model.device)
+def _call_seconds(model: Checkpoint, images: int) -> list[float]:
+    x_t = torch.randn(images, *model.latent_shape(), device=model.device)
     timestep = torch.tensor(model.num_train_timesteps // 2, device=model.device)
     cond = model.encode_prompts(["a"] * images)
     times = [now(model.device)]

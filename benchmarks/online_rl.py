@@ -35,7 +35,7 @@ from torch import nn
 
 from rpo.adapters.lora import reference
 from rpo.config import load_config
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.process.transition import Ddim
 from rpo.runs.grpo import RunConfig as GRPORun
 from rpo.runs.score_as_action import RunConfig as ScoreAsActionRun
@@ -97,7 +97,7 @@ def train(method: Method, seed: int, budget: int, images: int, folder: Path) -> 
         updates = max(1, round((stop * budget - cost["start"]) / cost["update"]))
         place = folder / "run"
         config = _config(method, seed, place, [f"loop.updates={updates}", "loop.checkpoint_every=50"])
-        trainer = _trainer(StableDiffusion.load("shapes"), prompts, config)
+        trainer = _trainer(Checkpoint.load("shapes"), prompts, config)
         print(trainer.plan(), flush=True)
         trainer.train(resume=place.exists())
         trainer.save(folder / f"lora-{stop:g}")
@@ -114,7 +114,7 @@ def train(method: Method, seed: int, budget: int, images: int, folder: Path) -> 
         write(judged, facts)
 
 
-def verdicts(model: StableDiffusion, images: int, samplers: Sequence[str]) -> dict[str, dict[str, str]]:
+def verdicts(model: Checkpoint, images: int, samplers: Sequence[str]) -> dict[str, dict[str, str]]:
     """By sampler and split, a digit for each prompt: 1 where its image shows what was asked for.
 
     Training prompts only choose among several samplers.
@@ -135,7 +135,7 @@ def _cost_of_update(method: Method, seed: int, prompts: list[str]) -> dict[str, 
     """Denoiser evaluations of one update and of what comes before the first, counted on a run of two updates."""
     counts = []
     for updates in (1, 2):
-        model = StableDiffusion.load("shapes")
+        model = Checkpoint.load("shapes")
         counter = Evaluations(model.denoiser)
         with tempfile.TemporaryDirectory() as folder:
             config = _config(
@@ -147,7 +147,7 @@ def _cost_of_update(method: Method, seed: int, prompts: list[str]) -> dict[str, 
 
 
 @torch.no_grad()
-def path_kl(model: StableDiffusion, images: int) -> dict[str, float]:
+def path_kl(model: Checkpoint, images: int) -> dict[str, float]:
     """KL from the base along paths of the reverse SDE without guidance, the same for every method, in nats.
 
     That of the last steps is told apart: their noise is so small that a difference too small to see outweighs the rest.
@@ -173,7 +173,7 @@ def _config(method: Method, seed: int, folder: Path, more: list[str]) -> Any:
     return getattr(run, section)
 
 
-def _trainer(model: StableDiffusion, prompts: list[str], config: Any) -> Any:
+def _trainer(model: Checkpoint, prompts: list[str], config: Any) -> Any:
     if isinstance(config, ScoreAsActionConfig):
         return ScoreAsActionTrainer(model, "shapes", prompts, config)
     return GRPOTrainer(model, "shapes", prompts, config)
@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.part == "base":
         write(
             args.folder / "base.json",
-            {"verdicts": verdicts(StableDiffusion.load("shapes"), args.images, tuple(SAMPLERS))},
+            {"verdicts": verdicts(Checkpoint.load("shapes"), args.images, tuple(SAMPLERS))},
         )
     elif args.part == "one":
         place = args.folder / f"{args.method}-{args.seeds[0]}"

@@ -30,7 +30,7 @@ from dpo_step import build
 from instruments import Calls, GraphMemory, UnitClock, forget_peak_memory, peak_memory_gib, prices
 from torch import Tensor, nn
 
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.trainers import grpo, score_as_action
 from rpo.trainers.grpo import GRPOTrainer
 from rpo.trainers.grpo_config import GRPOConfig
@@ -95,7 +95,7 @@ VARIANTS = {
 Trainer = GRPOTrainer | ScoreAsActionTrainer
 
 
-def make_trainer(model: StableDiffusion, variant: Variant, folder: str, updates: int) -> Trainer:
+def make_trainer(model: Checkpoint, variant: Variant, folder: str, updates: int) -> Trainer:
     """The package's trainer of a variant."""
     rollout = RolloutConfig(
         prompts=len(PROMPTS),
@@ -181,7 +181,7 @@ def iterate(trainer: Trainer, clock: UnitClock, calls: Calls) -> None:
         trainer.run.fit(trainer.prepare, loss_of(trainer), resume=False, state=state, on_update=between)
 
 
-def measure(model: StableDiffusion, variant: Variant, calls: Calls, repeats: int) -> tuple[dict[str, Any], Tensor]:
+def measure(model: Checkpoint, variant: Variant, calls: Calls, repeats: int) -> tuple[dict[str, Any], Tensor]:
     """One line of the table, and the gradient of the first update."""
     updates = repeats + WARM_UP
     forget_peak_memory(model.device)

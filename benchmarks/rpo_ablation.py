@@ -31,7 +31,7 @@ from rpo.curation.curate_config import CurateConfig
 from rpo.curation.status import status_of
 from rpo.curation.store.folder import STAGES
 from rpo.data.preference import PairSet, pair_set
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.rewards import load_reward
 from rpo.runs.quickstart import QuickstartConfig
 from rpo.shapes.evaluate import evaluate, held_out_prompts
@@ -151,7 +151,7 @@ def train(folder: Path, name: str, arm: Arm, seed: int, *, images: int, updates:
     dpo = replace(dpo, seed=seed, folder=str(place / "dpo"), cache_folder=str(folder / f"data-{seed}" / "cache"))
     dpo = replace(dpo, loop=replace(dpo.loop, updates=updates, lr_schedule="constant", progress=False))
     pairs = pairs_of_arm(folder, arm, seed)
-    trainer = DPOTrainer(StableDiffusion.load("shapes"), pairs, dpo)
+    trainer = DPOTrainer(Checkpoint.load("shapes"), pairs, dpo)
     print(trainer.plan(), flush=True)
     start = time.perf_counter()
     trained = trainer.train(resume=(place / "dpo").exists())
@@ -169,7 +169,7 @@ def train(folder: Path, name: str, arm: Arm, seed: int, *, images: int, updates:
     write(place / "judged.json", facts)
 
 
-def judged(model: StableDiffusion, seed: int, images: int) -> dict[str, Any]:
+def judged(model: Checkpoint, seed: int, images: int) -> dict[str, Any]:
     """Verified accuracy (percent) and mean proxy score on held-out prompts, by domain and by kind of prompt."""
     found = evaluate(model, held_out_prompts(images, seed), Sampling(seed))
     pixels = torch.from_numpy(found.images).permute(0, 3, 1, 2).float() / 255
@@ -234,7 +234,7 @@ def main(argv: list[str] | None = None) -> None:
             make_data(args.folder, seed, args.prompts)
             base = args.folder / f"base-{seed}" / "judged.json"
             if not base.is_file():
-                write(base, judged(StableDiffusion.load("shapes"), seed, args.images))
+                write(base, judged(Checkpoint.load("shapes"), seed, args.images))
             write(args.folder / f"data-{seed}" / "yields.json", yields(args.folder, seed))
         return
     elif args.part == "one":

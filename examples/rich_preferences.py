@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from rpo import CurateConfig, DPOConfig, DPOTrainer, LoopConfig, StableDiffusion, curate, load_config, read_pairs
+from rpo import Checkpoint, CurateConfig, DPOConfig, DPOTrainer, LoopConfig, curate, load_config, read_pairs
 from rpo.curation.export import export
 from rpo.curation.page import write_page
 from rpo.curation.status import status_of
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"the editor was told: {told}; score {pair.rejected_score} -> {pair.chosen_score}")
 
     # A pair of an image and its edit says something where the two differ, and nothing elsewhere.
-    model = StableDiffusion.load(config.source.model.source)
+    model = Checkpoint.load(config.source.model.source)
     settings = DPOConfig(
         folder=str(Path(config.output) / "dpo"),
         pairs_per_update=8,

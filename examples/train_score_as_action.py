@@ -36,7 +36,7 @@ def demonstrate(folder: str, updates: int, *, resume: bool) -> None:
         folder=folder,
         loop=rpo.LoopConfig(updates=updates, learning_rate=1e-3),
     )
-    model = rpo.StableDiffusion(pipe)
+    model = rpo.Checkpoint(pipe)
     trainer = rpo.ScoreAsActionTrainer(model, blueness, prompts, config)
     draw = {"seed": 0, "images_per_prompt": 8, "num_steps": 20, "guidance_scale": 1.0}
     before = rpo.generate(model, prompts, **draw)

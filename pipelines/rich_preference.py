@@ -31,7 +31,7 @@ from rpo.curation.components import load_critic, load_editor, load_instructor
 from rpo.curation.curate_config import ChatConfig, EditorConfig
 from rpo.curation.faults import ask_each
 from rpo.curation.records import Critique, Fault, Instructions
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.process.transition import Ddim
 from rpo.randomness import keyed_generator
 from rpo.sampling.sample import image_generator, sample
@@ -132,7 +132,7 @@ class RichPreferencePipeline(DiffusionPipeline):
         return output if return_dict else (images, critiques, instructions, edited)
 
     def _draw(self, prompts: list[str], num_steps: int, guidance_scale: float, seed: int) -> list[Image.Image]:
-        model = StableDiffusion(
+        model = Checkpoint(
             StableDiffusionPipeline(
                 **self.components, safety_checker=None, feature_extractor=None, requires_safety_checker=False
             )

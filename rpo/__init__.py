@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rpo.data.preference import PairSet, PreferencePair, pair_set
     from rpo.data.readers import read_pairs
     from rpo.data.writers import write_pairs
-    from rpo.models.stable_diffusion import StableDiffusion
+    from rpo.models.checkpoint import Checkpoint
     from rpo.process.transition import Ddim, EulerMaruyama, ddim
     from rpo.rewards import load_reward, load_rewards
     from rpo.sampling.sample import generate, image_generator, replay, sample
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rpo.training.loop_config import LoopConfig
 
 __all__ = [
+    "Checkpoint",
     "Components",
     "CurateConfig",
     "DPOConfig",
@@ -43,7 +44,6 @@ __all__ = [
     "PreferencePair",
     "ScoreAsActionConfig",
     "ScoreAsActionTrainer",
-    "StableDiffusion",
     "__version__",
     "add_lora",
     "curate",
@@ -76,7 +76,7 @@ _HOME = {
     "PreferencePair": "rpo.data.preference",
     "ScoreAsActionConfig": "rpo.trainers.score_as_action_config",
     "ScoreAsActionTrainer": "rpo.trainers.score_as_action",
-    "StableDiffusion": "rpo.models.stable_diffusion",
+    "Checkpoint": "rpo.models.checkpoint",
     "add_lora": "rpo.adapters.lora",
     "curate": "rpo.curation.curate",
     "ddim": "rpo.process.transition",

@@ -70,6 +70,8 @@ Count = Annotated[int, Range(at_least=1)]
 WholeNumber = Annotated[int, Range(at_least=0)]
 Seed = Annotated[int, Range(at_least=0, at_most=LARGEST_SEED)]
 Finite = Annotated[float, Range()]
+Side = Annotated[int, Range(at_least=8)]
+"""Of an image, in pixels."""
 Positive = Annotated[float, Range(above=0)]
 PositiveOrInf = Annotated[float, Range(above=0, or_inf=True)]
 NotNegative = Annotated[float, Range(at_least=0)]

@@ -4,10 +4,11 @@ Every process here is x_t = alpha_t x_0 + sigma_t eps. Time runs from noise (t =
 its noisiest node and a step goes from node `t` to the less noisy node `s`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -50,29 +51,78 @@ class Grid:
         """Number of transitions."""
         return self.alpha.shape[0] - 1
 
+    def to(self, device: torch.device) -> "Grid":
+        """The same on another device."""
+        return Grid(self.alpha.to(device), self.sigma.to(device), self.timestep.to(device))
+
     def __getitem__(self, index: int) -> Node:
         """The node at `index`, 0 … num_steps; step k goes from node k to node k + 1."""
         return Node(self.alpha[index], self.sigma[index], self.timestep[index])
+
+
+class Canvas(NamedTuple):
+    """The size of an image in pixels, which need not be square."""
+
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        """As people write it: 1024x768 is 1024 high and 768 wide."""
+        return f"{self.height}x{self.width}"
+
+
+Embedding = Mapping[str, Tensor]
+"""What text encoders say of prompts: named tensors, one row per prompt. Every family has "tokens", `[prompts, tokens,
+dim]`; some have more, such as "pooled"."""
 
 
 @dataclass(frozen=True)
 class Conditioning:
     """What the network is told about each image: its prompt, and what guidance pushes away from."""
 
-    prompt_embeds: Float[Tensor, "batch tokens dim"]
-    negative_embeds: Float[Tensor, "batch tokens dim"]
+    prompt: Embedding
+    negative: Embedding
 
     def __len__(self) -> int:
         """Number of images it describes."""
-        return self.prompt_embeds.shape[0]
+        return len(next(iter(self.prompt.values())))
+
+    @property
+    def tokens(self) -> Float[Tensor, "batch tokens dim"]:
+        """The prompt's tokens, as they are attended to."""
+        return self.prompt["tokens"]
 
     def select(self, index: Int[Tensor, " picked"] | slice) -> "Conditioning":
         """The conditioning of some of the images, in the order asked for; an index may repeat."""
-        return Conditioning(self.prompt_embeds[index], self.negative_embeds[index])
+        return Conditioning(_each(self.prompt, lambda one: one[index]), _each(self.negative, lambda one: one[index]))
 
-    def negative(self) -> "Conditioning":
+    def to(self, device: torch.device | str) -> "Conditioning":
+        """The same on another device."""
+        return Conditioning(
+            _each(self.prompt, lambda one: one.to(device)), _each(self.negative, lambda one: one.to(device))
+        )
+
+    def only_negative(self) -> "Conditioning":
         """The conditioning whose prompt is what guidance pushes away from."""
-        return Conditioning(self.negative_embeds, self.negative_embeds)
+        return Conditioning(self.negative, self.negative)
+
+    def both(self) -> "Conditioning":
+        """All negative rows, then all rows of the prompts: what one forward needs for guidance."""
+        joined = {name: torch.cat([self.negative[name], one]) for name, one in self.prompt.items()}
+        return Conditioning(joined, joined)
+
+
+def join_conditioning(parts: Sequence[Conditioning]) -> Conditioning:
+    """The rows of several, one after the other."""
+    prompts, negatives = [part.prompt for part in parts], [part.negative for part in parts]
+    return Conditioning(
+        {name: torch.cat([one[name] for one in prompts]) for name in prompts[0]},
+        {name: torch.cat([one[name] for one in negatives]) for name in negatives[0]},
+    )
+
+
+def _each(embedding: Embedding, change: Callable[[Tensor], Tensor]) -> Embedding:
+    return {name: change(one) for name, one in embedding.items()}
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ import torch
 
 from rpo.cli.main import main
 from rpo.devices import device_named, slow_type_note, uploaded
+from rpo.models.checkpoint import Checkpoint
 from rpo.models.config import ModelConfig, load_model
-from rpo.models.stable_diffusion import StableDiffusion
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "cud", "gpu", "cpu:x", "", "xpu"])
@@ -33,7 +33,7 @@ def test_a_command_says_so_in_one_line(command, word, tmp_path, capsys) -> None:
 @pytest.mark.parametrize(("weights", "compute"), [("bfloat16", None), ("float32", "float16"), ("float32", None)])
 def test_half_precision_without_units_for_it_is_told(amx, weights, compute, monkeypatch, capfd) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    monkeypatch.setattr(StableDiffusion, "load", lambda *_, **__: None)
+    monkeypatch.setattr(Checkpoint, "load", lambda *_, **__: None)
     load_model(ModelConfig(device="cpu", dtype=weights, compute_dtype=compute))
     half = compute or weights
     told = f"{half} on this CPU is several times slower than float32" in "".join(capfd.readouterr())

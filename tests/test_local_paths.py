@@ -18,7 +18,7 @@ from rpo.curation.export import export, push_to_hub
 from rpo.curation.page import write_page
 from rpo.data.preference import PreferencePair, pair_set
 from rpo.local_paths import clean_configs, refuse_private, shown_path, without_paths
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.publishing.model_card import CardFacts, write_model_card
 from rpo.publishing.publish import publish
 from rpo.trainers.online_config import AdapterConfig
@@ -134,16 +134,16 @@ def test_nothing_of_a_run_that_is_published_says_where_it_was_made(home, make, t
 
 
 def test_the_lora_of_a_text_encoder_does_not_say_where_it_came_from(home, tmp_path):
-    model = StableDiffusion(from_base(home))
-    add_lora(model.text_encoder, rank=2, target_modules=("q_proj",))
-    for parameter in lora_parameters(model.text_encoder):
+    model = Checkpoint(from_base(home))
+    add_lora(model.text_encoders["text_encoder"], rank=2, target_modules=("q_proj",))
+    for parameter in lora_parameters(model.text_encoders["text_encoder"]):
         parameter.data = torch.ones_like(parameter) * 0.1
     save_lora(model, tmp_path)
     assert not holding(tmp_path, [path.name for path in tmp_path.iterdir()], needles(home))
 
 
 def test_a_card_names_no_folder(home, tmp_path):
-    model = StableDiffusion(tiny_sd())
+    model = Checkpoint(tiny_sd())
     add_lora(model.denoiser, rank=2)
     for parameter in lora_parameters(model.denoiser):
         parameter.data = torch.ones_like(parameter) * 0.1

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rpo.data.order import epoch_order
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.process.continuous import jittered_times
 from rpo.process.schedule import RectifiedFlow
 from rpo.randomness import keyed_generator
@@ -26,13 +26,13 @@ def default_type(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def images(model: StableDiffusion) -> Tensor:
+def images(model: Checkpoint) -> Tensor:
     return generate(model, ["a cat"], seed=1, num_steps=2, eta=1.0, guidance_scale=1.0, batch_size=1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_images_are_those_of_any_default_type(dtype: torch.dtype) -> None:
-    model = StableDiffusion(tiny_sd())
+    model = Checkpoint(tiny_sd())
     usual = images(model)
     with default_type(dtype):
         assert torch.equal(images(model), usual)

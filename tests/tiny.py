@@ -10,13 +10,24 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from diffusers.utils.logging import disable_progress_bar
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 TEXT_DIM = 32
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -129,7 +140,7 @@ def tiny_sd(
     return pipe
 
 
-def tiny_sdxl(*, seed: int = 0) -> StableDiffusionXLPipeline:
+def tiny_sdxl(prediction_type: str = "epsilon", *, seed: int = 0) -> StableDiffusionXLPipeline:
     """A whole SDXL pipeline: two text encoders, pooled text and sizes as added conditions."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -156,7 +167,60 @@ def tiny_sdxl(*, seed: int = 0) -> StableDiffusionXLPipeline:
         tokenizer=tiny_tokenizer(),
         tokenizer_2=tiny_tokenizer(),
         unet=unet.eval(),
-        scheduler=tiny_scheduler(),
+        scheduler=tiny_scheduler(prediction_type),
+        add_watermarker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def tiny_t5_tokenizer() -> T5Tokenizer:
+    """T5's tokenizer over single letters."""
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    return T5Tokenizer(vocab=special + [(chr(code), -3.0) for code in range(32, 127)], extra_ids=0)
+
+
+def tiny_sd3(*, with_t5: bool = True, seed: int = 0, **scheduler_changes: object) -> StableDiffusion3Pipeline:
+    """A whole Stable Diffusion 3 pipeline: a transformer, two CLIP text encoders and T5."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer = SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            joint_attention_dim=2 * TEXT_DIM,
+            caption_projection_dim=32,
+            pooled_projection_dim=2 * TEXT_DIM,
+            pos_embed_max_size=16,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(8, 8, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=64,
+            scaling_factor=1.5305,
+            shift_factor=0.0609,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        )
+        clips = [CLIPTextModelWithProjection(tiny_text_config()) for _ in range(2)]
+        t5 = T5EncoderModel(T5Config(vocab_size=128, d_model=2 * TEXT_DIM, d_kv=8, d_ff=64, num_layers=2, num_heads=4))
+    pipe = StableDiffusion3Pipeline(
+        transformer=transformer.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler.from_config({"shift": 3.0, **scheduler_changes}),
+        vae=vae.eval(),
+        text_encoder=clips[0].eval(),
+        tokenizer=tiny_tokenizer(),
+        text_encoder_2=clips[1].eval(),
+        tokenizer_2=tiny_tokenizer(),
+        text_encoder_3=t5.eval() if with_t5 else None,
+        tokenizer_3=tiny_t5_tokenizer() if with_t5 else None,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

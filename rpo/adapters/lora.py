@@ -17,9 +17,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import ModelMixin, StableDiffusionPipeline
+from diffusers import ModelMixin
 from diffusers.utils import convert_state_dict_to_diffusers, logging
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -28,11 +29,13 @@ from transformers import PreTrainedModel
 
 from rpo.adapters.lora_file import WEIGHT_FILE, put_in_order
 from rpo.errors import InputError
-from rpo.models.config import ATTENTION_PROJECTIONS
+from rpo.models.checkpoint import Checkpoint
 from rpo.models.plain import fresh_pipeline, probe
-from rpo.models.stable_diffusion import StableDiffusion
 from rpo.randomness import plain_defaults
 from rpo.types import Latents
+
+ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+"""Where LoRA goes in a UNet by default, as in diffusers' own scripts; a family may name more."""
 
 TEXT_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 """Where LoRA goes in a CLIP text encoder: the places of `ATTENTION_PROJECTIONS`."""
@@ -149,14 +152,14 @@ def reference(network: nn.Module, layers: Sequence[BaseTunerLayer] | None = None
             layer._disable_adapters = was_disabled
 
 
-def save_lora(model: StableDiffusion, folder: str | PathLike[str]) -> Path:
+def save_lora(model: Checkpoint, folder: str | PathLike[str]) -> Path:
     """Write the adapter as a LoRA file that stock diffusers loads, and prove that it does.
 
     The file is written beside its place, verified there (see `verify_lora`) and moved in whole, so that a crash or a
     full disk leaves an older file as it was.
 
     Args:
-        model: The live model; adapters on its denoiser, and on its text encoder if there are any, are saved.
+        model: The live model; adapters on its denoiser, and on its text encoders if there are any, are saved.
         folder: Where to put `pytorch_lora_weights.safetensors`; `pipe.load_lora_weights(folder)` reads it.
 
     Returns:
@@ -188,38 +191,33 @@ def save_lora(model: StableDiffusion, folder: str | PathLike[str]) -> Path:
     return folder / WEIGHT_FILE
 
 
-def _write(model: StableDiffusion, folder: Path) -> None:
-    layers, metadata = {}, {}
-    for part, network in (("unet", model.denoiser), ("text_encoder", model.text_encoder)):
+def _write(model: Checkpoint, folder: Path) -> None:
+    told: dict[str, object] = {}
+    for part, network in ((model.family.denoiser, model.denoiser), *model.text_encoders.items()):
         if adapter_layers(network):
             state = get_peft_model_state_dict(network, adapter_name=ADAPTER)
-            layers[part] = {
-                name: tensor.contiguous() for name, tensor in convert_state_dict_to_diffusers(state).items()
-            }
+            if part != model.family.denoiser or model.family.lora_dialect == "diffusers":
+                state = convert_state_dict_to_diffusers(state)
             # transformers notes the folder that the network came from.
             settings = network.peft_config[ADAPTER].to_dict() | {"base_model_name_or_path": None}
+            told[f"{part}_lora_layers"] = {name: tensor.contiguous() for name, tensor in state.items()}
             # Sets have no order: the same adapter would be another file in the next process.
-            metadata[part] = {name: sorted(one) if isinstance(one, set) else one for name, one in settings.items()}
-    if not layers:
+            told[f"{part}_lora_adapter_metadata"] = {
+                name: sorted(one) if isinstance(one, set) else one for name, one in settings.items()
+            }
+    if not told:
         raise InputError("the model carries no adapter, so there is no LoRA to save; call add_lora (or train) first")
-    StableDiffusionPipeline.save_lora_weights(
-        folder,
-        unet_lora_layers=layers.get("unet"),
-        text_encoder_lora_layers=layers.get("text_encoder"),
-        unet_lora_adapter_metadata=metadata.get("unet"),
-        text_encoder_lora_adapter_metadata=metadata.get("text_encoder"),
-        weight_name=WEIGHT_FILE,
-    )
+    type(model.pipe).save_lora_weights(folder, **told, weight_name=WEIGHT_FILE)
 
 
 @torch.no_grad()
-def verify_lora(model: StableDiffusion, folder: str | PathLike[str]) -> None:
+def verify_lora(model: Checkpoint, folder: str | PathLike[str]) -> None:
     """Load a LoRA file into a fresh pipeline and compare one seeded denoise with the live model and with the base.
 
     The fresh pipeline shares the frozen weights with the live one, so this costs no memory to speak of and three
     forwards on one small latent.
     """
-    fresh = fresh_pipeline(model.pipe, without_adapters=True)
+    fresh = fresh_pipeline(model.pipe, model.family, without_adapters=True)
     base_pred = _probe(fresh, model)
     with _quiet_diffusers():
         fresh.load_lora_weights(str(folder))
@@ -251,5 +249,5 @@ def _quiet_diffusers() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def _probe(pipe: StableDiffusionPipeline, model: StableDiffusion) -> Latents:
-    return probe(pipe, model.compute_dtype)["unet"]
+def _probe(pipe: Any, model: Checkpoint) -> Latents:
+    return probe(pipe, model.family, model.compute_dtype)[model.family.denoiser]

@@ -17,8 +17,8 @@ from rpo.adapters.lora_file import inspect_lora
 from rpo.curation.curate_config import SourceConfig
 from rpo.curation.sources import Planned, SourcePlan, planned
 from rpo.data.prompts import read_prompts
+from rpo.models.checkpoint import Checkpoint
 from rpo.models.config import load_model
-from rpo.models.stable_diffusion import StableDiffusion
 from rpo.sampling.sample import image_generator, sample, solving
 from rpo.shapes.evaluate import load_lora
 from rpo.shapes.evaluation import to_pixels
@@ -93,12 +93,12 @@ class Drawer:
             )
             return [Image.fromarray(pixels) for pixels in to_pixels(model.decode(trajectory.x_0))]
 
-    def _ready(self) -> StableDiffusion:
+    def _ready(self) -> Checkpoint:
         if self._model is None:
             self._model = self._with_lora(load_model(self._config.model))
         return self._model
 
-    def _with_lora(self, model: StableDiffusion) -> StableDiffusion:
+    def _with_lora(self, model: Checkpoint) -> Checkpoint:
         if self._config.lora:
             load_lora(model, self._config.lora)
         return model

@@ -15,8 +15,9 @@ float32. Only damaged entries are ever removed: delete the folder to free the sp
 """
 
 import hashlib
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,7 +32,7 @@ from rpo.data.readthrough import Memory, Progress, ReadThrough
 from rpo.data.store import TensorStore
 from rpo.data.transform import PairTransform, TransformDraw, Window
 from rpo.errors import InputError
-from rpo.types import Images, Latents
+from rpo.types import Embedding, Images, Latents
 
 _CHUNK = 16
 
@@ -160,7 +161,7 @@ class EmbeddingCache:
         self,
         folder: str | Path,
         *,
-        encode: Callable[[list[str]], Float[Tensor, "prompts tokens dim"]],
+        encode: Callable[[list[str]], Embedding],
         model_key: str,
         dtype: torch.dtype = torch.float32,
         batch_size: int = 1,
@@ -170,12 +171,16 @@ class EmbeddingCache:
 
         Args:
             folder: Where `embeddings.sqlite` lies; it may serve several models and runs.
+            encode: Prompts to their embeddings. An entry is one row of numbers: all tensors of a prompt, one after the
+                other; their names and shapes are kept once.
             model_key: Fingerprint of all that determines `encode`: tokenizer, weights, the type it computes in.
             batch_size: Prompts encoded in one call; more than 1 is faster, but makes the last bits of an entry depend
                 on what was encoded with it.
             memory: Entries at hand beside the file; None for a memory of its own.
         """
         self._encode_prompts, self._batch_size = encode, batch_size
+        self._shapes: dict[str, torch.Size] = {}
+        self._shapes_key = _key("shapes", model_key, dtype, "")
         self._cache = ReadThrough[str](
             TensorStore(Path(folder) / "embeddings.sqlite"),
             key_of=lambda prompt: _key("embeddings", model_key, dtype, prompt),
@@ -196,9 +201,12 @@ class EmbeddingCache:
         """Requests answered without encoding since this cache was opened."""
         return self._cache.hits
 
-    def embed(self, prompts: Sequence[str]) -> Float[Tensor, "prompts tokens dim"]:
+    def embed(self, prompts: Sequence[str]) -> Embedding:
         """The embedding of each prompt in order, on the CPU; what is missing is encoded and kept."""
-        return self._cache.fetch(prompts)
+        rows = self._cache.fetch(prompts)
+        self._shapes = shapes = self._shapes or _read_shapes(self._cache.store, self._shapes_key)
+        parts = rows.split([shape.numel() for shape in shapes.values()], dim=1)
+        return {name: part.view(-1, *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
     def prefetch(self, prompts: Sequence[str], *, progress: Progress | None = None) -> None:
         """Encode what is missing of many prompts; when interrupted, the next call goes on where this one ended.
@@ -214,8 +222,21 @@ class EmbeddingCache:
 
     def _encode(self, prompts: Sequence[str]) -> Tensor:
         starts = range(0, len(prompts), self._batch_size)
-        batches = [list(prompts[start : start + self._batch_size]) for start in starts]
-        return torch.cat([self._encode_prompts(batch).cpu() for batch in batches])
+        batches = [self._encode_prompts(list(prompts[start : start + self._batch_size])) for start in starts]
+        if not self._shapes:
+            self._shapes = {name: one.shape[1:] for name, one in batches[0].items()}
+            self._cache.store.save({self._shapes_key: _written_shapes(self._shapes)})
+        return torch.cat([torch.cat([one[name].flatten(1).cpu() for name in self._shapes], dim=1) for one in batches])
+
+
+def _written_shapes(shapes: Mapping[str, torch.Size]) -> Tensor:
+    """Names and shapes as the store can keep them: numbers that stand for the characters of JSON."""
+    return torch.tensor(list(json.dumps(shapes).encode()), dtype=torch.float64)
+
+
+def _read_shapes(store: TensorStore, key: bytes) -> dict[str, torch.Size]:
+    text = bytes(store.load([key])[key].to(torch.uint8).tolist())
+    return {name: torch.Size(shape) for name, shape in json.loads(text).items()}
 
 
 def _pixels(requests: Sequence[LatentRequest]) -> Images:

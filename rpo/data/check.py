@@ -247,7 +247,11 @@ def _cut(pairs: Sequence[PreferencePair], model: str | None) -> CutCaptions:
     from rpo.models.tokens import kept_tokens, load_tokenizer  # not at the top: looking at a folder needs no torch
 
     tokenizer = load_tokenizer(model)
-    return cut_captions(captions, kept_tokens(tokenizer), f"the {tokenizer.model_max_length} tokens of {model}")
+    return cut_captions(
+        captions,
+        kept_tokens(tokenizer, tokenizer.model_max_length),
+        f"the {tokenizer.model_max_length} tokens of {model}",
+    )
 
 
 def _margins(pairs: list[PreferencePair]) -> Margins | None:

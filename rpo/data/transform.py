@@ -1,4 +1,4 @@
-"""From two encoded images to two pixel tensors: scale the short side, cut a square, perhaps mirror.
+"""From two encoded images to two pixel tensors: scale to cover the canvas, cut what stands out, perhaps mirror.
 
 The transform draws nothing itself: what chance decides is a `TransformDraw`, so that equal arguments give equal pixels.
 The two images of a pair are cut and mirrored alike when they have one size, because an image and its edit must stay
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rpo.data.preference import PreferencePair, Side
 from rpo.errors import InputError
+from rpo.types import Canvas
 
 _HALF = 0.5  # share of mirrored draws
 
@@ -33,17 +34,17 @@ class TransformDraw:
     flip: bool = False
     """Mirror left and right."""
     crop: tuple[float, float] | None = None
-    """Where the square lies, from 0 (left, top) up to but without 1 (right, bottom); None is the centre."""
+    """Where the window lies, from 0 (left, top) up to but without 1 (right, bottom); None is the centre."""
 
     def __post_init__(self) -> None:
-        """Refuse a square outside the image."""
+        """Refuse a window outside the image."""
         if self.crop is not None and not all(0 <= at < 1 for at in self.crop):
             raise InputError(f"crop is {self.crop}; expected two numbers from 0 up to but without 1; give fractions")
 
 
 @dataclass(frozen=True)
 class Window:
-    """The part of a scaled image that is used. With the image and the resolution, it determines the pixels."""
+    """The part of a scaled image that is used. With the image and the canvas, it determines the pixels."""
 
     left: int
     top: int
@@ -52,31 +53,31 @@ class Window:
 
 @dataclass(frozen=True)
 class PairTransform:
-    """How the images of a preference set become square pixel tensors.
+    """How the images of a preference set become pixel tensors of one size.
 
     Example:
-        >>> transform = PairTransform(resolution=512, flip=True)
+        >>> transform = PairTransform(Canvas(512, 512), flip=True)
         >>> draw = transform.draw(seed=0, pair_index=3, draw_index=1)
     """
 
-    resolution: int
-    """Side of the square in pixels; the model's image size."""
+    canvas: Canvas
+    """The size that the model is trained at."""
     crop: Literal["center", "random"] = "center"
-    """Which square of an oblong image. "random" gives a cache as many entries an image as it has positions."""
+    """Which part of an image of another shape. "random" gives a cache as many entries an image as it has positions."""
     flip: bool = False
     """Mirror half of the draws. Off by default: mirrored, "left of" becomes "right of", and writing unreadable."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be a transform."""
-        if self.resolution < 1:
-            raise InputError(f"resolution is {self.resolution}; expected a positive number of pixels; try 512")
+        if min(self.canvas) < 1:
+            raise InputError(f"the canvas is {self.canvas}; expected a positive number of pixels; try 512x512")
         if self.crop not in ("center", "random"):
             raise InputError(f'crop is {self.crop!r}; expected "center" or "random"; choose one')
 
     @property
     def key(self) -> str:
         """Everything besides image and window that determines the pixels, the decoder's version included."""
-        return f"pillow {PIL.__version__}, as seen, bilinear, short side {self.resolution}"
+        return f"pillow {PIL.__version__}, as seen, bilinear, covering {self.canvas}"
 
     def draw(self, *, seed: int, pair_index: int, draw_index: int) -> TransformDraw:
         """Decide for one use of a pair; the same three numbers give the same decision."""
@@ -95,13 +96,13 @@ class PairTransform:
         return self._window(chosen, centred), self._window(rejected, centred)
 
     def pixels(self, image: Image.Image, window: Window) -> Float[Tensor, "3 height width"]:
-        """The pixels of an RGB image in a window, in [0, 1]; not resampled if the short side fits already."""
+        """The pixels of an RGB image in a window, in [0, 1]; not resampled if it fits already."""
         scaled = self._scaled(image.size)
         if scaled != image.size:
             image = image.resize(scaled, Image.Resampling.BILINEAR)
-        side = self.resolution
-        values = np.asarray(image, dtype=np.uint8)[window.top : window.top + side, window.left : window.left + side]
-        if values.shape[:2] != (side, side):
+        bottom, right = window.top + self.canvas.height, window.left + self.canvas.width
+        values = np.asarray(image, dtype=np.uint8)[window.top : bottom, window.left : right]
+        if values.shape[:2] != self.canvas:
             raise InputError(f"{window} leaves the image of {image.size}; expected one of `windows` for its size")
         if window.flip:
             values = values[:, ::-1]
@@ -112,12 +113,14 @@ class PairTransform:
         return self.pixels(pair.decode(side), window)
 
     def _scaled(self, size: Size) -> Size:
-        width, height = size
-        short = min(size)
-        return self.resolution * width // short, self.resolution * height // short  # rounds as torchvision's Resize
+        (width, height), canvas = size, self.canvas
+        if canvas.width * height >= canvas.height * width:  # rounds as torchvision's Resize
+            return canvas.width, canvas.width * height // width
+        return canvas.height * width // height, canvas.height
 
     def _window(self, size: Size, draw: TransformDraw) -> Window:
-        spare = tuple(length - self.resolution for length in self._scaled(size))
+        width, height = self._scaled(size)
+        spare = (width - self.canvas.width, height - self.canvas.height)
         if draw.crop is None:
             left, top = (round(room / 2) for room in spare)  # as torchvision's CenterCrop
         else:

@@ -1,17 +1,19 @@
-"""The seam between algorithms and checkpoints: everything rpo needs from a model, and guidance.
+"""The seam between algorithms and checkpoints, in one page: what rpo needs of a model, and what a family has to tell.
 
-A trainer or sampler sees a `DiffusionModel` and nothing below it; a new model family is one more file beside this one.
-Classifier-free guidance (Ho & Salimans, arXiv:2207.12598) is a formula over two predictions and lives here, once.
+A trainer or sampler sees a `DiffusionModel` and nothing below it. `rpo.models.checkpoint.Checkpoint` is one, for every
+family of diffusers pipelines: what is the same for all families is written there once, what differs is a `Family`. A
+new family is one file in `families/` and one line of its table.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from rpo.process.schedule import Process
-from rpo.types import Conditioning, Grid, Images, Latents, Node, PredictionType
+from rpo.types import Canvas, Conditioning, Embedding, Grid, Images, Latents, Node, PredictionType
 
 
 class DiffusionModel(Protocol):
@@ -22,6 +24,7 @@ class DiffusionModel(Protocol):
 
     prediction_type: PredictionType
     num_train_timesteps: int
+    """The unit of time that the network is told: 0 at the data end to this at the noise end."""
 
     @property
     def process(self) -> Process:
@@ -39,17 +42,20 @@ class DiffusionModel(Protocol):
         ...
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(c, h, w) of one latent at the checkpoint's native resolution."""
+    def canvas(self) -> Canvas:
+        """The native size of an image."""
         ...
 
-    @property
-    def image_size(self) -> int:
-        """Side of a native image in pixels."""
+    def latent_shape(self, canvas: Canvas | None = None) -> tuple[int, int, int]:
+        """(c, h, w) of the latents of one image; by default of a native one."""
         ...
 
-    def grid(self, num_steps: int) -> Grid:
+    def grid(self, num_steps: int, canvas: Canvas | None = None) -> Grid:
         """The nodes of a sampler of `num_steps` steps, spaced as the checkpoint's own scheduler says."""
+        ...
+
+    def flow_shift(self, canvas: Canvas | None = None) -> float:
+        """Of a flow model: s of its sampler's sigma = s t / (1 + (s - 1) t); 1 of any other."""
         ...
 
     def node(self, timestep: Tensor) -> Node:
@@ -70,6 +76,125 @@ class DiffusionModel(Protocol):
 
     def decode(self, latents: Latents) -> Images:
         """Images of scaled latents."""
+        ...
+
+
+class Schedule(Protocol):
+    """The noise schedule of a checkpoint, read from its scheduler's configuration; see `rpo.models.schedules`."""
+
+    prediction_type: PredictionType
+    num_train_timesteps: int
+    config: Mapping[str, Any]
+
+    @property
+    def process(self) -> Process:
+        """The same in continuous time."""
+        ...
+
+    def grid(self, num_steps: int, sequence_length: int) -> Grid:
+        """The nodes at which the checkpoint's own pipeline would step; some lie elsewhere for larger images."""
+        ...
+
+    def node(self, timestep: Tensor) -> Node:
+        """Alpha and sigma at one training timestep per sample, `[batch, 1, 1, 1]`."""
+        ...
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """A training timestep, by the density that such checkpoints are trained with."""
+        ...
+
+    def shift(self, sequence_length: int) -> float:
+        """See `DiffusionModel.flow_shift`."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """How far the text encoders read into a prompt."""
+
+    tokenizer: Any
+    """Of the encoder that reads furthest."""
+    max_length: int
+    """Tokens that it takes, marks included."""
+    refuses_longer: bool = False
+    """Whether a longer prompt is an error, and not cut as the pipeline does."""
+
+
+class Family(Protocol):
+    """What differs between families of pipelines; stateless, one file each. See `docs/add_a_family.md`."""
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        ...
+
+    @property
+    def pipelines(self) -> tuple[str, ...]:
+        """Classes of diffusers whose parts make such a text-to-image pipeline; the first is that pipeline itself."""
+        ...
+
+    @property
+    def denoiser(self) -> str:
+        """Name of the trainable part in the pipeline, which is also that of its layers in a LoRA file."""
+        ...
+
+    @property
+    def parts(self) -> Mapping[str, str]:
+        """Class of diffusers of the denoiser and the autoencoder, by the part's name."""
+        ...
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """Names of the text encoders; a pipeline may lack some of them."""
+        ...
+
+    @property
+    def load_options(self) -> Mapping[str, Any]:
+        """What `from_pretrained` is given beside the types."""
+        ...
+
+    @property
+    def single_file_key(self) -> str:
+        """Part of a tensor's name by which a single-file checkpoint of this family is known; empty for the default."""
+        ...
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        """Where LoRA goes by default: name endings of layers."""
+        ...
+
+    @property
+    def lora_dialect(self) -> str:
+        """How its LoRA files name the denoiser's factors: "diffusers" (lora.down) or "peft" (lora_A)."""
+        ...
+
+    @property
+    def widens_autoencoder(self) -> bool:
+        """Whether a float16 autoencoder is to compute in float32 where its configuration says so, as it overflows."""
+        ...
+
+    def refuse(self, pipe: Any) -> None:
+        """Refuse a pipeline of the right class that is another kind of model, such as an inpainting one."""
+        ...
+
+    def schedule(self, pipe: Any) -> Schedule:
+        """The noise schedule that the pipeline's scheduler states."""
+        ...
+
+    def sequence_length(self, pipe: Any, latent_shape: tuple[int, int, int]) -> int:
+        """Tokens that an image of this size has in the denoiser; its cells where it has none."""
+        ...
+
+    def context(self, pipe: Any) -> TextContext:
+        """How far the text encoders read into a prompt."""
+        ...
+
+    def embed(self, pipe: Any, prompts: list[str], device: torch.device) -> Embedding:
+        """Embeddings of prompts as the pipeline itself makes them; of "" what it takes for no prompt."""
+        ...
+
+    def forward(self, pipe: Any, network: Any, x_t: Latents, timestep: Tensor, embedding: Embedding) -> Latents:
+        """The network's output: what `prediction_type` says, for a timestep in `[0, num_train_timesteps]`."""
         ...
 
 

@@ -8,10 +8,7 @@ from rpo.ranges import Text
 from rpo.settings import settings
 
 if TYPE_CHECKING:
-    from rpo.models.stable_diffusion import StableDiffusion
-
-ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
-"""Where LoRA goes in a denoiser by default: the attention projections, as in diffusers' own scripts."""
+    from rpo.models.checkpoint import Checkpoint
 
 Attention = Literal["sdpa", "xformers"]
 """`sdpa` is torch's scaled-dot-product attention, which picks flash or memory-efficient kernels by itself."""
@@ -30,13 +27,14 @@ class ModelConfig:
     """Of all weights. bfloat16 (float16 on older GPUs) halves memory; adapters stay float32."""
 
     compute_dtype: DType | None = None
-    """What the UNet computes in; nothing means `dtype`. bfloat16 over float32 weights is mixed precision."""
+    """What the denoiser computes in; nothing means `dtype`. bfloat16 over float32 weights is mixed precision."""
 
     device: Text = "auto"
     """"auto" takes this process's GPU when there is one."""
 
     single_file_config: Text | None = None
-    """For a single file: a diffusers folder or hub id with its architecture; nothing means SD 1.5's, from the hub."""
+    """For a single file: a diffusers folder or hub id with its architecture; nothing means
+    that of its family's first release, from the hub."""
 
     revision: Text | None = None
     """Of a hub id."""
@@ -48,23 +46,23 @@ class ModelConfig:
     """"sdpa" (torch's own), or "xformers", which falls back to sdpa with a warning where it does not run."""
 
     channels_last: bool = False
-    """Memory format of the UNet; faster convolutions on CUDA."""
+    """Memory format of the denoiser; faster convolutions on CUDA."""
 
     compile: bool = False
-    """Compile the UNet on first use; pays off in runs of thousands of updates on CUDA."""
+    """Compile the denoiser on first use; pays off in runs of thousands of updates on CUDA."""
 
 
-def load_model(config: ModelConfig) -> "StableDiffusion":
+def load_model(config: ModelConfig) -> "Checkpoint":
     """The checkpoint that a configuration names, on this process's device."""
     import torch  # not at the top: the command line describes these settings before anything has loaded
 
     from rpo.devices import device_named, slow_type_note
-    from rpo.models.stable_diffusion import StableDiffusion
+    from rpo.models.checkpoint import Checkpoint
 
     device = device_named(config.device)
     if note := slow_type_note(device, getattr(torch, config.compute_dtype or config.dtype)):
         tqdm.write(note)
-    return StableDiffusion.load(
+    return Checkpoint.load(
         config.source,
         device=device,
         dtype=getattr(torch, config.dtype),

@@ -1,16 +1,23 @@
 """How a denoiser is executed: attention kernels, memory format, compilation. None of it changes what is computed."""
 
 import warnings
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import XFormersAttnProcessor
 
 from rpo.models.config import Attention
 
 
+def computing_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
+    """Inside, matrix products and convolutions are of this type; of float32 nothing is changed."""
+    is_mixed = dtype != torch.float32
+    return torch.autocast(device.type, dtype=dtype if is_mixed else None, enabled=is_mixed)
+
+
 def prepare_denoiser(
-    denoiser: UNet2DConditionModel,
+    denoiser: Any,
     *,
     compute_dtype: torch.dtype,
     attention: Attention = "sdpa",

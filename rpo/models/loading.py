@@ -1,44 +1,41 @@
-"""From a source a person names to a `StableDiffusionPipeline`, refused at the door when it is none or is incomplete."""
+"""From a source a person names to a pipeline of a known family, refused at the door when it is none or incomplete."""
 
 import json
 import re
 import struct
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
 
 import rpo.shapes
 from rpo.errors import InputError
-from rpo.models.plain import refuse_altered
+from rpo.models.base import Family
+from rpo.models.families import FAMILIES, family_named, family_of_file
 
-COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-WEIGHTED = ("unet", "vae", "text_encoder")
 SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt")
 
-OTHER_DENOISERS = {8: "an instruct-pix2pix UNet (an editor)", 9: "an inpainting UNet"}
-"""UNets of the same shape but for their input channels, which need more than a prompt."""
+LOAD_ERRORS = (SafetensorError, SingleFileComponentError, OSError, RuntimeError, KeyError, ValueError)
 
-SAME_PARTS = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
-"""Pipelines of Stable Diffusion 1.x/2.x whose parts make a text-to-image pipeline."""
+DISTILLED = re.compile(r"turbo|lightning|lcm|hyper-?sd|schnell|distill|flash", re.IGNORECASE)
+"""Names of checkpoints that were distilled to a few steps without guidance."""
 
 
 def load_pipeline(
-    source: str | PathLike[str] | StableDiffusionPipeline,
+    source: str | PathLike[str] | DiffusionPipeline,
     *,
     dtype: torch.dtype = torch.float32,
     config: str | PathLike[str] | None = None,
     revision: str | None = None,
     variant: str | None = None,
-) -> StableDiffusionPipeline:
-    """Load a Stable Diffusion pipeline from a folder, a hub id, a single file, or take one as it is.
-
-    The safety checker is left out: training judges latents, and a blacked-out image is no sample of the model. It
-    stays in the checkpoint itself, and in whatever pipeline the trained adapter is loaded into.
+) -> Any:
+    """Load a pipeline from a folder, a hub id, a single file, or take one as it is.
 
     Args:
         source: A pipeline object, folder, hub id ("owner/name"), single `.safetensors` / `.ckpt` file, or "shapes".
@@ -46,94 +43,110 @@ def load_pipeline(
         config: For a single file, the diffusers folder or hub id that tells its architecture.
     """
     if isinstance(source, DiffusionPipeline):
-        check_pipeline(source)
+        family_of(source)
         return source
     if source == "shapes":
         source = rpo.shapes.path()
     path = Path(source)
+    refuse_distilled(path.name)
     if path.is_file():
         return _load_single_file(path, dtype=dtype, config=config)
     if path.is_dir():
-        check_folder(path, variant=variant)
+        family = check_folder(path, variant=variant)
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise InputError(f"'{source}' is neither a folder, a file nor a hub id; give a path that exists or owner/name")
-    elif (class_name := _class_name(source, revision)) not in SAME_PARTS:
-        refuse_family(f"'{source}'", class_name)
+    else:
+        family = _known(f"'{source}'", _class_name(source, revision))
     try:
-        pipe = StableDiffusionPipeline.from_pretrained(
-            source,
-            dtype=dtype,
-            revision=revision,
-            variant=variant,
-            safety_checker=None,
-            requires_safety_checker=False,
+        pipe = _pipeline_class(family).from_pretrained(
+            source, dtype=dtype, revision=revision, variant=variant, **family.load_options
         )
-    except (SafetensorError, OSError, RuntimeError, KeyError) as error:
-        raise InputError(f"'{source}' does not load as a Stable Diffusion pipeline: {error}") from error
-    check_nothing_missing(pipe, path)
+    except LOAD_ERRORS as error:
+        raise InputError(f"'{source}' does not load as a {family.name} pipeline: {error}") from error
+    check_nothing_missing(pipe, family, path)
     return pipe
 
 
-def _load_single_file(path: Path, *, dtype: torch.dtype, config: str | PathLike[str] | None) -> StableDiffusionPipeline:
+def _pipeline_class(family: Family) -> Any:
+    return getattr(diffusers, family.pipelines[0])
+
+
+def _load_single_file(path: Path, *, dtype: torch.dtype, config: str | PathLike[str] | None) -> Any:
     if path.suffix not in SINGLE_FILE_SUFFIXES:
         raise InputError(f"'{path}' is a {path.suffix or 'nameless'} file, but a checkpoint is .safetensors or .ckpt")
+    family = FAMILIES[0]
     if path.suffix == ".safetensors":
         check_safetensors(path)
+        family = family_of_file(_announced_tensors(path))
     try:
-        pipe = StableDiffusionPipeline.from_single_file(
+        pipe = _pipeline_class(family).from_single_file(
             str(path), dtype=dtype, config=None if config is None else str(config)
         )
     except NotImplementedError as error:  # torch's, on moving a network that did not get all of its tensors
         raise InputError(
-            f"'{path}' lacks tensors of its UNet or VAE; it is incomplete, or not of the architecture that "
+            f"'{path}' lacks tensors of its denoiser or VAE; it is incomplete, or not of the architecture that "
             f"config={config} tells: get it again, or give the diffusers folder of its architecture"
         ) from error
-    except (SafetensorError, SingleFileComponentError, OSError, RuntimeError, KeyError, ValueError) as error:
+    except LOAD_ERRORS as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"'{path}' does not load as a single-file Stable Diffusion checkpoint: {reason}; if its architecture is "
-            "not SD 1.5's, or there is no network, give config=<a diffusers folder of the same architecture>"
+            f"'{path}' does not load as a single-file {family.name} checkpoint: {reason}; if its architecture is "
+            "not that of the family's first release, or there is no network, give config=<a diffusers folder of the "
+            "same architecture>"
         ) from error
-    text_encoder = pipe.text_encoder.named_parameters()
-    _refuse_missing(path, [f"text_encoder.{name}" for name, tensor in text_encoder if tensor.is_meta])
+    for name in family.text_encoders:
+        if pipe.components[name] is not None:
+            named = pipe.components[name].named_parameters()
+            _refuse_missing(path, [f"{name}.{one}" for one, tensor in named if tensor.is_meta])
     return pipe
 
 
-def check_pipeline(pipe: DiffusionPipeline) -> None:
-    """Refuse a pipeline that is not Stable Diffusion 1.x/2.x text-to-image, or lacks a component."""
-    if not isinstance(pipe, StableDiffusionPipeline):
-        refuse_family("the pipeline", type(pipe).__name__)
-    missing = [name for name in COMPONENTS if pipe.components[name] is None]
+def family_of(pipe: Any) -> Family:
+    """The family of a pipeline; refused if it is none of those known, is distilled, or lacks a component."""
+    family = _known("the pipeline", type(pipe).__name__)
+    if type(pipe).__name__ != family.pipelines[0]:
+        _refuse_class("the pipeline", type(pipe).__name__)
+    refuse_distilled(Path(str(pipe.name_or_path or "")).name)
+    needed = (*family.parts, "scheduler", *(name for name in family.text_encoders if name not in _dispensable(pipe)))
+    missing = [name for name in needed if pipe.components[name] is None]
     if missing:
-        raise InputError(f"the pipeline has no {', '.join(missing)}; load it with all of {', '.join(COMPONENTS)}")
-    refuse_altered(pipe)
-    config = pipe.unet.config
-    if config["in_channels"] != pipe.vae.config["latent_channels"]:
-        kind = OTHER_DENOISERS.get(config["in_channels"], "another kind of UNet")
+        raise InputError(f"the pipeline has no {', '.join(missing)}; load it with all of {', '.join(needed)}")
+    return family
+
+
+def _dispensable(pipe: Any) -> Iterable[str]:
+    """Text encoders without which the pipeline draws: T5 beside two others."""
+    return ("text_encoder_3",) if "text_encoder_3" in pipe.components else ()
+
+
+def refuse_distilled(name: str) -> None:
+    """Refuse a checkpoint that its name calls distilled: it draws in a few steps of another process."""
+    if found := DISTILLED.search(name):
         raise InputError(
-            f"the UNet takes {config['in_channels']} channels: {kind}, but a text-to-image UNet takes "
-            f"{pipe.vae.config['latent_channels']}; use the text-to-image checkpoint that it was made from"
+            f"'{name}' is called {found[0]!r}, a checkpoint distilled to a few steps, which is not supported yet; "
+            "train the base that it was distilled from (or rename the folder if the name means something else)"
         )
-    for key, kind in (("addition_embed_type", "SDXL"), ("time_cond_proj_dim", "a guidance-distilled UNet (LCM)")):
-        if config[key] is not None:
-            raise InputError(f"the UNet has {key}={config[key]!r}: {kind}, but SD 1.x/2.x is needed; use its own base")
 
 
-def refuse_family(what: str, class_name: str) -> None:
-    """Say of a pipeline of another class which family it is, and what is supported."""
-    family = re.split(r"Pipeline|Img2Img|Inpaint|ControlNet|Control(?=P)", class_name)[0] or class_name
+def _known(what: str, class_name: str) -> Family:
+    family = family_named(class_name)
+    if family is None:
+        _refuse_class(what, class_name)
+        raise AssertionError
+    return family
+
+
+def _refuse_class(what: str, class_name: str) -> None:
+    """Say of a pipeline of another class what is supported."""
+    known = ", ".join(family.pipelines[0] for family in FAMILIES)
     if "Pipeline" not in class_name:
         raise InputError(
-            f"{what} is a {class_name}, but a Stable Diffusion 1.x/2.x text-to-image pipeline is needed; load one with "
-            "StableDiffusionPipeline.from_pretrained(CHECKPOINT)"
+            f"{what} is a {class_name}, but a text-to-image pipeline is needed, one of {known}; load one with "
+            "from_pretrained(CHECKPOINT)"
         )
-    if family == "StableDiffusion":
-        advice = "the text-to-image checkpoint that it was made from, or load its parts with StableDiffusionPipeline"
-    else:
-        advice = "such a checkpoint; SDXL, SD 3, FLUX, PixArt, Sana and other families are not supported yet"
     raise InputError(
-        f"{what} is a {class_name}, but Stable Diffusion 1.x/2.x text-to-image is needed; its family is {family}: give "
-        f"{advice}"
+        f"{what} is a {class_name}, but one of these is needed: {known}; give the text-to-image checkpoint that it was "
+        "made from, or add its family (docs/add_a_family.md)"
     )
 
 
@@ -149,44 +162,50 @@ def _class_name(source: str | PathLike[str], revision: str | None = None) -> str
         ) from error
 
 
-def check_folder(folder: Path, *, variant: str | None = None) -> None:
+def check_folder(folder: Path, *, variant: str | None = None) -> Family:
     """Refuse a diffusers folder with a missing component or truncated weights, before anything is loaded."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise InputError(
             f"'{folder}' has no model_index.json, so it is no diffusers pipeline; give the folder that holds it"
         )
-    if (class_name := _class_name(folder)) not in SAME_PARTS:
-        refuse_family(f"'{folder}'", class_name)
-    for component in COMPONENTS:
+    family = _known(f"'{folder}'", _class_name(folder))
+    stated = DiffusionPipeline.load_config(folder)
+    names = [*family.parts, *family.text_encoders]
+    weighted = [name for name in names if stated.get(name, [None])[0] is not None]
+    tokenizers = [name.replace("text_encoder", "tokenizer") for name in weighted if name in family.text_encoders]
+    for component in (*weighted, *tokenizers, "scheduler"):
         if not (folder / component).is_dir():
             raise InputError(
                 f"'{folder}' lacks its component {component}/; copy or download the whole checkpoint again"
             )
-    for component in WEIGHTED:
-        stem = f".{variant}." if variant else "."
-        files = sorted((folder / component).glob(f"*{stem}safetensors")) or sorted(
-            (folder / component).glob(f"*{stem}bin")
-        )
-        if not files:
-            raise InputError(f"'{folder / component}' holds no weights (*{stem}safetensors); download it again")
-        for file in files:
-            if file.suffix == ".safetensors":
-                check_safetensors(file)
+    for component in weighted:
+        _check_weight_files(folder / component, f".{variant}." if variant else ".")
+    return family
 
 
-def check_nothing_missing(pipe: StableDiffusionPipeline, folder: Path) -> None:
+def _check_weight_files(folder: Path, stem: str) -> None:
+    files = sorted(folder.glob(f"*{stem}safetensors")) or sorted(folder.glob(f"*{stem}bin"))
+    if not files:
+        raise InputError(f"'{folder}' holds no weights (*{stem}safetensors); download it again")
+    for file in files:
+        if file.suffix == ".safetensors":
+            check_safetensors(file)
+
+
+def check_nothing_missing(pipe: Any, family: Family, folder: Path) -> None:
     """Refuse a pipeline some of whose tensors were not in its files: libraries only warn and take random weights."""
-    for part in ("unet", "vae"):
+    for part in family.parts:
         _refuse_missing(
             folder / part, [name for name, tensor in pipe.components[part].named_parameters() if tensor.is_meta]
         )
-    files = list((folder / "text_encoder").glob("*.safetensors"))
-    if files:
-        # Older files have one more level, text_model., than newer classes.
-        stored = {name.removeprefix("text_model.") for file in files for name in _announced_tensors(file)}
-        wanted = (name.removeprefix("text_model.") for name, _ in pipe.text_encoder.named_parameters())
-        _refuse_missing(folder / "text_encoder", [name for name in wanted if name not in stored])
+    for part in family.text_encoders:
+        files = list((folder / part).glob("*.safetensors"))
+        if files and pipe.components[part] is not None:
+            # Older files have one more level, text_model., than newer classes.
+            stored = {name.removeprefix("text_model.") for file in files for name in _announced_tensors(file)}
+            wanted = (name.removeprefix("text_model.") for name, _ in pipe.components[part].named_parameters())
+            _refuse_missing(folder / part, [name for name in wanted if name not in stored])
 
 
 def _refuse_missing(part: Path, missing: list[str]) -> None:

@@ -6,15 +6,16 @@ pipeline of the same parts against the live one, on one small latent.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
 from rpo.errors import InputError
-
-PARTS = ("unet", "vae", "text_encoder")
+from rpo.models import latents as autoencoder
+from rpo.models.base import Family
+from rpo.models.execution import computing_in
 
 PROBE_SIDE, IMAGE_LATENT_SIDE = 16, 4
 """Sides of the latents that the UNet and the VAE are probed with: small, but they pass every level."""
@@ -23,23 +24,37 @@ PROBE_PROMPT = "a photo of a red circle"
 _FREEU = ("s1", "s2", "b1", "b2")
 
 
-def refuse_altered(pipe: StableDiffusionPipeline) -> None:
+def parts_of(pipe: Any, family: Family) -> dict[str, nn.Module]:
+    """The networks of a pipeline by name: denoiser, autoencoder, and the text encoders that it has."""
+    names = (*family.parts, *family.text_encoders)
+    return {name: pipe.components[name] for name in names if pipe.components[name] is not None}
+
+
+def refuse_altered(pipe: Any, family: Family) -> None:
     """Refuse a pipeline to which something known was done: a switch, a wrapper, a hook, a patch."""
-    for part in PARTS:
-        network = pipe.components[part]
-        for find in (_compiled, _of_another_class, _switched, _hooked, _patched):
+    parts = parts_of(pipe, family)
+    for part, network in parts.items():
+        for find in (_compiled, partial(_of_another_class, family), _switched, _hooked, _patched):
             if (fault := find(part, network)) is not None:
                 raise InputError(f"{fault[0]}; expected the plain network, for that is what others load: {fault[1]}")
-    _refuse_scattered(pipe)
+    _refuse_scattered(parts)
+    family.refuse(pipe)
 
 
-def refuse_strange(pipe: StableDiffusionPipeline, compute_dtype: torch.dtype) -> None:
+def refuse_strange(pipe: Any, family: Family, compute_dtype: torch.dtype) -> None:
     """Refuse a pipeline that computes something else than a fresh one of the same weights; adapters count as parts."""
-    fresh, live = _outcome(fresh_pipeline, pipe, compute_dtype), _outcome(lambda same: same, pipe, compute_dtype)
+    fresh = _outcome(lambda: fresh_pipeline(pipe, family), family, compute_dtype)
+    live = _outcome(lambda: pipe, family, compute_dtype)
     # Rounding of other kernels, memory formats and sliced attention is far below, what is switched on far above.
-    is_single = {compute_dtype, *(pipe.components[part].dtype for part in PARTS)} <= {torch.float32, torch.float64}
-    tolerance = 1e-3 if is_single else 5e-2
+    dtypes = {compute_dtype, *(network.dtype for network in parts_of(pipe, family).values())}
+    tolerance = 1e-3 if dtypes <= {torch.float32, torch.float64} else 5e-2
     for part, wanted in fresh.items():
+        if not wanted.isfinite().all():
+            raise InputError(
+                f"the pipeline's {part} gives numbers that are not finite on a plain input (the autoencoder computes "
+                f"in {pipe.vae.dtype}, the denoiser in {compute_dtype}): it overflows; load the checkpoint with "
+                "dtype=torch.bfloat16, or one whose autoencoder was mended for float16"
+            )
         error = (live[part] - wanted).abs().max().item()
         if not error <= tolerance * max(wanted.abs().max().item(), 1e-3):
             raise InputError(
@@ -49,18 +64,27 @@ def refuse_strange(pipe: StableDiffusionPipeline, compute_dtype: torch.dtype) ->
             )
 
 
-def fresh_pipeline(pipe: StableDiffusionPipeline, *, without_adapters: bool = False) -> StableDiffusionPipeline:
+def fresh_pipeline(pipe: Any, family: Family, *, without_adapters: bool = False) -> Any:
     """A pipeline of new networks on the same weights, with nothing that was done to the old ones.
 
     Args:
         pipe: The old one; it shares its weights, so this costs no memory to speak of.
         without_adapters: Whether parts with adapters come fresh, too, as their base; else they are shared as they are.
     """
-    parts = dict(pipe.components) | {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
-    for part in PARTS:
-        if without_adapters or not carries_adapter(pipe.components[part]):
-            parts[part] = _fresh(pipe.components[part])
-    return StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    parts = dict(pipe.components) | dict.fromkeys(pipe._optional_components) | family_options(pipe, family)
+    for part in family.text_encoders:  # which some families count among the optional ones
+        for name in (part, part.replace("text_encoder", "tokenizer")):
+            parts[name] = pipe.components[name]
+    for part, network in parts_of(pipe, family).items():
+        if without_adapters or not carries_adapter(network):
+            parts[part] = _fresh(network)
+    return type(pipe)(**parts)
+
+
+def family_options(pipe: Any, family: Family) -> dict[str, Any]:
+    """What a pipeline was made with beside its components."""
+    kept = {name: value for name, value in pipe.config.items() if name not in pipe.components and name[0] != "_"}
+    return {**kept, **family.load_options}
 
 
 def carries_adapter(network: nn.Module) -> bool:
@@ -68,41 +92,42 @@ def carries_adapter(network: nn.Module) -> bool:
     return any(".base_layer." in name for name, _ in network.named_parameters())
 
 
-def probe_side(pipe: StableDiffusionPipeline) -> int:
-    """Side of the smallest latents that are worth a look: as many as the UNet's levels need."""
-    return max(PROBE_SIDE, 2 ** (len(pipe.unet.config["block_out_channels"]) - 1))
+def probe_side(pipe: Any, family: Family) -> int:
+    """Side of the smallest latents that are worth a look: as many as the denoiser's levels need."""
+    levels = pipe.components[family.denoiser].config.get("block_out_channels") or ()
+    return max(PROBE_SIDE, 2 ** max(0, len(levels) - 1))
 
 
 @torch.no_grad()
-def probe(pipe: StableDiffusionPipeline, compute_dtype: torch.dtype) -> Mapping[str, Tensor]:
+def probe(pipe: Any, family: Family, compute_dtype: torch.dtype) -> Mapping[str, Tensor]:
     """What each part puts out for one fixed small input, float32."""
-    device, dtype = pipe.unet.conv_in.weight.device, pipe.unet.conv_in.weight.dtype
-    side = probe_side(pipe)
+    network, vae = pipe.components[family.denoiser], pipe.components["vae"]
+    weight = next(network.parameters())
+    side, channels = probe_side(pipe, family), network.config["in_channels"]
     generator = torch.Generator("cpu").manual_seed(0)
-    x_t = torch.randn(
-        1, pipe.unet.config["in_channels"], side, side, generator=generator, dtype=torch.float32, device="cpu"
-    )
+    x_t = torch.randn(1, channels, side, side, generator=generator, dtype=torch.float32, device="cpu")
     # A compiled network would be compiled for a size that nobody asks for again.
     with torch.compiler.set_stance("force_eager"):
-        embeds = pipe.encode_prompt(PROBE_PROMPT, device, 1, False)[0]
-        is_mixed = compute_dtype != torch.float32
-        with torch.autocast(device.type, dtype=compute_dtype if is_mixed else None, enabled=is_mixed):
-            timestep = torch.full((1,), pipe.scheduler.config["num_train_timesteps"] // 2, device=device)
-            noise_pred = pipe.unet(x_t.to(device, dtype), timestep, encoder_hidden_states=embeds.to(dtype)).sample
-        latents = x_t[:, : pipe.vae.config["latent_channels"], :IMAGE_LATENT_SIDE, :IMAGE_LATENT_SIDE]
-        image = pipe.vae.decode(latents.to(device, pipe.vae.dtype)).sample
-        encoded = pipe.vae.encode(image.clamp(-1, 1)).latent_dist.mean
-    vae = torch.cat([image.flatten(), encoded.flatten()])
-    return {"text_encoder": embeds.float(), "unet": noise_pred.float(), "vae": vae.float()}
+        embedding = family.embed(pipe, [PROBE_PROMPT], weight.device)
+        timestep = torch.full((1,), pipe.scheduler.config["num_train_timesteps"] // 2, device=weight.device)
+        cast = {name: one.to(weight.dtype) for name, one in embedding.items()}
+        with computing_in(compute_dtype, weight.device):
+            noise_pred = family.forward(pipe, network, x_t.to(weight.device, weight.dtype), timestep, cast)
+        latents = x_t[:, : vae.config["latent_channels"], :IMAGE_LATENT_SIDE, :IMAGE_LATENT_SIDE]
+        with autoencoder.widened(vae, is_on=family.widens_autoencoder):
+            image = vae.decode(latents.to(weight.device, vae.dtype)).sample
+            encoded = vae.encode(image.clamp(-1, 1)).latent_dist.mean
+    texts = torch.cat([one.flatten() for one in embedding.values()])
+    return {
+        ", ".join(name for name in family.text_encoders if pipe.components[name] is not None): texts.float(),
+        family.denoiser: noise_pred.float(),
+        "vae": torch.cat([image.flatten(), encoded.flatten()]).float(),
+    }
 
 
-def _outcome(
-    make: Callable[[StableDiffusionPipeline], StableDiffusionPipeline],
-    pipe: StableDiffusionPipeline,
-    compute_dtype: torch.dtype,
-) -> Mapping[str, Tensor]:
+def _outcome(make: Callable[[], Any], family: Family, compute_dtype: torch.dtype) -> Mapping[str, Tensor]:
     try:
-        return probe(make(pipe), compute_dtype)
+        return probe(make(), family, compute_dtype)
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
@@ -143,21 +168,22 @@ def _compiled(part: str, network: nn.Module) -> Fault:
     )
 
 
-def _of_another_class(part: str, network: nn.Module) -> Fault:
-    needed = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": nn.Module}[part]
-    if isinstance(network, needed):
+def _of_another_class(family: Family, part: str, network: nn.Module) -> Fault:
+    needed = family.parts.get(part)
+    if needed is None or any(one.__name__ == needed for one in type(network).__mro__):
         return None
     return (
-        f"the pipeline's {part} is a {type(network).__name__}, but {needed.__name__} is needed",
+        f"the pipeline's {part} is a {type(network).__name__}, but {needed} is needed",
         f"hand over the network itself (of a wrapper: pipe.{part} = pipe.{part}.module), or load the checkpoint's own",
     )
 
 
 def _switched(part: str, network: Any) -> Fault:
-    if part == "text_encoder":
+    if part.startswith("text_encoder"):
         return None
     processors = {type(one).__name__ for one in network.attn_processors.values()}
-    if part == "unet" and any(vars(block).get(name) is not None for block in network.up_blocks for name in _FREEU):
+    blocks = network.up_blocks if part == "unet" else ()
+    if any(vars(block).get(name) is not None for block in blocks for name in _FREEU):
         return "FreeU is switched on (enable_freeu)", "call pipe.disable_freeu(), and switch it on again afterwards"
     if any("Fused" in name for name in processors):
         return (
@@ -166,7 +192,7 @@ def _switched(part: str, network: Any) -> Fault:
             f"call pipe.unfuse_qkv_projections() (or pipe.{part}.unfuse_qkv_projections())",
         )
     if any(name.startswith("IPAdapter") for name in processors):
-        return "the UNet has an IP-Adapter, which wants an image beside the prompt", "call pipe.unload_ip_adapter()"
+        return f"pipe.{part} has an IP-Adapter, which wants an image beside the prompt", "call pipe.unload_ip_adapter()"
     return None
 
 
@@ -198,14 +224,14 @@ def _patched(part: str, network: nn.Module) -> Fault:
     return None
 
 
-def _refuse_scattered(pipe: StableDiffusionPipeline) -> None:
-    devices = dict(_devices(pipe))
+def _refuse_scattered(parts: Mapping[str, nn.Module]) -> None:
+    devices = dict(_devices(parts))
     if len(set(devices.values())) > 1 or "meta" in devices.values():
         told = ", ".join(f"{part} on {device}" for part, device in devices.items())
         raise InputError(f"the pipeline's parts lie apart ({told}); expected one device: call pipe.to(DEVICE)")
 
 
-def _devices(pipe: StableDiffusionPipeline) -> Iterator[tuple[str, str]]:
-    for part in PARTS:
-        for device in sorted({str(tensor.device) for tensor in pipe.components[part].parameters()}):
+def _devices(parts: Mapping[str, nn.Module]) -> Iterator[tuple[str, str]]:
+    for part, network in parts.items():
+        for device in sorted({str(tensor.device) for tensor in network.parameters()}):
             yield (part if device != "meta" else f"{part} (not loaded)"), device

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from rpo.errors import InputError
 from rpo.models.base import DiffusionModel
-from rpo.process.grid import check_grid
+from rpo.process.grid import check_grid, flow_grid
 from rpo.process.prediction import from_x0_eps
 from rpo.process.transition import Gaussian
-from rpo.types import Grid, Latents, Node, PredictionType
+from rpo.types import Canvas, Grid, Latents, Node, PredictionType
 
 SOLVERS: Mapping[str, type[Any]] = {
     "DPMSolverMultistepScheduler": DPMSolverMultistepScheduler,
@@ -45,29 +45,36 @@ class BlackBoxSolver:
 
     has_density = False
 
-    def __init__(self, model: DiffusionModel, num_steps: int, *, name: str = "DPMSolverMultistepScheduler"):
+    def __init__(
+        self,
+        model: DiffusionModel,
+        num_steps: int,
+        *,
+        name: str = "DPMSolverMultistepScheduler",
+        canvas: Canvas | None = None,
+    ):
         """Set up a solver for one sampling.
 
         Args:
             model: The checkpoint; its scheduler's configuration says how the solver spaces its steps.
+            canvas: Size of the images, by which some flow models shift their steps.
         """
         if name not in SOLVERS:
             raise InputError(f"solver is {name!r}, but only some of diffusers' fit here; give {', '.join(SOLVERS)}")
-        if model.prediction_type == "flow":
-            raise InputError(
-                "the model predicts flow, but these solvers are for variance-preserving checkpoints; use Ddim(eta=0.0)"
-            )
         if not 1 <= num_steps <= model.num_train_timesteps:
             raise InputError(
                 f"num_steps is {num_steps}, but this checkpoint has {model.num_train_timesteps} timesteps; ask for 1 "
                 f"to {model.num_train_timesteps} (8 to 20 are usual)"
             )
-        self._scheduler = SOLVERS[name].from_config(model.scheduler_config, **DETERMINISTIC.get(name, {}))
+        if model.prediction_type == "flow":
+            self._scheduler = SOLVERS[name](**DETERMINISTIC.get(name, {}), **_of_flow(model, canvas))
+        else:
+            self._scheduler = SOLVERS[name].from_config(model.scheduler_config, **DETERMINISTIC.get(name, {}))
         self._scheduler.set_timesteps(num_steps)
         self._scheduler.set_begin_index(0)  # or it would look its step up by timestep
         self._prediction_type: PredictionType = model.prediction_type
         self._step = 0
-        self.grid = _grid(self._scheduler.sigmas, self._scheduler.timesteps, model.device)
+        self.grid = _grid(self._scheduler, model)
 
     def __call__(self, x0_hat: Latents, eps_hat: Latents, t: Node, s: Node) -> Gaussian:
         """The solver's next step: a Gaussian without width."""
@@ -98,12 +105,25 @@ def _are_same(node: Node, expected: Node) -> bool:
     return node.sigma.data_ptr() == expected.sigma.data_ptr() or torch.equal(node.sigma, expected.sigma)
 
 
-def _grid(noise_to_signal: Tensor, timesteps: Tensor, device: torch.device) -> Grid:
-    wide = noise_to_signal.double()
+def _of_flow(model: DiffusionModel, canvas: Canvas | None) -> dict[str, Any]:
+    """What a solver has to be told of a flow model, whose own scheduler's words it does not know."""
+    return {
+        "num_train_timesteps": model.num_train_timesteps,
+        "prediction_type": "flow_prediction",
+        "use_flow_sigmas": True,
+        "flow_shift": model.flow_shift(canvas),
+    }
+
+
+def _grid(scheduler: Any, model: DiffusionModel) -> Grid:
+    wide = scheduler.sigmas.double()
+    if model.prediction_type == "flow":  # whose timesteps the solver would round
+        return flow_grid(wide, num_train_timesteps=model.num_train_timesteps).to(model.device)
     alpha = (1 + wide**2).rsqrt()
-    timestep = torch.cat([timesteps, timesteps.new_zeros(1)])
-    check_grid(Grid(alpha, wide * alpha, timestep))
-    return Grid(alpha.float().to(device), (wide * alpha).float().to(device), timestep.to(device))
+    sigma = wide * alpha
+    timestep = torch.cat([scheduler.timesteps, scheduler.timesteps.new_zeros(1)])
+    check_grid(Grid(alpha, sigma, timestep))
+    return Grid(alpha.float(), sigma.float(), timestep).to(model.device)
 
 
 def _described(sigma: Tensor) -> str:

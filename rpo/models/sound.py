@@ -5,24 +5,21 @@ Each of these can be lost in a conversion, and training goes on all the same, to
 
 import math
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor, nn
 
 from rpo.errors import InputError
-from rpo.models.plain import PARTS, probe_side
-from rpo.process.grid import vp_node
+from rpo.models import latents as autoencoder
+from rpo.models.base import Family, Schedule
+from rpo.models.execution import computing_in
+from rpo.models.plain import parts_of, probe_side
+from rpo.models.schedules import PREDICTION_TYPES
 from rpo.process.prediction import add_noise, from_x0_eps
 from rpo.types import PredictionType
 
 WEIGHT_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-PREDICTION_TYPES: tuple[PredictionType, ...] = ("epsilon", "v_prediction", "sample")
-
-SAME_SCHEDULE = 1e-3
-"""How far two noise schedules may be apart, in alpha-bar: schedulers differ in how they end one at zero."""
 
 MID_TIMES = (0.4, 0.6, 0.8)
 """Where predictions of different types are far apart, in parts of the schedule."""
@@ -30,17 +27,12 @@ MID_TIMES = (0.4, 0.6, 0.8)
 CLEARLY = 0.5
 """A prediction type whose error is below this, and below this much of the given one's, is the right one."""
 
-SCHEDULER_ADVICE = (
-    'set pipe.scheduler = DDIMScheduler.from_pretrained(CHECKPOINT, subfolder="scheduler"); that of Stable Diffusion '
-    '1.x and 2.x is DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", '
-    "clip_sample=False, set_alpha_to_one=False, steps_offset=1)"
-)
 
-
-def check_weights(pipe: StableDiffusionPipeline) -> None:
+def check_weights(pipe: Any, family: Family) -> None:
     """Refuse networks whose weights are no numbers to compute with, and a VAE without a scale."""
-    for part in PARTS:
-        _check_network(part, pipe.components[part])
+    for part, network in parts_of(pipe, family).items():
+        _check_network(part, network)
+    _refuse_mixed(family.denoiser, pipe.components[family.denoiser])
     scale = pipe.vae.config.get("scaling_factor")
     is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
     if not (is_number and 0 < scale < math.inf):
@@ -70,87 +62,68 @@ def _check_network(part: str, network: nn.Module) -> None:
         raise InputError(f"all weights of {part} are zero; expected a trained network: get the checkpoint again")
 
 
-def noise_schedule(scheduler: Any) -> DDIMScheduler:
-    """The noise schedule that a pipeline's scheduler states, as DDIM's."""
-    config: Mapping[str, Any] = scheduler.config
-    own, name = vars(scheduler).get("alphas_cumprod"), type(scheduler).__name__
-    if own is None or config.get("use_flow_sigmas"):
+def _refuse_mixed(part: str, network: nn.Module) -> None:
+    """Refuse a denoiser whose own weights are of several types; those of an adapter may be wider."""
+    wide = tuple(vars(type(network)).get("_keep_in_fp32_modules") or ())
+    types = {
+        tensor.dtype: name
+        for name, tensor in network.named_parameters()
+        if ".lora_" not in name and not any(one in name for one in wide)
+    }
+    if len(types) > 1:
+        told = ", ".join(f"{name} is {dtype}" for dtype, name in types.items())
         raise InputError(
-            f"the pipeline's scheduler is {name}, which does not state the noise schedule (betas) that the UNet was "
-            f"trained with: it is for flow, EDM or consistency models; {SCHEDULER_ADVICE}"
+            f"the weights of {part} are of several types ({told}), but one is needed; load the checkpoint again with "
+            "dtype=torch.float32 or torch.bfloat16, or call pipe.to(DTYPE)"
         )
-    prediction_type = config.get("prediction_type")
-    if prediction_type not in PREDICTION_TYPES:
-        raise InputError(
-            f"the scheduler says prediction_type={prediction_type!r}; {', '.join(PREDICTION_TYPES[:2])} or sample is "
-            f"needed; {SCHEDULER_ADVICE}"
-        )
-    try:
-        # The pipeline itself switches clip_sample off; a scheduler configured for another class may leave it unset.
-        made = DDIMScheduler.from_config(config, clip_sample=False)
-    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"the scheduler {name} has no usable noise schedule ({error}); {SCHEDULER_ADVICE}") from error
-    curve = made.alphas_cumprod.double()
-    falls = bool(torch.cat([curve, curve.new_zeros(1)]).diff().le(0).all()) and 0 < float(curve[0]) <= 1
-    if not (falls and len(curve) == made.config["num_train_timesteps"]):
-        raise InputError(
-            f"the scheduler {name} has betas that make no noise schedule of {made.config['num_train_timesteps']} "
-            f"steps that falls from 1 to 0; {SCHEDULER_ADVICE}"
-        )
-    # A sampler that does not know of zero terminal SNR keeps the word in its configuration, for others to read.
-    curves = [made.alphas_cumprod, DDIMScheduler.from_config(config, rescale_betas_zero_snr=False).alphas_cumprod]
-    if not any(len(own) == len(one) and bool((own.cpu() - one).abs().max() <= SAME_SCHEDULE) for one in curves):
-        raise InputError(
-            f"the scheduler {name} has another noise schedule than its configuration's betas make; {SCHEDULER_ADVICE}"
-        )
-    return made
 
 
-def check_prediction_type(pipe: StableDiffusionPipeline, schedule: DDIMScheduler, compute_dtype: torch.dtype) -> None:
+def check_prediction_type(pipe: Any, family: Family, schedule: Schedule, compute_dtype: torch.dtype) -> None:
     """Refuse a checkpoint whose network predicts something else than its scheduler's configuration says."""
-    given: PredictionType = schedule.config["prediction_type"]
-    errors = prediction_errors(pipe, schedule, compute_dtype)
+    given = schedule.prediction_type
+    errors = prediction_errors(pipe, family, schedule, compute_dtype)
     best = min(errors, key=errors.__getitem__)
     if errors[best] < CLEARLY and errors[best] < CLEARLY * errors[given]:
         raise InputError(
-            f"the scheduler says prediction_type={given}, but the UNet's error is {errors[given]:.2f} as {given} and "
-            f"{errors[best]:.2f} as {best} (1 is what predicting nothing has); set it right with pipe.scheduler = "
+            f"the scheduler says prediction_type={given}, but the network's error is {errors[given]:.2f} as {given} "
+            f"and {errors[best]:.2f} as {best} (1 is what predicting nothing has); set it right with pipe.scheduler = "
             f'DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="{best}"), or in '
             "scheduler/scheduler_config.json"
         )
     if errors[given] > 1:
         warnings.warn(
-            f"the UNet denoises no better than predicting nothing (error {errors[given]:.2f}, where that has 1); is "
-            "this a trained checkpoint, and are UNet and VAE of one family?",
+            f"the network denoises no better than predicting nothing (error {errors[given]:.2f}, where that has 1); is "
+            "this a trained checkpoint, and are denoiser and VAE of one family?",
             stacklevel=2,
         )
 
 
 @torch.no_grad()
 def prediction_errors(
-    pipe: StableDiffusionPipeline, schedule: DDIMScheduler, compute_dtype: torch.dtype
+    pipe: Any, family: Family, schedule: Schedule, compute_dtype: torch.dtype
 ) -> dict[PredictionType, float]:
-    """Error of the UNet at middle times, read as each type, relative to that of predicting nothing.
+    """Error of the network at middle times, read as each type it may have, relative to that of predicting nothing.
 
     Measured on an image of a few smooth colours, which every checkpoint knows how to denoise.
     """
     generator, count = torch.Generator().manual_seed(0), len(MID_TIMES)
-    device, dtype = pipe.unet.conv_in.weight.device, pipe.unet.conv_in.weight.dtype
-    colours = 2 * torch.rand(1, 3, 3, 3, generator=generator, dtype=torch.float32, device="cpu") - 1
-    size = probe_side(pipe) * pipe.vae_scale_factor
+    network = pipe.components[family.denoiser]
+    weight = next(network.parameters())
+    colours = torch.rand(1, 3, 3, 3, generator=generator, dtype=torch.float32, device="cpu")
+    size = probe_side(pipe, family) * pipe.vae_scale_factor
     image = nn.functional.interpolate(colours, size, mode="bilinear", align_corners=True)
-    timestep = torch.tensor([int(part * schedule.config["num_train_timesteps"]) for part in MID_TIMES])
-    with torch.compiler.set_stance("force_eager"):
-        x_0 = pipe.vae.encode(image.to(device, pipe.vae.dtype)).latent_dist.mean.float().cpu()
-        x_0 = (x_0 * pipe.vae.config["scaling_factor"]).expand(count, -1, -1, -1)
+    timestep = torch.tensor([int(part * schedule.num_train_timesteps) for part in MID_TIMES])
+    with torch.compiler.set_stance("force_eager"), autoencoder.widened(pipe.vae, is_on=family.widens_autoencoder):
+        x_0 = autoencoder.encode(pipe.vae, image.to(weight.device))[0].cpu().expand(count, -1, -1, -1)
         eps = torch.randn(x_0.shape, generator=generator, dtype=torch.float32, device="cpu")
-        node = vp_node(schedule.alphas_cumprod.cpu(), timestep)
-        x_t = add_noise(x_0, eps, node).to(device, dtype)
-        embeds = pipe.encode_prompt("", device, count, False)[0].to(dtype)
-        is_mixed = compute_dtype != torch.float32
-        with torch.autocast(device.type, dtype=compute_dtype if is_mixed else None, enabled=is_mixed):
-            noise_pred = pipe.unet(x_t, timestep.to(device), encoder_hidden_states=embeds).sample.float().cpu()
-    return {kind: _relative(noise_pred, from_x0_eps(x_0, eps, node, kind)) for kind in PREDICTION_TYPES}
+        node = schedule.node(timestep)
+        x_t = add_noise(x_0, eps, node).to(weight)
+        embedding = family.embed(pipe, [""], weight.device)
+        rows = {name: one.expand(count, *one.shape[1:]).to(weight.dtype) for name, one in embedding.items()}
+        with computing_in(compute_dtype, weight.device):
+            noise_pred = family.forward(pipe, network, x_t, timestep.to(weight.device), rows).float().cpu()
+    kinds: tuple[PredictionType, ...] = ("flow",) if schedule.prediction_type == "flow" else PREDICTION_TYPES
+    return {kind: _relative(noise_pred, from_x0_eps(x_0, eps, node, kind)) for kind in kinds}
 
 
 def _relative(noise_pred: Tensor, target: Tensor) -> float:

@@ -1,25 +1,26 @@
-"""What a CLIP text encoder is given of a caption: the tokens that fit into its context."""
+"""What a text encoder is given of a caption: the tokens that fit into its context."""
 
 from collections.abc import Callable, Hashable, Iterable
 from os import PathLike
+from typing import Any
 
-from diffusers import StableDiffusionPipeline
+from diffusers.loaders import TextualInversionLoaderMixin
 from transformers import CLIPTokenizer
 
 from rpo.errors import InputError
+from rpo.models.base import TextContext
 from rpo.models.captions import Kept, cut_captions
 from rpo.shapes import path as shapes_path
 
-_MARKS = 2  # begin and end
 
-
-def kept_tokens(tokenizer: CLIPTokenizer, convert: Callable[[str], str] | None = None) -> Kept:
+def kept_tokens(tokenizer: Any, max_length: int, convert: Callable[[str], str] | None = None) -> Kept:
     """A function from a caption to what of it is encoded, and whether that is less than all.
 
     Args:
+        max_length: Tokens that are encoded, marks included.
         convert: What the pipeline does to a prompt first, such as spelling out learnt words.
     """
-    room = tokenizer.model_max_length - _MARKS
+    room = max_length - tokenizer.num_special_tokens_to_add()
 
     def kept(caption: str) -> tuple[Hashable, bool]:
         text = convert(caption) if convert is not None else caption
@@ -31,11 +32,27 @@ def kept_tokens(tokenizer: CLIPTokenizer, convert: Callable[[str], str] | None =
     return kept
 
 
-def count_cut(pipe: StableDiffusionPipeline, captions: Iterable[str]) -> str:
-    """How many captions a pipeline's text encoder cuts, in a sentence; empty if none."""
-    tokenizer = pipe.tokenizer
-    kept = kept_tokens(tokenizer, lambda caption: pipe.maybe_convert_prompt(caption, tokenizer))
-    return str(cut_captions(captions, kept, f"the {tokenizer.model_max_length} tokens of the text encoder"))
+def count_cut(pipe: Any, context: TextContext, captions: Iterable[str]) -> str:
+    """How many captions a pipeline's text encoders cut, in a sentence; empty if none."""
+    return str(cut_captions(captions, _kept_by(pipe, context), f"the {context.max_length} tokens of the text encoder"))
+
+
+def refuse_cut(pipe: Any, context: TextContext, captions: Iterable[str]) -> None:
+    """Refuse a caption that would be cut."""
+    kept = _kept_by(pipe, context)
+    for caption in captions:
+        if kept(caption)[1]:
+            raise InputError(
+                f"a prompt is longer than the {context.max_length} tokens that this checkpoint reads without its third "
+                f"text encoder (T5), and the rest would have no effect: {caption[:60]!r}…; shorten it, or load the "
+                "checkpoint with T5"
+            )
+
+
+def _kept_by(pipe: Any, context: TextContext) -> Kept:
+    knows_words = isinstance(pipe, TextualInversionLoaderMixin)
+    convert = (lambda caption: pipe.maybe_convert_prompt(caption, context.tokenizer)) if knows_words else None
+    return kept_tokens(context.tokenizer, context.max_length, convert)
 
 
 def load_tokenizer(source: str | PathLike[str]) -> CLIPTokenizer:

@@ -168,8 +168,8 @@ def _base(card: CardFacts) -> str:
 def _snippet(card: CardFacts, lora: LoraFile | None) -> str:
     base = card.base_expression or _quoted(card.base_model if is_hub_id(card.base_model) else "path/to/the/base")
     source = base if lora else _quoted(PLACEHOLDER)
-    lines = [*card.imports, "from diffusers import StableDiffusionPipeline", ""]
-    lines.append(f"pipe = StableDiffusionPipeline.from_pretrained({source})")
+    lines = [*card.imports, "from diffusers import AutoPipelineForText2Image", ""]
+    lines.append(f"pipe = AutoPipelineForText2Image.from_pretrained({source})")
     if lora:
         lines += [
             f'pipe.load_lora_weights("{PLACEHOLDER}", weight_name="{WEIGHT_FILE}", adapter_name="aligned")',

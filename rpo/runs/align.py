@@ -33,8 +33,8 @@ from rpo.data.readers import read_pairs
 from rpo.errors import InputError
 from rpo.evaluation.held_out import HeldOut, HeldOutScores
 from rpo.interrupts import ended_in_order
+from rpo.models.checkpoint import Checkpoint
 from rpo.models.config import load_model
-from rpo.models.stable_diffusion import StableDiffusion
 from rpo.publishing.model_card import CardFacts, write_model_card
 from rpo.reports.rounds import draw_rounds, format_rounds
 from rpo.run_lock import sole_owner
@@ -168,7 +168,7 @@ class _Judged:
         gains = scores.gain_over(self._base(scores))
         return {"scores": scores.means, "gain": {domain: asdict(gain) for domain, gain in gains.items()}}
 
-    def _model(self, lora: Path | None) -> StableDiffusion:
+    def _model(self, lora: Path | None) -> Checkpoint:
         model = load_model(self._config.curate.source.model)
         if lora is not None:
             load_lora(model, lora)

@@ -11,8 +11,8 @@ from tqdm.auto import tqdm
 
 from rpo.config import to_yaml
 from rpo.data.prompts import SHAPES, read_prompts
+from rpo.models.checkpoint import Checkpoint
 from rpo.models.config import load_model
-from rpo.models.stable_diffusion import StableDiffusion
 from rpo.runs.online_config import OnlineRunConfig
 from rpo.runs.online_report import OnlineFindings, write_online_report
 from rpo.shapes.evaluate import Measurement, evaluate, format_accuracies, held_out_prompts
@@ -62,7 +62,7 @@ class RunResult:
 def run_online(
     config: OnlineRunConfig,
     training: Training,
-    trainer_of: Callable[[StableDiffusion, Mapping[str, float], list[str], Training], OnlineTrainer],
+    trainer_of: Callable[[Checkpoint, Mapping[str, float], list[str], Training], OnlineTrainer],
     *,
     resume: bool,
 ) -> RunResult:

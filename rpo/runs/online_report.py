@@ -258,7 +258,7 @@ def _summary(findings: OnlineFindings, entries: Entries) -> str:
 
 
 def _commands(findings: OnlineFindings) -> CommandsSection:
-    start = "from diffusers import StableDiffusionPipeline\n\npipe = StableDiffusionPipeline.from_pretrained("
+    start = "from diffusers import AutoPipelineForText2Image\n\npipe = AutoPipelineForText2Image.from_pretrained("
     if findings.saved.name != "lora":
         load = f'{start}"{findings.saved}")'
         return CommandsSection("Use the result", (Command("With stock diffusers:", load),))

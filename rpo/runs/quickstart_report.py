@@ -100,8 +100,8 @@ def write_quickstart_card(findings: Findings, dpo: DPOConfig) -> Path:
 
 def _commands(findings: Findings) -> CommandsSection:
     load = (
-        "import rpo.shapes\nfrom diffusers import StableDiffusionPipeline\n\n"
-        "pipe = StableDiffusionPipeline.from_pretrained(rpo.shapes.path())\n"
+        "import rpo.shapes\nfrom diffusers import AutoPipelineForText2Image\n\n"
+        "pipe = AutoPipelineForText2Image.from_pretrained(rpo.shapes.path())\n"
         f'pipe.load_lora_weights("{findings.lora}")\n'
         'call = {"num_inference_steps": 20, "eta": 1.0, "guidance_scale": 2.0}\n'
         'image = pipe("a red circle above a blue square", **call).images[0]'

@@ -20,7 +20,7 @@ from rpo.process.continuous import grid_at, uniform_times
 from rpo.process.prediction import to_x0_eps
 from rpo.process.transition import Ddim, Gaussian, Kernel
 from rpo.randomness import keyed_generator
-from rpo.types import Conditioning, Grid, Images, Latents, Node, Trajectory
+from rpo.types import Canvas, Conditioning, Grid, Images, Latents, Node, Trajectory
 
 SolverName = Literal["ddim", "dpm_solver"]
 SpacingName = Literal["checkpoint", "uniform"]
@@ -61,6 +61,7 @@ def sample(
     guidance_scale: float,
     generators: Sequence[torch.Generator],
     keep: Keep | None = None,
+    canvas: Canvas | None = None,
 ) -> Trajectory:
     """Draw one trajectory per row of `cond`, from pure noise to data.
 
@@ -75,6 +76,7 @@ def sample(
         guidance_scale: 1 is no guidance.
         generators: One per image; see `image_generator`.
         keep: What to keep for a trainer; nothing by default.
+        canvas: Size of the images; by default the checkpoint's own.
 
     Raises:
         ValueError: If the number of generators is not the number of images.
@@ -84,9 +86,9 @@ def sample(
             f"{len(generators)} generators were given for {len(cond)} images; give one generator per row of cond"
         )
     keep = keep or Keep()
+    shape = model.latent_shape(canvas)
     noise = [
-        torch.randn(grid.num_steps + 1, *model.latent_shape, generator=one, dtype=torch.float32, device="cpu")
-        for one in generators
+        torch.randn(grid.num_steps + 1, *shape, generator=one, dtype=torch.float32, device="cpu") for one in generators
     ]
     latents = uploaded(torch.stack(noise, dim=1), model.device)
     log_probs = torch.empty(grid.num_steps, len(cond), dtype=torch.float32, device=model.device)
@@ -170,11 +172,10 @@ def _predict(
         return model.predict(x_t, t.timestep, cond, guidance_scale), None
     if branches == "negative_frozen":
         with torch.no_grad():
-            negative_pred = model.predict(x_t, t.timestep, cond.negative(), 1.0)
+            negative_pred = model.predict(x_t, t.timestep, cond.only_negative(), 1.0)
         prompt_pred = model.predict(x_t, t.timestep, cond, 1.0)
     else:
-        embeds = torch.cat([cond.negative_embeds, cond.prompt_embeds])
-        both = model.predict(torch.cat([x_t, x_t]), t.timestep, Conditioning(embeds, embeds), 1.0)
+        both = model.predict(torch.cat([x_t, x_t]), t.timestep, cond.both(), 1.0)
         negative_pred, prompt_pred = both.chunk(2)
     return guided(negative_pred, prompt_pred, guidance_scale), negative_pred
 
@@ -185,7 +186,13 @@ def _transition(model: DiffusionModel, noise_pred: Latents, x_t: Latents, t: Nod
 
 
 def solving(
-    model: DiffusionModel, num_steps: int, *, solver: SolverName, spacing: SpacingName = "checkpoint", eta: float
+    model: DiffusionModel,
+    num_steps: int,
+    *,
+    solver: SolverName,
+    spacing: SpacingName = "checkpoint",
+    eta: float,
+    canvas: Canvas | None = None,
 ) -> tuple[Grid, Kernel]:
     """The grid and the kernel of one call of `sample`.
 
@@ -199,11 +206,11 @@ def solving(
                 f"solver is dpm_solver with eta {eta:g} and spacing {spacing!r}, but it is an ODE solver with steps of "
                 'its own; give eta 0 and spacing "checkpoint", or solver "ddim"'
             )
-        multistep = BlackBoxSolver(model, num_steps)
+        multistep = BlackBoxSolver(model, num_steps, canvas=canvas)
         return multistep.grid, multistep
     if spacing == "uniform":
         return grid_at(model.process, uniform_times(model.process, num_steps), device=model.device), Ddim(eta)
-    return model.grid(num_steps), Ddim(eta)
+    return model.grid(num_steps, canvas), Ddim(eta)
 
 
 def generate(
@@ -218,6 +225,7 @@ def generate(
     solver: SolverName = "ddim",
     spacing: SpacingName = "checkpoint",
     batch_size: int = 16,
+    canvas: Canvas | None = None,
     progress: str | None = None,
 ) -> Images:
     """Images of every prompt, on the CPU in float32, those of one prompt beside each other.
@@ -233,6 +241,7 @@ def generate(
         solver: See `solving`; DPM-Solver++ needs half of the steps.
         spacing: See `solving`.
         batch_size: Images at once; changes speed and memory, not images (but for float error).
+        canvas: Size of the images; by default the checkpoint's own.
         progress: Label of a progress bar; None for none.
 
     Raises:
@@ -243,7 +252,7 @@ def generate(
     images = torch.empty(0, dtype=torch.float32)
     for start in range(0, max(len(jobs), 1), batch_size):  # without prompts, encoding refuses them
         batch = jobs[start : start + batch_size]
-        grid, kernel = solving(model, num_steps, solver=solver, spacing=spacing, eta=eta)
+        grid, kernel = solving(model, num_steps, solver=solver, spacing=spacing, eta=eta, canvas=canvas)
         trajectory = sample(
             model,
             model.encode_prompts([prompts[prompt] for prompt, _ in batch]),
@@ -251,6 +260,7 @@ def generate(
             kernel,
             guidance_scale=guidance_scale,
             generators=[image_generator(seed, prompt, image) for prompt, image in batch],
+            canvas=canvas,
         )
         decoded = model.decode(trajectory.x_0)
         if start == 0:

@@ -14,7 +14,7 @@ from rpo.adapters.lora_file import inspect_lora
 from rpo.errors import InputError
 from rpo.evaluation.comparison import Comparison, format_gain, format_share
 from rpo.models.base import DiffusionModel
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.sampling.sample import generate
 from rpo.shapes.evaluation import (
     Sampling,
@@ -108,12 +108,12 @@ def evaluate_shapes(
         lora: Folder or file of a LoRA; None for the base alone.
         images: How many of each split, one for each prompt drawn.
     """
-    model = StableDiffusion.load("shapes", device="cuda" if torch.cuda.is_available() else "cpu")
+    model = Checkpoint.load("shapes", device="cuda" if torch.cuda.is_available() else "cpu")
     return measure(model, held_out_prompts(images, seed), Sampling(seed), lora=lora, progress=progress)
 
 
 def measure(
-    model: StableDiffusion,
+    model: Checkpoint,
     prompts_by_domain: Mapping[str, Sequence[Prompt]],
     sampling: Sampling,
     *,
@@ -135,12 +135,14 @@ def measure(
     return Measurement(base, aligned)
 
 
-def load_lora(model: StableDiffusion, path: str | Path) -> None:
+def load_lora(model: Checkpoint, path: str | Path) -> None:
     """Load a LoRA into a checkpoint's pipeline, at full strength."""
     found = inspect_lora(path)
     try:
         model.pipe.load_lora_weights(str(found.path.parent), weight_name=found.path.name)
-        used = len(adapter_layers(model.denoiser)) + len(adapter_layers(model.text_encoder))
+        used = len(adapter_layers(model.denoiser)) + sum(
+            len(adapter_layers(encoder)) for encoder in model.text_encoders.values()
+        )
     except RuntimeError as error:
         if "size mismatch" not in str(error):
             raise

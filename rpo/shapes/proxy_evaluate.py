@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 import rpo.shapes
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.shapes.evaluate import evaluate
 from rpo.shapes.evaluation import Sampling, ShapesEvaluation
 from rpo.shapes.pretrain_evaluate import SPLITS, to_channels_first
@@ -88,7 +88,7 @@ def evaluate_proxy(
             "decoded": scene_accuracy(proxy, decoded, held_out),
         }
     if prompts_per_split:
-        model = StableDiffusion.load("shapes", device=str(device))
+        model = Checkpoint.load("shapes", device=str(device))
         prompts = {split: sample_prompts(split, prompts_per_split, seed) for split in SPLITS}
         drawn = evaluate(
             model, prompts, Sampling(seed, images_per_prompt=images_per_prompt, guidance_scale=3.0, eta=0.0)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import final
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -34,8 +34,7 @@ from rpo.data.preference import pairs_identity
 from rpo.data.readers import PairSource, pairs_from
 from rpo.data.readthrough import Memory
 from rpo.data.transform import PairTransform
-from rpo.errors import InputError
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.publishing.publish import PublishPlan, publish, write_model_card
 from rpo.text import write_text
 from rpo.trainers.checks.prepared import loop_for, prepared_pipeline
@@ -75,7 +74,7 @@ def loss(
 
 @final
 class DPOTrainer:
-    """Aligns a Stable Diffusion pipeline with preference pairs by Diffusion-DPO.
+    """Aligns a pipeline with preference pairs by Diffusion-DPO.
 
     Afterwards `pipe` itself carries the adapter, active.
 
@@ -94,7 +93,7 @@ class DPOTrainer:
 
     def __init__(
         self,
-        pipe: StableDiffusionPipeline | StableDiffusion,
+        pipe: DiffusionPipeline | Checkpoint,
         pairs: PairSource,
         config: DPOConfig | None = None,
     ):
@@ -113,15 +112,9 @@ class DPOTrainer:
         self.pairs = pairs = pairs_from(pairs)
         self._processes = Processes()
         self.share = share_of(self.config, process=self._processes.index, processes=self._processes.count)
-        self.resolution = self.config.resolution or self.model.image_size
-        side, rest = divmod(self.resolution, self.model.pipe.vae_scale_factor)
-        if rest or not side:
-            raise InputError(
-                f"resolution is {self.resolution}, but this checkpoint's autoencoder needs a multiple of "
-                f"{self.model.pipe.vae_scale_factor}; {self.model.image_size} is its own"
-            )
-        self._grid = (side, side)
-        self.num_dims = self.model.latent_shape[0] * side**2
+        self.canvas = self.model.canvas_of(self.config.resolution)
+        channels, *self._grid = self.model.latent_shape(self.canvas)
+        self.num_dims = channels * self._grid[0] * self._grid[1]
         self.objective = self.config.objective
         require_scores(pairs, self.objective)
         self.beta = self.config.beta or self.objective.default_beta(self.num_dims)
@@ -183,7 +176,7 @@ class DPOTrainer:
         return "\n".join(
             [
                 f"{self.objective.title}, {self.config.train}: {trained:,} parameters on {self.model.device}, "
-                f"{self.model.compute_dtype}; {len(self.pairs)} pairs at {self.resolution} px",
+                f"{self.model.compute_dtype}; {len(self.pairs)} pairs at {self.canvas} px",
                 f"  {describe(self._loop, share.micro_batch, share.processes, unit='pairs')}, {epochs:.1f} epochs",
                 f"  {describe_objective(self.config, beta=self.beta, num_dims=self.num_dims)}",
                 *set_notes(self.model, self.pairs),
@@ -235,7 +228,7 @@ class DPOTrainer:
         return PairBatches(
             model,
             self.pairs,
-            transform=PairTransform(self.resolution, crop=config.crop, flip=config.flip),
+            transform=PairTransform(self.canvas, crop=config.crop, flip=config.flip),
             share=self.share,
             latents=LatentCache(
                 cache,
@@ -247,16 +240,18 @@ class DPOTrainer:
             ),
             embeddings=EmbeddingCache(
                 cache,
-                encode=lambda prompts: model.encode_text(prompts).cpu(),
+                encode=model.embed,
                 model_key=model.fingerprint("text"),
-                dtype=model.text_encoder.dtype,
+                dtype=model.text_dtype,
                 batch_size=config.encode_batch,
                 memory=memory,
             ),
             caption_dropout=config.caption_dropout,
             draws_per_pair=config.draws_per_pair,
             seed=config.seed,
-            differences=PairDifferences(cache, grid=self._grid, memory=memory) if config.region.is_on else None,
+            differences=PairDifferences(cache, grid=(self._grid[0], self._grid[1]), memory=memory)
+            if config.region.is_on
+            else None,
         )
 
     @cached_property

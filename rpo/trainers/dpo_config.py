@@ -5,8 +5,7 @@ from typing import Annotated, Literal
 
 from rpo.errors import InputError
 from rpo.from_environment import as_compared
-from rpo.models.config import ATTENTION_PROJECTIONS
-from rpo.ranges import Count, Fraction, Names, NotNegative, Positive, Range, Seed, Text
+from rpo.ranges import Count, Fraction, Names, NotNegative, Positive, Range, Seed, Side, Text
 from rpo.settings import settings
 from rpo.trainers.online_config import AdapterConfig
 from rpo.trainers.preference_config import PreferenceConfig
@@ -43,8 +42,8 @@ class DPOConfig:
     lora_alpha: Positive | None = None
     """Strength of the LoRA; nothing means `rank`, the one value on which every program that loads LoRAs agrees."""
 
-    target_modules: Names = ATTENTION_PROJECTIONS
-    """Name endings of the layers that get a LoRA; the attention projections by default."""
+    target_modules: Names | None = None
+    """Name endings of the layers that get a LoRA; nothing means the attention projections."""
 
     pairs_per_update: Count = 32
     """Pairs behind one optimiser step, over all processes and micro-batches. 32 to 256; the paper has 2048."""
@@ -53,11 +52,11 @@ class DPOConfig:
     """Pairs at once on one process; lower it when memory runs out. `pairs_per_update` must be a multiple of it times
     the number of processes."""
 
-    resolution: Annotated[int, Range(at_least=8)] | None = None
-    """Side of the training images in pixels; nothing means the checkpoint's own."""
+    resolution: Side | tuple[Side, Side] | None = None
+    """Size of the training images in pixels: a side, or [height, width]; nothing means the checkpoint's own."""
 
     crop: Literal["center", "random"] = "center"
-    """Which square of an oblong image is used; the same for both sides of a pair of equal sizes."""
+    """Which part of an image of another shape is used; the same for both sides of a pair of equal sizes."""
 
     flip: bool = False
     """Mirror half of the visits, both sides alike. Off, since it makes "left of" mean "right of" and writing

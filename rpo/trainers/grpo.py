@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import final
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from rpo.models.base import DiffusionModel
 from rpo.objectives.advantages import group_normalize
@@ -64,7 +64,7 @@ def loss(points: Points, *, policy: Policy, config: GRPOConfig, guidance_scale: 
 
 @final
 class GRPOTrainer:
-    """Aligns a Stable Diffusion pipeline with a reward by comparing images of one prompt.
+    """Aligns a pipeline with a reward by comparing images of one prompt.
 
     Afterwards `pipe` itself carries the adapter, active.
 
@@ -80,7 +80,7 @@ class GRPOTrainer:
 
     def __init__(
         self,
-        pipe: StableDiffusionPipeline | DiffusionModel,
+        pipe: DiffusionPipeline | DiffusionModel,
         rewards: RewardLike,
         prompts: Sequence[str],
         config: GRPOConfig | None = None,

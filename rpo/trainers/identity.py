@@ -7,34 +7,23 @@ from typing import Any
 
 from rpo.from_environment import as_compared
 from rpo.models.base import DiffusionModel
+from rpo.models.checkpoint import Checkpoint
 from rpo.models.fingerprint import describe_schedule, hash_network, is_of_checkpoint
-from rpo.models.stable_diffusion import StableDiffusion
 from rpo.publishing.publish import CardFacts
 
 OTHER_BASE = (
-    "The base that this LoRA was trained on is **not** the checkpoint named here: its UNet has other weights, as after "
-    "a LoRA was fused into it. On that checkpoint this file is only a part of the model: join it with what was fused "
-    "(`rpo.adapters.stack.stack_loras`), or publish the fused base, too."
+    "The base that this LoRA was trained on is **not** the checkpoint named here: its denoiser has other weights, as "
+    "after a LoRA was fused into it. On that checkpoint this file is only a part of the model: join it with what was "
+    "fused (`rpo.adapters.stack.stack_loras`), or publish the fused base, too."
 )
 
 
 def base_identity(model: DiffusionModel) -> dict[str, str]:
     """The parts of a checkpoint that count, as text by name; ask before anything is trained."""
     found = {"prediction_type": str(model.prediction_type), **describe_schedule(model.scheduler_config)}
-    if not isinstance(model, StableDiffusion):
+    if not isinstance(model, Checkpoint):
         return found | {"base.denoiser": hash_network(model.denoiser, {}, {})[:16]}
-    text = model.text_encoder
-    # The library writes its own version into the configuration, which is no other text encoder.
-    config = {name: value for name, value in text.config.to_dict().items() if name != "transformers_version"}
-    vocabulary = {"vocab": model.tokenizer.get_vocab(), "max_length": model.tokenizer.model_max_length}
-    return found | {
-        "base.unet": hash_network(model.denoiser, model.denoiser.config, {})[:16],
-        "base.vae": hash_network(model.vae, model.vae.config, {})[:16],
-        "base.text_encoder": hash_network(text, config, vocabulary)[:16],
-        "vae.scaling_factor": str(model.vae.config["scaling_factor"]),
-        "dtype": f"{model.weight_dtype}, vae {model.vae.dtype}, text encoder {text.dtype}",
-        "compute_dtype": str(model.compute_dtype),
-    }
+    return found | model.identity()
 
 
 def card_of(model: DiffusionModel, method: str, config: Any, *, is_lora: bool) -> CardFacts:
@@ -43,8 +32,10 @@ def card_of(model: DiffusionModel, method: str, config: Any, *, is_lora: bool) -
     Args:
         is_lora: Whether the base stays, so that the file needs it.
     """
-    name = str(model.pipe.name_or_path or "") if isinstance(model, StableDiffusion) else ""
-    is_other = bool(name) and is_lora and is_of_checkpoint(model.denoiser, name, "unet") is False
+    name, is_other = "", False
+    if isinstance(model, Checkpoint):
+        name = model.name
+        is_other = bool(name) and is_lora and is_of_checkpoint(model.denoiser, name, model.family.denoiser) is False
     return CardFacts(
         base_model=name or None,
         method=method,

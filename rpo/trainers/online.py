@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import final
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -61,7 +61,7 @@ class OnlineRun:
 
     def __init__(
         self,
-        pipe: StableDiffusionPipeline | DiffusionModel,
+        pipe: DiffusionPipeline | DiffusionModel,
         rewards: RewardLike,
         prompts: Sequence[str],
         settings: OnlineSettings,

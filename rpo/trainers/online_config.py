@@ -3,7 +3,6 @@
 from typing import Literal
 
 from rpo.errors import InputError
-from rpo.models.config import ATTENTION_PROJECTIONS
 from rpo.ranges import Count, Fraction, GuidanceScale, Names, NotNegative, Positive
 from rpo.settings import settings
 
@@ -145,8 +144,8 @@ class AdapterConfig:
     alpha: Positive | None = None
     """Strength of the LoRA; nothing means `rank`, the one value on which every program that loads LoRAs agrees."""
 
-    target_modules: Names = ATTENTION_PROJECTIONS
-    """Name endings of the layers that get a LoRA; the attention projections by default."""
+    target_modules: Names | None = None
+    """Name endings of the layers that get a LoRA; nothing means the attention projections."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in backward: about a third slower, several times less memory."""

@@ -19,7 +19,7 @@ from rpo.adapters.lora import adapter_layers, add_lora, reference, save_lora
 from rpo.errors import InputError
 from rpo.local_paths import clean_configs
 from rpo.models.base import DiffusionModel
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.trainers.online_config import AdapterConfig
 
 
@@ -33,7 +33,7 @@ class LoraPolicy:
     """
 
     def __init__(
-        self, model: StableDiffusion, *, rank: int, alpha: float | None, target_modules: tuple[str, ...], seed: int
+        self, model: Checkpoint, *, rank: int, alpha: float | None, target_modules: tuple[str, ...], seed: int
     ):
         """Add the adapter to `model.denoiser`; see `add_lora` for the arguments."""
         self.model = model
@@ -84,7 +84,7 @@ class FullPolicy:
 
     def save(self, folder: str | PathLike[str]) -> Path:
         """Write the whole pipeline, with its new denoiser, as a diffusers folder."""
-        if not isinstance(self.model, StableDiffusion):
+        if not isinstance(self.model, Checkpoint):
             raise InputError(
                 f"a {type(self.model).__name__} has no diffusers pipeline to write; save its denoiser's state_dict"
             )
@@ -100,7 +100,7 @@ Policy = LoraPolicy | FullPolicy
 
 def make_policy(model: DiffusionModel, adapter: AdapterConfig, *, seed: int) -> Policy:
     """The policy that the settings describe, on the model itself."""
-    is_diffusers = isinstance(model, StableDiffusion)
+    is_diffusers = isinstance(model, Checkpoint)
     if not is_diffusers and (adapter.train == "lora" or adapter.gradient_checkpointing):
         raise InputError(
             f"a LoRA and gradient checkpointing are things of diffusers' networks, but the model is a "
@@ -110,4 +110,5 @@ def make_policy(model: DiffusionModel, adapter: AdapterConfig, *, seed: int) -> 
         model.denoiser.enable_gradient_checkpointing()
     if not is_diffusers or adapter.train == "full":
         return FullPolicy(model)
-    return LoraPolicy(model, rank=adapter.rank, alpha=adapter.alpha, target_modules=adapter.target_modules, seed=seed)
+    targets = adapter.target_modules or model.family.lora_targets
+    return LoraPolicy(model, rank=adapter.rank, alpha=adapter.alpha, target_modules=targets, seed=seed)

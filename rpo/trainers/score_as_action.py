@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import final
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from rpo.models.base import DiffusionModel
@@ -117,7 +117,7 @@ def _surrogate(log_prob: PerSample, points: Points, config: ScoreAsActionConfig)
 
 @final
 class ScoreAsActionTrainer:
-    """Aligns a Stable Diffusion pipeline with a reward by continuous-time policy gradients.
+    """Aligns a pipeline with a reward by continuous-time policy gradients.
 
     Afterwards `pipe` itself carries the adapter, active.
 
@@ -134,7 +134,7 @@ class ScoreAsActionTrainer:
 
     def __init__(
         self,
-        pipe: StableDiffusionPipeline | DiffusionModel,
+        pipe: DiffusionPipeline | DiffusionModel,
         rewards: RewardLike,
         prompts: Sequence[str],
         config: ScoreAsActionConfig | None = None,

@@ -19,12 +19,12 @@ from rpo.adapters.lora import (
     verify_lora,
 )
 from rpo.adapters.lora_file import WEIGHT_FILE
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from tests.tiny import tiny_sd
 
 
 def model_with_lora(*, dtype=torch.float32, trained=True, **lora):
-    model = StableDiffusion(tiny_sd(dtype=dtype))
+    model = Checkpoint(tiny_sd(dtype=dtype))
     parameters = add_lora(model.denoiser, **lora)
     if trained:
         disturb(parameters)
@@ -44,13 +44,13 @@ def predict(model):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_new_adapter_changes_nothing_bit_for_bit(dtype):
-    base = predict(StableDiffusion(tiny_sd(dtype=dtype)))
+    base = predict(Checkpoint(tiny_sd(dtype=dtype)))
     assert torch.equal(predict(model_with_lora(dtype=dtype, trained=False)), base)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_reference_is_the_base_bit_for_bit_and_the_policy_comes_back(dtype):
-    base, model = predict(StableDiffusion(tiny_sd(dtype=dtype))), model_with_lora(dtype=dtype)
+    base, model = predict(Checkpoint(tiny_sd(dtype=dtype))), model_with_lora(dtype=dtype)
     policy = predict(model)
     with reference(model.denoiser):
         inside = predict(model)
@@ -142,11 +142,11 @@ def test_the_file_says_what_the_adapter_is(tmp_path):
 
 def test_text_encoder_adapters_are_saved_and_verified_too(tmp_path):
     model = model_with_lora(rank=2)
-    disturb(add_lora(model.text_encoder, rank=2, target_modules=TEXT_PROJECTIONS))
+    disturb(add_lora(model.text_encoders["text_encoder"], rank=2, target_modules=TEXT_PROJECTIONS))
     save_lora(model, tmp_path)
     pipe = tiny_sd()
     pipe.load_lora_weights(str(tmp_path))
-    assert (predict(StableDiffusion(pipe)) - predict(model)).abs().max() < 1e-5
+    assert (predict(Checkpoint(pipe)) - predict(model)).abs().max() < 1e-5
     assert adapter_layers(pipe.text_encoder)
 
 

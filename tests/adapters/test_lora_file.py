@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from rpo.adapters.lora import add_lora, lora_parameters, save_lora
 from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora, put_in_order
 from rpo.adapters.stack import stack_loras
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.trainers.policy import FullPolicy
 from tests.tiny import tiny_sd
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A LoRA of rank 3 saved by rpo itself, and the model that carries it."""
-    model = StableDiffusion(tiny_sd())
+    model = Checkpoint(tiny_sd())
     add_lora(model.denoiser, rank=3)
     generator = torch.Generator().manual_seed(0)
     for parameter in lora_parameters(model.denoiser):
@@ -106,9 +106,9 @@ def test_the_same_adapter_is_the_same_file_in_every_process(saved, tmp_path):
     script = (
         "import sys, torch\n"
         "from rpo.adapters.lora import add_lora, lora_parameters, save_lora\n"
-        "from rpo.models.stable_diffusion import StableDiffusion\n"
+        "from rpo.models.checkpoint import Checkpoint\n"
         "from tests.tiny import tiny_sd\n"
-        "model = StableDiffusion(tiny_sd())\n"
+        "model = Checkpoint(tiny_sd())\n"
         "add_lora(model.denoiser, rank=3)\n"
         "generator = torch.Generator().manual_seed(0)\n"
         "for one in lora_parameters(model.denoiser): one.data = torch.randn(one.shape, generator=generator) * 0.1\n"
@@ -155,7 +155,7 @@ def test_others_may_read_it_as_any_other_file(saved, tmp_path, mask):
     try:
         lora = save_lora(saved[1], tmp_path / "lora")
         stacked = stack_loras([lora.parent], tmp_path / "stacked")
-        FullPolicy(StableDiffusion(tiny_sd())).save(tmp_path / "pipeline")
+        FullPolicy(Checkpoint(tiny_sd())).save(tmp_path / "pipeline")
         (tmp_path / "any").write_text("")
     finally:
         os.umask(before)

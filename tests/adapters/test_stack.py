@@ -10,13 +10,13 @@ from safetensors.torch import load_file, save_file
 from rpo.adapters.lora import add_lora, lora_parameters, save_lora
 from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora
 from rpo.adapters.stack import stack_loras
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from tests.tiny import tiny_sd
 
 
 def trained(folder, *, rank, alpha=None, seed=0, targets=("to_q", "to_k", "to_v", "to_out.0")):
     """A LoRA of the tiny checkpoint whose every factor is filled."""
-    model = StableDiffusion(tiny_sd())
+    model = Checkpoint(tiny_sd())
     add_lora(model.denoiser, rank=rank, alpha=alpha, target_modules=targets, seed=seed)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
@@ -29,12 +29,12 @@ def trained(folder, *, rank, alpha=None, seed=0, targets=("to_q", "to_k", "to_v"
 @torch.no_grad()
 def prediction(*loras):
     """What the checkpoint predicts with the LoRAs fused into it, one after the other."""
-    model = StableDiffusion(tiny_sd())
+    model = Checkpoint(tiny_sd())
     for lora in loras:
         model.pipe.load_lora_weights(str(lora))
         model.pipe.fuse_lora()
         model.pipe.unload_lora_weights()
-    x_t = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    x_t = torch.randn(2, *model.latent_shape(), generator=torch.Generator().manual_seed(0))
     return model.predict(x_t, torch.tensor([500, 20]), model.encode_prompts(["a cat", "a dog"]))
 
 

@@ -131,7 +131,7 @@ def test_estimated_gradient_is_the_continuous_one_on_every_grid(tmp_path, proble
         wide = estimator == "pathwise"  # then samples may share an image
         images, width = (4, 8000) if wide else (12_000, 1)
         model = toy(problem, PROCESSES[family], FadingCorrection(*problem.prior.means), (0.0, 0.0))
-        model.latent_shape = (1, 1, width)
+        model.shape = (1, 1, width)
         trainer = score_as_action(
             case, tmp_path, width=width, model=model, estimator=estimator, rollout=case.rollout(images, num_steps)
         )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rpo.process.continuous import grid_at, uniform_times
 from rpo.process.prediction import from_x0_eps
 from rpo.process.schedule import Process, RectifiedFlow, VariancePreserving
-from rpo.types import Conditioning, Grid, Images, Latents, Node, PredictionType
+from rpo.types import Canvas, Conditioning, Grid, Images, Latents, Node, PredictionType
 from tests.analytic.closed_forms import Mixture, Reward, memory, optimal_value
 
 CONTRAST = 0.01
@@ -90,7 +90,7 @@ def time_of(process: Process, timestep: Tensor) -> Tensor:
 class ToyModel:
     """The toy as a `DiffusionModel`; give the correction to be trained, and latents as wide as samples are wanted."""
 
-    image_size = 1
+    canvas = Canvas(1, 1)
     device = torch.device("cpu")
 
     def __init__(
@@ -106,7 +106,13 @@ class ToyModel:
         self.prior, self.process, self.prediction_type = prior, process, prediction_type
         self.denoiser = ToyDenoiser(prior, process, correction, prediction_type)
         self.num_train_timesteps = process.num_train_timesteps
-        self.latent_shape = latent_shape
+        self.shape = latent_shape
+
+    def latent_shape(self, canvas: Canvas | None = None) -> tuple[int, int, int]:
+        return self.shape
+
+    def flow_shift(self, canvas: Canvas | None = None) -> float:
+        return 1.0
 
     @property
     def scheduler_config(self) -> Mapping[str, Any]:
@@ -120,7 +126,7 @@ class ToyModel:
             "timestep_spacing": "trailing",
         }
 
-    def grid(self, num_steps: int) -> Grid:
+    def grid(self, num_steps: int, canvas: Canvas | None = None) -> Grid:
         return grid_at(self.process, uniform_times(self.process, num_steps))
 
     def node(self, timestep: Tensor) -> Node:
@@ -129,7 +135,7 @@ class ToyModel:
 
     def encode_prompts(self, prompts: Sequence[str], *, negative_prompt: str = "") -> Conditioning:
         embeds = torch.zeros(len(prompts), 1, 1)
-        return Conditioning(embeds, embeds)
+        return Conditioning({"tokens": embeds}, {"tokens": embeds})
 
     def predict(self, x_t: Latents, timestep: Tensor, cond: Conditioning, guidance_scale: float = 1.0) -> Latents:
         """The prompt changes nothing, so guidance does not either."""

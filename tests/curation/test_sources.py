@@ -16,8 +16,8 @@ from rpo.curation.records import histories
 from rpo.curation.sources import plan_import, record_id
 from rpo.curation.store.folder import RunFolder
 from rpo.data.writers import write_pairs
+from rpo.models.checkpoint import Checkpoint
 from rpo.models.config import ModelConfig
-from rpo.models.stable_diffusion import StableDiffusion
 from rpo.sampling.sample import generate
 from rpo.shapes.evaluation import to_pixels
 from tests.curation.fakes import config_of, fakes, image_folder, picture
@@ -160,7 +160,7 @@ def test_drawn_images_are_those_of_the_sampler(drawn):
     ]
     folder = RunFolder(drawn.output)
     images = np.stack([np.asarray(folder.load_image(one.source.image, one.source.id)) for one in found])
-    model = StableDiffusion.load("shapes")
+    model = Checkpoint.load("shapes")
     prompts = ["a red circle", "a blue square"]
     expected = generate(model, prompts, seed=7, images_per_prompt=2, num_steps=2, guidance_scale=2.0, eta=1.0)
     assert np.abs(images.astype(int) - to_pixels(expected).astype(int)).max() <= 1

@@ -12,9 +12,10 @@ from rpo.data.cache import EmbeddingCache, LatentCache, latent_requests
 from rpo.data.preference import PreferencePair
 from rpo.data.readthrough import Memory
 from rpo.data.transform import PairTransform, TransformDraw
+from rpo.types import Canvas
 from tests.data.samples import pair, png, write_file
 
-TRANSFORM = PairTransform(16, flip=True)
+TRANSFORM = PairTransform(Canvas(16, 16), flip=True)
 PLAIN, MIRRORED = TransformDraw(), TransformDraw(flip=True)
 
 
@@ -152,7 +153,7 @@ def test_an_entry_does_not_depend_on_its_company(opened):
 
 def test_random_crops_at_one_position_are_one_entry(opened, encoder):
     wide = pair(0, chosen=png(0, (18, 16)), rejected=png(1, (18, 16)))
-    transform = PairTransform(16, crop="random")
+    transform = PairTransform(Canvas(16, 16), crop="random")
     cache = opened()
     for at in (0.0, 0.1, 0.2, 0.5, 0.9):
         cache.moments(requests(wide, draw=TransformDraw(crop=(at, at)), transform=transform))
@@ -195,7 +196,7 @@ def test_another_model_or_type_is_no_hit(opened, encoder, options):
 
 def test_another_resolution_or_decoder_is_no_hit(opened, encoder, monkeypatch):
     big = pair(0, chosen=png(0, (32, 32)), rejected=png(1, (32, 32)))
-    shrunk, cut = requests(big), requests(big, transform=PairTransform(32))
+    shrunk, cut = requests(big), requests(big, transform=PairTransform(Canvas(32, 32)))
     cache = opened(encode=lambda images: (images[:, :, ::16, ::16], images[:, :, ::16, ::16]))
     first = cache.moments(shrunk)
     second = cache.moments(cut)
@@ -263,7 +264,7 @@ def test_caches_that_share_a_memory_share_its_size(tmp_path, opened):
     asked = requests(*(pair(number) for number in range(4)))
     latents.moments(asked)
     texts = EmbeddingCache(
-        tmp_path, encode=lambda prompts: torch.ones(len(prompts), 77, 768), model_key="", memory=memory
+        tmp_path, encode=lambda prompts: {"tokens": torch.ones(len(prompts), 77, 768)}, model_key="", memory=memory
     )
     for number in range(20):
         texts.embed([str(number)])
@@ -408,7 +409,9 @@ def test_two_caches_may_share_a_folder_at_once(opened, encoder):
 
 def embed(calls, prompts):
     calls.append(prompts)
-    return torch.stack([torch.full((7, 4), float(sum(map(ord, prompt)))) for prompt in prompts])
+    values = [float(sum(map(ord, prompt))) for prompt in prompts]
+    tokens = torch.stack([torch.full((7, 4), value) for value in values])
+    return {"tokens": tokens, "pooled": torch.tensor(values)[:, None].expand(-1, 3)}
 
 
 def test_prompts_are_encoded_once_each(tmp_path):
@@ -416,12 +419,14 @@ def test_prompts_are_encoded_once_each(tmp_path):
     cache = EmbeddingCache(tmp_path, encode=partial(embed, calls), model_key="clip")
     prompts = ["b", "a", "b", ""]
     found = cache.embed(prompts)
-    assert found.shape == (4, 7, 4)
-    assert found[:, 0, 0].tolist() == [98, 97, 98, 0]
+    assert found["tokens"].shape == (4, 7, 4)
+    assert found["tokens"][:, 0, 0].tolist() == found["pooled"][:, 2].tolist() == [98, 97, 98, 0]
     assert calls == [["b"], ["a"], [""]]
     assert (cache.encoded, cache.hits) == (3, 1)
     again = EmbeddingCache(tmp_path, encode=partial(embed, calls), model_key="clip")
-    assert torch.equal(again.embed(prompts), found)
+    kept = again.embed(prompts)
+    assert list(kept) == ["tokens", "pooled"]
+    assert all(torch.equal(kept[name], found[name]) for name in found)
     again.prefetch(["a", "c"])
     assert calls == [["b"], ["a"], [""], ["c"]]
     cache.close()
@@ -441,7 +446,7 @@ def test_another_text_encoder_type_or_spelling_is_no_hit(tmp_path):
     caches[0].embed(["A"])
     caches[0].embed(["a "])
     assert [prompts[0] for prompts in calls] == ["a", "a", "a", "A", "a "]
-    assert caches[2].embed(["a"]).dtype == torch.bfloat16
+    assert caches[2].embed(["a"])["tokens"].dtype == torch.bfloat16
     for cache in caches:
         cache.close()
 

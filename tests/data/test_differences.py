@@ -11,8 +11,9 @@ from rpo.data.differences import PairDifferences, grid_difference
 from rpo.data.preference import PreferencePair, encode_png
 from rpo.data.readthrough import Memory
 from rpo.data.transform import PairTransform, TransformDraw
+from rpo.types import Canvas
 
-TRANSFORM = PairTransform(resolution=32)
+TRANSFORM = PairTransform(Canvas(32, 32))
 
 
 def image(seed, patch=None, side=32):

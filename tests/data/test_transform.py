@@ -7,6 +7,7 @@ from PIL import Image
 
 from rpo.data.preference import PreferencePair
 from rpo.data.transform import PairTransform, TransformDraw, Window, caption_dropped
+from rpo.types import Canvas
 from tests.data.samples import noise, png
 
 
@@ -21,7 +22,7 @@ def both(transform, chosen, rejected, draw):
 
 def test_an_image_that_fits_keeps_its_pixels_to_the_bit():
     image = noise(0, (16, 16))
-    pixels, _ = both(PairTransform(16), image, image, TransformDraw())
+    pixels, _ = both(PairTransform(Canvas(16, 16)), image, image, TransformDraw())
     assert pixels.dtype == torch.float32
     assert torch.equal(pixels, expected(image))
 
@@ -29,28 +30,30 @@ def test_an_image_that_fits_keeps_its_pixels_to_the_bit():
 @pytest.mark.parametrize("size", [(16, 23), (23, 16), (16, 24)])
 def test_a_short_side_that_fits_is_cut_and_not_resampled(size):
     image = noise(0, size)
-    pixels, _ = both(PairTransform(16), image, image, TransformDraw())
+    pixels, _ = both(PairTransform(Canvas(16, 16)), image, image, TransformDraw())
     left, top = (round((length - 16) / 2) for length in size)
     assert torch.equal(pixels, expected(image.crop((left, top, left + 16, top + 16))))
 
 
 def test_scaling_is_bilinear_on_the_short_side():
     image = noise(0, (40, 30))
-    pixels, _ = both(PairTransform(16), image, image, TransformDraw())
+    pixels, _ = both(PairTransform(Canvas(16, 16)), image, image, TransformDraw())
     scaled = image.resize((21, 16), Image.Resampling.BILINEAR)
     assert torch.equal(pixels, expected(scaled.crop((2, 0, 18, 16))))
 
 
 def test_flip_mirrors_left_and_right():
     image = noise(0)
-    plain, _ = both(PairTransform(16), image, image, TransformDraw(flip=False))
-    mirrored, _ = both(PairTransform(16), image, image, TransformDraw(flip=True))
+    plain, _ = both(PairTransform(Canvas(16, 16)), image, image, TransformDraw(flip=False))
+    mirrored, _ = both(PairTransform(Canvas(16, 16)), image, image, TransformDraw(flip=True))
     assert torch.equal(mirrored, plain.flip(-1))
     assert not torch.equal(mirrored, plain)
 
 
 def test_aligned_pairs_stay_aligned_under_every_draw():
-    transform = PairTransform(24, crop="random", flip=True)  # the short side: no resampling to blur the identity
+    transform = PairTransform(
+        Canvas(24, 24), crop="random", flip=True
+    )  # the short side: no resampling to blur the identity
     original = noise(0, (40, 24))
     edited = Image.fromarray(255 - np.asarray(original))
     seen = set()
@@ -64,7 +67,7 @@ def test_aligned_pairs_stay_aligned_under_every_draw():
 
 
 def test_unrelated_sizes_share_the_flip_and_are_centred_one_by_one():
-    transform = PairTransform(16, crop="random", flip=True)
+    transform = PairTransform(Canvas(16, 16), crop="random", flip=True)
     draw = TransformDraw(flip=True, crop=(0.0, 0.9))
     chosen, rejected = transform.windows((32, 16), (16, 48), draw)
     assert chosen == Window(left=8, top=0, flip=True)
@@ -72,7 +75,7 @@ def test_unrelated_sizes_share_the_flip_and_are_centred_one_by_one():
 
 
 def test_every_crop_position_is_reached_and_none_outside():
-    transform = PairTransform(16)
+    transform = PairTransform(Canvas(16, 16))
     lefts = {
         transform.windows((20, 16), (20, 16), TransformDraw(crop=(at, at)))[0].left
         for at in [*torch.linspace(0, 0.999, 50).tolist(), math.nextafter(1, 0)]
@@ -88,11 +91,11 @@ def test_a_crop_outside_the_image_is_refused(crop):
 
 def test_a_window_of_another_size_is_refused():
     with pytest.raises(ValueError, match="leaves the image"):
-        PairTransform(16).pixels(noise(0), Window(left=4, top=0, flip=False))
+        PairTransform(Canvas(16, 16)).pixels(noise(0), Window(left=4, top=0, flip=False))
 
 
 def test_draws_are_functions_of_their_arguments_alone():
-    transform = PairTransform(16, crop="random", flip=True)
+    transform = PairTransform(Canvas(16, 16), crop="random", flip=True)
     first = transform.draw(seed=3, pair_index=5, draw_index=2)
     for other in ({"seed": 4}, {"pair_index": 6}, {"draw_index": 3}):
         assert transform.draw(**({"seed": 3, "pair_index": 5, "draw_index": 2} | other)) != first
@@ -102,13 +105,13 @@ def test_draws_are_functions_of_their_arguments_alone():
 
 
 def test_flip_and_random_crop_happen_only_on_request():
-    draws = [PairTransform(16).draw(seed=0, pair_index=i, draw_index=0) for i in range(50)]
+    draws = [PairTransform(Canvas(16, 16)).draw(seed=0, pair_index=i, draw_index=0) for i in range(50)]
     assert set(draws) == {TransformDraw()}
 
 
 def test_load_reads_the_side_asked_for():
     record = PreferencePair("p", png(0), png(1))
-    transform = PairTransform(16)
+    transform = PairTransform(Canvas(16, 16))
     windows = transform.windows(record.facts("chosen").size, record.facts("rejected").size, TransformDraw())
     assert torch.equal(transform.load(record, "chosen", windows[0]), expected(noise(0)))
     assert torch.equal(transform.load(record, "rejected", windows[1]), expected(noise(1)))
@@ -116,10 +119,10 @@ def test_load_reads_the_side_asked_for():
 
 def test_bad_transforms_are_refused():
     with pytest.raises(ValueError) as error:
-        PairTransform(0)
-    assert str(error.value) == "resolution is 0; expected a positive number of pixels; try 512"
+        PairTransform(Canvas(0, 0))
+    assert "the canvas is 0x0" in str(error.value)
     with pytest.raises(ValueError) as error:
-        PairTransform(16, crop="centre")  # pyright: ignore[reportArgumentType]
+        PairTransform(Canvas(16, 16), crop="centre")  # pyright: ignore[reportArgumentType]
     assert str(error.value) == 'crop is \'centre\'; expected "center" or "random"; choose one'
 
 

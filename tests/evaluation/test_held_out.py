@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rpo.evaluation.held_out import HeldOut, HeldOutConfig, HeldOutScores
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.sampling.sample import generate
 from rpo.shapes.prompts import sample_prompts
 from tests.tiny import tiny_sd
@@ -24,7 +24,7 @@ def test_scores_are_those_of_the_images_that_the_settings_draw(tmp_path):
     texts = tmp_path / "animals.txt"
     texts.write_text("a cat\na dog\na fox\n")
     config = HeldOutConfig(prompts=str(texts), count=2, images_per_prompt=2, reward=REDNESS, num_steps=3, batch_size=3)
-    model = StableDiffusion(tiny_sd())
+    model = Checkpoint(tiny_sd())
     found = HeldOut(config).judge(model)
     drawn = generate(model, ["a cat", "a dog"], seed=0, images_per_prompt=2, num_steps=3, guidance_scale=2.0, eta=1.0)
     assert found.prompts == {"animals": ["a cat", "a cat", "a dog", "a dog"]}

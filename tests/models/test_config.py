@@ -5,8 +5,8 @@ import torch
 
 from rpo import shapes
 from rpo.config import load_config
+from rpo.models.checkpoint import Checkpoint
 from rpo.models.config import ModelConfig, load_model
-from rpo.models.stable_diffusion import StableDiffusion
 from tests.tiny import save_tiny_sd
 
 
@@ -22,7 +22,7 @@ def test_types_are_those_of_the_configuration(folder):
 
 def test_every_setting_reaches_the_checkpoint(monkeypatch):
     asked = {}
-    monkeypatch.setattr(StableDiffusion, "load", lambda source, **settings: asked.update(settings))
+    monkeypatch.setattr(Checkpoint, "load", lambda source, **settings: asked.update(settings))
     config = ModelConfig(
         "file.ckpt", "float32", "float16", "cpu", "folder", "main", "fp16", "xformers", channels_last=True, compile=True
     )
@@ -46,7 +46,7 @@ def test_a_device_that_is_left_open_is_that_of_the_process(has_gpu, device, monk
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     monkeypatch.setattr(torch, "empty", lambda *shape, device: None)  # as on a machine that has all of them
     monkeypatch.setenv("LOCAL_RANK", "3")
-    monkeypatch.setattr(StableDiffusion, "load", lambda source, **settings: asked.append((source, settings)))
+    monkeypatch.setattr(Checkpoint, "load", lambda source, **settings: asked.append((source, settings)))
     load_model(ModelConfig())
     load_model(ModelConfig(device="cuda:7"))
     found = [(source, str(settings["device"])) for source, settings in asked]

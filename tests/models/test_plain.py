@@ -4,12 +4,12 @@ import functools
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from diffusers.models.attention_processor import AttnProcessor
 from peft import LoraConfig
 
+from rpo.models.checkpoint import Checkpoint
+from rpo.models.families import FAMILIES
 from rpo.models.plain import fresh_pipeline, probe
-from rpo.models.stable_diffusion import StableDiffusion
 from tests.tiny import tiny_sd
 
 
@@ -98,7 +98,7 @@ def test_an_altered_pipeline_is_refused_with_the_remedy(alter, message):
     pipe = tiny_sd()
     alter(pipe)
     with pytest.raises(ValueError, match=message):
-        StableDiffusion(pipe)
+        Checkpoint(pipe)
 
 
 def remember(pipe):
@@ -133,27 +133,27 @@ def test_what_changes_no_result_stays_welcome(alter):
     pipe = tiny_sd()
     alter(pipe)
     before = pipe.unet.conv_in.weight.stride()
-    StableDiffusion(pipe)
+    Checkpoint(pipe)
     assert pipe.unet.conv_in.weight.stride() == before
 
 
 def test_a_plain_pipeline_is_its_fresh_one_bit_for_bit():
-    pipe = tiny_sd()
-    fresh, live = probe(fresh_pipeline(pipe), torch.float32), probe(pipe, torch.float32)
+    pipe, family = tiny_sd(), FAMILIES[0]
+    fresh, live = probe(fresh_pipeline(pipe, family), family, torch.float32), probe(pipe, family, torch.float32)
     assert all(torch.equal(live[part], fresh[part]) for part in ("unet", "vae", "text_encoder"))
 
 
 def test_a_pipeline_with_an_adapter_may_be_drawn_with_but_not_under_a_switch():
     pipe = tiny_sd()
     pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
-    StableDiffusion(pipe)
+    Checkpoint(pipe)
     pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6)
     with pytest.raises(ValueError, match="FreeU"):
-        StableDiffusion(pipe)
+        Checkpoint(pipe)
 
 
 def test_what_is_altered_after_the_view_was_made_is_found_by_the_next_check():
-    model = StableDiffusion(tiny_sd())
+    model = Checkpoint(tiny_sd())
     model.pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6)
     with pytest.raises(ValueError, match="FreeU"):
         model.check()
@@ -162,8 +162,7 @@ def test_what_is_altered_after_the_view_was_made_is_found_by_the_next_check():
 def test_checking_leaves_scheduler_randomness_and_gradients_alone():
     pipe = tiny_sd()
     scheduler, state = pipe.scheduler, torch.get_rng_state()
-    model = StableDiffusion(pipe)
+    Checkpoint(pipe)
     assert pipe.scheduler is scheduler
-    assert isinstance(model.scheduler, DDIMScheduler)
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(parameter.requires_grad for parameter in pipe.unet.parameters())

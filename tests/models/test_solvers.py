@@ -6,8 +6,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import rpo.shapes
+from rpo.models.checkpoint import Checkpoint
 from rpo.models.solvers import SOLVERS, BlackBoxSolver
-from rpo.models.stable_diffusion import StableDiffusion
 from rpo.process.grid import vp_grid
 from rpo.process.transition import Ddim
 from rpo.sampling.sample import image_generator, sample
@@ -42,7 +42,7 @@ def pipeline_end(pipe, name, num_steps, guidance_scale=3.0, **changes):
 @pytest.mark.parametrize(("num_steps", "guidance_scale"), [(1, 1.0), (5, 3.0), (17, 3.0)])
 def test_sampling_ends_where_the_pipeline_ends(name, prediction_type, num_steps, guidance_scale):
     pipe = tiny_sd(prediction_type)
-    model = StableDiffusion(pipe)
+    model = Checkpoint(pipe)
     solver = BlackBoxSolver(model, num_steps, name=name)
     ours = draw(model, solver.grid, solver, guidance_scale)
     theirs = pipeline_end(pipe, name, num_steps, guidance_scale)
@@ -61,7 +61,7 @@ def test_sampling_ends_where_the_pipeline_ends(name, prediction_type, num_steps,
 def test_the_checkpoint_s_spacing_is_the_solver_s(changes):
     pipe = tiny_sd("v_prediction")
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **changes)
-    model = StableDiffusion(pipe)
+    model = Checkpoint(pipe)
     solver = BlackBoxSolver(model, 6)
     ours = draw(model, solver.grid, solver)
     theirs = pipeline_end(pipe, "DPMSolverMultistepScheduler", 6)
@@ -74,14 +74,14 @@ def test_a_stochastic_variant_of_the_checkpoint_becomes_deterministic():
     pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
         pipe.scheduler.config, algorithm_type="sde-dpmsolver++"
     )
-    model = StableDiffusion(pipe)
+    model = Checkpoint(pipe)
     solver = BlackBoxSolver(model, 5)
     assert (draw(model, solver.grid, solver) - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 def test_its_grid_lies_on_the_checkpoint_s_schedule_and_ends_at_clean_data():
     scheduler = tiny_scheduler()
-    grid = BlackBoxSolver(StableDiffusion(tiny_sd()), 9).grid
+    grid = BlackBoxSolver(Checkpoint(tiny_sd()), 9).grid
     expected = vp_grid(scheduler.alphas_cumprod, grid.timestep[:-1], 1.0)
     assert torch.allclose(grid.alpha, expected.alpha, atol=1e-6)
     assert torch.allclose(grid.sigma, expected.sigma, atol=1e-6)
@@ -89,7 +89,7 @@ def test_its_grid_lies_on_the_checkpoint_s_schedule_and_ends_at_clean_data():
 
 
 def test_second_order_needs_fewer_steps_than_ddim_on_a_trained_checkpoint():
-    model = StableDiffusion(StableDiffusionPipeline.from_pretrained(rpo.shapes.path()))
+    model = Checkpoint(StableDiffusionPipeline.from_pretrained(rpo.shapes.path()))
     truth = BlackBoxSolver(model, 100)
     exact = draw(model, truth.grid, truth)
     solver = BlackBoxSolver(model, 10)
@@ -98,7 +98,7 @@ def test_second_order_needs_fewer_steps_than_ddim_on_a_trained_checkpoint():
 
 
 def test_it_has_no_density():
-    model = StableDiffusion(tiny_sd())
+    model = Checkpoint(tiny_sd())
     solver = BlackBoxSolver(model, 2)
     trajectory = sample(
         model,
@@ -113,7 +113,7 @@ def test_it_has_no_density():
 
 
 def test_a_second_rollout_is_refused():
-    model = StableDiffusion(tiny_sd())
+    model = Checkpoint(tiny_sd())
     solver = BlackBoxSolver(model, 2)
     draw(model, solver.grid, solver)
     with pytest.raises(
@@ -123,7 +123,7 @@ def test_a_second_rollout_is_refused():
 
 
 def test_on_its_own_grid_no_step_waits_for_the_device(monkeypatch):
-    model = StableDiffusion(tiny_sd())
+    model = Checkpoint(tiny_sd())
 
     def read(*tensors):
         raise AssertionError("two tensors were compared on the host")
@@ -138,7 +138,7 @@ def test_on_its_own_grid_no_step_waits_for_the_device(monkeypatch):
 
 
 def test_another_grid_is_refused():
-    model = StableDiffusion(tiny_sd())
+    model = Checkpoint(tiny_sd())
     with pytest.raises(
         ValueError, match=r"^step 0 of this solver goes from .* but it was asked for .*; sample on solver.g"
     ):
@@ -146,7 +146,7 @@ def test_another_grid_is_refused():
 
 
 def test_a_step_out_of_order_and_a_mixture_of_steps_are_refused():
-    solver = BlackBoxSolver(StableDiffusion(tiny_sd()), 5)
+    solver = BlackBoxSolver(Checkpoint(tiny_sd()), 5)
     x_t = torch.zeros(2, 4, 8, 8)
     with pytest.raises(ValueError, match=r"^step 0 of this solver .* in order, with a new BlackBoxSolver"):
         solver(x_t, x_t, solver.grid[1], solver.grid[2])
@@ -162,7 +162,7 @@ def test_unknown_solvers_are_refused():
     with pytest.raises(
         ValueError, match="^solver is 'EulerDiscreteScheduler', but only some .*; give DPMSolverMultistep"
     ):
-        BlackBoxSolver(StableDiffusion(tiny_sd()), 5, name="EulerDiscreteScheduler")
+        BlackBoxSolver(Checkpoint(tiny_sd()), 5, name="EulerDiscreteScheduler")
 
 
 @pytest.mark.parametrize("num_steps", [0, 1001])
@@ -170,11 +170,4 @@ def test_impossible_numbers_of_steps_are_refused(num_steps):
     with pytest.raises(
         ValueError, match=f"^num_steps is {num_steps}, but this checkpoint has 1000 timesteps; ask for 1 to"
     ):
-        BlackBoxSolver(StableDiffusion(tiny_sd()), num_steps)
-
-
-def test_flow_models_are_refused():
-    model = StableDiffusion(tiny_sd())
-    model.prediction_type = "flow"
-    with pytest.raises(ValueError, match=r"^the model predicts flow, but .*; use Ddim\(eta=0.0\)"):
-        BlackBoxSolver(model, 5)
+        BlackBoxSolver(Checkpoint(tiny_sd()), num_steps)

@@ -22,8 +22,10 @@ from diffusers import (
 )
 
 import rpo.shapes
-from rpo.models.sound import noise_schedule, prediction_errors
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
+from rpo.models.families import FAMILIES
+from rpo.models.schedules import DiscreteSchedule, noise_schedule
+from rpo.models.sound import prediction_errors
 from rpo.process.grid import vp_node
 from tests.tiny import save_tiny_sd, tiny_scheduler, tiny_sd
 
@@ -64,7 +66,7 @@ def test_weights_that_cannot_be_computed_with_are_named(alter, message):
     pipe = tiny_sd()
     alter(pipe)
     with pytest.raises(ValueError, match=message):
-        StableDiffusion(pipe)
+        Checkpoint(pipe)
 
 
 @pytest.mark.parametrize("scale", [0, 0.0, -0.18, float("nan"), float("inf"), None, "0.18215", True])
@@ -72,7 +74,7 @@ def test_a_vae_without_a_scale_is_refused(scale):
     pipe = tiny_sd()
     pipe.vae.register_to_config(scaling_factor=scale)
     with pytest.raises(ValueError, match="the VAE's configuration has scaling_factor .*0.18215"):
-        StableDiffusion(pipe)
+        Checkpoint(pipe)
 
 
 @pytest.mark.parametrize("scale", [0, None])
@@ -80,7 +82,7 @@ def test_a_folder_whose_vae_has_no_scale_is_refused(tmp_path, scale):
     file = save_tiny_sd(tmp_path) / "vae" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"scaling_factor": scale}))
     with pytest.raises(ValueError, match="scaling_factor"):
-        StableDiffusion.load(tmp_path)
+        Checkpoint.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_a_network_of_another_prediction_type_is_refused_with_the_right_one():
     for wrong in ("v_prediction", "sample"):
         pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type=wrong)
         with pytest.raises(ValueError, match=f'as {wrong} and 0.* as epsilon.*prediction_type="epsilon"'):
-            StableDiffusion(pipe)
+            Checkpoint(pipe)
 
 
 @pytest.mark.parametrize("kind", ["v_prediction", "sample"])
@@ -137,11 +139,11 @@ def test_every_type_is_recognised_by_its_error(kind, monkeypatch):
         return found
 
     monkeypatch.setattr(pipe.unet, "forward", as_kind)
-    errors = prediction_errors(pipe, schedule, torch.float32)
+    errors = prediction_errors(pipe, FAMILIES[0], DiscreteSchedule(pipe.scheduler), torch.float32)
     assert min(errors, key=errors.__getitem__) == kind
     assert errors[kind] < 0.7 * min(error for other, error in errors.items() if other != kind)
 
 
 def test_a_network_that_never_learnt_is_told():
     with pytest.warns(UserWarning, match="denoises no better than predicting nothing"):
-        StableDiffusion(tiny_sd())
+        Checkpoint(tiny_sd())

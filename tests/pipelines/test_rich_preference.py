@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline
 
 import rpo.shapes
 from rpo.curation.records import Critique, Fault, Instructions, Problem
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.process.transition import Ddim
 from rpo.sampling.sample import image_generator, sample
 from rpo.shapes.evaluation import to_pixels
@@ -78,7 +78,7 @@ def test_a_prompt_becomes_image_critique_instructions_and_edited_image(pipe):
 
 
 def test_it_draws_what_the_sampler_draws(pipe):
-    model = StableDiffusion.load("shapes")
+    model = Checkpoint.load("shapes")
     generators = [image_generator(7, k, 0) for k in range(2)]
     cond, grid = model.encode_prompts(PROMPTS[:2]), model.grid(3)
     x_0 = sample(model, cond, grid, Ddim(0.0), guidance_scale=2.0, generators=generators).x_0

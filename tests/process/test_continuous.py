@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.process.continuous import (
     control_cost,
     cost_weight,
@@ -112,7 +112,7 @@ def test_grids_that_leave_the_process_or_turn_are_refused(times, message):
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_a_real_network_is_sampled_on_any_grid_of_its_process(prediction_type):
     """Between training timesteps too; the ODE's end converges to one point however the grid is cut."""
-    model = StableDiffusion(tiny_sd(prediction_type))
+    model = Checkpoint(tiny_sd(prediction_type))
     cond = model.encode_prompts(["a red circle", ""])
 
     def end(times):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.process.grid import vp_node
 from rpo.process.schedule import RectifiedFlow, VariancePreserving
 from tests.tiny import tiny_scheduler, tiny_sd
@@ -179,7 +179,7 @@ def test_a_final_alpha_from_nowhere_is_refused():
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_a_pipeline_has_the_process_of_its_scheduler(prediction_type):
     pipe = tiny_sd(prediction_type)
-    model = StableDiffusion(pipe)
+    model = Checkpoint(pipe)
     t = double(0.001, 0.5, 1.0)
     expected = pipe.scheduler.alphas_cumprod[[0, 499, 999]].double().sqrt()
     assert torch.allclose(model.process.alpha(t), expected, rtol=1e-9)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from rpo.adapters.lora import add_lora, lora_parameters, save_lora
 from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora
 from rpo.evaluation.comparison import Comparison, Interval
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.publishing.model_card import PLACEHOLDER
 from rpo.publishing.publish import CardFacts, Sample, format_size, publish, write_model_card
 from tests.tiny import save_tiny_sd, tiny_sd
@@ -30,7 +30,7 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder with a LoRA that does something, made once."""
-    model = StableDiffusion(tiny_sd())
+    model = Checkpoint(tiny_sd())
     add_lora(model.denoiser, rank=4)
     generator = torch.Generator().manual_seed(0)
     for parameter in lora_parameters(model.denoiser):

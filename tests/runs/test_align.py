@@ -11,7 +11,7 @@ from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora
 from rpo.config import load_config
 from rpo.curation.curate import Components
 from rpo.curation.store.folder import RunFolder
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.reports.rounds import format_rounds
 from rpo.runs import align as module
 from rpo.runs.align import align
@@ -92,11 +92,11 @@ def test_the_second_round_draws_with_the_lora_of_the_first_and_from_noise_of_its
 @torch.no_grad()
 def test_the_lora_of_the_end_is_both_adapters_one_on_top_of_the_other(finished):
     folder = finished.folder
-    stepwise, direct = StableDiffusion.load("shapes"), StableDiffusion.load("shapes")
+    stepwise, direct = Checkpoint.load("shapes"), Checkpoint.load("shapes")
     load_lora(stepwise, folder / "round-1/lora")
     stepwise.pipe.fuse_lora()
     stepwise.pipe.unload_lora_weights()
-    x_t = torch.randn(2, *direct.latent_shape, generator=torch.Generator().manual_seed(0))
+    x_t = torch.randn(2, *direct.latent_shape(), generator=torch.Generator().manual_seed(0))
     cond, timestep = direct.encode_prompts(["a red circle", "two blue squares"]), torch.tensor([500, 20])
     before = stepwise.predict(x_t, timestep, cond)
     load_lora(stepwise, folder / "round-2/dpo/lora")
@@ -155,7 +155,7 @@ def test_other_prompts_or_another_base_are_named(tmp_path, monkeypatch):
 
     def other(settings):
         model = load(settings)
-        model.text_encoder.get_parameter("final_layer_norm.bias").data.add_(1)
+        model.text_encoders["text_encoder"].get_parameter("final_layer_norm.bias").data.add_(1)
         return model
 
     monkeypatch.setattr(module, "load_model", other)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.process.continuous import grid_at, uniform_times
 from rpo.process.transition import Ddim, Gaussian
 from rpo.randomness import keyed_generator
@@ -16,7 +16,7 @@ ANCESTRAL = Ddim(eta=1.0)
 
 @pytest.fixture(scope="module")
 def model():
-    return StableDiffusion(tiny_sd())
+    return Checkpoint(tiny_sd())
 
 
 def rollout(model, prompts, images, *, kernel=ANCESTRAL, guidance_scale=3.0, num_steps=5):
@@ -33,7 +33,7 @@ def rollout(model, prompts, images, *, kernel=ANCESTRAL, guidance_scale=3.0, num
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
 def test_log_ratio_on_replay_is_exactly_zero_with_the_same_batch(prediction_type, guidance_scale):
-    model = StableDiffusion(tiny_sd(prediction_type))
+    model = Checkpoint(tiny_sd(prediction_type))
     model.denoiser.requires_grad_(True)
     trajectory = rollout(model, PROMPTS, range(6), guidance_scale=guidance_scale)
     for step in range(5):
@@ -170,7 +170,7 @@ def test_what_is_kept_changes_no_path_and_is_what_the_network_said(model, freeze
         x_t, timestep = kept.latents[step], grid[step].timestep
         guided = model.predict(x_t, timestep, cond, 3.0)
         assert torch.allclose(kept.predictions[step], guided, atol=1e-4)
-        assert torch.allclose(kept.negatives[step], model.predict(x_t, timestep, cond.negative(), 1.0), atol=1e-4)
+        assert torch.allclose(kept.negatives[step], model.predict(x_t, timestep, cond.only_negative(), 1.0), atol=1e-4)
 
 
 def test_each_image_needs_its_generator(model):

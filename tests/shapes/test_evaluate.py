@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from rpo.adapters.lora import adapter_layers, add_lora, lora_parameters, save_lora
 from rpo.adapters.lora_file import WEIGHT_FILE
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.sampling.sample import generate
 from rpo.shapes.evaluate import (
     HELD_OUT,
@@ -147,7 +147,7 @@ def test_only_the_same_prompts_and_noise_are_compared(asked, images):
 
 @pytest.fixture(scope="module")
 def model():
-    return StableDiffusion(tiny_sd())
+    return Checkpoint(tiny_sd())
 
 
 FAST = Sampling(seed=3, images_per_prompt=2, num_steps=2, guidance_scale=2.0, eta=1.0)
@@ -190,7 +190,7 @@ def test_wrong_number_of_images(asked, images):
 
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory):
-    model = StableDiffusion(tiny_sd())
+    model = Checkpoint(tiny_sd())
     add_lora(model.denoiser, rank=2)
     generator = torch.Generator().manual_seed(0)
     for parameter in lora_parameters(model.denoiser):
@@ -202,16 +202,16 @@ def lora(tmp_path_factory):
 
 def test_a_lora_is_measured_beside_its_base_and_leaves_no_trace(lora):
     folder, trained = lora
-    model, asked = StableDiffusion(tiny_sd()), held_out_prompts(2, seed=0)
+    model, asked = Checkpoint(tiny_sd()), held_out_prompts(2, seed=0)
     measured = measure(model, asked, FAST, lora=folder, progress=False)
-    assert (measured.base.images == evaluate(StableDiffusion(tiny_sd()), asked, FAST).images).all()
+    assert (measured.base.images == evaluate(Checkpoint(tiny_sd()), asked, FAST).images).all()
     assert (measured.aligned.images == evaluate(trained, asked, FAST).images).all()
     assert (measured.aligned.images != measured.base.images).any()
     assert (measure(model, asked, FAST, progress=False).base.images == measured.base.images).all()
 
 
 def test_a_lora_of_another_model_is_refused_before_anything_is_drawn(lora):
-    other = StableDiffusion(tiny_sd(channels=(32, 64)))
+    other = Checkpoint(tiny_sd(channels=(32, 64)))
     with pytest.raises(
         ValueError, match=r"adapts 32 layers of unet, of which this checkpoint has 0 in that size; expe"
     ):
@@ -224,7 +224,7 @@ def test_a_lora_half_of_whose_layers_are_another_network_s_is_refused(lora, tmp_
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata()
     save_file(renamed, tmp_path / WEIGHT_FILE, metadata=metadata)
-    model = StableDiffusion(tiny_sd())
+    model = Checkpoint(tiny_sd())
     with pytest.raises(ValueError, match=r"adapts 32 layers of unet, of which this checkpoint has 24 in that size"):
         load_lora(model, tmp_path)
     assert not adapter_layers(model.denoiser)

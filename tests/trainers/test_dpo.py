@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rpo.data.preference import PreferencePair, encode_png, pair_set
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.objectives.preference import beta_for_dims
 from rpo.shapes.world import COLORS, Scene, draw_scene, render, sample_prompts
 from rpo.trainers.dpo import DPOTrainer, errors, loss
@@ -69,11 +69,11 @@ def recoloured_pairs(count):
 
 
 def test_on_shapes_the_first_loss_is_log_two_and_unseen_pairs_are_learnt(tmp_path):
-    model = StableDiffusion.load("shapes")
+    model = Checkpoint.load("shapes")
     pairs = recoloured_pairs(64)
     loop = LoopConfig(updates=20, learning_rate=1e-3, progress=False)
     trainer = DPOTrainer(model, pairs[:48], config(tmp_path, pairs_per_update=16, micro_batch=16, loop=loop))
-    unseen = DPOTrainer(StableDiffusion.load("shapes"), pairs[48:], config(tmp_path / "unseen")).batches.at(range(64))
+    unseen = DPOTrainer(Checkpoint.load("shapes"), pairs[48:], config(tmp_path / "unseen")).batches.at(range(64))
     trainer.train()
     lines = read_metrics(tmp_path)
     assert lines[0]["loop/loss"] == pytest.approx(math.log(2), abs=1e-5)
@@ -199,7 +199,7 @@ def test_another_base_is_another_reference(tmp_path):
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_folders_of_either_prediction_train_three_updates(tmp_path, prediction_type):
-    model = StableDiffusion.load(save_tiny_sd(tmp_path / "model", prediction_type))
+    model = Checkpoint.load(save_tiny_sd(tmp_path / "model", prediction_type))
     trainer = trained(tmp_path / "run", pipe=model)
     assert read_metrics(tmp_path / "run")[0]["loop/loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert trainer.save().is_dir()
@@ -215,8 +215,8 @@ def test_full_fine_tuning_moves_all_weights_and_keeps_its_reference(tmp_path):
     with trainer.policy.reference():
         assert not torch.is_grad_enabled()
         reference_errors = errors(trainer.model, batch)
-    assert torch.equal(reference_errors, errors(StableDiffusion(tiny_sd()), batch))
-    saved = StableDiffusion.load(trainer.save(tmp_path / "pipeline"))
+    assert torch.equal(reference_errors, errors(Checkpoint(tiny_sd()), batch))
+    saved = Checkpoint.load(trainer.save(tmp_path / "pipeline"))
     assert saved.fingerprint("denoiser") == trainer.model.fingerprint("denoiser")
 
 

@@ -191,7 +191,9 @@ def finished(folder, *, resume):
     """Run to the end in this process: everything that the run leaves, and how much it encoded."""
     trainer, encoded = trainer_in(folder), Counter()
     trainer.model.vae.encoder.register_forward_pre_hook(lambda _, args: encoded.update(images=len(args[0])))
-    trainer.model.text_encoder.register_forward_pre_hook(lambda _, args: encoded.update(prompts=len(args[0])))
+    trainer.model.text_encoders["text_encoder"].register_forward_pre_hook(
+        lambda _, args: encoded.update(prompts=len(args[0]))
+    )
     trainer.train(resume=resume)
     in_training = Counter(encoded)  # what saving encodes is its own check of the LoRA
     saved = trainer.save()

@@ -14,7 +14,14 @@ from tests.trainers.test_dpo import trained
 def batch_of(*draws):
     latents, embeds = torch.zeros(len(draws), 4, 8, 8), torch.zeros(len(draws), 77, 32)
     timestep = torch.zeros(len(draws), dtype=torch.long)
-    return PairBatch(torch.cat([latents, latents]), latents, timestep, Conditioning(embeds, embeds), draws, draws)
+    return PairBatch(
+        torch.cat([latents, latents]),
+        latents,
+        timestep,
+        Conditioning({"tokens": embeds}, {"tokens": embeds}),
+        draws,
+        draws,
+    )
 
 
 def answering(*values):

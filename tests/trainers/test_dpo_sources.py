@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from rpo.adapters.lora_file import inspect_lora
 from rpo.data.readers import read_pairs
 from rpo.data.writers import write_pairs
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.trainers.dpo import DPOTrainer
 from rpo.training.log import read_metrics
 from rpo.training.loop import LoopConfig
@@ -82,12 +82,12 @@ def original_state(pipe):
 def predictions(model):
     """Of all three networks."""
     generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(2, *model.latent_shape, generator=generator)
+    latents = torch.randn(2, *model.latent_shape(), generator=generator)
     images = torch.rand(2, 3, 64, 64, generator=generator)
     with torch.no_grad():
         cond = model.encode_prompts(["a red circle", ""])
         noise_pred = model.predict(latents, torch.tensor([10, 900]), cond, guidance_scale=2.0)
-        return [cond.prompt_embeds, noise_pred, *model.encode_moments(images), model.decode(latents)]
+        return [cond.tokens, noise_pred, *model.encode_moments(images), model.decode(latents)]
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def sources(tmp_path_factory):
 
 
 def load(sources, name):
-    return StableDiffusion.load(sources / name, config=None if name == "folder" else sources / "folder")
+    return Checkpoint.load(sources / name, config=None if name == "folder" else sources / "folder")
 
 
 def test_the_file_has_the_keys_by_which_an_sd1_checkpoint_is_known(sources):
@@ -161,7 +161,7 @@ def test_a_single_file_trains_and_saves_as_its_folder(sources, tmp_path):
 
 def refused(sources, file, match):
     with pytest.raises(ValueError, match=match) as caught:
-        StableDiffusion.load(file, config=sources / "folder")
+        Checkpoint.load(file, config=sources / "folder")
     assert str(file) in str(caught.value)
 
 

@@ -72,7 +72,7 @@ def test_the_negative_branch_of_the_rollout_replaces_computing_it(tmp_path):
     x_t, timestep, cond = points.x_t, points.t.timestep.flatten(), points.conditioning
     prompt_pred = run.model.predict(x_t, timestep, cond, 1.0)
     with torch.no_grad():
-        negative_pred = run.model.predict(x_t, timestep, cond.negative(), 1.0)
+        negative_pred = run.model.predict(x_t, timestep, cond.only_negative(), 1.0)
     assert close(points.negative, negative_pred)
     found = current_prediction(run.model, points, run.guidance_scale)
     expected = guided(negative_pred, prompt_pred, run.guidance_scale)

@@ -232,7 +232,7 @@ def test_killed_within_a_rollout_the_rest_is_the_same_to_the_bit(trainer):
         assert one.names == other.names
         for name in ("x_t", "x_s", "advantage", "log_prob", "reference", "negative", "weight", "step"):
             assert torch.equal(getattr(one, name), getattr(other, name))
-        assert torch.equal(one.conditioning.prompt_embeds, other.conditioning.prompt_embeds)
+        assert torch.equal(one.conditioning.tokens, other.conditioning.tokens)
         assert torch.equal(one.t.timestep, other.t.timestep)
         assert one.facts.keys() == other.facts.keys()
     with pytest.raises(AssertionError, match="the policy has moved"):
@@ -242,14 +242,14 @@ def test_killed_within_a_rollout_the_rest_is_the_same_to_the_bit(trainer):
 def test_a_checkpoint_holds_an_embedding_for_each_image_not_for_each_point(trainer):
     rollout, sizes = trainer.run.draw(0), []
     width = 8 * 4000  # bytes of both embeddings of an image, far above all else
-    wide = Conditioning(torch.randn(4, 1, 4000), torch.randn(4, 1, 4000))
+    wide = Conditioning({"tokens": torch.randn(4, 1, 4000)}, {"tokens": torch.randn(4, 1, 4000)})
     rollout = replace(rollout, trajectory=replace(rollout.trajectory, conditioning=wide))
     for steps in (torch.zeros(1, 4, dtype=torch.long), torch.tensor([[0] * 4, [1] * 4, [2] * 4])):
         points = points_of(rollout, steps, 3.0, is_frozen=False)
         source = batches(trainer, LearningConfig(passes=2), prepare=lambda _, points=points: points, accumulate=1)
         part = next(source(0))
-        assert torch.equal(part.conditioning.prompt_embeds, wide.prompt_embeds[part.image])
-        assert torch.equal(part.conditioning.negative_embeds, wide.negative_embeds[part.image])
+        assert torch.equal(part.conditioning.tokens, wide.tokens[part.image])
+        assert torch.equal(part.conditioning.negative["tokens"], wide.negative["tokens"][part.image])
         file = io.BytesIO()
         torch.save(source.state_dict(), file)
         sizes.append(file.tell())

@@ -60,7 +60,9 @@ def batch_of(timestep, *, seed=0):
     embeds, names = torch.zeros(count, 1, 1), ("",) * count
     x_0, eps = randn(2 * count, 4, 8, 8, seed=seed), randn(count, 4, 8, 8, seed=seed + 1)
     pairs = tuple(reversed(range(count)))
-    return PairBatch(x_0, eps, torch.tensor(timestep), Conditioning(embeds, embeds), names, names, pairs)
+    return PairBatch(
+        x_0, eps, torch.tensor(timestep), Conditioning({"tokens": embeds}, {"tokens": embeds}), names, names, pairs
+    )
 
 
 BATCH = batch_of([0, 300, 500, 749, 750, 999])

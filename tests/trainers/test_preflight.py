@@ -213,7 +213,7 @@ def test_the_estimate_is_the_sum_that_it_says():
         "1,000 parameters × 12 B"
     )
     assert [readable_bytes(n) for n in (512, 1536, 3 * 2**20, 2**31)] == ["512 B", "1.5 KiB", "3 MiB", "2 GiB"]
-    assert tensor_bytes(Conditioning(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4))) == 2 * 96
+    assert tensor_bytes(Conditioning({"tokens": torch.zeros(2, 3, 4)}, {"tokens": torch.zeros(2, 3, 4)})) == 2 * 96
 
 
 def test_perturbed_parameters_come_back_bit_for_bit_after_an_error_too():

@@ -6,7 +6,7 @@ from diffusers import FluxPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from peft import LoHaConfig, LoraConfig, inject_adapter_in_model
 
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.trainers.checks.prepared import loop_for, prepared_model, prepared_pipeline
 from rpo.trainers.dpo import DPOTrainer
 from rpo.training.loop_config import LoopConfig
@@ -48,7 +48,7 @@ def vae_lora(pipe):
 )
 def test_every_trainer_refuses_an_altered_pipeline_before_training(tmp_path, make, is_viewed, alter, message):
     pipe = tiny_sd()
-    given = StableDiffusion(pipe) if is_viewed else pipe
+    given = Checkpoint(pipe) if is_viewed else pipe
     alter(pipe)
     with pytest.raises(ValueError, match=message):
         make(tmp_path, pipe=given)
@@ -96,7 +96,7 @@ def test_mixed_precision_is_what_the_unet_computes_in(is_viewed):
     seen = []
     # Autocast casts the input of a convolution: its output tells in what was computed.
     pipe.unet.conv_in.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    model = prepared_pipeline(StableDiffusion(pipe) if is_viewed else pipe, BF16)
+    model = prepared_pipeline(Checkpoint(pipe) if is_viewed else pipe, BF16)
     seen.clear()
     model.predict(torch.randn(1, 4, 8, 8), torch.tensor([500]), model.encode_prompts(["a"]))
     assert seen == [torch.bfloat16]
@@ -126,5 +126,5 @@ def test_a_model_of_another_kind_decides_about_its_precision():
     [(torch.float32, "no", "no"), (torch.float16, "no", "fp16"), (torch.float16, "fp16", "fp16")],
 )
 def test_the_loss_is_scaled_where_float16_is_computed(compute_dtype, asked, counts):
-    model = StableDiffusion(tiny_sd(), compute_dtype=compute_dtype)
+    model = Checkpoint(tiny_sd(), compute_dtype=compute_dtype)
     assert loop_for(model, LoopConfig(mixed_precision=asked), accumulate=3).mixed_precision == counts

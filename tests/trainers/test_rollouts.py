@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.rewards import load_rewards
 from rpo.sampling.sample import Keep
 from rpo.trainers.online_config import RolloutConfig
@@ -27,7 +27,7 @@ def darkness(images, prompts):
 
 @pytest.fixture(scope="module")
 def model():
-    return StableDiffusion(tiny_sd())
+    return Checkpoint(tiny_sd())
 
 
 def rollouts(model, config=CONFIG, prompts=PROMPTS, **changes):

@@ -157,11 +157,11 @@ def test_network_starts_at_zero_and_sees_what_it_is_told_to(shape, inputs):
     nn.init.normal_(network.latents.head.weight, generator=torch.Generator().manual_seed(1))
     points.x_t.requires_grad_()
     points.x0_hat.requires_grad_()
-    points.prompt_embeds.requires_grad_()
+    points.tokens.requires_grad_()
     network(points).sum().backward()
     assert (points.x_t.grad is not None) == (inputs != "x0_hat")
     assert (points.x0_hat.grad is not None) == (inputs != "x_t")
-    assert (points.prompt_embeds.grad != 0).any()
+    assert (points.tokens.grad != 0).any()
 
 
 def test_network_has_stable_diffusion_s_size_in_half_precision_embeddings():
@@ -177,8 +177,8 @@ def test_network_tells_the_order_of_tokens_that_know_their_place_apart():
     points = points_at(torch.full((1,), 0.5))
     words, places = randn(1, TOKENS, DIM, seed=5), randn(1, TOKENS, DIM, seed=6)
     forth, back = (copy.copy(points) for _ in range(2))
-    object.__setattr__(forth, "prompt_embeds", words + places)
-    object.__setattr__(back, "prompt_embeds", words.flip(1) + places)
+    object.__setattr__(forth, "tokens", words + places)
+    object.__setattr__(back, "tokens", words.flip(1) + places)
     assert (network(forth) - network(back)).abs().item() > 1e-3
 
 

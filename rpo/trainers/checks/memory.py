@@ -5,7 +5,7 @@
 The graph is measured as the tensors that a backward waits for; what kernels use for a moment comes on top.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 
@@ -77,9 +77,11 @@ class SavedBytes:
 
 
 def tensor_bytes(thing: object) -> int:
-    """Bytes of all tensors in a dataclass, counting what several share once for each."""
+    """Bytes of all tensors in a dataclass or a mapping, counting what several share once for each."""
     if isinstance(thing, Tensor):
         return thing.numel() * thing.element_size()
+    if isinstance(thing, Mapping):
+        return sum(tensor_bytes(one) for one in thing.values())
     if is_dataclass(thing):
         return sum(tensor_bytes(getattr(thing, field.name)) for field in fields(thing))
     return 0

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rpo.errors import InputError
 from rpo.models.base import DiffusionModel
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.randomness import keyed_generator
 from rpo.rewards import RewardError
 from rpo.sampling.sample import Keep
@@ -290,4 +290,4 @@ def _norm(gradient: Sequence[Tensor]) -> float:
 
 
 def _is_half(model: DiffusionModel) -> bool:
-    return isinstance(model, StableDiffusion) and model.compute_dtype in (torch.float16, torch.bfloat16)
+    return isinstance(model, Checkpoint) and model.compute_dtype in (torch.float16, torch.bfloat16)

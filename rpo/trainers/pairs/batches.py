@@ -20,7 +20,7 @@ from rpo.data.order import visit
 from rpo.data.preference import PairSet, require_two_images
 from rpo.data.transform import PairTransform, caption_dropped
 from rpo.devices import uploaded
-from rpo.models.stable_diffusion import StableDiffusion
+from rpo.models.checkpoint import Checkpoint
 from rpo.randomness import keyed_generator
 from rpo.trainers.dpo_config import Share
 from rpo.types import Conditioning
@@ -39,7 +39,7 @@ class PairBatch:
     """Clean latents: all chosen sides, then all rejected ones."""
     eps: Float[Tensor, "batch c h w"]
     """The noise that both sides of a pair share."""
-    timestep: Int[Tensor, " batch"]
+    timestep: Int[Tensor, " batch"] | Float[Tensor, " batch"]
     """The time that both sides of a pair share."""
     conditioning: Conditioning
     """One row per pair."""
@@ -59,7 +59,7 @@ class PairBatches:
 
     def __init__(
         self,
-        model: StableDiffusion,
+        model: Checkpoint,
         pairs: PairSet,
         *,
         transform: PairTransform,
@@ -116,12 +116,15 @@ class PairBatches:
         timestep, eps, chosen_noise, rejected_noise = map(torch.stack, zip(*randomness, strict=True))
         captions = [self._caption(pair, draw) for pair, draw in visits]
         device = self.model.device
-        embeds = uploaded(self.embeddings.embed([*captions, ""]), device)
+        embeds = {name: uploaded(one, device) for name, one in self.embeddings.embed([*captions, ""]).items()}
         return PairBatch(
             uploaded(mean + std * torch.cat([chosen_noise, rejected_noise]), device),
             uploaded(eps, device),
             uploaded(timestep, device),
-            Conditioning(embeds[:-1], embeds[-1:].expand(len(visits), -1, -1)),
+            Conditioning(
+                {name: one[:-1] for name, one in embeds.items()},
+                {name: one[-1:].expand(len(visits), *one.shape[1:]) for name, one in embeds.items()},
+            ),
             tuple(self.pairs[pair].name for pair, _ in visits),
             tuple(self._identity(pair, draw) for pair, draw in visits),
             tuple(pair for pair, _ in visits),
@@ -195,7 +198,7 @@ class PairBatches:
 
     def _noise(self, pair: int, draw: int, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         generator = keyed_generator("noise", self.seed, pair, draw)
-        timestep = torch.randint(self.model.num_train_timesteps, (), generator=generator, device="cpu")
+        timestep = self.model.schedule.draw(generator)
         if draw == MIDWAY:
             timestep = torch.full_like(timestep, self.model.num_train_timesteps // 2)
         eps, chosen_noise, rejected_noise = torch.randn(

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from rpo.data.preference import PairSet, left_out
 from rpo.errors import InputError
-from rpo.models.stable_diffusion import StableDiffusion
-from rpo.models.tokens import count_cut
+from rpo.models.checkpoint import Checkpoint
 from rpo.objectives.context_scale import mallows_scale
 from rpo.trainers.pairs.batches import PairBatch, PairBatches
 from rpo.trainers.pairs.loss import PairFacts
@@ -59,9 +58,9 @@ def pair_facts(pairs: PairSet, config: PreferenceConfig, measure: Callable[[], F
     return PairFacts(gaps, mallows_scale(dispersion))
 
 
-def set_notes(model: StableDiffusion, pairs: PairSet) -> list[str]:
+def set_notes(model: Checkpoint, pairs: PairSet) -> list[str]:
     """What a plan has to say of a set: captions that the text encoder cuts, rows that were left out."""
-    return [f"  {note}" for note in (count_cut(model.pipe, pairs.prompts), left_out(pairs)) if note]
+    return [f"  {note}" for note in (*model.notes_on(pairs.prompts), left_out(pairs)) if note]
 
 
 def relative_gaps(pairs: PairSet) -> Float[Tensor, " pairs"]:

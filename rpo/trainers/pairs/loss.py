@@ -169,7 +169,7 @@ class PreferenceLoss:
     def _bins(self, batch: PairBatch) -> Int[Tensor, " batch"]:
         times = self.policy.model.num_train_timesteps
         count = len(self.config.time_weights) or self.config.time_bins
-        return batch.timestep * count // times
+        return (batch.timestep * count // times).long()
 
     def _relative_std(self, errors: Tensor, bins: Tensor) -> Float[Tensor, " batch"] | None:
         """How far errors usually lie apart at each pair's time, by earlier updates; this one is noted down."""

@@ -18,9 +18,8 @@ from torch import Tensor
 from rpo.data.order import visit
 from rpo.errors import InputError
 from rpo.models.base import DiffusionModel
+from rpo.models.checkpoint import Checkpoint
 from rpo.models.solvers import BlackBoxSolver
-from rpo.models.stable_diffusion import StableDiffusion
-from rpo.models.tokens import count_cut
 from rpo.process.continuous import grid_at, jittered_times, uniform_times
 from rpo.process.transition import Ddim, EulerMaruyama, Kernel
 from rpo.randomness import keyed_generator
@@ -29,7 +28,7 @@ from rpo.sampling.sample import Keep, sample
 from rpo.text import text_fault
 from rpo.trainers.online_config import RolloutConfig
 from rpo.training.processes import Processes
-from rpo.types import Conditioning, Grid, PerSample, Trajectory
+from rpo.types import Conditioning, Grid, PerSample, Trajectory, join_conditioning
 
 PROMPTS_KEPT = 2048
 """Embeddings at hand, the least recently drawn leave first: 1 GiB of Stable Diffusion 1.5's."""
@@ -116,8 +115,8 @@ class Rollouts:
 
     def notes(self) -> list[str]:
         """What a plan has to say of the prompts: those that the text encoder cuts."""
-        cut = count_cut(self.model.pipe, self.prompts) if isinstance(self.model, StableDiffusion) else ""
-        return [f"  {cut}"] if cut else []
+        notes = self.model.notes_on(self.prompts) if isinstance(self.model, Checkpoint) else []
+        return [f"  {note}" for note in notes]
 
     def grid(self, index: int) -> Grid:
         """The grid of a rollout; the same on every process."""
@@ -134,9 +133,7 @@ class Rollouts:
             times = uniform_times(process, num_steps)
         else:
             times = jittered_times(process, num_steps, generator, jitter=JITTER)
-        grid = grid_at(process, times)
-        device = self.model.device
-        return Grid(grid.alpha.to(device), grid.sigma.to(device), grid.timestep.to(device))
+        return grid_at(process, times).to(self.model.device)
 
     def draw(self, index: int, keep: Callable[[Grid], Keep]) -> Rollout:
         """Draw rollout `index` with the policy as it is.
@@ -183,17 +180,12 @@ class Rollouts:
         """Each prompt is encoded once and alone, so that a resumed run has the same bits, and kept on the CPU."""
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._embeds:
-                alone = self.model.encode_prompts([prompt])
-                self._embeds[prompt] = Conditioning(alone.prompt_embeds.cpu(), alone.negative_embeds.cpu())
+                self._embeds[prompt] = self.model.encode_prompts([prompt]).to("cpu")
             self._embeds.move_to_end(prompt)
         rows = [self._embeds[prompt] for prompt in prompts]
         while len(self._embeds) > max(PROMPTS_KEPT, self._own_prompts):
             self._embeds.popitem(last=False)
-        device = self.model.device
-        return Conditioning(
-            torch.cat([row.prompt_embeds for row in rows]).to(device),
-            torch.cat([row.negative_embeds for row in rows]).to(device),
-        )
+        return join_conditioning(rows).to(self.model.device)
 
 
 def _joined(chunks: Sequence[Trajectory], cond: Conditioning) -> Trajectory:

@@ -73,9 +73,9 @@ def make_critic(
         seed: Of its first weights and the order of its data.
     """
     if network is None:
-        prompt_dim = model.encode_prompts(["a"]).prompt_embeds.shape[-1]
+        prompt_dim = model.encode_prompts(["a"]).tokens.shape[-1]
         network = ValueNetwork(
-            model.latent_shape, prompt_dim, inputs=config.inputs, channels=config.channels, seed=seed
+            model.latent_shape(), prompt_dim, inputs=config.inputs, channels=config.channels, seed=seed
         ).to(model.device)
 
     def terminal(latents: Latents, prompts: Sequence[str]) -> PerSample:

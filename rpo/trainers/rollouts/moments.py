@@ -114,7 +114,7 @@ def value_nodes(model: DiffusionModel, rollout: Rollout, nodes: Sequence[int]) -
         x_t=latents[list(nodes)].flatten(0, 1),
         x0_hat=torch.cat(x0_hats),
         time=torch.stack([time.float() for time in times]).repeat_interleave(rollout.num_images),
-        prompt_embeds=trajectory.conditioning.prompt_embeds.repeat(len(nodes), 1, 1),
+        tokens=trajectory.conditioning.tokens.repeat(len(nodes), 1, 1),
         prompts=rollout.prompts * len(nodes),
         baseline=None if baseline is None else baseline.repeat(len(nodes)),
     )
@@ -177,7 +177,7 @@ def value_gradient(
             x0_hat = torch.where(is_data[:, None, None, None], x_s, x0_hat)
             time = torch.where(is_data, 0.0, node_time(model, part.s.timestep.flatten()))
             others = None if baseline is None else baseline[part.image]
-            seen = ValuePoints(x_s, x0_hat, time, part.conditioning.prompt_embeds, part.prompts, baseline=others)
+            seen = ValuePoints(x_s, x0_hat, time, part.conditioning.tokens, part.prompts, baseline=others)
             (gradient,) = torch.autograd.grad(value(seen).sum(), x_s)
         gradients.append(gradient)
     return torch.cat(gradients)

@@ -102,7 +102,7 @@ def _negative(points: Points, run: OnlineRun) -> Latents:
     """The output under the negative conditioning, which no rollout has at these moments."""
     parts = batches(points, run.batch_size)
     return torch.cat(
-        [run.model.predict(one.x_t, one.t.timestep.flatten(), one.conditioning.negative(), 1.0) for one in parts]
+        [run.model.predict(one.x_t, one.t.timestep.flatten(), one.conditioning.only_negative(), 1.0) for one in parts]
     )
 
 
@@ -131,7 +131,7 @@ def _seen(predictions: Latents, points: Points, rollout: Rollout, run: OnlineRun
         points.x_t,
         x0_hat,
         node_time(run.model, points.t.timestep.flatten()),
-        points.conditioning.prompt_embeds,
+        points.conditioning.tokens,
         points.prompts,
         baseline=None if baseline is None else baseline[points.image],
     )

@@ -31,7 +31,7 @@ class ValuePoints:
     """The predicted clean latents; at the data end the clean latents themselves."""
     time: Float[Tensor, " points"]
     """1 at the noise end … 0 at the data end."""
-    prompt_embeds: Float[Tensor, "points tokens dim"]
+    tokens: Float[Tensor, "points tokens dim"]
     prompts: tuple[str, ...]
     x0_reward: Float[Tensor, " points"] | None = None
     """What the reward says of `x0_hat`, where it has been asked already; see `Critic.ask_reward`."""
@@ -53,7 +53,7 @@ class ValuePoints:
             self.x_t[rows],
             self.x0_hat[rows],
             self.time[rows],
-            self.prompt_embeds[rows],
+            self.tokens[rows],
             tuple(self.prompts[row] for row in index.tolist()),
             None if self.x0_reward is None else self.x0_reward[rows],
             None if self.baseline is None else self.baseline[rows],

@@ -94,7 +94,7 @@ class _Latents(nn.Module):
         dtype = self.head.weight.dtype  # a pipeline in half precision gives embeddings of its own
         x = self.stem(torch.cat([*seen, _places(points.x_t)], dim=1).to(dtype))
         time = self.time(_waves(points.time).to(dtype))
-        tokens = self.norm_tokens(points.prompt_embeds.to(dtype))
+        tokens = self.norm_tokens(points.tokens.to(dtype))
         for shrink in self.shrink:
             x = shrink(x)
         for mix, read in zip(self.mix, self.read, strict=True):

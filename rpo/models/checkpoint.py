@@ -1,0 +1,336 @@
+"""A pipeline of any family as a `DiffusionModel`.
+
+A thin view: the pipeline's own text path encodes prompts, its own VAE encodes images, and its own scheduler
+configuration says what the noise schedule is and how a sampler spaces its steps. Nothing is copied, so whatever is
+trained is trained on the caller's pipeline.
+"""
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any, Literal, final
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from rpo.errors import InputError
+from rpo.models import latents as autoencoder
+from rpo.models.base import Family, guided
+from rpo.models.execution import Attention, computing_in, prepare_denoiser
+from rpo.models.fingerprint import hash_network
+from rpo.models.loading import family_of, load_pipeline
+from rpo.models.plain import refuse_altered, refuse_strange
+from rpo.models.sound import check_prediction_type, check_weights
+from rpo.models.tokens import count_cut, refuse_cut
+from rpo.process.schedule import Process
+from rpo.types import Canvas, Conditioning, Embedding, Grid, Images, Latents, Node, PredictionType
+
+PROMPTS_PER_CALL = 256
+"""Prompts that go through the text encoder at once: bounds memory, far above where a GPU is full."""
+
+
+@final
+class Checkpoint:
+    """A text-to-image pipeline behind the `DiffusionModel` protocol.
+
+    Example:
+        >>> model = Checkpoint.load("shapes")                      # doctest: +SKIP
+        >>> model.encode_prompts(["a red circle"]).tokens.shape    # doctest: +SKIP
+        torch.Size([1, 32, 96])
+
+    Attributes:
+        pipe: The pipeline that this is a view of; its UNet or transformer is the `denoiser`.
+        family: What kind of pipeline it is.
+        denoiser: The trainable network.
+        schedule: The noise schedule, read from the pipeline's scheduler.
+        prediction_type: What the denoiser puts out.
+        num_train_timesteps: Length of the noise schedule, the unit of its timesteps.
+        process: The noise schedule in continuous time.
+        compute_dtype: What the denoiser computes in: autocast is on when it is a half type.
+    """
+
+    def __init__(self, pipe: DiffusionPipeline, *, compute_dtype: torch.dtype | None = None):
+        """View `pipe` as a diffusion model.
+
+        Args:
+            pipe: Any text-to-image pipeline of a known family. It is not changed, except that its networks are frozen
+                and put in evaluation mode.
+            compute_dtype: What the denoiser computes in; by default the type of its weights. bfloat16 over float32
+                weights is mixed precision.
+
+        Raises:
+            InputError: If `pipe` is of another family, or is not what its weights and configurations say; see `check`.
+        """
+        self.family: Family = family_of(pipe)
+        refuse_altered(pipe, self.family)
+        self.pipe: Any = pipe
+        self.denoiser: Any = pipe.components[self.family.denoiser]
+        self.vae: Any = pipe.components["vae"]
+        self.text_encoders: dict[str, Any] = {
+            name: pipe.components[name] for name in self.family.text_encoders if pipe.components[name] is not None
+        }
+        self.schedule = self.family.schedule(pipe)
+        self.prediction_type: PredictionType = self.schedule.prediction_type
+        self.num_train_timesteps: int = self.schedule.num_train_timesteps
+        self.process: Process = self.schedule.process
+        self.weight_dtype: torch.dtype = next(self.denoiser.parameters()).dtype
+        self.compute_dtype = compute_dtype or self.weight_dtype
+        for network in (self.denoiser, self.vae, *self.text_encoders.values()):
+            network.requires_grad_(False).eval()
+        self.check()
+
+    def check(self) -> None:
+        """Refuse a pipeline that does not compute what its weights and configurations say, or whose are unsound.
+
+        The constructor asks this; trainers ask again, for a pipeline can be altered in between.
+
+        Raises:
+            InputError: Naming what was switched on, wrapped or patched, or which number is wrong, and what to do.
+        """
+        refuse_altered(self.pipe, self.family)
+        check_weights(self.pipe, self.family)
+        refuse_strange(self.pipe, self.family, self.compute_dtype)
+        check_prediction_type(self.pipe, self.family, self.schedule, self.compute_dtype)
+
+    @classmethod
+    def load(
+        cls,
+        source: str | PathLike[str] | DiffusionPipeline,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        compute_dtype: torch.dtype | None = None,
+        config: str | PathLike[str] | None = None,
+        revision: str | None = None,
+        variant: str | None = None,
+        attention: Attention = "sdpa",
+        channels_last: bool = False,
+        compile_denoiser: bool = False,
+    ) -> "Checkpoint":
+        """Load a checkpoint.
+
+        Args:
+            source: A pipeline, a diffusers folder, a hub id, a single `.safetensors` / `.ckpt` file, or "shapes" for
+                the checkpoint inside this package.
+            device: Where to put it.
+            dtype: Of all weights. A half type halves memory; adapters stay float32 all the same.
+            compute_dtype: See the constructor.
+            config: For a single file, a diffusers folder or hub id that tells its architecture (its family's first
+                release by default).
+            revision: Of a hub id.
+            variant: File variant, such as "fp16".
+            attention: "sdpa" (torch's own, the default) or "xformers"; the latter falls back to the former with a
+                warning where its kernels do not run.
+            channels_last: Memory format of the denoiser; helps convolutions on CUDA tensor cores.
+            compile_denoiser: Compile the denoiser with `torch.compile` on first use; pays off in long runs on CUDA.
+
+        Raises:
+            InputError: If the source is no checkpoint of a known family, or is incomplete.
+        """
+        pipe = load_pipeline(source, dtype=dtype, config=config, revision=revision, variant=variant)
+        model = cls(pipe.to(device), compute_dtype=compute_dtype)
+        prepare_denoiser(
+            model.denoiser,
+            compute_dtype=model.compute_dtype,
+            attention=attention,
+            channels_last=channels_last,
+            compile_denoiser=compile_denoiser,
+        )
+        return model
+
+    @property
+    def name(self) -> str:
+        """The folder or hub id that the pipeline was loaded from; empty if it was built."""
+        return str(self.pipe.name_or_path or "")
+
+    @property
+    def scheduler_config(self) -> Mapping[str, Any]:
+        """Configuration of the pipeline's scheduler."""
+        return self.schedule.config
+
+    @property
+    def text_dtype(self) -> torch.dtype:
+        """What embeddings of prompts are of."""
+        return next(iter(self.text_encoders.values())).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.denoiser.parameters()).device
+
+    @property
+    def canvas(self) -> Canvas:
+        """The native size of an image."""
+        size = self.denoiser.config["sample_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        return Canvas(height * self.pipe.vae_scale_factor, width * self.pipe.vae_scale_factor)
+
+    def canvas_of(self, size: int | Sequence[int] | None) -> Canvas:
+        """The canvas that a setting asks for: a side, (height, width), or nothing for the native one.
+
+        Raises:
+            InputError: If a side does not divide by what one cell of the denoiser covers.
+        """
+        height, width = self.canvas if size is None else (size, size) if isinstance(size, int) else size
+        factor = self.pipe.vae_scale_factor * int(self.denoiser.config.get("patch_size") or 1)
+        if height < factor or width < factor or height % factor or width % factor:
+            raise InputError(
+                f"the size is {Canvas(height, width)}, but this checkpoint needs sides that are multiples of {factor}; "
+                f"its own size is {self.canvas}"
+            )
+        return Canvas(height, width)
+
+    def latent_shape(self, canvas: Canvas | None = None) -> tuple[int, int, int]:
+        """(c, h, w) of the latents of one image; by default of a native one."""
+        height, width = canvas or self.canvas
+        factor = self.pipe.vae_scale_factor
+        return self.denoiser.config["in_channels"], height // factor, width // factor
+
+    def grid(self, num_steps: int, canvas: Canvas | None = None) -> Grid:
+        """The nodes of a sampler of `num_steps` steps, spaced as the checkpoint's scheduler configuration says.
+
+        Those of a discrete schedule equal the timesteps of `DDIMScheduler`. With "leading" spacing (Stable
+        Diffusion's) each of its steps ends where the next begins, for any number of steps; with the other spacings that
+        holds when `num_steps` divides the schedule. Those of a flow equal the sigmas of the pipeline's own call.
+
+        Raises:
+            InputError: If there are more steps than training timesteps, or fewer than one.
+        """
+        return self.schedule.grid(num_steps, self.sequence_length(canvas)).to(self.device)
+
+    def flow_shift(self, canvas: Canvas | None = None) -> float:
+        """Of a flow model: s of its sampler's sigma = s t / (1 + (s - 1) t); 1 of any other."""
+        return self.schedule.shift(self.sequence_length(canvas))
+
+    def sequence_length(self, canvas: Canvas | None = None) -> int:
+        """Tokens of an image in the denoiser, by which some schedules shift."""
+        return self.family.sequence_length(self.pipe, self.latent_shape(canvas))
+
+    def node(self, timestep: Tensor) -> Node:
+        """Schedule values at one training timestep per sample, shaped `[batch, 1, 1, 1]`."""
+        return self.schedule.node(timestep)
+
+    @torch.no_grad()
+    def embed(self, prompts: Sequence[str]) -> Embedding:
+        """Text embeddings, exactly as the pipeline makes them; every prompt given is encoded.
+
+        Prompts longer than the text encoder's context are cut with the pipeline's own warning.
+        """
+        context = self.family.context(self.pipe)
+        if context.refuses_longer:
+            refuse_cut(self.pipe, context, prompts)
+        chunks = [list(prompts[i : i + PROMPTS_PER_CALL]) for i in range(0, len(prompts), PROMPTS_PER_CALL)]
+        parts = [self.family.embed(self.pipe, chunk, self.device) for chunk in chunks]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def encode_prompts(self, prompts: Sequence[str], *, negative_prompt: str = "") -> Conditioning:
+        """Conditioning of each prompt; a repeated prompt is encoded once.
+
+        Args:
+            prompts: One per image; may be empty strings.
+            negative_prompt: What guidance moves away from, for every image.
+
+        Raises:
+            InputError: If there is no prompt, or one is not a string.
+        """
+        strangers = [prompt for prompt in prompts if not isinstance(prompt, str)]
+        if isinstance(prompts, str) or not len(prompts) or strangers:
+            what = f"a {type(strangers[0]).__name__} among them" if strangers else repr(prompts)
+            raise InputError(
+                f"prompts are {what}, but a non-empty list of strings is needed; give one string per image"
+            )
+        distinct = list(dict.fromkeys([negative_prompt, *prompts]))
+        embeds = self.embed(distinct)
+        row_of = {prompt: row for row, prompt in enumerate(distinct)}
+        rows = torch.tensor([row_of[prompt] for prompt in prompts], device=embeds["tokens"].device)
+        return Conditioning(
+            {name: one[rows] for name, one in embeds.items()},
+            {name: one[:1].expand(len(prompts), *one.shape[1:]) for name, one in embeds.items()},
+        )
+
+    def notes_on(self, prompts: Sequence[str]) -> list[str]:
+        """What a plan has to say of prompts: those that the text encoders cut."""
+        context = self.family.context(self.pipe)
+        if context.refuses_longer:
+            refuse_cut(self.pipe, context, prompts)
+        cut = count_cut(self.pipe, context, prompts)
+        return [cut] if cut else []
+
+    def predict(self, x_t: Latents, timestep: Tensor, cond: Conditioning, guidance_scale: float = 1.0) -> Latents:
+        """Raw network output in float32.
+
+        Args:
+            x_t: Noisy latents.
+            timestep: What the network is told: one number for the batch, or one per sample.
+            cond: The prompts' conditioning, one row per latent.
+            guidance_scale: 1 is no guidance and costs one forward; larger values cost two, batched.
+
+        Raises:
+            InputError: If `guidance_scale` is below 1.
+        """
+        if guidance_scale < 1:
+            raise InputError(f"guidance_scale is {guidance_scale}, but it must be >= 1; 1 is no guidance, 7.5 is usual")
+        if guidance_scale == 1:
+            return self._forward(x_t, timestep, cond.prompt)
+        timesteps = timestep if timestep.ndim == 0 else torch.cat([timestep, timestep])
+        negative_pred, prompt_pred = self._forward(torch.cat([x_t, x_t]), timesteps, cond.both().prompt).chunk(2)
+        return guided(negative_pred, prompt_pred, guidance_scale)
+
+    def _forward(self, x_t: Latents, timestep: Tensor, embedding: Embedding) -> Latents:
+        dtype = self.weight_dtype
+        cast = {name: one.to(dtype) for name, one in embedding.items()}
+        with computing_in(self.compute_dtype, self.device):
+            return self.family.forward(self.pipe, self.denoiser, x_t.to(dtype), timestep, cast).float()
+
+    @torch.no_grad()
+    def encode_moments(self, images: Images) -> tuple[Latents, Latents]:
+        """Mean and standard deviation of the scaled latents' posterior, float32.
+
+        Raises:
+            InputError: If the images are not RGB in [0, 1], or their sides do not divide by the VAE's factor.
+        """
+        autoencoder.check_images(images, self.pipe.vae_scale_factor)
+        with autoencoder.widened(self.vae, is_on=self.family.widens_autoencoder):
+            return autoencoder.encode(self.vae, images.to(self.device))
+
+    def decode(self, latents: Latents) -> Images:
+        """Images in [0, 1], float32, of scaled latents; with a gradient where the latents ask for one."""
+        is_followed = torch.is_grad_enabled() and latents.requires_grad
+        with (
+            torch.set_grad_enabled(is_followed),
+            autoencoder.widened(self.vae, is_on=self.family.widens_autoencoder),
+        ):
+            return autoencoder.decode(self.vae, latents)
+
+    def fingerprint(self, part: Literal["denoiser", "vae", "text"]) -> str:
+        """A hash of everything that determines what one part computes: weights, types, configuration, tokenizer.
+
+        Adapters do not count: the denoiser's fingerprint is its base's.
+        """
+        if part != "text":
+            network = self.vae if part == "vae" else self.denoiser
+            return hash_network(network, dict(network.config), {"compute_dtype": str(self.compute_dtype)})
+        hashes = [
+            hash_network(network, network.config.to_dict(), {"tokenizer": self._vocabulary(name)})
+            for name, network in self.text_encoders.items()
+        ]
+        return "/".join(hashes)
+
+    def identity(self) -> dict[str, str]:
+        """The parts that count for a run, as text by name; ask before anything is trained."""
+        networks: dict[str, Any] = {self.family.denoiser: self.denoiser, "vae": self.vae}
+        found = {f"base.{name}": hash_network(one, one.config, {})[:16] for name, one in networks.items()}
+        for name, encoder in self.text_encoders.items():
+            # The library writes its own version into the configuration, which is no other text encoder.
+            config = {key: one for key, one in encoder.config.to_dict().items() if key != "transformers_version"}
+            found[f"base.{name}"] = hash_network(encoder, config, {"tokenizer": self._vocabulary(name)})[:16]
+        types = ", ".join(f"{name} {one.dtype}" for name, one in {"vae": self.vae, **self.text_encoders}.items())
+        return found | {
+            "vae.scaling_factor": str(self.vae.config["scaling_factor"]),
+            "dtype": f"{self.weight_dtype}, {types}",
+            "compute_dtype": str(self.compute_dtype),
+        }
+
+    def _vocabulary(self, encoder: str) -> dict[str, Any]:
+        tokenizer = self.pipe.components[encoder.replace("text_encoder", "tokenizer")]
+        return {"vocab": tokenizer.get_vocab(), "max_length": tokenizer.model_max_length}

@@ -1,0 +1,25 @@
+"""The families of pipelines that rpo trains: one line of this table, one file beside it."""
+
+from collections.abc import Iterable
+
+from rpo.models.base import Family
+from rpo.models.families.sd3 import StableDiffusion3
+from rpo.models.families.sdxl import StableDiffusionXL
+from rpo.models.families.stable_diffusion import StableDiffusion
+
+FAMILIES: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXL(), StableDiffusion3())
+"""The first is what a single file is taken for that no other family claims."""
+
+
+def family_named(pipeline: str) -> Family | None:
+    """The family of a pipeline class of diffusers."""
+    return next((family for family in FAMILIES if pipeline in family.pipelines), None)
+
+
+def family_of_file(tensors: Iterable[str]) -> Family:
+    """The family of a single-file checkpoint with tensors of these names."""
+    names = list(tensors)
+    for family in FAMILIES[1:]:
+        if any(family.single_file_key in name for name in names):
+            return family
+    return FAMILIES[0]

@@ -1,0 +1,73 @@
+"""From images to latents and back, for autoencoders that scale their latents: (z - shift) · scale."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rpo.errors import InputError
+from rpo.types import Images, Latents
+
+IMAGES_PER_DECODE = 32
+"""Latents that go through the VAE decoder at once: its activations are the largest of the whole pipeline."""
+
+IMAGE_DIMS, RGB = 4, 3
+"""Of a batch of images: how many dimensions, and the size of the second."""
+
+
+def encode(vae: Any, images: Images) -> tuple[Latents, Latents]:
+    """Mean and standard deviation of the scaled latents' posterior, float32; images in [0, 1], on the VAE's device."""
+    posterior = vae.encode((2 * images - 1).to(vae.dtype)).latent_dist
+    shift, scale = _shift_and_scale(vae, posterior.mean)
+    mean = posterior.mean.float()
+    return (mean if shift is None else mean - shift) * scale, posterior.std.float() * scale
+
+
+def decode(vae: Any, latents: Latents) -> Images:
+    """Images in [0, 1], float32, of scaled latents."""
+    shift, scale = _shift_and_scale(vae, latents)
+    unscaled = latents / scale if shift is None else latents / scale + shift
+    chunks = [vae.decode(chunk).sample for chunk in unscaled.to(vae.dtype).split(IMAGES_PER_DECODE)]
+    return (torch.cat(chunks).float() / 2 + 0.5).clamp(0, 1)
+
+
+def _shift_and_scale(vae: Any, like: Tensor) -> tuple[Tensor | float | None, Tensor | float]:
+    config = vae.config
+    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+        mean, std = (
+            torch.tensor(config[name], dtype=torch.float32, device=like.device).view(1, -1, 1, 1)
+            for name in ("latents_mean", "latents_std")
+        )
+        return mean, config["scaling_factor"] / std
+    return config.get("shift_factor"), config["scaling_factor"]
+
+
+@contextmanager
+def widened(vae: Any, *, is_on: bool) -> Iterator[None]:
+    """Inside, a float16 autoencoder that overflows is a float32 one; its weights come back bit for bit."""
+    narrow = vae.dtype
+    is_on = is_on and narrow == torch.float16 and bool(vae.config.get("force_upcast"))
+    if is_on:
+        vae.to(torch.float32)
+    try:
+        yield
+    finally:
+        if is_on:
+            vae.to(narrow)
+
+
+def check_images(images: Images, factor: int) -> None:
+    """Refuse what is not a batch of RGB images in [0, 1]; reads the range, so it costs one device synchronisation."""
+    if images.ndim != IMAGE_DIMS or images.shape[1] != RGB:
+        raise InputError(f"images have shape {tuple(images.shape)}, but [batch, 3, height, width] is needed; give RGB")
+    if images.shape[2] % factor or images.shape[3] % factor:
+        raise InputError(
+            f"images are {images.shape[2]}x{images.shape[3]}, but the sides must divide by {factor}; crop them"
+        )
+    low, high = torch.stack(images.aminmax()).tolist()
+    if not (low >= 0 and high <= 1):
+        raise InputError(
+            f"images span [{low:.4g}, {high:.4g}], but [0, 1] is needed; divide bytes by 255, or undo 2x - 1"
+        )

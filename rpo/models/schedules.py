@@ -1,0 +1,163 @@
+"""Noise schedules as checkpoints state them, by the configuration of their scheduler.
+
+There are two kinds: betas in discrete time (`DiscreteSchedule`) and rectified flow with a shift (`FlowSchedule`). Both
+give the grid at which the pipeline itself would step, and the moment at which training asks the network.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from rpo.errors import InputError
+from rpo.process.grid import flow_grid, vp_grid, vp_node
+from rpo.process.schedule import RectifiedFlow, VariancePreserving
+from rpo.types import Grid, Node, PredictionType
+
+PREDICTION_TYPES: tuple[PredictionType, ...] = ("epsilon", "v_prediction", "sample")
+
+SAME_SCHEDULE = 1e-3
+"""How far two noise schedules may be apart, in alpha-bar: schedulers differ in how they end one at zero."""
+
+SCHEDULER_ADVICE = (
+    'set pipe.scheduler = DDIMScheduler.from_pretrained(CHECKPOINT, subfolder="scheduler"); that of Stable Diffusion '
+    '1.x and 2.x is DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", '
+    "clip_sample=False, set_alpha_to_one=False, steps_offset=1)"
+)
+
+FLOW_ADVICE = (
+    'set pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(CHECKPOINT, subfolder="scheduler"); that '
+    "of Stable Diffusion 3 and 3.5 is FlowMatchEulerDiscreteScheduler(shift=3.0)"
+)
+
+
+@final
+class DiscreteSchedule:
+    """The betas of a variance-preserving checkpoint; the network is told which of them, an integer."""
+
+    def __init__(self, scheduler: Any):
+        """Read the schedule of a pipeline's scheduler."""
+        self._ddim = noise_schedule(scheduler)
+        self.config: Mapping[str, Any] = self._ddim.config
+        self.prediction_type: PredictionType = self.config["prediction_type"]
+        self.num_train_timesteps: int = self.config["num_train_timesteps"]
+        self._alphas_cumprod: Tensor = self._ddim.alphas_cumprod
+        self.process = VariancePreserving(self._alphas_cumprod, float(self._ddim.final_alpha_cumprod))
+
+    def grid(self, num_steps: int, sequence_length: int) -> Grid:
+        """The timesteps of a DDIM sampler, spaced as the scheduler says; the same for every size."""
+        _check_steps(num_steps, self.num_train_timesteps)
+        scheduler = DDIMScheduler.from_config(self.config)
+        scheduler.set_timesteps(num_steps)
+        return vp_grid(scheduler.alphas_cumprod, scheduler.timesteps, float(scheduler.final_alpha_cumprod))
+
+    def node(self, timestep: Tensor) -> Node:
+        """Alpha and sigma at one training timestep per sample."""
+        if self._alphas_cumprod.device != timestep.device:
+            self._alphas_cumprod = self._alphas_cumprod.to(timestep.device)
+        return vp_node(self._alphas_cumprod, timestep)
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """A training timestep; all are equally likely."""
+        return torch.randint(self.num_train_timesteps, (), generator=generator, device="cpu")
+
+    def shift(self, sequence_length: int) -> float:
+        """None: where the steps lie is the scheduler's spacing."""
+        return 1.0
+
+
+@final
+class FlowSchedule:
+    """Rectified flow; the network is told sigma in units of the training timestep, any number."""
+
+    prediction_type: PredictionType = "flow"
+
+    def __init__(self, scheduler: Any):
+        """Read the schedule of a pipeline's scheduler."""
+        self.config: Mapping[str, Any] = scheduler.config
+        is_flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or self.config.get("use_flow_sigmas")
+        if not is_flow or self.config.get("stochastic_sampling"):
+            raise InputError(
+                f"the pipeline's scheduler is {type(scheduler).__name__}, but its transformer predicts flow and "
+                f"needs one for that, without noise; {FLOW_ADVICE}"
+            )
+        self.num_train_timesteps: int = self.config["num_train_timesteps"]
+        self.process = RectifiedFlow(self.num_train_timesteps)
+
+    def grid(self, num_steps: int, sequence_length: int) -> Grid:
+        """The sigmas of the checkpoint's own sampler; with dynamic shifting they move up as images grow."""
+        _check_steps(num_steps, self.num_train_timesteps)
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.config)
+        is_dynamic = self.config.get("use_dynamic_shifting")
+        scheduler.set_timesteps(num_steps, mu=self._mu(sequence_length) if is_dynamic else None)
+        return flow_grid(scheduler.sigmas.cpu(), num_train_timesteps=self.num_train_timesteps)
+
+    def node(self, timestep: Tensor) -> Node:
+        """Alpha and sigma at one timestep per sample."""
+        sigma = (timestep.double() / self.num_train_timesteps)[:, None, None, None]
+        return Node((1 - sigma).float(), sigma.float(), timestep[:, None, None, None])
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """A training timestep by the logit-normal density of the SD 3 paper (arXiv:2403.03206, section 3.1)."""
+        normal = torch.randn((), generator=generator, dtype=torch.float32, device="cpu")
+        return normal.sigmoid() * self.num_train_timesteps
+
+    def shift(self, sequence_length: int) -> float:
+        """The shift s of sigma = s t / (1 + (s - 1) t)."""
+        if self.config.get("use_dynamic_shifting"):
+            return math.exp(self._mu(sequence_length))
+        return float(self.config.get("shift") or 1.0)
+
+    def _mu(self, sequence_length: int) -> float:
+        """The logarithm of a dynamic shift: linear in the number of tokens."""
+        low, high = self.config.get("base_image_seq_len", 256), self.config.get("max_image_seq_len", 4096)
+        base, top = self.config.get("base_shift", 0.5), self.config.get("max_shift", 1.16)
+        slope = (top - base) / (high - low)
+        return base + slope * (sequence_length - low)
+
+
+def _check_steps(num_steps: int, num_train_timesteps: int) -> None:
+    if not 1 <= num_steps <= num_train_timesteps:
+        raise InputError(
+            f"num_steps is {num_steps}, but this checkpoint has {num_train_timesteps} timesteps; ask for 1 to "
+            f"{num_train_timesteps} (20 to 50 are usual)"
+        )
+
+
+def noise_schedule(scheduler: Any) -> DDIMScheduler:
+    """The noise schedule that a pipeline's scheduler states, as DDIM's."""
+    config: Mapping[str, Any] = scheduler.config
+    own, name = vars(scheduler).get("alphas_cumprod"), type(scheduler).__name__
+    if own is None or config.get("use_flow_sigmas"):
+        raise InputError(
+            f"the pipeline's scheduler is {name}, which does not state the noise schedule (betas) that the UNet was "
+            f"trained with: it is for flow, EDM or consistency models; {SCHEDULER_ADVICE}"
+        )
+    prediction_type = config.get("prediction_type")
+    if prediction_type not in PREDICTION_TYPES:
+        raise InputError(
+            f"the scheduler says prediction_type={prediction_type!r}; {', '.join(PREDICTION_TYPES[:2])} or sample is "
+            f"needed; {SCHEDULER_ADVICE}"
+        )
+    try:
+        # The pipeline itself switches clip_sample off; a scheduler configured for another class may leave it unset.
+        made = DDIMScheduler.from_config(config, clip_sample=False)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"the scheduler {name} has no usable noise schedule ({error}); {SCHEDULER_ADVICE}") from error
+    curve = made.alphas_cumprod.double()
+    falls = bool(torch.cat([curve, curve.new_zeros(1)]).diff().le(0).all()) and 0 < float(curve[0]) <= 1
+    if not (falls and len(curve) == made.config["num_train_timesteps"]):
+        raise InputError(
+            f"the scheduler {name} has betas that make no noise schedule of {made.config['num_train_timesteps']} "
+            f"steps that falls from 1 to 0; {SCHEDULER_ADVICE}"
+        )
+    # A sampler that does not know of zero terminal SNR keeps the word in its configuration, for others to read.
+    curves = [made.alphas_cumprod, DDIMScheduler.from_config(config, rescale_betas_zero_snr=False).alphas_cumprod]
+    if not any(len(own) == len(one) and bool((own.cpu() - one).abs().max() <= SAME_SCHEDULE) for one in curves):
+        raise InputError(
+            f"the scheduler {name} has another noise schedule than its configuration's betas make; {SCHEDULER_ADVICE}"
+        )
+    return made
