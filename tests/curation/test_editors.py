@@ -9,8 +9,9 @@ import pytest
 from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline
 from PIL import Image
 
-from rpo.curation.components import EDITORS, families, load_editor
+from rpo.curation.components import EDITORS, load_editor
 from rpo.curation.curate_config import EditorConfig
+from rpo.curation.editors import families
 from rpo.curation.editors.families import FAMILIES as KNOWN
 from rpo.curation.editors.pipeline_editor import EditSettings, PipelineEditor, licence_of, place
 from tests.curation import tiny_editors
