@@ -16,6 +16,7 @@ from PIL import Image
 from rpo.curation.fates import FAULT_WORDS, UNDECIDED, WORDS, fate_of, faults_of
 from rpo.curation.records import Critique, Edit, History, Instructions, Outcome, Scores, history_of
 from rpo.curation.store.folder import Identity, RunFolder
+from rpo.reports.html import data_uri
 
 Facts = list[tuple[str, str]]
 """Names and values."""
@@ -159,14 +160,12 @@ def shown(image: Image.Image, side: int) -> str:
     Args:
         side: Longest side that a larger image is shrunk to; at least `EXACT_SIDE`.
     """
-    buffer = io.BytesIO()
     if max(image.size) <= EXACT_SIDE:
-        image.save(buffer, "PNG", optimize=True)
-        return _address("png", buffer)
-    small = image.copy()
+        return data_uri(np.asarray(image))
+    small, buffer = image.copy(), io.BytesIO()
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     small.save(buffer, "WEBP", quality=_QUALITY)
-    return _address("webp", buffer)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def difference(first: Image.Image, second: Image.Image) -> Image.Image:
@@ -178,7 +177,3 @@ def difference(first: Image.Image, second: Image.Image) -> Image.Image:
     """
     one, other = (np.asarray(image, np.int16) for image in (first, second))
     return Image.fromarray((np.abs(one - other) * AMPLIFICATION).clip(0, 255).astype(np.uint8))
-
-
-def _address(kind: str, data: io.BytesIO) -> str:
-    return f"data:image/{kind};base64," + base64.b64encode(data.getvalue()).decode("ascii")

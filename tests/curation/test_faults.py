@@ -1,5 +1,10 @@
 """A component that raises on everything stops the run; one that raises on some records loses these."""
 
+import os
+import signal
+from dataclasses import dataclass
+from functools import partial
+
 import pytest
 
 from rpo.curation.curate import curate
@@ -15,6 +20,7 @@ from tests.curation.fakes import (
     fakes,
     finished,
     image_folder,
+    in_child,
     lines_of,
 )
 from tests.curation.test_pipeline import Notes, run, stage
@@ -176,26 +182,43 @@ def test_a_broken_component_stops_the_run_and_once_mended_it_ends_as_an_undistur
     assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
 
 
+@dataclass
+class Breaking:
+    """Raises from its third call on; is killed at a later one, while what it raised on is being recorded."""
+
+    killed_at: int = 0
+    calls: int = 0
+
+    def __call__(self):
+        self.calls += 1
+        if self.calls == self.killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.calls > 2:
+            raise RuntimeError("no memory of its own")
+
+
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_component_that_breaks_between_two_sessions_stops_the_second(undisturbed, source, tmp_path, case):
+@pytest.mark.parametrize("killed_at", [0, 8])
+def test_a_component_that_breaks_at_work_costs_nothing_that_was_answered(
+    undisturbed, source, tmp_path, case, killed_at
+):
     name, broken, stage_name, _ = case
-    calls = []
-
-    def fail_later():
-        calls.append(0)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-
     config = config_of(tmp_path / "run", source)
-    with pytest.raises(KeyboardInterrupt):
-        curate(config, components=fakes(**{name: type(broken)(before=fail_later)}))
-    before = lines_of(tmp_path / "run")[stage_name]
-    assert before
-    with pytest.raises(ValueError, match=rf"stage '{stage_name}': the {name} .* raised on"):
-        curate(config, resume=True, components=fakes(**{name: broken}))
-    assert lines_of(tmp_path / "run")[stage_name] == before
-    curate(config, resume=True, components=fakes())
+    run = partial(curate, config, components=fakes(**{name: type(broken)(before=Breaking(killed_at))}))
+    if killed_at:
+        assert in_child(run) == [-9]
+        assert "RuntimeError" in "".join(lines_of(tmp_path / "run")[stage_name])
+    else:
+        with pytest.raises(ValueError, match=rf"stage '{stage_name}': the {name} .* items in a row"):
+            run()
+    answered = [line for line in lines_of(tmp_path / "run")[stage_name] if "RuntimeError" not in line]
+    assert answered and set(answered) <= set(lines_of(undisturbed.path)[stage_name])
+    asked = []
+    again = type(broken)(before=lambda: asked.append(0))
+    curate(config, resume=True, components=fakes(**{name: again}))
     assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
+    rest = len(lines_of(undisturbed.path)[stage_name]) - len(answered)
+    assert len(asked) <= rest, "only what is missing is asked about, in batches"
 
 
 def test_a_source_of_one_image_that_raises_stops_the_run(tmp_path):

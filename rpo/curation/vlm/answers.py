@@ -9,7 +9,6 @@ faults, and the object found must satisfy the type as it stands: "3" is no numbe
 
 import hashlib
 import json
-import os
 import re
 import threading
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from rpo.curation.records import Fault
 from rpo.curation.vlm.chat import Question, Reply
-from rpo.data.jsonl import name_full_disk
+from rpo.data.writers import written_whole
 from rpo.errors import InputError
 from rpo.text import write_text
 
@@ -142,7 +141,7 @@ class AnswerCache:
 
     def __init__(self, folder: Path | None) -> None:
         """Use a folder, which is made when there is something to keep; None keeps nothing."""
-        self.folder = folder
+        self.folder, self._saving = folder, threading.Lock()
 
     def load(self, asked: Mapping[str, str], question: Question) -> Reply | None:
         """What was answered, if the question was asked before.
@@ -162,14 +161,8 @@ class AnswerCache:
         if self.folder is None:
             return
         path = self._path(self.folder, asked, question)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(unfinished, json.dumps(asdict(reply), ensure_ascii=False))
-            os.replace(unfinished, path)
-        except OSError as error:
-            unfinished.unlink(missing_ok=True)
-            raise name_full_disk(error, path) from error
+        with self._saving, written_whole(path) as partial:
+            write_text(partial, json.dumps(asdict(reply), ensure_ascii=False))
 
     def _path(self, folder: Path, asked: Mapping[str, str], question: Question) -> Path:
         digest = hashlib.sha256(json.dumps(dict(asked), sort_keys=True).encode())
