@@ -128,7 +128,7 @@ def audit(folder: str | Path, config: AuditConfig) -> Audit:
 
 def format_audit(found: Audit) -> str:
     """The findings in lines; every share with its 95 % interval, and what it should be."""
-    return environment(is_html=False).get_template("audit.txt.j2").render(found=found)
+    return environment(is_html=False).get_template("audit.txt.j2").render(found=found).rstrip()
 
 
 def audit_critic(critic: Critic, controls: Mapping[Control, Sequence[Pair]]) -> CriticAudit:

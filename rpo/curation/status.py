@@ -68,7 +68,7 @@ class RunStatus:
 
     def __str__(self) -> str:
         """The status for the terminal."""
-        return environment(is_html=False).get_template("status.txt.j2").render(status=self)
+        return environment(is_html=False).get_template("status.txt.j2").render(status=self).rstrip()
 
 
 def status_of(path: str | Path) -> RunStatus:
