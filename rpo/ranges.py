@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+LARGEST = 10**9
+"""More than anything here is counted in, and more than any weight or width that means something."""
+
 
 @dataclass(frozen=True)
 class Range:
@@ -35,12 +38,18 @@ class Range:
             and number != self.other_than
         )
 
+    @property
+    def json_schema(self) -> dict[str, float]:
+        """The bounds, as JSON schema has them."""
+        words = {"above": "exclusiveMinimum", "at_least": "minimum", "below": "exclusiveMaximum", "at_most": "maximum"}
+        return {word: getattr(self, name) for name, word in words.items() if getattr(self, name) is not None}
+
     def __str__(self) -> str:
         """As it follows "a number"."""
-        if self.at_least is not None and self.at_most is not None:
-            return f"from {_plain(self.at_least)} to {_plain(self.at_most)}"
         bounds = {"above": self.above, "of at least": self.at_least, "below": self.below, "of at most": self.at_most}
         named = [f"{word} {_plain(bound)}" for word, bound in bounds.items() if bound is not None]
+        if self.at_least is not None and self.at_most is not None:
+            named = [f"from {_plain(self.at_least)} to {_plain(self.at_most)}"]
         named += [f"other than {_plain(self.other_than)}"] if self.other_than is not None else []
         return (" and ".join(named) or "that is finite") + (", or inf" if self.or_inf else "")
 
@@ -59,6 +68,8 @@ class NotEmpty:
 
 
 def _plain(number: float) -> str:
+    if abs(number) == LARGEST:
+        return "-1e9" if number < 0 else "1e9"
     return str(int(number)) if number == int(number) else str(number)
 
 
@@ -66,20 +77,21 @@ LARGEST_SEED = 2**32 - 1
 """What torch, NumPy and accelerate all take."""
 
 Text = Annotated[str, NotEmpty()]
-Count = Annotated[int, Range(at_least=1)]
-WholeNumber = Annotated[int, Range(at_least=0)]
+Count = Annotated[int, Range(at_least=1, at_most=LARGEST)]
+WholeNumber = Annotated[int, Range(at_least=0, at_most=LARGEST)]
 Seed = Annotated[int, Range(at_least=0, at_most=LARGEST_SEED)]
-Finite = Annotated[float, Range()]
-Side = Annotated[int, Range(at_least=8)]
+Finite = Annotated[float, Range(at_least=-LARGEST, at_most=LARGEST)]
+Positive = Annotated[float, Range(above=0, at_most=LARGEST)]
+PositiveOrInf = Annotated[float, Range(above=0, at_most=LARGEST, or_inf=True)]
+NotNegative = Annotated[float, Range(at_least=0, at_most=LARGEST)]
+LearningRate = Annotated[float, Range(above=0, at_most=1)]
+Side = Annotated[int, Range(at_least=8, at_most=100_000)]
 """Of an image, in pixels."""
-Positive = Annotated[float, Range(above=0)]
-PositiveOrInf = Annotated[float, Range(above=0, or_inf=True)]
-NotNegative = Annotated[float, Range(at_least=0)]
 Fraction = Annotated[float, Range(at_least=0, at_most=1)]
 BelowOne = Annotated[float, Range(at_least=0, below=1)]
 Cosine = Annotated[float, Range(at_least=-1, at_most=1)]
-Weight = Annotated[float, Range(other_than=0)]
+Weight = Annotated[float, Range(at_least=-LARGEST, at_most=LARGEST, other_than=0)]
 Weights = Annotated[Mapping[str, Weight], NotEmpty()]
 Names = Annotated[tuple[Text, ...], NotEmpty()]
-GuidanceScale = Annotated[float, Range(at_least=1)]
+GuidanceScale = Annotated[float, Range(at_least=1, at_most=1000)]
 """1 is no guidance."""

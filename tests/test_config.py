@@ -1,16 +1,17 @@
 """Strict configuration: what is accepted, and the exact words for what is not."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from rpo.config import FieldInfo, describe_fields, differences, load_config, to_yaml
+from rpo.config import differences, load_config, to_yaml
+from rpo.settings import FieldInfo, describe_fields, settings
 
 
-@dataclass(frozen=True)
+@settings
 class Loop:
     learning_rate: float = 1e-4
     """Step size of the optimizer,
@@ -19,7 +20,7 @@ class Loop:
     """Optimizer steps."""
 
 
-@dataclass(frozen=True)
+@settings
 class Train:
     loop: Loop = field(default_factory=Loop)
     beta: float = 80.0
@@ -35,7 +36,7 @@ class Train:
     weights: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@settings
 class Needy:
     pairs: str
 
@@ -126,7 +127,7 @@ def test_unknown_override_is_named_with_the_nearest(override: str, key: str, nea
         ("beta=", "'beta' to null, but a number is needed; the default is 80.0"),
         ("loop.updates=1.5", "'loop.updates' to 1.5, but a whole number is needed; the default is 10"),
         ("is_cached=1", "'is_cached' to 1, but true or false is needed; the default is true"),
-        ("link=hinge", "'link' to 'hinge', but one of sigmoid, ipo is needed; the default is sigmoid"),
+        ("link=hinge", "'link' to 'hinge', but one of sigmoid, ipo is needed; the nearest is 'sigmoid'"),
         ("warmup=off", "'warmup' to False, but a whole number or one of auto is needed; the default is auto"),
         ("name=5", "'name' to 5, but text is needed; put it in quotes"),
         ("levels=3", "'levels' to 3, but a list (each a whole number) is needed; the default is [1, 2]"),
@@ -189,7 +190,7 @@ def test_fields_are_described_by_the_text_under_them() -> None:
     assert describe_fields(Needy) == [FieldInfo("pairs", "text", "required", "")]
 
 
-@dataclass(frozen=True)
+@settings
 class Weighed:
     rewards: Mapping[str, float] = field(default_factory=lambda: {"own": 1.0})
     train: Train = field(default_factory=lambda: Train(weights={"inner": 4.0}))
@@ -234,7 +235,7 @@ def test_differences_are_of_settings_and_not_of_their_text() -> None:
     }
 
 
-@dataclass(frozen=True)
+@settings
 class Inner:
     rate: float = 0.1
     """Of learning."""
@@ -242,7 +243,7 @@ class Inner:
     """How many."""
 
 
-@dataclass(frozen=True)
+@settings
 class Outer:
     inner: Inner = field(default_factory=lambda: Inner(rate=0.5, steps=99))
     """Its defaults differ from those of the class."""

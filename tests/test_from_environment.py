@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from rpo.from_environment import FromEnvironment, as_written
 from rpo.local_paths import without_paths
 from rpo.runs.align_config import AlignConfig
 from rpo.runs.settings import keep_settings, require_same_settings
+from rpo.settings import settings
 from rpo.trainers.dpo_config import DPOConfig, identity
 from rpo.trainers.grpo_config import GRPOConfig
 from rpo.trainers.identity import settings_identity
@@ -21,7 +22,7 @@ from rpo.training.loop_config import LoopConfig, plain
 SECRET = "hf_very-secret"  # noqa: S105, it is none
 
 
-@dataclass(frozen=True)
+@settings
 class Inner:
     key: str = ""
     names: tuple[str, ...] = ()
@@ -31,7 +32,7 @@ class Inner:
     number: int = 0
 
 
-@dataclass(frozen=True)
+@settings
 class Outer:
     key: str = ""
     inner: Inner = field(default_factory=Inner)

@@ -136,7 +136,7 @@ def test_no_settings_object_takes_an_empty_list_or_mapping_where_it_means_nothin
                 try:
                     cls(**{name: empty})
                 except ValueError as error:
-                    assert f"sets {name} to {empty!r}, but" in str(error)
+                    assert f"sets '{name}' to {empty!r}, but" in str(error)
                 else:
                     found.add(name_of(cls, name))
     assert found <= MAY_BE_EMPTY

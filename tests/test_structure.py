@@ -24,8 +24,9 @@ SOURCES = sorted((ROOT / "rpo").rglob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in SOURCES}
 
 FLOORS: tuple[set[str], ...] = (
-    {"errors", "types", "randomness", "text", "ranges", "interrupts", "from_environment", "devices", "shapes"},
-    {"settings", "local_paths", "run_lock"},
+    {"errors"},
+    {"types", "randomness", "text", "ranges", "interrupts", "from_environment", "devices", "shapes", "plugins"},
+    {"settings", "local_paths", "run_lock", "files"},
     {"config", "process", "objectives"},
     {"models", "training", "control"},
     {"adapters", "sampling", "data"},

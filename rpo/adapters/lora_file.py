@@ -6,7 +6,6 @@ before it is published, and before it is loaded, where diffusers takes a file th
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rpo.errors import InputError
+from rpo.files import written_whole
 
 WEIGHT_FILE = "pytorch_lora_weights.safetensors"
 """The name that `load_lora_weights` looks for first."""
@@ -88,9 +88,8 @@ def put_in_order(file: Path) -> None:
     metadata = {"__metadata__": dict(sorted(header.pop("__metadata__", {}).items()))}
     text = json.dumps(metadata | header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # as the format wants it, for the tensors to be aligned
-    ordered = file.with_name(f"{file.name}.ordered")
-    ordered.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
-    os.replace(ordered, file)
+    with written_whole(file) as ordered:
+        ordered.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
 
 
 def _content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

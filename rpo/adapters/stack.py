@@ -7,7 +7,6 @@ taken into its B, so that the file has alpha = rank, the one value on which ever
 """
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from rpo.adapters.lora_file import DOWN, UP, WEIGHT_FILE, inspect_lora, put_in_order
 from rpo.errors import InputError
+from rpo.files import written_whole
 
 _DOWN, _UP = ".lora.down.weight", ".lora.up.weight"
 
@@ -44,13 +44,11 @@ def stack_loras(loras: Sequence[str | PathLike[str]], folder: str | PathLike[str
             _check_fits(layer, first_of[layer], found.path, (downs[layer], ups[layer]))
     state = {f"{layer}{_DOWN}": torch.cat(some).contiguous() for layer, some in downs.items()}
     state |= {f"{layer}{_UP}": torch.cat(some, dim=1).contiguous() for layer, some in ups.items()}
-    place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
-    partial = place / f".{WEIGHT_FILE}.partial"
-    save_file(state, partial, metadata=_metadata(downs))
-    put_in_order(partial)
-    os.replace(partial, place / WEIGHT_FILE)
-    return place / WEIGHT_FILE
+    place = Path(folder) / WEIGHT_FILE
+    with written_whole(place) as partial:
+        save_file(state, partial, metadata=_metadata(downs))
+        put_in_order(partial)
+    return place
 
 
 def _layers(file: Path) -> dict[str, tuple[Tensor, Tensor]]:

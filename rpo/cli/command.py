@@ -4,7 +4,9 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from rpo.errors import InputError
 
@@ -21,6 +23,12 @@ class Command:
     """Does it, and returns the exit code; nothing is 0."""
     config: str = ""
     """`module:class` of the configuration that `key=value` words fill; its keys are listed in the help."""
+
+    @property
+    def config_class(self) -> Any:
+        """That class, imported when it is asked for."""
+        module, _, name = self.config.partition(":")
+        return vars(import_module(module))[name]
 
 
 def takes_overrides(parser: argparse.ArgumentParser) -> None:

@@ -153,7 +153,11 @@ COMMANDS = {
         align,
         "rpo.runs.align_config:AlignConfig",
     ),
-    "config": Command("print a configuration to start from; without NAME, list them", takes_name, show_config),
+    "config": Command(
+        "print a configuration to start from, or the JSON schema of a command's; without NAME, list them",
+        takes_name,
+        show_config,
+    ),
     "data check": Command("say what a pair set holds and what is wrong with it", _takes_pairs, data_check),
     "shapes evaluate": Command(
         "measure the embedded model, or a LoRA of it, by its verifier", _takes_evaluation, shapes_evaluate
@@ -218,7 +222,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.debug:
             traceback.print_exc()
         else:
-            print(f"rpo: error: {' '.join(str(error).split())}", file=sys.stderr)
+            lines = [" ".join(line.split()) for line in str(error).split("\n- ")]  # one, or one for each wrong key
+            print("rpo: error: " + "\n- ".join(lines), file=sys.stderr)
         return 2
 
 
@@ -272,11 +277,12 @@ def _settings(command: Command) -> str | None:
     """The keys of a command's configuration, for the end of its help."""
     if not command.config:
         return None
-    from rpo.config import describe_fields
+    from rpo.settings import describe_fields
 
-    module, _, name = command.config.partition(":")
     lines = ["settings:"]
-    for field in describe_fields(vars(import_module(module))[name]):
-        lines.append(f"  {field.key}={field.default}  ({field.type_name})")
+    for field in describe_fields(command.config_class):
+        lines.append(
+            f"  {field.key}={field.default}  ({field.type_name}{f', of kind {field.kind}' if field.kind else ''})"
+        )
         lines += textwrap.wrap(field.doc, 100, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)

@@ -1,15 +1,14 @@
 """From the kind that a configuration names to the critic, instructor, judge or editor."""
 
-import difflib
 import hashlib
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from rpo.curation.curate_config import ChatConfig, EditorConfig
 from rpo.curation.records import Critic, Editor, Instructor, Unavailable
 from rpo.errors import InputError
+from rpo.plugins import load_plugin
 
 CRITICS = {
     "shapes": "rpo.curation.shapes.critic:shapes_critic",
@@ -75,20 +74,7 @@ def make_component(config: Any, known: Mapping[str, str], what: str, *for_known:
 
 def find_component(kind: str, known: Mapping[str, str], what: str) -> Callable[..., Any]:
     """What makes a component of that kind."""
-    if kind not in known and ":" not in kind:
-        nearest = difflib.get_close_matches(kind, known, n=1, cutoff=0.0)[0]
-        raise InputError(
-            f"there is no {what} of kind {kind!r}; expected one of {', '.join(known)}, or package.module:attribute; "
-            f"the nearest is {nearest!r}"
-        )
-    module_name, _, attribute = known.get(kind, kind).partition(":")
-    try:
-        found = vars(import_module(module_name))[attribute]
-    except (ImportError, KeyError, ValueError) as error:
-        raise InputError(
-            f"{what} {kind!r} cannot be imported ({type(error).__name__}: {error}); expected package.module:attribute "
-            "of something installed; install it, or put its folder on PYTHONPATH"
-        ) from error
+    found = load_plugin(kind, known, f"{what} of kind")
     if not callable(found):
         raise InputError(
             f"{what} {kind!r} is of type {type(found).__name__}; expected a class or function that takes the "

@@ -26,6 +26,7 @@ from rpo.data.pickapic import write_pickapic
 from rpo.data.preference import PreferencePair
 from rpo.data.writers import write_pairs, write_parquet
 from rpo.errors import InputError
+from rpo.files import replace_folder
 from rpo.local_paths import refuse_private
 from rpo.publishing.publish import CARD, PlannedFile, PublishPlan, carry_out, check_repo_id
 from rpo.text import write_text
@@ -85,8 +86,7 @@ def export(
     num_pairs = _write(partial, form, pairs_of(folder))
     write_dataset_card(partial, folder, status, form, licence)
     write_text(partial / MARK, json.dumps({"form": form, "pairs": num_pairs}) + "\n")
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
+    replace_folder(partial, target)
     return Exported(target, form, num_pairs)
 
 

@@ -22,8 +22,8 @@ from rpo.curation.fates import FAULT_WORDS, KEPT_EDIT, KEPT_SOURCE, UNDECIDED, W
 from rpo.curation.page_records import AMPLIFICATION, EXACT_SIDE, SEVERITIES, shown_record
 from rpo.curation.records import Outcome, histories, read_row
 from rpo.curation.store.folder import RunFolder
-from rpo.data.writers import written_whole
 from rpo.errors import InputError
+from rpo.files import written_whole
 from rpo.reports.html import TEMPLATES, environment
 from rpo.text import read_text
 

@@ -18,7 +18,6 @@ from PIL.Image import Image
 from rpo.curation.curate_config import SourceConfig
 from rpo.curation.store.folder import Identity
 from rpo.data.image_facts import ImageFacts, ImageSource, facts_of, read_image, recalled
-from rpo.data.jsonl import numbered_lines, parse_line
 from rpo.data.own_files import is_own, own_file
 from rpo.data.pixels import decode_image
 from rpo.data.preference import SIDES, Side, recalled_pairs
@@ -26,6 +25,7 @@ from rpo.data.readers import read_pairs
 from rpo.data.tables import home_of, image_in, open_table
 from rpo.data.writers import METADATA
 from rpo.errors import InputError
+from rpo.files import numbered_lines, parse_line
 from rpo.text import read_text, text_fault
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rpo.data.preference import SIDES, PreferencePair, Side
-from rpo.data.writers import written_whole
+from rpo.files import written_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa

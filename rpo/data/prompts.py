@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import get_args
 
-from rpo.data.jsonl import numbered_lines, parse_line
 from rpo.errors import InputError
+from rpo.files import numbered_lines, parse_line
 from rpo.shapes.prompts import Split, sample_prompts
 from rpo.text import lines, read_text, text_fault
 

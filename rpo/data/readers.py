@@ -19,7 +19,6 @@ from PIL.Image import Image
 from rpo.data.columns import FORMS, Dropped, FormName, Row, ignored, parse, recognise
 from rpo.data.foreign import foreign_source
 from rpo.data.image_facts import ImageSource
-from rpo.data.jsonl import numbered_lines, parse_line
 from rpo.data.own_files import own_file
 from rpo.data.pixels import rgb
 from rpo.data.preference import PairSet, PreferencePair, encode_png, recalled_pairs, require_sound
@@ -36,6 +35,7 @@ from rpo.data.tables import (
 )
 from rpo.data.writers import METADATA
 from rpo.errors import InputError
+from rpo.files import numbered_lines, parse_line
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Literal
 from filelock import FileLock
 
 from rpo.data.columns import Dropped, FormName, ignored, parse, recognise
-from rpo.data.jsonl import append_line, mend_last_line, read_lines
 from rpo.data.tables import Home, encoded_bytes, home_of, open_stream
 from rpo.data.writers import RecordFolder
 from rpo.errors import InputError
+from rpo.files import append_line, mend_last_line, read_lines
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

@@ -6,9 +6,7 @@ place first, each by an atomic rename, so that a line never names a file that is
 as they came, which keeps their content hash and with it every cache entry.
 """
 
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -17,9 +15,9 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from rpo.data.details import DETAIL_COLUMNS, NUMBERS
-from rpo.data.jsonl import append_line, mend_last_line, name_full_disk, read_lines
 from rpo.data.preference import SIDES, PreferencePair, Side
 from rpo.errors import InputError
+from rpo.files import append_line, mend_last_line, read_lines, written_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -87,24 +85,6 @@ def write_parquet(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
     with written_whole(Path(path)) as partial, pq.ParquetWriter(partial, schema) as writer:
         while batch := [_parquet_row(pair) for pair in islice(rows, _PARQUET_ROWS)]:
             writer.write_batch(_record_batch(batch, schema))
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A file to write to that takes the place of `path` once it is written, and is gone if that fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
-    try:
-        yield partial
-        partial.replace(path)
-    except OSError as error:
-        raise name_full_disk(error, path) from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def _plain_columns(pair: PreferencePair) -> dict[str, str | int | float]:

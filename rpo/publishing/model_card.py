@@ -18,9 +18,9 @@ from huggingface_hub.utils import validate_repo_id
 
 from rpo.adapters.lora_file import WEIGHT_FILE, LoraFile, inspect_lora
 from rpo.evaluation.comparison import Comparison, format_gain, format_share
+from rpo.files import write_whole
 from rpo.from_environment import as_written
 from rpo.local_paths import shown_path, without_paths
-from rpo.text import write_text
 
 TEMPLATES = Path(__file__).parents[1] / "reports" / "templates"
 
@@ -99,9 +99,7 @@ def write_model_card(folder: str | os.PathLike[str], card: CardFacts) -> Path:
     data = _header(card, images, is_lora=lora is not None)
     content = f"---\n{data.to_yaml()}\n---\n\n{_body(card, lora)}"
     path = folder / "README.md"
-    unfinished = path.with_name("README.md.partial")
-    write_text(unfinished, ModelCard(content).content)
-    os.replace(unfinished, path)
+    write_whole(path, ModelCard(content).content)
     return path
 
 

@@ -7,7 +7,6 @@ reads well in light, in dark and on paper.
 
 import base64
 import io
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rpo.errors import InputError
+from rpo.files import write_whole
 from rpo.reports.charts import draw
 from rpo.reports.sections import (
     CommandsSection,
@@ -28,7 +28,6 @@ from rpo.reports.sections import (
     TableSection,
     TextSection,
 )
-from rpo.text import write_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -90,11 +89,7 @@ def render(report: Report) -> str:
 
 def write_report(report: Report, path: Path) -> Path:
     """Write the report; an older file at `path` stays whole until the new one is complete."""
-    page = render(report)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".partial")
-    write_text(unfinished, page)
-    os.replace(unfinished, path)
+    write_whole(path, render(report))
     return path
 
 

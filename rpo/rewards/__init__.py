@@ -5,14 +5,13 @@ a `Reward`; `load_rewards({"shapes": 1.0, "jpeg-compressibility": 0.1})` gives t
 when its reward is asked for.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib import import_module
 from typing import Any, cast
 
 from rpo.errors import InputError
+from rpo.plugins import load_plugin
 from rpo.rewards.base import Reward, RewardError, WeightedRewards, score
 from rpo.rewards.function import FunctionReward
 
@@ -107,18 +106,9 @@ def load_rewards(specs: RewardLike) -> WeightedRewards:
 
 
 def _find(spec: str) -> Any:
-    if spec in REWARDS:
-        return _attribute(REWARDS[spec], spec)
     name, colon, checkpoint = spec.partition(":")
-    if colon and name in REWARDS:
-        return _of_checkpoint(name, checkpoint)
-    if colon:
-        return _attribute(spec, spec)
-    nearest = difflib.get_close_matches(spec, REWARDS, n=1, cutoff=0.0)[0]
-    raise InputError(
-        f"there is no reward {spec!r}; expected one of {', '.join(REWARDS)}, or package.module:attribute; the nearest "
-        f"is {nearest!r}"
-    )
+    is_of_checkpoint = colon and name in REWARDS
+    return _of_checkpoint(name, checkpoint) if is_of_checkpoint else load_plugin(spec, REWARDS, "reward")
 
 
 def _of_checkpoint(name: str, checkpoint: str) -> Any:
@@ -132,31 +122,7 @@ def _of_checkpoint(name: str, checkpoint: str) -> Any:
             f"reward '{name}:' names no checkpoint; expected {name}:FOLDER or {name}:owner/name; name one, or leave "
             "out the colon for the usual one"
         )
-    return _attribute(OF_CHECKPOINT[name], name)(checkpoint)
-
-
-def _attribute(place: str, spec: str) -> Any:
-    module_name, _, attribute = place.partition(":")
-    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
-        raise InputError(
-            f"reward {spec!r} is no place in a module; expected package.module:attribute; name a module that Python "
-            "can import, not a file"
-        )
-    try:
-        module = import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"reward {spec!r}: there is no module {error.name!r}; expected one that can be imported; install it, or "
-            "put its folder on PYTHONPATH"
-        ) from error
-    try:
-        return getattr(module, attribute)
-    except AttributeError as error:
-        nearest = difflib.get_close_matches(attribute, vars(module), n=1, cutoff=0.0)[0]
-        raise InputError(
-            f"reward {spec!r}: module {module_name!r} has no {attribute!r}; expected the name of a reward in it; the "
-            f"nearest name is {nearest!r}"
-        ) from error
+    return load_plugin(name, OF_CHECKPOINT, "reward")(checkpoint)
 
 
 def _name_of(spec: SingleReward) -> str:

@@ -26,12 +26,12 @@ from rpo.curation.curate import Components, check_settings, curate
 from rpo.curation.export import export
 from rpo.curation.score import check_filters, is_verifier
 from rpo.curation.status import RunStatus, status_of
-from rpo.data.jsonl import append_line, read_lines
 from rpo.data.preference import PairSet, pair_set
 from rpo.data.prompts import read_prompts
 from rpo.data.readers import read_pairs
 from rpo.errors import InputError
 from rpo.evaluation.held_out import HeldOut, HeldOutScores
+from rpo.files import append_line, read_lines
 from rpo.interrupts import ended_in_order
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.config import load_model

@@ -25,12 +25,11 @@ from rpo.curation.curate import curate
 from rpo.curation.export import export
 from rpo.curation.page import write_page
 from rpo.curation.status import RunStatus, status_of
-from rpo.data.jsonl import append_line, mend_last_line, read_lines
 from rpo.data.preference import PairSet
 from rpo.data.readers import read_pairs
-from rpo.data.writers import written_whole
 from rpo.errors import InputError
 from rpo.evaluation.comparison import Comparison
+from rpo.files import append_line, mend_last_line, read_lines, written_whole
 from rpo.interrupts import ended_in_order
 from rpo.models.config import ModelConfig, load_model
 from rpo.run_lock import sole_owner

@@ -1,6 +1,5 @@
 """The settings that a run of several stages was started with, in its folder: whoever continues it must repeat them."""
 
-import os
 import re
 from collections.abc import Collection
 from dataclasses import asdict
@@ -9,8 +8,9 @@ from typing import Any
 
 from rpo.config import differences, load_config, to_yaml
 from rpo.errors import InputError
+from rpo.files import write_whole
 from rpo.from_environment import digests
-from rpo.text import read_text, write_text
+from rpo.text import read_text
 
 SETTINGS = "settings.yaml"
 _DIGEST = re.compile(r"^# (.*) sha256 (\w+)$", re.MULTILINE)  # of what came from the environment
@@ -45,10 +45,8 @@ def require_same_settings(folder: Path, config: Any, *, resume: bool, free: Coll
 def keep_settings(folder: Path, config: Any) -> None:
     """Write the settings of a run that begins, whole or not at all: a cut file would look like other settings."""
     if not (folder / SETTINGS).exists():
-        partial = folder / f".{SETTINGS}.partial"
         digests = "".join(f"# {reference} sha256 {digest}\n" for reference, digest in _digests(config).items())
-        write_text(partial, digests + to_yaml(config))
-        os.replace(partial, folder / SETTINGS)
+        write_whole(folder / SETTINGS, digests + to_yaml(config))
 
 
 def _digests(config: Any, free: Collection[str] = ()) -> dict[str, str]:

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from rpo.adapters.lora import adapter_layers
 from rpo.adapters.lora_file import inspect_lora
+from rpo.devices import device_named
 from rpo.errors import InputError
 from rpo.evaluation.comparison import Comparison, format_gain, format_share
 from rpo.models.base import DiffusionModel
@@ -108,7 +107,7 @@ def evaluate_shapes(
         lora: Folder or file of a LoRA; None for the base alone.
         images: How many of each split, one for each prompt drawn.
     """
-    model = Checkpoint.load("shapes", device="cuda" if torch.cuda.is_available() else "cpu")
+    model = Checkpoint.load("shapes", device=device_named("auto"))
     return measure(model, held_out_prompts(images, seed), Sampling(seed), lora=lora, progress=progress)
 
 

@@ -6,7 +6,6 @@ prompt through cross-attention in every block, and a DDIM scheduler with Stable 
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,6 +17,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from rpo.files import replace_folder
 from rpo.text import write_text
 
 MAX_TOKENS = 16
@@ -166,7 +166,7 @@ def save_checkpoint(pipe: DiffusionPipeline, folder: Path, words: Iterable[str])
     for network in ("unet", "vae"):
         _rewrite(draft / network / "diffusion_pytorch_model.safetensors", lambda key: key)
     _rewrite(draft / "text_encoder" / "model.safetensors", _published_text_key)
-    _replace_folder(draft, folder)
+    replace_folder(draft, folder)
 
 
 def _published_text_key(key: str) -> str:
@@ -180,12 +180,3 @@ def _rewrite(file: Path, rename: Callable[[str], str]) -> None:
         halved[rename(key)] = value.to(torch.float16) if value.is_floating_point() else value
     save_file(halved, file, metadata={"format": "pt"})
     file.chmod(0o644)  # safetensors leaves it readable by its owner alone, which a shared installation cannot load
-
-
-def _replace_folder(draft: Path, folder: Path) -> None:
-    previous = folder.with_name(folder.name + ".previous")
-    shutil.rmtree(previous, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, previous)
-    os.replace(draft, folder)
-    shutil.rmtree(previous, ignore_errors=True)

@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTokenizer
 
+from rpo.files import replace_folder
 from rpo.shapes.networks import write_tokenizer
 from rpo.shapes.world import IMAGE_SIZE
 from rpo.text import write_text
@@ -45,7 +45,7 @@ def save_proxy(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path, words: 
         model: Its weights stay as they are; the configuration keeps saying their dtype.
         words: The words that the tokenizer knows whole, for its two classic files.
     """
-    draft, previous = folder.with_name(folder.name + ".draft"), folder.with_name(folder.name + ".previous")
+    draft = folder.with_name(folder.name + ".draft")
     shutil.rmtree(draft, ignore_errors=True)
     model.save_pretrained(draft)
     tokenizer.save_pretrained(draft)
@@ -58,8 +58,4 @@ def save_proxy(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path, words: 
     }
     save_file(halved, weights, metadata={"format": "pt"})
     weights.chmod(0o644)  # safetensors leaves it readable by its owner alone, which a shared installation cannot load
-    shutil.rmtree(previous, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, previous)
-    os.replace(draft, folder)
-    shutil.rmtree(previous, ignore_errors=True)
+    replace_folder(draft, folder)

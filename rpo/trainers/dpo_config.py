@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from rpo.errors import InputError
 from rpo.from_environment import as_compared
-from rpo.ranges import Count, Fraction, Names, NotNegative, Positive, Range, Seed, Side, Text
+from rpo.ranges import LARGEST, Count, Fraction, Names, NotNegative, Positive, Range, Seed, Side, Text
 from rpo.settings import settings
 from rpo.trainers.online_config import AdapterConfig
 from rpo.trainers.preference_config import PreferenceConfig
@@ -29,7 +29,7 @@ class DPOConfig:
     chosen side in place and allows more updates. Give 0.05 to 0.2 where the model did not draw the chosen images
     itself, as with edits."""
 
-    max_chosen_error_ratio: Annotated[float, Range(above=1, or_inf=True)] = 1.5
+    max_chosen_error_ratio: Annotated[float, Range(above=1, at_most=LARGEST, or_inf=True)] = 1.5
     """Training stops when the chosen side's error, smoothed, exceeds this many times the reference's: from there on
     DPO wins its margin by forgetting both sides. 1.1 to 2; `inf` never stops."""
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from rpo.errors import InputError
 from rpo.process.transition import Ddim, Kernel
-from rpo.ranges import Count, Fraction, NotNegative, Positive, Seed, Text, WholeNumber
+from rpo.ranges import Count, Fraction, LearningRate, NotNegative, Positive, Seed, Text, WholeNumber
 from rpo.settings import settings
 from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
 from rpo.trainers.online_settings import OnlineSettings
@@ -48,7 +48,7 @@ class ValueConfig:
     trace: Fraction = 0.9
     """Of "martingale": 0 is "td0", 1 is "monte_carlo"."""
 
-    learning_rate: Positive = 1e-3
+    learning_rate: LearningRate = 1e-3
     """Of the value network; 3e-4 to 3e-3."""
 
     updates: WholeNumber = 20

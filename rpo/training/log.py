@@ -3,7 +3,6 @@
 A name that is not in `METRICS` cannot be logged, so this table is the complete answer to "what does this curve mean?".
 """
 
-import difflib
 import json
 import math
 import os
@@ -15,9 +14,11 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from rpo.errors import InputError
+from rpo.files import write_whole
 from rpo.from_environment import as_written
 from rpo.local_paths import without_paths
-from rpo.text import read_text, write_text
+from rpo.plugins import nearest
+from rpo.text import read_text
 
 METRICS: dict[str, str] = {
     "loop/loss": "the scalar that the update descends, mean over its micro-batches and processes",
@@ -81,10 +82,9 @@ def check_metric_names(names: Iterable[str]) -> None:
     """Refuse a metric that nobody defined."""
     for name in names:
         if name not in METRICS and not name.startswith(REWARD_PARTS):
-            nearest = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.0)[0]
             raise InputError(
                 f"metric {name!r} is not defined; expected a name of METRICS in rpo/training/log.py, the nearest is "
-                f"{nearest!r}: use that, or add a line saying what {name!r} means"
+                f"{nearest(name, METRICS)!r}: use that, or add a line saying what {name!r} means"
             )
 
 
@@ -110,9 +110,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def cut_metrics(folder: Path, update: int) -> None:
     """Drop the lines after an update, so that a run resumed there writes them once."""
     kept = [json.dumps(entry) + "\n" for entry in read_metrics(folder) if entry["update"] <= update]
-    temporary = folder / f"{METRICS_FILE}.tmp"
-    write_text(temporary, "".join(kept))
-    os.replace(temporary, folder / METRICS_FILE)
+    write_whole(folder / METRICS_FILE, "".join(kept))
 
 
 class MetricLog:

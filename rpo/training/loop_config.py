@@ -6,7 +6,18 @@ from typing import Annotated, Any, Literal
 
 from rpo.errors import InputError
 from rpo.from_environment import as_written
-from rpo.ranges import BelowOne, Count, NotNegative, Positive, PositiveOrInf, Range, Seed, Text, WholeNumber
+from rpo.ranges import (
+    BelowOne,
+    Count,
+    LearningRate,
+    NotNegative,
+    Positive,
+    PositiveOrInf,
+    Range,
+    Seed,
+    Text,
+    WholeNumber,
+)
 from rpo.settings import settings
 
 
@@ -17,7 +28,7 @@ class LoopConfig:
     updates: Count = 100
     """Optimizer steps in all. 100 to 300 for `shapes`, 500 to 2000 for Stable Diffusion."""
 
-    learning_rate: Positive = 3e-4
+    learning_rate: LearningRate = 3e-4
     """Peak of the learning rate. 1e-4 to 5e-4 for a LoRA, 1e-6 to 2e-5 for full fine-tuning; too high breaks the images
     before the loss shows it."""
 

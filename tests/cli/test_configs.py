@@ -1,6 +1,8 @@
 """`rpo config` gives what configs/ holds, from a clone and from a wheel alike."""
 
+import json
 import runpy
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,16 @@ def test_the_file_may_be_left_out_and_stand_anywhere(
     (tmp_path / "mine.yaml").write_text("nothing_known: 1\n")
     assert main([*name.split(), "--resume", "output=x", "mine.yaml"]) == 2
     assert "'mine.yaml' sets 'nothing_known', but" in capsys.readouterr().err
+
+
+def test_schema_of_every_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, command in COMMANDS.items():
+        if command.config:
+            assert main(["config", "schema", *name.split()]) == 0
+            schema = json.loads(capsys.readouterr().out)
+            assert set(schema["properties"]) == {one.name for one in fields(command.config_class)}
+            assert all(one["description"] for one in schema["properties"].values())
+    assert main(["config", "schema", "quickstart", "--output", str(tmp_path / "a.json")]) == 0
+    assert json.loads((tmp_path / "a.json").read_text())["type"] == "object"
+    assert main(["config", "schema", "trian", "dpo"]) == 2
+    assert "'train dpo'" in capsys.readouterr().err

@@ -179,7 +179,7 @@ def test_wrong_settings_are_refused(tmp_path: Path):
         load_editor(EditorConfig(kind="ip2p"))
     with pytest.raises(ValueError, match="instruct_pix2pix: guidance_scale is 0.5, expected at least 1; leave it out"):
         tiny_editor("instruct_pix2pix", guidance_scale=0.5)
-    with pytest.raises(ValueError, match="EditorConfig sets dtype to 'half', but one of auto, float32"):
+    with pytest.raises(ValueError, match="EditorConfig sets 'dtype' to 'half', but one of auto, float32"):
         place(EditorConfig(dtype="half"))
     base = save_tiny_sd(tmp_path / "base")
     with pytest.raises(ValueError, match="is a StableDiffusionPipeline, expected a QwenImageEditPipeline or a"):

@@ -18,8 +18,8 @@ from rpo.curation.export import export
 from rpo.curation.store import shards as parts
 from rpo.curation.store.folder import STAGES, RunFolder
 from rpo.curation.store.progress import Progress
-from rpo.data.jsonl import append_line
 from rpo.data.readers import read_pairs
+from rpo.files import append_line
 from tests.curation.fakes import (
     FakeCritic,
     FakeEditor,

@@ -273,7 +273,7 @@ def test_kinds_of_ones_own_and_kinds_that_are_none():
     nearest = rf"expected one of {', '.join(INSTRUCTORS)}, or package.module:attribute; the nearest is 'shapes'$"
     with pytest.raises(ValueError, match=f"^there is no instructor of kind 'shape'; {nearest}"):
         load_instructor(ChatConfig(kind="shape"))
-    with pytest.raises(ValueError, match="^critic 'no.such:thing' cannot be imported .ModuleNotFoundError: "):
+    with pytest.raises(ValueError, match="^critic .*'no.such:thing' cannot be imported"):
         load_critic(ChatConfig(kind="no.such:thing"))
     with pytest.raises(ValueError, match="^critic 'rpo.shapes.prompts:SHAPES' is of type tuple; expected a class or f"):
         load_critic(ChatConfig(kind="rpo.shapes.prompts:SHAPES"))

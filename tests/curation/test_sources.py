@@ -184,8 +184,8 @@ def test_more_prompts_may_be_drawn_later(drawn, tmp_path):
     ("changes", "message"),
     [
         ({"prompts": "gone.txt"}, "prompts is 'gone.txt'"),
-        ({"images_per_prompt": 0}, "sets images_per_prompt to 0, but a whole number of at least 1"),
-        ({"prompts": "shapes", "limit": 0}, r"sets limit to 0, but a whole number of at least 1"),
+        ({"images_per_prompt": 0}, "sets 'images_per_prompt' to 0, but a whole number"),
+        ({"prompts": "shapes", "limit": 0}, r"sets 'limit' to 0, but a whole number"),
     ],
 )
 def test_generation_that_makes_nothing_is_refused(changes, message):

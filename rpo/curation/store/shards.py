@@ -18,9 +18,8 @@ from typing import BinaryIO, final
 
 import numpy as np
 
-from rpo.data.jsonl import append_line, mend_last_line, parse_line
-from rpo.data.writers import written_whole
 from rpo.errors import InputError
+from rpo.files import append_line, mend_last_line, parse_line, written_whole
 from rpo.text import decode_text
 
 Row = Mapping[str, object]

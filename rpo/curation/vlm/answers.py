@@ -20,9 +20,8 @@ from pydantic import BaseModel, ValidationError
 
 from rpo.curation.records import Fault
 from rpo.curation.vlm.chat import Question, Reply
-from rpo.data.writers import written_whole
 from rpo.errors import InputError
-from rpo.text import write_text
+from rpo.files import write_whole
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
@@ -161,8 +160,8 @@ class AnswerCache:
         if self.folder is None:
             return
         path = self._path(self.folder, asked, question)
-        with self._saving, written_whole(path) as partial:
-            write_text(partial, json.dumps(asdict(reply), ensure_ascii=False))
+        with self._saving:
+            write_whole(path, json.dumps(asdict(reply), ensure_ascii=False))
 
     def _path(self, folder: Path, asked: Mapping[str, str], question: Question) -> Path:
         digest = hashlib.sha256(json.dumps(dict(asked), sort_keys=True).encode())

@@ -15,7 +15,7 @@ from rpo.curation.components import load_critic
 from rpo.curation.curate_config import ChatConfig, CurateConfig
 from rpo.curation.records import Critique, Fault, Unavailable
 from rpo.curation.vlm.bounded_http import BODY_LIMIT, KEY_SHOWN, secret_pattern
-from rpo.data.jsonl import append_line
+from rpo.files import append_line
 from tests.curation.vlm.fake_server import SMALL_QUESTION, Response, completion, fake_server, saying, text_of
 from tests.curation.vlm.raw_server import HEAD, raw_server
 

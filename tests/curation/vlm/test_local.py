@@ -118,7 +118,9 @@ def test_what_cannot_be_loaded_is_said(folder, tmp_path):
         chat("")
     with pytest.raises(ValueError, match="does not load as an image-text-to-text model of transformers: "):
         chat(tmp_path)
-    with pytest.raises(ValueError, match="sets dtype to 'int8', but one of auto, float32, float16, bfloat16 is needed"):
+    with pytest.raises(
+        ValueError, match="sets 'dtype' to 'int8', but one of auto, float32, float16, bfloat16 is needed"
+    ):
         chat(folder, dtype="int8")
     mute = save_tiny_vlm(tmp_path / "mute")
     (mute / "chat_template.jinja").unlink()

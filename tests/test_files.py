@@ -1,3 +1,5 @@
+"""Files that are whole or not there, and lines that survive a kill."""
+
 import errno
 import multiprocessing
 import os
@@ -7,7 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from rpo.data.jsonl import append_line, mend_last_line, name_full_disk, numbered_lines, parse_line, read_lines
+from rpo.files import (
+    append_line,
+    mend_last_line,
+    name_full_disk,
+    numbered_lines,
+    parse_line,
+    read_lines,
+    replace_folder,
+    write_whole,
+    written_whole,
+)
 
 
 def test_lines_come_back_with_their_numbers(tmp_path):
@@ -94,3 +106,23 @@ def test_half_of_a_character_is_refused_wherever_it_stands(text):
 
 def test_whole_characters_beyond_the_first_plane_are_taken():
     assert parse_line(r'{"a": "\ud83d\ude00 \\ud800"}', "m.jsonl:3") == {"a": "😀 \\ud800"}
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "made" / "a.txt"
+    write_whole(file, "old")
+    with pytest.raises(KeyError), written_whole(file) as partial:
+        partial.write_text("half")
+        raise KeyError
+    assert file.read_text() == "old"
+    write_whole(file, "new")
+    assert file.read_text() == "new" and list(file.parent.iterdir()) == [file]
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path):
+    draft, folder = tmp_path / "draft", tmp_path / "folder"
+    for text in ("old", "new"):
+        draft.mkdir()
+        (draft / "a.txt").write_text(text)
+        replace_folder(draft, folder)
+        assert (folder / "a.txt").read_text() == text and list(tmp_path.iterdir()) == [folder]

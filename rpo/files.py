@@ -1,4 +1,7 @@
-"""JSON lines that are only ever appended to, so that a killed writer costs at most the line it was writing."""
+"""Files that a kill or a full disk leaves whole: replaced in one move, or lines that are only ever appended to.
+
+A killed writer of lines costs at most the line it was writing.
+"""
 
 import errno
 import json
@@ -6,12 +9,43 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from rpo.errors import InputError
-from rpo.text import read_lines_of, text_fault
+from rpo.text import read_lines_of, text_fault, write_text
 
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair, which JSON can write alone
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A file to write to that takes the place of `path` once it is written, and is gone if that fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        raise name_full_disk(error, path) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with written_whole(path) as partial:
+        write_text(partial, text)
+
+
+def replace_folder(draft: Path, folder: Path) -> None:
+    """Put a finished folder in the place of another, which is gone only once the new one is there."""
+    previous = folder.with_name(folder.name + ".previous")
+    shutil.rmtree(previous, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, previous)
+    os.replace(draft, folder)
+    shutil.rmtree(previous, ignore_errors=True)
 
 
 def append_line(path: Path, row: Mapping[str, object]) -> None:

@@ -1,0 +1,67 @@
+"""A table of names that stand for things in modules, imported when they are asked for; or a person's own module:name.
+
+Rewards, critics, instructors, judges and editors are such tables. A new one is a line in its table.
+"""
+
+import difflib
+from collections.abc import Collection, Mapping
+from importlib import import_module
+from typing import Any
+
+from rpo.errors import InputError
+
+
+def nearest(name: str, names: Collection[str]) -> str:
+    """The one of several names that is written most like `name`."""
+    return difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
+
+
+def place_of(name: str, known: Mapping[str, str], what: str) -> str:
+    """Where a thing is, as "package.module:attribute".
+
+    Args:
+        name: One of `known`, or such a place.
+        known: The places of what has a name.
+        what: What a person calls these things.
+
+    Raises:
+        InputError: The name is neither.
+    """
+    if name not in known and ":" not in name:
+        raise InputError(
+            f"there is no {what} {name!r}; expected one of {', '.join(known)}, or package.module:attribute; the "
+            f"nearest is {nearest(name, known)!r}"
+        )
+    return known.get(name, name)
+
+
+def load_plugin(name: str, known: Mapping[str, str], what: str) -> Any:
+    """What a name stands for.
+
+    Args:
+        name: As that of `place_of`.
+
+    Raises:
+        InputError: There is no such name, module or attribute.
+    """
+    place = place_of(name, known, what)
+    module_name, _, attribute = place.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        raise InputError(
+            f"{what} {name!r} is no place in a module; expected package.module:attribute; name a module that Python "
+            "can import, not a file"
+        )
+    try:
+        module = import_module(module_name)
+    except ImportError as error:
+        raise InputError(
+            f"{what} {name!r} cannot be imported ({error}); expected a module that can; install what it needs, or put "
+            "its folder on PYTHONPATH"
+        ) from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError as error:
+        raise InputError(
+            f"{what} {name!r}: module {module_name!r} has no {attribute!r}; expected the name of something in it; the "
+            f"nearest is {nearest(attribute, vars(module))!r}"
+        ) from error
