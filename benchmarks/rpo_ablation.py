@@ -28,8 +28,8 @@ from rpo_ablation_report import report
 from rpo.config import load_config
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import CurateConfig
-from rpo.curation.folder import STAGES
 from rpo.curation.status import status_of
+from rpo.curation.store.folder import STAGES
 from rpo.data.preference import PairSet, pair_set
 from rpo.models.checkpoint import Checkpoint
 from rpo.rewards import load_reward

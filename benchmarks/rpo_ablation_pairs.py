@@ -10,10 +10,9 @@ import torch
 
 from rpo.config import load_config
 from rpo.curation.curate_config import CurateConfig, DecideConfig
-from rpo.curation.folder import RunFolder
-from rpo.curation.history import Edit, History, histories
-from rpo.curation.records import Critique
-from rpo.curation.score import Scores, score_images
+from rpo.curation.records import Critique, Edit, History, Scores, histories
+from rpo.curation.score import score_images
+from rpo.curation.store.folder import RunFolder
 from rpo.data.preference import PreferencePair
 from rpo.data.rejection_sampling import rejection_sampled_pairs
 from rpo.rewards import load_reward

@@ -27,10 +27,9 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from rpo.curation.blame import ask_each
-from rpo.curation.critics import CriticConfig, load_critic
-from rpo.curation.editors import EditorConfig, load_editor
-from rpo.curation.instructors import InstructorConfig, load_instructor
+from rpo.curation.components import load_critic, load_editor, load_instructor
+from rpo.curation.curate_config import ChatConfig, EditorConfig
+from rpo.curation.faults import ask_each
 from rpo.curation.records import Critique, Fault, Instructions
 from rpo.data.pixels import to_pixels
 from rpo.models.checkpoint import Checkpoint
@@ -85,8 +84,8 @@ class RichPreferencePipeline(DiffusionPipeline):
         """
         super().__init__()
         self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
-        self.critic = critic or load_critic(CriticConfig())
-        self.instructor = instructor or load_instructor(InstructorConfig())
+        self.critic = critic or load_critic(ChatConfig())
+        self.instructor = instructor or load_instructor(ChatConfig())
         self.editor = editor or load_editor(EditorConfig())
 
     @torch.no_grad()

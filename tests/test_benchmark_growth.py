@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rpo.curation.audit import _drawn, _recorded
-from rpo.curation.folder import RunFolder
+from rpo.curation.store.folder import RunFolder
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 import growth  # noqa: E402

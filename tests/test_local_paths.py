@@ -8,25 +8,23 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from rpo.trainers.online_config import AdapterConfig
 
 from rpo import DPOConfig, DPOTrainer, LoopConfig
 from rpo.adapters.lora import add_lora, lora_parameters, save_lora
 from rpo.config import load_config, to_yaml
-from rpo.curation.component_config import CriticConfig, InstructorConfig
 from rpo.curation.curate import curate
-from rpo.curation.curate_config import CurateConfig
-from rpo.curation.export import export
+from rpo.curation.curate_config import ChatConfig, CurateConfig
+from rpo.curation.export import export, push_to_hub
 from rpo.curation.page import write_page
-from rpo.curation.push import push_to_hub
 from rpo.data.preference import PreferencePair, pair_set
 from rpo.local_paths import clean_configs, refuse_private, shown_path, without_paths
 from rpo.models.checkpoint import Checkpoint
 from rpo.publishing.model_card import CardFacts, write_model_card
 from rpo.publishing.publish import publish
-from rpo.trainers.online_config import AdapterConfig
-from tests.curation.fake_server import Response, fake_server, text_of
 from tests.curation.fakes import config_of, image_folder
 from tests.curation.test_server_run import own_editor
+from tests.curation.vlm.fake_server import Response, fake_server, text_of
 from tests.tiny import save_tiny_sd, tiny_sd
 from tests.trainers.online_runs import grpo as grpo_trainer
 from tests.trainers.online_runs import loop
@@ -214,7 +212,7 @@ def curated(home):
         patch.setenv("ADDRESS", server.url)
         base = config_of(home / "run", home / "source")
         asked = {"kind": "server", "max_retries": 0}
-        base = replace(base, critic=CriticConfig(**asked), instructor=InstructorConfig(**asked))
+        base = replace(base, critic=ChatConfig(**asked), instructor=ChatConfig(**asked))
         text = to_yaml(base).replace("kind: shapes", f"kind: {own_editor.__module__}:own_editor")
         text = text.replace("base_url: ''", "base_url: ${oc.env:ADDRESS}").replace(
             "\n  model: ''", "\n  model: ${oc.env:MODEL}"

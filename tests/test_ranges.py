@@ -11,6 +11,8 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
+from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
+from rpo.trainers.online_settings import OnlineSettings
 from torch import nn
 
 from rpo.cli.main import COMMANDS, main
@@ -18,8 +20,6 @@ from rpo.config import load_config
 from rpo.curation.editors.pipeline_editor import EditSettings
 from rpo.ranges import Range
 from rpo.settings import field_types
-from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
-from rpo.trainers.online_settings import OnlineSettings
 from rpo.training.loop_config import LoopConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"

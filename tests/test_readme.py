@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rpo.trainers.online_config import RolloutConfig
 
 from rpo import write_pairs
 from rpo.cli.main import COMMANDS, DEFAULTS, TRAINERS
@@ -15,7 +16,6 @@ from rpo.curation.curate_config import CurateConfig
 from rpo.data.preference import PreferencePair, encode_png
 from rpo.runs.align_config import AlignConfig
 from rpo.shapes.world import draw_scene, render, sample_prompts
-from rpo.trainers.online_config import RolloutConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -14,8 +14,8 @@ def run(args: argparse.Namespace) -> None:
     from rpo.curation.curate import CurateConfig, curate
     from rpo.curation.page import write_page
     from rpo.curation.records import Unavailable
-    from rpo.curation.share import share_of
     from rpo.curation.status import status_of
+    from rpo.curation.store.folder import share_of
 
     path, overrides = config_and_overrides(args)
     config = load_config(CurateConfig, path, overrides)
@@ -45,7 +45,7 @@ def page(args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace) -> None:
     """Write the pairs of a run for training or for others, and say what an upload would send."""
     from rpo.curation.export import export as write
-    from rpo.curation.push import push_to_hub
+    from rpo.curation.export import push_to_hub
 
     done = write(args.run_folder, args.form, to=args.to, licence=args.licence)
     print(f"{done.num_pairs} pairs in {done.path}")
@@ -56,9 +56,8 @@ def export(args: argparse.Namespace) -> None:
 def audit(args: argparse.Namespace) -> None:
     """Say how far critic and judges of a run can be trusted."""
     from rpo.config import load_config
-    from rpo.curation.audit import AuditConfig
+    from rpo.curation.audit import AuditConfig, format_audit
     from rpo.curation.audit import audit as examine
-    from rpo.curation.audit_report import format_audit
     from rpo.curation.records import Unavailable
 
     try:

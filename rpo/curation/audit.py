@@ -10,39 +10,85 @@ Every share counts prompts for its interval. Faults are counted apart and are in
 """
 
 import json
-import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 from PIL import Image
 
 from rpo.config import load_config
 from rpo.curation.agreement import cohen_kappa
-from rpo.curation.audit_report import CONTROLS, Answers, Audit, Control, CriticAudit, JudgeAudit
-from rpo.curation.blame import Probation, ask_each, in_words
-from rpo.curation.component_config import CriticConfig
-from rpo.curation.critics import load_critic
-from rpo.curation.curate_config import AuditConfig, CurateConfig
-from rpo.curation.folder import RunFolder, StageName
-from rpo.curation.history import History, fault_in, histories
+from rpo.curation.components import load_critic
+from rpo.curation.curate_config import AuditConfig, ChatConfig, CurateConfig
+from rpo.curation.faults import ask_each, broken, in_words, is_raised
 from rpo.curation.judge import BothOrders, OrderedVerdicts, load_judge
-from rpo.curation.places import key_of
-from rpo.curation.records import Component, Critic, Critique, Fault
+from rpo.curation.records import Component, Critic, Critique, Fault, History, fault_in, histories
+from rpo.curation.store.folder import RunFolder, StageName
+from rpo.curation.store.shards import key_of
 from rpo.evaluation.intervals import Interval, accuracy
 from rpo.from_environment import as_written
+from rpo.reports.html import environment
 from rpo.text import write_text
 
 AUDIT_FILE = "audit.json"
-CACHE_FOLDER = "answers"
-"""That of the run, so that what was asked once is not asked again."""
-
 _Item = TypeVar("_Item")
 _Answer = TypeVar("_Answer")
+
+
+Control = Literal["noise", "blank"]
+CONTROLS: tuple[Control, ...] = get_args(Control)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How many questions were asked, and how many had no proper answer, by kind of fault."""
+
+    asked: int
+    faults: Mapping[str, int]
+    fault_rate: Interval | None
+    """None if nothing was asked."""
+
+
+@dataclass(frozen=True)
+class JudgeAudit:
+    """What a judge does with the pairs of the run and with controls."""
+
+    identity: Mapping[str, str]
+    answers: Answers
+    """Each order is a question."""
+    position_bias: Interval | None
+    """Share of pairs whose verdict depends on the order; None if no pair was judged in both."""
+    shown_first: Interval | None
+    """Share of the answers that name a winner in which it is the image shown first; 0.5 without bias."""
+    prefers_control: Mapping[Control, Interval | None]
+    """Share of real images that lose against noise, or against a blank image, in both orders."""
+
+
+@dataclass(frozen=True)
+class CriticAudit:
+    """What a critic does with controls."""
+
+    identity: Mapping[str, str]
+    answers: Answers
+    finds_nothing: Mapping[Control, Interval | None]
+    """Share of noise, or blank, images in which it finds nothing to fix."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Everything that an audit has found."""
+
+    records: Mapping[str, Answers]
+    """What the run itself recorded of its critic and its instructor."""
+    critic: CriticAudit
+    judges: tuple[JudgeAudit, ...]
+    agreement: Interval | None
+    """Cohen's kappa of two judges; None without a second one, or where it is not defined."""
+    num_agreement_pairs: int
 
 
 @dataclass(frozen=True)
@@ -57,11 +103,13 @@ class Pair:
 def audit(folder: str | Path, config: AuditConfig) -> Audit:
     """Audit a run, and write what was found to `audit.json` in its folder."""
     run = RunFolder(folder)
-    critic = load_critic(config.critic or _critic_of(run), run.path / CACHE_FOLDER)
+    critic = load_critic(config.critic or _critic_of(run), run.answers)
     configs = [one for one in (config.judge, config.second_judge) if one is not None]
-    judges = [load_judge(one, run.path / CACHE_FOLDER) for one in configs]
+    judges = [load_judge(one, run.answers) for one in configs]
     rng = np.random.default_rng(config.seed)
-    pairs, sources = _pairs(run, config.pairs, rng), _sources(run, config.controls, rng)
+    edited, plain = _drawn(run, config.pairs, rng, kind="edit"), _drawn(run, config.controls, rng, kind="source")
+    pairs = [Pair(one.source.caption, _image(run, one, "source"), _image(run, one, "edit")) for one in edited]
+    sources = [(one.source.caption, _image(run, one, "source")) for one in plain]
     controls: dict[Control, list[Pair]] = {
         kind: [Pair(caption, _control(kind, image.size, rng), image) for caption, image in sources] for kind in CONTROLS
     }
@@ -76,6 +124,11 @@ def audit(folder: str | Path, config: AuditConfig) -> Audit:
     )
     write_text(run.path / AUDIT_FILE, json.dumps(as_written(asdict(found)), indent=2, ensure_ascii=False) + "\n")
     return found
+
+
+def format_audit(found: Audit) -> str:
+    """The findings in lines; every share with its 95 % interval, and what it should be."""
+    return environment(is_html=False).get_template("audit.txt.j2").render(found=found).rstrip()
 
 
 def audit_critic(critic: Critic, controls: Mapping[Control, Sequence[Pair]]) -> CriticAudit:
@@ -140,10 +193,10 @@ def count_answers(answers: Sequence[object], captions: Sequence[object]) -> Answ
     return Answers(len(answers), dict(sorted(Counter(one.kind for one in faults).items())), rate)
 
 
-def _critic_of(run: RunFolder) -> CriticConfig:
+def _critic_of(run: RunFolder) -> ChatConfig:
     """The critic that the settings of the run name."""
     settings = run.path / "run.yaml"
-    return load_config(CurateConfig, settings).critic if settings.is_file() else CriticConfig()
+    return load_config(CurateConfig, settings).critic if settings.is_file() else ChatConfig()
 
 
 def _recorded(run: RunFolder) -> dict[str, Answers]:
@@ -165,21 +218,8 @@ def _drawn(run: RunFolder, number: int, rng: np.random.Generator, *, kind: str) 
     return [one for place, one in enumerate(histories(run)) if place in chosen]
 
 
-def _pairs(run: RunFolder, number: int, rng: np.random.Generator) -> list[Pair]:
-    return [
-        Pair(one.source.caption, _image(run, one, "source"), _image(run, one, "edit"))
-        for one in _drawn(run, number, rng, kind="edit")
-    ]
-
-
-def _sources(run: RunFolder, number: int, rng: np.random.Generator) -> list[tuple[str, Image.Image]]:
-    return [(one.source.caption, _image(run, one, "source")) for one in _drawn(run, number, rng, kind="source")]
-
-
 def _image(run: RunFolder, one: History, kind: str) -> Image.Image:
-    digest = one.image_of(kind)
-    assert digest is not None, "only records that have it are drawn"
-    return run.load_image(digest, one.source.id)
+    return run.load_image(one.image_of(kind) or "", one.source.name)
 
 
 def _control(kind: Control, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
@@ -207,9 +247,9 @@ def _ask(
 
 def _require_an_answer(who: str, answers: Sequence[object]) -> None:
     """Refuse what raised on everything; not earlier, for an audit is short, and noise may be too much for a critic."""
-    probation = Probation(f"audit: {who}", patience=math.inf)
-    probation.hear(answers)
-    probation.end()
+    faults = [one for one in answers if isinstance(one, Fault) and is_raised(one)]
+    if faults and len(faults) == len(answers):
+        raise broken(f"audit: {who}", faults[-1], f"all {len(faults)} items that there are")
 
 
 def _agreement(pairs: Sequence[Pair], verdicts: Sequence[Sequence[OrderedVerdicts]]) -> tuple[Interval | None, int]:

@@ -9,44 +9,31 @@ from pathlib import Path
 
 from huggingface_hub import DatasetCardData
 
-from rpo.curation.folder import RunFolder
 from rpo.curation.status import RunStatus
+from rpo.curation.store.folder import RunFolder
 from rpo.data.details import DETAIL_COLUMNS
 from rpo.local_paths import shown_path
-from rpo.publishing.model_card import PLACEHOLDER, TEMPLATES, is_hub_id
+from rpo.publishing.model_card import PLACEHOLDER, is_hub_id
 from rpo.publishing.publish import CARD
+from rpo.reports.html import environment
 from rpo.text import write_text
 
-_SNIPPETS = {
-    "native": 'from rpo import read_pairs\n\npairs = read_pairs("{source}")',
-    "parquet": 'from datasets import load_dataset\n\npairs = load_dataset("{source}", split="train")',
-    "pickapic": 'from datasets import load_dataset\n\npairs = load_dataset("{source}", split="train")',
-}
-_NOTES = {
-    "native": "`metadata.jsonl` has a line per pair; `images/` has files named by their content.",
-    "parquet": "`chosen` and `rejected` are images; `rpo.read_pairs` reads the folder as well.",
-    "pickapic": "The columns are those of Pick-a-Pic v2. Which side comes first is as good as random.",
-}
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _LARGER = "n>1M"
 
 
 def write_dataset_card(folder: Path, run: RunFolder, status: RunStatus, form: str, licence: str | None) -> Path:
     """Write `README.md` into an exported data set."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    makers = {stage: shown_settings(run.identity_of(stage)) for stage in run.stages if run.identity_of(stage)}
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["cell"] = _cell
-    edits, sources = run.identity_of("edits"), run.identity_of("sources")
-    text = environment.get_template("dataset_card.md.j2").render(
+    identities = run.identities()
+    edits, sources = identities.get("edits", {}), identities.get("sources", {})
+    templates = environment(is_html=False)
+    templates.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    text = templates.get_template("dataset_card.md.j2").render(
         title="Rich preference pairs",
-        num_pairs=status.num_pairs,
-        snippet=_SNIPPETS[form].format(source=PLACEHOLDER),
-        form_note=_form_note(form),
-        makers=makers,
+        form=form,
+        place=PLACEHOLDER,
+        columns=DETAIL_COLUMNS,
+        makers={stage: shown_settings(one) for stage, one in identities.items() if one},
         editor_licence=edits.get("licence", ""),
         editor_model=shown_model(edits.get("model") or edits.get("kind", "")),
         generator_model=shown_model(sources.get("model", "")),
@@ -74,15 +61,5 @@ def shown_settings(identity: Mapping[str, str]) -> str:
     return ", ".join(f"{key}: {shown_model(value)}" for key, value in identity.items() if value)
 
 
-def _form_note(form: str) -> str:
-    if form == "pickapic":
-        return _NOTES[form]
-    return f"{_NOTES[form]} Columns that say how a pair came to be: {', '.join(DETAIL_COLUMNS)}."
-
-
 def _size(count: int) -> str:
     return next((name for limit, name in _SIZES if count < limit), _LARGER)
-
-
-def _cell(value: object) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")

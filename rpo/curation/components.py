@@ -1,11 +1,57 @@
-"""From the kind that a configuration names to the component."""
+"""From the kind that a configuration names to the critic, instructor, judge or editor."""
 
+import hashlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from rpo.curation.records import Unavailable
+from rpo.curation.curate_config import ChatConfig, EditorConfig
+from rpo.curation.records import Critic, Editor, Instructor, Unavailable
 from rpo.errors import InputError
 from rpo.plugins import load_plugin
+
+CRITICS = {
+    "shapes": "rpo.shapes.critic:shapes_critic",
+    "server": "rpo.curation.vlm.critic:vlm_critic",
+    "local": "rpo.curation.vlm.critic:vlm_critic",
+}
+INSTRUCTORS = {
+    "shapes": "rpo.shapes.instructor:shapes_instructor",
+    "shapes-caption": "rpo.shapes.instructor:shapes_caption_instructor",
+    "server": "rpo.curation.vlm.instructor:vlm_instructor",
+    "local": "rpo.curation.vlm.instructor:vlm_instructor",
+}
+JUDGES = {
+    "shapes": "rpo.curation.judge:reward_judge",
+    "reward": "rpo.curation.judge:reward_judge",
+    "server": "rpo.curation.judge:vlm_judge",
+    "local": "rpo.curation.judge:vlm_judge",
+}
+"""What makes those of the package: each is called with the configuration and the folder of the cache."""
+
+EDITORS = {
+    "shapes": "rpo.shapes.editor:shapes_editor",
+    **dict.fromkeys(
+        ("instruct_pix2pix", "controlnet", "kontext", "flux2_klein", "qwen_edit"),
+        "rpo.curation.editors.families:family_editor",
+    ),
+}
+"""What makes the editors of the package: it is called with the configuration."""
+
+
+def load_critic(config: ChatConfig, cache_folder: Path | None = None) -> Critic:
+    """Make the critic that a configuration describes; one of your own is called with the configuration alone."""
+    return make_component(config, CRITICS, "critic", cache_folder)
+
+
+def load_instructor(config: ChatConfig, cache_folder: Path | None = None) -> Instructor:
+    """Make the instructor that a configuration describes; one of your own is called with the configuration alone."""
+    return make_component(config, INSTRUCTORS, "instructor", cache_folder)
+
+
+def load_editor(config: EditorConfig) -> Editor:
+    """Make the editor that a configuration describes; one of your own is called with the configuration, too."""
+    return make_component(config, EDITORS, "editor")
 
 
 def make_component(config: Any, known: Mapping[str, str], what: str, *for_known: object) -> Any:
@@ -38,3 +84,13 @@ def find_component(kind: str, known: Mapping[str, str], what: str) -> Callable[.
             "configuration; name that"
         )
     return found
+
+
+def hash_of_files(folder: Path) -> str:
+    """One sha256 of all files of a folder, which tells one version of a model from another."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with file.open("rb") as handle:
+            content = hashlib.file_digest(handle, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(folder)}\0{content}\n".encode())
+    return digest.hexdigest()

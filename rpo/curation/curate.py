@@ -9,28 +9,22 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
-import torch
 from tqdm.auto import tqdm
 
 from rpo.config import to_yaml
-from rpo.curation.critic_scores import CRITIC, CriticScores
-from rpo.curation.critics import load_critic
+from rpo.curation.components import load_critic, load_editor, load_instructor
 from rpo.curation.curate_config import CurateConfig
 from rpo.curation.decide import check_rules
-from rpo.curation.editors import load_editor
-from rpo.curation.folder import STAGES, RunFolder, StageName
+from rpo.curation.faults import forget_raised
 from rpo.curation.generate import plan_generation
-from rpo.curation.instructors import load_instructor
-from rpo.curation.manifest import Identity
-from rpo.curation.progress import Progress
+from rpo.curation.pipeline import Pipeline, Stage
 from rpo.curation.records import Critic, Editor, Instructor
-from rpo.curation.score import ImageSimilarity, Scorer, check_filters, filter_rewards
-from rpo.curation.share import Share, share_of
-from rpo.curation.sources import Planned, SourcePlan, plan_import
-from rpo.curation.stages import Pipeline, Stage
-from rpo.curation.steps import (
+from rpo.curation.score import CRITIC, ImageSimilarity, Scorer, check_filters, filter_rewards
+from rpo.curation.sources import SourcePlan, plan_import
+from rpo.curation.stages import (
     critiques_stage,
     decisions_stage,
     edits_stage,
@@ -38,15 +32,15 @@ from rpo.curation.steps import (
     scores_stage,
     sources_stage,
 )
+from rpo.curation.store.folder import STAGES, Identity, RunFolder, Share, share_of
+from rpo.curation.store.progress import Progress
+from rpo.devices import device_named
 from rpo.errors import InputError
 from rpo.interrupts import ended_in_order
 from rpo.rewards import REWARDS, load_reward
 from rpo.text import write_text
 
 __all__ = ["Components", "CurateConfig", "curate"]
-
-CACHE = "answers"
-"""Folder, within that of the run, of what models answered."""
 
 
 @dataclass(frozen=True)
@@ -115,20 +109,27 @@ def _run(config: CurateConfig, folder: RunFolder, share: Share, components: Comp
     plan = plan_generation(config.source) if config.source.kind == "generate" else plan_import(config.source)
     if plan.num_duplicates and share.index == 0:
         tqdm.write(f"{plan.num_duplicates} images came again with the same caption; each is done once")
-    groups = _groups(plan)
-    stages, identities = _stages(config, folder, plan, groups, components)
-    folder.claim(identities)
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for item in plan.items:
+        groups[item.group or item.id].append(item.id)
+    wanted = STAGES.index(config.stop_after) + 1
+    stages = list(islice(_stages(config, folder, plan, groups, components), wanted))
+    folder.claim({stage.name: identity for stage, identity in stages})
     if share.index == 0:
         write_text(folder.path / "run.yaml", to_yaml(config))
+    forget_raised(folder, groups)
     own = [members for group, members in groups.items() if share.owns(group)]
     ids = [record for members in own for record in members]
-    done: dict[StageName, int] = {name: sum(one in records for one in ids) for name, records in folder.stages.items()}
+    done = sum(one in folder.stages["decisions"] for one in ids)
     timings = folder.path / "timings" / f"part-{share.index}.jsonl"
     progress = Progress(timings, done, len(ids), is_shown=config.progress and share.index == 0)
     try:
         if plan.is_import:  # all images are read before anything is spent on one
-            Pipeline(stages[:1], folder.stages, progress).run(_chunks(own, config.chunk))
-        Pipeline(stages, folder.stages, progress).run(_chunks(own, config.chunk))
+            Pipeline([stages[0][0]], folder.stages, progress).run(_chunks(own, config.chunk))
+        Pipeline([stage for stage, _ in stages], folder.stages, progress).run(_chunks(own, config.chunk))
+    except InputError:
+        forget_raised(folder, groups)
+        raise
     finally:
         progress.close()
 
@@ -139,33 +140,20 @@ def _stages(
     plan: SourcePlan,
     groups: Mapping[str, Sequence[str]],
     components: Components,
-) -> tuple[list[Stage], dict[StageName, Identity]]:
-    """The stages up to the last one wanted, and what decides the results of each; later components are not made."""
-    wanted = STAGES[: STAGES.index(config.stop_after) + 1]
-    critic = components.critic or load_critic(config.critic, folder.path / CACHE) if "critiques" in wanted else None
-    stages: list[Stage] = [sources_stage(folder, plan, config.source.batch_size)]
-    identities: dict[StageName, Identity] = {"sources": plan.identity}
-    cache = folder.path / CACHE
-    if critic is not None:
-        stages.append(critiques_stage(folder, critic))
-        identities["critiques"] = critic.identity
-    if "instructions" in wanted:
-        instructor = components.instructor or load_instructor(config.instructor, cache)
-        stages.append(instructions_stage(folder, instructor, instruct_sound=config.instruct_sound))
-        identities["instructions"] = {**instructor.identity, "instruct_sound": str(config.instruct_sound)}
-    if "edits" in wanted:
-        editor = components.editor or load_editor(config.editor)
-        stages.append(edits_stage(folder, editor, config.editor.seed))
-        identities["edits"] = {**editor.identity, "licence": editor.licence, "seed": str(config.editor.seed)}
-    if "scores" in wanted and critic is not None:
-        scorer = _scorer(config, critic)
-        scorer.load()
-        stages.append(scores_stage(folder, scorer, config))
-        identities["scores"] = _scores_identity(config)
-    if "decisions" in wanted:
-        stages.append(decisions_stage(folder, config.decide, groups))
-        identities["decisions"] = _texts(asdict(config.decide))
-    return stages, identities
+) -> Iterator[tuple[Stage, Identity]]:
+    """The stages, and what decides the results of each; the component of one is made when it is asked for."""
+    yield sources_stage(folder, plan, config.source.batch_size), plan.identity
+    critic = components.critic or load_critic(config.critic, folder.answers)
+    yield critiques_stage(folder, critic), critic.identity
+    instructor = components.instructor or load_instructor(config.instructor, folder.answers)
+    stage = instructions_stage(folder, instructor, instruct_sound=config.instruct_sound)
+    yield stage, {**instructor.identity, "instruct_sound": str(config.instruct_sound)}
+    editor, seed = components.editor or load_editor(config.editor), config.editor.seed
+    yield edits_stage(folder, editor, seed), {**editor.identity, "licence": editor.licence, "seed": str(seed)}
+    scorer = _scorer(config, critic)
+    scorer.load()
+    yield scores_stage(folder, scorer, config), _scores_identity(config)
+    yield decisions_stage(folder, config.decide, groups), _texts(asdict(config.decide))
 
 
 def _texts(settings: Mapping[str, object]) -> Identity:
@@ -174,11 +162,11 @@ def _texts(settings: Mapping[str, object]) -> Identity:
 
 
 def _scorer(config: CurateConfig, critic: Critic) -> Scorer:
-    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    device = str(device_named("auto"))
     evaluation = load_reward(config.evaluation) if config.evaluation else None
     model = config.decide.similarity_model
     similarity = ImageSimilarity(model, device) if model else None
-    voice = CriticScores(critic) if CRITIC in config.decide.rewards else None
+    voice = critic if CRITIC in config.decide.rewards else None
     return Scorer(filter_rewards(config.decide), evaluation, similarity, device, voice)
 
 
@@ -189,18 +177,6 @@ def _scores_identity(config: CurateConfig) -> Identity:
         "similarity_model": config.decide.similarity_model,
         "orderings": config.decide.orderings,
     }
-
-
-def _groups(plan: SourcePlan) -> dict[str, list[str]]:
-    """Ids of the records that must be done together, in the order of the plan."""
-    groups: defaultdict[str, list[str]] = defaultdict(list)
-    for item in plan.items:
-        groups[_group(item)].append(item.id)
-    return dict(groups)
-
-
-def _group(item: Planned) -> str:
-    return item.group or item.id
 
 
 def _chunks(groups: Sequence[Sequence[str]], size: int) -> Iterator[list[str]]:

@@ -10,30 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rpo.curation.curate_config import DecideConfig
-from rpo.data.preference import Side
+from rpo.curation.records import Critique, Edit, History, Instructions, Outcome, Reason, Scores
 from rpo.errors import InputError
-
-Reason = Literal[
-    "critique_fault",
-    "nothing_to_fix",
-    "instruction_fault",
-    "no_instructions",
-    "edit_fault",
-    "score_fault",
-    "too_close",
-    "too_far",
-    "too_dissimilar",
-    "too_similar",
-    "equal_scores",
-    "got_worse",
-    "small_margin",
-    "not_good",
-    "disagreement",
-    "no_rule",
-]
-"""Why a pair was not made: a fault of a stage; nothing to do; source and edit too much or too little alike; the scores
-do not tell them apart, tell against the edit, by too little, of an image that is not good, or contradict each other;
-nothing says which is better."""
 
 Kind = Literal["source", "edit"]
 
@@ -53,71 +31,48 @@ class Candidate:
         return f"{self.record}/{self.kind}"
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A record when all stages are through with it."""
-
-    id: str
-    source: Candidate
-    edit: Candidate | None = None
-    distance: float | None = None
-    similarity: float | None = None
-    reason: Reason | None = None
-    """Why there is no edit, or no scores."""
-    side: Side | Literal[""] = ""
-    """Which side of a given pair it was."""
+def source_of(history: History) -> Candidate:
+    """The source of a record, with its scores if there are any."""
+    scores = history.scores.source if isinstance(history.scores, Scores) else {}
+    return Candidate(history.source.id, "source", scores)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of two images."""
-
-    first: str
-    second: str
-    chosen: str = ""
-    """The better one of the two; empty if they were dropped."""
-    label: str = ""
-    """Who says so: "reward:NAME", "given" for a pair that came with its label, "edit" by decree."""
-    reason: Reason | None = None
-    """Why they were dropped."""
-
-    @property
-    def rejected(self) -> str:
-        """The worse one of the two; empty if they were dropped."""
-        if not self.chosen:
-            return ""
-        return self.second if self.chosen == self.first else self.first
+def edit_of(history: History) -> Candidate | None:
+    """The edit of a record, if it has been scored."""
+    scores = history.scores.edit if isinstance(history.scores, Scores) else None
+    return None if scores is None else Candidate(history.source.id, "edit", scores)
 
 
-def outcomes_of(record: Judged, rules: DecideConfig) -> list[Outcome]:
+def outcomes_of(record: History, rules: DecideConfig) -> list[Outcome]:
     """What becomes of an edit and its own source."""
-    name = record.edit.name if record.edit is not None else f"{record.id}/edit"
-    if record.edit is None or record.reason is not None:
-        return [Outcome(record.source.name, name, reason=record.reason or "edit_fault")]
+    source, edit = source_of(record), edit_of(record)
+    if edit is None:
+        return [Outcome(source.name, f"{record.source.id}/edit", reason=why_not_edited(record))]
     if reason := outside_window(record, rules):
-        return [Outcome(record.source.name, name, reason=reason)]
-    return [compare(record.source, record.edit, rules)]
+        return [Outcome(source.name, edit.name, reason=reason)]
+    return [compare(source, edit, rules)]
 
 
-def outcomes_across(first: Judged, second: Judged, rules: DecideConfig) -> list[Outcome]:
+def outcomes_across(first: History, second: History, rules: DecideConfig) -> list[Outcome]:
     """What becomes of images of the two sides of a given pair: side and side, side and other edit, edit and edit."""
-    preferred = first if first.side == "chosen" else second
-    found = [Outcome(first.source.name, second.source.name, preferred.source.name, "given")]
+    sources = source_of(first), source_of(second)
+    preferred = sources[0] if first.source.side == "chosen" else sources[1]
+    found = [Outcome(sources[0].name, sources[1].name, preferred.name, "given")]
     edits = [
-        (record.edit, other)
-        for record, other in ((first, second), (second, first))
-        if record.edit is not None and record.reason is None and not outside_window(record, rules)
+        (edit, other)
+        for record, other in ((first, sources[1]), (second, sources[0]))
+        if (edit := edit_of(record)) is not None and not outside_window(record, rules)
     ]
-    found += [compare(other.source, edit, rules) for edit, other in edits if other.source.scores]
-    if len(edits) == len((first, second)):
+    found += [compare(other, edit, rules) for edit, other in edits if other.scores]
+    if len(edits) == len(sources):
         found.append(compare(edits[0][0], edits[1][0], rules))
     return found
 
 
-def outcomes_of_siblings(records: Sequence[Judged], rules: DecideConfig) -> list[Outcome]:
+def outcomes_of_siblings(records: Sequence[History], rules: DecideConfig) -> list[Outcome]:
     """What becomes of the model's own images of one prompt: best against worst, second best against second, ..."""
     leading = next(iter(rules.rewards))
-    images = [record.source for record in records if record.source.scores]
+    images = [source for source in map(source_of, records) if source.scores]
     images.sort(key=lambda image: -image.scores[leading])
     couples = zip(images[: len(images) // 2], reversed(images), strict=False)
     return [compare(worse, better, rules) for better, worse in couples]
@@ -143,17 +98,34 @@ def compare(first: Candidate, second: Candidate, rules: DecideConfig) -> Outcome
     return Outcome(*names, better.name, f"reward:{leading}")
 
 
-def outside_window(record: Judged, rules: DecideConfig) -> Reason | None:
+def outside_window(record: History, rules: DecideConfig) -> Reason | None:
     """Why an edit is too near to its source, or too far from it, to be used; None if it is neither."""
-    if record.distance is not None and record.distance < rules.min_distance:
+    scores = record.scores
+    if not isinstance(scores, Scores):
+        return None
+    if scores.distance is not None and scores.distance < rules.min_distance:
         return "too_close"
-    if record.distance is not None and record.distance > rules.max_distance:
+    if scores.distance is not None and scores.distance > rules.max_distance:
         return "too_far"
-    if record.similarity is not None and record.similarity < rules.min_similarity:
+    if scores.similarity is not None and scores.similarity < rules.min_similarity:
         return "too_dissimilar"
-    if record.similarity is not None and record.similarity > rules.max_similarity:
+    if scores.similarity is not None and scores.similarity > rules.max_similarity:
         return "too_similar"
     return None
+
+
+def why_not_edited(history: History) -> Reason:
+    """Why a record has no edit, or none with scores."""
+    critique, instructions = history.critique, history.instructions
+    if not isinstance(critique, Critique):
+        return "critique_fault"
+    if instructions is None:
+        return "nothing_to_fix"
+    if not isinstance(instructions, Instructions):
+        return "instruction_fault"
+    if instructions.is_empty:
+        return "no_instructions"
+    return "score_fault" if isinstance(history.edit, Edit) else "edit_fault"
 
 
 def check_rules(rules: DecideConfig) -> None:

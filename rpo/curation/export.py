@@ -2,6 +2,8 @@
 
 Three forms: "native" is a folder of images with `metadata.jsonl`, "parquet" the same as a table, "pickapic" a table
 with the columns of Pick-a-Pic. Each appears whole or not at all, in the order of the plan, with a card beside it.
+
+An upload to the Hugging Face Hub is a plan first, which lists every file that would be sent; nothing else is sent.
 """
 
 import hashlib
@@ -13,17 +15,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from huggingface_hub import DatasetCard, HfApi
+
 from rpo.curation.card import shown_model, write_dataset_card
-from rpo.curation.decide import Outcome
-from rpo.curation.folder import RunFolder, StageName
-from rpo.curation.history import History, histories, history_of
-from rpo.curation.records import Critique, Instructions
-from rpo.curation.score import Scores
+from rpo.curation.decide import Candidate, edit_of, source_of
+from rpo.curation.records import Critique, History, Instructions, Outcome, Scores, histories, history_of
 from rpo.curation.status import RunStatus, status_of
+from rpo.curation.store.folder import RunFolder, StageName
 from rpo.data.pickapic import write_pickapic
 from rpo.data.preference import PreferencePair
 from rpo.data.writers import write_pairs, write_parquet
 from rpo.errors import InputError
+from rpo.files import replace_folder
+from rpo.local_paths import refuse_private
+from rpo.publishing.publish import CARD, PlannedFile, PublishPlan, carry_out, check_repo_id
 from rpo.text import write_text
 
 ExportForm = Literal["native", "parquet", "pickapic"]
@@ -81,9 +86,39 @@ def export(
     num_pairs = _write(partial, form, pairs_of(folder))
     write_dataset_card(partial, folder, status, form, licence)
     write_text(partial / MARK, json.dumps({"form": form, "pairs": num_pairs}) + "\n")
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
+    replace_folder(partial, target)
     return Exported(target, form, num_pairs)
+
+
+def push_to_hub(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    push: bool = False,
+    private: bool = True,
+    token: str | None = None,
+    api: HfApi | None = None,
+) -> PublishPlan:
+    """Say what uploading an exported data set would send; upload it with `push=True`.
+
+    Args:
+        repo_id: "owner/name" on the Hub; made if it does not exist.
+        token: Of the Hub; None for that of `hf auth login`.
+        api: The client to upload with; None for the Hub's own.
+
+    Returns:
+        The plan, with the address of the repository if it was carried out.
+    """
+    folder = Path(folder)
+    check_repo_id(repo_id)
+    if not (folder / MARK).is_file() or not (folder / CARD).is_file():
+        raise InputError(f"{folder} is no exported data set; expected {MARK} and {CARD} in it; run `rpo curate export`")
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARK)
+    files = tuple(PlannedFile(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths)
+    refuse_private(folder, [file.path for file in files])
+    notes = [] if DatasetCard.load(folder / CARD).data.get("license") else ["the card names no license"]
+    plan = PublishPlan(repo_id, private, files, tuple(notes))
+    return carry_out(plan, folder, "dataset", token=token, api=api or HfApi()) if push else plan
 
 
 def pairs_of(run: RunFolder) -> Iterator[PreferencePair]:
@@ -103,37 +138,22 @@ def pairs_of(run: RunFolder) -> Iterator[PreferencePair]:
                     yield pair
 
 
-@dataclass(frozen=True)
-class _Side:
-    """An image of a pair and the record that it belongs to."""
-
-    history: History
-    kind: str
-
-    @property
-    def scores(self) -> dict[str, float]:
-        """By each reward that filters; empty if it was not scored."""
-        scores = self.history.scores
-        if not isinstance(scores, Scores):
-            return {}
-        return dict(scores.source if self.kind == "source" else scores.edit or {})
+_Side = tuple[History, Candidate]
+"""A record, and the image of it that is in a pair."""
 
 
 def _pair(run: RunFolder, history: History, outcome: Outcome, common: dict[str, str]) -> PreferencePair:
     chosen, rejected = (_side(run, history, name) for name in (outcome.chosen, outcome.rejected))
-    paths = []
-    for side in (chosen, rejected):
-        digest = side.history.image_of(side.kind)
-        assert digest is not None, "an outcome names images that there are"
-        paths.append(run.image_path(digest))
-    is_by_reward, _, leading = outcome.label.partition(":")
+    paths = [run.image_path(record.image_of(image.kind) or "") for record, image in (chosen, rejected)]
+    who, _, name = outcome.label.partition(":")
+    scores = [image.scores.get(name) if who == "reward" else None for _, image in (chosen, rejected)]
     seed = history.source.origin.get("seed")
     return PreferencePair(
         history.source.caption,
-        paths[0],
-        paths[1],
-        chosen_score=chosen.scores.get(leading) if is_by_reward == "reward" else None,
-        rejected_score=rejected.scores.get(leading) if is_by_reward == "reward" else None,
+        chosen=paths[0],
+        rejected=paths[1],
+        chosen_score=scores[0],
+        rejected_score=scores[1],
         source="rpo.curation",
         seed=int(seed) if seed is not None else None,
         details={**common, **_details(history, outcome, chosen, rejected)},
@@ -142,21 +162,21 @@ def _pair(run: RunFolder, history: History, outcome: Outcome, common: dict[str, 
 
 
 def _details(history: History, outcome: Outcome, chosen: _Side, rejected: _Side) -> dict[str, str | float]:
-    told = next((side.history for side in (chosen, rejected) if side.kind == "edit"), rejected.history)
-    is_edited = "edit" in (chosen.kind, rejected.kind)
+    (winner, better), (loser, worse) = chosen, rejected
+    told = winner if better.kind == "edit" else loser
     details: dict[str, str | float] = {
         "record": history.source.id,
-        "chosen_is": chosen.kind,
-        "rejected_is": rejected.kind,
+        "chosen_is": better.kind,
+        "rejected_is": worse.kind,
         "label_source": outcome.label,
     }
     if isinstance(told.critique, Critique):
         details["critique"] = told.critique.model_dump_json()
-    if is_edited and isinstance(told.instructions, Instructions):
+    if "edit" in (better.kind, worse.kind) and isinstance(told.instructions, Instructions):
         details["edit_instruction"] = told.instructions.text
-    if chosen.scores and rejected.scores:
-        details["scores"] = json.dumps({"chosen": chosen.scores, "rejected": rejected.scores})
-    is_own = chosen.history.source.id == rejected.history.source.id
+    if better.scores and worse.scores:
+        details["scores"] = json.dumps({"chosen": dict(better.scores), "rejected": dict(worse.scores)})
+    is_own = winner.source.id == loser.source.id
     if is_own and isinstance(told.scores, Scores) and told.scores.distance is not None:
         details["distance"] = told.scores.distance
     return details
@@ -164,7 +184,8 @@ def _details(history: History, outcome: Outcome, chosen: _Side, rejected: _Side)
 
 def _side(run: RunFolder, history: History, name: str) -> _Side:
     record, _, kind = name.partition("/")
-    return _Side(history if record == history.source.id else history_of(run, record), kind)
+    own = history if record == history.source.id else history_of(run, record)
+    return own, source_of(own) if kind == "source" else edit_of(own) or Candidate(record, "edit", {})
 
 
 def _common_details(run: RunFolder) -> dict[str, str]:

@@ -8,31 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, final
 
 import numpy as np
 import torch
 from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
-from rpo.curation.chat import Chat, ask, chat_identity, load_chat
-from rpo.curation.component_config import JudgeConfig
-from rpo.curation.components import make_component
-from rpo.curation.prompt_file import PromptFile
+from rpo.curation.components import JUDGES, make_component
+from rpo.curation.curate_config import ChatConfig
 from rpo.curation.records import Fault, Judge, Verdict
+from rpo.curation.vlm.asking import Asking, load_chat
+from rpo.curation.vlm.prompts import PromptFile
 from rpo.data.pixels import rgb
 from rpo.errors import InputError
 from rpo.rewards import Reward, load_reward, score
-
-__all__ = ["JUDGES", "BothOrders", "JudgeConfig", "OrderedVerdicts", "RewardJudge", "VlmJudge", "load_judge"]
-
-JUDGES = {
-    "shapes": "rpo.curation.judge:reward_judge",
-    "reward": "rpo.curation.judge:reward_judge",
-    "server": "rpo.curation.judge:vlm_judge",
-    "local": "rpo.curation.judge:vlm_judge",
-}
-"""The judges that come with the package: each is called with the configuration and the folder of the cache."""
 
 _MIRRORED: dict[Verdict, Verdict] = {"first": "second", "second": "first", "tie": "tie"}
 
@@ -101,25 +91,16 @@ class BothOrders:
         return [OrderedVerdicts(*answers) for answers in zip(forward, turned, strict=True)]
 
 
-class VlmJudge:
+@final
+class VlmJudge(Asking):
     """Asks a model, which sees both images and the caption, once, in the order given."""
-
-    identity: Mapping[str, str]
-    batch_size: int
-    concurrency: int
-
-    def __init__(self, chat: Chat, prompt: PromptFile) -> None:
-        """Ask `chat` by `prompt`, which is told the caption."""
-        self._chat, self._prompt = chat, prompt
-        self.identity = chat_identity(chat, prompt)
-        self.batch_size, self.concurrency = chat.batch_size, chat.concurrency
 
     def __call__(
         self, first_images: Sequence[Image], second_images: Sequence[Image], captions: Sequence[str]
     ) -> list[Verdict | Fault]:
         """One verdict per pair."""
         pairs = list(zip(first_images, second_images, strict=True))
-        answers = ask(self._chat, self._prompt, pairs, [{"caption": caption} for caption in captions], JudgeAnswer)
+        answers = self._ask(pairs, [{"caption": caption} for caption in captions], JudgeAnswer)
         return [answer if isinstance(answer, Fault) else answer.winner for answer in answers]
 
 
@@ -149,7 +130,7 @@ class RewardJudge:
         return score(self._reward, pixels, [caption], name=self._name).item()
 
 
-def load_judge(config: JudgeConfig, cache_folder: Path | None = None) -> BothOrders:
+def load_judge(config: ChatConfig, cache_folder: Path | None = None) -> BothOrders:
     """Make the judge that a configuration describes, which asks both orders.
 
     Args:
@@ -158,13 +139,13 @@ def load_judge(config: JudgeConfig, cache_folder: Path | None = None) -> BothOrd
     return BothOrders(make_component(config, JUDGES, "judge", cache_folder))
 
 
-def vlm_judge(config: JudgeConfig, cache_folder: Path | None) -> VlmJudge:
+def vlm_judge(config: ChatConfig, cache_folder: Path | None) -> VlmJudge:
     """The judge behind a server or on this machine, as the configuration's kind says."""
     prompt = PromptFile.load("judge", config.prompt, variables=("caption",))
     return VlmJudge(load_chat(config, cache_folder), prompt)
 
 
-def reward_judge(config: JudgeConfig, cache_folder: Path | None) -> RewardJudge:
+def reward_judge(config: ChatConfig, cache_folder: Path | None) -> RewardJudge:
     """The reward that `model` names, or the verifier of the shapes world, as a judge."""
     name = "shapes" if config.kind == "shapes" else config.model
     if not name:

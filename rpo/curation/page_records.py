@@ -1,129 +1,71 @@
-"""One record as the page shows it: every text ready to be read, every number already written.
+"""One record as the page shows it: every text ready to be read, every number already written, images as addresses.
 
-The browser only lays out what is here, so that what a person reads is decided, and tested, in one place.
+The browser only lays out what is here, so that what a person reads is decided, and tested, in one place. Small images,
+such as those of the embedded world, stay as they are, pixel for pixel; photographs are shrunk and compressed. The
+difference is taken of the original pixels, so that compression does not show in it.
 """
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
-from rpo.curation.decide import Outcome
-from rpo.curation.history import Edit, History
-from rpo.curation.manifest import Identity
-from rpo.curation.page_outcomes import FAULT_WORDS, UNDECIDED, WORDS, fate_of, faults_of, own_outcome
-from rpo.curation.records import Critique, Instructions
-from rpo.curation.score import Scores
+import numpy as np
+from PIL import Image
 
-Facts = tuple[tuple[str, str], ...]
+from rpo.curation.fates import FAULT_WORDS, UNDECIDED, WORDS, fate_of, faults_of
+from rpo.curation.records import Critique, Edit, History, Instructions, Outcome, Scores, history_of
+from rpo.curation.store.folder import Identity, RunFolder
+from rpo.reports.html import data_uri
+
+Facts = list[tuple[str, str]]
 """Names and values."""
 
 SEVERITIES = {1: "blemish", 2: "serious", 3: "contradicts the caption"}
 
+AMPLIFICATION = 4
+"""Factor of the difference: a change by a quarter of the range is as bright as can be."""
+
+EXACT_SIDE = 128
+"""Images up to this side are kept as PNG, larger ones as WebP."""
+
+_QUALITY = 80
 _HASH_CHARACTERS = 12  # of a sha256: enough to recognise it by
 _DECIMALS = ((10, 3), (1000, 2))
 _FEW = 5e-4  # below, three decimals would show a change as none
 
 
-@dataclass(frozen=True)
-class ShownFault:
-    """A fault: of what, of which kind, why, and what the model said."""
-
-    of: str
-    kind: str
-    words: str
-    message: str
-    raw: str
-
-
-@dataclass(frozen=True)
-class ShownScore:
-    """One number of source and edit."""
-
-    name: str
-    role: str
-    """What it is for, such as "filter"."""
-    source: str
-    edit: str
-    change: str
-    """With its sign; empty where there is no edit."""
-    direction: str
-    """"up", "down", "same" or empty."""
-
-
-@dataclass(frozen=True)
-class ShownImages:
-    """The images of a record, as addresses; empty where there is none."""
-
-    source: str
-    edit: str
-    difference: str
-    has_pixels: bool
-    """Whether they are small enough to be enlarged without blur."""
-    size: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class ShownRecord:
-    """Everything that the page says of one record; its images are addresses, empty where there is none."""
-
-    id: str
-    caption: str
-    outcome: str
-    """A key of `WORDS`."""
-    because: str
-    """Who preferred it, for a pair."""
-    images: ShownImages
-    critique: Critique | None
-    instructions: tuple[str, ...] | None
-    starts: tuple[str, ...]
-    """The first words of the instructions, to filter by."""
-    faults: tuple[ShownFault, ...]
-    scores: tuple[ShownScore, ...]
-    measures: Facts
-    others: tuple[str, ...]
-    """What became of it together with other images of its group."""
-    provenance: Facts
-
-    @property
-    def data(self) -> dict[str, object]:
-        """As JSON takes it."""
-        return {
-            **vars(self),
-            "images": vars(self.images),
-            "critique": self.critique.model_dump(mode="json") if self.critique is not None else None,
-            "faults": [vars(one) for one in self.faults],
-            "scores": [vars(one) for one in self.scores],
-        }
-
-
 def shown_record(
-    history: History, images: ShownImages, across: Sequence[Outcome], manifest: Mapping[str, Identity]
-) -> ShownRecord:
-    """What the page says of a record.
+    run: RunFolder, record: str, side: int, across: Sequence[Outcome], identities: Mapping[str, Identity]
+) -> dict[str, Any]:
+    """What the page says of a record, as JSON takes it.
 
     Args:
+        side: Longest side of its images.
         across: Outcomes of its images together with those of other records.
     """
-    record = history.source.id
-    outcome = own_outcome(history)
-    judge = manifest.get("scores", {}).get("evaluation") or "evaluation"
+    history = history_of(run, record)
+    outcome, scores = history.own_outcome, history.scores
+    judge = identities.get("scores", {}).get("evaluation") or "evaluation"
     told = history.instructions.instructions if isinstance(history.instructions, Instructions) else None
-    return ShownRecord(
-        id=record,
-        caption=history.source.caption,
-        outcome=fate_of(history).outcome,
-        because=_because(outcome) if outcome is not None and outcome.chosen else "",
-        images=images,
-        critique=history.critique if isinstance(history.critique, Critique) else None,
-        instructions=told,
-        starts=tuple(dict.fromkeys(text.split()[0].lower() for text in told or ())),
-        faults=tuple(
-            ShownFault(name, one.kind, FAULT_WORDS[one.kind], one.message, one.raw) for name, one in faults_of(history)
-        ),
-        scores=_scores(history.scores, judge) if isinstance(history.scores, Scores) else (),
-        measures=_measures(history.scores) if isinstance(history.scores, Scores) else (),
-        others=tuple(_in_words(one, record) for one in across),
-        provenance=_provenance(history, manifest),
-    )
+    return {
+        "id": record,
+        "caption": history.source.caption,
+        "outcome": fate_of(history).outcome,
+        "because": _because(outcome) if outcome is not None and outcome.chosen else "",
+        "images": _images(run, history, side),
+        "critique": history.critique.model_dump(mode="json") if isinstance(history.critique, Critique) else None,
+        "instructions": told,
+        "starts": list(dict.fromkeys(text.split()[0].lower() for text in told or ())),
+        "faults": [
+            {"of": name, "kind": one.kind, "words": FAULT_WORDS[one.kind], "message": one.message, "raw": one.raw}
+            for name, one in faults_of(history)
+        ],
+        "scores": _scores(scores, judge) if isinstance(scores, Scores) else [],
+        "measures": _measures(scores) if isinstance(scores, Scores) else [],
+        "others": [_in_words(one, record) for one in across],
+        "provenance": _provenance(history, identities),
+    }
 
 
 def written(value: float) -> str:
@@ -136,26 +78,39 @@ def written(value: float) -> str:
     return f"{value:.{decimals}f}".replace("-", "−")
 
 
-def _scores(scores: Scores, judge: str) -> tuple[ShownScore, ...]:
+def _images(run: RunFolder, history: History, side: int) -> dict[str, object]:
+    name = history.source.name
+    source = run.load_image(history.source.image, name)
+    edit = run.load_image(history.edit.image, name) if isinstance(history.edit, Edit) else None
+    return {
+        "source": shown(source, side),
+        "edit": shown(edit, side) if edit is not None else "",
+        "difference": shown(difference(source, edit), side) if edit is not None else "",
+        "has_pixels": max(source.size) <= EXACT_SIDE,  # small enough to be enlarged without blur
+        "size": source.size,
+    }
+
+
+def _scores(scores: Scores, judge: str) -> list[dict[str, str]]:
     edit = scores.edit
-    filters = [_score(name, "filter", value, edit[name] if edit else None) for name, value in scores.source.items()]
+    found = [_score(name, "filter", value, edit[name] if edit else None) for name, value in scores.source.items()]
     judged = scores.evaluation
-    evaluation = [_score(judge, "evaluates, never decides", judged["source"], judged.get("edit"))] if judged else []
-    return (*filters, *evaluation)
+    return found + ([_score(judge, "evaluates, never decides", judged["source"], judged.get("edit"))] if judged else [])
 
 
-def _score(name: str, role: str, source: float, edit: float | None) -> ShownScore:
-    if edit is None:
-        return ShownScore(name, role, written(source), "", "", "")
-    change = edit - source
+def _score(name: str, role: str, source: float, edit: float | None) -> dict[str, str]:
+    change = 0.0 if edit is None else edit - source
     direction = "up" if change > 0 else "down" if change < 0 else "same"
+    shown = {"name": name, "role": role, "source": written(source), "edit": "", "change": "", "direction": ""}
+    if edit is None:
+        return shown
     sign = "+" if change > 0 else ""
-    return ShownScore(name, role, written(source), written(edit), sign + written(change), direction)
+    return shown | {"edit": written(edit), "change": sign + written(change), "direction": direction}
 
 
 def _measures(scores: Scores) -> Facts:
     found = {"mean difference of the pixels": scores.distance, "cosine of the embeddings": scores.similarity}
-    return tuple((name, written(value)) for name, value in found.items() if value is not None)
+    return [(name, written(value)) for name, value in found.items() if value is not None]
 
 
 def _because(outcome: Outcome) -> str:
@@ -175,18 +130,18 @@ def _in_words(outcome: Outcome, record: str) -> str:
     return f"{named(outcome.first)} and {named(outcome.second)}: no pair, {reason}"
 
 
-def _provenance(history: History, manifest: Mapping[str, Identity]) -> Facts:
+def _provenance(history: History, identities: Mapping[str, Identity]) -> Facts:
     source, edit = history.source, history.edit
     asked = {"critic": history.critique, "instructor": history.instructions, "editor": edit}
     stages = {"critic": "critiques", "instructor": "instructions", "editor": "edits"}
     facts = [("record", source.id), ("source", ", ".join(f"{name} {value}" for name, value in source.origin.items()))]
-    facts += [(name, who(manifest.get(stages[name], {}))) for name, result in asked.items() if result is not None]
+    facts += [(name, who(identities.get(stages[name], {}))) for name, result in asked.items() if result is not None]
     if source.group != source.id:
         facts.append(("done together with", f"{source.group}, as its {source.side} side"))
     facts.append(("source image", f"images/{source.image}.png"))
     if isinstance(edit, Edit):
         facts += [("edit image", f"images/{edit.image}.png"), ("seed of the edit", str(edit.seed))]
-    return tuple(facts)
+    return facts
 
 
 def who(identity: Identity) -> str:
@@ -197,3 +152,28 @@ def who(identity: Identity) -> str:
     if identity.get("prompt_sha256"):
         parts.append(f"prompt {identity['prompt_sha256'][:_HASH_CHARACTERS]}…")
     return ", ".join(part for part in parts if part)
+
+
+def shown(image: Image.Image, side: int) -> str:
+    """An image as a `data:` address.
+
+    Args:
+        side: Longest side that a larger image is shrunk to; at least `EXACT_SIDE`.
+    """
+    if max(image.size) <= EXACT_SIDE:
+        return data_uri(np.asarray(image))
+    small, buffer = image.copy(), io.BytesIO()
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    small.save(buffer, "WEBP", quality=_QUALITY)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def difference(first: Image.Image, second: Image.Image) -> Image.Image:
+    """The absolute difference of two RGB images of one size, times `AMPLIFICATION`; black where nothing changed.
+
+    Example:
+        >>> difference(Image.new("RGB", (1, 1), (9, 0, 0)), Image.new("RGB", (1, 1), (4, 0, 90))).getpixel((0, 0))
+        (20, 0, 255)
+    """
+    one, other = (np.asarray(image, np.int16) for image in (first, second))
+    return Image.fromarray((np.abs(one - other) * AMPLIFICATION).clip(0, 255).astype(np.uint8))

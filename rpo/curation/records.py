@@ -1,17 +1,19 @@
-"""What passes between the stages of curation, and what a component of each stage promises.
+"""What passes between the stages of curation, what a component of each promises, and the whole history of a record.
 
 A component gets a batch and answers item by item: with a result, or with a `Fault` that says what went wrong and keeps
 what a model really said. What a model says is checked by pydantic, so that a wrong answer is counted and never guessed
 at. A component that cannot work at all at the moment raises `Unavailable`, and nothing is recorded.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from PIL.Image import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+from rpo.curation.store.folder import STAGES, RunFolder, StageName
+from rpo.curation.store.shards import Row
 from rpo.errors import InputError
 from rpo.text import encodable
 
@@ -125,7 +127,7 @@ class Unavailable(RuntimeError):
 
 
 class Component(Protocol):
-    """What all components say about themselves."""
+    """What all components say about themselves; one that cannot answer now raises `Unavailable`."""
 
     @property
     def identity(self) -> Mapping[str, str]:
@@ -147,11 +149,7 @@ class Critic(Component, Protocol):
     """Says what is wrong with images."""
 
     def __call__(self, images: Sequence[Image], captions: Sequence[str]) -> Sequence[Critique | Fault]:
-        """One critique per RGB image and its caption.
-
-        Raises:
-            Unavailable: It cannot answer now.
-        """
+        """One critique per RGB image and its caption."""
         ...
 
 
@@ -161,11 +159,7 @@ class Instructor(Component, Protocol):
     def __call__(
         self, images: Sequence[Image], captions: Sequence[str], critiques: Sequence[Critique]
     ) -> Sequence[Instructions | Fault]:
-        """The instructions for each image.
-
-        Raises:
-            Unavailable: It cannot answer now.
-        """
+        """The instructions for each image."""
         ...
 
 
@@ -180,11 +174,7 @@ class Editor(Component, Protocol):
     def __call__(
         self, images: Sequence[Image], instructions: Sequence[str], seeds: Sequence[int]
     ) -> Sequence[Image | Fault]:
-        """The edited images, each of the size of its source; one generator per image, made of its seed.
-
-        Raises:
-            Unavailable: It cannot answer now.
-        """
+        """The edited images, each of the size of its source; one generator per image, made of its seed."""
         ...
 
 
@@ -194,9 +184,154 @@ class Judge(Component, Protocol):
     def __call__(
         self, first_images: Sequence[Image], second_images: Sequence[Image], captions: Sequence[str]
     ) -> Sequence[Verdict | Fault]:
-        """One verdict per pair.
-
-        Raises:
-            Unavailable: It cannot answer now.
-        """
+        """One verdict per pair."""
         ...
+
+
+NotEdited = Literal[
+    "critique_fault", "nothing_to_fix", "instruction_fault", "no_instructions", "edit_fault", "score_fault"
+]
+Window = Literal["too_close", "too_far", "too_dissimilar", "too_similar"]
+Undecidable = Literal["equal_scores", "got_worse", "small_margin", "not_good", "disagreement", "no_rule"]
+Reason = Literal[NotEdited, Window, Undecidable]
+"""Why a pair was not made: a fault of a stage; nothing to do; source and edit too much or too little alike; the scores
+do not tell them apart, tell against the edit, by too little, of an image that is not good, or contradict each other;
+nothing says which is better."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The image that a record begins with."""
+
+    id: str
+    caption: str
+    image: str
+    """Its sha256."""
+    order: int
+    """Place in the plan."""
+    origin: Mapping[str, str | int]
+    """Where it comes from."""
+    group: str
+    """Id of the record that it is done together with, or its own."""
+    side: str
+    """"chosen" or "rejected" if it was a side of a pair, else empty."""
+
+    @property
+    def name(self) -> str:
+        """What messages call the record."""
+        return f"record {self.id} ({self.caption!r})"
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An edited image."""
+
+    image: str
+    """Its sha256."""
+    seed: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was found out about source and edit."""
+
+    source: Mapping[str, float]
+    """By each reward that filters."""
+    edit: Mapping[str, float] | None
+    distance: float | None
+    """Mean absolute difference of the pixels, in [0, 1]."""
+    similarity: float | None
+    """Cosine of the embeddings of the similarity model, where one is asked."""
+    evaluation: Mapping[str, float]
+    """By the reward that evaluates: "source", and "edit" where there is one; never used for a decision."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of two images, each called by its record and kind, as in "0123456789abcdef/edit"."""
+
+    first: str
+    second: str
+    chosen: str = ""
+    """The better one of the two; empty if they were dropped."""
+    label: str = ""
+    """Who says so: "reward:NAME", "given" for a pair that came with its label, "edit" by decree."""
+    reason: Reason | None = None
+    """Why they were dropped."""
+
+    @property
+    def rejected(self) -> str:
+        """The worse one of the two; empty if they were dropped."""
+        if not self.chosen:
+            return ""
+        return self.second if self.chosen == self.first else self.first
+
+
+@dataclass(frozen=True)
+class History:
+    """Everything that is known of a record; None where a stage was not reached."""
+
+    source: Source
+    critique: Critique | Fault | None = None
+    instructions: Instructions | Fault | None = None
+    edit: Edit | Fault | None = None
+    scores: Scores | Fault | None = None
+    outcomes: tuple[Outcome, ...] | None = None
+    """What was decided."""
+
+    def image_of(self, kind: str) -> str | None:
+        """The sha256 of "source" or "edit", if there is such an image."""
+        if kind == "source":
+            return self.source.image
+        return self.edit.image if isinstance(self.edit, Edit) else None
+
+    @property
+    def own_outcome(self) -> Outcome | None:
+        """What became of the edit and its source; None if that is not decided yet."""
+        names = {f"{self.source.id}/source", f"{self.source.id}/edit"}
+        return next((one for one in self.outcomes or () if {one.first, one.second} == names), None)
+
+
+def fault_in(row: Row) -> Fault | None:
+    """The fault that a row records, if it does."""
+    found: Any = row.get("fault")
+    return Fault(**found) if found else None
+
+
+def read_row(stage: StageName, row: Row) -> Any:
+    """What a row of a stage records: the stage's result, or a fault."""
+    if fault := fault_in(row):
+        return fault
+    values = {name: value for name, value in row.items() if name != "id" or stage == "sources"}
+    return _READ[stage](**values)
+
+
+_READ: dict[StageName, Callable[..., Any]] = {
+    "sources": Source,
+    "critiques": lambda critique: Critique.model_validate(critique),
+    "instructions": Instructions,
+    "edits": Edit,
+    "scores": Scores,
+    "decisions": lambda outcomes: tuple(Outcome(**one) for one in outcomes),
+}
+
+
+def result_of(folder: RunFolder, stage: StageName, record: str) -> Any:
+    """What a stage has found out about a record: a result, a fault, or None."""
+    row = folder.stages[stage].get(record)
+    return None if row is None else read_row(stage, row)
+
+
+def history_of(folder: RunFolder, record: str) -> History:
+    """What the stages have found out about one record."""
+    return _history(folder, folder.stages["sources"][record])
+
+
+def histories(folder: RunFolder) -> Iterator[History]:
+    """All records, in the order of the plan."""
+    return (_history(folder, source) for source in folder.stages["sources"].in_order("order"))
+
+
+def _history(folder: RunFolder, source: Row) -> History:
+    found = read_row("sources", source)
+    return History(found, *(result_of(folder, stage, found.id) for stage in STAGES[1:]))

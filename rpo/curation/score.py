@@ -5,7 +5,8 @@ reward that gives no finite number for an image is that record's fault; one that
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast, final
 
@@ -13,11 +14,15 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from rpo.curation.critic_scores import CRITIC, CriticScores
 from rpo.curation.curate_config import DecideConfig
-from rpo.curation.records import Critique, Fault
+from rpo.curation.faults import ask_each
+from rpo.curation.pipeline import cut
+from rpo.curation.records import Critic, Critique, Fault, Scores
 from rpo.errors import InputError
 from rpo.rewards import REWARDS, Reward, RewardError, load_reward, score
+
+CRITIC = "critic"
+"""Name of the critic's overall judgement among the rewards of `DecideConfig`."""
 
 _VERIFIER = "rpo.shapes.reward:"  # its gradings are one judge
 
@@ -33,48 +38,26 @@ class ToScore:
     """Of the source, where it is known."""
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What was found out about source and edit."""
-
-    source: Mapping[str, float]
-    """By each reward that filters."""
-    edit: Mapping[str, float] | None
-    distance: float | None
-    """Mean absolute difference of the pixels, in [0, 1]."""
-    similarity: float | None
-    """Cosine of the embeddings of the similarity model, where one is asked."""
-    evaluation: Mapping[str, float]
-    """By the reward that evaluates: "source", and "edit" where there is one; never used for a decision."""
-
-
 @final
+@dataclass(frozen=True)
 class Scorer:
     """Asks rewards for scores."""
 
-    def __init__(
-        self,
-        filters: Mapping[str, Reward],
-        evaluation: Reward | None,
-        similarity: "ImageSimilarity | None" = None,
-        device: str = "cpu",
-        critic: CriticScores | None = None,
-    ) -> None:
-        """Take the rewards."""
-        self._critic = critic
-        self._filters = filters
-        self._evaluation = evaluation
-        self._similarity = similarity
-        self._device = device
+    filters: Mapping[str, Reward]
+    evaluation: Reward | None
+    similarity: "ImageSimilarity | None" = None
+    device: str = "cpu"
+    critic: Critic | None = None
+    """Where its mark is one of the scores."""
 
     def load(self) -> None:
         """Load what is otherwise loaded with the first image, so that what is missing is known before work is done."""
         from rpo.rewards.clip import ClipReward
 
-        named = {f"the reward {name!r} of decide.rewards": reward for name, reward in self._filters.items()}
-        named |= {"the reward that evaluates": self._evaluation} if self._evaluation else {}
-        named |= {"decide.similarity_model": self._similarity.reward} if self._similarity else {}
-        blank = torch.ones(1, 3, 64, 64, device=self._device)
+        named = {f"the reward {name!r} of decide.rewards": reward for name, reward in self.filters.items()}
+        named |= {"the reward that evaluates": self.evaluation} if self.evaluation else {}
+        named |= {"decide.similarity_model": self.similarity.reward} if self.similarity else {}
+        blank = torch.ones(1, 3, 64, 64, device=self.device)
         for who, reward in named.items():
             if isinstance(reward, ClipReward):
                 try:
@@ -89,7 +72,7 @@ class Scorer:
     def __call__(self, items: Sequence[ToScore]) -> list[Scores | Fault]:
         """The scores of each item; an item whose scores are not finite is a fault."""
         try:
-            return list(self._score(items))
+            return self._score(items)
         except RewardError as error:
             if not isinstance(error.__cause__, RewardError):
                 raise
@@ -97,53 +80,29 @@ class Scorer:
                 return [Fault("invalid", str(error))]
         return [answer for item in items for answer in self([item])]
 
-    def _score(self, items: Sequence[ToScore]) -> Iterator[Scores | Fault]:
-        edits = [item for item in items if item.edit is not None]
-        images = [item.source for item in items] + [item.edit for item in edits if item.edit is not None]
-        captions = [item.caption for item in [*items, *edits]]
-        filtering = self._filtering(images, captions, [item.critique for item in items] + [None] * len(edits))
-        judged = self._ask(self._evaluation, images, captions, "evaluation") if self._evaluation is not None else None
-        alike = (
-            self._similarity(list(zip([item.source for item in edits], images[len(items) :], strict=True)))
-            if (self._similarity is not None and edits)
-            else [None] * len(edits)
-        )
-        similarities = iter(alike)
-        places = iter(range(len(items), len(images)))
-        for index, item in enumerate(items):
-            own = {"source": index} if item.edit is None else {"source": index, "edit": next(places)}
-            evaluation = {kind: judged[place] for kind, place in own.items()} if judged is not None else {}
-            filtered = {kind: filtering[place] for kind, place in own.items()}
-            similarity = None if item.edit is None else next(similarities)
-            if fault := next((one for one in filtered.values() if isinstance(one, Fault)), None):
-                yield fault
-                continue
-            scores = {kind: one for kind, one in filtered.items() if not isinstance(one, Fault)}
-            if item.edit is None:
-                yield Scores(scores["source"], None, None, None, evaluation)
-                continue
-            if similarity is not None and not math.isfinite(similarity):
-                yield Fault("invalid", f"the similarity of source and edit is {similarity}; expected a finite number")
-                continue
-            apart = distance(item.source, item.edit)
-            yield Scores(scores["source"], scores["edit"], apart, similarity, evaluation)
-
-    def _filtering(
-        self, images: Sequence[Image], captions: Sequence[str], known: Sequence[Critique | None]
-    ) -> list[dict[str, float] | Fault]:
-        """What each image has of every reward that filters, in the order of the settings."""
-        asked = {name: self._ask(reward, images, captions, name) for name, reward in self._filters.items()}
-        found: list[dict[str, float] | Fault] = [{name: asked[name][at] for name in asked} for at in range(len(images))]
-        if self._critic is None:
-            return found
-        answers = self._critic(images, captions, known)
+    def _score(self, items: Sequence[ToScore]) -> list[Scores | Fault]:
+        edited = {index: item for index, item in enumerate(items) if item.edit is not None}
+        images = [*(item.source for item in items), *(item.edit for item in edited.values() if item.edit is not None)]
+        captions = [item.caption for item in [*items, *edited.values()]]
+        places = [{"source": index} for index in range(len(items))]
+        for place, index in enumerate(edited, start=len(items)):
+            places[index]["edit"] = place
+        filtered: dict[str, Sequence[float | Fault]] = {
+            name: self._ask(reward, images, captions, name) for name, reward in self.filters.items()
+        }
+        if self.critic is not None:
+            known = [item.critique for item in items] + [None] * len(edited)
+            filtered = {CRITIC: critic_marks(self.critic, images, captions, known), **filtered}
+        judged = self._ask(self.evaluation, images, captions, "evaluation") if self.evaluation is not None else None
+        pairs = [(items[index].source, images[places[index]["edit"]]) for index in edited]
+        alike = dict(zip(edited, self.similarity(pairs), strict=True)) if self.similarity is not None and pairs else {}
         return [
-            answer if isinstance(answer, Fault) else {CRITIC: answer, **cast(dict[str, float], own)}
-            for answer, own in zip(answers, found, strict=True)
+            _joined(item, own, filtered, judged, alike.get(index))
+            for index, (item, own) in enumerate(zip(items, places, strict=True))
         ]
 
     def _ask(self, reward: Reward, images: Sequence[Image], captions: Sequence[str], name: str) -> list[float]:
-        return score_images(reward, images, captions, name=name, device=self._device)
+        return score_images(reward, images, captions, name=name, device=self.device)
 
 
 @final
@@ -175,6 +134,56 @@ class ImageSimilarity:
                 first, second = (self.reward.embed_images(_tensor(side)) for side in sides)
             found[places] = (first * second).sum(-1).float().cpu()
         return found.tolist()
+
+
+def critic_marks(
+    critic: Critic, images: Sequence[Image], captions: Sequence[str], known: Sequence[Critique | None]
+) -> list[float | Fault]:
+    """What a critic thinks of each image overall, 1 to 10; it is asked where the critique is not known.
+
+    An answer that is no critique is its record's fault, as everywhere else.
+    """
+
+    def ask(batch: Sequence[int]) -> list[Critique | Fault]:
+        return ask_each(lambda some: critic([images[one] for one in some], [captions[one] for one in some]), batch)
+
+    places = [place for place, critique in enumerate(known) if critique is None]
+    with ThreadPoolExecutor(critic.concurrency) as pool:
+        answers = [answer for some in pool.map(ask, cut(places, critic.batch_size)) for answer in some]
+    found: list[object] = list(known)
+    for place, answer in zip(places, answers, strict=True):
+        found[place] = answer
+    return [_mark(one) for one in found]
+
+
+def _mark(answer: object) -> float | Fault:
+    if isinstance(answer, Critique):
+        return float(answer.overall)
+    if isinstance(answer, Fault):
+        return answer
+    return Fault("invalid", f"the critic gave a {type(answer).__name__} for the edit; expected a Critique", str(answer))
+
+
+def _joined(
+    item: ToScore,
+    places: Mapping[str, int],
+    filtered: Mapping[str, Sequence[float | Fault]],
+    judged: Sequence[float] | None,
+    similarity: float | None,
+) -> Scores | Fault:
+    """What belongs to one item; its images are at `places`."""
+    scores: dict[str, dict[str, float]] = {}
+    for kind, place in places.items():
+        own = {name: found[place] for name, found in filtered.items()}
+        if fault := next((one for one in own.values() if isinstance(one, Fault)), None):
+            return fault
+        scores[kind] = cast("dict[str, float]", own)
+    evaluation = {kind: judged[place] for kind, place in places.items()} if judged is not None else {}
+    if item.edit is None:
+        return Scores(scores["source"], None, None, None, evaluation)
+    if similarity is not None and not math.isfinite(similarity):
+        return Fault("invalid", f"the similarity of source and edit is {similarity}; expected a finite number")
+    return Scores(scores["source"], scores["edit"], distance(item.source, item.edit), similarity, evaluation)
 
 
 def check_filters(config: DecideConfig, evaluation: str, critic: str) -> None:

@@ -16,7 +16,7 @@ from typing import Literal
 from PIL.Image import Image
 
 from rpo.curation.curate_config import SourceConfig
-from rpo.curation.manifest import Identity
+from rpo.curation.store.folder import Identity
 from rpo.data.image_facts import ImageFacts, ImageSource, facts_of, read_image, recalled
 from rpo.data.own_files import is_own, own_file
 from rpo.data.pixels import decode_image

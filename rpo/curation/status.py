@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rpo.curation.decide import Outcome
-from rpo.curation.folder import STAGES, RunFolder
-from rpo.curation.history import fault_in, outcomes_in, scores_of
-from rpo.curation.progress import rates
+from rpo.curation.records import Outcome, Scores, fault_in, read_row, result_of
+from rpo.curation.store.folder import STAGES, RunFolder
+from rpo.curation.store.progress import rates
+from rpo.reports.html import environment
 
 
 @dataclass(frozen=True)
@@ -61,34 +61,14 @@ class RunStatus:
         """Pairs that were kept."""
         return sum(self.kept.values())
 
-    def __str__(self) -> str:
-        """The status for the terminal."""
-        lines = [str(self.path)]
-        for stage in self.stages:
-            rate = f"{stage.rate:8.3g} a second" if stage.rate is not None else ""
-            faults = ", ".join(f"{count} {kind}" for kind, count in sorted(stage.faults.items()))
-            row = f"  {stage.name:<13}{stage.done:>8} done {stage.kept:>8} kept {rate:<19} {faults}"
-            lines.append(row.rstrip())
-        lines.append(
-            f"  {'pairs':<13}{self.num_pairs:>8} kept{_share(self.num_pairs, self.num_pairs + self.num_dropped)}"
-        )
-        lines += [f"    {count:>8}  labelled by {label}" for label, count in sorted(self.kept.items())]
-        lines.append(f"  {'':<13}{self.num_dropped:>8} dropped")
-        lines += [
-            f"    {count:>8}  {reason}" for reason, count in Counter(dict(sorted(self.dropped.items()))).most_common()
-        ]
-        if self.evaluation is not None:
-            one = self.evaluation
-            lines.append(
-                f"  {one.name} finds the chosen image better in {one.better} pairs, equal in {one.equal}, worse in "
-                f"{one.worse}; mean gap {one.mean_gap:+.3g}"
-            )
-        return "\n".join(lines)
-
     @property
     def num_dropped(self) -> int:
         """Pairs that were not made."""
         return sum(self.dropped.values())
+
+    def __str__(self) -> str:
+        """The status for the terminal."""
+        return environment(is_html=False).get_template("status.txt.j2").render(status=self).rstrip()
 
 
 def status_of(path: str | Path) -> RunStatus:
@@ -104,7 +84,7 @@ def status_of(path: str | Path) -> RunStatus:
     dropped: Counter[str] = Counter()
     gaps = array("d")
     for row in folder.stages["decisions"].rows():
-        for outcome in outcomes_in(row):
+        for outcome in read_row("decisions", row):
             if outcome.chosen:
                 kept[outcome.label] += 1
                 gaps.extend(evaluation_gap(folder, outcome))
@@ -118,11 +98,10 @@ def evaluation_gap(folder: RunFolder, outcome: Outcome) -> list[float]:
     found: list[float] = []
     for name in (outcome.chosen, outcome.rejected):
         record, _, kind = name.partition("/")
-        row = folder.stages["scores"].get(record)
-        scores = {} if row is None or fault_in(row) is not None else scores_of(row).evaluation
-        if kind not in scores:
+        scores = result_of(folder, "scores", record)
+        if not isinstance(scores, Scores) or kind not in scores.evaluation:
             return []
-        found.append(scores[kind])
+        found.append(scores.evaluation[kind])
     return [found[0] - found[1]]
 
 
@@ -132,7 +111,3 @@ def _evaluation(folder: RunFolder, gaps: "array[float]") -> EvaluationStatus | N
     signs = Counter((gap > 0) - (gap < 0) for gap in gaps)
     name = folder.identity_of("scores").get("evaluation", "")
     return EvaluationStatus(name, signs[1], signs[0], signs[-1], math.fsum(gaps) / len(gaps))
-
-
-def _share(part: int, whole: int) -> str:
-    return f" ({100 * part / whole:.1f} %)" if whole else ""

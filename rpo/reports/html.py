@@ -9,6 +9,7 @@ import base64
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,6 +28,9 @@ from rpo.reports.sections import (
     TableSection,
     TextSection,
 )
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 _FEW_SECONDS = 9.95  # below, a decimal is worth its place
 
@@ -56,26 +60,31 @@ class Report:
     subtitle: str = ""
 
 
+def environment(*, is_html: bool = True) -> "Environment":
+    """What fills in the templates of this folder; in HTML every text is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # here, so that `import rpo` stays quick
+
+    return Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=is_html,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=is_html,
+    )
+
+
 def render(report: Report) -> str:
     """The report as HTML text.
 
     Returns:
         A complete page; every text of the report is escaped.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # here, so that `import rpo` stays quick
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"data_uri": data_uri, "duration": format_duration}
-    environment.globals |= {"draw": draw}
+    templates = environment()
+    templates.filters |= {"data_uri": data_uri, "duration": format_duration}
+    templates.globals |= {"draw": draw}
     sections = [(f"section-{n}", _PARTIALS[type(section)], section) for n, section in enumerate(report.sections, 1)]
-    return environment.get_template("report.html.j2").render(report=report, sections=sections)
+    return templates.get_template("report.html.j2").render(report=report, sections=sections)
 
 
 def write_report(report: Report, path: Path) -> Path:

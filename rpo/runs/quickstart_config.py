@@ -2,8 +2,7 @@
 
 from dataclasses import field
 
-from rpo.curation.component_config import EditorConfig
-from rpo.curation.curate_config import CurateConfig, DecideConfig, SourceConfig
+from rpo.curation.curate_config import CurateConfig, DecideConfig, EditorConfig, SourceConfig
 from rpo.ranges import Count, Seed, Text
 from rpo.settings import settings
 from rpo.shapes import ETA, GUIDANCE_SCALE, NUM_STEPS

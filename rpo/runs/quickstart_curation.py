@@ -5,11 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from rpo.curation.curate_config import DecideConfig
-from rpo.curation.folder import RunFolder
-from rpo.curation.history import Edit, histories, history_of
-from rpo.curation.page_outcomes import own_outcome
-from rpo.curation.records import Instructions
+from rpo.curation.records import Edit, Instructions, histories, history_of
 from rpo.curation.status import RunStatus
+from rpo.curation.store.folder import RunFolder
 from rpo.evaluation.comparison import OUTCOMES, Outcome, draw_examples, outcomes
 from rpo.reports.sections import ImagePair, JudgedImage, PairGroup, PairsSection, TextSection
 from rpo.shapes.verifier import verify
@@ -59,7 +57,7 @@ def yield_section(status: RunStatus, trained: TrainResult, rules: DecideConfig) 
 def edits_section(run: Path, *, seed: int) -> PairsSection:
     """Some of the pairs: the model's image, and what the editor made of it."""
     folder = RunFolder(run)
-    kept = [one.source.id for one in histories(folder) if (own := own_outcome(one)) is not None and own.chosen]
+    kept = [one.source.id for one in histories(folder) if (own := one.own_outcome) is not None and own.chosen]
     verdicts = [(bool(pair.before.holds), bool(pair.after.holds)) for pair in (_pair(folder, one) for one in kept)]
     found = outcomes([before for before, _ in verdicts], [after for _, after in verdicts])
     drawn = draw_examples(found, counts=SHOWN, seed=seed)

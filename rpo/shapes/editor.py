@@ -1,11 +1,20 @@
 """The editor of the shapes world: a small InstructPix2Pix that comes with the package."""
 
-from diffusers import DiffusionPipeline
+from dataclasses import replace
 
 from rpo import shapes
-from rpo.curation.component_config import EditorConfig
-from rpo.curation.editors.instruct_pix2pix import edit, load
-from rpo.curation.editors.pipeline_editor import EditSettings, Family, PipelineEditor
+from rpo.curation.curate_config import EditorConfig
+from rpo.curation.editors.families import FAMILIES, load_pretrained
+from rpo.curation.editors.pipeline_editor import EditSettings, PipelineEditor
+
+SHAPES = replace(
+    FAMILIES["instruct_pix2pix"],
+    kind="shapes",
+    licences={"shapes": "Apache-2.0"},
+    defaults=lambda pipe: EditSettings(
+        shapes.EDIT_NUM_STEPS, shapes.EDIT_GUIDANCE_SCALE, shapes.EDIT_IMAGE_GUIDANCE_SCALE
+    ),
+)
 
 
 def shapes_editor(config: EditorConfig) -> PipelineEditor:
@@ -15,11 +24,4 @@ def shapes_editor(config: EditorConfig) -> PipelineEditor:
         config: Its `model` is a folder that `scripts/shapes/pretrain_editor.py` wrote; nothing is the embedded one.
     """
     folder = config.model or str(shapes.editor_path())
-    return PipelineEditor(load(folder, config), SHAPES, config, folder=folder)
-
-
-def _recommended(pipe: DiffusionPipeline) -> EditSettings:
-    return EditSettings(shapes.EDIT_NUM_STEPS, shapes.EDIT_GUIDANCE_SCALE, shapes.EDIT_IMAGE_GUIDANCE_SCALE)
-
-
-SHAPES = Family("shapes", "shapes", {"shapes": "Apache-2.0"}, _recommended, edit)
+    return PipelineEditor(load_pretrained(SHAPES, folder, config), SHAPES, config, folder=folder)

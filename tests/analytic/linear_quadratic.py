@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
+from rpo.trainers.rollouts.points import Points
 from torch import Tensor, nn
 
 from rpo.process.continuous import running_cost
 from rpo.process.schedule import RectifiedFlow
 from rpo.process.transition import Ddim, EulerMaruyama, Kernel
-from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
-from rpo.trainers.rollouts.points import Points
 from rpo.trainers.score_as_action import ScoreAsActionTrainer, loss
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig, ValueConfig
 from rpo.trainers.value.estimator import Critic

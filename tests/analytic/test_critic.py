@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from rpo.trainers.rollouts.moments import value_nodes
 from torch import nn
 
-from rpo.trainers.rollouts.moments import value_nodes
 from tests.analytic.closed_forms import OTHER, PRINTED, optimal_value
 from tests.analytic.linear_quadratic import (
     Case,

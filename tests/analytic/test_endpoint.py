@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from rpo.objectives.score_as_action import endpoint as loss_of_endpoint
+from rpo.trainers.online_config import LearningConfig
 from torch import nn
 
-from rpo.objectives.score_as_action import endpoint as loss_of_endpoint
 from rpo.process.prediction import add_noise, to_x0_eps
-from rpo.trainers.online_config import LearningConfig
 from rpo.trainers.score_as_action import HOLD
 from rpo.training.loop_config import LoopConfig
 from rpo.types import Node

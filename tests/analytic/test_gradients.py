@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rpo.trainers.online_config import LearningConfig
 from torch import nn
 
-from rpo.trainers.online_config import LearningConfig
 from rpo.trainers.value.inputs import skip_weights
 from tests.analytic.chains import affine, predictions
 from tests.analytic.closed_forms import OTHER, PRINTED

@@ -4,10 +4,10 @@ from functools import partial
 
 import pytest
 import torch
+from rpo.trainers.online_config import LearningConfig
 
 from rpo.trainers.grpo import GRPOTrainer, loss
 from rpo.trainers.grpo_config import GRPOConfig
-from rpo.trainers.online_config import LearningConfig
 from tests.analytic.closed_forms import OTHER, PRINTED
 from tests.analytic.linear_quadratic import (
     ALL,

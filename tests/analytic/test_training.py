@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
+from rpo.trainers.online_config import LearningConfig
 from torch import nn
 
-from rpo.trainers.online_config import LearningConfig
 from rpo.training.loop_config import LoopConfig
 from tests.analytic.closed_forms import OTHER, PRINTED
 from tests.analytic.linear_quadratic import (

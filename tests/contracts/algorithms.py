@@ -1,10 +1,11 @@
 """Every algorithm as small as it can be; a new one is a line here, and trains every family."""
 
+from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
+
 from rpo.trainers.dpo import DPOTrainer
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.trainers.grpo import GRPOTrainer
 from rpo.trainers.grpo_config import GRPOConfig
-from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
 from rpo.trainers.score_as_action import ScoreAsActionTrainer
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig, ValueConfig
 from rpo.training.loop_config import LoopConfig

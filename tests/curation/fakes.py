@@ -12,8 +12,8 @@ from PIL import Image
 
 from rpo.curation.curate import Components, CurateConfig, curate
 from rpo.curation.curate_config import DecideConfig, SourceConfig
-from rpo.curation.folder import STAGES, RunFolder
-from rpo.curation.records import Critique, Fault, Instructions, Problem
+from rpo.curation.records import Critique, Edit, Fault, History, Instructions, Problem, Scores, Source
+from rpo.curation.store.folder import STAGES, RunFolder
 
 
 def picture(seed, size=(12, 10)):
@@ -157,3 +157,15 @@ def lines_of(folder: Path) -> dict[str, list[str]]:
 def finished(config: CurateConfig, **changes) -> RunFolder:
     """The folder of a run that went to its end."""
     return RunFolder(curate(config, components=fakes(**changes)))
+
+
+def scored(record, before=None, after=None, *, distance=0.1, similarity=None, side="", **known) -> History:
+    """What is known of a record that was edited and scored; `known` says what is otherwise."""
+    scores = Fault("invalid", "nan") if before is None else Scores(before, after, distance, similarity, {})
+    found = {
+        "critique": Critique(problems=(Problem(what="dark", severity=2),), overall=4),
+        "instructions": Instructions(instructions=("mend it",)),
+        "edit": Edit("0" * 64, 0),
+        "scores": scores,
+    }
+    return History(Source(record, "a caption", "0" * 64, 0, {}, record, side), **(found | known))

@@ -6,13 +6,11 @@ import numpy as np
 from PIL import Image
 
 from rpo.curation.curate_config import DecideConfig
-from rpo.curation.decide import Candidate, Judged, outcomes_across, outcomes_of
-from rpo.curation.folder import RunFolder
-from rpo.curation.records import Critique, Fault, Instructions, Problem
+from rpo.curation.decide import outcomes_across, outcomes_of
+from rpo.curation.records import Critique, Fault, Instructions, Problem, history_of
 from rpo.curation.score import distance
-from rpo.curation.share import Share
 from rpo.curation.sources import record_id
-from rpo.curation.stages import fault_row
+from rpo.curation.store.folder import RunFolder, Share
 from rpo.shapes.world import render
 from scripts.shapes.edit_world import triples
 
@@ -95,8 +93,15 @@ def _write(folder, order, kind, caption, instruction, images):
     origin = {"kind": "generated", "seed": 0, "prompt": order, "image": 0}
     add["sources"](caption=caption, image=folder.save_image(source), order=order, origin=origin, group=record, side="")
     _critique(kind, add, instruction)
-    if kind in FAULTS or kind in ("nothing_to_fix", "no_instructions"):
-        add["decisions"](outcomes=[asdict(one) for one in outcomes_of(_judged(record, kind), RULES)])
+    _edit(folder, order, kind, add, source, edit)
+    if kind not in ("sources", "critiques", "instructions", "edits", "scores"):
+        policy = "both_directions" if kind == "kept_source" else "keep_improved"
+        found = outcomes_of(history_of(folder, record), replace(RULES, policy=policy))
+        add["decisions"](outcomes=[asdict(one) for one in found])
+
+
+def _edit(folder, order, kind, add, source, edit):
+    """The rows of the edit and its scores, as far as the kind goes."""
     if kind in ("critique_fault", "empty", "nothing_to_fix", "no_instructions", "instruction_fault", "edit_fault"):
         return
     if kind in ("sources", "critiques", "instructions"):
@@ -105,16 +110,11 @@ def _write(folder, order, kind, caption, instruction, images):
     if kind == "edits":
         return
     if kind == "score_fault":
-        add["scores"](fault=fault_row(FAULTS[kind]))
+        add["scores"](fault=asdict(FAULTS[kind]))
         return
     before, after = ({"shapes-clip": one[0], "jpeg": one[1]} for one in SCORES.get(kind, SCORES["kept_edit"]))
     gap = distance(source, edit)
     add["scores"](source=before, edit=after, distance=gap, similarity=0.9375, evaluation={"source": 0.0, "edit": 1.0})
-    if kind == "scores":
-        return
-    judged = Judged(record, Candidate(record, "source", before), Candidate(record, "edit", after), gap)
-    policy = "both_directions" if kind == "kept_source" else "keep_improved"
-    add["decisions"](outcomes=[asdict(one) for one in outcomes_of(judged, replace(RULES, policy=policy))])
 
 
 def _critique(kind, add, instruction):
@@ -122,7 +122,7 @@ def _critique(kind, add, instruction):
     if kind == "sources":
         return
     if kind in ("critique_fault", "empty"):
-        add["critiques"](fault=fault_row(FAULTS[kind]))
+        add["critiques"](fault=asdict(FAULTS[kind]))
         return
     problem = Problem(what=f"one should {instruction} & <b>more</b>", where="upper left", severity=3)
     problems = () if kind == "nothing_to_fix" else (problem, Problem(what="edges are soft", severity=1))
@@ -131,18 +131,17 @@ def _critique(kind, add, instruction):
     if kind in ("critiques", "nothing_to_fix"):
         return
     if kind == "instruction_fault":
-        add["instructions"](fault=fault_row(FAULTS[kind]))
+        add["instructions"](fault=asdict(FAULTS[kind]))
         return
     told = Instructions(instructions=() if kind == "no_instructions" else tuple(instruction.split("; ")))
     add["instructions"](instructions=list(told.instructions))
     if kind == "edit_fault":
-        add["edits"](fault=fault_row(FAULTS[kind]))
+        add["edits"](fault=asdict(FAULTS[kind]))
 
 
 def _write_pair(folder, order, images):
     """The two sides of a given pair, both edited, and what is decided across them."""
     ids = [record_id("a pair", f"test/pair/{side}") for side in ("chosen", "rejected")]
-    judged = []
     for place, (record, side) in enumerate(zip(ids, ("chosen", "rejected"), strict=True)):
         add = {name: _adder(records, record) for name, records in folder.stages.items()}
         source, edit = images[2 * place : 2 * place + 2]
@@ -159,17 +158,10 @@ def _write_pair(folder, order, images):
         scores = [{"shapes-clip": 0.2 * place + gain, "jpeg": gain} for gain in (0.1, 0.5)]
         gap = distance(source, edit)
         add["scores"](source=scores[0], edit=scores[1], distance=gap, similarity=None, evaluation={})
-        candidates = Candidate(record, "source", scores[0]), Candidate(record, "edit", scores[1])
-        judged.append(Judged(record, *candidates, gap, side=side))
-    across = outcomes_across(*judged, RULES)
-    for one, more in zip(judged, (across, []), strict=True):
+    both = [history_of(folder, record) for record in ids]
+    for one, more in zip(both, (outcomes_across(*both, RULES), []), strict=True):
         rows = [asdict(outcome) for outcome in [*outcomes_of(one, RULES), *more]]
-        folder.stages["decisions"].append({"id": one.id, "outcomes": rows})
-
-
-def _judged(record, kind):
-    reason = "critique_fault" if kind == "empty" else kind
-    return Judged(record, Candidate(record, "source", {}), reason=reason)
+        folder.stages["decisions"].append({"id": one.source.id, "outcomes": rows})
 
 
 def _adder(records, record):

@@ -9,19 +9,15 @@ from PIL import Image
 
 from rpo.cli.main import main
 from rpo.config import to_yaml
-from rpo.curation.audit import AUDIT_FILE, CACHE_FOLDER, AuditConfig, audit
-from rpo.curation.audit_report import Audit, format_audit
-from rpo.curation.component_config import CriticConfig, JudgeConfig
-from rpo.curation.curate import CACHE
-from rpo.curation.curate_config import CurateConfig
-from rpo.curation.folder import RunFolder
+from rpo.curation.audit import AUDIT_FILE, Audit, AuditConfig, audit, format_audit
+from rpo.curation.curate_config import ChatConfig, CurateConfig
 from rpo.curation.records import Critique, Fault, Unavailable
-from rpo.curation.share import Share
+from rpo.curation.store.folder import RunFolder, Share
 from rpo.shapes.prompts import sample_prompts
 from rpo.shapes.world import draw_scene, render
 
 NUM_RECORDS = 24
-HONEST = JudgeConfig()
+HONEST = ChatConfig()
 
 
 @cache
@@ -116,7 +112,7 @@ class ContentCritic:
 
 
 def own(habit):
-    return JudgeConfig(kind=f"{__name__}:OwnJudge", model=habit)
+    return ChatConfig(kind=f"{__name__}:OwnJudge", model=habit)
 
 
 def test_an_honest_judge_and_critic(folder):
@@ -178,12 +174,12 @@ def test_a_component_that_raises_on_everything_is_not_audited(folder):
     with pytest.raises(ValueError, match=message):
         audit(folder, AuditConfig(judge=own("broken"), second_judge=None, pairs=3, controls=2))
     with pytest.raises(ValueError, match=r"^audit: the critic \(kind broken\) raised on all 4 items .*no eyes"):
-        audit(folder, AuditConfig(critic=CriticConfig(kind=f"{__name__}:BrokenCritic"), second_judge=None, controls=2))
+        audit(folder, AuditConfig(critic=ChatConfig(kind=f"{__name__}:BrokenCritic"), second_judge=None, controls=2))
     assert not (folder / AUDIT_FILE).exists()
 
 
 def test_a_critic_that_is_content_with_noise_is_found_out(folder):
-    critic = CriticConfig(kind=f"{__name__}:ContentCritic")
+    critic = ChatConfig(kind=f"{__name__}:ContentCritic")
     found = audit(folder, AuditConfig(critic=critic, second_judge=None, controls=5)).critic
     assert {kind: share.value for kind, share in found.finds_nothing.items()} == {"noise": 1, "blank": 1}
 
@@ -224,9 +220,9 @@ def test_what_a_person_reads(folder):
 
 def test_the_critic_of_the_run_is_audited_unless_another_is_named(folder):
     content = f"{__name__}:ContentCritic"
-    (folder / "run.yaml").write_text(to_yaml(CurateConfig(critic=CriticConfig(kind=content))))
+    (folder / "run.yaml").write_text(to_yaml(CurateConfig(critic=ChatConfig(kind=content))))
     assert audit(folder, AuditConfig(second_judge=None, pairs=1, controls=1)).critic.identity == {"kind": "content"}
-    other = AuditConfig(critic=CriticConfig(), second_judge=None, pairs=1, controls=1)
+    other = AuditConfig(critic=ChatConfig(), second_judge=None, pairs=1, controls=1)
     assert audit(folder, other).critic.identity == {"kind": "shapes"}
 
 
@@ -241,7 +237,3 @@ def test_from_the_command_line(folder, capsys):
     with pytest.raises(SystemExit):
         main(["curate", "audit", "--help"])
     assert "second_judge.kind=" in capsys.readouterr().out
-
-
-def test_answers_are_kept_where_the_run_keeps_them():
-    assert CACHE_FOLDER == CACHE

@@ -9,10 +9,9 @@ from PIL import Image
 
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import SourceConfig
-from rpo.curation.folder import STAGES
-from rpo.curation.history import Edit, histories
-from rpo.curation.records import Critique, Fault
+from rpo.curation.records import Critique, Edit, Fault, histories
 from rpo.curation.score import Scorer, ToScore
+from rpo.curation.store.folder import STAGES
 from rpo.data.preference import encode_png
 from rpo.data.writers import write_pairs
 from tests.curation.fakes import (

@@ -4,17 +4,25 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from rpo.curation.critic_scores import CriticScores
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import CurateConfig, DecideConfig, SourceConfig
-from rpo.curation.decide import Candidate, Judged, check_rules, compare, outcomes_of_siblings
+from rpo.curation.decide import Candidate, check_rules, compare, outcomes_of_siblings
 from rpo.curation.export import pairs_of
-from rpo.curation.folder import RunFolder
-from rpo.curation.history import Edit, histories
-from rpo.curation.records import Critique, Fault, Problem
-from rpo.curation.score import Scores, check_filters
+from rpo.curation.records import Critique, Edit, Fault, Problem, Scores, histories
+from rpo.curation.score import check_filters, critic_marks
 from rpo.curation.status import status_of
-from tests.curation.fakes import FakeCritic, config_of, fakes, image_folder, in_child, lines_of, number_of, picture
+from rpo.curation.store.folder import RunFolder
+from tests.curation.fakes import (
+    FakeCritic,
+    config_of,
+    fakes,
+    image_folder,
+    in_child,
+    lines_of,
+    number_of,
+    picture,
+    scored,
+)
 
 BRIGHTNESS = "tests.curation.fakes:brightness"
 
@@ -41,7 +49,7 @@ def voted(tmp_path, **rules):
 def test_a_critique_that_is_there_is_not_asked_for_again():
     critic = Grader()
     known = Critique(problems=(Problem(what="dark", severity=2),), overall=4)
-    found = CriticScores(critic)([picture(0), picture(1)], ["a", "b"], [known, None])
+    found = critic_marks(critic, [picture(0), picture(1)], ["a", "b"], [known, None])
     assert critic.seen == [number_of(picture(1))]
     assert found == [4.0, 1 + number_of(picture(1)) % 10]
 
@@ -55,7 +63,7 @@ def test_every_batch_is_of_the_size_and_in_as_many_threads_as_the_critic_wants()
             return super().__call__(images, captions)
 
     images = [picture(index) for index in range(8)]
-    found = CriticScores(Sized(batch_size=3, concurrency=2))(images, ["x"] * 8, [None] * 8)
+    found = critic_marks(Sized(batch_size=3, concurrency=2), images, ["x"] * 8, [None] * 8)
     assert sorted(sizes) == [2, 3, 3]
     assert found == [1 + number_of(image) % 10 for image in images]
 
@@ -72,7 +80,7 @@ def test_an_answer_that_is_no_critique_is_the_fault_of_its_record_alone():
     images = [picture(index) for index in range(4)]
     for number, image in enumerate(images[:3]):
         image.putpixel((0, 0), (number, 0, 0))
-    kinds = [getattr(one, "kind", one) for one in CriticScores(Odd(batch_size=2))(images, ["x"] * 4, [None] * 4)]
+    kinds = [getattr(one, "kind", one) for one in critic_marks(Odd(batch_size=2), images, ["x"] * 4, [None] * 4)]
     assert kinds == ["raised", "invalid", "parse_error", 1 + number_of(images[3]) % 10]
 
 
@@ -119,15 +127,9 @@ def candidate(record, kind, a, b=0.0):
     return Candidate(record, kind, {"a": a, "b": b})
 
 
-def judged(record, source, edit=None, **changes):
-    return Judged(
-        record,
-        candidate(record, "source", source),
-        None if edit is None else candidate(record, "edit", edit),
-        0.1 if edit is not None else None,
-        reason=None if edit is not None else "nothing_to_fix",
-        **changes,
-    )
+def judged(record, source, edit=None):
+    known = {} if edit is not None else {"instructions": None, "edit": None}
+    return scored(record, {"a": source, "b": 0.0}, None if edit is None else {"a": edit, "b": 0.0}, **known)
 
 
 RULES = DecideConfig(rewards={"a": 0.2}, orderings="prompt")
@@ -146,8 +148,7 @@ def test_the_best_is_paired_with_the_worst_and_no_image_is_used_twice():
 def test_a_couple_that_does_not_differ_enough_is_dropped_for_a_reason_and_one_without_scores_is_none():
     (dropped,) = outcomes_of_siblings([judged("1", 0.5), judged("2", 0.4)], RULES)
     assert (dropped.chosen, dropped.reason) == ("", "small_margin")
-    unscored = Judged("1", Candidate("1", "source", {}), reason="score_fault")
-    assert outcomes_of_siblings([unscored, judged("2", 0.1)], RULES) == []
+    assert outcomes_of_siblings([scored("1"), judged("2", 0.1)], RULES) == []
 
 
 def test_a_preferred_image_must_be_good_not_only_better():

@@ -9,9 +9,8 @@ from functools import partial
 import pytest
 
 from rpo.curation.curate import curate
-from rpo.curation.folder import STAGES, RunFolder
-from rpo.curation.history import Edit, histories
-from rpo.curation.records import Critique, Fault, Unavailable
+from rpo.curation.records import Critique, Edit, Fault, Unavailable, histories
+from rpo.curation.store.folder import STAGES, RunFolder
 from rpo.interrupts import Terminated
 from tests.curation.fakes import (
     FakeCritic,

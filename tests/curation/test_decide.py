@@ -8,27 +8,31 @@ from PIL import Image
 
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import DecideConfig, SourceConfig
-from rpo.curation.decide import Candidate, Judged, compare, outcomes_across, outcomes_of
+from rpo.curation.decide import Candidate, compare, outcomes_across, outcomes_of
 from rpo.curation.export import export, pairs_of
-from rpo.curation.folder import RunFolder
-from rpo.curation.history import histories
+from rpo.curation.records import Fault, Instructions, histories
 from rpo.curation.score import ImageSimilarity, Scorer, ToScore, distance, score_images
+from rpo.curation.store.folder import RunFolder
 from rpo.data.preference import SIDES
 from rpo.data.readers import read_pairs
 from rpo.data.writers import write_pairs
-from tests.curation.fakes import brightness, config_of, fakes, greenness, picture
+from tests.curation.fakes import brightness, config_of, fakes, greenness, picture, scored
 from tests.data.samples import pair
 from tests.rewards.clip_models import save_clip
 
 RULES = DecideConfig(rewards={"a": 0.1, "b": 0.2})
 
 
-def source(a, b=0.0, record="1"):
-    return Candidate(record, "source", {"a": a, "b": b})
+def scores(a, b=0.0):
+    return {"a": a, "b": b}
 
 
-def edit(a, b=0.0, record="1"):
-    return Candidate(record, "edit", {"a": a, "b": b})
+def source(a, b=0.0):
+    return Candidate("1", "source", scores(a, b))
+
+
+def edit(a, b=0.0):
+    return Candidate("1", "edit", scores(a, b))
 
 
 @pytest.mark.parametrize(
@@ -81,28 +85,42 @@ def test_exchanging_the_scores_exchanges_the_sides():
         ({"distance": DecideConfig().min_distance}, None),  # both ends belong to it
         ({"distance": DecideConfig().max_distance, "similarity": 0.95}, None),
         ({"distance": 0.1, "similarity": DecideConfig().min_similarity}, None),
-        ({"reason": "score_fault"}, "score_fault"),
     ],
 )
 def test_an_edit_must_lie_within_the_window(values, expected):
     rules = replace(RULES, max_similarity=0.95)
-    (outcome,) = outcomes_of(Judged("1", source(0.0), edit(0.5, 0.5), **values), rules)
+    (outcome,) = outcomes_of(scored("1", scores(0.0), scores(0.5, 0.5), **values), rules)
     assert outcome.reason == expected
 
 
-def test_a_record_without_an_edit_says_why():
-    (outcome,) = outcomes_of(Judged("1", Candidate("1", "source", {}), reason="nothing_to_fix"), RULES)
-    assert (outcome.first, outcome.second, outcome.reason) == ("1/source", "1/edit", "nothing_to_fix")
+NO_EDIT = {"edit": None, "scores": None}
+
+
+@pytest.mark.parametrize(
+    ("known", "reason"),
+    [
+        ({"critique": Fault("empty", "no"), "instructions": None, **NO_EDIT}, "critique_fault"),
+        ({"instructions": None, **NO_EDIT}, "nothing_to_fix"),
+        ({"instructions": Fault("empty", "no"), **NO_EDIT}, "instruction_fault"),
+        ({"instructions": Instructions(instructions=()), **NO_EDIT}, "no_instructions"),
+        ({**NO_EDIT, "edit": Fault("empty", "no")}, "edit_fault"),
+        ({"scores": Fault("invalid", "nan")}, "score_fault"),
+    ],
+)
+def test_a_record_without_an_edit_says_why(known, reason):
+    (outcome,) = outcomes_of(scored("1", **known), RULES)
+    assert (outcome.first, outcome.second, outcome.reason) == ("1/source", "1/edit", reason)
 
 
 def sides(w_edit, l_edit):
-    first = Judged("w", source(0.5, 0.5, "w"), w_edit, distance=0.1, side="chosen")
-    second = Judged("l", source(0.0, 0.0, "l"), l_edit, distance=0.1, side="rejected")
+    known = [{} if edit is not None else {"edit": Fault("empty", "no")} for edit in (w_edit, l_edit)]
+    first = scored("w", scores(0.5, 0.5), w_edit, side="chosen", **known[0])
+    second = scored("l", scores(0.0, 0.0), l_edit, side="rejected", **known[1])
     return first, second
 
 
 def test_a_given_pair_makes_up_to_six():
-    first, second = sides(edit(2, 2, "w"), edit(1, 1, "l"))
+    first, second = sides(scores(2, 2), scores(1, 1))
     across = outcomes_across(first, second, RULES)
     own = outcomes_of(first, RULES) + outcomes_of(second, RULES)
     chosen = {(one.chosen, one.rejected): one.label for one in across + own}
@@ -117,14 +135,14 @@ def test_a_given_pair_makes_up_to_six():
 
 
 def test_an_edit_outside_the_window_is_in_no_ordering():
-    first, second = sides(edit(2, 2, "w"), edit(1, 1, "l"))
-    across = outcomes_across(replace(first, distance=0.9), second, RULES)
+    first, second = sides(scores(2, 2), scores(1, 1))
+    across = outcomes_across(replace(first, scores=replace(first.scores, distance=0.9)), second, RULES)
     assert {(one.chosen, one.rejected) for one in across} == {("w/source", "l/source"), ("l/edit", "w/source")}
 
 
 def test_the_given_label_holds_whatever_the_scores_say():
     first, second = sides(None, None)
-    worse = replace(first, source=source(-9, -9, "w"))
+    worse = replace(first, scores=replace(first.scores, source=scores(-9, -9)))
     (outcome,) = outcomes_across(second, worse, RULES)
     assert (outcome.chosen, outcome.label) == ("w/source", "given")
 

@@ -10,13 +10,12 @@ import pytest
 from rpo import shapes
 from rpo.cli.main import main
 from rpo.curation import generate
-from rpo.curation.component_config import CriticConfig, EditorConfig, InstructorConfig, JudgeConfig
 from rpo.curation.curate import curate
-from rpo.curation.curate_config import CurateConfig, DecideConfig, SourceConfig
+from rpo.curation.curate_config import ChatConfig, CurateConfig, DecideConfig, EditorConfig, SourceConfig
 from rpo.curation.judge import load_judge
 from tests.curation.fakes import FakeCritic, FakeEditor, FakeInstructor, fakes, image_folder
 from tests.curation.tiny_editors import tiny_controlnet, tiny_instruct_pix2pix
-from tests.curation.tiny_vlm import save_tiny_vlm
+from tests.curation.vlm.tiny_vlm import save_tiny_vlm
 from tests.rewards.clip_models import save_clip
 from tests.tiny import save_tiny_sd
 
@@ -60,35 +59,33 @@ def models(tmp_path_factory):
 
 
 CASES = {
-    "critic, no such kind": (lambda m: {"critic": CriticConfig(kind="shape")}, "there is no critic of kind 'shape'"),
+    "critic, no such kind": (lambda m: {"critic": ChatConfig(kind="shape")}, "there is no critic of kind 'shape'"),
     "critic, no such module": (
-        lambda m: {"critic": CriticConfig(kind="no.module:Critic")},
+        lambda m: {"critic": ChatConfig(kind="no.module:Critic")},
         r"critic .*'no.module:Critic' cannot be imported",
     ),
     "critic, made wrongly": (
-        lambda m: {"critic": CriticConfig(kind=f"{HERE}:TakesNothing")},
+        lambda m: {"critic": ChatConfig(kind=f"{HERE}:TakesNothing")},
         r"the critic of kind '.*:TakesNothing' cannot be made \(TypeError: .*positional argument.*\); expected",
     ),
     "critic, no model": (
-        lambda m: {"critic": CriticConfig(kind="local", model=m("empty"))},
+        lambda m: {"critic": ChatConfig(kind="local", model=m("empty"))},
         "'.*/empty' does not load as an image-text-to-text model of transformers",
     ),
     "critic, half a model": (
-        lambda m: {"critic": CriticConfig(kind="local", model=m("vlm"), device="cpu")},
+        lambda m: {"critic": ChatConfig(kind="local", model=m("vlm"), device="cpu")},
         r"the critic of kind 'local' and model '.*/vlm' cannot be made \(SafetensorError: .*\); expected .* whole$",
     ),
     "critic, no prompt": (
-        lambda m: {
-            "critic": CriticConfig(kind="server", model="m", base_url="http://127.0.0.1:1/v1", prompt="none.txt")
-        },
+        lambda m: {"critic": ChatConfig(kind="server", model="m", base_url="http://127.0.0.1:1/v1", prompt="none.txt")},
         "prompt 'none.txt' cannot be read",
     ),
     "instructor, half a model": (
-        lambda m: {"instructor": InstructorConfig(kind="local", model=m("vlm"), device="cpu")},
+        lambda m: {"instructor": ChatConfig(kind="local", model=m("vlm"), device="cpu")},
         r"the instructor of kind 'local' and model '.*/vlm' cannot be made \(SafetensorError",
     ),
     "instructor, no name of a model": (
-        lambda m: {"instructor": InstructorConfig(kind="server", base_url="http://127.0.0.1:1/v1")},
+        lambda m: {"instructor": ChatConfig(kind="server", base_url="http://127.0.0.1:1/v1")},
         "a server is to be asked, but model is empty",
     ),
     "editor, no model": (
@@ -162,7 +159,7 @@ def test_a_judge_that_cannot_be_made_is_told_likewise(models):
     with pytest.raises(
         ValueError, match=r"the judge of kind 'local' and model '.*/vlm' cannot be made \(SafetensorError"
     ):
-        load_judge(JudgeConfig(kind="local", model=models("vlm"), device="cpu"))
+        load_judge(ChatConfig(kind="local", model=models("vlm"), device="cpu"))
 
 
 def test_without_the_editor_of_shapes_nothing_is_drawn(monkeypatch, tmp_path, capsys):

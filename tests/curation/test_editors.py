@@ -1,5 +1,6 @@
 """Every editor with a tiny pipeline of its real class: sizes, seeds, batches, what is refused, what it says it is."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -8,20 +9,26 @@ import pytest
 from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline
 from PIL import Image
 
-from rpo.curation.component_config import EditorConfig
-from rpo.curation.editors import EDITORS, controlnet, flux2_klein, instruct_pix2pix, kontext, load_editor, qwen_edit
-from rpo.curation.editors.pipeline_editor import PipelineEditor, groups, licence_of, place
+from rpo.curation.components import EDITORS, load_editor
+from rpo.curation.curate_config import EditorConfig
+from rpo.curation.editors import families
+from rpo.curation.editors.families import FAMILIES as KNOWN
+from rpo.curation.editors.pipeline_editor import EditSettings, PipelineEditor, licence_of, place
 from tests.curation import tiny_editors
 from tests.curation.tiny_editors import ready
 from tests.tiny import save_tiny_sd
 
+SMALL = EditSettings(28, 2.5, max_area=64 * 64)
 FAMILIES = {
-    "instruct_pix2pix": (tiny_editors.tiny_instruct_pix2pix, instruct_pix2pix.FAMILY),
-    "controlnet": (tiny_editors.tiny_controlnet_pipeline, controlnet.FAMILY),
-    "kontext": (tiny_editors.tiny_kontext, kontext.kontext_family(max_area=64 * 64)),
-    "flux2_klein": (tiny_editors.tiny_flux2_klein, flux2_klein.FAMILY),
-    "qwen_edit_plus": (tiny_editors.tiny_qwen_edit, qwen_edit.FAMILY),
-    "qwen_edit": (lambda: tiny_editors.tiny_qwen_edit(QwenImageEditPipeline), qwen_edit.FAMILY),
+    "instruct_pix2pix": (tiny_editors.tiny_instruct_pix2pix, KNOWN["instruct_pix2pix"]),
+    "controlnet": (tiny_editors.tiny_controlnet_pipeline, KNOWN["controlnet"]),
+    "kontext": (
+        tiny_editors.tiny_kontext,
+        replace(KNOWN["kontext"], defaults=lambda pipe: EditSettings(28, 2.5, max_area=64 * 64)),
+    ),
+    "flux2_klein": (tiny_editors.tiny_flux2_klein, KNOWN["flux2_klein"]),
+    "qwen_edit_plus": (tiny_editors.tiny_qwen_edit, KNOWN["qwen_edit"]),
+    "qwen_edit": (lambda: tiny_editors.tiny_qwen_edit(QwenImageEditPipeline), KNOWN["qwen_edit"]),
 }
 INSTRUCTIONS = ["make it red", "make it blue", "add a hat"]
 
@@ -66,26 +73,6 @@ def test_an_edit_depends_on_its_own_image_instruction_and_seed_alone(name):
     assert min(difference(alone, other) for other in (other_seed, other_text, other_image)) > 5
 
 
-def test_an_error_of_one_image_comes_out_alone_and_in_a_batch():
-    editor = tiny_editor("instruct_pix2pix")
-    grey = noise(1).convert("L")
-    with pytest.raises(ValueError, match="image 1 has mode L, expected RGB; convert it"):
-        editor([noise(0), grey], INSTRUCTIONS[:2], [1, 2])
-    with pytest.raises(ValueError, match="image 0 has mode L"):
-        editor([grey], INSTRUCTIONS[:1], [1])
-    assert len(editor([noise(0)], INSTRUCTIONS[:1], [1])) == 1
-    with pytest.raises(ValueError, match="got 2 images, 1 instructions and 2 seeds, expected as many of each"):
-        editor([noise(0), noise(1)], ["make it red"], [1, 2])
-
-
-def test_images_of_one_size_go_together():
-    images = [noise(0), noise(1, width=80), noise(2), noise(3), noise(4, width=80)]
-    assert list(groups(images, None)) == [[0, 2, 3], [1, 4]]
-    assert list(groups(images, 2)) == [[0, 2], [3], [1, 4]]
-    assert list(groups(images, 1)) == [[0], [2], [3], [1], [4]]
-    assert list(groups([], 2)) == []
-
-
 def test_every_setting_reaches_the_pipeline():
     editor, image = tiny_editor("instruct_pix2pix"), noise(0)
     (plain,) = editor([image], ["make it red"], [1])
@@ -106,7 +93,7 @@ def test_identity_tells_what_decides_the_edits():
     assert {key for key in one if one[key] != other[key]} == {"guidance_scale"}
     klein = tiny_editors.tiny_flux2_klein
     distilled, full = (
-        PipelineEditor(klein(is_distilled=yes), flux2_klein.FAMILY, EditorConfig(kind="flux2_klein")).identity
+        PipelineEditor(klein(is_distilled=yes), KNOWN["flux2_klein"], EditorConfig(kind="flux2_klein")).identity
         for yes in (True, False)
     )
     assert (distilled["num_steps"], distilled["guidance_scale"]) == ("4", "1.0")
@@ -114,8 +101,11 @@ def test_identity_tells_what_decides_the_edits():
 
 
 def test_licences_are_known_read_from_the_card_or_empty(tmp_path: Path):
-    assert licence_of("black-forest-labs/FLUX.1-Kontext-dev", kontext.LICENCES) == "FLUX.1 [dev] Non-Commercial License"
-    assert licence_of("somebody/else", kontext.LICENCES) == ""
+    assert (
+        licence_of("black-forest-labs/FLUX.1-Kontext-dev", KNOWN["kontext"].licences)
+        == "FLUX.1 [dev] Non-Commercial License"
+    )
+    assert licence_of("somebody/else", KNOWN["kontext"].licences) == ""
     (tmp_path / "README.md").write_text("---\nlicense: openrail\n---\n# Mine\n")
     assert licence_of(str(tmp_path), {}) == "openrail"
     assert tiny_editor("instruct_pix2pix").licence == ""
@@ -163,7 +153,7 @@ def test_every_kind_is_loaded_from_a_folder_and_edits(kind, tmp_path: Path):
 @pytest.mark.parametrize("pipeline_class", [QwenImageEditPipeline, QwenImageEditPlusPipeline])
 def test_both_versions_of_qwen_are_known_by_their_class(pipeline_class, tmp_path: Path, monkeypatch):
     pipe = ready(tiny_editors.tiny_qwen_edit(pipeline_class))
-    monkeypatch.setattr(qwen_edit, "load_pretrained", lambda *given: pipe)
+    monkeypatch.setattr(families, "load_pretrained", lambda *given: pipe)
     editor = load_editor(EditorConfig(kind="qwen_edit", model=str(tmp_path), num_steps=1, device="cpu"))
     assert editor.identity["pipeline"] == pipeline_class.__name__ and editor.identity["guidance_scale"] == "4.0"
     assert editor([noise(0)], ["make it red"], [1])[0].size == (64, 64)

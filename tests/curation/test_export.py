@@ -12,8 +12,7 @@ from PIL import Image
 from rpo.cli.main import main
 from rpo.curation.card import shown_model
 from rpo.curation.curate import curate
-from rpo.curation.export import export, pairs_of
-from rpo.curation.push import push_to_hub
+from rpo.curation.export import export, pairs_of, push_to_hub
 from rpo.curation.records import Critique, Unavailable
 from rpo.curation.status import status_of
 from rpo.data.pickapic import side_order, write_pickapic

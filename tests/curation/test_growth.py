@@ -2,10 +2,7 @@
 
 import json
 import os
-import pathlib
 import tracemalloc
-from array import array
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -13,21 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rpo.curation import parts
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import SourceConfig
 from rpo.curation.export import export, pairs_of
-from rpo.curation.folder import STAGES, RunFolder
-from rpo.curation.history import histories
+from rpo.curation.fates import Fate, select
 from rpo.curation.page import render_page
-from rpo.curation.page_outcomes import Fate, select
-from rpo.curation.parts import StageRecords
-from rpo.curation.places import Places, key_of, part_and_start, place_of
+from rpo.curation.records import histories
 from rpo.curation.score import ImageSimilarity
 from rpo.curation.sources import plan_import
 from rpo.curation.status import status_of
+from rpo.curation.store.folder import STAGES, RunFolder
 from tests.curation.fakes import config_of, fakes, finished, image_folder
-from tests.opens import opened_images
+from tests.opens import Counted, opened_images
 from tests.rewards.clip_models import save_clip
 
 COUNT = 20_000
@@ -35,113 +29,6 @@ COUNT = 20_000
 
 def name_of(number):
     return f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}"
-
-
-def lines(path, numbers, **columns):
-    path.parent.mkdir(exist_ok=True)
-    rows = ({"id": name_of(number), "order": number, "text": "word " * 20, **columns} for number in numbers)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-@pytest.fixture
-def long_stage(tmp_path):
-    for part in range(3):
-        lines(tmp_path / "sources" / f"part-{part}.jsonl", range(part, COUNT, 3))
-    return tmp_path / "sources"
-
-
-def test_a_record_takes_16_bytes(long_stage):
-    StageRecords(long_stage)  # what is imported and cached by then
-    tracemalloc.start()
-    records = StageRecords(long_stage)
-    held, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert len(records) == COUNT
-    assert held < 24 * COUNT
-
-
-def test_records_that_are_added_are_sorted_in(monkeypatch):
-    monkeypatch.setattr("rpo.curation.places._FEW", 10)
-    places = Places(array("Q", [5, 3, 5]), array("Q", [50, 30, 51]))
-    expected = {5: 50, 3: 30}
-    for key in np.random.default_rng(0).integers(0, 2**63, 500).tolist():
-        places.add(key * 2, key)
-        expected[key * 2] = key
-        assert len(places) == len(expected)
-    assert all(places.get(key) == place for key, place in expected.items())
-    assert places.get(4) is None and places.get(2**64 - 1) is None and places.get(1) is None
-    assert part_and_start(place_of(65_535, 2**48 - 1)) == (65_535, 2**48 - 1)
-    assert key_of("00000000000000ff") == 255 and key_of("ff") != 255 and key_of("00000000000000FF") != 255
-
-
-class Counted:
-    """Counts the files that are opened and the lines that are parsed."""
-
-    def __init__(self, monkeypatch):
-        self.opened, self.parsed = Counter(), 0
-        open_path, load = pathlib.Path.open, json.loads
-
-        def counting_open(path, *args, **kwargs):
-            self.opened[path.name] += 1
-            return open_path(path, *args, **kwargs)
-
-        def counting_load(text, *args, **kwargs):
-            self.parsed += 1
-            return load(text, *args, **kwargs)
-
-        monkeypatch.setattr(pathlib.Path, "open", counting_open)
-        monkeypatch.setattr(json, "loads", counting_load)
-
-
-def test_looks_open_a_file_once(long_stage, monkeypatch):
-    records = StageRecords(long_stage)
-    counted = Counted(monkeypatch)
-    for number in range(0, 3000, 2):
-        assert records[name_of(number)]["order"] == number
-    assert counted.opened == {f"part-{part}.jsonl": 1 for part in range(3)}
-    assert counted.parsed == 1500
-
-
-def test_a_pass_over_everything_opens_and_reads_each_file_once(long_stage, monkeypatch):
-    records = StageRecords(long_stage)
-    counted = Counted(monkeypatch)
-    assert sum(1 for _ in records.rows()) == COUNT
-    assert counted.opened == {f"part-{part}.jsonl": 1 for part in range(3)} and counted.parsed == COUNT
-
-
-def test_the_order_of_a_plan_is_found_with_few_bytes(long_stage):
-    records = StageRecords(long_stage)
-    assert [row["order"] for row in records.in_order("order")] == list(range(COUNT))
-    tracemalloc.start()
-    first = next(records.in_order("order"))
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert first["order"] == 0 and peak < 100 * COUNT
-
-
-def test_more_parts_than_may_be_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "OPEN_FILES", 2)
-    for part in range(7):
-        lines(tmp_path / "s" / f"part-{part}.jsonl", range(part, 70, 7))
-    records = StageRecords(tmp_path / "s")
-    assert [records[name_of(number)]["order"] for number in range(70)] == list(range(70))
-
-
-def test_a_line_longer_than_a_block_and_a_line_cut_off_after_a_look(tmp_path):
-    records = StageRecords(tmp_path / "s", 0)
-    rows = [{"id": name_of(number), "text": "é" * size} for number, size in enumerate([1, 4094, 4096, 20_000, 3])]
-    for row in rows:
-        records.append(row)
-    assert [records[row["id"]] for row in rows] == rows == list(records.rows())
-
-
-def test_what_another_process_writes_later_is_not_half_seen(tmp_path):
-    lines(tmp_path / "s" / "part-1.jsonl", range(3))
-    records = StageRecords(tmp_path / "s")
-    with (tmp_path / "s" / "part-1.jsonl").open("a") as file:
-        file.write(json.dumps({"id": name_of(3), "order": 3}) + "\n")
-    assert sorted(records) == sorted(map(name_of, range(3)))
-    assert [row["order"] for row in records.in_order("order")] == [0, 1, 2]
 
 
 # what an import reads

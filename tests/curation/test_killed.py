@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from rpo.curation import curate as curate_module
-from rpo.curation import parts
 from rpo.curation.curate import curate
 from rpo.curation.export import export
-from rpo.curation.folder import STAGES, RunFolder
-from rpo.curation.progress import Progress
+from rpo.curation.store import shards as parts
+from rpo.curation.store.folder import STAGES, RunFolder
+from rpo.curation.store.progress import Progress
 from rpo.data.readers import read_pairs
 from rpo.files import append_line
 from tests.curation.fakes import (
@@ -104,9 +105,10 @@ def test_while_an_image_is_stored(undisturbed, source, tmp_path, monkeypatch, at
     real = Path.replace
 
     def replace_and_die(self, target):
-        calls.append(target)
-        if len(calls) == at and not is_in_place:
-            die()
+        if Path(target).parent.name == "images":
+            calls.append(target)
+            if len(calls) == at and not is_in_place:
+                die()
         real(self, target)
         if len(calls) == at:
             die()
@@ -153,22 +155,20 @@ class AtWork:
 
 def under_watch(monkeypatch, at_work, *, line_seconds):
     """Note what is at work, and make every line take its time, so that all stages are killed in and not the slowest."""
-    real_begin, real_end = Progress.begin, Progress.end
+    real = Progress.batch
 
-    def begin(self, stage):
+    @contextmanager
+    def batch(self, stage):
         at_work.counts[STAGES.index(stage)] += 1
-        real_begin(self, stage)
-
-    def end(self, stage):
-        real_end(self, stage)
+        with real(self, stage):
+            yield
         at_work.counts[STAGES.index(stage)] -= 1
 
     def append_slowly(path, row):
         time.sleep(line_seconds)
         append_line(path, row)
 
-    monkeypatch.setattr(curate_module.Progress, "begin", begin)
-    monkeypatch.setattr(curate_module.Progress, "end", end)
+    monkeypatch.setattr(curate_module.Progress, "batch", batch)
     monkeypatch.setattr(parts, "append_line", append_slowly)
 
 

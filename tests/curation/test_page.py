@@ -15,15 +15,11 @@ from PIL import Image
 
 from rpo.cli.main import main
 from rpo.curation import page as page_module
-from rpo.curation.decide import Reason
-from rpo.curation.folder import RunFolder
-from rpo.curation.history import histories
+from rpo.curation.fates import FAULT_WORDS, STEPS, WORDS, Fate, count_steps, fate_of, select
 from rpo.curation.page import image_side, script_json, write_page
-from rpo.curation.page_outcomes import FAULT_WORDS, STEPS, WORDS, Fate, count_steps, fate_of, select
-from rpo.curation.page_pictures import AMPLIFICATION, difference, shown
-from rpo.curation.page_records import who, written
-from rpo.curation.records import FaultKind
-from rpo.curation.share import Share
+from rpo.curation.page_records import AMPLIFICATION, difference, shown, who, written
+from rpo.curation.records import FaultKind, Reason, histories
+from rpo.curation.store.folder import RunFolder, Share
 from tests.curation.page_folder import FAULTS, KINDS, NASTY, PROMPT_SHA256, make_run
 
 VOID = {"meta", "link", "input", "img", "br"}

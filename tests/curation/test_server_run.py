@@ -9,14 +9,13 @@ import pytest
 
 from rpo.cli.main import main
 from rpo.config import to_yaml
-from rpo.curation.component_config import CriticConfig, EditorConfig, InstructorConfig
 from rpo.curation.curate import curate
-from rpo.curation.folder import RunFolder
-from rpo.curation.history import histories
-from rpo.curation.prompt_file import FOLDER, PromptFile
-from rpo.curation.records import RAW_LIMIT, Critique, Fault, Instructions
-from tests.curation.fake_server import SMALL_QUESTION, Response, fake_server, text_of
+from rpo.curation.curate_config import ChatConfig, EditorConfig
+from rpo.curation.records import RAW_LIMIT, Critique, Fault, Instructions, histories
+from rpo.curation.store.folder import RunFolder
+from rpo.curation.vlm.prompts import FOLDER, PromptFile
 from tests.curation.fakes import FakeEditor, config_of, image_folder, lines_of
+from tests.curation.vlm.fake_server import SMALL_QUESTION, Response, fake_server, text_of
 
 COUNT = 12
 SOUND = '{"problems": [], "keep": [], "overall": 10}'
@@ -78,8 +77,8 @@ def settings(tmp_path, server, **changes):
     asked = {"kind": "server", "model": "m", "base_url": server.url, "max_retries": 0, "concurrency": 3}
     return replace(
         config_of(tmp_path / "run", tmp_path / "source"),
-        critic=CriticConfig(**asked),
-        instructor=InstructorConfig(**asked),
+        critic=ChatConfig(**asked),
+        instructor=ChatConfig(**asked),
         editor=EditorConfig(kind=f"{__name__}:own_editor"),
         **changes,
     )

@@ -7,20 +7,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rpo.curation.component_config import CriticConfig, InstructorConfig, JudgeConfig
-from rpo.curation.critics import load_critic
-from rpo.curation.instructors import INSTRUCTORS, load_instructor
-from rpo.curation.instructors.commands import why_no_command
+from rpo.curation.components import INSTRUCTORS, load_critic, load_instructor
+from rpo.curation.curate_config import ChatConfig
 from rpo.curation.judge import load_judge
 from rpo.curation.records import Critique, Problem
+from rpo.curation.vlm.instructor import why_no_command
 from rpo.shapes.edits import MAX_EDITS, parse_edits
 from rpo.shapes.prompts import KINDS, sample_prompts
 from rpo.shapes.verifier import verify
 from rpo.shapes.world import DIRECTIONS, Scene, SceneObject, draw_scene, render
 from tests.shapes.pictures import degrade
 
-CRITIC = load_critic(CriticConfig())
-INSTRUCTOR = load_instructor(InstructorConfig())
+CRITIC = load_critic(ChatConfig())
+INSTRUCTOR = load_instructor(ChatConfig())
 RED_CIRCLE = SceneObject("circle", "red", 20, 16, 8)
 BLUE_SQUARE = SceneObject("square", "blue", 40, 46, 8)
 GREEN_TRIANGLE = SceneObject("triangle", "green", 48, 16, 8)
@@ -230,7 +229,7 @@ def test_the_instructor_follows_the_critique_and_not_the_caption():
 
 
 def test_the_blind_instructor_knows_the_caption_only():
-    blind = load_instructor(InstructorConfig(kind="shapes-caption"))
+    blind = load_instructor(ChatConfig(kind="shapes-caption"))
     fine = Critique(problems=(), overall=10)
     image = picture(RED_CIRCLE)
     for prompt in sample_prompts("train", 40, 1):
@@ -246,14 +245,14 @@ def test_the_blind_instructor_knows_the_caption_only():
 
 
 def test_the_judge_of_the_shapes_world():
-    judge = load_judge(JudgeConfig())
+    judge = load_judge(ChatConfig())
     right, wrong = picture(RED_CIRCLE), picture(BLUE_SQUARE)
     verdicts = judge([right, wrong, wrong], [wrong, right, picture()], ["a red circle"] * 3)
     assert verdicts == ["first", "second", "tie"]
     assert judge.identity == {"kind": "reward", "model": "shapes", "margin": "0.0", "orders": "both"}
-    assert load_judge(JudgeConfig(kind="reward", model="shapes")).identity == judge.identity
+    assert load_judge(ChatConfig(kind="reward", model="shapes")).identity == judge.identity
     with pytest.raises(ValueError, match="^the judge is a reward, but model is empty; give the name of a reward"):
-        load_judge(JudgeConfig(kind="reward"))
+        load_judge(ChatConfig(kind="reward"))
 
 
 class OwnInstructor:
@@ -269,15 +268,15 @@ class OwnInstructor:
 
 def test_kinds_of_ones_own_and_kinds_that_are_none():
     kind = f"{__name__}:OwnInstructor"
-    own = load_instructor(InstructorConfig(kind=kind, model="x"))
+    own = load_instructor(ChatConfig(kind=kind, model="x"))
     assert type(own).__name__ == "OwnInstructor" and own.config.model == "x"
     nearest = rf"expected one of {', '.join(INSTRUCTORS)}, or package.module:attribute; the nearest is 'shapes'$"
     with pytest.raises(ValueError, match=f"^there is no instructor of kind 'shape'; {nearest}"):
-        load_instructor(InstructorConfig(kind="shape"))
+        load_instructor(ChatConfig(kind="shape"))
     with pytest.raises(ValueError, match="^critic .*'no.such:thing' cannot be imported"):
-        load_critic(CriticConfig(kind="no.such:thing"))
+        load_critic(ChatConfig(kind="no.such:thing"))
     with pytest.raises(ValueError, match="^critic 'rpo.shapes.prompts:SHAPES' is of type tuple; expected a class or f"):
-        load_critic(CriticConfig(kind="rpo.shapes.prompts:SHAPES"))
+        load_critic(ChatConfig(kind="rpo.shapes.prompts:SHAPES"))
 
 
 def test_every_kind_of_prompt_was_among_the_scenes():

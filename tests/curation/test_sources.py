@@ -11,10 +11,10 @@ from PIL import Image
 from rpo import shapes
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import SourceConfig
-from rpo.curation.folder import RunFolder
 from rpo.curation.generate import plan_generation
-from rpo.curation.history import histories
+from rpo.curation.records import histories
 from rpo.curation.sources import plan_import, record_id
+from rpo.curation.store.folder import RunFolder
 from rpo.data.pixels import to_pixels
 from rpo.data.writers import write_pairs
 from rpo.models.checkpoint import Checkpoint

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-
 from rpo.objectives.mapo import mapo, odds
 from rpo.objectives.unpaired import kto_losses
 

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-
 from rpo.objectives.policy import adapt_coefficient, clipped_surrogate, plain, trust_region
 
 DIMS = 256

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.optimize import minimize_scalar
-
 from rpo.objectives.context_scale import mallows_scale
-from rpo.objectives.preference import diffusion_dpo, preference_loss, squared_error, with_gradient_scaled
 from rpo.objectives.preference_links import LINKS, smoothed_link
 from rpo.objectives.winner_preserving import winner_preserving_scale
+from scipy.optimize import minimize_scalar
+
+from rpo.objectives.preference import diffusion_dpo, preference_loss, squared_error, with_gradient_scaled
 
 BETA = 3.0
 

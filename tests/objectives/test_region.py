@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from rpo.objectives.region import region_mask
 
 

@@ -8,8 +8,6 @@ drifts `REFERENCE`; the reward is slope x - curve x² / 2. The end is N(m, v) wi
 
 import pytest
 import torch
-
-from rpo.objectives.advantages import gae
 from rpo.objectives.score_as_action import (
     endpoint,
     explained_variance,
@@ -20,6 +18,8 @@ from rpo.objectives.score_as_action import (
     pathwise,
     temporal_difference,
 )
+
+from rpo.objectives.advantages import gae
 
 STEPS, STD, REFERENCE, SLOPE, CURVE, KL_WEIGHT = 4, 0.5, -0.2, 1.0, 0.6, 0.3
 

@@ -11,7 +11,7 @@ from rpo.adapters.load import load_lora
 from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora
 from rpo.config import load_config
 from rpo.curation.curate import Components
-from rpo.curation.folder import RunFolder
+from rpo.curation.store.folder import RunFolder
 from rpo.models.checkpoint import Checkpoint
 from rpo.reports.rounds import format_rounds
 from rpo.runs import align as module

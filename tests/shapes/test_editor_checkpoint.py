@@ -11,7 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from rpo import shapes
-from rpo.curation.editors import EditorConfig, load_editor
+from rpo.curation.components import load_editor
+from rpo.curation.curate_config import EditorConfig
 from rpo.shapes.world import render
 from scripts.shapes.edit_check import carries_out
 from scripts.shapes.edit_world import EDIT_TASKS, triples

@@ -7,6 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from rpo.trainers.preference_config import PreferenceConfig
+from rpo.trainers.region_config import RegionConfig
 
 from rpo.config import load_config
 from rpo.data.preference import PreferencePair, encode_png, pair_set
@@ -14,8 +16,6 @@ from rpo.runs.dpo import RunConfig
 from rpo.trainers.dpo import DPOTrainer, loss
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.trainers.pairs.guard import OWN_START, ChosenGuard
-from rpo.trainers.preference_config import PreferenceConfig
-from rpo.trainers.region_config import RegionConfig
 from rpo.training.log import TIMINGS, read_metrics
 from tests.tiny import tiny_sd
 from tests.trainers.test_dpo import config, toy_pairs, weights

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from rpo.trainers.preference_config import PreferenceConfig
+from rpo.trainers.region_config import RegionConfig
 
 from rpo.data.readers import read_pairs
 from rpo.data.writers import write_pairs
 from rpo.trainers.dpo import DPOTrainer
-from rpo.trainers.preference_config import PreferenceConfig
-from rpo.trainers.region_config import RegionConfig
 from rpo.training.loop import LoopConfig
 from rpo.training.processes import Processes
 from tests.tiny import tiny_sd

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from rpo.trainers.pairs.reference_errors import ReferenceErrors
 
 from rpo.trainers.pairs.batches import PairBatch
-from rpo.trainers.pairs.reference_errors import ReferenceErrors
 from rpo.training.log import read_metrics
 from rpo.types import Conditioning
 from tests.tiny import tiny_sd

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
+from rpo.trainers.online_config import RolloutConfig
 
 from rpo.data.preference import SIDES, PreferencePair, encode_png, pair_set
 from rpo.data.writers import write_pairs
@@ -16,7 +17,6 @@ from rpo.models.captions import surely_cut
 from rpo.models.tokens import count_cut, load_tokenizer
 from rpo.runs.dpo import DataConfig, RunConfig, run
 from rpo.trainers.dpo import DPOTrainer
-from rpo.trainers.online_config import RolloutConfig
 from rpo.trainers.rollouts.draw import Rollouts
 from tests.tiny import save_tiny_sd, tiny_sd, tiny_tokenizer
 from tests.trainers.test_dpo import config, toy_pairs

@@ -3,14 +3,14 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from torch import nn
-
-from rpo.objectives.advantages import gae, return_minus_value, value_difference
-from rpo.process.transition import Ddim
 from rpo.trainers.online_config import LearningConfig, RolloutConfig
 from rpo.trainers.rollouts.judging import advantages, judge, trained_points
 from rpo.trainers.rollouts.moments import step_cost, transition_of
 from rpo.trainers.rollouts.points import points_of
+from torch import nn
+
+from rpo.objectives.advantages import gae, return_minus_value, value_difference
+from rpo.process.transition import Ddim
 from rpo.trainers.score_as_action_config import ValueConfig
 from rpo.trainers.value.inputs import ValuePoints
 from tests.tiny import tiny_sd

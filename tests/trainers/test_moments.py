@@ -4,13 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-
-from rpo.models.base import guided
-from rpo.process.continuous import running_cost
-from rpo.process.prediction import to_x0_eps
-from rpo.process.transition import Ddim
-from rpo.sampling.sample import Keep
-from rpo.trainers.grpo import loss as grpo_loss
 from rpo.trainers.online_config import LearningConfig
 from rpo.trainers.rollouts.moments import (
     current_prediction,
@@ -23,6 +16,13 @@ from rpo.trainers.rollouts.moments import (
     value_nodes,
 )
 from rpo.trainers.rollouts.points import points_of
+
+from rpo.models.base import guided
+from rpo.process.continuous import running_cost
+from rpo.process.prediction import to_x0_eps
+from rpo.process.transition import Ddim
+from rpo.sampling.sample import Keep
+from rpo.trainers.grpo import loss as grpo_loss
 from tests.trainers.online_runs import LEARNING, ROLLOUT, grpo, score_as_action
 
 KERNEL = Ddim(1.0)

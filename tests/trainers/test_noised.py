@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from rpo.trainers.online_config import LearningConfig, RolloutConfig
+from rpo.trainers.rollouts.moments import current_prediction, others_mean, transition_of
+from rpo.trainers.rollouts.noised import _noised, judge_noised
 
 from rpo.process.prediction import to_x0_eps
 from rpo.process.transition import Ddim
 from rpo.sampling.sample import predict_at
-from rpo.trainers.online_config import LearningConfig, RolloutConfig
-from rpo.trainers.rollouts.moments import current_prediction, others_mean, transition_of
-from rpo.trainers.rollouts.noised import _noised, judge_noised
 from rpo.trainers.score_as_action_config import ValueConfig
 from rpo.training.log import read_metrics
 from tests.tiny import tiny_sd

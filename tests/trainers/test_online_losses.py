@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from rpo.objectives.policy import clipped_surrogate
-from rpo.trainers.grpo import loss as grpo_loss
 from rpo.trainers.online_config import LearningConfig
-from rpo.trainers.rollouts.draw import training_kernel
 from rpo.trainers.rollouts.moments import current_prediction, transition_of
+
+from rpo.trainers.grpo import loss as grpo_loss
+from rpo.trainers.rollouts.draw import training_kernel
 from rpo.trainers.score_as_action import HOLD, loss
 from rpo.trainers.score_as_action_config import ValueConfig
 from tests.trainers.online_runs import LEARNING, ROLLOUT, grpo, lightness, score_as_action

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from rpo.trainers.online_config import LearningConfig
+
 from rpo.training.log import TIMINGS, read_metrics
 from rpo.training.loop import LoopConfig
 from rpo.training.processes import Processes

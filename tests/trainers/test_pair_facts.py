@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from rpo.trainers.preference_config import PreferenceConfig
 
 from rpo.data.preference import PreferencePair, encode_png, pair_set
 from rpo.trainers.pairs.facts import pair_facts, score_dispersion
-from rpo.trainers.preference_config import PreferenceConfig
 
 IMAGES = [encode_png(np.full((64, 64, 3), grey, np.uint8)) for grey in (0, 255)]
 

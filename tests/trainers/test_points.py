@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rpo.trainers.online_config import LearningConfig
+from rpo.trainers.rollouts.points import choose_steps, noised_points, per_image, points_of
 
 from rpo.trainers.grpo import loss
-from rpo.trainers.online_config import LearningConfig
 from rpo.trainers.rollouts.batches import PointBatches
-from rpo.trainers.rollouts.points import choose_steps, noised_points, per_image, points_of
 from rpo.training.state import TrainingState
 from rpo.types import Conditioning, Grid
 from tests.trainers.online_runs import ROLLOUT, grpo

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-
 from rpo.objectives.region import region_mask
 from rpo.trainers.preference_config import PreferenceConfig
 from rpo.trainers.region_config import RegionConfig
+
 from rpo.training.processes import Processes
 from tests.trainers.test_dpo_objectives import edits, trainer_of
 

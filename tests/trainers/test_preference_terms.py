@@ -5,13 +5,13 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from rpo.objectives.mapo import mapo
+from rpo.trainers.pairs.loss import PairFacts, PreferenceLoss
+from rpo.trainers.preference_config import PreferenceConfig
 from torch import nn
 
-from rpo.objectives.mapo import mapo
 from rpo.trainers.pairs.batches import PairBatch
-from rpo.trainers.pairs.loss import PairFacts, PreferenceLoss
 from rpo.trainers.pairs.running_statistics import RunningMoments
-from rpo.trainers.preference_config import PreferenceConfig
 from rpo.training.processes import Processes
 from rpo.types import Conditioning, Node
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from rpo.trainers.prompt_history import PromptHistory
 
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rpo.trainers.online_config import RolloutConfig
 
 from rpo.models.checkpoint import Checkpoint
 from rpo.rewards import load_rewards
 from rpo.sampling.sample import Keep
-from rpo.trainers.online_config import RolloutConfig
 from rpo.trainers.rollouts.draw import Rollouts, rollout_facts
 from rpo.training.processes import Processes
 from tests.tiny import tiny_sd

@@ -1,7 +1,6 @@
 """The weight of the trust region follows the distance that was measured, and survives a kill."""
 
 import pytest
-
 from rpo.trainers.trust_region import TrustRegion
 
 

@@ -4,9 +4,8 @@ Images of one size are edited together where the pipeline can, each with a gener
 not depend on its neighbours; the result has the size of its source, whatever size the pipeline prefers to work at.
 """
 
-import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -15,7 +14,8 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL.Image import Image, Resampling
 
-from rpo.curation.component_config import EditorConfig
+from rpo.curation.components import hash_of_files
+from rpo.curation.curate_config import EditorConfig
 from rpo.data.pixels import rgb
 from rpo.devices import device_named
 from rpo.errors import InputError
@@ -39,29 +39,25 @@ class EditSettings:
 
 
 @dataclass(frozen=True)
-class EditBatch:
-    """Images of one size, and what is to be done to each."""
-
-    images: list[Image]
-    instructions: list[str]
-    generators: list[torch.Generator]
-
-
-@dataclass(frozen=True)
 class Family:
     """What one kind of editing pipeline differs in."""
 
     kind: str
-    model: str
-    """Hub id of the weights that it is known for."""
+    pipelines: tuple[str, ...]
+    """Classes of diffusers that it may be."""
     licences: Mapping[str, str]
-    """Licence of each known model's weights."""
+    """Licence of each known model's weights; the first one is what the kind is known for."""
     defaults: Callable[[DiffusionPipeline], EditSettings]
     """What its authors recommend for a pipeline."""
-    edit: Callable[[Any, EditBatch, EditSettings], Sequence[Image]]
-    """Call the pipeline."""
-    largest_batch: int | None = None
-    """Images that the pipeline takes at once; None for any number."""
+    arguments: Callable[[EditSettings, tuple[int, int]], dict[str, Any]]
+    """What its pipeline is called with besides images, instructions, steps and generators; for images of a size."""
+    is_one_by_one: bool = False
+    """Whether its pipeline takes one edit at a time."""
+
+    @property
+    def model(self) -> str:
+        """Hub id of the weights that it is known for."""
+        return next(iter(self.licences))
 
 
 @final
@@ -110,33 +106,32 @@ class PipelineEditor:
         Returns:
             RGB images, each of the size of its source.
         """
-        if not len(images) == len(instructions) == len(seeds):
-            raise InputError(
-                f"got {len(images)} images, {len(instructions)} instructions and {len(seeds)} seeds, expected as many "
-                "of each; give one instruction and one seed per image"
-            )
-        for index, image in enumerate(images):
-            if image.mode != "RGB":
-                raise InputError(f"image {index} has mode {image.mode}, expected RGB; convert it")
         edited: dict[int, Image] = {}
-        for indices in groups(images, self._family.largest_batch):
-            batch = EditBatch(
-                [images[index] for index in indices],
-                [instructions[index] for index in indices],
-                [torch.Generator().manual_seed(seeds[index]) for index in indices],
-            )
-            edited |= zip(indices, self._family.edit(self._pipe, batch, self._settings), strict=True)
+        for indices in _groups(images, is_one_by_one=self._family.is_one_by_one):
+            noise = [torch.Generator().manual_seed(seeds[k]) for k in indices]
+            edits = self._edit([rgb(images[k]) for k in indices], [instructions[k] for k in indices], noise)
+            edited |= zip(indices, edits, strict=True)
         return [_fit(edited[index], image) for index, image in enumerate(images)]
 
+    def _edit(self, images: list[Image], instructions: list[str], noise: list[torch.Generator]) -> Sequence[Image]:
+        """Edit images of one size."""
+        is_one = self._family.is_one_by_one
+        pipe: Any = self._pipe
+        return pipe(
+            prompt=instructions[0] if is_one else instructions,
+            image=images[0] if is_one else images,
+            generator=noise[0] if is_one else noise,
+            num_inference_steps=self._settings.num_steps,
+            **self._family.arguments(self._settings, images[0].size),
+        ).images
 
-def groups(images: Sequence[Image], largest: int | None) -> Iterator[list[int]]:
-    """Indices of the images of each size, at most `largest` together."""
-    by_size: dict[tuple[int, int], list[int]] = {}
+
+def _groups(images: Sequence[Image], *, is_one_by_one: bool) -> list[list[int]]:
+    """Indices of the images that are edited together: those of each size, or each alone."""
+    by_size: dict[object, list[int]] = {}
     for index, image in enumerate(images):
-        by_size.setdefault(image.size, []).append(index)
-    for indices in by_size.values():
-        step = largest or len(indices)
-        yield from (indices[start : start + step] for start in range(0, len(indices), step))
+        by_size.setdefault(index if is_one_by_one else image.size, []).append(index)
+    return list(by_size.values())
 
 
 def _fit(edited: Image, source: Image) -> Image:
@@ -158,23 +153,6 @@ def _settings(family: Family, pipe: DiffusionPipeline, config: EditorConfig) -> 
         )
     defaults = replace(family.defaults(pipe), conditioning_scale=config.conditioning_scale)
     return replace(defaults, **given)
-
-
-def load_pretrained(pipeline_class: Any, model: str, config: EditorConfig, components: Mapping[str, Any]) -> Any:
-    """Load a diffusers pipeline where the configuration wants it.
-
-    Args:
-        components: What is given instead of loaded, by name; None leaves it out.
-    """
-    device, dtype = place(config)
-    try:
-        pipe = pipeline_class.from_pretrained(model, dtype=dtype, **components)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(
-            f"'{model}' does not load as a {pipeline_class.__name__}: {error}; expected a diffusers folder or hub id "
-            "of an editor of this kind"
-        ) from error
-    return pipe.to(device)
 
 
 def place(config: EditorConfig) -> tuple[torch.device, torch.dtype]:
@@ -206,12 +184,7 @@ def revision_of(model: str, pipe: DiffusionPipeline) -> str:
         name = model.replace("/", "--")
         commits = [re.search(rf"models--{re.escape(name)}/snapshots/(\w+)", one) for one in places]
         return next((found.group(1) for found in commits if found), "")
-    digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with file.open("rb") as handle:
-            content = hashlib.file_digest(handle, "sha256").hexdigest()
-        digest.update(f"{file.relative_to(folder)}\0{content}\n".encode())
-    return digest.hexdigest()
+    return hash_of_files(folder)
 
 
 def _is_network(part: object) -> bool:

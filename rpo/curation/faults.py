@@ -1,0 +1,142 @@
+"""Whose fault an exception of a component is: the item's, the component's, or the machine's.
+
+An exception about a single item is that item's fault, and the run goes on. One that the machine threw (no server, no
+memory, a broken GPU, a full disk) stops the run. And a component that raises on `PATIENCE` items one after the other,
+or on all where there are fewer, is broken: the run stops, and asks about these items again when it is resumed. A wrong
+answer (no JSON, the wrong form, nothing at all) is the model's own, and shows that it works.
+"""
+
+import errno
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
+from typing import TypeVar, final
+
+import torch
+
+from rpo.curation.records import Fault, Unavailable, fault_in
+from rpo.curation.store.folder import STAGES, RunFolder
+from rpo.curation.store.shards import StageRecords
+from rpo.errors import InputError
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+PATIENCE = 8
+"""Items in a row on which a component may raise: one or two odd images come by chance, not so many."""
+
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+_RAW_SHOWN = 300
+
+
+def ask_each(ask: Callable[[Sequence[Item]], Sequence[Answer | Fault]], items: Sequence[Item]) -> list[Answer | Fault]:
+    """The answers to a batch; if the component raises, to each item alone, so that one item is at fault and not all."""
+    try:
+        answers = list(ask(items))
+    except Exception as error:
+        if not is_of_item(error):
+            raise
+        if len(items) == 1:
+            return [Fault("raised", f"{type(error).__name__}: {error}")]
+        return [answer for item in items for answer in ask_each(ask, [item])]
+    if len(answers) != len(items):
+        raise InputError(
+            f"a component gave {len(answers)} answers for {len(items)} items; expected one for each, a result or a "
+            "Fault; mend the component"
+        )
+    return answers
+
+
+def is_of_item(error: Exception) -> bool:
+    """Whether an exception may be the fault of the item that was asked about, and not of the machine."""
+    seen: BaseException | None = error
+    while seen is not None:  # a library may have wrapped what the machine said
+        if isinstance(seen, Unavailable | MemoryError | torch.OutOfMemoryError | torch.AcceleratorError):
+            return False
+        if isinstance(seen, OSError) and seen.errno in _FULL_DISK:
+            return False
+        seen = seen.__cause__
+    return True
+
+
+def is_raised(answer: object) -> bool:
+    """Whether an answer is no answer but an exception."""
+    return isinstance(answer, Fault) and answer.kind == "raised"
+
+
+def in_words(what: str, identity: Mapping[str, str]) -> str:
+    """A component as messages call it.
+
+    Example:
+        >>> in_words("critic", {"kind": "server", "model": "llava", "seed": "0"})
+        'the critic (kind server, model llava)'
+    """
+    known = ", ".join(f"{key} {identity[key]}" for key in ("kind", "model") if identity.get(key))
+    return f"the {what} ({known})" if known else f"the {what}"
+
+
+def broken(who: str, last: Fault, on: str) -> InputError:
+    """The error for a component that has no answer to anything.
+
+    Args:
+        on: The items that it raised on, in words.
+    """
+    said = f"{last.message}: {last.raw[:_RAW_SHOWN]}" if last.raw else last.message
+    return InputError(
+        f"{who} raised on {on}, the last time with {said!r}; expected an answer to some of them, if only a wrong one; "
+        "mend the component or its settings, or take out the items that it cannot be asked about, and run again (`rpo "
+        "curate` with --resume): nothing is kept of these items"
+    )
+
+
+@final
+class Patience:
+    """Counts the items in a row on which a component has raised."""
+
+    def __init__(self, who: str) -> None:
+        """Begin to count.
+
+        Args:
+            who: What messages call the component, and where it is asked.
+        """
+        self._who, self._raised, self._has_answered = who, list[Fault](), False
+
+    def hear(self, answers: Sequence[object]) -> None:
+        """Take the answers to a batch; refuse a component that is broken."""
+        for answer in answers:
+            if isinstance(answer, Fault) and is_raised(answer):
+                self._raised.append(answer)
+            else:
+                self._raised, self._has_answered = [], True
+        if len(self._raised) >= PATIENCE:
+            raise broken(self._who, self._raised[-1], f"{len(self._raised)} items in a row")
+
+    def end(self, recorded: StageRecords) -> None:
+        """Nothing more will be asked: refuse a component that has never answered, however few the items were.
+
+        Args:
+            recorded: All that is known of its stage; it may have answered in an earlier session.
+        """
+        if not self._raised or self._has_answered:
+            return
+        if all(is_raised(fault_in(row)) for row in recorded.rows()):
+            number = len(self._raised)
+            on = "the only item that there is" if number == 1 else f"all {number} items that there are"
+            raise broken(self._who, self._raised[-1], on)
+
+
+def forget_raised(folder: RunFolder, groups: Mapping[str, Sequence[str]]) -> None:
+    """Let the items that a component raised on last be asked about again, with everything that came of them.
+
+    What was answered, if only wrongly, stays, and so does an exception after which there was an answer: it was the
+    item's.
+
+    Args:
+        groups: Ids of the records that are decided together, by the first of them.
+    """
+    for number, stage in enumerate(STAGES):
+        raised = takewhile(lambda row: is_raised(fault_in(row)), folder.stages[stage].newest())
+        if streak := {str(row["id"]) for row in raised}:
+            together = {one for members in groups.values() if streak.intersection(members) for one in members}
+            folder.stages["decisions"].forget(streak | together)
+            for later in reversed(STAGES[number:]):  # killed in between, the streak is still there
+                folder.stages[later].forget(streak)

@@ -1,0 +1,227 @@
+"""A component that raises on everything stops the run; one that raises on some records loses these."""
+
+import os
+import signal
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+
+from rpo.curation.curate import curate
+from rpo.curation.faults import PATIENCE, ask_each, broken, forget_raised, in_words
+from rpo.curation.records import Fault
+from rpo.curation.store.folder import RunFolder, Share
+from rpo.curation.store.shards import StageRecords
+from tests.curation.fakes import (
+    FakeCritic,
+    FakeEditor,
+    FakeInstructor,
+    config_of,
+    fakes,
+    finished,
+    image_folder,
+    in_child,
+    lines_of,
+)
+from tests.curation.test_pipeline import Notes, run, stage
+
+
+class Moody:
+    """Raises on some records, says nonsense of others, and remembers whom it was asked about."""
+
+    def __init__(self, raises, nonsense=()):
+        self.raises, self.nonsense, self.asked = set(raises), set(nonsense), []
+
+    def __call__(self, items):
+        self.asked += items
+        if found := self.raises.intersection(items):
+            raise RuntimeError(f"cannot look at {max(found)}")
+        return [Fault("parse_error", "no JSON", "prose") if one in self.nonsense else one for one in items]
+
+
+IDS = [f"{index:02}" for index in range(3 * PATIENCE)]
+
+
+def in_chunks(ids, size):
+    return [ids[start : start + size] for start in range(0, len(ids), size)]
+
+
+def kinds(records):
+    return {one: records[one].get("fault", {}).get("kind") for one in records}
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+@pytest.mark.parametrize("num_answered", [0, 5])
+def test_what_raises_on_one_record_after_the_other_stops_the_run(tmp_path, chunk, concurrency, num_answered):
+    broken = Moody(IDS[num_answered:])
+    first = stage("critiques", broken, batch_size=1, concurrency=concurrency, component="the critic (kind own)")
+    message = (
+        rf"^stage 'critiques': the critic \(kind own\) raised on {PATIENCE} items in a row, the last time with "
+        r"'RuntimeError: cannot look at \d+'; expected an answer.* --resume"
+    )
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, [first, stage("decisions")], in_chunks(IDS, chunk))
+    assert PATIENCE <= len(broken.asked) - num_answered < PATIENCE + 2 * concurrency, "what was in flight, and no more"
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+@pytest.mark.parametrize("nonsense", [True, False])
+def test_an_answer_after_fewer_says_that_the_records_were_at_fault(tmp_path, chunk, concurrency, nonsense):
+    """An answer in no form at all is one: the model's own."""
+    odd, first_answer, later = IDS[: PATIENCE - 3], IDS[PATIENCE - 3], IDS[-PATIENCE + 3 :]
+    moody = Moody([*odd, *later], [first_answer] if nonsense else [])
+    seen, notes = [], Notes()
+    stages = [
+        stage("critiques", moody, batch_size=1, concurrency=concurrency),
+        stage("decisions", lambda items: seen.extend(items) or items),
+    ]
+    records = run(tmp_path, stages, in_chunks(IDS, chunk), notes)
+    expected = dict.fromkeys(IDS) | dict.fromkeys([*odd, *later], "raised")
+    expected[first_answer] = "parse_error" if nonsense else None
+    assert kinds(records["critiques"]) == expected
+    assert sorted(seen) == IDS
+    assert notes.faults["critiques"] == len(odd) + len(later) + nonsense
+
+
+def test_a_batch_in_which_the_last_one_is_answered_is_no_row_of_exceptions(tmp_path):
+    records = run(tmp_path, [stage("critiques", Moody(IDS[:-1]), batch_size=len(IDS))], [IDS])
+    assert list(kinds(records["critiques"]).values()).count("raised") == len(IDS) - 1
+
+
+@pytest.mark.parametrize(("number", "words"), [(1, "the only item that there is"), (3, "all 3 items that there are")])
+def test_fewer_records_than_the_patience_that_all_raise_stop_the_run(tmp_path, number, words):
+    with pytest.raises(ValueError, match=rf"^stage 'critiques': the component raised on {words}, the last time"):
+        run(tmp_path, [stage("critiques", Moody(IDS)), stage("edits")], in_chunks(IDS[:number], 2))
+
+
+def test_the_last_few_of_a_run_that_was_killed_may_raise_if_others_were_answered_before(tmp_path):
+    run(tmp_path, [stage("critiques", Moody([]), batch_size=1)], [IDS[:2]])
+    records = run(tmp_path, [stage("critiques", Moody(IDS[2:5]), batch_size=1)], in_chunks(IDS[:5], 1))
+    assert kinds(records["critiques"]) == dict.fromkeys(IDS[:2]) | dict.fromkeys(IDS[2:5], "raised")
+
+
+def test_faults_of_an_earlier_session_are_no_answers(tmp_path):
+    done = StageRecords(tmp_path / "critiques", 0)
+    done.append({"id": IDS[0], "fault": {"kind": "raised", "message": "no", "raw": ""}})
+    with pytest.raises(ValueError, match="raised on the only item"):
+        run(tmp_path, [stage("critiques", Moody(IDS), batch_size=1)], [IDS[:2]])
+
+
+def test_only_what_a_component_raised_on_last_is_forgotten_with_all_that_came_of_it(tmp_path):
+    folder = RunFolder(tmp_path, Share())
+    fault = {"kind": "raised", "message": "no", "raw": ""}
+    for one in "abcd":
+        folder.stages["sources"].append({"id": one})
+        folder.stages["critiques"].append({"id": one, "fault": fault} if one != "b" else {"id": one, "critique": {}})
+        folder.stages["decisions"].append({"id": one})
+    forget_raised(folder, {"a": ["a", "c"], "b": ["b"], "d": ["d"]})
+    assert {name: sorted(folder.stages[name]) for name in ("sources", "critiques", "decisions")} == {
+        "sources": ["a", "b", "c", "d"],
+        "critiques": ["a", "b"],
+        "decisions": ["b"],
+    }
+    folder.close()
+    assert sorted(RunFolder(tmp_path, Share()).stages["decisions"]) == ["b"]
+
+
+def test_a_component_in_words():
+    assert in_words("editor", {"model": "brush", "seed": "3"}) == "the editor (model brush)"
+    assert in_words("judge", {"orders": "both"}) == "the judge"
+
+
+def test_a_long_answer_of_a_server_is_shown_in_part():
+    fault = Fault("raised", "the server failed at this question: ValueError", raw="<html>" + "x" * 1000)
+    assert "with 'the server failed at this question: ValueError: <html>" + "x" * 294 + "'; expec" in str(
+        broken("the critic", fault, "everything")
+    )
+
+
+def test_answers_for_another_number_of_items_are_refused():
+    with pytest.raises(ValueError, match="gave 1 answers for 2 items"):
+        ask_each(lambda items: items[:1], ["a", "b"])
+
+
+def fail():
+    raise RuntimeError("no weights")
+
+
+NUM_IMAGES = 60
+BROKEN = [
+    ("critic", FakeCritic(before=fail), "critiques", "eye"),
+    ("instructor", FakeInstructor(before=fail), "instructions", "pen"),
+    ("editor", FakeEditor(before=fail), "edits", "brush"),
+]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return image_folder(tmp_path_factory.mktemp("source"), NUM_IMAGES)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, source):
+    return finished(config_of(tmp_path_factory.mktemp("undisturbed") / "run", source))
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_component_stops_the_run_and_once_mended_it_ends_as_an_undisturbed_one(
+    undisturbed, source, tmp_path, case
+):
+    name, broken, stage_name, model = case
+    config = config_of(tmp_path / "run", source)
+    for resume in (False, True):  # to try again without mending changes nothing
+        message = rf"^stage '{stage_name}': the {name} \(kind fake, model {model}\) raised on \d+ items in a row"
+        with pytest.raises(ValueError, match=message):
+            curate(config, resume=resume, components=fakes(**{name: broken}))
+        folder = RunFolder(config.output)
+        assert len(folder.stages[stage_name]) == 0
+        assert all("fault" not in folder.stages["decisions"][one] for one in folder.stages["decisions"])
+    curate(config, resume=True, components=fakes())
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
+
+
+@dataclass
+class Breaking:
+    """Raises from its third call on; is killed at a later one, while what it raised on is being recorded."""
+
+    killed_at: int = 0
+    calls: int = 0
+
+    def __call__(self):
+        self.calls += 1
+        if self.calls == self.killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.calls > 2:
+            raise RuntimeError("no memory of its own")
+
+
+@pytest.mark.parametrize("case", BROKEN)
+@pytest.mark.parametrize("killed_at", [0, 8])
+def test_a_component_that_breaks_at_work_costs_nothing_that_was_answered(
+    undisturbed, source, tmp_path, case, killed_at
+):
+    name, broken, stage_name, _ = case
+    config = config_of(tmp_path / "run", source)
+    run = partial(curate, config, components=fakes(**{name: type(broken)(before=Breaking(killed_at))}))
+    if killed_at:
+        assert in_child(run) == [-9]
+        assert "RuntimeError" in "".join(lines_of(tmp_path / "run")[stage_name])
+    else:
+        with pytest.raises(ValueError, match=rf"stage '{stage_name}': the {name} .* items in a row"):
+            run()
+    answered = [line for line in lines_of(tmp_path / "run")[stage_name] if "RuntimeError" not in line]
+    assert answered and set(answered) <= set(lines_of(undisturbed.path)[stage_name])
+    asked = []
+    again = type(broken)(before=lambda: asked.append(0))
+    curate(config, resume=True, components=fakes(**{name: again}))
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
+    rest = len(lines_of(undisturbed.path)[stage_name]) - len(answered)
+    assert len(asked) <= rest, "only what is missing is asked about, in batches"
+
+
+def test_a_source_of_one_image_that_raises_stops_the_run(tmp_path):
+    config = config_of(tmp_path / "run", image_folder(tmp_path / "one", 1))
+    with pytest.raises(ValueError, match="raised on the only item that there is, the last time with 'RuntimeError: no"):
+        curate(config, components=fakes(critic=FakeCritic(before=fail)))
