@@ -82,7 +82,7 @@ for index, prompt in enumerate({judged.texts[:3]!r}):
     image = pipe(prompt, num_inference_steps=20, eta=1.0, guidance_scale=2.0, generator=generator).images[0]
     image.save({str(folder)!r} + f"/{{index}}.png")
 loaded = sorted(name for name in sys.modules if name.split(".")[0] == "rpo")
-assert loaded == ["rpo", "rpo.shapes"], loaded
+assert loaded == ["rpo", "rpo.errors", "rpo.shapes"], loaded
 """
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
     for index in range(3):
