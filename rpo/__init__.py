@@ -20,30 +20,37 @@ if TYPE_CHECKING:
     from rpo.models.checkpoint import Checkpoint
     from rpo.process.transition import Ddim, EulerMaruyama, ddim
     from rpo.rewards import load_reward, load_rewards
-    from rpo.sampling.sample import generate, image_generator, replay, sample
-    from rpo.trainers.dpo import DPOTrainer
+    from rpo.sampling.sample import generate, image_generator, sample
+    from rpo.trainers.dpo import DPO
     from rpo.trainers.dpo_config import DPOConfig
-    from rpo.trainers.grpo import GRPOTrainer
+    from rpo.trainers.endpoint import Endpoint
+    from rpo.trainers.endpoint_config import EndpointConfig
+    from rpo.trainers.grpo import GRPO
     from rpo.trainers.grpo_config import GRPOConfig
-    from rpo.trainers.score_as_action import ScoreAsActionTrainer
+    from rpo.trainers.score_as_action import ScoreAsAction
     from rpo.trainers.score_as_action_config import ScoreAsActionConfig
-    from rpo.training.loop_config import LoopConfig
+    from rpo.trainers.settings import AdapterConfig, LearningConfig
+    from rpo.trainers.trainer import Trainer
 
 __all__ = [
+    "AdapterConfig",
     "Checkpoint",
     "Components",
     "CurateConfig",
+    "DPO",
     "DPOConfig",
-    "DPOTrainer",
     "Ddim",
+    "Endpoint",
+    "EndpointConfig",
     "EulerMaruyama",
+    "GRPO",
     "GRPOConfig",
-    "GRPOTrainer",
-    "LoopConfig",
+    "LearningConfig",
     "PairSet",
     "PreferencePair",
+    "ScoreAsAction",
     "ScoreAsActionConfig",
-    "ScoreAsActionTrainer",
+    "Trainer",
     "__version__",
     "add_lora",
     "curate",
@@ -56,27 +63,30 @@ __all__ = [
     "pair_set",
     "read_pairs",
     "reference",
-    "replay",
     "sample",
     "save_lora",
     "write_pairs",
 ]
 
 _HOME = {
+    "AdapterConfig": "rpo.trainers.settings",
+    "Checkpoint": "rpo.models.checkpoint",
     "Components": "rpo.curation.curate",
     "CurateConfig": "rpo.curation.curate_config",
+    "DPO": "rpo.trainers.dpo",
     "DPOConfig": "rpo.trainers.dpo_config",
-    "DPOTrainer": "rpo.trainers.dpo",
     "Ddim": "rpo.process.transition",
+    "Endpoint": "rpo.trainers.endpoint",
+    "EndpointConfig": "rpo.trainers.endpoint_config",
     "EulerMaruyama": "rpo.process.transition",
+    "GRPO": "rpo.trainers.grpo",
     "GRPOConfig": "rpo.trainers.grpo_config",
-    "GRPOTrainer": "rpo.trainers.grpo",
-    "LoopConfig": "rpo.training.loop_config",
+    "LearningConfig": "rpo.trainers.settings",
     "PairSet": "rpo.data.preference",
     "PreferencePair": "rpo.data.preference",
+    "ScoreAsAction": "rpo.trainers.score_as_action",
     "ScoreAsActionConfig": "rpo.trainers.score_as_action_config",
-    "ScoreAsActionTrainer": "rpo.trainers.score_as_action",
-    "Checkpoint": "rpo.models.checkpoint",
+    "Trainer": "rpo.trainers.trainer",
     "add_lora": "rpo.adapters.lora",
     "curate": "rpo.curation.curate",
     "ddim": "rpo.process.transition",
@@ -88,7 +98,6 @@ _HOME = {
     "pair_set": "rpo.data.preference",
     "read_pairs": "rpo.data.readers",
     "reference": "rpo.adapters.lora",
-    "replay": "rpo.sampling.sample",
     "sample": "rpo.sampling.sample",
     "save_lora": "rpo.adapters.lora",
     "write_pairs": "rpo.data.writers",

@@ -14,7 +14,6 @@ import textwrap
 import traceback
 from collections.abc import Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 from rpo import __version__
@@ -27,12 +26,13 @@ from rpo.interrupts import Terminated, ended_in_order
 SURROUNDINGS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENOTCONN}
 """What the operating system answers where a disk is full or a file not ours: no mistake of rpo's code."""
 
-TRAINERS = {
-    "dpo": "rpo.runs.dpo",
-    "score-as-action": "rpo.runs.score_as_action",
-    "grpo": "rpo.runs.grpo",
+ALGORITHMS = {
+    "dpo": ("DPORunConfig", "learn from preference pairs: Diffusion-DPO and its family"),
+    "grpo": ("GRPORunConfig", "learn from a reward by comparing images of a prompt: GRPO or DDPO"),
+    "score-as-action": ("ScoreAsActionRunConfig", "learn from a reward by continuous-time policy gradients"),
+    "endpoint": ("EndpointRunConfig", "learn from a reward by the likelihood of whole images, from any solver"),
 }
-"""Module of each trainer; it has a dataclass `RunConfig` and a function `run(config, resume)`."""
+"""What `rpo train` trains by: the class of its settings in `rpo.runs.train_config`, and what it is."""
 
 
 def quickstart(args: argparse.Namespace) -> None:
@@ -44,12 +44,13 @@ def quickstart(args: argparse.Namespace) -> None:
     run(load_config(QuickstartConfig, None, overrides(args)), resume=args.resume)
 
 
-def train(name: str, args: argparse.Namespace) -> None:
-    """Train by the trainer of that name what a YAML file describes."""
+def train(settings: str, args: argparse.Namespace) -> None:
+    """Train what a YAML file describes."""
     from rpo.config import load_config
+    from rpo.runs import train_config
+    from rpo.runs.train import run
 
-    trainer = import_module(TRAINERS[name])
-    trainer.run(load_config(trainer.RunConfig, *config_and_overrides(args)), resume=args.resume)
+    run(load_config(getattr(train_config, settings), *config_and_overrides(args)), resume=args.resume)
 
 
 def align(args: argparse.Namespace) -> None:
@@ -101,24 +102,10 @@ COMMANDS = {
         quickstart,
         "rpo.runs.quickstart_config:QuickstartConfig",
     ),
-    "train dpo": Command(
-        "fine-tune a Stable Diffusion checkpoint on preference pairs",
-        takes_config,
-        partial(train, "dpo"),
-        f"{TRAINERS['dpo']}:RunConfig",
-    ),
-    "train score-as-action": Command(
-        "align a checkpoint with a reward by continuous-time policy gradients",
-        takes_config,
-        partial(train, "score-as-action"),
-        f"{TRAINERS['score-as-action']}:RunConfig",
-    ),
-    "train grpo": Command(
-        "align a checkpoint with a reward by GRPO or DDPO",
-        takes_config,
-        partial(train, "grpo"),
-        f"{TRAINERS['grpo']}:RunConfig",
-    ),
+    **{
+        f"train {name}": Command(summary, takes_config, partial(train, cls), f"rpo.runs.train_config:{cls}")
+        for name, (cls, summary) in ALGORITHMS.items()
+    },
     **CURATE,
     "align": Command(
         "rounds of drawing, curating and training: Rich Preference Optimization from end to end",

@@ -85,6 +85,22 @@ def compare(name: str, before: ArrayLike, after: ArrayLike, *, groups: Sequence[
     )
 
 
+def mean_comparison(
+    name: str, before: Sequence[float], after: Sequence[float], *, groups: Sequence[object], seed: int = 0
+) -> Comparison:
+    """The mean scores of two models on the same prompts and seeds, and the paired gain."""
+    zero = np.zeros(len(before))
+    return Comparison(
+        name=name,
+        num_images=len(before),
+        num_prompts=len(set(groups)),
+        before=paired_gain(zero, before, groups=groups, seed=seed),
+        after=paired_gain(zero, after, groups=groups, seed=seed),
+        gain=paired_gain(before, after, groups=groups, seed=seed),
+        outcomes=(),
+    )
+
+
 def compare_by(
     before: ArrayLike, after: ArrayLike, labels: Sequence[str], *, groups: Sequence[object], seed: int
 ) -> list[Comparison]:

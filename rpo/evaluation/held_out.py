@@ -5,13 +5,14 @@ image a number.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rpo.data.pixels import to_pixels
 from rpo.data.prompts import HELD_OUT, read_prompts
 from rpo.errors import InputError
 from rpo.evaluation.intervals import Interval, paired_gain
@@ -77,6 +78,11 @@ class Judged:
     """Where each of them is from."""
     scores: NDArray[np.float64]
     sampling: Sampling
+    images: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 0, 0, 3), np.uint8), repr=False)
+    """[images, height, width, 3], as they were judged; those above 256 pixels are kept small, to be looked at."""
+
+    told_by: str = ""
+    """Name of what can tell more of these images than their scores; see `rpo.reports.training.RESULTS`."""
 
     def where(self, domain: str) -> NDArray[np.intp]:
         """Indices of the images of one domain."""
@@ -91,6 +97,16 @@ class Judged:
     def means(self) -> dict[str, float]:
         """The mean score, by domain."""
         return {domain: float(scores.mean()) for domain, scores in self.by_domain.items()}
+
+    def gain_in_words(self, before: "Judged") -> str:
+        """The mean of both models with the gain and its interval, a line for each domain."""
+        gains, means = self.gains_over(before), before.means
+        lines = [
+            f"{domain}: {means[domain]:.3f} -> {self.means[domain]:.3f} ({gain.value:+.3f} [{gain.low:+.3f}, "
+            f"{gain.high:+.3f}])"
+            for domain, gain in gains.items()
+        ]
+        return "\n".join(["mean score on held-out prompts, base -> aligned (gain [95 % interval])", *lines])
 
     def gains_over(self, before: "Judged", *, seed: int = 0) -> dict[str, Interval]:
         """The mean difference from another model on the same prompts and noise, by domain."""
@@ -116,6 +132,12 @@ def check_comparable(before: Judged, after: Judged) -> None:
             "paired gain compares image by image; evaluate both on one list of prompts"
         )
 
+
+VERIFIERS = {"shapes": "shapes-strict"}
+"""By the name of held-out prompts: the reward that is the truth about them."""
+
+LARGEST_SHOWN = 256
+"""Pixels of the longer side of an image that is kept to be looked at."""
 
 J = TypeVar("J", bound=Judged)
 
@@ -205,17 +227,30 @@ class HeldOut:
 
     def judge(self, model: DiffusionModel, *, progress: str | None = None) -> Judged:
         """Draw the images of a model and score them."""
-        config, scores = self._config, list[NDArray[np.float64]]()
+        config, scores, shown = self._config, list[NDArray[np.float64]](), list[NDArray[np.uint8]]()
         drawn = Sampling(config.seed, config.images_per_prompt, config.num_steps, config.guidance_scale, eta=config.eta)
         for domain, prompts in self.prompts.items():
             title = f"{progress}, {domain}" if progress else None
-            images = drawn.draw(model, prompts, batch_size=config.batch_size, progress=title).to(model.device)
+            images = drawn.draw(model, prompts, batch_size=config.batch_size, progress=title)
+            shown.append(_to_look_at(images))
+            images = images.to(model.device)
             texts = repeated(prompts, config.images_per_prompt)
             scores.append(score(self._reward, images, texts, name=config.reward).double().cpu().numpy())
-        return Judged(*columns(self.prompts, config.images_per_prompt), np.concatenate(scores), drawn)
+        columns = columns_of(self.prompts, config.images_per_prompt)
+        told_by = config.prompts if config.reward == VERIFIERS.get(config.prompts) else ""
+        return Judged(*columns, np.concatenate(scores), drawn, np.concatenate(shown), told_by)
 
 
-def columns(
+def _to_look_at(images: Images) -> NDArray[np.uint8]:
+    from torch.nn.functional import interpolate  # not at the top: the settings are described without torch
+
+    scale = LARGEST_SHOWN / max(images.shape[2:])
+    if scale < 1:
+        images = interpolate(images, scale_factor=scale, mode="bilinear", antialias=True).clamp(0, 1)
+    return to_pixels(images)
+
+
+def columns_of(
     prompts_by_domain: Mapping[str, Sequence[str]], images_per_prompt: int
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The prompt and the domain of every image, those of one prompt beside each other."""

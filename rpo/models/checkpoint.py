@@ -5,7 +5,6 @@ configuration says what the noise schedule is and how a sampler spaces its steps
 trained is trained on the caller's pipeline.
 """
 
-import inspect
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, Literal, final
@@ -148,11 +147,6 @@ class Checkpoint:
     def scheduler_config(self) -> Mapping[str, Any]:
         """Configuration of the pipeline's scheduler."""
         return self.schedule.config
-
-    @property
-    def usual_guidance(self) -> float:
-        """The guidance of the pipeline's own call, when nobody says otherwise."""
-        return float(inspect.signature(type(self.pipe).__call__).parameters["guidance_scale"].default)
 
     @property
     def text_dtype(self) -> torch.dtype:

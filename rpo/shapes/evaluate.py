@@ -25,11 +25,11 @@ from rpo.evaluation.comparison import (
     format_gain,
     format_share,
 )
-from rpo.evaluation.held_out import Judged, Measurement, Sampling, check_comparable, columns, measure
+from rpo.evaluation.held_out import Judged, Measurement, Sampling, check_comparable, columns_of, measure
 from rpo.models.base import DiffusionModel
 from rpo.models.checkpoint import Checkpoint
 from rpo.shapes import ETA, GUIDANCE_SCALE, NUM_STEPS
-from rpo.shapes.prompts import HELD_OUT, KINDS, Prompt, PromptKind, sample_prompts
+from rpo.shapes.prompts import HELD_OUT, KINDS, Prompt, PromptKind, parse_prompt, sample_prompts
 from rpo.shapes.verifier import Verdict, verify
 
 __all__ = [
@@ -50,11 +50,9 @@ __all__ = [
 class ShapesEvaluation(Judged):
     """One model's images of a list of prompts, and the verdict on each; images of one prompt lie beside each other."""
 
-    prompts: tuple[Prompt, ...]
+    prompts: tuple[Prompt, ...] = ()
     """One per image."""
-    images: NDArray[np.uint8]
-    """[images, 64, 64, 3], exactly what the verifier judged."""
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[Verdict, ...] = ()
 
     @property
     def holds(self) -> NDArray[np.bool_]:
@@ -119,7 +117,18 @@ def judge_images(
     verdicts = tuple(verify(image, prompt) for image, prompt in zip(images, prompts, strict=True))
     scores = np.array([verdict.score for verdict in verdicts], np.float64)
     texts = {domain: [prompt.text for prompt in some] for domain, some in prompts_by_domain.items()}
-    return ShapesEvaluation(*columns(texts, size), scores, sampling, tuple(prompts), images, verdicts)
+    return ShapesEvaluation(*columns_of(texts, size), scores, sampling, images, "shapes", tuple(prompts), verdicts)
+
+
+def verified(judged: Judged) -> ShapesEvaluation:
+    """The same images with the verifier's verdict on each; of evaluated ones, themselves."""
+    if isinstance(judged, ShapesEvaluation):
+        return judged
+    prompts = tuple(parse_prompt(text) for text in judged.texts)
+    verdicts = tuple(verify(image, prompt) for image, prompt in zip(judged.images, prompts, strict=True))
+    return ShapesEvaluation(
+        judged.texts, judged.domains, judged.scores, judged.sampling, judged.images, judged.told_by, prompts, verdicts
+    )
 
 
 def evaluate_shapes(

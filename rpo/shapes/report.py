@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from rpo.evaluation.comparison import OUTCOMES, Comparison, Outcome, draw_examples, outcomes
-from rpo.evaluation.held_out import check_comparable
+from rpo.evaluation.held_out import Judged, check_comparable
 from rpo.reports.sections import (
     ImagePair,
     JudgedImage,
@@ -13,7 +13,7 @@ from rpo.reports.sections import (
     TableGroup,
     TableSection,
 )
-from rpo.shapes.evaluate import ShapesEvaluation, comparisons, readable
+from rpo.shapes.evaluate import ShapesEvaluation, comparisons, readable, verified
 
 SHOWN: dict[Outcome, int] = {"fixed": 6, "broken": 3, "still holds": 3, "still fails": 3}
 """How many pairs of each outcome a report shows."""
@@ -27,13 +27,14 @@ MEANINGS: dict[Outcome, str] = {
 
 
 def result_sections(
-    before: ShapesEvaluation, after: ShapesEvaluation, *, seed: int = 0
+    before: Judged, after: Judged, *, seed: int = 0
 ) -> tuple[NumbersSection, PairsSection, TableSection]:
     """What became better and what worse: large numbers, images side by side, the table by kind.
 
     Args:
         after: Of the aligned one, on the same prompts with the same sampling.
     """
+    before, after = verified(before), verified(after)
     table = comparisons(before, after, seed=seed)
     return _numbers(table), _pairs(before, after, seed), _by_kind(table)
 

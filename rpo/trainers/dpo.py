@@ -29,6 +29,7 @@ from rpo.data.preference import left_out, pairs_identity
 from rpo.data.readers import PairSource, pairs_from
 from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
+from rpo.models.usual import usual_guidance
 from rpo.objectives.preference.base import Comparison, squared_error
 from rpo.trainers.checks.preflight import Check, gradient_check
 from rpo.trainers.dpo_config import DPOConfig
@@ -205,7 +206,7 @@ class DPO(Algorithm[PairBatch]):
     def previewed(self) -> PreviewOf:
         """The first prompts of the set, by a second-order solver at the pipeline's usual guidance."""
         return PreviewOf(
-            self.pairs.prompts, PREVIEW_STEPS, self.model.usual_guidance, solver="dpm_solver", canvas=self.canvas
+            self.pairs.prompts, PREVIEW_STEPS, usual_guidance(self.model), solver="dpm_solver", canvas=self.canvas
         )
 
     @property
