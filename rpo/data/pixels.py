@@ -10,14 +10,16 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
 
 from rpo.errors import InputError
-from rpo.types import Images
+
+if TYPE_CHECKING:
+    from rpo.types import Images
 
 T = TypeVar("T")
 
@@ -74,7 +76,7 @@ def rgb(image: Image.Image) -> Image.Image:
     return as_seen(image).image
 
 
-def to_pixels(images: Images) -> NDArray[np.uint8]:
+def to_pixels(images: "Images") -> NDArray[np.uint8]:
     """Float images [n, 3, h, w] in [0, 1] as the bytes [n, h, w, 3] that a PNG holds."""
     return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
