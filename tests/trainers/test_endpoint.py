@@ -6,132 +6,125 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from rpo.trainers.online_config import LearningConfig, RolloutConfig
-from rpo.trainers.rollouts.moments import current_prediction, others_mean, transition_of
-from rpo.trainers.rollouts.noised import _noised, judge_noised
 
 from rpo.process.prediction import to_x0_eps
-from rpo.process.transition import Ddim
-from rpo.sampling.sample import predict_at
-from rpo.trainers.score_as_action_config import ValueConfig
+from rpo.trainers.endpoint import KERNEL
+from rpo.trainers.rollouts.settings import RolloutConfig, StepsConfig
+from rpo.trainers.rollouts.steps import transition_by
+from rpo.trainers.value.inputs import others_mean
+from rpo.trainers.value.settings import ValueConfig
 from rpo.training.log import read_metrics
 from tests.tiny import tiny_sd
-from tests.trainers.online_runs import lightness, score_as_action
-from tests.trainers.test_moments import moved
+from tests.trainers.online_runs import endpoint, lightness, moved, replayed_by, small_value  # noqa: F401
 
 ROLLOUT = RolloutConfig(prompts=2, images_per_prompt=2, num_steps=5, solver="dpm_solver", eta=0.0, guidance_scale=1.0)
-LEARNING = LearningConfig(micro_batch=4, train_steps=2, window=(0.0, 0.8))
-VALUE = ValueConfig(channels=8, updates=30, batch_size=8, pretrain_rollouts=0, reward_until=1.0)
+STEPS = StepsConfig(train_steps=2, window=(0.0, 0.8))
+VALUE = ValueConfig(updates=30, batch_size=8, pretrain_rollouts=0, reward_until=1.0)
+OF_VALUE = {"baseline": "value"}
 
 
 def made(folder, **changes):
-    defaults = {
-        "estimator": "endpoint",
-        "advantage": "group",
-        "normalize": "none",
-        "rollout": ROLLOUT,
-        "learning": LEARNING,
-        "value": VALUE,
-        "reward": lightness,
-    }
-    return moved(score_as_action(folder, **defaults | changes))
+    defaults = {"scale": "none", "rollout": ROLLOUT, "steps": STEPS, "value": VALUE, "reward": lightness}
+    return moved(endpoint(folder, **defaults | changes))
 
 
-def judged_by(trainer):
-    rollout = trainer.run.draw(0)
-    return rollout, judge_noised(rollout, trainer.run, trainer.critic, trainer.config)
+def collected(trainer):
+    """The steps of rollout 0, and the rollout."""
+    steps = trainer.algorithm.collect(0)
+    return steps, trainer.algorithm.collector.rollout
+
+
+def seen_by_value(trainer):
+    """What the value is asked about rollout 0, and fitted to: its points and targets."""
+    seen, value = [], trainer.algorithm.value
+    fit = value.fit
+    value.fit = lambda points, targets, **settings: seen.append((points, targets)) or fit(points, targets, **settings)
+    before = [parameter.clone() for parameter in value.network.parameters()]
+    steps, rollout = collected(trainer)
+    ((points, targets),) = seen
+    return steps, rollout, points, targets.flatten(), before
 
 
 def test_without_a_value_an_image_is_worth_more_than_the_others_of_its_prompt(tmp_path):
-    rollout, judged = judged_by(made(tmp_path))
-    points = judged.points
-    assert len(points) == 2 * 4
+    steps, rollout = collected(made(tmp_path))
+    assert len(steps) == 2 * 4
     expected = rollout.rewards - others_mean(rollout.rewards, rollout.group)
-    assert torch.allclose(points.advantage, expected[points.image])
-    assert judged.nodes is None
+    assert torch.allclose(steps["advantage"], expected[steps.image])
 
 
-def test_with_a_value_each_moment_is_worth_what_the_value_did_not_expect(tmp_path):
-    trainer = made(tmp_path, advantage="return_minus_value")
-    rollout, judged = judged_by(trainer)
-    points, nodes = judged.points, judged.nodes
-    assert torch.equal(judged.returns, rollout.rewards[points.image])
-    assert torch.allclose(points.advantage, judged.returns - trainer.critic.evaluate(nodes, batch_size=8))
-    prediction = trainer.run.model.predict(points.x_t, points.t.timestep.flatten(), points.conditioning)
-    x0_hat, _ = to_x0_eps(prediction, points.x_t, points.t, trainer.run.model.prediction_type)
-    assert torch.allclose(nodes.x0_hat, x0_hat, atol=1e-5)
-    assert torch.allclose(nodes.time, points.t.timestep.flatten() / 1000)
-    assert torch.equal(nodes.baseline, others_mean(rollout.rewards, rollout.group)[points.image])
+def test_with_a_value_each_moment_is_worth_what_the_value_did_not_expect_and_it_learns_it_afterwards(tmp_path):
+    trainer = made(tmp_path, **OF_VALUE)
+    expected = []
+    evaluate = trainer.algorithm.value.evaluate
+    trainer.algorithm.value.evaluate = lambda *a, **k: expected.append(evaluate(*a, **k)) or expected[-1]
+    steps, rollout, points, targets, before = seen_by_value(trainer)
+    assert torch.equal(targets, rollout.rewards[steps.image])
+    assert torch.allclose(steps["advantage"], targets - expected[0])
+    assert torch.isfinite(steps.facts["value/explained_variance"])
+    assert any(not torch.equal(*both) for both in zip(trainer.algorithm.value.network.parameters(), before, strict=True))
+    x0_hat, _ = to_x0_eps(replayed_by(trainer, steps)[0], steps.x_t, steps.t, trainer.run.model.prediction_type)
+    assert torch.allclose(points.x0_hat, x0_hat, atol=1e-5)
+    assert torch.allclose(points.time, steps.t.timestep.flatten() / 1000)
+    assert torch.equal(points.baseline, others_mean(rollout.rewards, rollout.group)[steps.image])
     said = lightness(trainer.run.model.decode(x0_hat), points.prompts)
-    assert torch.allclose(nodes.x0_reward, said, atol=1e-5)
+    assert torch.allclose(points.x0_reward, said, atol=1e-5)
 
 
 def test_the_value_is_made_as_its_settings_say(tmp_path):
     value = replace(VALUE, reward_until=0.6, learning_rate=0.05)
-    trainer = made(tmp_path, advantage="return_minus_value", value=value, learning=replace(LEARNING, window=None))
-    nodes = judged_by(trainer)[1].nodes
-    is_asked = nodes.time <= 0.6
+    trainer = made(tmp_path, value=value, steps=StepsConfig(), **OF_VALUE)
+    points = seen_by_value(trainer)[2]
+    is_asked = points.time <= 0.6
     assert is_asked.any() and not is_asked.all()
-    assert torch.equal(nodes.x0_reward != 0, is_asked)
-    assert trainer.critic.state_dict()["optimizer"]["param_groups"][0]["lr"] == 0.05
+    assert torch.equal(points.x0_reward != 0, is_asked)
+    assert trainer.algorithm.value.state_dict()["optimizer"]["param_groups"][0]["lr"] == 0.05
 
 
-def test_the_value_is_learnt_from_the_moments_after_they_were_judged(tmp_path):
-    trainer = made(tmp_path, advantage="return_minus_value")
-    points = trainer.prepare(0)
-    assert torch.isfinite(points.facts["value/explained_variance"])
-    before = trainer.critic.evaluate(judged_by(trainer)[1].nodes, batch_size=8)
-    trainer.prepare(0)
-    assert not torch.equal(before, trainer.critic.evaluate(judged_by(trainer)[1].nodes, batch_size=8))
+def bound(trainer, steps):
+    posterior = transition_by(trainer.run.model, steps["prediction"], steps, KERNEL)
+    with torch.no_grad():
+        return posterior.kl(replayed_by(trainer, steps, kernel=KERNEL)[1])
 
 
-def test_the_cost_of_a_path_is_taken_off_the_reward(tmp_path):
-    free, charged = (judged_by(made(tmp_path, kl_weight=weight))[1] for weight in (0.0, 0.5))
-    assert (charged.returns < free.returns).all()
-    assert torch.equal(charged.points.cost_weight, torch.full((8,), 0.5))
-
-
-def test_what_a_path_costs_is_summed_over_its_steps_of_which_some_are_asked(tmp_path):
+def test_what_a_path_costs_is_summed_over_its_steps_of_which_some_are_asked(tmp_path, monkeypatch):
     """Σ_k KL(q ‖ reference) - KL(q ‖ policy) of four steps, from two: each counts twice."""
     trainer = made(tmp_path, kl_weight=0.5)
-    rollout, judged = judged_by(trainer)
-    run, model = trainer.run, trainer.run.model
-    points = _noised(rollout, run, trainer.config, "log-ratio")
-    posterior = transition_of(model, points.prediction, points, Ddim(1.0))
+    made_steps = []
 
-    def distance():
-        with torch.no_grad():
-            found = model.predict(points.x_t, points.t.timestep.flatten(), points.conditioning)
-        return posterior.kl(transition_of(model, found, points, Ddim(1.0))).view(2, 4).sum(dim=0)
+    def noised(*args, **settings):
+        made_steps.append(noised_steps(*args, **settings))
+        return made_steps[-1]
 
-    policy = distance()
-    with run.policy.reference():
-        ratio = 2 * (distance() - policy)
+    from rpo.trainers import endpoint as module
+
+    noised_steps = module.noised_steps
+    monkeypatch.setattr(module, "noised_steps", noised)
+    steps, rollout = collected(trainer)
+    (apart,) = (one for one in made_steps if not torch.equal(one.x_t, steps.x_t))  # other moments, with other noise
+    policy = bound(trainer, apart)
+    with trainer.run.policy.reference():
+        ratio = 2 * (bound(trainer, apart) - policy).view(2, 4).sum(dim=0)
     returns = rollout.rewards - 0.5 * ratio
     assert (returns - rollout.rewards).abs().min() > 1e-3
-    assert torch.allclose(judged.returns, returns[judged.points.image], rtol=1e-3, atol=1e-3 * ratio.abs().max())
-    expected = (returns - others_mean(returns, rollout.group))[judged.points.image]
-    assert torch.allclose(judged.points.advantage, expected, rtol=1e-3, atol=1e-3 * ratio.abs().max())
+    expected = (returns - others_mean(returns, rollout.group))[steps.image]
+    assert torch.allclose(steps["advantage"], expected, rtol=1e-3, atol=1e-3 * ratio.abs().max())
+    assert torch.equal(steps["cost_weight"], torch.full((8,), 0.5))
 
 
 def test_the_bound_is_clipped_by_what_the_reference_has(tmp_path):
     trainer = made(tmp_path, bound_clip=0.2)
-    points = judged_by(trainer)[1].points
-    model = trainer.run.model
-    posterior = transition_of(model, points.prediction, points, Ddim(1.0))
+    steps, _ = collected(trainer)
     with trainer.run.policy.reference():
-        prediction = model.predict(points.x_t, points.t.timestep.flatten(), points.conditioning)
-    expected = posterior.kl(transition_of(model, prediction, points, Ddim(1.0)))
-    assert torch.allclose(points.reference_kl, expected, rtol=1e-3)
-    assert judged_by(made(tmp_path, bound_clip=None))[1].points.reference_kl is None
+        expected = bound(trainer, steps)
+    assert torch.allclose(steps["reference_kl"], expected, rtol=1e-3)
+    assert "reference_kl" not in collected(made(tmp_path, bound_clip=None))[0]
 
 
-def test_an_image_alone_has_nothing_to_be_compared_with(tmp_path):
-    alone = RolloutConfig(prompts=4, images_per_prompt=1, num_steps=5, solver="dpm_solver", eta=0.0, guidance_scale=1.0)
-    with pytest.raises(ValueError, match="one image per prompt"):
-        judged_by(made(tmp_path, rollout=alone))
-    judged = judged_by(made(tmp_path, rollout=alone, advantage="return_minus_value"))[1]
-    assert torch.isfinite(judged.points.advantage).all()
+def test_an_image_alone_is_compared_with_a_value_or_refused(tmp_path):
+    alone = replace(ROLLOUT, prompts=4, images_per_prompt=1)
+    with pytest.raises(ValueError, match="images_per_prompt is 1"):
+        made(tmp_path, rollout=alone)
+    assert torch.isfinite(collected(made(tmp_path, rollout=alone, **OF_VALUE))[0]["advantage"]).all()
 
 
 @pytest.mark.parametrize(
@@ -148,9 +141,8 @@ def test_an_image_alone_has_nothing_to_be_compared_with(tmp_path):
 def test_a_schedule_that_ends_at_clean_data_trains_with_every_solver(tmp_path, rollout, window):
     pipe = tiny_sd()
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, set_alpha_to_one=True)
-    learning = LearningConfig(micro_batch=4, window=window)
-    settings = {"estimator": "endpoint", "advantage": "group", "rollout": rollout, "learning": learning}
-    trainer = score_as_action(tmp_path, pipe=pipe, kl_weight=0.1, reward=lightness, **settings)
+    steps = StepsConfig(window=window)
+    trainer = endpoint(tmp_path, pipe=pipe, kl_weight=0.1, reward=lightness, rollout=rollout, steps=steps)
     trainer.train()  # with its preflight
     last = read_metrics(trainer.folder)[-1]
     assert all(math.isfinite(last[name]) for name in ("loop/loss", "loop/grad_norm", "policy/kl", "policy/bound"))
@@ -159,13 +151,11 @@ def test_a_schedule_that_ends_at_clean_data_trains_with_every_solver(tmp_path, r
 
 @pytest.mark.parametrize(("freeze", "branches"), [(True, 1), (False, 2)])
 def test_the_negative_branch_of_a_noised_moment_is_differentiated_only_if_asked_for(tmp_path, freeze, branches):
-    learning = replace(LEARNING, freeze_negative=freeze, guidance_scale=2.0)
-    trainer = made(tmp_path, learning=learning)
-    points = trainer.prepare(0)
-    rows = []
-    trainer.run.model.denoiser.register_forward_hook(lambda network, args, output: rows.append(len(args[0])))
-    found = current_prediction(trainer.run.model, points, 2.0)
-    assert sum(rows) == branches * len(points)
+    trainer = made(tmp_path, steps=replace(STEPS, freeze_negative=freeze, guidance_scale=2.0))
+    steps, rows = trainer.algorithm.collect(0), []
+    trainer.run.model.denoiser.register_forward_hook(lambda network, args, output: rows.append(len(output[0])))
+    found, _ = replayed_by(trainer, steps)
+    assert sum(rows) == branches * len(steps)
     with torch.no_grad():
-        whole = predict_at(trainer.run.model, points.x_t, points.t, points.conditioning, guidance_scale=2.0)
+        whole = trainer.run.model.predict(steps.x_t, steps.t.timestep.flatten(), steps.conditioning, 2.0)
     assert torch.allclose(found, whole, atol=1e-5)
