@@ -58,8 +58,10 @@ class Arm:
     """Of the number of pairs that the other arms have."""
 
 
-PLAIN = ("objective.sft_weight=0", "learning.learning_rate=3e-4")
-"""Plain DPO, at a rate at which it does not forget the chosen side at once."""
+SLOWER = "learning.learning_rate=3e-4"
+"""A rate at which the chosen side is not forgotten at once."""
+
+PLAIN = ("objective.sft_weight=0", SLOWER)
 
 ARMS = {
     "ranked": Arm("(i) own images, ranked by the proxy", "ranked"),
@@ -100,10 +102,11 @@ COMPONENTS: dict[str, tuple[str, tuple[str, ...]]] = {
             "objective.sft_weight=0.2",
         ),
     ),
-    "mapo": ("MaPO", ("objective={kind: mapo}",)),
-    "kto": ("KTO", ("objective={kind: kto, beta: 150.0}",)),
 }
-OBJECTIVES = {name: Arm(title, "rich", (*PLAIN, *words)) for name, (title, words) in COMPONENTS.items()}
+OBJECTIVES = {name: Arm(title, "rich", (*PLAIN, *words)) for name, (title, words) in COMPONENTS.items()} | {
+    "mapo": Arm("MaPO", "rich", (SLOWER, "objective={kind: mapo}")),
+    "kto": Arm("KTO", "rich", (SLOWER, "objective={kind: kto, beta: 150.0}")),
+}
 OBJECTIVES["rso"] = Arm("pairs by rejection sampling", "rejection", PLAIN)
 PARTS = {"arms": ARMS, "objectives": OBJECTIVES}
 
