@@ -1,4 +1,4 @@
-"""The report of a run of `rpo align`: what was gained, the rounds, the pairs, how training went, how to use the LoRA."""
+"""The report of a run of `rpo align`: what was gained, the pairs, how training went, how to use the LoRA."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
