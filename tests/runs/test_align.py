@@ -29,12 +29,12 @@ SMALL = [
     "curate.decide.policy=always_edit",
     "curate.progress=false",
     "dpo.pairs_per_update=2",
-    "dpo.micro_batch=2",
-    "dpo.rank=2",
-    "dpo.loop.updates=2",
-    "dpo.loop.learning_rate=0.01",
-    "dpo.loop.warmup_updates=0",
-    "dpo.loop.progress=false",
+    "dpo.learning.micro_batch=2",
+    "dpo.adapter.rank=2",
+    "dpo.learning.updates=2",
+    "dpo.learning.learning_rate=0.01",
+    "dpo.learning.warmup_updates=0",
+    "dpo.learning.progress=false",
     "held_out.count=4",
     "held_out.num_steps=3",
     "held_out.guidance_scale=2",
@@ -119,7 +119,7 @@ def test_a_run_that_was_stopped_after_any_part_ends_as_if_it_had_not_been(finish
     def stop(*args, **kwargs):
         raise Stop
 
-    for name in ("export", "DPOTrainer", "stack_loras"):  # after curation, after the pairs, after training
+    for name in ("export", "Trainer", "stack_loras"):  # after curation, after the pairs, after training
         with monkeypatch.context() as patched, pytest.raises(Stop):
             patched.setattr(module, name, stop)
             align(small(tmp_path / "run", "rounds=1"), resume=True, components=OWN)
@@ -135,7 +135,7 @@ def test_a_folder_is_not_taken_over_and_other_settings_are_named(finished):
     with pytest.raises(ValueError, match="holds a run already; give --resume"):
         align(small(finished.folder), components=OWN)
     cases = {
-        "dpo.beta=7": r"dpo\.beta was None and is now 7\.0;",
+        "dpo.objective.beta=7": r"dpo\.objective\.beta was None and is now 7\.0;",
         "held_out.seed=2": r"held_out\.seed was 0 and is now 2;",
         "curate.decide.rewards={shapes-clip: 0.5}": r"curate\.decide\.rewards was .* and is now",
     }
@@ -171,7 +171,7 @@ def test_other_prompts_or_another_base_are_named(tmp_path, monkeypatch):
     [
         ("rounds=0", "sets 'rounds' to 0, but a whole number"),
         ("max_pairs=0", "sets 'max_pairs' to 0, but a whole number"),
-        ("dpo.train=full", "dpo.train is full, but rounds are joined as LoRAs"),
+        ("dpo.adapter.train=full", "dpo.adapter.train is full, but rounds are joined as LoRAs"),
         ("curate.source.lora=there", "curate.source.lora is there, but the first round draws with the checkpoint"),
         ("curate.stop_after=edits", "curate.stop_after is edits, but a round needs pairs"),
         ("curate.source.kind=folder", "only images that the model draws change from round to round"),

@@ -7,21 +7,16 @@ from diffusers.models.attention_processor import AttnProcessor
 from peft import LoHaConfig, LoraConfig, inject_adapter_in_model
 
 from rpo.models.checkpoint import Checkpoint
-from rpo.trainers.checks.prepared import loop_for, prepared_model, prepared_pipeline
-from rpo.trainers.dpo import DPOTrainer
-from rpo.training.loop_config import LoopConfig
-from tests.tiny import tiny_sd, tiny_sdxl
-from tests.trainers.online_runs import grpo, score_as_action
-from tests.trainers.test_dpo import config, toy_pairs
+from rpo.trainers.checks.prepared import prepared_model
+from rpo.training.loop_config import LearningSpeed
+from tests.tiny import tiny_sd
+from tests.trainers.online_runs import endpoint, grpo, score_as_action
+from tests.trainers.pair_runs import trainer_of as dpo
 
-BF16, FP16 = LoopConfig(mixed_precision="bf16"), LoopConfig(mixed_precision="fp16")
-
-
-def dpo(folder, *, pipe):
-    return DPOTrainer(pipe, toy_pairs(4), config(folder))
+PLAIN, BF16, FP16 = (LearningSpeed(mixed_precision=name) for name in ("no", "bf16", "fp16"))
 
 
-TRAINERS = (dpo, grpo, score_as_action)
+TRAINERS = (dpo, grpo, score_as_action, endpoint)
 
 
 def freeu(pipe):
@@ -59,19 +54,13 @@ def test_an_adapter_of_any_kind_on_any_part_is_refused(alter):
     pipe = tiny_sd()
     alter(pipe)
     with pytest.raises(ValueError, match="already carries an adapter"):
-        prepared_pipeline(pipe, LoopConfig())
-
-
-@pytest.mark.parametrize("make", TRAINERS)
-def test_other_families_are_named_by_every_trainer(tmp_path, make):
-    with pytest.raises(ValueError, match=r"is a StableDiffusionXLPipeline, but Stable Diffusion 1\.x/2\.x"):
-        make(tmp_path, pipe=tiny_sdxl())
+        prepared_model(pipe, PLAIN)
 
 
 def test_flux_is_named_by_an_online_trainer_s_model():
     flux = object.__new__(FluxPipeline)
     with pytest.raises(ValueError, match="is a FluxPipeline, but .*its family is Flux"):
-        prepared_model(flux, LoopConfig())
+        prepared_model(flux, PLAIN)
 
 
 @pytest.mark.parametrize("wrong", ["a/checkpoint", None, torch.nn.Linear(1, 1)])
@@ -85,7 +74,7 @@ def test_harmless_changes_are_kept(tmp_path):
     pipe.unet.to(memory_format=torch.channels_last)
     pipe.unet.set_attn_processor(AttnProcessor())
     trainer = dpo(tmp_path, pipe=pipe)
-    assert trainer.model.pipe is pipe
+    assert trainer.run.model.pipe is pipe
     assert pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     assert all(type(one) is AttnProcessor for one in pipe.unet.attn_processors.values())
 
@@ -96,7 +85,7 @@ def test_mixed_precision_is_what_the_unet_computes_in(is_viewed):
     seen = []
     # Autocast casts the input of a convolution: its output tells in what was computed.
     pipe.unet.conv_in.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    model = prepared_pipeline(Checkpoint(pipe) if is_viewed else pipe, BF16)
+    model = prepared_model(Checkpoint(pipe) if is_viewed else pipe, BF16)
     seen.clear()
     model.predict(torch.randn(1, 4, 8, 8), torch.tensor([500]), model.encode_prompts(["a"]))
     assert seen == [torch.bfloat16]
@@ -108,7 +97,7 @@ def test_mixed_precision_is_what_the_unet_computes_in(is_viewed):
 )
 def test_two_half_types_at_once_are_refused(dtype, loop):
     with pytest.raises(ValueError, match=r"loop\.mixed_precision is .*, but the UNet computes in torch"):
-        prepared_pipeline(tiny_sd(dtype=dtype), loop)
+        prepared_model(tiny_sd(dtype=dtype), loop)
 
 
 def test_a_model_of_another_kind_decides_about_its_precision():
@@ -116,7 +105,7 @@ def test_a_model_of_another_kind_decides_about_its_precision():
         pass
 
     mine = Mine()
-    assert prepared_model(mine, LoopConfig()) is mine
+    assert prepared_model(mine, PLAIN) is mine
     with pytest.raises(ValueError, match="a Mine decides itself in what it computes"):
         prepared_model(mine, FP16)
 
@@ -125,6 +114,6 @@ def test_a_model_of_another_kind_decides_about_its_precision():
     ("compute_dtype", "asked", "counts"),
     [(torch.float32, "no", "no"), (torch.float16, "no", "fp16"), (torch.float16, "fp16", "fp16")],
 )
-def test_the_loss_is_scaled_where_float16_is_computed(compute_dtype, asked, counts):
+def test_the_loss_is_scaled_where_float16_is_computed(tmp_path, compute_dtype, asked, counts):
     model = Checkpoint(tiny_sd(), compute_dtype=compute_dtype)
-    assert loop_for(model, LoopConfig(mixed_precision=asked), accumulate=3).mixed_precision == counts
+    assert dpo(tmp_path, pipe=model, learning={"mixed_precision": asked}).loop.mixed_precision == counts

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rpo.trainers.online_config import RolloutConfig
 
 from rpo.models.checkpoint import Checkpoint
 from rpo.rewards import load_rewards
 from rpo.sampling.sample import Keep
 from rpo.trainers.rollouts.draw import Rollouts, rollout_facts
+from rpo.trainers.rollouts.settings import RolloutConfig
 from rpo.training.processes import Processes
 from tests.tiny import tiny_sd
 
@@ -49,7 +49,7 @@ def test_layout(model):
 
 
 def test_batches_change_nothing(model):
-    whole, parts = (drawn(rollouts(model, replace(CONFIG, batch_size=size))) for size in (64, 3))
+    whole, parts = (drawn(rollouts(model, replace(CONFIG, batch_size=size)), negatives=True) for size in (64, 3))
     for name in ("latents", "log_probs", "predictions", "negatives"):
         assert torch.allclose(getattr(whole.trajectory, name), getattr(parts.trajectory, name), atol=1e-3, rtol=1e-4)
     assert [chunk.latents.shape[1] for chunk in parts.chunks] == [3, 1]
@@ -102,18 +102,19 @@ def test_every_batch_of_a_multistep_solver_steps_on_its_own_grid(model, monkeypa
     assert torch.allclose(parts.trajectory.x_0, whole.trajectory.x_0, atol=1e-3)
 
 
-def test_what_is_encoded_for_a_rollout_is_a_function_of_the_rollout(model, monkeypatch):
-    """Nothing is kept of earlier ones: it would be as much as there are prompts, and a resumed run has none of it."""
-    seen, encode = [], model.encode_text
-    monkeypatch.setattr(model, "encode_text", lambda prompts: seen.append(tuple(prompts)) or encode(prompts))
+def test_each_prompt_is_encoded_once_and_alone_and_the_least_recent_leave_first(model, monkeypatch):
+    """Alone, so that a resumed run has the same bits."""
+    seen, encode = [], model.encode_prompts
+    monkeypatch.setattr(model, "encode_prompts", lambda prompts: seen.append(tuple(prompts)) or encode(prompts))
     source = rollouts(model)
-    drawn(source, 0)
-    before = len(seen)
-    drawn(source, 1)
-    again = len(seen)
-    drawn(rollouts(model), 1)
-    assert again > before
-    assert seen[before:again] == seen[again:]
+    first = [drawn(source, index) for index in range(3)]
+    assert sorted(seen) == sorted((prompt,) for prompt in PROMPTS)
+    monkeypatch.setattr("rpo.trainers.rollouts.draw.PROMPTS_KEPT", 0)
+    source = rollouts(model)
+    again = [drawn(source, index) for index in range(3)]
+    assert len(seen) > 2 * len(PROMPTS)  # two prompts are at hand at a time
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one.trajectory.latents, other.trajectory.latents)
 
 
 def test_rewards_are_weighted_and_kept_apart(model):
@@ -129,9 +130,9 @@ def test_rewards_are_weighted_and_kept_apart(model):
 
 
 def test_wrong_prompts_are_named(model):
-    with pytest.raises(ValueError, match="there are no prompts, but an online trainer draws images of some; give"):
+    with pytest.raises(ValueError, match="there are no prompts"):
         rollouts(model, prompts=())
-    with pytest.raises(ValueError, match="prompt 1 is '  ', but a text that is not empty is needed; remove it"):
+    with pytest.raises(ValueError, match="prompt 1 is '  '"):
         rollouts(model, prompts=("a", "  "))
-    with pytest.raises(ValueError, match="rollout.prompts is 2 for 3 processes, but each .* give a multiple of 3"):
+    with pytest.raises(ValueError, match="rollout.prompts is 2 for 3 processes.*multiple of 3"):
         rollouts(model, share=(0, 3))

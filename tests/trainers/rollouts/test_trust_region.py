@@ -1,7 +1,8 @@
 """The weight of the trust region follows the distance that was measured, and survives a kill."""
 
 import pytest
-from rpo.trainers.trust_region import TrustRegion
+
+from rpo.trainers.rollouts.trust_region import TrustRegion
 
 
 @pytest.mark.parametrize(("kl", "expected"), [(1.0, 3.0), (0.04, 2.0), (0.0, 4 / 3), (-1e-9, 4 / 3)])
