@@ -81,9 +81,8 @@ def _heading(name: str) -> str:
 
 
 def _table(fields: Iterable[FieldInfo]) -> str:
-    rows = [
-        f"| `{field.key}` | {_code(field.default)} | {_cell(field.type_name)} | {_cell(field.doc)} |" for field in fields
-    ]
+    cells = ((f"`{one.key}`", _code(one.default), _cell(one.type_name), _cell(one.doc)) for one in fields)
+    rows = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join(["| key | default | what it takes | what it is |", "|---|---|---|---|", *rows])
 
 

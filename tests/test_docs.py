@@ -1,8 +1,8 @@
 """The README and the pages tell the truth: commands parse, imports are there, code runs, and the site builds.
 
-A comment before a block says what becomes of it: `run` (executed, those of a page one after the other), `file: PATH` and
-`patch: PATH` (what a reader is told to write, done in a copy of the repository), `check` (run there at the end), or the
-name of a command whose configuration the block is.
+A comment before a block says what becomes of it: `run` (executed, those of a page one after the other), `check` (run at
+the end of a guide), or the name of a command whose configuration the block is. A block with a title is a file that a
+guide tells to write, or to change; that is done in a copy of the repository.
 """
 
 import ast
@@ -44,15 +44,13 @@ class Block:
 
     marker: str
     language: str
+    path: str
     text: str
-
-    @property
-    def path(self):
-        return self.marker.partition(": ")[2]
 
 
 def blocks(page, *languages):
-    found = re.findall(r"(?:<!-- ([^\n]*?) -->\n)?^```(\w*)\n(.*?)^```$", PAGES[page], re.DOTALL | re.MULTILINE)
+    fence = r'(?:<!-- ([^\n]*?) -->\n)?^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$'
+    found = re.findall(fence, PAGES[page], re.DOTALL | re.MULTILINE)
     return [block for block in (Block(*one) for one in found) if block.language in languages]
 
 
