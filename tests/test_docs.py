@@ -34,6 +34,8 @@ PAGES = {page.name: page.read_text() for page in (ROOT / "README.md", *DOCS)}
 RUN = ("README.md", "data.md")
 RUN_SLOWLY = ("in_your_code.md",)
 GUIDES = [name for name in PAGES if name.startswith("add_")]
+HOMES = ("", "rpo", "rpo/trainers")
+"""What paths on a page are relative to."""
 OTHERS = {"pip", "pytest", "vllm", "."}
 """Programs that are not ours."""
 
@@ -108,6 +110,19 @@ def test_commands_and_keys_within_a_sentence_are_there(page):
         key = re.match(r"([a-z_]+)\.[a-z_.]+(?=$|[=: ])", span)
         if key and key[1] in sections and not span.endswith((".py", ".md", ".yaml", ".json", ".jsonl")):
             assert key[0] in known, span
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_are_named_are_there_with_what_is_named_in_them(page):
+    told = {block.path for block in blocks(page, "python")}
+    span = r"`((?:[a-z_]+/)+[\w.]+\.(?:py|yaml|txt|svg))(?:: ([\w, ]+))?`"
+    for place, things in re.findall(span, PAGES[page]):
+        if place in told or place.startswith("runs/") or "NAME" in place:
+            continue
+        found = [file for home in HOMES if (file := ROOT / home / place).is_file()]
+        assert found, place
+        for thing in filter(None, things.split(", ")):
+            assert re.search(rf"^\s*(?:def|class) {thing}\b", found[0].read_text(), re.MULTILINE), (place, thing)
 
 
 @pytest.mark.parametrize("page", PAGES)
