@@ -43,7 +43,7 @@ class PreferencePair:
     seed: int | None = None
     """Seed that the images were sampled with."""
     details: Mapping[str, str | int | float] = field(default_factory=dict, hash=False)
-    """Further provenance, named as in `rpo.data.details.DETAIL_COLUMNS`."""
+    """Further provenance, named as in `rpo.data.columns.DETAIL_COLUMNS`."""
     name: str = field(default="", compare=False)
     """What a person calls the record ("metadata.jsonl:17"); every error about it begins so."""
     _facts: dict[Side, ImageFacts] = field(default_factory=dict, init=False, repr=False, compare=False)
