@@ -12,9 +12,9 @@ from statistics import median
 
 from PIL.Image import Image
 
-from rpo.data.preference import SIDES, PreferencePair, pair_key
+from rpo.data.preference import SIDES, PreferencePair, counted, pair_key
 from rpo.data.readers import PairSource, scan
-from rpo.models.captions import CutCaptions, cut_captions, surely_cut
+from rpo.models.captions import cut_captions, kept_tokens, load_tokenizer, surely_cut
 
 Progress = Callable[[int, int], object]
 """Called with (records done, records in all)."""
@@ -96,7 +96,7 @@ def check_pairs(
         distinct_prompts=len({pair.prompt for pair in found.pairs}),
         prompt_words=(min(words), median(words), max(words)),
         margins=[pair.margin for pair in found.pairs if pair.margin is not None],
-        long_captions=str(_cut(found.pairs, model)),
+        long_captions=_cut([pair.prompt for pair in found.pairs], model),
         faults=found.faults,
     )
     names: dict[bytes, str] = {}
@@ -157,12 +157,9 @@ def _take(report: CheckReport, pair: PreferencePair, look: _Look, names: dict[by
     names.setdefault(key, pair.name)
 
 
-def _cut(pairs: Sequence[PreferencePair], model: str | None) -> CutCaptions:
-    captions = (pair.prompt for pair in pairs)
+def _cut(captions: list[str], model: str | None) -> str:
     if model is None:
         return surely_cut(captions)
-    from rpo.models.tokens import kept_tokens, load_tokenizer  # not at the top: looking at a folder needs no torch
-
     tokenizer = load_tokenizer(model)
     length = tokenizer.model_max_length
     return cut_captions(captions, kept_tokens(tokenizer, length), f"the {length} tokens of {model}")
@@ -170,7 +167,7 @@ def _cut(pairs: Sequence[PreferencePair], model: str | None) -> CutCaptions:
 
 def format_report(report: CheckReport) -> str:
     """The report as text for a terminal."""
-    left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(report.dropped.items()))
+    left_out = counted(report.dropped)
     sizes = ", ".join(f"{width}x{height} ({n})" for (width, height), n in report.sizes.most_common(_SHOWN))
     more_sizes = f" and {len(report.sizes) - _SHOWN} more sizes" if len(report.sizes) > _SHOWN else ""
     least, middle, most = report.prompt_words

@@ -22,7 +22,7 @@ from rpo.data.columns import FORMS, AnyForm, Dropped, FormName, Row, foreign_sou
 from rpo.data.image_facts import ImageSource
 from rpo.data.own_files import own_file
 from rpo.data.pixels import rgb
-from rpo.data.preference import PairSet, PreferencePair, encode_png, recalled_pairs, require_sound
+from rpo.data.preference import PairSet, PreferencePair, counted, encode_png, recalled_pairs, require_sound
 from rpo.data.tables import (
     ONLY_SPLIT,
     Cell,
@@ -123,10 +123,9 @@ def read_pairs(
         raise InputError(faults[0] + more)
     dropped = found.dropped + Counter(faulty=len(faults))
     if not pairs:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
-        why = f"all {dropped.total()} rows were left out ({reasons})" if dropped else "it holds no records"
+        why = f"all {dropped.total()} rows were left out ({counted(dropped)})" if dropped else "it holds no records"
         raise InputError(
-            f"{found.origin}: {why}; expected at least one row with a preferred image; label more pairs, or look at how "
+            f"{found.origin}: {why}; expected a row with a preferred image; label more pairs, or look at how "
             "the file was written"
         )
     return PairSet(tuple(pairs), found.origin, dict(dropped), found.ignored_columns)

@@ -119,7 +119,7 @@ def test_a_set_of_ties_is_refused(tmp_path):
 
 def test_an_empty_set_is_refused(tmp_path):
     path = jsonl(tmp_path)
-    with pytest.raises(ValueError, match=rf"^{path}: it holds no records; expected at least one row"):
+    with pytest.raises(ValueError, match=rf"^{path}: it holds no records; expected a row"):
         read_pairs(tmp_path)
 
 

@@ -13,8 +13,7 @@ from rpo.trainers.online_config import RolloutConfig
 
 from rpo.data.preference import SIDES, PreferencePair, encode_png, pair_set
 from rpo.data.writers import write_pairs
-from rpo.models.captions import surely_cut
-from rpo.models.tokens import count_cut, load_tokenizer
+from rpo.models.captions import count_cut, load_tokenizer, surely_cut
 from rpo.runs.dpo import DataConfig, RunConfig, run
 from rpo.trainers.dpo import DPOTrainer
 from rpo.trainers.rollouts.draw import Rollouts
