@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rpo import __version__
 from rpo.cli.command import Command, config_and_overrides, overrides, takes_config, takes_run
-from rpo.cli.configs import show_config, takes_name
+from rpo.cli.configs import configurations, show_config, takes_name
 from rpo.cli.curate import CURATE
 from rpo.errors import InputError
 from rpo.interrupts import Terminated, ended_in_order
@@ -35,15 +35,6 @@ ALGORITHMS = {
 """What `rpo train` trains by: the class of its settings in `rpo.runs.train_config`, and what it is."""
 
 
-def quickstart(args: argparse.Namespace) -> None:
-    """Align the embedded model and write a report."""
-    from rpo.config import load_config
-    from rpo.runs.quickstart import run
-    from rpo.runs.quickstart_config import QuickstartConfig
-
-    run(load_config(QuickstartConfig, None, overrides(args)), resume=args.resume)
-
-
 def train(settings: str, args: argparse.Namespace) -> None:
     """Train what a YAML file describes."""
     from rpo.config import load_config
@@ -55,16 +46,25 @@ def train(settings: str, args: argparse.Namespace) -> None:
 
 def align(args: argparse.Namespace) -> None:
     """Go through rounds of curation and training."""
+    _align(*config_and_overrides(args), resume=args.resume)
+
+
+def quickstart(args: argparse.Namespace) -> None:
+    """One such round on the embedded checkpoint."""
+    _align(configurations()["quickstart"], overrides(args), resume=args.resume)
+
+
+def _align(path: Path | str | None, words: list[str], *, resume: bool) -> None:
     from rpo.config import load_config
     from rpo.curation.records import Unavailable
     from rpo.runs.align import align as run_rounds
     from rpo.runs.align_config import AlignConfig
 
     try:
-        result = run_rounds(load_config(AlignConfig, *config_and_overrides(args)), resume=args.resume)
+        result = run_rounds(load_config(AlignConfig, path, words), resume=resume)
     except Unavailable as error:
         raise InputError(f"{error}; run the same command with --resume: what was found out is kept") from error
-    print(f"LoRA: {result.lora}\nfigure: {result.folder / 'rounds.svg'}")
+    print(f"LoRA:   {result.lora}\nreport: {result.report}  (open it in a browser)")
 
 
 def data_check(args: argparse.Namespace) -> int:
@@ -100,7 +100,7 @@ COMMANDS = {
         "align the embedded model on this machine and write a report",
         takes_run,
         quickstart,
-        "rpo.runs.quickstart_config:QuickstartConfig",
+        "rpo.runs.align_config:AlignConfig",
     ),
     **{
         f"train {name}": Command(summary, takes_config, partial(train, cls), f"rpo.runs.train_config:{cls}")
@@ -144,6 +144,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 for an untrainable set, 2 for wrong input, 130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
     """
+    # A thread that waits by spinning takes the core that a neighbour needs: with the default, one busy neighbour costs
+    # three quarters of the speed. OpenMP reads it when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # What these libraries say at import (an image processor without torchvision, …) concerns nothing that rpo does.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

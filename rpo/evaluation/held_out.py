@@ -4,6 +4,7 @@ Models are compared on the same prompts and noise, image by image. A judge is a 
 image a number.
 """
 
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from rpo.data.pixels import to_pixels
 from rpo.data.prompts import HELD_OUT, read_prompts
 from rpo.errors import InputError
 from rpo.evaluation.intervals import Interval, paired_gain
+from rpo.files import written_whole
 from rpo.models.base import DiffusionModel
 from rpo.plugins import load_plugin
 from rpo.ranges import Count, Fraction, GuidanceScale, Seed, Text
@@ -83,6 +85,11 @@ class Judged:
 
     told_by: str = ""
     """Name of what can tell more of these images than their scores; see `rpo.reports.training.RESULTS`."""
+
+    def write(self, file: Path) -> None:
+        """Keep scores and images, whole or not at all; `HeldOut.read` reads them."""
+        with written_whole(file) as partial, partial.open("wb") as stream:
+            np.savez_compressed(stream, scores=self.scores, images=self.images)
 
     def where(self, domain: str) -> NDArray[np.intp]:
         """Indices of the images of one domain."""
@@ -225,10 +232,18 @@ class HeldOut:
                 "would not be one on new prompts; remove them from held_out.prompts"
             )
 
+    def read(self, file: Path) -> Judged:
+        """What `Judged.write` kept of a model that these prompts were drawn with."""
+        try:
+            with np.load(file, allow_pickle=False) as kept:
+                return self._of(kept["scores"], kept["images"])
+        except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            raise InputError(f"{file} is damaged ({error}); expected scores and images; delete it") from error
+
     def judge(self, model: DiffusionModel, *, progress: str | None = None) -> Judged:
         """Draw the images of a model and score them."""
         config, scores, shown = self._config, list[NDArray[np.float64]](), list[NDArray[np.uint8]]()
-        drawn = Sampling(config.seed, config.images_per_prompt, config.num_steps, config.guidance_scale, eta=config.eta)
+        drawn = self._sampling
         for domain, prompts in self.prompts.items():
             title = f"{progress}, {domain}" if progress else None
             images = drawn.draw(model, prompts, batch_size=config.batch_size, progress=title)
@@ -236,9 +251,17 @@ class HeldOut:
             images = images.to(model.device)
             texts = repeated(prompts, config.images_per_prompt)
             scores.append(score(self._reward, images, texts, name=config.reward).double().cpu().numpy())
-        columns = columns_of(self.prompts, config.images_per_prompt)
+        return self._of(np.concatenate(scores), np.concatenate(shown))
+
+    def _of(self, scores: NDArray[np.float64], images: NDArray[np.uint8]) -> Judged:
+        config = self._config
         told_by = config.prompts if config.reward == VERIFIERS.get(config.prompts) else ""
-        return Judged(*columns, np.concatenate(scores), drawn, np.concatenate(shown), told_by)
+        return Judged(*columns_of(self.prompts, config.images_per_prompt), scores, self._sampling, images, told_by)
+
+    @property
+    def _sampling(self) -> Sampling:
+        config = self._config
+        return Sampling(config.seed, config.images_per_prompt, config.num_steps, config.guidance_scale, eta=config.eta)
 
 
 def _to_look_at(images: Images) -> NDArray[np.uint8]:

@@ -46,6 +46,9 @@ PATH_SMOOTHING = 6
 STRIP_WIDTH = 1024
 """Pixels of a preview row, beyond which it is made smaller, so that a report stays small."""
 
+NEAR = 0.02
+"""How far from log 2 a first loss may be to be that of Diffusion-DPO."""
+
 ENDS = 10
 """The reward at the start and at the end of a run is the mean of one part in this many of its updates."""
 
@@ -124,7 +127,8 @@ def curves_section(entries: Entries) -> CurvesSection:
     start = curve(entries, "reward/mean", name="reward").y[:1]
     is_dpo = any("dpo/margin" in entry for entry in entries)
     first = next((entry["dpo/loss"] for entry in entries if entry.get("dpo/loss") is not None), None)
-    log_two = (Mark("log 2", float(np.log(2))),) if first is not None and abs(first - np.log(2)) < 0.02 else ()
+    starts_there = first is not None and abs(first - np.log(2)) < NEAR
+    log_two = (Mark("log 2", float(np.log(2))),) if starts_there else ()
     charts = [
         Chart("Loss", _curves(entries, {"dpo/loss": "loss"}), log_two, "The preference loss of the objective."),
         _chart(entries, "Implicit accuracy", {"dpo/implicit_accuracy": "pairs"}, "chance", 0.5),

@@ -16,6 +16,7 @@ from rpo.sampling.sample import image_generator, sample
 from rpo.types import Canvas
 from tests.contracts.algorithms import ALGORITHMS
 from tests.contracts.families import FAMILIES, VARIANTS
+from tests.trainers.online_runs import small_value  # noqa: F401
 
 pytestmark = [
     pytest.mark.contracts,

@@ -3,12 +3,14 @@
 import hashlib
 
 import pytest
+import torch
 
 from rpo.trainers.endpoint import Endpoint
 from rpo.trainers.endpoint_config import EndpointConfig
 from rpo.trainers.grpo import GRPO
 from rpo.trainers.grpo_config import GRPOConfig
 from rpo.trainers.rollouts.settings import OnlineLearningConfig, RolloutConfig, StepsConfig
+from rpo.trainers.rollouts.steps import replayed
 from rpo.trainers.score_as_action import ScoreAsAction
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig
 from rpo.trainers.settings import AdapterConfig
@@ -55,6 +57,25 @@ def endpoint(folder, *, pipe=None, reward="jpeg-compressibility", **changes):
 
 
 TRAINERS = {"grpo": grpo, "score_as_action": score_as_action, "endpoint": endpoint}
+
+
+def moved(trainer):
+    """The trainer with an adapter that does something."""
+    with torch.no_grad():
+        for index, parameter in enumerate(trainer.run.policy.parameters):
+            generator = torch.Generator().manual_seed(index)
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return trainer
+
+
+def close(found, expected):
+    return torch.allclose(found, expected, rtol=1e-3, atol=1e-5 * expected.abs().max().item())
+
+
+def replayed_by(trainer, steps, **changes):
+    """What the trainer's loss replays of steps: the guided output and its transition."""
+    kernel, guidance = trainer.algorithm.collector.kernel, trainer.run.config.guidance_scale
+    return replayed(trainer.run.model, steps, **{"kernel": kernel, "guidance_scale": guidance} | changes)
 
 
 def digest(trainer):

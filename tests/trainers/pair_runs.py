@@ -69,6 +69,17 @@ def trainer_of(folder, *, pipe=None, pairs=None, objective=None, **changes):
     return Trainer(pipe or tiny_sd(), DPO(pairs or toy_pairs(), settings))
 
 
+def steady(trainer):
+    """The trainer with a large eps, which keeps Adam from blowing rounding of near-zero gradients up to whole steps."""
+    trainer.loop = dataclasses.replace(trainer.loop, adam_eps=1e-3)
+    return trainer
+
+
+def counting(calls):
+    """A watcher of forwards of the denoiser."""
+    return lambda pipe: pipe.unet.register_forward_pre_hook(lambda *_: calls.update(forwards=1))
+
+
 def trained(folder, *, resume=False, watch=None, **changes):
     trainer = trainer_of(folder, **changes)
     if watch is not None:

@@ -11,50 +11,17 @@ import torch
 
 from rpo.data.preference import PreferencePair, encode_png, pair_set
 from rpo.models.checkpoint import Checkpoint
-from rpo.objectives.preference import beta_for_dims
+from rpo.objectives.preference.base import beta_for_dims
+from rpo.objectives.preference.dpo import Dpo
 from rpo.shapes.world import COLORS, Scene, draw_scene, render, sample_prompts
-from rpo.trainers.dpo import DPOTrainer, errors, loss
-from rpo.trainers.dpo_config import DPOConfig, share_of
-from rpo.trainers.pairs.guard import ChosenGuard
+from rpo.trainers.pairs.batches import share_of
+from rpo.trainers.pairs.errors import denoise
 from rpo.training.log import read_metrics
-from rpo.training.loop import LoopConfig, NonFiniteLossError
+from rpo.training.loop import NonFiniteLossError
 from tests.tiny import save_tiny_sd, tiny_sd
+from tests.trainers.pair_runs import config, counting, steady, toy_pairs, trained, trainer_of, weights
 
 COLOR_NAMES = tuple(COLORS)
-
-
-def toy_pairs(count=8, side=64):
-    """Chosen images are bright on the left, rejected ones on the right."""
-    generator = np.random.default_rng(0)
-    ramp = np.linspace(0, 255, side)[None, :, None]
-    pairs = []
-    for index in range(count):
-        noise = generator.normal(0, 8, (2, side, side, 3))
-        chosen, rejected = (
-            np.clip(image, 0, 255).astype(np.uint8) for image in (255 - ramp + noise[0], ramp + noise[1])
-        )
-        pairs.append(
-            PreferencePair(f"prompt {index % 3}", encode_png(chosen), encode_png(rejected), name=f"pair {index}")
-        )
-    return pair_set(pairs, origin="toy")
-
-
-def config(folder, *, updates=3, **changes):
-    loop = LoopConfig(updates=updates, learning_rate=1e-2, checkpoint_every=100, progress=False)
-    settings = {"pairs_per_update": 4, "micro_batch": 4, "rank": 4, "max_chosen_error_ratio": math.inf, "loop": loop}
-    return DPOConfig(folder=str(folder), **settings | changes)
-
-
-def weights(trainer):
-    return torch.cat([parameter.detach().flatten() for parameter in trainer.policy.parameters])
-
-
-def trained(folder, *, pipe=None, pairs=None, resume=False, watch=None, **changes):
-    trainer = DPOTrainer(pipe or tiny_sd(), pairs or toy_pairs(), config(folder, **changes))
-    if watch is not None:
-        watch(trainer.model.pipe)
-    trainer.train(resume=resume)
-    return trainer
 
 
 def recoloured_pairs(count):
@@ -71,15 +38,16 @@ def recoloured_pairs(count):
 def test_on_shapes_the_first_loss_is_log_two_and_unseen_pairs_are_learnt(tmp_path):
     model = Checkpoint.load("shapes")
     pairs = recoloured_pairs(64)
-    loop = LoopConfig(updates=20, learning_rate=1e-3, progress=False)
-    trainer = DPOTrainer(model, pairs[:48], config(tmp_path, pairs_per_update=16, micro_batch=16, loop=loop))
-    unseen = DPOTrainer(Checkpoint.load("shapes"), pairs[48:], config(tmp_path / "unseen")).batches.at(range(64))
+    learning = {"updates": 20, "learning_rate": 1e-3, "micro_batch": 16}
+    trainer = trainer_of(tmp_path, pipe=model, pairs=pairs[:48], pairs_per_update=16, learning=learning)
+    held_out = trainer_of(tmp_path / "unseen", pipe=Checkpoint.load("shapes"), pairs=pairs[48:])
+    unseen = held_out.algorithm.data.at(range(64))
     trainer.train()
     lines = read_metrics(tmp_path)
     assert lines[0]["loop/loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert lines[0]["dpo/margin"] == pytest.approx(0, abs=1e-4)
     with torch.no_grad():
-        after = loss(unseen, policy=trainer.policy, beta=trainer.beta, sft_weight=0.0)
+        after = trainer.algorithm.loss(unseen)
     # Already the base prefers the right colour; what is asked is that the policy does so more than the base.
     assert after.metrics["dpo/implicit_accuracy"] > 0.7
     assert after.loss < 0.9 * math.log(2)
@@ -114,34 +82,23 @@ def test_an_update_is_two_forwards_and_one_backward_and_encodes_nothing_twice(tm
 
 
 def test_both_sides_share_noise_and_time_and_the_reference_gets_no_gradient(tmp_path):
-    trainer = DPOTrainer(tiny_sd(), toy_pairs(), config(tmp_path))
-    batch = trainer.batches.at(range(4))
+    trainer = trainer_of(tmp_path)
+    batch = trainer.algorithm.data.at(range(4))
     same = dataclasses.replace(batch, x_0=torch.cat([batch.x_0[:4], batch.x_0[:4]]))
-    chosen, rejected = errors(trainer.model, same).chunk(2)
+    chosen, rejected = denoise(trainer.run.model, same).errors().chunk(2)
     assert torch.allclose(chosen, rejected, atol=1e-6)
-    loss(batch, policy=trainer.policy, beta=1.0, sft_weight=0.0).loss.backward()
-    trained_names = {name for name, p in trainer.model.denoiser.named_parameters() if p.grad is not None}
-    assert trained_names == {name for name, _ in trainer.model.denoiser.named_parameters() if ".lora_" in name}
-
-
-def test_times_cover_the_schedule_and_captions_are_dropped_at_their_rate(tmp_path):
-    trainer = DPOTrainer(tiny_sd(), toy_pairs(), config(tmp_path))
-    visits = [trainer.batches._visit(position) for position in range(2000)]
-    timesteps = torch.stack([trainer.batches._noise(pair, draw, torch.Size([1]))[0] for pair, draw in visits]).double()
-    assert timesteps.min() < 10
-    assert timesteps.max() > 989
-    assert timesteps.mean().item() == pytest.approx(499.5, abs=20)
-    dropped = [trainer.batches._caption(pair, draw) == "" for pair, draw in visits]
-    assert np.mean(dropped) == pytest.approx(0.2, abs=0.03)
-    assert Counter(pair for pair, _ in visits) == {pair: 250 for pair in range(8)}
+    trainer.algorithm.loss(batch).loss.backward()
+    named = dict(trainer.run.model.denoiser.named_parameters())
+    assert {name for name, p in named.items() if p.grad is not None} == {name for name in named if ".lora_" in name}
 
 
 def test_micro_batches_add_up_to_the_whole(tmp_path):
-    # A large eps keeps Adam from blowing rounding of near-zero gradients up to whole steps.
-    loop = LoopConfig(updates=3, learning_rate=1e-2, adam_eps=1e-3, progress=False)
-    whole = weights(trained(tmp_path / "whole", loop=loop))
-    parts = weights(trained(tmp_path / "parts", micro_batch=1, loop=loop))
-    assert torch.allclose(whole, parts, atol=1e-5)
+    whole, parts = (
+        steady(trainer_of(tmp_path / str(size), learning={"micro_batch": size, "updates": 3})) for size in (4, 1)
+    )
+    whole.train()
+    parts.train()
+    assert torch.allclose(weights(whole), weights(parts), atol=1e-5)
 
 
 def test_resuming_is_bit_equal_to_never_stopping(tmp_path):
@@ -155,14 +112,14 @@ def test_resuming_is_bit_equal_to_never_stopping(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"beta": 300.0}, r"beta from 78\.125 to 300\.0"),
-        ({"seed": 1}, "seed from 0 to 1"),
-        ({"pairs": toy_pairs(6)}, "pairs from 8 to 6; prompts of the pairs from "),
+        ({"objective": Dpo(beta=300.0)}, r"what it is made of changed .*beta from 78\.125 to 300\.0"),
+        ({"seed": 1}, r"was trained with seed=0 \(now 1\)"),
+        ({"pairs": toy_pairs(6)}, "what it is made of changed .*pairs from 8 to 6; prompts of the pairs from "),
     ],
 )
 def test_resuming_with_other_settings_is_refused(tmp_path, changes, message):
     trained(tmp_path, updates=1)
-    with pytest.raises(ValueError, match=f"the run cannot be resumed: what it is made of changed .*{message}"):
+    with pytest.raises(ValueError, match=message):
         trained(tmp_path, updates=2, resume=True, **changes)
 
 
@@ -172,29 +129,24 @@ def test_two_runs_are_equal(tmp_path):
 
 
 def test_kept_reference_errors_change_nothing_and_are_reused_by_later_runs(tmp_path):
-    cache = str(tmp_path / "cache")
-    kept = trained(tmp_path / "kept", updates=8, draws_per_pair=2, cache_folder=cache)
-    assert kept._reference_errors.computed == 16  # 8 pairs × 2 draws; the other half of the 32 visits was known
-    calls = Counter()
-
-    def watch(pipe):
-        pipe.unet.register_forward_pre_hook(lambda *_: calls.update(forwards=1))
-
-    sweep = trained(tmp_path / "sweep", watch=watch, updates=8, draws_per_pair=2, cache_folder=cache, beta=300.0)
-    assert sweep._reference_errors.computed == 0
+    cache, calls, settings = str(tmp_path / "cache"), Counter(), {"updates": 8, "draws_per_pair": 2}
+    kept = trained(tmp_path / "kept", watch=counting(calls), cache_folder=cache, **settings)
+    assert calls["forwards"] == 8 + 4  # 8 pairs × 2 draws are 4 micro-batches; the rest of the visits was known
+    calls.clear()
+    trained(tmp_path / "sweep", watch=counting(calls), cache_folder=cache, objective=Dpo(beta=300.0), **settings)
     assert calls["forwards"] == 8
     # The same draws without keeping anything: every error of the reference computed anew.
-    plain = DPOTrainer(tiny_sd(), toy_pairs(), config(tmp_path / "plain", updates=8, draws_per_pair=2))
-    plain._reference_errors = None
+    plain = trainer_of(tmp_path / "plain", **settings)
+    plain.algorithm._kept = None
     plain.train()
     assert torch.allclose(weights(plain), weights(kept), atol=1e-6)
 
 
 def test_another_base_is_another_reference(tmp_path):
-    cache = str(tmp_path / "cache")
-    trained(tmp_path / "one", draws_per_pair=1, cache_folder=cache)
-    other = trained(tmp_path / "two", pipe=tiny_sd(seed=1), draws_per_pair=1, cache_folder=cache)
-    assert other._reference_errors.computed > 0
+    calls, settings = Counter(), {"draws_per_pair": 1, "cache_folder": str(tmp_path / "cache"), "updates": 2}
+    trained(tmp_path / "one", **settings)
+    trained(tmp_path / "two", pipe=tiny_sd(seed=1), watch=counting(calls), **settings)
+    assert calls["forwards"] == 4
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -207,93 +159,62 @@ def test_folders_of_either_prediction_train_three_updates(tmp_path, prediction_t
 
 def test_full_fine_tuning_moves_all_weights_and_keeps_its_reference(tmp_path):
     base = tiny_sd().unet.state_dict()
-    trainer = trained(tmp_path, train="full", updates=4, loop=LoopConfig(updates=4, learning_rate=1e-4, progress=False))
-    after = trainer.model.denoiser.state_dict()
+    trainer = trained(tmp_path, adapter={"train": "full"}, learning={"updates": 4, "learning_rate": 1e-4})
+    after = trainer.run.model.denoiser.state_dict()
     assert all(not torch.equal(base[name], after[name]) for name in base if "weight" in name)
     assert read_metrics(tmp_path)[0]["loop/loss"] == pytest.approx(math.log(2), abs=1e-6)
-    batch = trainer.batches.at(range(4))
-    with trainer.policy.reference():
+    batch = trainer.algorithm.data.at(range(4))
+    with trainer.run.policy.reference():
         assert not torch.is_grad_enabled()
-        reference_errors = errors(trainer.model, batch)
-    assert torch.equal(reference_errors, errors(Checkpoint(tiny_sd()), batch))
+        reference_errors = denoise(trainer.run.model, batch).errors()
+    assert torch.equal(reference_errors, denoise(Checkpoint(tiny_sd()), batch).errors())
     saved = Checkpoint.load(trainer.save(tmp_path / "pipeline"))
-    assert saved.fingerprint("denoiser") == trainer.model.fingerprint("denoiser")
+    assert saved.fingerprint("denoiser") == trainer.run.model.fingerprint("denoiser")
 
 
 def test_half_precision_base_trains_a_float32_adapter(tmp_path):
     trainer = trained(tmp_path, pipe=tiny_sd(dtype=torch.bfloat16))
-    assert {parameter.dtype for parameter in trainer.policy.parameters} == {torch.float32}
+    assert {parameter.dtype for parameter in trainer.run.policy.parameters} == {torch.float32}
     assert read_metrics(tmp_path)[0]["loop/loss"] == pytest.approx(math.log(2), abs=0.05)
     trainer.save()
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path):
     plain = weights(trained(tmp_path / "plain"))
-    checkpointed = weights(trained(tmp_path / "checkpointed", gradient_checkpointing=True))
+    checkpointed = weights(trained(tmp_path / "checkpointed", adapter={"gradient_checkpointing": True}))
     assert torch.allclose(plain, checkpointed, atol=1e-6)
 
 
 def test_beta_follows_the_latent_size_unless_given(tmp_path):
-    assert DPOTrainer(tiny_sd(), toy_pairs(), config(tmp_path)).beta == beta_for_dims(256) == 78.125
-    trainer = DPOTrainer(tiny_sd(), toy_pairs(), config(tmp_path, beta=150.0))
-    assert trainer.beta == 150.0
-    assert (
-        "beta 150 over 256 latent dimensions = 0.586 per dimension (1.9 times the paper's; beta_dpo 75 of"
-        in trainer.plan()
-    )
-    assert "4 pairs × 1 micro-batch = 4 pairs per update; 3 updates = 12 pairs, 1.5 epochs" in trainer.plan()
+    assert trainer_of(tmp_path).algorithm.beta == beta_for_dims(256) == 78.125
+    trainer = trainer_of(tmp_path, objective=Dpo(beta=150.0))
+    assert trainer.algorithm.beta == 150.0
+    plan = trainer.plan()
+    for said in ("Diffusion-DPO, lora", "beta 150 over 256 dimensions", "8 pairs at 64", "1.5 epochs"):
+        assert said in plan
 
 
 def test_the_guard_stops_when_the_chosen_side_is_forgotten(tmp_path):
-    loop = LoopConfig(updates=300, learning_rate=1e-2, progress=False)
-    trainer = DPOTrainer(tiny_sd(), toy_pairs(), config(tmp_path, max_chosen_error_ratio=1.0005, loop=loop))
-    result = trainer.train()
+    result = trainer_of(tmp_path, max_chosen_error_ratio=1.0005, updates=300).train()
     assert result.updates < 300
     assert "chosen side's error has risen to" in result.stopped_because
     assert "raise beta, lower the learning rate, or give sft_weight" in result.stopped_because
 
 
-def test_the_guard_smooths_over_updates_and_resumes_where_it_was():
-    calm, step = (
-        {"dpo/margin": margin, "dpo/chosen_error": error, "dpo/reference_chosen_error": 0.5}
-        for margin, error in ((0.0, 0.5), (1.0, 1.0))
-    )
-    guard = ChosenGuard(1.5)
-    assert [guard(calm), guard(step), guard(step)] == [None, None, None]
-    resumed = ChosenGuard(1.5)
-    resumed.load_state_dict(guard.state_dict())
-    # 1 - 0.9^n passes one half at n = 7.
-    assert [resumed(step) is None for _ in range(5)] == [True, True, True, True, False]
-
-
-def test_the_guard_refuses_a_start_that_is_not_the_reference():
-    assert "before the first update the policy must equal its reference" in ChosenGuard(2.0)(
-        {"dpo/margin": 0.7, "dpo/chosen_error": 1.0, "dpo/reference_chosen_error": 1.0}
-    )
-
-
 def test_a_loss_that_is_not_a_number_names_its_records_and_keeps_the_last_good_state(tmp_path):
-    trainer = DPOTrainer(tiny_sd(), toy_pairs(), config(tmp_path, updates=6))
-    poisoned = trainer.batches.at(range(12, 16)).names[1]
-    moments = trainer.batches.latents.moments
+    poisoned = trainer_of(tmp_path / "names").algorithm.data.at(range(12, 16)).names[1]
+    trainer = trainer_of(tmp_path, updates=6)
+    loss = trainer.algorithm.loss
 
-    def poison(requests):
-        mean, std = moments(requests)
-        rows = [index for index, request in enumerate(requests) if request.name.startswith(f"{poisoned} ")]
-        if trainer_is_at_update[0] >= 3:
-            mean[rows] = torch.nan
-        return mean, std
+    def poison(batch):
+        output = loss(batch)
+        if poisoned not in batch.names or len(read_metrics(tmp_path)) < 3:
+            return output
+        bad = torch.tensor([math.nan if name == poisoned else 0.0 for name in batch.names])
+        return dataclasses.replace(output, loss=output.loss * math.nan, sample_losses=output.sample_losses + bad)
 
-    trainer_is_at_update = [0]
-    at = trainer.batches.at
-
-    def counted(positions):
-        trainer_is_at_update[0] = positions[0] // 4
-        return at(positions)
-
-    trainer.batches.at = counted
-    trainer.batches.latents.moments = poison
-    with pytest.raises(NonFiniteLossError, match=f"{poisoned}"):
+    trainer.algorithm.loss = poison
+    with pytest.raises(NonFiniteLossError, match=poisoned):
         trainer.train()
     undisturbed = weights(trained(tmp_path / "undisturbed", updates=3))
     assert torch.equal(weights(trainer), undisturbed)
@@ -306,14 +227,9 @@ def test_a_loss_that_is_not_a_number_names_its_records_and_keeps_the_last_good_s
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"beta": 0.0}, "'beta' to 0.0, but a number"),
-        ({"beta": -1.0}, "'beta' to -1.0, but a number"),
-        ({"beta": math.nan}, "'beta' to nan, but a number"),
-        ({"sft_weight": -0.1}, "'sft_weight' to -0.1, but a number"),
-        ({"max_chosen_error_ratio": 1.0}, "'max_chosen_error_ratio' to 1.0, but a number"),
-        ({"micro_batch": 0}, "'micro_batch' to 0, but a whole number"),
-        ({"draws_per_pair": 0}, "'draws_per_pair' to 0, but a whole number"),
-        ({"loop": LoopConfig(accumulate=2)}, r"loop.accumulate is 2, but DPO works it out"),
+        ({"max_chosen_error_ratio": 1.0}, "'max_chosen_error_ratio' to 1.0"),
+        ({"learning": {"micro_batch": 0}}, "'micro_batch' to 0"),
+        ({"draws_per_pair": 0}, "'draws_per_pair' to 0"),
     ],
 )
 def test_impossible_settings_are_refused(tmp_path, changes, message):
@@ -324,28 +240,25 @@ def test_impossible_settings_are_refused(tmp_path, changes, message):
 @pytest.mark.parametrize("resolution", [9, 33, 63])
 def test_a_resolution_that_the_autoencoder_cannot_take_is_refused(tmp_path, resolution):
     pipe = tiny_sd()
-    message = f"resolution is {resolution}, but .* needs a multiple of {pipe.vae_scale_factor};"
+    message = f"{resolution}x{resolution}, but .* multiples of {pipe.vae_scale_factor}"
     with pytest.raises(ValueError, match=message):
-        DPOTrainer(pipe, toy_pairs(), config(tmp_path, resolution=resolution))
+        trainer_of(tmp_path, pipe=pipe, resolution=resolution)
 
 
 def test_accumulation_that_does_not_divide_names_what_would():
-    with pytest.raises(
-        ValueError,
-        match=r"pairs_per_update=12 is not a multiple of micro_batch=5 times 1 .*a micro_batch of 1, 2, 3, 4, 6, 12",
-    ):
-        share_of(DPOConfig(pairs_per_update=12, micro_batch=5), process=0, processes=1)
+    with pytest.raises(ValueError, match=r"=12 is not a multiple of .*=5 times 1 .*a micro_batch of 1, 2, 3, 4, 6, 12"):
+        share_of(12, 5, process=0, processes=1)
 
 
 def test_full_fine_tuning_of_half_precision_weights_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"full fine-tuning needs float32 weights, but they are torch\.bfloat16"):
-        DPOTrainer(tiny_sd(dtype=torch.bfloat16), toy_pairs(), config(tmp_path, train="full"))
+        trainer_of(tmp_path, pipe=tiny_sd(dtype=torch.bfloat16), adapter={"train": "full"})
 
 
 def test_a_pipe_that_carries_an_adapter_is_refused(tmp_path):
     trainer = trained(tmp_path)
     with pytest.raises(ValueError, match="already carries an adapter"):
-        DPOTrainer(trainer.model.pipe, toy_pairs(), config(tmp_path))
+        trainer_of(tmp_path, pipe=trainer.run.model.pipe)
 
 
 def test_training_into_an_old_run_s_folder_is_refused(tmp_path):
@@ -357,9 +270,9 @@ def test_training_into_an_old_run_s_folder_is_refused(tmp_path):
 def test_encoding_on_first_use_changes_nothing(tmp_path):
     ahead = weights(trained(tmp_path / "ahead"))
     rows = []
-    lazy = DPOTrainer(tiny_sd(), toy_pairs(), config(tmp_path / "lazy", encode_ahead=False))
-    lazy.model.vae.encoder.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[0]))
-    lazy.batches.at(range(1))
+    lazy = trainer_of(tmp_path / "lazy", encode_ahead=False)
+    lazy.run.model.vae.encoder.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[0]))
+    lazy.algorithm.data.at(range(1))
     assert sum(rows) == 2
     lazy.train()
     assert sum(rows) == 16

@@ -1,7 +1,6 @@
 """kill -9 while caching, training and saving: what is resumed ends as undisturbed. As a module: the runs that die."""
 
 import io
-import math
 import os
 import shutil
 import signal
@@ -21,39 +20,25 @@ import rpo.adapters.lora
 from rpo.adapters.lora_file import WEIGHT_FILE
 from rpo.data.readers import read_pairs
 from rpo.data.writers import write_pairs
-from rpo.trainers.dpo import DPOTrainer
-from rpo.trainers.dpo_config import DPOConfig
 from rpo.training.log import TIMINGS, read_metrics
-from rpo.training.loop import LoopConfig
-from tests.tiny import tiny_sd
-from tests.trainers.test_dpo import toy_pairs
+from tests.trainers.pair_runs import toy_pairs, trainer_of
 
 ROOT = Path(__file__).parents[2]
 PAIRS = 11
-LOOP = LoopConfig(
-    updates=6,
-    learning_rate=1e-2,
-    lr_schedule="cosine",
-    warmup_updates=2,
-    ema_decay=0.5,
-    checkpoint_every=2,
-    progress=False,
-)
+LEARNING = {
+    "updates": 6,
+    "micro_batch": 2,
+    "lr_schedule": "cosine",
+    "warmup_updates": 2,
+    "ema_decay": 0.5,
+    "checkpoint_every": 2,
+}
 
 
 def trainer_in(folder):
     """As many things that a kill can lose as there are; an odd number of pairs, so that micro-batches span epochs."""
-    config = DPOConfig(
-        folder=str(folder),
-        pairs_per_update=4,
-        micro_batch=2,
-        rank=4,
-        flip=True,
-        draws_per_pair=1,
-        max_chosen_error_ratio=math.inf,
-        loop=LOOP,
-    )
-    return DPOTrainer(tiny_sd(), read_pairs(folder.parent / "pairs"), config)
+    pairs = read_pairs(folder.parent / "pairs")
+    return trainer_of(folder, pairs=pairs, flip=True, draws_per_pair=1, learning=LEARNING)
 
 
 # What dies, in a process of its own.
@@ -71,7 +56,7 @@ def while_caching(trainer):
         if rows["encoded"] == 20:
             die()
 
-    trainer.model.vae.encoder.register_forward_pre_hook(count)
+    trainer.run.model.vae.encoder.register_forward_pre_hook(count)
 
 
 def while_updating(_):
@@ -190,19 +175,19 @@ def killed(tmp_path_factory):
 def finished(folder, *, resume):
     """Run to the end in this process: everything that the run leaves, and how much it encoded."""
     trainer, encoded = trainer_in(folder), Counter()
-    trainer.model.vae.encoder.register_forward_pre_hook(lambda _, args: encoded.update(images=len(args[0])))
-    trainer.model.text_encoders["text_encoder"].register_forward_pre_hook(
+    trainer.run.model.vae.encoder.register_forward_pre_hook(lambda _, args: encoded.update(images=len(args[0])))
+    trainer.run.model.text_encoders["text_encoder"].register_forward_pre_hook(
         lambda _, args: encoded.update(prompts=len(args[0]))
     )
     trainer.train(resume=resume)
     in_training = Counter(encoded)  # what saving encodes is its own check of the LoRA
     saved = trainer.save()
-    trainer.batches.latents.close()
-    trainer.batches.embeddings.close()
-    trainer._reference_errors._store.close()
+    trainer.algorithm.data.latents.close()
+    trainer.algorithm.data.embeddings.close()
+    trainer.algorithm._kept._store.close()
     lines = [{name: value for name, value in line.items() if name not in TIMINGS} for line in read_metrics(folder)]
     end = {
-        "weights": [parameter.tolist() for parameter in trainer.policy.parameters],
+        "weights": [parameter.tolist() for parameter in trainer.run.policy.parameters],
         "lora": {name: tensor.tolist() for name, tensor in load_file(saved / WEIGHT_FILE).items()},
         "lines": lines,
         "files": sorted(str(path.relative_to(folder)) for path in folder.rglob("*")),

@@ -8,21 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from rpo.trainers.preference_config import PreferenceConfig
-from rpo.trainers.region_config import RegionConfig
 
 from rpo.data.readers import read_pairs
 from rpo.data.writers import write_pairs
-from rpo.trainers.dpo import DPOTrainer
-from rpo.training.loop import LoopConfig
+from rpo.objectives.preference.dpo import Dpo
+from rpo.objectives.preference.kto import Kto
+from rpo.objectives.preference.region import RegionConfig
 from rpo.training.processes import Processes
-from tests.tiny import tiny_sd
-from tests.trainers.test_dpo import config, toy_pairs, weights
+from tests.trainers.pair_runs import steady, toy_pairs, trainer_of, weights
 
 ROOT = Path(__file__).parents[2]
 OBJECTIVES = {
-    "time": PreferenceConfig(normalization="time", context="reference", margin=0.2),
-    "kto": PreferenceConfig(method="kto"),
+    "time": Dpo(normalization="time", context="reference", margin=0.2),
+    "kto": Kto(),
 }
 SCRIPT = """
 import sys
@@ -37,17 +35,9 @@ in_each_process(Path(sys.argv[1]))
 
 
 def trained(root, name, objective, *, micro_batch):
-    # A large eps keeps Adam from blowing rounding of near-zero gradients up to whole steps.
-    loop = LoopConfig(updates=3, learning_rate=3e-3, adam_eps=1e-3, progress=False)
-    settings = config(
-        root / name,
-        cache_folder=str(root / "cache"),
-        micro_batch=micro_batch,
-        objective=objective,
-        region=RegionConfig(is_on=True),
-        loop=loop,
-    )
-    trainer = DPOTrainer(tiny_sd(), read_pairs(root / "pairs"), settings)
+    settings = {"cache_folder": str(root / "cache"), "objective": objective, "region": RegionConfig()}
+    learning = {"micro_batch": micro_batch, "learning_rate": 3e-3}
+    trainer = steady(trainer_of(root / name, pairs=read_pairs(root / "pairs"), learning=learning, **settings))
     trainer.train()
     return weights(trainer)
 

@@ -1,7 +1,6 @@
 """Two processes make the updates of one, from pairs on disk and one cache."""
 
 import json
-import math
 import os
 import sqlite3
 import subprocess
@@ -16,13 +15,9 @@ from safetensors.torch import load_file
 from rpo.adapters.lora_file import WEIGHT_FILE
 from rpo.data.readers import read_pairs
 from rpo.data.writers import write_pairs
-from rpo.trainers.dpo import DPOTrainer
-from rpo.trainers.dpo_config import DPOConfig
 from rpo.training.log import TIMINGS, read_metrics
-from rpo.training.loop import LoopConfig
 from rpo.training.processes import Processes
-from tests.tiny import tiny_sd
-from tests.trainers.test_dpo import toy_pairs, weights
+from tests.trainers.pair_runs import steady, toy_pairs, trainer_of, weights
 
 ROOT = Path(__file__).parents[2]
 PAIRS = 3
@@ -40,22 +35,17 @@ MICRO_BATCHES = (2, 1)
 """Of each of two processes: one per update, and two."""
 
 
+def made(root, name, *, micro_batch):
+    """Two updates of four pairs: several epochs, mirrored or not."""
+    learning = {"updates": 2, "micro_batch": micro_batch, "learning_rate": 3e-3}
+    settings = {"cache_folder": str(root / "cache"), "pairs": read_pairs(root / "pairs"), "flip": True}
+    return steady(trainer_of(root / name, learning=learning, **settings))
+
+
 def trained(root, name, *, micro_batch):
-    """Two updates of four pairs: several epochs, mirrored or not. Gives the trainer, and how many images it encoded."""
-    # A large eps keeps Adam from blowing rounding of near-zero gradients up to whole steps.
-    loop = LoopConfig(updates=2, learning_rate=3e-3, adam_eps=1e-3, progress=False)
-    config = DPOConfig(
-        folder=str(root / name),
-        cache_folder=str(root / "cache"),
-        pairs_per_update=4,
-        micro_batch=micro_batch,
-        rank=4,
-        flip=True,
-        max_chosen_error_ratio=math.inf,
-        loop=loop,
-    )
-    trainer, encoded = DPOTrainer(tiny_sd(), read_pairs(root / "pairs"), config), Counter(images=0)
-    trainer.model.vae.encoder.register_forward_pre_hook(lambda _, args: encoded.update(images=len(args[0])))
+    """The trainer, and how many images it encoded."""
+    trainer, encoded = made(root, name, micro_batch=micro_batch), Counter(images=0)
+    trainer.run.model.vae.encoder.register_forward_pre_hook(lambda _, args: encoded.update(images=len(args[0])))
     trainer.train()
     in_training = encoded["images"]
     trainer.save()
@@ -103,7 +93,7 @@ def test_two_processes_make_the_updates_of_one(two, one, micro_batch):
     ours, theirs = (torch.tensor(process[str(micro_batch)]["weights"]) for process in seen)
     assert torch.equal(ours, theirs)
     alone = weights(one[0])
-    assert (alone - weights(DPOTrainer(tiny_sd(), one[0].pairs, one[0].config))).abs().max() > 1e-3
+    assert (alone - weights(made(root, "fresh", micro_batch=4))).abs().max() > 1e-3
     torch.testing.assert_close(ours, alone, rtol=0, atol=1e-6)
     both, single = read_metrics(root / f"two-{micro_batch}"), read_metrics(root / "one")
     for line, expected in zip(both, single, strict=True):

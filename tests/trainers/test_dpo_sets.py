@@ -9,16 +9,15 @@ import pytest
 import torch
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
-from rpo.trainers.online_config import RolloutConfig
 
 from rpo.data.preference import SIDES, PreferencePair, encode_png, pair_set
 from rpo.data.writers import write_pairs
 from rpo.models.captions import count_cut, load_tokenizer, surely_cut
-from rpo.runs.dpo import DataConfig, RunConfig, run
-from rpo.trainers.dpo import DPOTrainer
+from rpo.trainers.dpo import DPO
 from rpo.trainers.rollouts.draw import Rollouts
-from tests.tiny import save_tiny_sd, tiny_sd, tiny_tokenizer
-from tests.trainers.test_dpo import config, toy_pairs
+from rpo.trainers.rollouts.settings import RolloutConfig
+from tests.tiny import tiny_sd, tiny_tokenizer
+from tests.trainers.pair_runs import toy_pairs, trainer_of
 
 LONG = "a red circle above a blue square and " * 3  # 111 letters; the tiny tokenizer makes one token of each
 
@@ -31,14 +30,14 @@ def with_prompts(*prompts):
 def test_cut_captions_are_in_the_plan_with_a_cold_and_a_warm_cache(tmp_path):
     pairs = with_prompts(LONG + "one", LONG + "two", "short", "x" + LONG)
     for run_name in ("cold", "warm"):
-        settings = config(tmp_path / run_name, updates=1, cache_folder=str(tmp_path / "cache"), caption_dropout=0.0)
-        trainer = DPOTrainer(tiny_sd(), pairs, settings)
+        settings = {"updates": 1, "cache_folder": str(tmp_path / "cache"), "caption_dropout": 0.0}
+        trainer = trainer_of(tmp_path / run_name, pairs=pairs, **settings)
         trainer.train()
         assert (
             "  3 of 4 captions are too long for the 77 tokens of the text encoder and are cut, and 2 of them became "
             "equal to another"
         ) in trainer.plan().splitlines()
-    assert "captions" not in DPOTrainer(tiny_sd(), toy_pairs(), config(tmp_path / "short")).plan()
+    assert "captions" not in trainer_of(tmp_path / "short").plan()
 
 
 @pytest.mark.parametrize("length", [74, 75, 76, 80])
@@ -94,7 +93,7 @@ def test_a_pair_of_one_image_in_two_files_is_refused_before_it_is_trained_on(tmp
     good, (one,) = toy_pairs(3), toy_pairs(4)[3:]
     same = PreferencePair("p", one.chosen, reencoded(one.chosen), name="metadata.jsonl:7")
     pairs = pair_set([*good, same])
-    trainer = DPOTrainer(tiny_sd(), pairs, config(tmp_path, encode_ahead=encode_ahead))
+    trainer = trainer_of(tmp_path, pairs=pairs, encode_ahead=encode_ahead)
     with pytest.raises(ValueError, match=r"^metadata\.jsonl:7: the two images are one and the same; expected a better"):
         trainer.train()
     assert not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text("utf-8")
@@ -105,8 +104,8 @@ def test_a_pair_that_differs_outside_the_crop_is_trained_on(tmp_path):
     other = wide.copy()
     other[:, :4] = 255
     pairs = pair_set([PreferencePair("p", encode_png(wide), encode_png(other))])
-    settings = config(tmp_path, updates=2, pairs_per_update=1, micro_batch=1)
-    assert DPOTrainer(tiny_sd(), pairs, settings).train().updates == 2
+    one = {"pairs_per_update": 1, "learning": {"micro_batch": 1}}
+    assert trainer_of(tmp_path, pairs=pairs, updates=2, **one).train().updates == 2
 
 
 def test_the_same_bytes_on_both_sides_are_refused_at_reading():
@@ -119,28 +118,11 @@ def test_a_trainer_takes_what_holds_pairs(tmp_path):
     write_pairs(tmp_path / "pairs", toy_pairs(2))
     rows = [{"prompt": one.prompt, **{side: one.decode(side) for side in SIDES}} for one in toy_pairs(2)]
     for source in (str(tmp_path / "pairs"), tmp_path / "pairs", rows, list(toy_pairs(2))):
-        assert len(DPOTrainer(tiny_sd(), source, config(tmp_path / "run")).pairs) == 2
+        assert len(DPO(source).pairs) == 2
     with pytest.raises(ValueError, match="^pairs are a function; expected a folder"):
-        DPOTrainer(tiny_sd(), lambda: rows, config(tmp_path / "run"))
+        DPO(lambda: rows)
     with pytest.raises(ValueError, match="^no-such-folder/anywhere/pairs does not exist"):
-        DPOTrainer(tiny_sd(), "no-such-folder/anywhere/pairs", config(tmp_path / "run"))
-
-
-def test_faulty_records_are_skipped_where_the_file_says_so_and_told(tmp_path):
-    save_tiny_sd(tmp_path / "model")
-    write_pairs(tmp_path / "pairs", toy_pairs(4))
-    with (tmp_path / "pairs" / "metadata.jsonl").open("a", encoding="utf-8") as file:
-        file.write("{torn\n")
-    settings = RunConfig(dpo=config(tmp_path / "run", updates=1))
-    settings = RunConfig(
-        model=type(settings.model)(source=str(tmp_path / "model"), device="cpu"),
-        data=DataConfig(source=str(tmp_path / "pairs")),
-        dpo=settings.dpo,
-    )
-    with pytest.raises(ValueError, match=r"^metadata\.jsonl:5: not JSON"):
-        run(settings)
-    skipping = RunConfig(settings.model, DataConfig(str(tmp_path / "pairs"), skip_faulty=True), settings.dpo)
-    assert run(skipping).trained.updates == 1
+        DPO("no-such-folder/anywhere/pairs")
 
 
 def endless():

@@ -11,11 +11,9 @@ from rpo.adapters.lora_file import inspect_lora
 from rpo.data.readers import read_pairs
 from rpo.data.writers import write_pairs
 from rpo.models.checkpoint import Checkpoint
-from rpo.trainers.dpo import DPOTrainer
 from rpo.training.log import read_metrics
-from rpo.training.loop import LoopConfig
 from tests.tiny import tiny_sd
-from tests.trainers.test_dpo import config, toy_pairs, weights
+from tests.trainers.pair_runs import steady, toy_pairs, trainer_of, weights
 
 # The names of diffusers and those of the original code, for four levels of one layer each. A replacement is given the
 # numbers in the name.
@@ -135,15 +133,13 @@ def test_a_single_file_is_its_folder(sources, name):
 
 
 def test_a_single_file_trains_and_saves_as_its_folder(sources, tmp_path):
-    # A large eps keeps Adam from blowing rounding of near-zero gradients up to whole steps.
-    loop = LoopConfig(updates=3, learning_rate=1e-2, adam_eps=1e-3, progress=False)
     trainers = {}
     for name in ("folder", "file.safetensors"):
-        settings = config(tmp_path / name, loop=loop, cache_folder=str(tmp_path / "cache"))
-        trainers[name] = DPOTrainer(load(sources, name), read_pairs(sources / "pairs"), settings)
+        given = {"pipe": load(sources, name), "pairs": read_pairs(sources / "pairs")}
+        trainers[name] = steady(trainer_of(tmp_path / name, cache_folder=str(tmp_path / "cache"), **given))
         trainers[name].train()
     ours, theirs = trainers["file.safetensors"], trainers["folder"]
-    assert ours.batches.latents.encoded == 0  # equal weights are equal keys
+    assert ours.algorithm.data.latents.encoded == 0  # equal weights are equal keys
     torch.testing.assert_close(weights(ours), weights(theirs), rtol=0, atol=1e-5)
     assert read_metrics(ours.folder)[0]["dpo/loss"] == pytest.approx(math.log(2), abs=1e-6)
     saved = ours.save()
@@ -152,7 +148,7 @@ def test_a_single_file_trains_and_saves_as_its_folder(sources, tmp_path):
     before = predictions(fresh)[1]
     fresh.pipe.load_lora_weights(str(saved))
     after = predictions(fresh)[1]
-    torch.testing.assert_close(after, predictions(ours.model)[1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(after, predictions(ours.run.model)[1], rtol=0, atol=1e-5)
     assert (after - before).abs().max() > 1e-3
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from rpo.trainers.preference_config import PreferenceConfig
 
 from rpo.data.preference import PreferencePair, encode_png, pair_set
+from rpo.objectives.preference.dpo import Dpo
 from rpo.trainers.pairs.facts import pair_facts, score_dispersion
 
 IMAGES = [encode_png(np.full((64, 64, 3), grey, np.uint8)) for grey in (0, 255)]
@@ -16,7 +16,7 @@ def scored(*scores, scale=1.0):
 
 
 def gaps_of(pairs):
-    return pair_facts(pairs, PreferenceConfig(margin_from="rewards"), measure=pytest.fail).score_gaps
+    return pair_facts(pairs, Dpo(margin_from="rewards"), measure=pytest.fail).score_gaps
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
@@ -35,5 +35,5 @@ def test_the_scores_of_a_prompt_scatter_over_all_its_pairs():
 
 
 def test_nothing_is_measured_that_is_not_asked_for():
-    facts = pair_facts(scored((3, 2)), PreferenceConfig(), measure=pytest.fail)
+    facts = pair_facts(scored((3, 2)), Dpo(), measure=pytest.fail)
     assert facts.score_gaps is None and facts.context_scale is None

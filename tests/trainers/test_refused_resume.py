@@ -12,8 +12,8 @@ from rpo.training.checkpoint import checkpoints
 from rpo.training.log import read_metrics
 from tests.run_state import assert_refused, state_of
 from tests.tiny import save_tiny_sd, tiny_sd
-from tests.trainers.online_runs import PROMPTS, TRAINERS, loop
-from tests.trainers.test_dpo import config, toy_pairs, trained
+from tests.trainers.online_runs import PROMPTS, TRAINERS, learning, small_value  # noqa: F401
+from tests.trainers.pair_runs import toy_pairs, trained
 
 
 def scaled(network):
@@ -86,8 +86,8 @@ def test_dpo_on_other_pairs(begun, pairs, message):
 
 
 def test_dpo_with_other_settings_or_fewer_updates(begun):
-    rate = replace(config(begun).loop, learning_rate=0.5, updates=2)
-    cases = {"rank from 4 to 2": {"rank": 2}, "learning_rate=0.01 .now 0.5": {"loop": rate}}
+    rate = {"learning_rate": 0.5, "updates": 2}
+    cases = {"rank from 4 to 2": {"adapter": {"rank": 2}}, "learning_rate=0.01 .now 0.5": {"learning": rate}}
     for message, changes in cases.items():
         assert_refused(begun, message, lambda changes=changes: trained(begun, resume=True, **changes))
     assert_refused(begun, "already holds a run", lambda: trained(begun))
@@ -110,36 +110,19 @@ def test_the_same_base_and_pairs_go_on_wherever_they_lie(begun, tmp_path):
 @pytest.mark.parametrize("name", TRAINERS)
 def test_online_runs_with_something_else(tmp_path, monkeypatch, name):
     def attempt(resume=True, **changes):
-        TRAINERS[name](tmp_path, preflight=False, **{"loop": loop(2)} | changes).train(resume=resume)
+        TRAINERS[name](tmp_path, preflight=False, **{"learning": learning(2)} | changes).train(resume=resume)
 
-    attempt(resume=False, loop=loop(1))
+    attempt(resume=False, learning=learning(1))
     for what in ("unet", "text encoder", "vae scale", "betas"):
         pipe, message = bases()[what]
         assert_refused(tmp_path, message.rstrip(")\\"), lambda pipe=pipe: attempt(pipe=pipe))
     assert_refused(
         tmp_path, "rewards from jpeg-compress.* to jpeg-incompress", lambda: attempt(reward="jpeg-incompressibility")
     )
-    assert_refused(tmp_path, "seed from 0 to 1", lambda: attempt(seed=1))
+    assert_refused(tmp_path, r"seed=0 .now 1", lambda: attempt(seed=1))
     with monkeypatch.context() as patched:
         patched.setattr("tests.trainers.online_runs.PROMPTS", PROMPTS[::-1])
         assert_refused(tmp_path, r"prompts from 3 \(\w+\) to 3 \(\w+\)", attempt)
     attempt()
     assert [line["update"] for line in read_metrics(tmp_path)] == [1, 2]
 
-
-def test_a_refused_command_leaves_its_run_yaml(tmp_path, capfd):
-    save_tiny_sd(tmp_path / "model")
-    save_tiny_sd(tmp_path / "other", seed=1)
-    write_pairs(tmp_path / "pairs", toy_pairs(4))
-    (tmp_path / "none.yaml").write_text("{}\n")
-    words = ["train", "dpo", str(tmp_path / "none.yaml"), f"data.source={tmp_path / 'pairs'}", "dpo.rank=2"]
-    words += ["dpo.pairs_per_update=2", "dpo.micro_batch=2", f"output={tmp_path / 'run'}", "model.device=cpu"]
-    words += ["dpo.max_chosen_error_ratio=.inf", "dpo.loop={updates: 1, learning_rate: 0.01, progress: false}"]
-    assert main([*words, f"model.source={tmp_path / 'model'}"]) == 0
-    before = state_of(tmp_path / "run")
-    assert main([*words, f"model.source={tmp_path / 'other'}", "dpo.loop.updates=2", "--resume"]) == 2
-    assert main([*words, f"model.source={tmp_path / 'model'}", "dpo.beta=7", "--resume"]) == 2
-    assert state_of(tmp_path / "run") == before
-    said = capfd.readouterr().err
-    assert "base.text_encoder from" in said and "beta from 78.125 to 7.0" in said
-    assert checkpoints(tmp_path / "run")

@@ -6,7 +6,7 @@ gives the loss. A new one is one file in this folder and one name in the union o
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -64,6 +64,7 @@ class Comparison:
         return self.chosen, self.rejected
 
 
+@runtime_checkable
 class Statistics(Protocol):
     """Running mean and standard deviation, per bin of time, of numbers that earlier updates saw."""
 

@@ -2,35 +2,35 @@
 
 import pytest
 import torch
-from rpo.objectives.region import region_mask
-from rpo.trainers.preference_config import PreferenceConfig
-from rpo.trainers.region_config import RegionConfig
 
-from rpo.training.processes import Processes
-from tests.trainers.test_dpo_objectives import edits, trainer_of
+from rpo.objectives.preference.dpo import Dpo
+from rpo.objectives.preference.kto import Kto
+from rpo.objectives.preference.region import RegionConfig
+from tests.trainers.pair_runs import edits, trainer_of
 
-REGION = RegionConfig(is_on=True, floor=0.3, full_at=0.5, soften=1, anchor=0.7)
+REGION = RegionConfig(floor=0.3, full_at=0.5, soften=1, anchor=0.7)
 BETA = 40.0
+DPO = Dpo(beta=BETA)
 
 
-def moved(folder, **changes):
+def moved(folder, *, objective=DPO, **changes):
     """A trainer whose policy is off its reference, the loss of its run, and a micro-batch."""
-    trainer = trainer_of(folder, pairs=edits(), beta=BETA, **changes)
+    trainer = trainer_of(folder, pairs=edits(), objective=objective, **changes)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for parameter in trainer.policy.parameters:
+        for parameter in trainer.run.policy.parameters:
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return trainer, trainer._loss(), trainer.batches.at(range(4))
+    return trainer, trainer.algorithm.loss, trainer.algorithm.data.at(range(4))
 
 
 def written_out(trainer, batch):
     """(prediction, target, reference's prediction), each of the chosen and of the rejected side."""
-    model, sides = trainer.model, []
-    alphas = model.scheduler.alphas_cumprod[batch.timestep].double()[:, None, None, None]
+    model, sides = trainer.run.model, []
+    alphas = model.pipe.scheduler.alphas_cumprod[batch.timestep].double()[:, None, None, None]
     for x_0 in batch.x_0.chunk(2):
         x_t = (alphas.sqrt() * x_0 + (1 - alphas).sqrt() * batch.eps).float()
         prediction = model.predict(x_t, batch.timestep, batch.conditioning)
-        with trainer.policy.reference():
+        with trainer.run.policy.reference():
             reference = model.predict(x_t, batch.timestep, batch.conditioning)
         sides.append((prediction, batch.eps, reference))
     return sides
@@ -41,12 +41,12 @@ def mean(values):
 
 
 def gradient(loss, trainer):
-    parts = torch.autograd.grad(loss, trainer.policy.parameters, allow_unused=True)
+    parts = torch.autograd.grad(loss, trainer.run.policy.parameters, allow_unused=True)
     return torch.cat([part.flatten() for part in parts if part is not None])
 
 
 def mask_of(batch):
-    found = region_mask(batch.difference, floor=REGION.floor, full_at=REGION.full_at, soften=REGION.soften)
+    found = REGION.mask(batch.difference)
     assert REGION.floor <= found.min() < 0.5 < found.max() <= 1
     return found
 
@@ -66,9 +66,9 @@ def test_a_region_weighs_the_errors_once_and_its_anchor_holds_the_rest(tmp_path)
 
 def test_what_the_winner_keeps_is_counted_in_the_region(tmp_path):
     kept = 0.9
-    region = RegionConfig(is_on=True, floor=0.0, full_at=0.5, soften=0, anchor=0.0)
-    trainer, loss, batch = moved(tmp_path, region=region, objective=PreferenceConfig(winner_preserving=kept))
-    mask = region_mask(batch.difference, floor=0.0, full_at=0.5, soften=0)
+    region = RegionConfig(floor=0.0, full_at=0.5, soften=0, anchor=0.0)
+    trainer, loss, batch = moved(tmp_path, region=region, objective=Dpo(beta=BETA, winner_preserving=kept))
+    mask = region.mask(batch.difference)
     sides = written_out(trainer, batch)
     error = [mean(mask * (prediction - target) ** 2) for prediction, target, _ in sides]
     before = [mean(mask * (reference - target) ** 2) for _, target, reference in sides]
@@ -92,7 +92,7 @@ def test_each_side_is_held_against_its_own_reference(tmp_path):
 
 
 def test_kto_observes_how_much_better_than_the_reference_the_policy_is(tmp_path):
-    trainer, loss, batch = moved(tmp_path, objective=PreferenceConfig(method="kto"))
+    trainer, loss, batch = moved(tmp_path, objective=Kto(beta=BETA))
     gains = [
         mean((reference - target) ** 2) - mean((prediction - target) ** 2)
         for prediction, target, reference in written_out(trainer, batch)
@@ -101,24 +101,13 @@ def test_kto_observes_how_much_better_than_the_reference_the_policy_is(tmp_path)
     signs = (1, -1)
     kept = [(1 - torch.sigmoid(sign * BETA * gain)).mean() for sign, gain in zip(signs, gains, strict=True)]
     assert first == pytest.approx(sum(kept).item() / 2, rel=1e-4)
-    loss.advance(Processes())
+    trainer.algorithm.after(1, {})
     observed = torch.cat(gains).mean()
     assert abs(observed.item()) > 1e-4
-    assert loss.moments.mean().item() == pytest.approx(observed.item(), rel=1e-3)
+    assert trainer.algorithm.statistics.mean().item() == pytest.approx(observed.item(), rel=1e-3)
     again = [
         (1 - torch.sigmoid(sign * BETA * (gain - observed.clamp(min=0)))).mean()
         for sign, gain in zip(signs, gains, strict=True)
     ]
     assert loss(batch).loss.item() == pytest.approx(sum(again).item() / 2, rel=1e-4)
 
-
-def test_each_side_has_a_posterior_draw_of_its_own(tmp_path):
-    trainer, _, batch = moved(tmp_path)
-    visits = [trainer.batches._visit(position) for position in range(4)]
-    chosen, rejected = zip(*(trainer.batches._requests(*one) for one in visits), strict=True)
-    mean_of, std = trainer.batches.latents.moments([*chosen, *rejected])
-    draws = ((batch.x_0 - mean_of) / std).chunk(2)
-    for draw in draws:
-        assert draw.std().item() == pytest.approx(1, abs=0.15)
-    together = torch.corrcoef(torch.stack([draw.flatten() for draw in draws]))[0, 1]
-    assert abs(together.item()) < 0.15

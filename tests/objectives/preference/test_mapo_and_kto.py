@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from rpo.objectives.mapo import mapo, odds
-from rpo.objectives.unpaired import kto_losses
+from rpo.objectives.preference.mapo import mapo, odds
+from rpo.objectives.preference.kto import kto_losses
 
 
 def numbers(*values):

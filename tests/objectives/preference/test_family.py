@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from rpo.objectives.context_scale import mallows_scale
-from rpo.objectives.preference_links import LINKS, smoothed_link
-from rpo.objectives.winner_preserving import winner_preserving_scale
+from rpo.objectives.preference.context_scale import mallows_scale
+from rpo.objectives.preference.links import LINKS, smoothed_link
+from rpo.objectives.preference.winner_preserving import winner_preserving_scale
 from scipy.optimize import minimize_scalar
 
-from rpo.objectives.preference import diffusion_dpo, preference_loss, squared_error, with_gradient_scaled
+from rpo.objectives.preference.base import squared_error
+from rpo.objectives.preference.dpo import preference_loss, with_gradient_scaled
 
 BETA = 3.0
 
@@ -45,18 +46,18 @@ def test_neutral_parts_are_diffusion_dpo_to_the_bit(name):
     errors = [error.requires_grad_() for error in four_errors(dtype=torch.float32)]
     neutral = parts() if name == "all" else {name: parts()[name]}
     ours = preference_loss(*errors, beta=BETA, sft_weight=0.3, **neutral)
-    plain = diffusion_dpo(*errors, beta=BETA, sft_weight=0.3)
+    plain = preference_loss(*errors, beta=BETA, sft_weight=0.3)
     assert torch.equal(ours.sample_losses, plain.sample_losses)
     assert all(torch.equal(ours.metrics[key], value) for key, value in plain.metrics.items())
     both = [torch.autograd.grad(out.loss, errors[:2]) for out in (ours, plain)]
     assert all(torch.equal(one, other) for one, other in zip(*both, strict=True))
 
 
-def test_diffusion_dpo_is_what_it_was():
+def test_without_parts_it_is_equation_14_and_the_chosen_side_s_own_error():
     chosen, rejected, reference_chosen, reference_rejected = errors = four_errors(dtype=torch.float32)
     inside = -0.5 * BETA * ((chosen - reference_chosen) - (rejected - reference_rejected))
     expected = -F.logsigmoid(inside) + 0.2 * 0.5 * BETA * (chosen - reference_chosen)
-    out = diffusion_dpo(*errors, beta=BETA, sft_weight=0.2)
+    out = preference_loss(*errors, beta=BETA, sft_weight=0.2)
     assert torch.equal(out.sample_losses, expected)
     assert list(out.metrics) == [
         f"dpo/{name}"
@@ -247,7 +248,7 @@ def test_only_the_gradient_of_the_rejected_error_is_scaled():
     errors = [error.requires_grad_() for error in four_errors(dtype=torch.float32)]
     scale = torch.linspace(0, 1, 8)
     plain, scaled = (
-        diffusion_dpo(*errors, beta=BETA),
+        preference_loss(*errors, beta=BETA),
         preference_loss(*errors, beta=BETA, rejected_gradient_scale=scale),
     )
     assert torch.equal(plain.sample_losses, scaled.sample_losses)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rpo.objectives.region import region_mask
+from rpo.objectives.preference.region import region_mask
 
 
 def spot(size=8, value=0.5):

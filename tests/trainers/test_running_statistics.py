@@ -1,9 +1,9 @@
-"""Running moments: numbers, what is behind them, and their life in a checkpoint."""
+"""Running statistics: numbers, what is behind them, and their life in a checkpoint."""
 
 import pytest
 import torch
 
-from rpo.trainers.pairs.running_statistics import RunningMoments
+from rpo.trainers.pairs.running_statistics import RunningStatistics
 from rpo.training.processes import Processes
 
 CPU = torch.device("cpu")
@@ -17,13 +17,13 @@ def drawn(seed, count=4000):
 
 
 def test_nothing_seen_is_one_and_zero():
-    moments = RunningMoments(3, decay=0.9, device=CPU)
+    moments = RunningStatistics(3, decay=0.9, device=CPU)
     assert moments.relative_std().tolist() == [1, 1, 1]
     assert moments.mean().item() == 0
 
 
 def test_std_is_that_of_each_bin_in_units_of_their_mean():
-    moments = RunningMoments(3, decay=1.0, device=CPU)
+    moments = RunningStatistics(3, decay=1.0, device=CPU)
     values, bins = drawn(0)
     moments.observe(values, bins)
     assert moments.relative_std().tolist() == [1, 1, 1]  # what an update sees counts from the next one on
@@ -35,7 +35,7 @@ def test_std_is_that_of_each_bin_in_units_of_their_mean():
 
 
 def test_a_bin_that_was_never_drawn_has_the_std_of_all():
-    moments = RunningMoments(3, decay=1.0, device=CPU)
+    moments = RunningStatistics(3, decay=1.0, device=CPU)
     values, bins = drawn(0)
     moments.observe(values[bins < 2], bins[bins < 2])
     moments.advance(Processes())
@@ -45,7 +45,7 @@ def test_a_bin_that_was_never_drawn_has_the_std_of_all():
 
 def test_a_rare_bin_leans_on_sixteen_samples_of_all():
     """Also where the numbers lie far from 0: what counts is how far they lie from their means."""
-    moments = RunningMoments(2, decay=1.0, device=CPU)
+    moments = RunningStatistics(2, decay=1.0, device=CPU)
     values, bins = torch.cat([drawn(0, 96)[0], torch.full((4,), 0.3)]) + 5, (torch.arange(100) >= 96).long()
     moments.observe(values, bins)
     moments.advance(Processes())
@@ -56,7 +56,7 @@ def test_a_rare_bin_leans_on_sixteen_samples_of_all():
 
 
 def test_the_split_of_an_update_does_not_matter_and_the_past_decays():
-    whole, parts = (RunningMoments(3, decay=0.5, device=CPU) for _ in range(2))
+    whole, parts = (RunningStatistics(3, decay=0.5, device=CPU) for _ in range(2))
     values, bins = drawn(1, 64)
     whole.observe(values, bins)
     for some in torch.arange(64).split(16):
@@ -70,7 +70,7 @@ def test_the_split_of_an_update_does_not_matter_and_the_past_decays():
 
 
 def test_a_saved_state_continues_to_the_bit():
-    one, other = (RunningMoments(3, decay=0.9, device=CPU) for _ in range(2))
+    one, other = (RunningStatistics(3, decay=0.9, device=CPU) for _ in range(2))
     one.observe(*drawn(2, 50))
     one.advance(Processes())
     other.load_state_dict(one.state_dict())
@@ -78,6 +78,15 @@ def test_a_saved_state_continues_to_the_bit():
         moments.observe(*drawn(3, 50))
         moments.advance(Processes())
     assert torch.equal(one.relative_std(), other.relative_std())
+
+
+class Alone:
+    """A process by itself, which tells what it would have told others."""
+
+    count = 1
+
+    def average(self, tensor):
+        self.told = tensor.clone()
 
 
 class OneOfTwo:
@@ -94,12 +103,14 @@ class OneOfTwo:
 
 def test_two_processes_have_the_moments_of_one():
     values, bins = drawn(4, 64)
-    one, whole = (RunningMoments(3, decay=0.9, device=CPU) for _ in range(2))
-    other = RunningMoments(3, decay=0.9, device=CPU)
+    one, whole = (RunningStatistics(3, decay=0.9, device=CPU) for _ in range(2))
+    other = RunningStatistics(3, decay=0.9, device=CPU)
     one.observe(values[:32], bins[:32])
     other.observe(values[32:], bins[32:])
     whole.observe(values, bins)
-    one.advance(OneOfTwo(other._pending.clone()))
+    alone = Alone()
+    other.advance(alone)
+    one.advance(OneOfTwo(alone.told))
     whole.advance(Processes())
     torch.testing.assert_close(one.relative_std(), whole.relative_std())
     torch.testing.assert_close(one.mean(), whole.mean())

@@ -14,7 +14,8 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from rpo.objectives.preference import beta_for_dims, diffusion_dpo, squared_error
+from rpo.objectives.preference.base import beta_for_dims, squared_error
+from rpo.objectives.preference.dpo import preference_loss
 from rpo.process.prediction import add_noise, from_x0_eps
 from rpo.types import Node
 
@@ -51,7 +52,7 @@ def errors(x_0, eps, node, delta, prediction_type):
 
 
 def dpo_on_shift(chosen, rejected, eps, node, delta, prediction_type, *, beta):
-    return diffusion_dpo(
+    return preference_loss(
         errors(chosen, eps, node, delta, prediction_type),
         errors(rejected, eps, node, delta, prediction_type),
         errors(chosen, eps, node, 0.0, prediction_type),
@@ -107,13 +108,13 @@ def four_errors(batch=8):
 
 def test_policy_equal_to_reference_gives_log_two():
     chosen, rejected, _, _ = four_errors()
-    assert diffusion_dpo(chosen, rejected, chosen, rejected, beta=5000.0).loss.item() == pytest.approx(math.log(2))
+    assert preference_loss(chosen, rejected, chosen, rejected, beta=5000.0).loss.item() == pytest.approx(math.log(2))
 
 
 def test_swapping_the_sides_flips_the_margin():
     chosen, rejected, reference_chosen, reference_rejected = four_errors()
-    out = diffusion_dpo(chosen, rejected, reference_chosen, reference_rejected, beta=2.0)
-    swapped = diffusion_dpo(rejected, chosen, reference_rejected, reference_chosen, beta=2.0)
+    out = preference_loss(chosen, rejected, reference_chosen, reference_rejected, beta=2.0)
+    swapped = preference_loss(rejected, chosen, reference_rejected, reference_chosen, beta=2.0)
     assert out.metrics["dpo/margin"].item() == pytest.approx(-swapped.metrics["dpo/margin"].item())
     # softplus(-m) - softplus(m) = -m, sample by sample.
     margin = out.metrics["dpo/margin"].item()
@@ -122,12 +123,12 @@ def test_swapping_the_sides_flips_the_margin():
 
 def test_gradient_pushes_the_chosen_error_down_and_the_rejected_up_and_spares_the_reference():
     sides = [error.requires_grad_() for error in four_errors()]
-    diffusion_dpo(*sides, beta=2.0).loss.backward()
+    preference_loss(*sides, beta=2.0).loss.backward()
     assert (sides[0].grad > 0).all()
     assert (sides[1].grad < 0).all()
     # At equal gaps the weight of every sample is beta/4: the derivative of softplus at 0 times beta/2.
     chosen, rejected = (error.detach().requires_grad_() for error in sides[:2])
-    diffusion_dpo(chosen, rejected, chosen.detach(), rejected.detach(), beta=2.0).loss.backward()
+    preference_loss(chosen, rejected, chosen.detach(), rejected.detach(), beta=2.0).loss.backward()
     assert chosen.grad.tolist() == pytest.approx([2.0 / 4 / 8] * 8)
 
 
@@ -136,7 +137,7 @@ def test_sft_weight_adds_the_chosen_side_s_gradient_alone():
     gradients = []
     for weight in (0.0, 0.5):
         sides = [chosen.clone().requires_grad_(), rejected.clone().requires_grad_()]
-        diffusion_dpo(*sides, reference_chosen, reference_rejected, beta=2.0, sft_weight=weight).loss.backward()
+        preference_loss(*sides, reference_chosen, reference_rejected, beta=2.0, sft_weight=weight).loss.backward()
         gradients.append([side.grad for side in sides])
     assert (gradients[1][0] - gradients[0][0]).tolist() == pytest.approx([0.5 * 2.0 / 2 / 8] * 8)
     assert torch.equal(gradients[1][1], gradients[0][1])
@@ -155,23 +156,23 @@ def test_beta_scales_with_the_latent_size():
 @pytest.mark.parametrize("beta", [0.0, -1.0])
 def test_beta_must_be_positive(beta):
     with pytest.raises(ValueError, match=rf"beta is {beta}, but it must be > 0; 5000 is usual for SD 1.5"):
-        diffusion_dpo(*four_errors(), beta=beta)
+        preference_loss(*four_errors(), beta=beta)
 
 
 def test_sft_weight_must_not_be_negative():
     with pytest.raises(ValueError, match="sft_weight is -1.0, but it must be >= 0"):
-        diffusion_dpo(*four_errors(), beta=1.0, sft_weight=-1.0)
+        preference_loss(*four_errors(), beta=1.0, sft_weight=-1.0)
 
 
 def test_metrics_are_of_the_means_of_a_batch_and_nothing_is_accurate_at_the_start():
     """Ratios of means and not means of ratios, in which a pair at an easy time would count as much as all others."""
     chosen, rejected = torch.tensor([1.0, 9.0]), torch.tensor([2.0, 4.0])
     reference = torch.tensor([2.0, 3.0]), torch.tensor([1.0, 7.0])
-    found = diffusion_dpo(chosen, rejected, *reference, beta=2.0).metrics
+    found = preference_loss(chosen, rejected, *reference, beta=2.0).metrics
     metrics = {name: value.item() for name, value in found.items()}
     assert metrics["dpo/chosen_error_ratio"] == pytest.approx(10 / 5)
     assert metrics["dpo/rejected_error_ratio"] == pytest.approx(6 / 8)
     assert metrics["dpo/reference_chosen_error"] == pytest.approx(2.5)
     assert metrics["dpo/margin"] == pytest.approx(-((-1 + 6) - (1 - 3)) / 2)
     assert metrics["dpo/implicit_accuracy"] == 0.5
-    assert diffusion_dpo(*reference, *reference, beta=2.0).metrics["dpo/implicit_accuracy"] == 0
+    assert preference_loss(*reference, *reference, beta=2.0).metrics["dpo/implicit_accuracy"] == 0
