@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from statistics import median
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from dpo_step import PRESETS as SIZES

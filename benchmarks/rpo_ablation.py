@@ -58,7 +58,7 @@ class Arm:
     """Of the number of pairs that the other arms have."""
 
 
-PLAIN = ("sft_weight=0", "loop.learning_rate=3e-4")
+PLAIN = ("objective.sft_weight=0", "learning.learning_rate=3e-4")
 """Plain DPO, at a rate at which it does not forget the chosen side at once."""
 
 ARMS = {

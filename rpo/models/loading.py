@@ -136,9 +136,7 @@ def _class_name(source: str | PathLike[str], revision: str | None = None) -> str
 def check_folder(folder: Path, *, variant: str | None = None) -> Family:
     """Refuse a diffusers folder with a missing component or truncated weights, before anything is loaded."""
     if not (folder / "model_index.json").is_file():
-        raise InputError(
-            f"'{folder}' has no model_index.json, so it is no diffusers pipeline; give that which has"
-        )
+        raise InputError(f"'{folder}' has no model_index.json, so it is no diffusers pipeline; give that which has")
     family = _known(f"'{folder}'", _class_name(folder))
     stated = DiffusionPipeline.load_config(folder)
     names = [*family.parts, *family.text_encoders]
@@ -146,9 +144,7 @@ def check_folder(folder: Path, *, variant: str | None = None) -> Family:
     tokenizers = [name.replace("text_encoder", "tokenizer") for name in weighted if name in family.text_encoders]
     for component in (*weighted, *tokenizers, "scheduler"):
         if not (folder / component).is_dir():
-            raise InputError(
-                f"'{folder}' lacks its component {component}/; copy or download the whole of it again"
-            )
+            raise InputError(f"'{folder}' lacks its component {component}/; copy or download the whole of it again")
     stem = f".{variant}." if variant else "."
     for part in (folder / component for component in weighted):
         files = sorted(part.glob(f"*{stem}safetensors")) or sorted(part.glob(f"*{stem}bin"))

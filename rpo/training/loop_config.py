@@ -1,6 +1,7 @@
 """The settings of the loop, and what they come to."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -60,6 +61,19 @@ class LearningSpeed:
                 "never reach its peak; give 0 to 10 % of updates"
             )
 
+    def rate(self, update: int) -> float:
+        """The learning rate of one update: nothing to save, nothing that resuming could shift.
+
+        The warm-up rises in equal parts and reaches its peak in its last update, so that no update is spent at zero.
+        The decays start from the peak in the first update after it and would reach zero right after the last one.
+        """
+        if update < self.warmup_updates:
+            return self.learning_rate * (update + 1) / self.warmup_updates
+        progress = (update - self.warmup_updates) / max(1, self.updates - self.warmup_updates)
+        if self.lr_schedule == "cosine":
+            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return self.learning_rate * max(0.0, 1 - progress) if self.lr_schedule == "linear" else self.learning_rate
+
 
 @settings
 class LoopConfig(LearningSpeed):
@@ -94,14 +108,18 @@ def check_unchanged(loop: LoopConfig, saved: Mapping[str, Any], where: str) -> N
     How often to log and save may change, and `updates` too as long as the learning rate does not depend on it.
     """
     free = _FREE_TO_CHANGE + (("updates",) if loop.lr_schedule == "constant" else ())
-    now = plain(loop)
-    names = [name for name in sorted(now.keys() | saved.keys()) if name not in free]
-    changed = [name for name in names if now.get(name) != saved.get(name)]
-    if changed:
-        listed = ", ".join(f"{name}={saved.get(name)!r} (now {now.get(name)!r})" for name in changed)
+    now, before = ({name: one for name, one in these.items() if name not in free} for these in (plain(loop), saved))
+    refuse_changed(now, before, where)
+
+
+def refuse_changed(now: Mapping[str, Any], saved: Mapping[str, Any], where: str) -> None:
+    """Refuse to resume a run that is made of something else than it was started with."""
+    names = [name for name in sorted(now.keys() | saved.keys()) if now.get(name) != saved.get(name)]
+    if names:
+        listed = "; ".join(f"{name} from {saved.get(name)} to {now.get(name)}" for name in names)
         raise InputError(
-            f"{where} was trained with {listed}; expected the same settings to continue it: put them back, or start in "
-            "a new folder"
+            f"{where} cannot be resumed: what it is made of changed ({listed}); resume it with what it was started "
+            "with, or train into another folder"
         )
 
 
