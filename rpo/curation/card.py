@@ -11,7 +11,7 @@ from huggingface_hub import DatasetCardData
 
 from rpo.curation.status import RunStatus
 from rpo.curation.store.folder import RunFolder
-from rpo.data.details import DETAIL_COLUMNS
+from rpo.data.columns import DETAIL_COLUMNS
 from rpo.local_paths import shown_path
 from rpo.publishing.model_card import PLACEHOLDER, is_hub_id
 from rpo.publishing.publish import CARD

@@ -168,7 +168,7 @@ def measure(
     """
     aligned = None
     if lora is not None:  # before the base, so that a file that does not fit is told at once
-        from rpo.adapters.load import load_lora
+        from rpo.adapters.lora import load_lora
 
         load_lora(model, lora)
         aligned = judge(model, "aligned")

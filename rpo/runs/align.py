@@ -24,7 +24,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from rpo.adapters.load import load_lora
+from rpo.adapters.lora import load_lora
 from rpo.adapters.stack import stack_loras
 from rpo.curation.curate import Components, check_settings, curate
 from rpo.curation.export import export

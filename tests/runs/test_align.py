@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rpo.adapters.load import load_lora
+from rpo.adapters.lora import load_lora
 from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora
 from rpo.config import load_config
 from rpo.curation.curate import Components

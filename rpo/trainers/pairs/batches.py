@@ -15,11 +15,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rpo.data.cache import EmbeddingCache, LatentCache, LatentRequest, latent_requests
-from rpo.data.differences import DifferenceRequest, PairDifferences
+from rpo.data.cache import Memory
+from rpo.data.encodings import (
+    DifferenceRequest,
+    EmbeddingCache,
+    LatentCache,
+    LatentRequest,
+    PairDifferences,
+    latent_requests,
+)
 from rpo.data.order import visit
 from rpo.data.preference import PairSet, require_two_images
-from rpo.data.readthrough import Memory
 from rpo.data.transform import PairTransform, caption_dropped
 from rpo.devices import uploaded
 from rpo.errors import InputError
