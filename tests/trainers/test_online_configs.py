@@ -9,8 +9,8 @@ from rpo.trainers.score_as_action_config import ScoreAsActionConfig
 
 REFUSED = [
     (ScoreAsActionConfig, ["kl_weight=-1"], "sets 'kl_weight' to -1, but a number"),
-    (ScoreAsActionConfig, ["rollout.eta=0"], "whose steps have no transition density; set eta above 0"),
-    (ScoreAsActionConfig, ["steps.guidance_scale=1"], "the rollout's is 3.0: the likelihood of what was drawn"),
+    (ScoreAsActionConfig, ["rollout.eta=0"], "no transition density"),
+    (ScoreAsActionConfig, ["steps.guidance_scale=1"], "the likelihood of what was drawn"),
     (ScoreAsActionConfig, ["update=trust_region"], "before which the policy has not moved"),
     (ScoreAsActionConfig, ["estimator=pathwise", "value.uses_reward=false"], "V would not depend on the latents"),
     (ScoreAsActionConfig, ["estimator=pathwise", "update=clip"], "which has no ratio to clip"),
