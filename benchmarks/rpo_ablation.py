@@ -25,18 +25,18 @@ from jobs import on_one_core, write
 from rpo_ablation_pairs import CONFIG, PROXY, SETS, SOURCE_SCORES, source_scores
 from rpo_ablation_report import report
 
-from rpo.config import load_config
+from rpo.config.load import load_config
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import CurateConfig
 from rpo.curation.status import status_of
 from rpo.curation.store.folder import STAGES
 from rpo.data.preference import PairSet, pair_set
+from rpo.files.text import write_text
 from rpo.models.checkpoint import Checkpoint
 from rpo.rewards import load_reward
 from rpo.runs.align_config import AlignConfig
 from rpo.shapes.evaluate import evaluate, held_out_prompts, usual_sampling
 from rpo.shapes.prompts import sample_prompts
-from rpo.text import write_text
 from rpo.trainers.dpo import DPO
 from rpo.trainers.trainer import Trainer
 from rpo.training.log import read_metrics

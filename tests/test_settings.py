@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from pydantic import Field
 
-from rpo.config import load_config, to_yaml
+from rpo.config.load import load_config, to_yaml
+from rpo.config.ranges import NotNegative, Positive
+from rpo.config.settings import describe_fields, json_schema, settings
 from rpo.errors import InputError
-from rpo.ranges import NotNegative, Positive
-from rpo.settings import describe_fields, json_schema, settings
 
 
 @settings

@@ -18,9 +18,9 @@ from huggingface_hub.utils import validate_repo_id
 
 from rpo.adapters.lora_file import WEIGHT_FILE, LoraFile, inspect_lora
 from rpo.evaluation.comparison import Comparison, format_gain, format_share
-from rpo.files import write_whole
+from rpo.files.local_paths import shown_path, without_paths
+from rpo.files.whole import write_whole
 from rpo.from_environment import as_written
-from rpo.local_paths import shown_path, without_paths
 
 TEMPLATES = Path(__file__).parents[1] / "reports" / "templates"
 

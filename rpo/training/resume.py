@@ -12,8 +12,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from rpo.errors import InputError
+from rpo.files.lock import sole_owner
 from rpo.interrupts import ended_in_order
-from rpo.run_lock import sole_owner
 from rpo.training.checkpoint import (
     checkpoint_path,
     checkpoints,

@@ -67,7 +67,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_every_command_describes_every_setting(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from rpo.settings import describe_fields
+    from rpo.config.settings import describe_fields
 
     with pytest.raises(SystemExit) as stop:
         main([*name.split(), "--help"])

@@ -10,7 +10,7 @@ import torch
 
 from rpo.adapters.lora import load_lora
 from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora
-from rpo.config import load_config
+from rpo.config.load import load_config
 from rpo.curation.curate import Components
 from rpo.curation.store.folder import RunFolder
 from rpo.models.checkpoint import Checkpoint

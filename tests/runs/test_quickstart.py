@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from rpo.cli.main import main
-from rpo.config import load_config
+from rpo.config.load import load_config
 from rpo.evaluation.held_out import HeldOut
 from rpo.runs.align_config import AlignConfig
 from rpo.runs.align_report import in_words

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rpo.config import load_config
+from rpo.config.load import load_config
 from rpo.trainers.endpoint_config import EndpointConfig
 from rpo.trainers.grpo_config import GRPOConfig
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig
@@ -56,7 +56,10 @@ def test_refusals(kind, words, message):
     ("kind", "words"),
     [
         (ScoreAsActionConfig, []),
-        (ScoreAsActionConfig, ["estimator=pathwise", "value.uses_reward=false", "value.sees_latents=true", "rollout.eta=0"]),
+        (
+            ScoreAsActionConfig,
+            ["estimator=pathwise", "value.uses_reward=false", "value.sees_latents=true", "rollout.eta=0"],
+        ),
         (ScoreAsActionConfig, ["estimator=pathwise", "steps.guidance_scale=1"]),
         (ScoreAsActionConfig, ["update=trust_region", "steps.minibatches=4"]),
         (EndpointConfig, ["rollout.solver=dpm_solver", "rollout.eta=0", "steps.guidance_scale=1"]),

@@ -14,14 +14,14 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL.Image import Image, Resampling
 
+from rpo.config.ranges import Count, NotNegative
+from rpo.config.settings import settings
 from rpo.curation.components import hash_of_files
 from rpo.curation.curate_config import EditorConfig
 from rpo.data.pixels import rgb
 from rpo.devices import device_named
 from rpo.errors import InputError
-from rpo.ranges import Count, NotNegative
-from rpo.settings import settings
-from rpo.text import read_text
+from rpo.files.text import read_text
 
 
 @settings

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from rpo.ranges import Fraction, NotNegative, Range, WholeNumber
-from rpo.settings import settings
+from rpo.config.ranges import Fraction, NotNegative, Range, WholeNumber
+from rpo.config.settings import settings
 from rpo.types import StepOutput
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rpo.errors import InputError
+from rpo.files.text import read_text, write_text
 from rpo.from_environment import replaced
-from rpo.text import read_text, write_text
 
 _BEGINNING = r"(?:file:/{0,2})?(?:~[\w.-]*[/\\]|[A-Za-z]:[\\/]|[/\\]|\.\.[/\\])"
 _WHOLE = re.compile(_BEGINNING + r"[^\n]*")

@@ -17,11 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from rpo.config.settings import checked, default_of, field_types, kind_of, plain, sections
 from rpo.errors import InputError
+from rpo.files.local_paths import without_paths, without_userinfo
+from rpo.files.text import read_text
 from rpo.from_environment import as_written, resolved
-from rpo.local_paths import without_paths, without_userinfo
-from rpo.settings import checked, default_of, field_types, kind_of, plain, sections
-from rpo.text import read_text
 
 Config = TypeVar("Config")
 
