@@ -14,6 +14,9 @@ import time
 from dataclasses import dataclass
 
 import torch
+from rpo.trainers.online import OnlineRun
+from rpo.trainers.online_config import AdapterConfig, RolloutConfig
+from rpo.trainers.rollouts.moments import current_prediction, others_mean, transition_of, value_nodes
 from torch import Tensor
 
 from rpo.models.checkpoint import Checkpoint
@@ -22,10 +25,7 @@ from rpo.rewards import load_reward
 from rpo.shapes.prompts import sample_prompts
 from rpo.trainers.grpo import GRPOTrainer
 from rpo.trainers.grpo_config import GRPOConfig
-from rpo.trainers.online import OnlineRun
-from rpo.trainers.online_config import AdapterConfig, RolloutConfig
 from rpo.trainers.rollouts.draw import Rollout, training_kernel
-from rpo.trainers.rollouts.moments import current_prediction, others_mean, transition_of, value_nodes
 
 TRAIN_PROMPTS = 512
 TRACE = 0.9

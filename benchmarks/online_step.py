@@ -28,14 +28,14 @@ import torch
 from dpo_step import PRESETS as SIZES
 from dpo_step import build
 from instruments import Calls, GraphMemory, UnitClock, forget_peak_memory, peak_memory_gib, prices
+from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
+from rpo.trainers.rollouts.points import Points
 from torch import Tensor, nn
 
 from rpo.models.checkpoint import Checkpoint
 from rpo.trainers import grpo, score_as_action
 from rpo.trainers.grpo import GRPOTrainer
 from rpo.trainers.grpo_config import GRPOConfig
-from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
-from rpo.trainers.rollouts.points import Points
 from rpo.trainers.score_as_action import ScoreAsActionTrainer
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig, ValueConfig
 from rpo.training.loop_config import LoopConfig

@@ -10,11 +10,12 @@ import argparse
 import json
 from pathlib import Path
 
+from rpo.trainers.region_config import RegionConfig
+
 from rpo import Checkpoint, CurateConfig, DPOConfig, DPOTrainer, LoopConfig, curate, load_config, read_pairs
 from rpo.curation.export import export
 from rpo.curation.page import write_page
 from rpo.curation.status import status_of
-from rpo.trainers.region_config import RegionConfig
 
 SMALL = ["output=runs/rich_preferences", "source.limit=24", "source.images_per_prompt=2", "editor.batch_size=32"]
 SMALL += ["source.num_steps=20", "source.eta=1.0", "source.guidance_scale=2.0"]  # at which shapes draws best

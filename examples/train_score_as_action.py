@@ -11,11 +11,11 @@ import argparse
 
 import torch
 from diffusers import StableDiffusionPipeline
+from rpo.trainers.online_config import LearningConfig, RolloutConfig
 
 import rpo
 import rpo.shapes
 from rpo.runs.score_as_action import RunConfig, run
-from rpo.trainers.online_config import LearningConfig, RolloutConfig
 from rpo.trainers.score_as_action_config import ValueConfig
 
 

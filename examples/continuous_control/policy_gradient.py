@@ -22,11 +22,11 @@ from functools import partial
 from typing import Literal
 
 import torch
+from rpo.objectives.policy import adapt_coefficient, clipped_surrogate, plain, trust_region
 from torch import Tensor
 
 from examples.continuous_control.lq import LinearPolicy, LinearQuadratic, objective
 from examples.continuous_control.rollouts import Rollout, advantages, draw
-from rpo.objectives.policy import adapt_coefficient, clipped_surrogate, plain, trust_region
 from rpo.randomness import keyed_generator
 from rpo.ranges import Count, Positive, Seed
 from rpo.settings import settings

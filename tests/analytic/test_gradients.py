@@ -12,7 +12,6 @@ from rpo.trainers.value.inputs import skip_weights
 from tests.analytic.chains import affine, predictions
 from tests.analytic.closed_forms import OTHER, PRINTED
 from tests.analytic.linear_quadratic import (
-    ALL,
     Case,
     double,
     error,
@@ -161,5 +160,8 @@ def test_pathwise_follows_all_of_the_slope_of_v(tmp_path, uses_reward):
     exact = exact_gradient(trainer, case, move(trainer, case))
     x0_hat = predictions(trainer.run.model, double(trainer.algorithm.collector.rollouts.grid(0)))[0]
     terms = torch.cat([torch.stack(affine(x0_hat.detach()), dim=1), torch.tensor([[1.0, 0.0]])])
-    plug(trainer.algorithm.value, SeesPrediction(trainer.algorithm.value.network, terms, uses_reward, case.problem.quadratic))
+    plug(
+        trainer.algorithm.value,
+        SeesPrediction(trainer.algorithm.value.network, terms, uses_reward, case.problem.quadratic),
+    )
     assert error(-gradient(trainer, trainer.algorithm.loss), exact) < 0.03

@@ -85,4 +85,6 @@ def test_same_points_as_score_as_action_with_the_group_as_its_value(tmp_path, ca
     other = score_as_action(case, tmp_path, estimator="likelihood", advantage="group", kl_weight=0.0, rollout=rollout)
     for one in (trainer, other):
         move(one, case)
-    assert torch.allclose(gradient(trainer, descend) * GROUP / (GROUP - 1), gradient(other, other.algorithm.loss), rtol=1e-4)
+    assert torch.allclose(
+        gradient(trainer, descend) * GROUP / (GROUP - 1), gradient(other, other.algorithm.loss), rtol=1e-4
+    )

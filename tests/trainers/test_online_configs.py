@@ -56,7 +56,10 @@ def test_refusals(kind, words, message):
     ("kind", "words"),
     [
         (ScoreAsActionConfig, []),
-        (ScoreAsActionConfig, ["estimator=pathwise", "value.uses_reward=false", "value.sees_latents=true", "rollout.eta=0"]),
+        (
+            ScoreAsActionConfig,
+            ["estimator=pathwise", "value.uses_reward=false", "value.sees_latents=true", "rollout.eta=0"],
+        ),
         (ScoreAsActionConfig, ["estimator=pathwise", "steps.guidance_scale=1"]),
         (ScoreAsActionConfig, ["update=trust_region", "steps.minibatches=4"]),
         (EndpointConfig, ["rollout.solver=dpm_solver", "rollout.eta=0", "steps.guidance_scale=1"]),

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from rpo.training.log import TIMINGS, read_metrics
 from rpo.trainers.rollouts.settings import StepsConfig
+from rpo.training.log import TIMINGS, read_metrics
 from tests.trainers.online_runs import ROLLOUT, VALUE, digest, endpoint, grpo, learning, score_as_action
 
 ROOT = Path(__file__).parents[2]
