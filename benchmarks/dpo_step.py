@@ -29,10 +29,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from rpo.adapters.lora import adapter_layers, reference
 from rpo.data.preference import PreferencePair, encode_png, pair_set
 from rpo.models.checkpoint import Checkpoint
-from rpo.trainers.dpo import DPOTrainer
+from rpo.trainers.dpo import DPO
 from rpo.trainers.dpo_config import DPOConfig
+from rpo.trainers.settings import AdapterConfig, LearningConfig
+from rpo.trainers.trainer import Trainer
 from rpo.training.log import read_metrics
-from rpo.training.loop import LoopConfig
 
 PRESETS = {
     "small": {"channels": (64, 128, 256), "layers": 1, "text": (128, 2), "vae": (32, 64, 64, 64), "resolution": 128},
@@ -173,16 +174,20 @@ def main() -> None:
     updates = args.updates + WARM_UP
     with tempfile.TemporaryDirectory() as folder:
         config = DPOConfig(
-            rank=4,
+            adapter=AdapterConfig(rank=4),
             pairs_per_update=args.micro_batch,
-            micro_batch=args.micro_batch,
             max_chosen_error_ratio=float("inf"),
             caption_dropout=0.0,
-            folder=folder,
-            loop=LoopConfig(updates=updates, checkpoint_every=updates, progress=False),
+            output=folder,
+            preview_every=0,
+            preflight=False,
+            learning=LearningConfig(
+                updates=updates, checkpoint_every=updates, micro_batch=args.micro_batch, progress=False
+            ),
         )
-        trainer = DPOTrainer(model, pair_set(random_pairs(2 * args.micro_batch, side), origin="benchmark"), config)
-        trainer.batches.fill_caches(updates, progress=False)
+        algorithm = DPO(pair_set(random_pairs(2 * args.micro_batch, side), origin="benchmark"), config)
+        trainer = Trainer(model, algorithm)
+        algorithm.prepare()
         bare = bare_step(model, args.micro_batch, side)
         before = [seconds(bare, args.device) for _ in range(updates)][WARM_UP:]
         calls: Counter = Counter()

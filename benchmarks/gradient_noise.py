@@ -14,18 +14,21 @@ import time
 from dataclasses import dataclass
 
 import torch
-from rpo.trainers.online import OnlineRun
-from rpo.trainers.online_config import AdapterConfig, RolloutConfig
-from rpo.trainers.rollouts.moments import current_prediction, others_mean, transition_of, value_nodes
 from torch import Tensor
 
 from rpo.models.checkpoint import Checkpoint
 from rpo.objectives.advantages import gae
 from rpo.rewards import load_reward
 from rpo.shapes.prompts import sample_prompts
-from rpo.trainers.grpo import GRPOTrainer
+from rpo.trainers.grpo import GRPO
 from rpo.trainers.grpo_config import GRPOConfig
-from rpo.trainers.rollouts.draw import Rollout, training_kernel
+from rpo.trainers.rollouts.collector import Collector
+from rpo.trainers.rollouts.draw import Rollout
+from rpo.trainers.rollouts.settings import RolloutConfig
+from rpo.trainers.rollouts.steps import replayed
+from rpo.trainers.settings import AdapterConfig
+from rpo.trainers.trainer import Trainer
+from rpo.trainers.value.inputs import others_mean, value_nodes
 
 TRAIN_PROMPTS = 512
 TRACE = 0.9
@@ -97,14 +100,14 @@ class Trust:
         self._own += (centred**2).sum(dim=1)
 
 
-def measure(run: OnlineRun, num_rollouts: int, num_steps: int) -> tuple[dict[str, Moments], Trust]:
+def measure(collector: Collector, num_rollouts: int, num_steps: int) -> tuple[dict[str, Moments], Trust]:
     """The gradient of every step for every kind of advantage, over that many rollouts."""
-    kernel, verifier = training_kernel(run.settings.rollout), load_reward("shapes")
+    run, verifier = collector.run, load_reward("shapes")
     found: dict[str, Moments] = {}
     trust, started = Trust(num_steps + 1), time.perf_counter()
     for index in range(num_rollouts):
-        rollout = run.draw(index)
-        points, images = run.points(rollout), rollout.num_images
+        rollout = collector.draw(index)
+        steps, images = collector.steps(rollout), rollout.num_images
         nodes = value_nodes(run.model, rollout, range(num_steps + 1))
         with torch.no_grad():
             said = verifier(run.model.decode(nodes.x0_hat), nodes.prompts).view(-1, images)
@@ -112,9 +115,9 @@ def measure(run: OnlineRun, num_rollouts: int, num_steps: int) -> tuple[dict[str
         trust.learn(rollout, said)
         gradients: dict[str, list[Tensor]] = {name: [] for name in worth}
         for step in range(num_steps):
-            part = points.select(torch.arange(images) + images * step)
-            noise_pred = current_prediction(run.model, part, 1.0)
-            log_prob = transition_of(run.model, noise_pred, part, kernel).log_prob(part.x_s)
+            part = steps.select(torch.arange(images) + images * step)
+            _, transition = replayed(run.model, part, collector.kernel, guidance_scale=1.0)
+            log_prob = transition.log_prob(part.x_s)
             for name, advantage in worth.items():
                 loss = -(advantage[step] * log_prob).mean()
                 parts = torch.autograd.grad(loss, run.policy.parameters, retain_graph=True)
@@ -134,14 +137,15 @@ def main() -> None:
     args = parser.parse_args()
     model = Checkpoint.load("shapes")
     rollout_config = RolloutConfig(num_steps=args.steps, spacing="uniform", guidance_scale=1.0)
-    config = GRPOConfig(rollout=rollout_config, adapter=AdapterConfig(rank=8), folder="runs/gradient_noise")
+    config = GRPOConfig(rollout=rollout_config, adapter=AdapterConfig(rank=8), output="runs/gradient_noise")
     prompts = list(dict.fromkeys(prompt.text for prompt in sample_prompts("train", TRAIN_PROMPTS, seed=0)))
-    run = GRPOTrainer(model, "shapes", prompts, config).run
+    algorithm = GRPO("shapes", prompts, config)
+    run = Trainer(model, algorithm).run
     generator = torch.Generator().manual_seed(0)
     for parameter in run.policy.parameters:
         if not bool(parameter.any()):
             parameter.data = MOVED * torch.randn(parameter.shape, generator=generator)
-    found, trust = measure(run, args.rollouts, args.steps)
+    found, trust = measure(algorithm.collector, args.rollouts, args.steps)
     results = {name: moments.result() for name, moments in found.items()}
     for name, (variance, signal) in results.items():
         print(f"\n{name}\n| step | share of the variance | signal / noise |\n|---|---|---|")

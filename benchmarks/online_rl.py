@@ -34,17 +34,19 @@ from online_rl_report import SAMPLERS, STOPS, WATCHED, report
 from torch import nn
 
 from rpo.adapters.lora import reference
-from rpo.config import load_config
+from rpo.config.load import load_config
 from rpo.models.checkpoint import Checkpoint
 from rpo.process.transition import Ddim
-from rpo.runs.grpo import RunConfig as GRPORun
-from rpo.runs.score_as_action import RunConfig as ScoreAsActionRun
-from rpo.sampling.sample import image_generator, replay, sample
+from rpo.runs.train_config import EndpointRunConfig, GRPORunConfig, part_of
+from rpo.sampling.sample import image_generator, sample
+from rpo.sampling.step import predict, transition
 from rpo.shapes.evaluate import evaluate, held_out_prompts
 from rpo.shapes.prompts import Prompt, sample_prompts
-from rpo.trainers.grpo import GRPOTrainer
-from rpo.trainers.score_as_action import ScoreAsActionTrainer
-from rpo.trainers.score_as_action_config import ScoreAsActionConfig
+from rpo.trainers.endpoint import Endpoint
+from rpo.trainers.endpoint_config import EndpointConfig
+from rpo.trainers.grpo import GRPO
+from rpo.trainers.grpo_config import GRPOConfig
+from rpo.trainers.trainer import Trainer
 from rpo.training.log import read_metrics
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -59,18 +61,18 @@ class Method:
     """One way to train: a trainer and what its settings are, beside those of the shapes configuration."""
 
     title: str
-    trainer: str
+    algorithm: str
     overrides: tuple[str, ...] = ()
 
 
 METHODS = {
-    "score_as_action": Method("score as action", "score_as_action"),
+    "endpoint": Method("score as action by endpoints", "endpoint"),
     "grpo": Method("GRPO", "grpo"),
     "ddpo": Method("DDPO", "grpo", ("baseline=prompt_history",)),
-    "grpo_fast": Method("GRPO, rate 1e-3", "grpo", ("loop.learning_rate=1e-3",)),
-    "ddpo_fast": Method("DDPO, rate 1e-3", "grpo", ("baseline=prompt_history", "loop.learning_rate=1e-3")),
+    "grpo_fast": Method("GRPO, rate 1e-3", "grpo", ("learning.learning_rate=1e-3",)),
+    "ddpo_fast": Method("DDPO, rate 1e-3", "grpo", ("baseline=prompt_history", "learning.learning_rate=1e-3")),
 }
-PARTS = {"compare": ("score_as_action", "grpo", "ddpo"), "rates": ("grpo_fast", "ddpo_fast")}
+PARTS = {"compare": ("endpoint", "grpo", "ddpo"), "rates": ("grpo_fast", "ddpo_fast")}
 
 
 class Evaluations:
@@ -96,8 +98,9 @@ def train(method: Method, seed: int, budget: int, images: int, folder: Path) -> 
             continue
         updates = max(1, round((stop * budget - cost["start"]) / cost["update"]))
         place = folder / "run"
-        config = _config(method, seed, place, [f"loop.updates={updates}", "loop.checkpoint_every=50"])
-        trainer = _trainer(Checkpoint.load("shapes"), prompts, config)
+        config = _config(method, seed, place, [f"learning.updates={updates}", "learning.checkpoint_every=50"])
+        model = Checkpoint.load("shapes")
+        trainer = _trainer(model, prompts, config)
         print(trainer.plan(), flush=True)
         trainer.train(resume=place.exists())
         trainer.save(folder / f"lora-{stop:g}")
@@ -108,8 +111,8 @@ def train(method: Method, seed: int, budget: int, images: int, folder: Path) -> 
             "updates": updates,
             "seconds": entries[-1]["seconds"],
             "reward": statistics.mean(entry["reward/mean"] for entry in recent),
-            **path_kl(trainer.run.model, images),
-            "verdicts": verdicts(trainer.run.model, images, tuple(SAMPLERS) if stop == STOPS[-1] else (WATCHED,)),
+            **path_kl(model, images),
+            "verdicts": verdicts(model, images, tuple(SAMPLERS) if stop == STOPS[-1] else (WATCHED,)),
         }
         write(judged, facts)
 
@@ -139,7 +142,10 @@ def _cost_of_update(method: Method, seed: int, prompts: list[str]) -> dict[str, 
         counter = Evaluations(model.denoiser)
         with tempfile.TemporaryDirectory() as folder:
             config = _config(
-                method, seed, Path(folder) / "run", [f"loop.updates={updates}", "preview_every=0", "preflight=false"]
+                method,
+                seed,
+                Path(folder) / "run",
+                [f"learning.updates={updates}", "preview_every=0", "preflight=false"],
             )
             _trainer(model, prompts, config).train()
         counts.append(counter.count)
@@ -158,25 +164,24 @@ def path_kl(model: Checkpoint, images: int) -> dict[str, float]:
     drawn = sample(model, cond, grid, kernel, guidance_scale=1.0, generators=generators)
     costs: list[float] = []
     for step in range(grid.num_steps):
-        transition = replay(model, drawn, step, kernel, guidance_scale=1.0)
+        at = drawn.latents[step], grid[step]
+        policy = transition(model, predict(model, *at, cond, guidance_scale=1.0), *at, grid[step + 1], kernel)
         with reference(model.denoiser):
-            costs.append(transition.kl(replay(model, drawn, step, kernel, guidance_scale=1.0)).mean().item())
+            base = transition(model, predict(model, *at, cond, guidance_scale=1.0), *at, grid[step + 1], kernel)
+        costs.append(policy.kl(base).mean().item())
     return {"kl": sum(costs[:-LAST_STEPS]), "kl_last_steps": sum(costs[-LAST_STEPS:])}
 
 
 def _config(method: Method, seed: int, folder: Path, more: list[str]) -> Any:
-    """The shapes configuration of a trainer, with a seed and a place of its own."""
-    section = method.trainer
-    words = [f"seed={seed}", f"folder={folder}", "loop.progress=false", *method.overrides, *more]
-    module = ScoreAsActionRun if section == "score_as_action" else GRPORun
-    run = load_config(module, CONFIGS / f"{section}_shapes.yaml", [f"{section}.{word}" for word in words])
-    return getattr(run, section)
+    """The shapes configuration of an algorithm, with a seed and a place of its own."""
+    whole, own = (EndpointRunConfig, EndpointConfig) if method.algorithm == "endpoint" else (GRPORunConfig, GRPOConfig)
+    words = [f"seed={seed}", f"output={folder}", "learning.progress=false", *method.overrides, *more]
+    return part_of(load_config(whole, CONFIGS / f"{method.algorithm}_shapes.yaml", words), own)
 
 
-def _trainer(model: Checkpoint, prompts: list[str], config: Any) -> Any:
-    if isinstance(config, ScoreAsActionConfig):
-        return ScoreAsActionTrainer(model, "shapes", prompts, config)
-    return GRPOTrainer(model, "shapes", prompts, config)
+def _trainer(model: Checkpoint, prompts: list[str], config: Any) -> Trainer:
+    algorithm: Any = Endpoint if isinstance(config, EndpointConfig) else GRPO
+    return Trainer(model, algorithm("shapes", prompts, config))
 
 
 def main(argv: list[str] | None = None) -> None:

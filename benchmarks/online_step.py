@@ -16,31 +16,30 @@ in bfloat16 for every image and step.
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from itertools import islice
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from dpo_step import PRESETS as SIZES
 from dpo_step import build
 from instruments import Calls, GraphMemory, UnitClock, forget_peak_memory, peak_memory_gib, prices
-from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
-from rpo.trainers.rollouts.points import Points
 from torch import Tensor, nn
 
 from rpo.models.checkpoint import Checkpoint
-from rpo.trainers import grpo, score_as_action
-from rpo.trainers.grpo import GRPOTrainer
+from rpo.trainers.grpo import GRPO
 from rpo.trainers.grpo_config import GRPOConfig
-from rpo.trainers.score_as_action import ScoreAsActionTrainer
-from rpo.trainers.score_as_action_config import ScoreAsActionConfig, ValueConfig
-from rpo.training.loop_config import LoopConfig
-from rpo.training.state import Stateful
-from rpo.types import StepOutput
+from rpo.trainers.rollouts.algorithm import OnlineAlgorithm
+from rpo.trainers.rollouts.settings import OnlineLearningConfig, RolloutConfig, StepsConfig
+from rpo.trainers.score_as_action import ScoreAsAction
+from rpo.trainers.score_as_action_config import ScoreAsActionConfig
+from rpo.trainers.settings import AdapterConfig
+from rpo.trainers.trainer import Trainer
+from rpo.trainers.value.settings import ValueConfig
+from rpo.training.loop import fit
 
 PRESETS: dict[str, dict[str, Any]] = {
     **SIZES,
@@ -58,7 +57,7 @@ class Variant:
     """A way to learn from the same rollout."""
 
     what: str
-    learning: LearningConfig
+    steps: StepsConfig
     method: Literal["grpo", "score_as_action"] = "grpo"
     target: float | None = None
     """What it may cost, in U."""
@@ -68,56 +67,60 @@ HALF = (STEPS + 1) // 2
 VARIANTS = {
     "ddpo": Variant(
         "DDPO's gradient as usual: both branches, computed again",
-        LearningConfig(freeze_negative=False, micro_batch=IMAGES),
+        StepsConfig(freeze_negative=False),
     ),
     "keep": Variant(
         "the same gradient from the graph of the rollout",
-        LearningConfig(freeze_negative=False, keep_graph=True),
+        StepsConfig(freeze_negative=False, keep_graph=True),
         target=229.0,
     ),
     "frozen": Variant(
-        "the same without the negative branch", LearningConfig(freeze_negative=True, keep_graph=True), target=190.0
+        "the same without the negative branch", StepsConfig(freeze_negative=True, keep_graph=True), target=190.0
     ),
-    "again": Variant(
-        "the same gradient computed again, for little memory", LearningConfig(freeze_negative=True, micro_batch=IMAGES)
-    ),
+    "again": Variant("the same gradient computed again, for little memory", StepsConfig(freeze_negative=True)),
     "half": Variant(
         f"as frozen, at {HALF} of {STEPS} time points",
-        LearningConfig(freeze_negative=True, keep_graph=True, train_steps=HALF),
+        StepsConfig(freeze_negative=True, keep_graph=True, train_steps=HALF),
     ),
     "score": Variant(
         "as frozen, by score as action with its V",
-        LearningConfig(freeze_negative=True, keep_graph=True),
+        StepsConfig(freeze_negative=True, keep_graph=True),
         "score_as_action",
     ),
 }
 
-Trainer = GRPOTrainer | ScoreAsActionTrainer
-
 
 def make_trainer(model: Checkpoint, variant: Variant, folder: str, updates: int) -> Trainer:
     """The package's trainer of a variant."""
-    rollout = RolloutConfig(
-        prompts=len(PROMPTS),
-        images_per_prompt=IMAGES // len(PROMPTS),
-        num_steps=STEPS,
-        guidance_scale=GUIDANCE,
-        batch_size=IMAGES,
-    )
-    loop = LoopConfig(updates=updates, checkpoint_every=updates, learning_rate=1e-5, progress=False)
-    settings = (GRPOConfig if variant.method == "grpo" else ScoreAsActionConfig)(
-        rollout=rollout,
-        learning=variant.learning,
-        adapter=AdapterConfig(rank=RANK),
-        measure_kl=False,
-        preview_every=0,
-        folder=folder,
-        loop=loop,
-    )
-    if isinstance(settings, GRPOConfig):
-        return GRPOTrainer(model, "jpeg-compressibility", PROMPTS, settings)
-    settings = replace(settings, value=ValueConfig(design="none", inputs="both", pretrain_rollouts=0))
-    return ScoreAsActionTrainer(model, "jpeg-compressibility", PROMPTS, settings)
+    settings: dict[str, Any] = {
+        "rollout": RolloutConfig(
+            prompts=len(PROMPTS),
+            images_per_prompt=IMAGES // len(PROMPTS),
+            num_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            batch_size=IMAGES,
+        ),
+        "steps": variant.steps,
+        "adapter": AdapterConfig(rank=RANK),
+        "preview_every": 0,
+        "preflight": False,
+        "output": folder,
+        "learning": OnlineLearningConfig(
+            updates=updates, checkpoint_every=updates, learning_rate=1e-5, micro_batch=IMAGES, progress=False
+        ),
+    }
+    if variant.method == "grpo":
+        return Trainer(model, GRPO("jpeg-compressibility", PROMPTS, GRPOConfig(**settings)))
+    value = ValueConfig(uses_reward=False, sees_latents=True, pretrain_rollouts=0)
+    config = ScoreAsActionConfig(**settings, value=value)
+    return Trainer(model, ScoreAsAction("jpeg-compressibility", PROMPTS, config))
+
+
+def without_watching(trainer: Trainer) -> None:
+    """Leave out the KL that is only logged: what it costs is no part of the method."""
+    zero = torch.zeros((), device=trainer.run.model.device)
+    algorithm = cast(OnlineAlgorithm, trainer.algorithm)
+    algorithm.collector.measured_kl = lambda rollout: zero
 
 
 @contextmanager
@@ -133,29 +136,14 @@ def moved(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
             parameter.copy_(value)
 
 
-def loss_of(trainer: Trainer) -> Callable[[Points], StepOutput]:
-    """The trainer's loss of a micro-batch."""
-    run = trainer.run
-    if isinstance(trainer, GRPOTrainer):
-        return partial(grpo.loss, policy=run.policy, config=trainer.config, guidance_scale=run.guidance_scale)
-    return partial(
-        score_as_action.loss,
-        policy=run.policy,
-        config=trainer.config,
-        region=trainer.region,
-        guidance_scale=run.guidance_scale,
-    )
-
-
 def gradient(trainer: Trainer) -> tuple[Tensor, list[int]]:
     """The gradient of the first update, and the bytes kept for backward: at most, then after each micro-batch."""
-    run, loss = trainer.run, loss_of(trainer)
-    batches = run.batches(trainer.prepare)
+    run, algorithm, accumulate = trainer.run, trainer.algorithm, trainer.algorithm.division[1]
     memory = GraphMemory(run.model.denoiser.parameters())
     left: list[int] = []
     with moved(run.policy.parameters), memory.watch():
-        for points in islice(batches(0), run.accumulate):
-            (loss(points).loss / run.accumulate).backward()
+        for steps in islice(algorithm.batches(0), accumulate):
+            (algorithm.loss(steps).loss / accumulate).backward()
             left.append(memory.bytes)
     parameters = run.policy.parameters
     flat = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
@@ -166,9 +154,7 @@ def gradient(trainer: Trainer) -> tuple[Tensor, list[int]]:
 
 def iterate(trainer: Trainer, clock: UnitClock, calls: Calls) -> None:
     """Run the trainer's updates through the package's loop, the clock between them; what warms up does not count."""
-    state: dict[str, Stateful] = {}
-    if isinstance(trainer, ScoreAsActionTrainer) and trainer.critic is not None:
-        state["critic"] = trainer.critic
+    algorithm = trainer.algorithm
 
     def between(update: int, _: object) -> None:
         if update == WARM_UP:
@@ -178,7 +164,16 @@ def iterate(trainer: Trainer, clock: UnitClock, calls: Calls) -> None:
 
     clock.start()
     with calls.counting():
-        trainer.run.fit(trainer.prepare, loss_of(trainer), resume=False, state=state, on_update=between)
+        fit(
+            algorithm.batches,
+            algorithm.loss,
+            trainer.run.policy.parameters,
+            trainer.loop,
+            folder=trainer.folder,
+            names=algorithm.names,
+            state=algorithm.state,
+            on_update=between,
+        )
 
 
 def measure(model: Checkpoint, variant: Variant, calls: Calls, repeats: int) -> tuple[dict[str, Any], Tensor]:
@@ -187,6 +182,7 @@ def measure(model: Checkpoint, variant: Variant, calls: Calls, repeats: int) -> 
     forget_peak_memory(model.device)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(model, variant, folder, updates)
+        without_watching(trainer)
         slope, kept = gradient(trainer)
         clock = UnitClock(model, images=IMAGES)
         iterate(trainer, clock, calls)

@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +25,24 @@ from jobs import on_one_core, write
 from rpo_ablation_pairs import CONFIG, PROXY, SETS, SOURCE_SCORES, source_scores
 from rpo_ablation_report import report
 
-from rpo.config import load_config
+from rpo.config.load import load_config
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import CurateConfig
 from rpo.curation.status import status_of
 from rpo.curation.store.folder import STAGES
 from rpo.data.preference import PairSet, pair_set
+from rpo.files.text import write_text
 from rpo.models.checkpoint import Checkpoint
 from rpo.rewards import load_reward
-from rpo.runs.quickstart import QuickstartConfig
+from rpo.runs.align_config import AlignConfig
 from rpo.shapes.evaluate import evaluate, held_out_prompts, usual_sampling
 from rpo.shapes.prompts import sample_prompts
-from rpo.text import write_text
-from rpo.trainers.dpo import DPOTrainer
+from rpo.trainers.dpo import DPO
+from rpo.trainers.trainer import Trainer
 from rpo.training.log import read_metrics
 
 IMAGES_PER_PROMPT = 4
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,17 @@ class Arm:
     """Of the number of pairs that the other arms have."""
 
 
-PLAIN = ("sft_weight=0", "loop.learning_rate=3e-4")
-"""Plain DPO, at a rate at which it does not forget the chosen side at once."""
+SLOWER = "learning.learning_rate=3e-4"
+"""A rate at which the chosen side is not forgotten at once."""
+
+PLAIN = ("objective.sft_weight=0", SLOWER)
 
 ARMS = {
     "ranked": Arm("(i) own images, ranked by the proxy", "ranked"),
     "rich": Arm("(ii) rich: edits that the proxy finds better", "rich"),
     "unfiltered": Arm("(iii) all edits, no relabelling", "unfiltered"),
     "blind": Arm("(iv) edits from the caption alone", "blind"),
-    "region": Arm("(v) rich, region-weighted", "rich", ("region.is_on=true",)),
+    "region": Arm("(v) rich, region-weighted", "rich", ("region={}",)),
     "mixed": Arm("(vi) half (i), half (ii)", "mixed"),
     "verified": Arm("(vii) rich, edits that the critic finds right", "verified"),
     "siblings": Arm("(viii) own images, ordered by the critic", "siblings"),
@@ -85,7 +89,7 @@ COMPONENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "margin_rewards": ("margin 0.5 by the scores' gap", ("objective.margin_from=rewards", "objective.margin=0.5")),
     "mixing": ("reference mixing 0.25, margin 0.5", ("objective.reference_weight=0.25", "objective.margin=0.5")),
     "context": ("contextual scaling", ("objective.context=reference",)),
-    "sft": ("SFT term 0.2", ("sft_weight=0.2",)),
+    "sft": ("SFT term 0.2", ("objective.sft_weight=0.2",)),
     "winner": ("winner-preserving 0.9", ("objective.winner_preserving=0.9",)),
     "all": (
         "all together: time, margin, mixing, context, SFT",
@@ -95,13 +99,14 @@ COMPONENTS: dict[str, tuple[str, tuple[str, ...]]] = {
             "objective.margin_mixed=true",
             "objective.reference_weight=0.25",
             "objective.context=reference",
-            "sft_weight=0.2",
+            "objective.sft_weight=0.2",
         ),
     ),
-    "mapo": ("MaPO", ("objective.method=mapo", "beta=null")),
-    "kto": ("KTO", ("objective.method=kto",)),
 }
-OBJECTIVES = {name: Arm(title, "rich", (*PLAIN, *words)) for name, (title, words) in COMPONENTS.items()}
+OBJECTIVES = {name: Arm(title, "rich", (*PLAIN, *words)) for name, (title, words) in COMPONENTS.items()} | {
+    "mapo": Arm("MaPO", "rich", (SLOWER, "objective={kind: mapo}")),
+    "kto": Arm("KTO", "rich", (SLOWER, "objective={kind: kto, beta: 150.0}")),
+}
 OBJECTIVES["rso"] = Arm("pairs by rejection sampling", "rejection", PLAIN)
 PARTS = {"arms": ARMS, "objectives": OBJECTIVES}
 
@@ -146,11 +151,15 @@ def train(folder: Path, name: str, arm: Arm, seed: int, *, images: int, updates:
     if (place / "judged.json").is_file():
         return
     words = [f"dpo.{word}" for word in arm.overrides]
-    dpo = load_config(QuickstartConfig, None, words).dpo
-    dpo = replace(dpo, seed=seed, folder=str(place / "dpo"), cache_folder=str(folder / f"data-{seed}" / "cache"))
-    dpo = replace(dpo, loop=replace(dpo.loop, updates=updates, lr_schedule="constant", progress=False))
+    words += [
+        f"dpo.seed={seed}",
+        f"dpo.output={place / 'dpo'}",
+        f"dpo.cache_folder={folder / f'data-{seed}' / 'cache'}",
+    ]
+    words += [f"dpo.learning.updates={updates}", "dpo.learning.lr_schedule=constant", "dpo.learning.progress=false"]
+    dpo = load_config(AlignConfig, QUICKSTART, words).dpo
     pairs = pairs_of_arm(folder, arm, seed)
-    trainer = DPOTrainer(Checkpoint.load("shapes"), pairs, dpo)
+    trainer = Trainer(Checkpoint.load("shapes"), DPO(pairs, dpo))
     print(trainer.plan(), flush=True)
     start = time.perf_counter()
     trained = trainer.train(resume=(place / "dpo").exists())
@@ -163,9 +172,15 @@ def train(folder: Path, name: str, arm: Arm, seed: int, *, images: int, updates:
         "stopped_because": trained.stopped_because,
         "seconds": seconds,
         "metrics": {key: value for key, value in last.items() if key.startswith("dpo/")},
-        **judged(trainer.model, seed, images),
+        **judged(checkpoint_of(trainer), seed, images),
     }
     write(place / "judged.json", facts)
+
+
+def checkpoint_of(trainer: Trainer) -> Checkpoint:
+    """The model that was trained."""
+    assert isinstance(trainer.run.model, Checkpoint)
+    return trainer.run.model
 
 
 def judged(model: Checkpoint, seed: int, images: int) -> dict[str, Any]:

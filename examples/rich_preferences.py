@@ -10,12 +10,11 @@ import argparse
 import json
 from pathlib import Path
 
-from rpo.trainers.region_config import RegionConfig
-
-from rpo import Checkpoint, CurateConfig, DPOConfig, DPOTrainer, LoopConfig, curate, load_config, read_pairs
+from rpo import DPO, Checkpoint, CurateConfig, DPOConfig, LearningConfig, Trainer, curate, load_config, read_pairs
 from rpo.curation.export import export
 from rpo.curation.page import write_page
 from rpo.curation.status import status_of
+from rpo.objectives.preference.region import RegionConfig
 
 SMALL = ["output=runs/rich_preferences", "source.limit=24", "source.images_per_prompt=2", "editor.batch_size=32"]
 SMALL += ["source.num_steps=20", "source.eta=1.0", "source.guidance_scale=2.0"]  # at which shapes draws best
@@ -46,12 +45,13 @@ def main(arguments: list[str] | None = None) -> None:
     # A pair of an image and its edit says something where the two differ, and nothing elsewhere.
     model = Checkpoint.load(config.source.model.source)
     settings = DPOConfig(
-        folder=str(Path(config.output) / "dpo"),
+        output=str(Path(config.output) / "dpo"),
         pairs_per_update=8,
-        region=RegionConfig(is_on=True),
-        loop=LoopConfig(updates=args.updates, learning_rate=1e-3),
+        region=RegionConfig(),
+        preview_every=0,
+        learning=LearningConfig(updates=args.updates, learning_rate=1e-3),
     )
-    trainer = DPOTrainer(model, pairs, settings)
+    trainer = Trainer(model, DPO(pairs, settings))
     trained = trainer.train(resume=args.resume)
     print(f"loss log 2 -> {trained.metrics['loop/loss']:.3f}; LoRA in {trainer.save()}")
 

@@ -1,6 +1,6 @@
 """Align a Stable Diffusion checkpoint with preference pairs by Diffusion-DPO, and compare an image before and after.
 
-    python examples/train_dpo.py --config configs/dpo_shapes.yaml data.source=runs/quickstart/pairs
+    python examples/train_dpo.py --config configs/dpo_shapes.yaml data.source=runs/quickstart/round-1/pairs
     python examples/train_dpo.py --config configs/dpo_sd15.yaml data.source=PAIRS model.source=CHECKPOINT
 
 Without a configuration it makes a few pairs of the shapes world and trains on them for a minute.
@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from rpo.config import load_config
+from rpo.config.load import load_config
 from rpo.data.preference import PreferencePair, encode_png
 from rpo.data.writers import write_pairs
 from rpo.models.config import load_model
-from rpo.runs.dpo import RunConfig, run
+from rpo.runs.train import run
+from rpo.runs.train_config import DPORunConfig
 from rpo.sampling.sample import generate
 from rpo.shapes.world import draw_scene, render, sample_prompts
 from rpo.training.log import read_metrics
@@ -41,15 +42,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--config", help="YAML file, such as those in configs/")
     parser.add_argument("--resume", action="store_true", help="continue a killed run")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings to change, such as dpo.loop.updates=10"
+        "overrides", nargs="*", metavar="key=value", help="settings to change, such as learning.updates=10"
     )
     args = parser.parse_args(arguments)
 
     overrides = list(args.overrides)
     if args.config is None and not any(word.startswith("data.source=") for word in overrides):
         demonstration_pairs(Path("runs/example/pairs"))
-        overrides = ["data.source=runs/example/pairs", "output=runs/example/dpo", "dpo.loop.updates=20", *overrides]
-    config = load_config(RunConfig, args.config, overrides)
+        overrides = ["data.source=runs/example/pairs", "output=runs/example/dpo", "learning.updates=20", *overrides]
+    config = load_config(DPORunConfig, args.config, overrides)
     result = run(config, resume=args.resume)
 
     first, last = read_metrics(result.trained.folder)[0], result.trained.metrics

@@ -11,12 +11,13 @@ import argparse
 
 import torch
 from diffusers import StableDiffusionPipeline
-from rpo.trainers.online_config import LearningConfig, RolloutConfig
 
 import rpo
 import rpo.shapes
-from rpo.runs.score_as_action import RunConfig, run
-from rpo.trainers.score_as_action_config import ValueConfig
+from rpo.runs.train import run
+from rpo.runs.train_config import ScoreAsActionRunConfig
+from rpo.trainers.rollouts.settings import OnlineLearningConfig, RolloutConfig, StepsConfig
+from rpo.trainers.value.settings import ValueConfig
 
 
 def blueness(images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
@@ -30,14 +31,14 @@ def demonstrate(folder: str, updates: int, *, resume: bool) -> None:
     prompts = ["a red circle", "two green squares", "a blue square and a red circle", "a cyan triangle"]
     config = rpo.ScoreAsActionConfig(
         rollout=RolloutConfig(prompts=4, images_per_prompt=4, num_steps=8, guidance_scale=1.0),
-        learning=LearningConfig(train_steps=4),  # of 8, drawn at random: the same gradient for less
-        value=ValueConfig(channels=32, pretrain_rollouts=1, pretrain_updates=20, updates=5),
+        steps=StepsConfig(train_steps=4),  # of 8, drawn at random: the same gradient for less
+        value=ValueConfig(pretrain_rollouts=1, updates=5),
         preview_every=10,
-        folder=folder,
-        loop=rpo.LoopConfig(updates=updates, learning_rate=1e-3),
+        output=folder,
+        learning=OnlineLearningConfig(updates=updates, learning_rate=1e-3),
     )
     model = rpo.Checkpoint(pipe)
-    trainer = rpo.ScoreAsActionTrainer(model, blueness, prompts, config)
+    trainer = rpo.Trainer(model, rpo.ScoreAsAction(blueness, prompts, config))
     draw = {"seed": 0, "images_per_prompt": 8, "num_steps": 20, "guidance_scale": 1.0}
     before = rpo.generate(model, prompts, **draw)
     result = trainer.train(resume=resume)
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.config is None and not args.overrides:
         demonstrate(args.folder, args.updates, resume=args.resume)
         return
-    result = run(rpo.load_config(RunConfig, args.config, args.overrides), resume=args.resume)
+    result = run(rpo.load_config(ScoreAsActionRunConfig, args.config, args.overrides), resume=args.resume)
     print(f"LoRA in {result.saved}, report in {result.report}")
 
 

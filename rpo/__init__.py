@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from rpo.adapters.lora import add_lora, reference, save_lora
-    from rpo.config import load_config
+    from rpo.config.load import load_config
     from rpo.curation.curate import Components, curate
     from rpo.curation.curate_config import CurateConfig
     from rpo.data.preference import PairSet, PreferencePair, pair_set
@@ -20,30 +20,37 @@ if TYPE_CHECKING:
     from rpo.models.checkpoint import Checkpoint
     from rpo.process.transition import Ddim, EulerMaruyama, ddim
     from rpo.rewards import load_reward, load_rewards
-    from rpo.sampling.sample import generate, image_generator, replay, sample
-    from rpo.trainers.dpo import DPOTrainer
+    from rpo.sampling.sample import generate, image_generator, sample
+    from rpo.trainers.dpo import DPO
     from rpo.trainers.dpo_config import DPOConfig
-    from rpo.trainers.grpo import GRPOTrainer
+    from rpo.trainers.endpoint import Endpoint
+    from rpo.trainers.endpoint_config import EndpointConfig
+    from rpo.trainers.grpo import GRPO
     from rpo.trainers.grpo_config import GRPOConfig
-    from rpo.trainers.score_as_action import ScoreAsActionTrainer
+    from rpo.trainers.score_as_action import ScoreAsAction
     from rpo.trainers.score_as_action_config import ScoreAsActionConfig
-    from rpo.training.loop_config import LoopConfig
+    from rpo.trainers.settings import AdapterConfig, LearningConfig
+    from rpo.trainers.trainer import Trainer
 
 __all__ = [
+    "AdapterConfig",
     "Checkpoint",
     "Components",
     "CurateConfig",
+    "DPO",
     "DPOConfig",
-    "DPOTrainer",
     "Ddim",
+    "Endpoint",
+    "EndpointConfig",
     "EulerMaruyama",
+    "GRPO",
     "GRPOConfig",
-    "GRPOTrainer",
-    "LoopConfig",
+    "LearningConfig",
     "PairSet",
     "PreferencePair",
+    "ScoreAsAction",
     "ScoreAsActionConfig",
-    "ScoreAsActionTrainer",
+    "Trainer",
     "__version__",
     "add_lora",
     "curate",
@@ -56,43 +63,35 @@ __all__ = [
     "pair_set",
     "read_pairs",
     "reference",
-    "replay",
     "sample",
     "save_lora",
     "write_pairs",
 ]
 
-_HOME = {
-    "Components": "rpo.curation.curate",
-    "CurateConfig": "rpo.curation.curate_config",
-    "DPOConfig": "rpo.trainers.dpo_config",
-    "DPOTrainer": "rpo.trainers.dpo",
-    "Ddim": "rpo.process.transition",
-    "EulerMaruyama": "rpo.process.transition",
-    "GRPOConfig": "rpo.trainers.grpo_config",
-    "GRPOTrainer": "rpo.trainers.grpo",
-    "LoopConfig": "rpo.training.loop_config",
-    "PairSet": "rpo.data.preference",
-    "PreferencePair": "rpo.data.preference",
-    "ScoreAsActionConfig": "rpo.trainers.score_as_action_config",
-    "ScoreAsActionTrainer": "rpo.trainers.score_as_action",
-    "Checkpoint": "rpo.models.checkpoint",
-    "add_lora": "rpo.adapters.lora",
-    "curate": "rpo.curation.curate",
-    "ddim": "rpo.process.transition",
-    "generate": "rpo.sampling.sample",
-    "image_generator": "rpo.sampling.sample",
-    "load_config": "rpo.config",
-    "load_reward": "rpo.rewards",
-    "load_rewards": "rpo.rewards",
-    "pair_set": "rpo.data.preference",
-    "read_pairs": "rpo.data.readers",
-    "reference": "rpo.adapters.lora",
-    "replay": "rpo.sampling.sample",
-    "sample": "rpo.sampling.sample",
-    "save_lora": "rpo.adapters.lora",
-    "write_pairs": "rpo.data.writers",
+_NAMES = {
+    "rpo.adapters.lora": "add_lora reference save_lora",
+    "rpo.config.load": "load_config",
+    "rpo.curation.curate": "Components curate",
+    "rpo.curation.curate_config": "CurateConfig",
+    "rpo.data.preference": "PairSet PreferencePair pair_set",
+    "rpo.data.readers": "read_pairs",
+    "rpo.data.writers": "write_pairs",
+    "rpo.models.checkpoint": "Checkpoint",
+    "rpo.process.transition": "Ddim EulerMaruyama ddim",
+    "rpo.rewards": "load_reward load_rewards",
+    "rpo.sampling.sample": "generate image_generator sample",
+    "rpo.trainers.dpo": "DPO",
+    "rpo.trainers.dpo_config": "DPOConfig",
+    "rpo.trainers.endpoint": "Endpoint",
+    "rpo.trainers.endpoint_config": "EndpointConfig",
+    "rpo.trainers.grpo": "GRPO",
+    "rpo.trainers.grpo_config": "GRPOConfig",
+    "rpo.trainers.score_as_action": "ScoreAsAction",
+    "rpo.trainers.score_as_action_config": "ScoreAsActionConfig",
+    "rpo.trainers.settings": "AdapterConfig LearningConfig",
+    "rpo.trainers.trainer": "Trainer",
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> object:

@@ -6,10 +6,10 @@ With states seen at times τ ~ Exp(ρ), and q and the entropy weight λ as in `l
 
 The learner knows neither drift nor noise, and estimates q as `rollouts` says.
 
-CPG takes one step of `objectives.policy.plain` per rollout. CPPO takes several on the ratio, within the trust region
-C E√KL or C E[KL] around the policy that drew the rollout (`objectives.policy.trust_region`), and adapts C. √KL is
-what the paper's bound on the change of J has. In practice it moves by fits and starts: its kink at the old policy holds
-an update back entirely or hardly at all, whereas under C KL every update goes some way.
+CPG takes one step of `policy_gradient.plain` per rollout. CPPO takes several on the ratio, within the trust region
+C E√KL or C E[KL] around the policy that drew the rollout (`policy_gradient.trust_region`), and adapts C. √KL is what
+the paper's bound on the change of J has. In practice it moves by fits and starts: its kink at the old policy holds an
+update back entirely or hardly at all, whereas under C KL every update goes some way.
 
 Two terms of the paper are left out. Its further advantage -λ multiplies E[∇log π] = 0. Its surrogate has -λ log of the
 *new* policy, ours of the old one: the difference is λ KL(new ‖ old), one more penalty beside an adapted one.
@@ -22,14 +22,14 @@ from functools import partial
 from typing import Literal
 
 import torch
-from rpo.objectives.policy import adapt_coefficient, clipped_surrogate, plain, trust_region
 from torch import Tensor
 
 from examples.continuous_control.lq import LinearPolicy, LinearQuadratic, objective
 from examples.continuous_control.rollouts import Rollout, advantages, draw
+from rpo.config.ranges import Count, Positive, Seed
+from rpo.config.settings import settings
+from rpo.objectives.policy_gradient import adapt_coefficient, clipped_surrogate, plain, trust_region
 from rpo.randomness import keyed_generator
-from rpo.ranges import Count, Positive, Seed
-from rpo.settings import settings
 from rpo.types import PerSample
 
 Method = Literal["cpg", "cppo_sqrt", "cppo_linear"]
@@ -98,7 +98,8 @@ def cppo_loss(
     """The surrogate of J around the old policy, penalised by the distance from it."""
     log_prob = policy.actions(rollout.x).log_prob(rollout.action)
     surrogate = clipped_surrogate(log_prob, rollout.log_prob, advantage, num_dims=1, clip=math.inf)
-    penalty = trust_region(old.kl(policy, rollout.x), coefficient, power=power)
+    kl = old.kl(policy, rollout.x)
+    penalty = trust_region(kl, coefficient) if power == "sqrt" else coefficient * kl
     return surrogate.loss.mean() / problem.discount + penalty.mean()
 
 

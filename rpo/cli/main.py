@@ -14,12 +14,11 @@ import textwrap
 import traceback
 from collections.abc import Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 from rpo import __version__
 from rpo.cli.command import Command, config_and_overrides, overrides, takes_config, takes_run
-from rpo.cli.configs import show_config, takes_name
+from rpo.cli.configs import configurations, show_config, takes_name
 from rpo.cli.curate import CURATE
 from rpo.errors import InputError
 from rpo.interrupts import Terminated, ended_in_order
@@ -27,43 +26,45 @@ from rpo.interrupts import Terminated, ended_in_order
 SURROUNDINGS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENOTCONN}
 """What the operating system answers where a disk is full or a file not ours: no mistake of rpo's code."""
 
-TRAINERS = {
-    "dpo": "rpo.runs.dpo",
-    "score-as-action": "rpo.runs.score_as_action",
-    "grpo": "rpo.runs.grpo",
+ALGORITHMS = {
+    "dpo": ("DPORunConfig", "learn from preference pairs: Diffusion-DPO and its family"),
+    "grpo": ("GRPORunConfig", "learn from a reward by comparing images of a prompt: GRPO or DDPO"),
+    "score-as-action": ("ScoreAsActionRunConfig", "learn from a reward by continuous-time policy gradients"),
+    "endpoint": ("EndpointRunConfig", "learn from a reward by the likelihood of whole images, from any solver"),
 }
-"""Module of each trainer; it has a dataclass `RunConfig` and a function `run(config, resume)`."""
+"""What `rpo train` trains by: the class of its settings in `rpo.runs.train_config`, and what it is."""
 
 
-def quickstart(args: argparse.Namespace) -> None:
-    """Align the embedded model and write a report."""
-    from rpo.config import load_config
-    from rpo.runs.quickstart import run
-    from rpo.runs.quickstart_config import QuickstartConfig
+def train(settings: str, args: argparse.Namespace) -> None:
+    """Train what a YAML file describes."""
+    from rpo.config.load import load_config
+    from rpo.runs import train_config
+    from rpo.runs.train import run
 
-    run(load_config(QuickstartConfig, None, overrides(args)), resume=args.resume)
-
-
-def train(name: str, args: argparse.Namespace) -> None:
-    """Train by the trainer of that name what a YAML file describes."""
-    from rpo.config import load_config
-
-    trainer = import_module(TRAINERS[name])
-    trainer.run(load_config(trainer.RunConfig, *config_and_overrides(args)), resume=args.resume)
+    run(load_config(getattr(train_config, settings), *config_and_overrides(args)), resume=args.resume)
 
 
 def align(args: argparse.Namespace) -> None:
     """Go through rounds of curation and training."""
-    from rpo.config import load_config
+    _align(*config_and_overrides(args), resume=args.resume)
+
+
+def quickstart(args: argparse.Namespace) -> None:
+    """One such round on the embedded checkpoint."""
+    _align(configurations()["quickstart"], overrides(args), resume=args.resume)
+
+
+def _align(path: Path | str | None, words: list[str], *, resume: bool) -> None:
+    from rpo.config.load import load_config
     from rpo.curation.records import Unavailable
     from rpo.runs.align import align as run_rounds
     from rpo.runs.align_config import AlignConfig
 
     try:
-        result = run_rounds(load_config(AlignConfig, *config_and_overrides(args)), resume=args.resume)
+        result = run_rounds(load_config(AlignConfig, path, words), resume=resume)
     except Unavailable as error:
         raise InputError(f"{error}; run the same command with --resume: what was found out is kept") from error
-    print(f"LoRA: {result.lora}\nfigure: {result.folder / 'rounds.svg'}")
+    print(f"LoRA:   {result.lora}\nreport: {result.report}  (open it in a browser)")
 
 
 def data_check(args: argparse.Namespace) -> int:
@@ -99,26 +100,12 @@ COMMANDS = {
         "align the embedded model on this machine and write a report",
         takes_run,
         quickstart,
-        "rpo.runs.quickstart_config:QuickstartConfig",
+        "rpo.runs.align_config:AlignConfig",
     ),
-    "train dpo": Command(
-        "fine-tune a Stable Diffusion checkpoint on preference pairs",
-        takes_config,
-        partial(train, "dpo"),
-        f"{TRAINERS['dpo']}:RunConfig",
-    ),
-    "train score-as-action": Command(
-        "align a checkpoint with a reward by continuous-time policy gradients",
-        takes_config,
-        partial(train, "score-as-action"),
-        f"{TRAINERS['score-as-action']}:RunConfig",
-    ),
-    "train grpo": Command(
-        "align a checkpoint with a reward by GRPO or DDPO",
-        takes_config,
-        partial(train, "grpo"),
-        f"{TRAINERS['grpo']}:RunConfig",
-    ),
+    **{
+        f"train {name}": Command(summary, takes_config, partial(train, cls), f"rpo.runs.train_config:{cls}")
+        for name, (cls, summary) in ALGORITHMS.items()
+    },
     **CURATE,
     "align": Command(
         "rounds of drawing, curating and training: Rich Preference Optimization from end to end",
@@ -157,6 +144,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 for an untrainable set, 2 for wrong input, 130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
     """
+    # A thread that waits by spinning takes the core that a neighbour needs: with the default, one busy neighbour costs
+    # three quarters of the speed. OpenMP reads it when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # What these libraries say at import (an image processor without torchvision, …) concerns nothing that rpo does.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
@@ -232,7 +222,7 @@ def _settings(command: Command) -> str | None:
     """The keys of a command's configuration, for the end of its help."""
     if not command.config:
         return None
-    from rpo.settings import describe_fields
+    from rpo.config.settings import describe_fields
 
     lines = ["settings:"]
     for field in describe_fields(command.config_class):

@@ -10,14 +10,16 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms
 
 from rpo.errors import InputError
-from rpo.types import Images
+
+if TYPE_CHECKING:
+    from rpo.types import Images
 
 T = TypeVar("T")
 
@@ -66,15 +68,11 @@ def upright_size(data: bytes, name: str) -> tuple[int, int]:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """The pixels of an image that is open already, as a viewer shows them.
-
-    Args:
-        image: Of any mode; may be a file that was opened and not yet read.
-    """
+    """The pixels of an image of any mode that is open already, as a viewer shows them."""
     return as_seen(image).image
 
 
-def to_pixels(images: Images) -> NDArray[np.uint8]:
+def to_pixels(images: "Images") -> NDArray[np.uint8]:
     """Float images [n, 3, h, w] in [0, 1] as the bytes [n, h, w, 3] that a PNG holds."""
     return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
@@ -165,19 +163,12 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     transform = ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), mode, "RGB")
     if mode == "CMYK":
         return transform
-    probe = _probe(mode)
+    levels = np.linspace(0, _BITS_8, 16 if mode == "RGB" else 256).round().astype(np.uint8)
+    cube = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3) if mode == "RGB" else levels[None]
+    probe = Image.fromarray(cube)  # levels from all over the colour space
     after = ImageCms.applyTransform(probe, transform)
     far = np.abs(np.asarray(after, np.int16) - np.asarray(probe.convert("RGB"), np.int16)).max()
     return transform if far > _SAME else None
-
-
-def _probe(mode: str) -> Image.Image:
-    """An image of levels from all over the colour space."""
-    levels = np.linspace(0, _BITS_8, 16 if mode == "RGB" else 256).round().astype(np.uint8)
-    if mode == "L":
-        return Image.fromarray(levels[None])
-    cube = np.stack(np.meshgrid(levels, levels, levels), axis=-1)
-    return Image.fromarray(cube.reshape(1, -1, 3))
 
 
 def _guarded(read: Callable[[bytes], T], data: bytes, name: str) -> T:
@@ -190,8 +181,7 @@ def _guarded(read: Callable[[bytes], T], data: bytes, name: str) -> T:
             "the record"
         ) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, …
-        reason = f"{type(error).__name__}: {error}"
         raise InputError(
-            f"{name} cannot be decoded ({reason}); expected a whole PNG, JPEG or WebP image of 8 or 16 bits; "
-            "replace it or remove the record"
+            f"{name} cannot be decoded ({type(error).__name__}: {error}); expected a whole PNG, JPEG or WebP image of "
+            "8 or 16 bits; replace it or remove the record"
         ) from error

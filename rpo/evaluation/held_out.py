@@ -4,22 +4,25 @@ Models are compared on the same prompts and noise, image by image. A judge is a 
 image a number.
 """
 
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rpo.config.ranges import Count, Fraction, GuidanceScale, Seed, Text
+from rpo.config.settings import settings
+from rpo.data.pixels import to_pixels
 from rpo.data.prompts import HELD_OUT, read_prompts
 from rpo.errors import InputError
 from rpo.evaluation.intervals import Interval, paired_gain
+from rpo.files.whole import written_whole
 from rpo.models.base import DiffusionModel
 from rpo.plugins import load_plugin
-from rpo.ranges import Count, Fraction, GuidanceScale, Seed, Text
 from rpo.rewards import load_reward, score
-from rpo.settings import settings
 from rpo.types import Images
 
 if TYPE_CHECKING:
@@ -77,6 +80,16 @@ class Judged:
     """Where each of them is from."""
     scores: NDArray[np.float64]
     sampling: Sampling
+    images: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 0, 0, 3), np.uint8), repr=False)
+    """[images, height, width, 3], as they were judged; those above 256 pixels are kept small, to be looked at."""
+
+    told_by: str = ""
+    """Name of what can tell more of these images than their scores; see `rpo.reports.training.RESULTS`."""
+
+    def write(self, file: Path) -> None:
+        """Keep scores and images, whole or not at all; `HeldOut.read` reads them."""
+        with written_whole(file) as partial, partial.open("wb") as stream:
+            np.savez_compressed(stream, scores=self.scores, images=self.images)
 
     def where(self, domain: str) -> NDArray[np.intp]:
         """Indices of the images of one domain."""
@@ -91,6 +104,16 @@ class Judged:
     def means(self) -> dict[str, float]:
         """The mean score, by domain."""
         return {domain: float(scores.mean()) for domain, scores in self.by_domain.items()}
+
+    def gain_in_words(self, before: "Judged") -> str:
+        """The mean of both models with the gain and its interval, a line for each domain."""
+        gains, means = self.gains_over(before), before.means
+        lines = [
+            f"{domain}: {means[domain]:.3f} -> {self.means[domain]:.3f} ({gain.value:+.3f} [{gain.low:+.3f}, "
+            f"{gain.high:+.3f}])"
+            for domain, gain in gains.items()
+        ]
+        return "\n".join(["mean score on held-out prompts, base -> aligned (gain [95 % interval])", *lines])
 
     def gains_over(self, before: "Judged", *, seed: int = 0) -> dict[str, Interval]:
         """The mean difference from another model on the same prompts and noise, by domain."""
@@ -117,6 +140,12 @@ def check_comparable(before: Judged, after: Judged) -> None:
         )
 
 
+VERIFIERS = {"shapes": "shapes-strict"}
+"""By the name of held-out prompts: the reward that is the truth about them."""
+
+LARGEST_SHOWN = 256
+"""Pixels of the longer side of an image that is kept to be looked at."""
+
 J = TypeVar("J", bound=Judged)
 
 
@@ -139,7 +168,7 @@ def measure(
     """
     aligned = None
     if lora is not None:  # before the base, so that a file that does not fit is told at once
-        from rpo.adapters.load import load_lora
+        from rpo.adapters.lora import load_lora
 
         load_lora(model, lora)
         aligned = judge(model, "aligned")
@@ -203,19 +232,48 @@ class HeldOut:
                 "would not be one on new prompts; remove them from held_out.prompts"
             )
 
+    def read(self, file: Path) -> Judged:
+        """What `Judged.write` kept of a model that these prompts were drawn with."""
+        try:
+            with np.load(file, allow_pickle=False) as kept:
+                return self._of(kept["scores"], kept["images"])
+        except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            raise InputError(f"{file} is damaged ({error}); expected scores and images; delete it") from error
+
     def judge(self, model: DiffusionModel, *, progress: str | None = None) -> Judged:
         """Draw the images of a model and score them."""
-        config, scores = self._config, list[NDArray[np.float64]]()
-        drawn = Sampling(config.seed, config.images_per_prompt, config.num_steps, config.guidance_scale, eta=config.eta)
+        config, scores, shown = self._config, list[NDArray[np.float64]](), list[NDArray[np.uint8]]()
+        drawn = self._sampling
         for domain, prompts in self.prompts.items():
             title = f"{progress}, {domain}" if progress else None
-            images = drawn.draw(model, prompts, batch_size=config.batch_size, progress=title).to(model.device)
+            images = drawn.draw(model, prompts, batch_size=config.batch_size, progress=title)
+            shown.append(_to_look_at(images))
+            images = images.to(model.device)
             texts = repeated(prompts, config.images_per_prompt)
             scores.append(score(self._reward, images, texts, name=config.reward).double().cpu().numpy())
-        return Judged(*columns(self.prompts, config.images_per_prompt), np.concatenate(scores), drawn)
+        return self._of(np.concatenate(scores), np.concatenate(shown))
+
+    def _of(self, scores: NDArray[np.float64], images: NDArray[np.uint8]) -> Judged:
+        config = self._config
+        told_by = config.prompts if config.reward == VERIFIERS.get(config.prompts) else ""
+        return Judged(*columns_of(self.prompts, config.images_per_prompt), scores, self._sampling, images, told_by)
+
+    @property
+    def _sampling(self) -> Sampling:
+        config = self._config
+        return Sampling(config.seed, config.images_per_prompt, config.num_steps, config.guidance_scale, eta=config.eta)
 
 
-def columns(
+def _to_look_at(images: Images) -> NDArray[np.uint8]:
+    from torch.nn.functional import interpolate  # not at the top: the settings are described without torch
+
+    scale = LARGEST_SHOWN / max(images.shape[2:])
+    if scale < 1:
+        images = interpolate(images, scale_factor=scale, mode="bilinear", antialias=True).clamp(0, 1)
+    return to_pixels(images)
+
+
+def columns_of(
     prompts_by_domain: Mapping[str, Sequence[str]], images_per_prompt: int
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The prompt and the domain of every image, those of one prompt beside each other."""

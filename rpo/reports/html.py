@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import yaml
 
 from rpo.errors import InputError
-from rpo.files import write_whole
+from rpo.files.whole import write_whole
 from rpo.reports.charts import draw
 from rpo.reports.sections import (
     CommandsSection,
@@ -72,6 +73,12 @@ def environment(*, is_html: bool = True) -> "Environment":
         lstrip_blocks=True,
         keep_trailing_newline=is_html,
     )
+
+
+def guide(name: str) -> list[dict[str, str]]:
+    """What the numbers of a kind of run mean: texts with the metric that each belongs to, from `templates/`."""
+    file = Path(__file__).parent / "templates" / f"guide_{name}.yaml"
+    return [{"term": "", **one} for one in yaml.safe_load(file.read_text(encoding="utf-8"))]
 
 
 def render(report: Report) -> str:

@@ -6,47 +6,54 @@ Every round starts from the model of the last one, which is also its reference, 
 log 2 each time, and the pull to the reference is to the policy that drew the images. What is written is one LoRA of the
 checkpoint, the adapters of all rounds beside each other (`rpo.adapters.stack`), and what is judged is that file.
 
-A round that is finished is a line of `rounds.jsonl`; a killed run goes on inside the round it was in. The paper
-(arXiv:2503.11720) has one round; iterating it is ours.
+A round that is finished is a line of `rounds.jsonl`; a killed run goes on inside the round it was in, and draws nothing
+twice. The paper (arXiv:2503.11720) has one round; iterating it is ours. `rpo quickstart` is one round on the embedded
+checkpoint, by `configs/quickstart.yaml`.
 """
 
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm.auto import tqdm
 
-from rpo.adapters.load import load_lora
+from rpo.adapters.lora import load_lora
 from rpo.adapters.stack import stack_loras
 from rpo.curation.curate import Components, check_settings, curate
 from rpo.curation.export import export
+from rpo.curation.page import write_page
 from rpo.curation.score import check_filters, is_verifier
 from rpo.curation.status import RunStatus, status_of
 from rpo.data.preference import PairSet, pair_set
 from rpo.data.prompts import read_prompts
 from rpo.data.readers import read_pairs
 from rpo.errors import InputError
-from rpo.evaluation.held_out import HeldOut, Judged, Sampling
-from rpo.files import append_line, read_lines
+from rpo.evaluation.held_out import HeldOut, Judged
+from rpo.files.lock import sole_owner
+from rpo.files.text import write_text
+from rpo.files.whole import append_line, mend_last_line, read_lines
 from rpo.interrupts import ended_in_order
-from rpo.models.checkpoint import Checkpoint
 from rpo.models.config import load_model
 from rpo.publishing.model_card import CardFacts, write_model_card
 from rpo.reports.rounds import draw_rounds, format_rounds
-from rpo.run_lock import sole_owner
 from rpo.runs.align_config import AlignConfig
+from rpo.runs.align_report import AlignFindings, write_align_report
 from rpo.runs.settings import keep_settings, require_same_settings
-from rpo.text import write_text
-from rpo.trainers.dpo import DPOTrainer
+from rpo.trainers.dpo import DPO
 from rpo.trainers.identity import base_identity
+from rpo.trainers.trainer import Trainer
 
-ROUNDS = "rounds.jsonl"
+ROUNDS, STAGES = "rounds.jsonl", "stages.jsonl"
+
+FREE = ("output", "rounds", "curate.progress", "dpo.learning.progress")
+"""Settings that may change in a resumed run."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,7 @@ class AlignResult:
     folder: Path
     lora: Path
     """Of the last round, for the checkpoint itself."""
+    report: Path
     rounds: tuple[Mapping[str, Any], ...]
     """The lines of `rounds.jsonl`: the base as round 0, then each round with its yield, its training and its scores."""
 
@@ -67,117 +75,170 @@ def align(config: AlignConfig, *, resume: bool = False, components: Components |
         >>> align(AlignConfig(output="runs/align", rounds=2)).lora       # doctest: +SKIP
         PosixPath('runs/align/lora')
     """
-    _check(config)
-    held_out = HeldOut(config.held_out)
-    if config.curate.source.kind == "generate":
-        held_out.refuse_trained(read_prompts(config.curate.source.prompts, seed=config.curate.source.seed))
-    folder = Path(config.output)
-    with sole_owner(folder), ended_in_order():
-        return _rounds(folder, config, held_out, components, resume=resume)
+    held_out = _checked(config)
+    with sole_owner(Path(config.output)), ended_in_order():
+        require_same_settings(Path(config.output), config, resume=resume, free=FREE)
+        return _Rounds(config, held_out, components).run()
 
 
-_FREE = ("output", "rounds", "curate.progress", "dpo.loop.progress")
-"""Settings that may change in a resumed run."""
+def _checked(config: AlignConfig) -> HeldOut:
+    """Refuse what cannot be met before anything is spent."""
+    check_settings(config.curate)
+    if not is_verifier(config.held_out.reward):  # which is the truth, and cannot be taken in
+        check_filters(config.curate.decide, config.held_out.reward, config.curate.critic.kind)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            f"{os.environ['WORLD_SIZE']} processes were started, but rounds go on one; start one, or run `rpo curate` "
+            "and `rpo train dpo` on several, one after the other"
+        )
+    held_out = HeldOut(replace(config.held_out, seed=config.held_out.seed + config.seed))
+    source = config.curate.source
+    if source.kind == "generate":
+        held_out.refuse_trained(read_prompts(source.prompts, seed=source.seed + config.seed))
+    return held_out
 
 
-def _rounds(
-    folder: Path, config: AlignConfig, held_out: HeldOut, components: Components | None, *, resume: bool
-) -> AlignResult:
-    require_same_settings(folder, config, resume=resume, free=_FREE)
-    inputs = _inputs(config, held_out)
-    _require_same_inputs(folder, inputs)
-    keep_settings(folder, config)
-    judged = _Judged(folder, held_out, config)
-    done = list(read_lines(folder / ROUNDS))
-    if not done:
-        done.append(_note(folder, {"round": 0, "inputs": inputs, **judged.entry(None)}))
-    for number in range(len(done), config.rounds + 1):
-        done.append(_note(folder, _round(config, number, judged, components)))
-        if config.curate.progress:
-            tqdm.write(format_rounds(done))
-    last = _place(folder, len(done) - 1)
-    shutil.copytree(last / "lora", folder / "lora", dirs_exist_ok=True)
-    write_text(folder / "rounds.svg", draw_rounds(done))
-    return AlignResult(folder, folder / "lora", tuple(done))
+class _Rounds:
+    """The rounds of one run, and what is kept of them in its folder."""
 
+    def __init__(self, config: AlignConfig, held_out: HeldOut, components: Components | None):
+        """Read what is there already."""
+        self.config, self.held_out, self.components = config, held_out, components
+        self.folder, self.shows = Path(config.output), config.curate.progress
+        mend_last_line(self.folder / STAGES)
+        self.seconds: dict[str, float] = {}
+        for entry in read_lines(self.folder / STAGES):
+            self._took(str(entry["stage"]), float(str(entry["seconds"])))
 
-def _round(config: AlignConfig, number: int, judged: "_Judged", components: Components | None) -> dict[str, Any]:
-    """One round, from the LoRA of the last one to its own."""
-    folder = Path(config.output)
-    place, previous = _place(folder, number), _place(folder, number - 1) / "lora" if number > 1 else None
-    run = _curated(config, number, previous, components)
-    pairs = _pooled(config, number)
-    model = load_model(config.curate.source.model)
-    if previous is not None:
-        load_lora(model, previous)
-        model.pipe.fuse_lora()
-        model.pipe.unload_lora_weights()
-    dpo = replace(config.dpo, folder=str(place / "dpo"), seed=config.dpo.seed + number - 1)
-    trainer = DPOTrainer(model, pairs, dpo)
-    trained = trainer.train(resume=trainer.folder.exists())
-    own = trainer.save()
-    stack_loras([own] if previous is None else [previous, own], place / "lora")
-    write_model_card(place / "lora", _card(config, number, len(pairs)))
-    return {
-        "round": number,
-        "yield": _yield(status_of(run)),
-        "trained_on": len(pairs),
-        "updates": trained.updates,
-        "stopped_because": trained.stopped_because,
-        **judged.entry(place / "lora"),
-    }
+    def run(self) -> AlignResult:
+        """All that are not finished, the LoRA of the last, and the report."""
+        inputs = self._inputs()
+        _require_same_inputs(self.folder, inputs)
+        keep_settings(self.folder, self.config)
+        done = list(read_lines(self.folder / ROUNDS))
+        if not done:
+            base = self._judged(0)
+            done.append(self._note({"round": 0, "inputs": inputs, "scores": base.means}))
+        for number in range(len(done), self.config.rounds + 1):
+            done.append(self._note(self._round(number)))
+            if self.shows:
+                tqdm.write(format_rounds(done))
+        last = len(done) - 1
+        lora, figure = self.folder / "lora", draw_rounds(done)
+        shutil.copytree(self._place(last) / "lora", lora, dirs_exist_ok=True)
+        write_text(self.folder / "rounds.svg", figure)
+        findings = AlignFindings(
+            self.config, self._place(last), lora, done, figure, self._judged(0), self._judged(last), self.seconds
+        )
+        report = write_align_report(findings, self.folder / "report.html")
+        return AlignResult(self.folder, lora, report, tuple(done))
 
+    def _round(self, number: int) -> dict[str, Any]:
+        """One round, from the LoRA of the last one to its own."""
+        place, previous = self._place(number), self._place(number - 1) / "lora" if number > 1 else None
+        with self._timed("draw, criticise, instruct, edit, judge"):
+            curated = self._curated(number, previous)
+        if self.shows:
+            tqdm.write(f"{status_of(curated)}\n  to leaf through: {curated / 'pairs.html'}\n")
+        pairs = self._pooled(number)
+        model = load_model(self.config.curate.source.model)
+        if previous is not None:
+            load_lora(model, previous)
+            model.pipe.fuse_lora()
+            model.pipe.unload_lora_weights()
+        seed = self.config.dpo.seed + self.config.seed + number - 1
+        trainer = Trainer(model, DPO(pairs, replace(self.config.dpo, output=str(place / "dpo"), seed=seed)))
+        with self._timed("train the LoRA"):
+            trained = trainer.train(resume=trainer.folder.exists())
+        own = trainer.save()
+        stack_loras([own] if previous is None else [previous, own], place / "lora")
+        write_model_card(place / "lora", self._card(number, len(pairs)))
+        judged = self._judged(number)
+        gains = judged.gains_over(self._judged(0))
+        return {
+            "round": number,
+            "yield": _yield(status_of(curated)),
+            "trained_on": len(pairs),
+            "updates": trained.updates,
+            "stopped_because": trained.stopped_because,
+            "scores": judged.means,
+            "gain": {domain: asdict(gain) for domain, gain in gains.items()},
+        }
 
-def _curated(config: AlignConfig, number: int, previous: Path | None, components: Components | None) -> Path:
-    """The curation of a round: its images are drawn with the LoRA of the last one, from noise of its own."""
-    settings, place = config.curate, _place(Path(config.output), number)
-    source = replace(
-        settings.source, lora=str(previous or settings.source.lora), seed=settings.source.seed + number - 1
-    )
-    settings = replace(settings, output=str(place / "curate"), source=source)
-    run = curate(settings, resume=(place / "curate").exists(), components=components)
-    export(run, "native", to=place / "pairs")
-    return run
+    def _curated(self, number: int, previous: Path | None) -> Path:
+        """The curation of a round: its images are drawn with the LoRA of the last one, from noise of its own."""
+        settings, place = self.config.curate, self._place(number)
+        seed = settings.source.seed + self.config.seed + number - 1
+        source = replace(settings.source, lora=str(previous or ""), seed=seed)
+        settings = replace(settings, output=str(place / "curate"), source=source)
+        run = curate(settings, resume=(place / "curate").exists(), components=self.components)
+        write_page(run)
+        export(run, "native", to=place / "pairs")
+        return run
 
+    def _pooled(self, number: int) -> PairSet:
+        """The pairs of this round and, if wanted, of those before it, the newest first."""
+        numbers = range(number, 0, -1) if self.config.keep_earlier_pairs else [number]
+        pairs = [pair for one in numbers for pair in read_pairs(self._place(one) / "pairs")]
+        return pair_set(pairs[: self.config.max_pairs], origin=f"the pairs of round {number}")
 
-def _pooled(config: AlignConfig, number: int) -> PairSet:
-    """The pairs of this round and, if wanted, of those before it, the newest first."""
-    numbers = range(number, 0, -1) if config.keep_earlier_pairs else [number]
-    pairs = [pair for one in numbers for pair in read_pairs(_place(Path(config.output), one) / "pairs")]
-    return pair_set(pairs[: config.max_pairs], origin=f"the pairs of round {number}")
+    def _judged(self, number: int) -> Judged:
+        """The scores of a round's LoRA on the held-out prompts, of the base for 0; drawn once, and kept."""
+        file = self.folder / f"judged-{number}.npz"
+        if file.exists():
+            return self.held_out.read(file)
+        model = load_model(self.config.curate.source.model)
+        if number:
+            load_lora(model, self._place(number) / "lora")
+        with self._timed("judge"):
+            judged = self.held_out.judge(model, progress=(f"round {number}" if number else "base") * self.shows or None)
+        judged.write(file)
+        return judged
 
+    def _card(self, number: int, num_pairs: int) -> CardFacts:
+        source = self.config.curate.source
+        base = source.model.source
+        is_embedded = base == "shapes"
+        call = {"num_inference_steps": source.num_steps, "eta": source.eta, "guidance_scale": source.guidance_scale}
+        return CardFacts(
+            method="Rich Preference Optimization",
+            base_model=None if is_embedded else base,
+            base_expression="rpo.shapes.path()" if is_embedded else "",
+            imports=("import rpo.shapes",) if is_embedded else (),
+            data=f"{num_pairs} pairs of the model's own images and edits of them, made in {number} round(s) of "
+            "critique, instruction and edit, kept where "
+            f"{' and '.join(self.config.curate.decide.rewards)} found them better.",
+            settings=asdict(self.config.dpo),
+            call={name: value for name, value in call.items() if value is not None},
+        )
 
-class _Judged:
-    """The scores of each LoRA on the held-out prompts, beside those of the base."""
+    def _inputs(self) -> dict[str, str]:
+        """What a run learns from and is judged by, beside its settings: all of its rounds must have the same."""
+        texts: dict[str, Any] = {"held-out prompts": self.held_out.prompts}
+        source = self.config.curate.source
+        if source.kind == "generate":
+            texts["prompts"] = read_prompts(source.prompts, seed=source.seed + self.config.seed)
+        told = {name: hashlib.sha256(repr(found).encode()).hexdigest()[:16] for name, found in texts.items()}
+        return base_identity(load_model(source.model)) | told
 
-    def __init__(self, folder: Path, held_out: HeldOut, config: AlignConfig) -> None:
-        """Remember what to judge and where the base's scores are kept."""
-        self._held_out = held_out
-        self._config = config
-        self._file = folder / "base_scores.jsonl"
+    def _place(self, number: int) -> Path:
+        return self.folder / f"round-{number}"
 
-    def entry(self, lora: Path | None) -> dict[str, Any]:
-        """Mean scores and the gain over the base, with its interval; the base alone without a LoRA."""
-        is_shown = self._config.curate.progress
-        if lora is None:
-            scores = self._held_out.judge(self._model(None), progress="base" if is_shown else None)
-            self._file.unlink(missing_ok=True)
-            for domain, values in scores.by_domain.items():
-                append_line(self._file, {"domain": domain, "scores": values.tolist()})
-            return {"scores": scores.means}
-        scores = self._held_out.judge(self._model(lora), progress="round" if is_shown else None)
-        gains = scores.gains_over(self._base(scores))
-        return {"scores": scores.means, "gain": {domain: asdict(gain) for domain, gain in gains.items()}}
+    def _note(self, entry: dict[str, Any]) -> dict[str, Any]:
+        append_line(self.folder / ROUNDS, entry)
+        return entry
 
-    def _model(self, lora: Path | None) -> Checkpoint:
-        model = load_model(self._config.curate.source.model)
-        if lora is not None:
-            load_lora(model, lora)
-        return model
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        """Count what happens inside; a stage done twice is counted twice, as it was waited for twice."""
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        self._took(stage, seconds)
+        append_line(self.folder / STAGES, {"stage": stage, "seconds": round(seconds, 3)})
 
-    def _base(self, like: Judged) -> Judged:
-        kept = [np.array(row["scores"], np.float64) for row in read_lines(self._file)]
-        return replace(like, scores=np.concatenate(kept))
+    def _took(self, stage: str, seconds: float) -> None:
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 
 def _yield(status: RunStatus) -> dict[str, Any]:
@@ -186,45 +247,6 @@ def _yield(status: RunStatus) -> dict[str, Any]:
     if (one := status.evaluation) is not None:
         found["evaluation"] = {"better": one.better, "equal": one.equal, "worse": one.worse, "mean_gap": one.mean_gap}
     return found
-
-
-def _check(config: AlignConfig) -> None:
-    """Refuse what cannot be met before anything is spent."""
-    check_settings(config.curate)
-    if not is_verifier(config.held_out.reward):  # which is the truth, and cannot be taken in
-        check_filters(config.curate.decide, config.held_out.reward, config.curate.critic.kind)
-    if config.dpo.train != "lora":
-        raise InputError(
-            f"dpo.train is {config.dpo.train}, but rounds are joined as LoRAs; give dpo.train=lora, or run "
-            "`rpo curate` and `rpo train dpo` one after the other"
-        )
-    if config.curate.source.lora:
-        raise InputError(
-            f"curate.source.lora is {config.curate.source.lora}, but the first round draws with the checkpoint itself; "
-            "leave it out. To go on from a LoRA: `rpo curate` with source.lora, train with it fused (pipe.fuse_lora(); "
-            "pipe.unload_lora_weights()), and join both with rpo.adapters.stack.stack_loras([FIRST, NEW], FOLDER)"
-        )
-    if config.curate.stop_after != "decisions":
-        raise InputError(f"curate.stop_after is {config.curate.stop_after}, but a round needs pairs; leave it out")
-    if config.rounds > 1 and config.curate.source.kind != "generate":
-        raise InputError(
-            f"rounds is {config.rounds} and curate.source.kind {config.curate.source.kind}, but only images that the "
-            "model draws change from round to round; give rounds=1, or curate.source.kind=generate"
-        )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(
-            f"{os.environ['WORLD_SIZE']} processes were started, but rounds go on one; start one, or run `rpo curate` "
-            "and `rpo train dpo` on several, one after the other"
-        )
-
-
-def _inputs(config: AlignConfig, held_out: HeldOut) -> dict[str, str]:
-    """What a run learns from and is judged by, beside its settings: all of its rounds must have the same."""
-    texts: dict[str, Any] = {"held-out prompts": held_out.prompts}
-    if config.curate.source.kind == "generate":
-        texts["prompts"] = read_prompts(config.curate.source.prompts, seed=config.curate.source.seed)
-    told = {name: hashlib.sha256(repr(found).encode()).hexdigest()[:16] for name, found in texts.items()}
-    return base_identity(load_model(config.curate.source.model)) | told
 
 
 def _require_same_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
@@ -237,29 +259,3 @@ def _require_same_inputs(folder: Path, inputs: Mapping[str, str]) -> None:
                 f"{folder} was started with something else: {'; '.join(changed)}; restore it, or give --output for "
                 "another folder"
             )
-
-
-def _note(folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
-    append_line(folder / ROUNDS, entry)
-    return entry
-
-
-def _place(folder: Path, number: int) -> Path:
-    return folder / f"round-{number}"
-
-
-def _card(config: AlignConfig, number: int, num_pairs: int) -> CardFacts:
-    base = config.curate.source.model.source
-    is_embedded = base == "shapes"
-    source = config.curate.source
-    drawn = Sampling(source.seed, num_steps=source.num_steps, guidance_scale=source.guidance_scale, eta=source.eta)
-    return CardFacts(
-        method="Rich Preference Optimization",
-        base_model=None if is_embedded else base,
-        base_expression="rpo.shapes.path()" if is_embedded else "",
-        imports=("import rpo.shapes",) if is_embedded else (),
-        data=f"{num_pairs} pairs of the model's own images and edits of them, made in {number} round(s) of critique, "
-        f"instruction and edit, kept where {' and '.join(config.curate.decide.rewards)} found them better.",
-        settings=asdict(config.dpo),
-        call=drawn.call,
-    )

@@ -24,7 +24,10 @@ EDIT_IMAGE_GUIDANCE_SCALE = 2.5
 """Guidance by instruction and by source at which the editor is meant to be sampled and its accuracy is quoted."""
 
 EDIT_NUM_STEPS = 20
-"""DDIM steps of an edit."""
+"""DDIM steps of an edit, at which the editor's accuracy is quoted."""
+
+EDIT_SOLVER_STEPS = 8
+"""Steps of DPM-Solver++ that edit as well."""
 
 
 def path() -> Path:

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from diffusers import DPMSolverMultistepScheduler
+
 from rpo import shapes
 from rpo.curation.curate_config import EditorConfig
 from rpo.curation.editors.families import FAMILIES, load_pretrained
@@ -12,7 +14,7 @@ SHAPES = replace(
     kind="shapes",
     licences={"shapes": "Apache-2.0"},
     defaults=lambda pipe: EditSettings(
-        shapes.EDIT_NUM_STEPS, shapes.EDIT_GUIDANCE_SCALE, shapes.EDIT_IMAGE_GUIDANCE_SCALE
+        shapes.EDIT_SOLVER_STEPS, shapes.EDIT_GUIDANCE_SCALE, shapes.EDIT_IMAGE_GUIDANCE_SCALE
     ),
 )
 
@@ -24,4 +26,6 @@ def shapes_editor(config: EditorConfig) -> PipelineEditor:
         config: Its `model` is a folder that `scripts/shapes/pretrain_editor.py` wrote; nothing is the embedded one.
     """
     folder = config.model or str(shapes.editor_path())
-    return PipelineEditor(load_pretrained(SHAPES, folder, config), SHAPES, config, folder=folder)
+    pipe = load_pretrained(SHAPES, folder, config)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)  # half the steps of its own
+    return PipelineEditor(pipe, SHAPES, config, folder=folder)

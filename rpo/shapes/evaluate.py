@@ -17,7 +17,7 @@ from rpo.devices import device_named
 from rpo.errors import InputError
 from rpo.evaluation.comparison import (
     Accuracy,
-    Comparison,
+    PairedComparison,
     accuracy,
     accuracy_by,
     compare,
@@ -25,11 +25,11 @@ from rpo.evaluation.comparison import (
     format_gain,
     format_share,
 )
-from rpo.evaluation.held_out import Judged, Measurement, Sampling, check_comparable, columns, measure
+from rpo.evaluation.held_out import Judged, Measurement, Sampling, check_comparable, columns_of, measure
 from rpo.models.base import DiffusionModel
 from rpo.models.checkpoint import Checkpoint
 from rpo.shapes import ETA, GUIDANCE_SCALE, NUM_STEPS
-from rpo.shapes.prompts import HELD_OUT, KINDS, Prompt, PromptKind, sample_prompts
+from rpo.shapes.prompts import HELD_OUT, KINDS, Prompt, PromptKind, parse_prompt, sample_prompts
 from rpo.shapes.verifier import Verdict, verify
 
 __all__ = [
@@ -50,11 +50,9 @@ __all__ = [
 class ShapesEvaluation(Judged):
     """One model's images of a list of prompts, and the verdict on each; images of one prompt lie beside each other."""
 
-    prompts: tuple[Prompt, ...]
+    prompts: tuple[Prompt, ...] = ()
     """One per image."""
-    images: NDArray[np.uint8]
-    """[images, 64, 64, 3], exactly what the verifier judged."""
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[Verdict, ...] = ()
 
     @property
     def holds(self) -> NDArray[np.bool_]:
@@ -119,7 +117,18 @@ def judge_images(
     verdicts = tuple(verify(image, prompt) for image, prompt in zip(images, prompts, strict=True))
     scores = np.array([verdict.score for verdict in verdicts], np.float64)
     texts = {domain: [prompt.text for prompt in some] for domain, some in prompts_by_domain.items()}
-    return ShapesEvaluation(*columns(texts, size), scores, sampling, tuple(prompts), images, verdicts)
+    return ShapesEvaluation(*columns_of(texts, size), scores, sampling, images, "shapes", tuple(prompts), verdicts)
+
+
+def verified(judged: Judged) -> ShapesEvaluation:
+    """The same images with the verifier's verdict on each; of evaluated ones, themselves."""
+    if isinstance(judged, ShapesEvaluation):
+        return judged
+    prompts = tuple(parse_prompt(text) for text in judged.texts)
+    verdicts = tuple(verify(image, prompt) for image, prompt in zip(judged.images, prompts, strict=True))
+    return ShapesEvaluation(
+        judged.texts, judged.domains, judged.scores, judged.sampling, judged.images, judged.told_by, prompts, verdicts
+    )
 
 
 def evaluate_shapes(
@@ -151,14 +160,16 @@ def accuracies(evaluation: ShapesEvaluation) -> dict[str, list[Accuracy]]:
     return table
 
 
-def comparisons(before: ShapesEvaluation, after: ShapesEvaluation, *, seed: int = 0) -> dict[str, list[Comparison]]:
+def comparisons(
+    before: ShapesEvaluation, after: ShapesEvaluation, *, seed: int = 0
+) -> dict[str, list[PairedComparison]]:
     """For each domain: the gain over all prompts together, then by kind.
 
     Args:
         after: Of the second, on the same prompts with the same sampling.
     """
     check_comparable(before, after)
-    table: dict[str, list[Comparison]] = {}
+    table: dict[str, list[PairedComparison]] = {}
     for domain in dict.fromkeys(before.domains):
         order = _by_kind(before, domain)
         holds, kinds, texts = _columns(before, order)
@@ -201,7 +212,7 @@ def _format_one(evaluation: ShapesEvaluation) -> str:
     return "\n".join(lines)
 
 
-def _format_two(table: Mapping[str, Sequence[Comparison]]) -> str:
+def _format_two(table: Mapping[str, Sequence[PairedComparison]]) -> str:
     lines = [f"{'':<16}{'images':>7}{'prompts':>9}   {'base':<22}{'aligned':<22}gain [95 % interval]"]
     for domain, rows in table.items():
         lines += ["", readable(domain)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from rpo.process.continuous import cost_weight, drift_weight, grid_at, uniform_times
+from rpo.process.continuous import cost_weight, grid_at, uniform_times
 from rpo.process.schedule import RectifiedFlow, VariancePreserving
 from rpo.process.transition import Ddim, EulerMaruyama
 from tests.analytic.closed_forms import OTHER, PRINTED
@@ -66,7 +66,7 @@ def continuous(model, problem, *, eta, start=(0.0, 1.0), count=1000):
     total = alpha**2 * S + sigma**2
     b = correction(torch.zeros_like(edges), alpha, sigma, edges)
     a = correction(torch.ones_like(edges), alpha, sigma, edges) - b
-    push = drift_weight(eta) * g2
+    push = (1 + eta**2) / 2 * g2
     slope, offset = push * (a - 1 / total) - f, push * (b + alpha * m / total)
 
     def rate(state, at):

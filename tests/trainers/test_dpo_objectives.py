@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from rpo.config import load_config
+from rpo.config.load import load_config
 from rpo.data.preference import PreferencePair
 from rpo.objectives.preference.dpo import Dpo
 from rpo.objectives.preference.kto import Kto

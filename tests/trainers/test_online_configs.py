@@ -2,7 +2,7 @@
 
 import pytest
 
-from rpo.config import load_config
+from rpo.config.load import load_config
 from rpo.trainers.endpoint_config import EndpointConfig
 from rpo.trainers.grpo_config import GRPOConfig
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig

@@ -1,0 +1,138 @@
+"""A run from a file, by whatever algorithm: load, train, save, judge, report."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from rpo.config.load import to_yaml
+from rpo.data.prompts import read_prompts
+from rpo.data.readers import read_pairs
+from rpo.errors import InputError
+from rpo.evaluation.held_out import HeldOut, Judged
+from rpo.files.text import write_text
+from rpo.models.config import load_model
+from rpo.reports.training import Findings, write_training_report
+from rpo.runs.train_config import (
+    DPORunConfig,
+    EndpointRunConfig,
+    GRPORunConfig,
+    RewardRunConfig,
+    RunConfig,
+    ScoreAsActionRunConfig,
+    part_of,
+)
+from rpo.trainers.dpo import DPO
+from rpo.trainers.dpo_config import DPOConfig
+from rpo.trainers.endpoint import Endpoint
+from rpo.trainers.endpoint_config import EndpointConfig
+from rpo.trainers.grpo import GRPO
+from rpo.trainers.grpo_config import GRPOConfig
+from rpo.trainers.preview import IMAGES, PREVIEWS
+from rpo.trainers.score_as_action import ScoreAsAction
+from rpo.trainers.score_as_action_config import ScoreAsActionConfig
+from rpo.trainers.trainer import Algorithm, Trainer
+from rpo.training.log import read_metrics
+from rpo.training.loop import TrainResult
+from rpo.training.resume import refuse_used
+
+ONLINE: dict[type[RewardRunConfig], tuple[Any, Any]] = {
+    GRPORunConfig: (GRPO, GRPOConfig),
+    ScoreAsActionRunConfig: (ScoreAsAction, ScoreAsActionConfig),
+    EndpointRunConfig: (Endpoint, EndpointConfig),
+}
+"""By the settings of a run: the algorithm, and its own settings."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended, and where its result is."""
+
+    trained: TrainResult
+    saved: Path
+    report: Path | None = None
+    base: Judged | None = None
+    """The checkpoint on the held-out prompts, if it was judged."""
+    aligned: Judged | None = None
+
+
+def run(config: RunConfig, *, resume: bool = False) -> RunResult:
+    """Load, train, save, judge base and aligned model on held-out prompts, and write `report.html`.
+
+    Args:
+        config: Which algorithm is told by its class; see `rpo.runs.train_config`.
+        resume: Continue a killed run in the same folder.
+    """
+    algorithm = algorithm_of(config)
+    folder = Path(algorithm.config.output)
+    if not resume:
+        refuse_used(folder)
+    held_out = None if config.held_out is None else HeldOut(config.held_out)
+    trainer = Trainer(load_model(config.model), algorithm)
+    if held_out is not None:
+        held_out.refuse_trained(algorithm.previewed().prompts)
+    with trainer.claim(resume=resume):
+        if trainer.run.processes.is_main:
+            write_text(folder / "run.yaml", to_yaml(config))
+        trained = trainer.train(resume=resume)
+        saved = trainer.save()
+    result = RunResult(trained, saved)
+    return _judged_and_reported(trainer, config, result, held_out) if trainer.run.processes.is_main else result
+
+
+def algorithm_of(config: RunConfig) -> Algorithm[Any]:
+    """The algorithm of a run's settings, with its data."""
+    if isinstance(config, DPORunConfig):
+        data = config.data
+        if not data.source:
+            raise InputError(
+                "data.source is empty; give a folder, file or data set of preference pairs: data.source=PATH"
+            )
+        pairs = read_pairs(
+            data.source,
+            split=data.split,
+            limit=data.limit,
+            streaming=data.streaming,
+            allow_size_mismatch=data.allow_size_mismatch,
+            skip_faulty=data.skip_faulty,
+        )
+        return DPO(pairs, part_of(config, DPOConfig))
+    assert isinstance(config, RewardRunConfig)
+    algorithm, settings = ONLINE[type(config)]
+    own = part_of(config, settings)
+    return algorithm(config.rewards, read_prompts(config.prompts, seed=own.seed), own)
+
+
+def _judged_and_reported(trainer: Trainer, config: RunConfig, result: RunResult, held_out: HeldOut | None) -> RunResult:
+    seconds = {"train": float(read_metrics(trainer.folder)[-1]["seconds"])}
+    progress, began, base, aligned = trainer.run.shows_progress, time.perf_counter(), None, None
+    if held_out is not None:
+        with trainer.run.policy.reference():
+            base = held_out.judge(trainer.run.model, progress="base" if progress else None)
+        aligned = held_out.judge(trainer.run.model, progress="aligned" if progress else None)
+        seconds["judge base and aligned model"] = time.perf_counter() - began
+        if progress:
+            tqdm.write(aligned.gain_in_words(base))
+    if not config.report:
+        return RunResult(result.trained, result.saved, None, base, aligned)
+    findings = Findings(
+        method=trainer.algorithm.title,
+        folder=trainer.folder,
+        previews=trainer.folder / PREVIEWS,
+        preview_columns=IMAGES,
+        prompts=trainer.algorithm.previewed().prompts,
+        saved=result.saved,
+        base_source=config.model.source,
+        updates=result.trained.updates,
+        stopped_because=result.trained.stopped_because,
+        base=base,
+        aligned=aligned,
+        settings=to_yaml(config),
+        seconds=seconds,
+    )
+    page = write_training_report(findings, trainer.folder / "report.html")
+    if progress:
+        tqdm.write(f"\nresult: {result.saved}\nreport: {page}  (open it in a browser)")
+    return RunResult(result.trained, result.saved, page, base, aligned)
