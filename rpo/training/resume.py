@@ -87,8 +87,9 @@ def _check_same(folder: Path, loop: LoopConfig, identity: Identity, processes: i
                 f"{path} holds the state after {run['update']} updates; expected what its name says: rename it to "
                 f"{checkpoint_path(folder, run['update']).name}, or {remedy_for(path)}"
             )
+        # What a person gave comes before what was worked out from it, such as the micro-batches of an update.
+        refuse_changed(identity, run.get("identity", {}), str(path))
         check_unchanged(loop, run["loop"], str(path))
-        refuse_changed(identity, run.get("identity", {}), "the run")
         if run["processes"] != processes:
             raise InputError(
                 f"{path} was trained by {run['processes']} processes, now there are {processes}; expected the same "

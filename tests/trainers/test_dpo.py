@@ -113,7 +113,7 @@ def test_resuming_is_bit_equal_to_never_stopping(tmp_path):
     ("changes", "message"),
     [
         ({"objective": Dpo(beta=300.0)}, r"what it is made of changed .*beta from 78\.125 to 300\.0"),
-        ({"seed": 1}, r"was trained with seed=0 \(now 1\)"),
+        ({"seed": 1}, r"\(seed from 0 to 1\)"),
         ({"pairs": toy_pairs(6)}, "what it is made of changed .*pairs from 8 to 6; prompts of the pairs from "),
     ],
 )

@@ -84,7 +84,7 @@ def test_dpo_on_other_pairs(begun, pairs, message):
 
 def test_dpo_with_other_settings_or_fewer_updates(begun):
     rate = {"learning_rate": 0.5, "updates": 2}
-    cases = {"rank from 4 to 2": {"adapter": {"rank": 2}}, "learning_rate=0.01 .now 0.5": {"learning": rate}}
+    cases = {"rank from 4 to 2": {"adapter": {"rank": 2}}, "learning_rate from 0.01 to 0.5": {"learning": rate}}
     for message, changes in cases.items():
         assert_refused(begun, message, lambda changes=changes: trained(begun, resume=True, **changes))
     assert_refused(begun, "already holds a run", lambda: trained(begun))
@@ -116,7 +116,7 @@ def test_online_runs_with_something_else(tmp_path, monkeypatch, name):
     assert_refused(
         tmp_path, "rewards from jpeg-compress.* to jpeg-incompress", lambda: attempt(reward="jpeg-incompressibility")
     )
-    assert_refused(tmp_path, r"seed=0 .now 1", lambda: attempt(seed=1))
+    assert_refused(tmp_path, r"seed from 0 to 1", lambda: attempt(seed=1))
     with monkeypatch.context() as patched:
         patched.setattr("tests.trainers.online_runs.PROMPTS", PROMPTS[::-1])
         assert_refused(tmp_path, r"prompts from 3 \(\w+\) to 3 \(\w+\)", attempt)

@@ -1,7 +1,7 @@
 """The settings of every algorithm that draws what it learns from: how rollouts are drawn, how steps are learnt."""
 
-from dataclasses import field, fields
-from typing import Any, ClassVar, Literal, cast
+from dataclasses import field
+from typing import ClassVar, Literal
 
 from rpo.config.ranges import Count, Fraction, GuidanceScale, NotNegative, Side
 from rpo.config.settings import settings
@@ -147,18 +147,7 @@ class OnlineConfig(TrainingConfig):
 
     renamed: ClassVar[dict[str, str]] = {
         **TrainingConfig.renamed,
-        **{
-            f"learning.{name}": f"it is steps.{name} now"
-            for name in (
-                "train_steps",
-                "window",
-                "guidance_scale",
-                "freeze_negative",
-                "keep_graph",
-                "minibatches",
-                "passes",
-            )
-        },
+        **{f"learning.{name}": f"it is steps.{name} now" for name in vars(StepsConfig)["__annotations__"]},
         "measure_kl": "the KL is always measured; leave it out",
     }
 
