@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from rpo.adapters.lora import add_lora, reference, save_lora
-    from rpo.config import load_config
+    from rpo.config.load import load_config
     from rpo.curation.curate import Components, curate
     from rpo.curation.curate_config import CurateConfig
     from rpo.data.preference import PairSet, PreferencePair, pair_set
@@ -68,40 +68,30 @@ __all__ = [
     "write_pairs",
 ]
 
-_HOME = {
-    "AdapterConfig": "rpo.trainers.settings",
-    "Checkpoint": "rpo.models.checkpoint",
-    "Components": "rpo.curation.curate",
-    "CurateConfig": "rpo.curation.curate_config",
-    "DPO": "rpo.trainers.dpo",
-    "DPOConfig": "rpo.trainers.dpo_config",
-    "Ddim": "rpo.process.transition",
-    "Endpoint": "rpo.trainers.endpoint",
-    "EndpointConfig": "rpo.trainers.endpoint_config",
-    "EulerMaruyama": "rpo.process.transition",
-    "GRPO": "rpo.trainers.grpo",
-    "GRPOConfig": "rpo.trainers.grpo_config",
-    "LearningConfig": "rpo.trainers.settings",
-    "PairSet": "rpo.data.preference",
-    "PreferencePair": "rpo.data.preference",
-    "ScoreAsAction": "rpo.trainers.score_as_action",
-    "ScoreAsActionConfig": "rpo.trainers.score_as_action_config",
-    "Trainer": "rpo.trainers.trainer",
-    "add_lora": "rpo.adapters.lora",
-    "curate": "rpo.curation.curate",
-    "ddim": "rpo.process.transition",
-    "generate": "rpo.sampling.sample",
-    "image_generator": "rpo.sampling.sample",
-    "load_config": "rpo.config",
-    "load_reward": "rpo.rewards",
-    "load_rewards": "rpo.rewards",
-    "pair_set": "rpo.data.preference",
-    "read_pairs": "rpo.data.readers",
-    "reference": "rpo.adapters.lora",
-    "sample": "rpo.sampling.sample",
-    "save_lora": "rpo.adapters.lora",
-    "write_pairs": "rpo.data.writers",
+_NAMES = {
+    "rpo.adapters.lora": "add_lora reference save_lora",
+    "rpo.config.load": "load_config",
+    "rpo.curation.curate": "Components curate",
+    "rpo.curation.curate_config": "CurateConfig",
+    "rpo.data.preference": "PairSet PreferencePair pair_set",
+    "rpo.data.readers": "read_pairs",
+    "rpo.data.writers": "write_pairs",
+    "rpo.models.checkpoint": "Checkpoint",
+    "rpo.process.transition": "Ddim EulerMaruyama ddim",
+    "rpo.rewards": "load_reward load_rewards",
+    "rpo.sampling.sample": "generate image_generator sample",
+    "rpo.trainers.dpo": "DPO",
+    "rpo.trainers.dpo_config": "DPOConfig",
+    "rpo.trainers.endpoint": "Endpoint",
+    "rpo.trainers.endpoint_config": "EndpointConfig",
+    "rpo.trainers.grpo": "GRPO",
+    "rpo.trainers.grpo_config": "GRPOConfig",
+    "rpo.trainers.score_as_action": "ScoreAsAction",
+    "rpo.trainers.score_as_action_config": "ScoreAsActionConfig",
+    "rpo.trainers.settings": "AdapterConfig LearningConfig",
+    "rpo.trainers.trainer": "Trainer",
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> object:

@@ -41,46 +41,43 @@ class FromEnvironment(str):
         return repr(self.written)
 
 
+def replaced(value: Any, how: Callable[[Any], Any]) -> Any:
+    """Plain data with something else in the place of every value in its mappings and lists."""
+    if isinstance(value, dict):
+        return {name: replaced(one, how) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(replaced(one, how) for one in value)
+    return how(value)
+
+
 def as_written(value: Any) -> Any:
     """Plain data with references in the place of what came from the environment."""
-    return _replaced(value, lambda one: one.written)
+    return replaced(value, lambda one: one.written if isinstance(one, FromEnvironment) else one)
 
 
 def as_compared(value: Any) -> Any:
     """As `as_written`, with a hash of each value behind its reference, so that another environment is another text."""
-    return _replaced(value, lambda one: f"{one.written} (sha256 {one.digest})")
+    shown = {place: f"{place} (sha256 {digest})" for place, digest in digests(value).items()}
+    return replaced(value, lambda one: shown[one.written] if isinstance(one, FromEnvironment) else one)
 
 
 def digests(value: Any) -> dict[str, str]:
     """The hash of each value that came from the environment, by its reference."""
     found: dict[str, str] = {}
-    _replaced(value, lambda one: found.setdefault(one.written, one.digest))
+    replaced(value, lambda one: isinstance(one, FromEnvironment) and found.setdefault(one.written, one.digest))
     return found
-
-
-def _replaced(value: Any, how: Callable[[FromEnvironment], str]) -> Any:
-    if isinstance(value, dict):
-        return {name: _replaced(one, how) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_replaced(one, how) for one in value)
-    return how(value) if isinstance(value, FromEnvironment) else value
 
 
 def resolved(tree: DictConfig) -> Any:
     """The values of a configuration; texts that came from the environment are `FromEnvironment`."""
-    raw = OmegaConf.to_container(tree, resolve=False)
-    written = OmegaConf.to_container(OmegaConf.create(_kept(raw)), resolve=True)
+
+    def kept(one: Any) -> Any:  # references to the environment are escaped, so that they come out as they are
+        is_plain = isinstance(one, str) and not _OTHER_RESOLVER.search(one)
+        return _REFERENCE.sub(r"\\\g<0>", one) if is_plain else one
+
+    raw: Any = OmegaConf.to_container(tree, resolve=False)
+    written = OmegaConf.to_container(OmegaConf.create(replaced(raw, kept)), resolve=True)
     return _joined(OmegaConf.to_container(tree, resolve=True), written, raw)
-
-
-def _kept(raw: Any) -> Any:
-    """A tree whose references to the environment are escaped, so that they come out as they are."""
-    if isinstance(raw, dict):
-        return {name: _kept(one) for name, one in raw.items()}
-    if isinstance(raw, list):
-        return [_kept(one) for one in raw]
-    is_plain = isinstance(raw, str) and not _OTHER_RESOLVER.search(raw)
-    return _REFERENCE.sub(r"\\\g<0>", raw) if is_plain else raw
 
 
 def _joined(value: Any, written: Any, raw: Any) -> Any:

@@ -17,16 +17,7 @@ def nearest(name: str, names: Collection[str]) -> str:
 
 
 def place_of(name: str, known: Mapping[str, str], what: str) -> str:
-    """Where a thing is, as "package.module:attribute".
-
-    Args:
-        name: One of `known`, or such a place.
-        known: The places of what has a name.
-        what: What a person calls these things.
-
-    Raises:
-        InputError: The name is neither.
-    """
+    """Where a thing is, as "package.module:attribute"; a name is one of `known`, or such a place itself."""
     if name not in known and ":" not in name:
         raise InputError(
             f"there is no {what} {name!r}; expected one of {', '.join(known)}, or package.module:attribute; the "
@@ -36,16 +27,8 @@ def place_of(name: str, known: Mapping[str, str], what: str) -> str:
 
 
 def load_plugin(name: str, known: Mapping[str, str], what: str) -> Any:
-    """What a name stands for.
-
-    Args:
-        name: As that of `place_of`.
-
-    Raises:
-        InputError: There is no such name, module or attribute.
-    """
-    place = place_of(name, known, what)
-    module_name, _, attribute = place.partition(":")
+    """What a name or a place stands for; `what` is what a person calls these things."""
+    module_name, _, attribute = place_of(name, known, what).partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
         raise InputError(
             f"{what} {name!r} is no place in a module; expected package.module:attribute; name a module that Python "

@@ -94,13 +94,11 @@ class Conditioning:
 
     def select(self, index: Int[Tensor, " picked"] | slice) -> "Conditioning":
         """The conditioning of some of the images, in the order asked for; an index may repeat."""
-        return Conditioning(_each(self.prompt, lambda one: one[index]), _each(self.negative, lambda one: one[index]))
+        return self._each(lambda one: one[index])
 
     def to(self, device: torch.device | str) -> "Conditioning":
         """The same on another device."""
-        return Conditioning(
-            _each(self.prompt, lambda one: one.to(device)), _each(self.negative, lambda one: one.to(device))
-        )
+        return self._each(lambda one: one.to(device))
 
     def only_negative(self) -> "Conditioning":
         """The conditioning whose prompt is what guidance pushes away from."""
@@ -111,6 +109,10 @@ class Conditioning:
         joined = {name: torch.cat([self.negative[name], one]) for name, one in self.prompt.items()}
         return Conditioning(joined, joined)
 
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
+        prompt, negative = ({name: change(one) for name, one in part.items()} for part in (self.prompt, self.negative))
+        return Conditioning(prompt, negative)
+
 
 def join_conditioning(parts: Sequence[Conditioning]) -> Conditioning:
     """The rows of several, one after the other."""
@@ -119,10 +121,6 @@ def join_conditioning(parts: Sequence[Conditioning]) -> Conditioning:
         {name: torch.cat([one[name] for one in prompts]) for name in prompts[0]},
         {name: torch.cat([one[name] for one in negatives]) for name in negatives[0]},
     )
-
-
-def _each(embedding: Embedding, change: Callable[[Tensor], Tensor]) -> Embedding:
-    return {name: change(one) for name, one in embedding.items()}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from latex2mathml.converter import convert
 
 from rpo.cli.main import COMMANDS
-from rpo.settings import FieldInfo, describe_fields
+from rpo.config.settings import FieldInfo, describe_fields
 from rpo.training.log import METRICS
 
 FIGURES = Path(__file__).parents[1] / "benchmarks"

@@ -13,7 +13,7 @@ import rpo_ablation  # noqa: E402
 import rpo_ablation_report  # noqa: E402
 from jobs import write  # noqa: E402
 
-from rpo.config import load_config  # noqa: E402
+from rpo.config.load import load_config  # noqa: E402
 from rpo.data.preference import PreferencePair, encode_png  # noqa: E402
 from rpo.runs.align_config import AlignConfig  # noqa: E402
 from rpo.shapes.world import Scene, SceneObject, render  # noqa: E402

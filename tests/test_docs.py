@@ -23,9 +23,9 @@ import pytest
 from rpo import write_pairs
 from rpo.cli.command import config_and_overrides
 from rpo.cli.main import ALGORITHMS, COMMANDS, DEFAULTS, _parse
-from rpo.config import load_config
+from rpo.config.load import load_config
+from rpo.config.settings import describe_fields
 from rpo.data.preference import PreferencePair, encode_png
-from rpo.settings import describe_fields
 from rpo.shapes.world import draw_scene, render, sample_prompts
 
 ROOT = Path(__file__).parent.parent

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import pytest
 
-from rpo.config import load_config, to_yaml
+from rpo.config.load import load_config, to_yaml
+from rpo.config.settings import settings
+from rpo.files.local_paths import without_paths
 from rpo.from_environment import FromEnvironment, as_written
-from rpo.local_paths import without_paths
 from rpo.runs.align_config import AlignConfig
 from rpo.runs.settings import keep_settings, require_same_settings
-from rpo.settings import settings
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.trainers.grpo_config import GRPOConfig
 from rpo.trainers.identity import settings_identity

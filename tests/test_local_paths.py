@@ -11,13 +11,13 @@ from PIL import Image
 
 from rpo import DPO, DPOConfig, Trainer
 from rpo.adapters.lora import add_lora, lora_parameters, save_lora
-from rpo.config import load_config, to_yaml
+from rpo.config.load import load_config, to_yaml
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import ChatConfig, CurateConfig
 from rpo.curation.export import export, push_to_hub
 from rpo.curation.page import write_page
 from rpo.data.preference import PreferencePair, pair_set
-from rpo.local_paths import clean_configs, refuse_private, shown_path, without_paths
+from rpo.files.local_paths import clean_configs, refuse_private, shown_path, without_paths
 from rpo.models.checkpoint import Checkpoint
 from rpo.publishing.model_card import CardFacts, write_model_card
 from rpo.publishing.publish import publish

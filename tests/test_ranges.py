@@ -11,11 +11,12 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
 
+from rpo.config.ranges import Range
+from rpo.config.settings import field_types
 from rpo.curation.editors.pipeline_editor import EditSettings
-from rpo.ranges import Range
-from rpo.settings import field_types
 
 ROOT = Path(__file__).parent.parent
+
 
 def settings_classes() -> Iterator[type]:
     """Every class under `@settings`, wherever it is."""

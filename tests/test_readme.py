@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rpo.cli.main import ALGORITHMS, COMMANDS
-from rpo.config import load_config
+from rpo.config.load import load_config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

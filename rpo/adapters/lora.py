@@ -27,7 +27,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
-from rpo.adapters.lora_file import WEIGHT_FILE, put_in_order
+from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora, put_in_order
 from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.plain import fresh_pipeline, probe
@@ -217,11 +217,18 @@ def verify_lora(model: Checkpoint, folder: str | PathLike[str]) -> None:
     The fresh pipeline shares the frozen weights with the live one, so this costs no memory to speak of and three
     forwards on one small latent.
     """
+
+    def denoised(pipe: Any) -> Latents:
+        return probe(pipe, model.family, model.compute_dtype)[model.family.denoiser]
+
     fresh = fresh_pipeline(model.pipe, model.family, without_adapters=True)
-    base_pred = _probe(fresh, model)
-    with _quiet_diffusers():
+    base_pred, level = denoised(fresh), logging.get_verbosity()
+    logging.set_verbosity_error()  # without the warning that a LoRA of the denoiser alone has none of the text encoder
+    try:
         fresh.load_lora_weights(str(folder))
-    fresh_pred, live_pred = _probe(fresh, model), _probe(model.pipe, model)
+    finally:
+        logging.set_verbosity(level)
+    fresh_pred, live_pred = denoised(fresh), denoised(model.pipe)
     effect = (live_pred - base_pred).abs().max().item()
     error = (fresh_pred - live_pred).abs().max().item()
     if effect == 0:
@@ -238,16 +245,20 @@ def verify_lora(model: Checkpoint, folder: str | PathLike[str]) -> None:
         )
 
 
-@contextmanager
-def _quiet_diffusers() -> Iterator[None]:
-    """Without the warning that a LoRA of the denoiser alone has nothing for the text encoder."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
+def load_lora(model: Checkpoint, path: str | Path) -> None:
+    """Load a LoRA into a checkpoint's pipeline, at full strength; refused unless every layer of it is used."""
+    found = inspect_lora(path)
     try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-
-
-def _probe(pipe: Any, model: Checkpoint) -> Latents:
-    return probe(pipe, model.family, model.compute_dtype)[model.family.denoiser]
+        model.pipe.load_lora_weights(str(found.path.parent), weight_name=found.path.name)
+        used = sum(len(adapter_layers(network)) for network in (model.denoiser, *model.text_encoders.values()))
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        used = 0
+    if used != found.num_layers:
+        model.pipe.unload_lora_weights()
+        raise InputError(
+            f"{found.path} adapts {found.num_layers} layers of {' and '.join(found.parts)}, of which this checkpoint "
+            f"has {used} in that size; expected a LoRA trained on it: give another file, or the checkpoint that it "
+            "belongs to"
+        )

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rpo.errors import InputError
-from rpo.files import written_whole
+from rpo.files.whole import written_whole
 
 WEIGHT_FILE = "pytorch_lora_weights.safetensors"
 """The name that `load_lora_weights` looks for first."""
@@ -53,9 +53,7 @@ def inspect_lora(path: str | PathLike[str]) -> LoraFile:
     """Read a LoRA file and refuse one that is damaged, is no LoRA, or changes nothing."""
     file = Path(path) / WEIGHT_FILE if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise InputError(
-            f"there is no LoRA at {path}: expected a folder with {WEIGHT_FILE} or a .safetensors file; save one there"
-        )
+        raise InputError(f"there is no LoRA at {path}; expected a .safetensors file or a folder with {WEIGHT_FILE}")
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, it is no dict
@@ -107,9 +105,7 @@ def _check_tensors(file: Path, tensors: Mapping[str, Tensor], downs: Mapping[str
             f"{file} has {len(downs)} down and {len(ups)} up factors among {len(tensors)} tensors, but a LoRA has "
             "as many of both and at least one; give a LoRA file, not another kind of checkpoint"
         )
-    broken = [
-        name for name, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()
-    ]
+    broken = [name for name, one in tensors.items() if one.is_floating_point() and not one.isfinite().all()]
     if broken:
         raise InputError(f"{file} holds numbers that are not finite, in {broken[0]}; go back to an earlier checkpoint")
     if not any(tensor.any() for tensor in ups.values()):

@@ -18,9 +18,7 @@ from torch import Tensor
 
 from rpo.adapters.lora_file import DOWN, UP, WEIGHT_FILE, inspect_lora, put_in_order
 from rpo.errors import InputError
-from rpo.files import written_whole
-
-_DOWN, _UP = ".lora.down.weight", ".lora.up.weight"
+from rpo.files.whole import written_whole
 
 
 def stack_loras(loras: Sequence[str | PathLike[str]], folder: str | PathLike[str]) -> Path:
@@ -42,8 +40,8 @@ def stack_loras(loras: Sequence[str | PathLike[str]], folder: str | PathLike[str
             ups[layer].append(up.float() * strength)
             first_of.setdefault(layer, found.path)
             _check_fits(layer, first_of[layer], found.path, (downs[layer], ups[layer]))
-    state = {f"{layer}{_DOWN}": torch.cat(some).contiguous() for layer, some in downs.items()}
-    state |= {f"{layer}{_UP}": torch.cat(some, dim=1).contiguous() for layer, some in ups.items()}
+    state = {f"{layer}{DOWN[0]}": torch.cat(some).contiguous() for layer, some in downs.items()}
+    state |= {f"{layer}{UP[0]}": torch.cat(some, dim=1).contiguous() for layer, some in ups.items()}
     place = Path(folder) / WEIGHT_FILE
     with written_whole(place) as partial:
         save_file(state, partial, metadata=_metadata(downs))
@@ -56,10 +54,8 @@ def _layers(file: Path) -> dict[str, tuple[Tensor, Tensor]]:
     state = load_file(file)
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     for down_ending, up_ending in zip(DOWN[:2], UP[:2], strict=True):
-        for name in state:
-            if name.endswith(down_ending):
-                layer = name.removesuffix(down_ending)
-                pairs[layer] = state[name], state[layer + up_ending]
+        layers = [name.removesuffix(down_ending) for name in state if name.endswith(down_ending)]
+        pairs |= {layer: (state[layer + down_ending], state[layer + up_ending]) for layer in layers}
     if not pairs:
         raise InputError(
             f"{file} is written in the dialect of another program; expected diffusers' names; load it into a pipeline "
@@ -91,14 +87,7 @@ def _metadata(downs: Mapping[str, Sequence[Tensor]]) -> dict[str, str]:
         own = {layer.partition(".")[2]: rank for layer, rank in ranks.items() if layer.startswith(f"{part}.")}
         usual = max(own.values())
         pattern = {layer: rank for layer, rank in own.items() if rank != usual}
-        values = {
-            "r": usual,
-            "lora_alpha": usual,
-            "rank_pattern": pattern,
-            "alpha_pattern": pattern,
-            "target_modules": sorted(own),
-            "lora_bias": False,
-            "use_dora": False,
-        }
+        values = {"r": usual, "lora_alpha": usual, "rank_pattern": pattern, "alpha_pattern": pattern}
+        values |= {"target_modules": sorted(own), "lora_bias": False, "use_dora": False}
         settings |= {f"{part}.{name}": value for name, value in values.items()}
     return {"lora_adapter_metadata": json.dumps(settings, indent=2, sort_keys=True), "format": "pt"}

@@ -13,7 +13,7 @@ from typing import final
 import torch
 from PIL import Image
 
-from rpo.adapters.load import load_lora
+from rpo.adapters.lora import load_lora
 from rpo.adapters.lora_file import inspect_lora
 from rpo.curation.curate_config import SourceConfig
 from rpo.curation.sources import Planned, SourcePlan, planned

@@ -22,11 +22,11 @@ from rpo.data.own_files import is_own, own_file
 from rpo.data.pixels import decode_image
 from rpo.data.preference import SIDES, Side, recalled_pairs
 from rpo.data.readers import read_pairs
-from rpo.data.tables import home_of, image_in, open_table
+from rpo.data.tables import Cell, home_of, open_table
 from rpo.data.writers import METADATA
 from rpo.errors import InputError
-from rpo.files import numbered_lines, parse_line
-from rpo.text import read_text, text_fault
+from rpo.files.text import read_text, text_fault
+from rpo.files.whole import numbered_lines, parse_line
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -181,7 +181,7 @@ def _in_table(config: SourceConfig) -> Iterator[_Found]:
     images = table.select_columns([config.image_column])
     captions = table.select_columns([config.caption_column])
     for index, row in enumerate(captions):
-        image = image_in(images, index, config.image_column, home)
+        image = Cell(images, index, config.image_column, home)
         yield _Found(f"{config.path} row {index}", row[config.caption_column], image, {"kind": "table", "row": index})
 
 

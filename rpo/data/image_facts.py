@@ -56,11 +56,11 @@ def recalled(items: Iterable[T], places: Callable[[T], Iterable[Place]]) -> Iter
     """Items in order, each told what is known of its images; what is learnt of them on the way is kept."""
     remaining = iter(items)
     while some := list(islice(remaining, _AT_ONCE)):
+        wanted = ((facts, name, stamp_of(source)) for item in some for facts, name, source in places(item))
         asked = [
-            (facts, name, key)
-            for item in some
-            for facts, name, source in places(item)
-            if name not in facts and (key := _key(source))
+            (facts, name, hashlib.sha256(stamp.encode()).digest()[:20])
+            for facts, name, stamp in wanted
+            if stamp and name not in facts
         ]
         known = _known({key for _, _, key in asked})
         for facts, name, key in asked:
@@ -90,7 +90,7 @@ def facts_of(data: bytes, name: str) -> ImageFacts:
 
 
 def digest_of(data: bytes) -> str:
-    """sha256 of encoded bytes."""
+    """What identifies encoded bytes."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -109,8 +109,7 @@ def _(source: str | Path) -> str:
         return ""  # told by whoever reads it
     if time.time() - max(found.st_mtime, found.st_ctime) <= SETTLED_SECONDS:
         return ""
-    times = f"{found.st_mtime_ns}|{found.st_ctime_ns}"
-    return f"{os.path.abspath(source)}|{found.st_ino}|{found.st_size}|{times}"
+    return f"{os.path.abspath(source)}|{found.st_ino}|{found.st_size}|{found.st_mtime_ns}|{found.st_ctime_ns}"
 
 
 def facts_file() -> Path:
@@ -154,12 +153,5 @@ def _run(do: Callable[[sqlite3.Connection], T], mode: str) -> T | None:
             stacklevel=2,
         )
     except sqlite3.DatabaseError as error:
-        raise InputError(
-            f"{path} is damaged ({error}); expected a file that rpo wrote; delete it: it will be made again"
-        ) from error
+        raise InputError(f"{path} is damaged ({error}); expected a file that rpo wrote; delete it") from error
     return None
-
-
-def _key(source: ImageSource) -> bytes:
-    stamp = stamp_of(source)
-    return hashlib.sha256(stamp.encode()).digest()[:20] if stamp else b""

@@ -12,15 +12,9 @@ from pathlib import Path
 
 from rpo.errors import InputError
 
-_BLOBS, _SNAPSHOTS = "blobs", "snapshots"
-
 
 def own_file(folder: Path, name: str) -> Path:
-    """The file that a set names.
-
-    Args:
-        name: As its line or cell has it, relative to the folder.
-    """
+    """The file that a line or cell of a set names, relative to its folder."""
     if "://" in name:
         raise InputError(f"{name!r} is an address, and nothing is fetched; expected a file; download it first")
     if "\0" in name:
@@ -45,8 +39,8 @@ def is_own(folder: Path, path: Path) -> bool:
 @lru_cache(maxsize=8)
 def _homes(folder: Path) -> tuple[str, ...]:
     home = Path(os.path.realpath(folder))
-    snapshots = [above.parent for above in (home, *home.parents) if above.parent.name == _SNAPSHOTS]
-    return (str(home), *(str(one.parent / _BLOBS) for one in snapshots))
+    snapshots = [above.parent for above in (home, *home.parents) if above.parent.name == "snapshots"]
+    return (str(home), *(str(one.parent / "blobs") for one in snapshots))
 
 
 def read_regular(path: str | Path) -> bytes:

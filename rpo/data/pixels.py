@@ -68,11 +68,7 @@ def upright_size(data: bytes, name: str) -> tuple[int, int]:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """The pixels of an image that is open already, as a viewer shows them.
-
-    Args:
-        image: Of any mode; may be a file that was opened and not yet read.
-    """
+    """The pixels of an image of any mode that is open already, as a viewer shows them."""
     return as_seen(image).image
 
 
@@ -167,19 +163,12 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     transform = ImageCms.buildTransform(opened, ImageCms.createProfile("sRGB"), mode, "RGB")
     if mode == "CMYK":
         return transform
-    probe = _probe(mode)
+    levels = np.linspace(0, _BITS_8, 16 if mode == "RGB" else 256).round().astype(np.uint8)
+    cube = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3) if mode == "RGB" else levels[None]
+    probe = Image.fromarray(cube)  # levels from all over the colour space
     after = ImageCms.applyTransform(probe, transform)
     far = np.abs(np.asarray(after, np.int16) - np.asarray(probe.convert("RGB"), np.int16)).max()
     return transform if far > _SAME else None
-
-
-def _probe(mode: str) -> Image.Image:
-    """An image of levels from all over the colour space."""
-    levels = np.linspace(0, _BITS_8, 16 if mode == "RGB" else 256).round().astype(np.uint8)
-    if mode == "L":
-        return Image.fromarray(levels[None])
-    cube = np.stack(np.meshgrid(levels, levels, levels), axis=-1)
-    return Image.fromarray(cube.reshape(1, -1, 3))
 
 
 def _guarded(read: Callable[[bytes], T], data: bytes, name: str) -> T:
@@ -192,8 +181,7 @@ def _guarded(read: Callable[[bytes], T], data: bytes, name: str) -> T:
             "the record"
         ) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, …
-        reason = f"{type(error).__name__}: {error}"
         raise InputError(
-            f"{name} cannot be decoded ({reason}); expected a whole PNG, JPEG or WebP image of 8 or 16 bits; "
-            "replace it or remove the record"
+            f"{name} cannot be decoded ({type(error).__name__}: {error}); expected a whole PNG, JPEG or WebP image of "
+            "8 or 16 bits; replace it or remove the record"
         ) from error

@@ -17,7 +17,7 @@ from PIL import Image
 from rpo.data.image_facts import ImageFacts, ImageSource, digest_of, facts_of, read_image, recalled
 from rpo.data.pixels import Seen, decode_image
 from rpo.errors import InputError
-from rpo.text import text_fault
+from rpo.files.text import text_fault
 
 Side = Literal["chosen", "rejected"]
 SIDES: tuple[Side, Side] = ("chosen", "rejected")
@@ -43,7 +43,7 @@ class PreferencePair:
     seed: int | None = None
     """Seed that the images were sampled with."""
     details: Mapping[str, str | int | float] = field(default_factory=dict, hash=False)
-    """Further provenance, named as in `rpo.data.details.DETAIL_COLUMNS`."""
+    """Further provenance, named as in `rpo.data.columns.DETAIL_COLUMNS`."""
     name: str = field(default="", compare=False)
     """What a person calls the record ("metadata.jsonl:17"); every error about it begins so."""
     _facts: dict[Side, ImageFacts] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -127,10 +127,8 @@ class PairSet:
 
     @overload
     def __getitem__(self, index: int) -> PreferencePair: ...
-
     @overload
     def __getitem__(self, index: slice) -> "PairSet": ...
-
     def __getitem__(self, index: int | slice) -> "PreferencePair | PairSet":
         """One record, or a smaller set of the same origin."""
         if isinstance(index, slice):
@@ -148,10 +146,14 @@ def recalled_pairs(pairs: Iterable[PreferencePair]) -> Iterator[PreferencePair]:
     return recalled(pairs, lambda pair: ((pair._facts, side, pair._source(side)) for side in SIDES))
 
 
+def counted(dropped: Mapping[str, int]) -> str:
+    """How many rows were left out, by reason."""
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()) if count)
+
+
 def left_out(pairs: PairSet) -> str:
     """What was left out of a set and why, in a sentence; empty if nothing was."""
-    counts = [f"{count} {reason}" for reason, count in sorted(pairs.dropped.items()) if count]
-    return f"left out: {', '.join(counts)}" if counts else ""
+    return f"left out: {text}" if (text := counted(pairs.dropped)) else ""
 
 
 def pair_set(
@@ -184,15 +186,15 @@ def require_sound(pair: PreferencePair, *, allow_size_mismatch: bool, allow_empt
     """Refuse a record that cannot be trained on, as far as its text and its images' headers tell."""
     if not allow_empty_prompts and not pair.prompt.strip():
         raise InputError(
-            f"{pair.name}: the prompt is empty; expected a caption; "
-            "write one, or pass allow_empty_prompts=True to train on it without a caption"
+            f"{pair.name}: the prompt is empty; expected a caption; write one, or pass allow_empty_prompts=True to "
+            "train on it without a caption"
         )
     if fault := text_fault(pair.prompt):
         raise InputError(f"{pair.name}: the prompt {fault}; expected plain text; mend or remove the record")
     if allow_size_mismatch:
         return  # without a comparison there is no need to read every image before the first step
     if pair.facts("chosen").digest == pair.facts("rejected").digest:
-        raise InputError(same_image(pair.name))
+        raise _same_image(pair.name)
     chosen, rejected = (pair.facts(side).size for side in SIDES)
     if chosen != rejected:
         raise InputError(
@@ -205,12 +207,11 @@ def require_sound(pair: PreferencePair, *, allow_size_mismatch: bool, allow_empt
 def require_two_images(pair: PreferencePair) -> None:
     """Refuse a record whose two images, decoded, have the same pixels: it says nothing, and still moves the weights."""
     if pair.decode("chosen") == pair.decode("rejected"):
-        raise InputError(same_image(pair.name))
+        raise _same_image(pair.name)
 
 
-def same_image(name: str) -> str:
-    """What to say of a record whose two images have the same pixels."""
-    return f"{name}: the two images are one and the same; expected a better and a worse one; remove the record"
+def _same_image(name: str) -> InputError:
+    return InputError(f"{name}: the two images are one and the same; expected a better and a worse one; remove it")
 
 
 def pair_key(prompt: str, chosen_digest: str, rejected_digest: str) -> str:

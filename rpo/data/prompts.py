@@ -1,11 +1,12 @@
 """Where a run from a file takes its prompts: a text file, a .jsonl file, or a source that comes with the package."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from rpo.errors import InputError
-from rpo.files import numbered_lines, parse_line
+from rpo.files.text import lines, read_text, text_fault
+from rpo.files.whole import numbered_lines, parse_line
 from rpo.plugins import load_plugin
-from rpo.text import lines, read_text, text_fault
 
 SOURCES = {"shapes": "rpo.shapes.prompts:texts"}
 """Prompts by name: what makes texts of the part behind a colon, as in "shapes:in_domain", and of a seed."""
@@ -30,36 +31,25 @@ def read_prompts(source: str, *, seed: int) -> list[str]:
     if name in SOURCES:
         return load_plugin(name, SOURCES, "source of prompts")(part, seed)
     path = Path(source)
-    if not source or not path.is_file():
+    if not source or not path.is_file() or path.suffix.lower() in TABLES:
+        what = f"a {path.suffix} file, whose lines are not prompts" if path.is_file() else "which is no file"
         raise InputError(
-            f"prompts is {source!r}, but a text file with one prompt per line, a .jsonl file whose lines have a "
-            f'"{KEY}", or a name ({", ".join(SOURCES)}) is needed; give prompts=FILE'
+            f"prompts is {source!r}, {what}; expected a text file with one prompt per line, a .jsonl file whose lines "
+            f'have a "{KEY}", or a name ({", ".join(SOURCES)}); give prompts=FILE'
         )
-    if path.suffix.lower() in TABLES:
-        raise InputError(
-            f"prompts is {source!r}, a {path.suffix} file, whose lines are not prompts; expected a text file with one "
-            f'prompt per line, or a .jsonl file whose lines have a "{KEY}"; write it so'
-        )
-    prompts = _from_jsonl(path) if path.suffix.lower() == ".jsonl" else _from_text(path)
+    if path.suffix.lower() == ".jsonl":
+        prompts = [_prompt(parse_line(text, name), f"{name} of {path}") for name, text in numbered_lines(path)]
+    else:
+        prompts = [line.strip() for line in lines(read_text(path)) if line.strip()]
     if not prompts:
         raise InputError(f"{path} has no prompts; give a file with at least one line")
     return prompts
 
 
-def _from_text(path: Path) -> list[str]:
-    return [line.strip() for line in lines(read_text(path)) if line.strip()]  # blank lines separate, and are no prompts
-
-
-def _from_jsonl(path: Path) -> list[str]:
-    prompts = []
-    for name, text in numbered_lines(path):
-        row = parse_line(text, name)
-        prompt = row.get(KEY)
-        if not isinstance(prompt, str):
-            raise InputError(
-                f'{name} of {path} has no text under "{KEY}" (its keys: {", ".join(row)}); name the column so'
-            )
-        if fault := text_fault(prompt) or ("" if prompt.strip() else "is empty"):
-            raise InputError(f"{name} of {path}: the prompt {fault}; expected what an image should show; mend the line")
-        prompts.append(prompt)
-    return prompts
+def _prompt(row: Mapping[str, object], name: str) -> str:
+    prompt = row.get(KEY)
+    if not isinstance(prompt, str):
+        raise InputError(f'{name} has no text under "{KEY}" (its keys: {", ".join(row)}); name the column so')
+    if fault := text_fault(prompt) or ("" if prompt.strip() else "is empty"):
+        raise InputError(f"{name}: the prompt {fault}; expected what an image should show; mend the line")
+    return prompt

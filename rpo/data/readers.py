@@ -5,43 +5,47 @@ which anything is wrong. Rows without a preference (ties, unlabelled ones) are l
 would count as a win of its first image.
 """
 
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import numpy as np
+from filelock import FileLock
 from PIL.Image import Image
 
-from rpo.data.columns import FORMS, Dropped, FormName, Row, ignored, parse, recognise
-from rpo.data.foreign import foreign_source
+from rpo.data.columns import FORMS, AnyForm, Dropped, FormName, Row, foreign_source, ignored, parse, recognise
 from rpo.data.image_facts import ImageSource
 from rpo.data.own_files import own_file
 from rpo.data.pixels import rgb
-from rpo.data.preference import PairSet, PreferencePair, encode_png, recalled_pairs, require_sound
-from rpo.data.streams import local_copy
+from rpo.data.preference import PairSet, PreferencePair, counted, encode_png, recalled_pairs, require_sound
 from rpo.data.tables import (
     ONLY_SPLIT,
+    Cell,
     Home,
+    encoded_bytes,
     encoded_images,
     home_of,
     home_of_table,
-    image_in,
+    open_stream,
     open_table,
     require_split,
 )
-from rpo.data.writers import METADATA
+from rpo.data.writers import METADATA, RecordFolder
 from rpo.errors import InputError
-from rpo.files import numbered_lines, parse_line
+from rpo.files.whole import append_line, mend_last_line, numbered_lines, parse_line, read_lines
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset, DatasetDict, IterableDataset
 
 PairSource: TypeAlias = "str | Path | PairSet | Dataset | DatasetDict | Sequence[Mapping[str, object] | PreferencePair]"
 """What holds pairs: a folder, a file, a hub id; or, from a program, a set, a table, a list of rows or of records."""
+
+_LEFT_OUT = "left_out.jsonl"
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def read_pairs(
     source: PairSource,
     *,
     split: str = "train",
-    form: FormName | Literal["auto"] = "auto",
+    form: AnyForm = "auto",
     limit: int | None = None,
     streaming: bool = False,
     cache_dir: str | Path | None = None,
@@ -106,15 +110,24 @@ def read_pairs(
         >>> pairs = read_pairs("yuvalkirstain/pickapic_v2", streaming=True, limit=1000, allow_size_mismatch=True)
     """
     found = scan(source, split=split, form=form, limit=limit, streaming=streaming, cache_dir=cache_dir)
-    check = partial(require_sound, allow_size_mismatch=allow_size_mismatch, allow_empty_prompts=allow_empty_prompts)
-    pairs, faults = _sound(found.pairs if allow_size_mismatch else recalled_pairs(found.pairs), check)
-    faults = found.faults + faults
+    pairs: list[PreferencePair] = []
+    faults = found.faults
+    for pair in found.pairs if allow_size_mismatch else recalled_pairs(found.pairs):
+        try:
+            require_sound(pair, allow_size_mismatch=allow_size_mismatch, allow_empty_prompts=allow_empty_prompts)
+            pairs.append(pair)
+        except ValueError as error:
+            faults.append(str(error))
     if faults and not skip_faulty:
         more = f" (and {len(faults) - 1} more; `rpo data check` lists them)" if len(faults) > 1 else ""
         raise InputError(faults[0] + more)
     dropped = found.dropped + Counter(faulty=len(faults))
     if not pairs:
-        raise InputError(_why_empty(found.origin, dropped))
+        why = f"all {dropped.total()} rows were left out ({counted(dropped)})" if dropped else "it holds no records"
+        raise InputError(
+            f"{found.origin}: {why}; expected a row with a preferred image; label more pairs, or look at how "
+            "the file was written"
+        )
     return PairSet(tuple(pairs), found.origin, dict(dropped), found.ignored_columns)
 
 
@@ -130,7 +143,7 @@ def scan(
     source: PairSource,
     *,
     split: str = "train",
-    form: FormName | Literal["auto"] = "auto",
+    form: AnyForm = "auto",
     limit: int | None = None,
     streaming: bool = False,
     cache_dir: str | Path | None = None,
@@ -141,31 +154,27 @@ def scan(
     if isinstance(source, PairSet):
         return Scan(source.origin, list(source)[:limit], [], Counter(source.dropped), source.ignored_columns)
     if not isinstance(source, str | Path):
-        return scan_given(source, split=split, form=form, limit=limit)
-    metadata = _metadata_file(source)
-    if metadata is not None:
+        return _scan_given(source, split, form, limit)
+    path = Path(source)
+    metadata = path / METADATA if path.is_dir() else path
+    if metadata.suffix == ".jsonl" and metadata.is_file():
         require_split(metadata, split, ONLY_SPLIT)
         if streaming:
             raise InputError(f"{metadata} is on this disk already; expected a remote source; do not stream it")
         return _scan_jsonl(metadata, form, limit)
-    if foreign := foreign_source(Path(source)):
+    if foreign := foreign_source(path):
         raise InputError(f"{source}: {foreign}")
     if streaming:
-        copy = local_copy(source, split=split, form=form, limit=limit, cache_dir=cache_dir)
-        kept = _scan_jsonl(copy.metadata, "files", limit=None)
-        pairs = [pair for pair in kept.pairs if _is_before(pair, limit)]
-        return Scan(str(source), pairs, [*copy.faults, *kept.faults], copy.dropped, copy.ignored_columns)
+        return _scan_stream(source, split, form, limit, cache_dir)
     table = open_table(source, split=split, cache_dir=cache_dir)
     return _scan_table(table, str(source), form, limit, home_of(source, cache_dir))
 
 
-def scan_given(
-    source: object, *, split: str, form: FormName | Literal["auto"] = "auto", limit: int | None = None
-) -> Scan:
-    """The same of what a program hands in: a table of `datasets`, or a list of rows or records."""
+def _scan_given(source: object, split: str, form: AnyForm, limit: int | None) -> Scan:
+    """What a program hands in: a table of `datasets`, or a list of rows or records."""
     if isinstance(source, Sequence) and not isinstance(source, bytes):
-        found, rows = Scan("pairs"), cast("Sequence[object]", source)
-        for number, row in enumerate(islice(rows, limit)):
+        found = Scan("pairs")
+        for number, row in enumerate(islice(cast("Sequence[object]", source), limit)):
             found.take(partial(_given, row, f"pairs[{number}]", form))
         return found
     import datasets  # not at the top: it takes most of a second to load
@@ -183,54 +192,25 @@ def scan_given(
     )
 
 
-def _given(row: object, name: str, form: FormName | Literal["auto"]) -> PreferencePair | Dropped:
+def _given(row: object, name: str, form: AnyForm) -> PreferencePair | Dropped:
     if isinstance(row, PreferencePair):
         return row if row.name else replace(row, name=name)
     if not isinstance(row, Mapping):
         raise InputError(f"{name}: a {type(row).__name__}; expected a row with prompt, chosen and rejected; give it so")
     columns = cast("Mapping[str, object]", row)
-    return parse(recognise(columns, name, form), columns, lambda column: _given_image(columns[column], name), name=name)
+
+    def image_of(column: str) -> ImageSource:
+        value = columns[column]
+        if isinstance(value, Image):
+            return encode_png(np.asarray(rgb(value)))
+        if isinstance(value, bytes | Path) or (isinstance(value, str) and "://" not in value):
+            return value
+        raise InputError(f"{name}: an image is {value!r:.80}; expected a PIL image, a file, or encoded bytes; give one")
+
+    return parse(recognise(columns, name, form), columns, image_of, name=name)
 
 
-def _given_image(value: object, name: str) -> ImageSource:
-    if isinstance(value, Image):
-        return encode_png(np.asarray(rgb(value)))
-    if isinstance(value, bytes | Path) or (isinstance(value, str) and "://" not in value):
-        return value
-    raise InputError(f"{name}: an image is {value!r:.80}; expected a PIL image, a file, or encoded bytes; give one")
-
-
-def _sound(
-    pairs: Iterable[PreferencePair], check: Callable[[PreferencePair], None]
-) -> tuple[list[PreferencePair], list[str]]:
-    sound: list[PreferencePair] = []
-    faults: list[str] = []
-    for pair in pairs:
-        try:
-            check(pair)
-            sound.append(pair)
-        except ValueError as error:
-            faults.append(str(error))
-    return sound, faults
-
-
-def _why_empty(origin: str, dropped: Counter[str]) -> str:
-    expected = "expected at least one row with a preferred image"
-    if not dropped:
-        return f"{origin} holds no records; {expected}; look at how the file was written"
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
-    return f"{origin}: all {dropped.total()} rows were left out ({reasons}); {expected}; label more pairs"
-
-
-def _metadata_file(source: str | Path) -> Path | None:
-    """The JSONL file that a source names, if it names one."""
-    path = Path(source)
-    if path.suffix == ".jsonl" and path.is_file():
-        return path
-    return path / METADATA if (path / METADATA).is_file() else None
-
-
-def _scan_jsonl(path: Path, form: FormName | Literal["auto"], limit: int | None) -> Scan:
+def _scan_jsonl(path: Path, form: AnyForm, limit: int | None) -> Scan:
     columns: set[str] = set()
 
     def read(text: str, name: str) -> PreferencePair | Dropped:
@@ -255,22 +235,80 @@ def _named_file(row: Row, folder: Path, name: str, column: str) -> Path:
         raise InputError(f"{name}: {column} {error}") from error
 
 
-def _scan_table(table: "Dataset", origin: str, form: FormName | Literal["auto"], limit: int | None, home: Home) -> Scan:
+def _scan_table(table: "Dataset", origin: str, form: AnyForm, limit: int | None, home: Home) -> Scan:
     found_form = recognise(table.column_names, origin, form)
     columns = FORMS[found_form]
     found = Scan(origin, ignored_columns=ignored(table.column_names, found_form))
     images = {column: table.select_columns([column]) for column in columns.images}
     text = [column for column in table.column_names if column in columns.text + columns.optional]
     for index, row in enumerate(islice(table.select_columns(text), limit)):  # no image is read here
-        image_of = partial(_cell, images, index, home)
-        found.take(partial(parse, found_form, row, image_of, name=f"{origin} row {index}"))
+        cells = {column: Cell(image, index, column, home) for column, image in images.items()}
+        found.take(partial(parse, found_form, row, cells.__getitem__, name=f"{origin} row {index}"))
     return found
 
 
-def _cell(images: Mapping[str, "Dataset"], index: int, home: Home, column: str) -> ImageSource:
-    return image_in(images[column], index, column, home)
+def _scan_stream(
+    source: str | Path, split: str, form: AnyForm, limit: int | None, cache_dir: str | Path | None
+) -> Scan:
+    """The first rows of a remote source, brought onto this disk so that training can index them.
+
+    Each row leaves one line, with its number in the source: in `metadata.jsonl` if it is a record, in `left_out.jsonl`
+    with the reason if it is not. The largest number says where to go on, so an interrupted call loses nothing. The
+    folder's name covers the version of the source: when that changes, a new folder is begun.
+    """
+    if limit is None:
+        raise InputError(f"{source}: streaming=True without a limit; expected the number of rows to keep; give limit=…")
+    rows, fingerprint = open_stream(source, split=split, cache_dir=cache_dir)
+    columns = rows.column_names or list(next(iter(rows)))
+    found_form = recognise(columns, str(source), form)
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", str(source)).strip("-")[-60:]
+    folder = _streams_folder(cache_dir) / f"{slug}-{fingerprint}-{found_form}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # the ranks of one training run read the same source at once
+        _copy(rows, folder, found_form, limit, str(source), home_of(source, cache_dir))
+    kept = _scan_jsonl(folder / METADATA, "files", limit=None)
+    found = Scan(str(source), [pair for pair in kept.pairs if _row_number(pair.details) < limit])
+    for row in read_lines(folder / _LEFT_OUT):
+        if _row_number(row) < limit:
+            found.faults.extend([str(row["fault"])] if "fault" in row else [])
+            found.dropped.update([str(row["reason"])] if "reason" in row else [])
+    found.faults.extend(kept.faults)
+    return replace(found, ignored_columns=ignored(columns, found_form))
 
 
-def _is_before(pair: PreferencePair, limit: int | None) -> bool:
-    number = pair.details["source_row"]
-    return isinstance(number, int) and (limit is None or number < limit)
+def _copy(rows: "IterableDataset", folder: Path, form: FormName, limit: int, origin: str, home: Home) -> None:
+    records, left_out = RecordFolder(folder), folder / _LEFT_OUT
+    mend_last_line(left_out)
+    numbers = [_row_number(row) for path in (records.metadata, left_out) for row in read_lines(path)]
+    start = max(numbers, default=-1) + 1
+    for number, row in enumerate(islice(rows.skip(start), max(limit - start, 0)), start):
+        try:
+            reason = _keep(records, form, row, f"{origin} row {number}", home, number)
+        except ValueError as error:
+            append_line(left_out, {"source_row": number, "fault": str(error)})
+            continue
+        if reason is not None:
+            append_line(left_out, {"source_row": number, "reason": reason})
+
+
+def _keep(records: RecordFolder, form: FormName, row: Row, name: str, home: Home, number: int) -> str | None:
+    """Store one row; if it holds no preference, say why instead."""
+    found = parse(form, row, lambda column: encoded_bytes(row[column], home), name=name)
+    if isinstance(found, Dropped):
+        return found.reason
+    records.append(replace(found, details={**found.details, "source_row": number}))
+    return None
+
+
+def _row_number(row: Row) -> int:
+    number = row["source_row"]
+    assert isinstance(number, int)
+    return number
+
+
+def _streams_folder(cache_dir: str | Path | None) -> Path:
+    if cache_dir is not None:
+        return Path(cache_dir)
+    import datasets
+
+    return Path(datasets.config.HF_DATASETS_CACHE) / "rpo_streams"

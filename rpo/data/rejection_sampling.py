@@ -25,16 +25,12 @@ def accepted(rewards: Sequence[float], *, temperature: float, seed: int, key: st
     """
     if not temperature > 0:
         raise InputError(f"temperature is {temperature}; expected a number > 0; try the rewards' standard deviation")
-    _require_finite(rewards, key)
+    if bad := [index for index, reward in enumerate(rewards) if not math.isfinite(reward)]:
+        raise InputError(f"{key}: reward {bad[0]} is {rewards[bad[0]]}; expected finite numbers; leave that sample out")
     best = max(rewards, default=0.0)
-    draws = torch.rand(
-        len(rewards), generator=keyed_generator("accept", seed, key), dtype=torch.float64, device="cpu"
-    ).tolist()
-    return [
-        index
-        for index, (reward, draw) in enumerate(zip(rewards, draws, strict=True))
-        if draw < math.exp((reward - best) / temperature)  # draws are below 1, so that the best is always kept
-    ]
+    chances = [math.exp((reward - best) / temperature) for reward in rewards]
+    # Draws are below 1, so that the best is always kept.
+    return [index for index, draw in enumerate(_draws(len(rewards), "accept", seed, key)) if draw < chances[index]]
 
 
 def rejection_sampled_pairs(
@@ -51,10 +47,8 @@ def rejection_sampled_pairs(
         raise InputError(f"label_temperature is {label_temperature}; expected a number >= 0; 0 labels without noise")
     kept = accepted(rewards, temperature=temperature, seed=seed, key=key)
     order = torch.randperm(len(kept), generator=keyed_generator("pair", seed, key), device="cpu").tolist()
-    draws = torch.rand(
-        len(kept), generator=keyed_generator("label", seed, key), dtype=torch.float64, device="cpu"
-    ).tolist()
     couples = [(kept[order[at]], kept[order[at + 1]]) for at in range(0, len(order) - 1, 2)]
+    draws = _draws(len(kept), "label", seed, key)
     return [
         (first, second) if draw < _probability(rewards[first] - rewards[second], label_temperature) else (second, first)
         for (first, second), draw in zip(couples, draws[: len(couples)], strict=True)
@@ -68,7 +62,5 @@ def _probability(gap: float, temperature: float) -> float:
     return 0.5 * (1 + math.tanh(gap / (2 * temperature)))  # sigmoid that cannot overflow
 
 
-def _require_finite(rewards: Sequence[float], key: str) -> None:
-    bad = [index for index, reward in enumerate(rewards) if not math.isfinite(reward)]
-    if bad:
-        raise InputError(f"{key}: reward {bad[0]} is {rewards[bad[0]]}; expected finite numbers; leave that sample out")
+def _draws(count: int, *key: object) -> list[float]:
+    return torch.rand(count, generator=keyed_generator(*key), dtype=torch.float64, device="cpu").tolist()

@@ -8,7 +8,6 @@ SQLite's shared log does not work across machines: on a network disk, give each 
 
 import errno
 import os
-import shutil
 import sqlite3
 import warnings
 import zlib
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rpo.errors import InputError
+from rpo.files.whole import name_full_disk
 
 _LAYOUT = 2  # of the table; stored in the file, so that another layout is refused and not misread
 _WAIT_SECONDS = 120.0  # for another process that is writing
@@ -49,12 +49,11 @@ class TensorStore:
 
     def present(self, keys: Sequence[bytes]) -> set[bytes]:
         """Which of the keys have a tensor."""
-        query = "SELECT key FROM tensors WHERE key IN ({})"
-        return {row[0] for row in self._select(query, keys)}
+        return {row[0] for row in self._select("key", keys)}
 
     def load(self, keys: Sequence[bytes]) -> dict[bytes, Tensor]:
         """The tensors of those keys that have one; damaged ones are dropped, with a warning."""
-        rows = list(self._select("SELECT key, dtype, shape, data, checksum FROM tensors WHERE key IN ({})", keys))
+        rows = list(self._select("*", keys))
         damaged = [(key,) for key, *tensor, checksum in rows if _checksum(key, *tensor) != checksum]
         if damaged:
             with self._named_errors(), self._transaction():
@@ -93,11 +92,12 @@ class TensorStore:
             )
             self._connection.execute(f"PRAGMA user_version={_LAYOUT}")
 
-    def _select(self, query: str, keys: Sequence[bytes]) -> Iterator[tuple]:
+    def _select(self, columns: str, keys: Sequence[bytes]) -> Iterator[tuple]:
         for start in range(0, len(keys), _KEYS_PER_QUERY):
             some = keys[start : start + _KEYS_PER_QUERY]
+            query = f"SELECT {columns} FROM tensors WHERE key IN ({','.join('?' * len(some))})"
             with self._named_errors():
-                yield from self._connection.execute(query.format(",".join("?" * len(some))), some)
+                yield from self._connection.execute(query, some)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -123,19 +123,14 @@ class TensorStore:
             raise self._explained(error) from error
 
     def _explained(self, error: sqlite3.DatabaseError) -> Exception:
-        free_mib = shutil.disk_usage(self.path.parent).free / 2**20
         if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-            return OSError(
-                errno.ENOSPC,
-                f"no space left for {self.path} ({free_mib:.1f} MiB free); free some or use another folder, "
-                "and run again: what was stored is kept",
-            )
+            return name_full_disk(OSError(errno.ENOSPC, str(error)), self.path)
         if error.sqlite_errorcode in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             return InputError(
                 f"{self.path} is damaged or no cache file ({error}); expected one that rpo wrote; "
                 "delete the file: it will be filled again"
             )
-        return OSError(errno.EIO, f"{self.path}: {error} ({free_mib:.1f} MiB free); see whether the disk is sound")
+        return OSError(errno.EIO, f"{self.path}: {error}; see whether the disk is sound, and has room")
 
 
 def _pack(tensor: Tensor) -> tuple[str, str, bytes]:

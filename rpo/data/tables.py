@@ -5,21 +5,22 @@ import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from rpo.data.image_facts import ImageSource, stamp_of
+from rpo.data.image_facts import stamp_of
 from rpo.data.own_files import is_own, own_file, read_regular
 from rpo.errors import InputError
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetBuilder, IterableDataset
+    from datasets import Dataset, IterableDataset
+
+# `datasets` is imported where it is used: it takes most of a second to load.
 
 Table = TypeVar("Table", "Dataset", "IterableDataset")
 
 ONLY_SPLIT = "train"
 """What the one split of a file or folder is called that has no others."""
 
-_SAVED_TABLE_MARKS = ("state.json", "dataset_dict.json")
 _MADE_BY_THE_CALLER = (None, "generator", "imagefolder")  # builders whose cells name no file of somebody else's choice
 
 
@@ -57,46 +58,38 @@ def home_of_table(table: "Dataset") -> Home:
 
 
 def open_table(source: str | Path, *, split: str, cache_dir: str | Path | None) -> "Dataset":
-    """The rows of a source, indexable; they are memory-mapped, not held.
+    """The rows of a parquet file, a folder, a folder of `save_to_disk`, or a hub id, indexable and memory-mapped."""
+    import datasets
 
-    Args:
-        source: A parquet file, a folder, a folder of `save_to_disk`, or a hub id.
-        cache_dir: Where `datasets` keeps what it converts or downloads; None for its own place.
-    """
-    import datasets  # not at the top: it takes most of a second to load
-
-    if is_saved_table(source):
+    if _is_saved(source):
         found = datasets.load_from_disk(str(source))
         if isinstance(found, datasets.Dataset):
             require_split(source, split, str(found.split or ONLY_SPLIT), ONLY_SPLIT)
             return encoded_images(found)
         require_split(source, split, *found)
         return encoded_images(found[split])
-    path, files = _address(source, split)
+    place = _address(source, split)
     try:
-        table = datasets.load_dataset(path, data_files=files, split=split, cache_dir=_text(cache_dir))
+        return encoded_images(datasets.load_dataset(**place, split=split, cache_dir=_text(cache_dir)))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise _not_opened(source, error) from error
-    return encoded_images(table)
 
 
 def open_stream(source: str | Path, *, split: str, cache_dir: str | Path | None) -> tuple["IterableDataset", str]:
-    """The rows of a source one after the other, nothing stored, and a fingerprint of source, version and split.
+    """The rows of a source one after the other, nothing stored, and a fingerprint of source, version and split."""
+    import datasets
 
-    Args:
-        cache_dir: Where `datasets` keeps its own notes; None for its own place.
-    """
-    import datasets  # not at the top: it takes most of a second to load
-
-    if is_saved_table(source):
+    if _is_saved(source):
         raise InputError(f"{source}: this table is on this disk and indexable; expected a remote one; do not stream it")
-    path, files = _address(source, split)
+    place = _address(source, split)
     try:
-        builder = datasets.load_dataset_builder(path, data_files=files, cache_dir=_text(cache_dir))
+        builder = datasets.load_dataset_builder(**place, cache_dir=_text(cache_dir))
         rows = builder.as_streaming_dataset(split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise _not_opened(source, error) from error
-    return encoded_images(rows), _fingerprint(builder, split)
+    # `hash` covers the commit of a hub id and the dates of local files.
+    version = f"{builder.dataset_name} {builder.config_id} {builder.hash} {split}"
+    return encoded_images(rows), hashlib.sha256(version.encode()).hexdigest()[:16]
 
 
 def require_split(source: object, split: str, *known: str) -> None:
@@ -107,14 +100,14 @@ def require_split(source: object, split: str, *known: str) -> None:
         )
 
 
-def is_saved_table(source: str | Path) -> bool:
-    """Whether `save_to_disk` wrote this folder."""
-    return any((Path(source) / mark).is_file() for mark in _SAVED_TABLE_MARKS)
+def encoded_images(table: Table) -> Table:
+    """The table with its images left encoded."""
+    import datasets
 
-
-def image_in(table: "Dataset", index: int, column: str, home: Home) -> ImageSource:
-    """The encoded image in one cell of a table; it is read when it is asked for."""
-    return Cell(table, index, column, home)
+    for column, feature in (table.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            table = table.cast_column(column, datasets.Image(decode=False))
+    return table
 
 
 @dataclass(frozen=True)
@@ -201,32 +194,23 @@ def _named(name: str, home: Home) -> Path:
     return own_file(home.folder, name)
 
 
-def encoded_images(table: Table) -> Table:
-    """The table with its images left encoded."""
-    import datasets
-
-    for column, feature in (table.features or {}).items():
-        if isinstance(feature, datasets.Image):
-            table = table.cast_column(column, datasets.Image(decode=False))
-    return table
+def _is_saved(source: str | Path) -> bool:
+    """Whether `save_to_disk` wrote this folder."""
+    return any((Path(source) / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
 
 
-def _address(source: str | Path, split: str) -> tuple[str, dict[str, str] | None]:
-    path = Path(source)
+def _address(source: str | Path, split: str) -> dict[str, Any]:
+    """What `load_dataset` has to be told of a source."""
+    path, text = Path(source), str(source)
     if path.is_file():
         if path.suffix != ".parquet":
             raise InputError(f"{path}: a {path.suffix or 'nameless'} file; expected .jsonl or .parquet; convert it")
         require_split(path, split, ONLY_SPLIT)
-        return "parquet", {split: str(path)}
-    if not path.exists() and _is_no_hub_id(source):
+        return {"path": "parquet", "data_files": {split: text}}
+    is_path = isinstance(source, Path) or text.startswith((".", "/", "~")) or text.endswith((".jsonl", ".parquet"))
+    if not path.exists() and (is_path or text.count("/") > 1):
         raise InputError(f"{path} does not exist; expected a folder or file of preference pairs; correct the path")
-    return str(source), None
-
-
-def _is_no_hub_id(source: str | Path) -> bool:
-    if isinstance(source, Path):
-        return True
-    return source.startswith((".", "/", "~")) or source.endswith((".jsonl", ".parquet")) or source.count("/") > 1
+    return {"path": text}
 
 
 def _not_opened(source: str | Path, error: Exception) -> InputError:
@@ -241,12 +225,6 @@ def _not_opened(source: str | Path, error: Exception) -> InputError:
         f"{source} cannot be opened ({reason}); expected a folder with metadata.jsonl, parquet, or a `datasets` id "
         "with this split; correct the source or the split"
     )
-
-
-def _fingerprint(builder: "DatasetBuilder", split: str) -> str:
-    """Changes with the source: `builder.hash` covers the commit of a hub id and the dates of local files."""
-    parts = f"{builder.dataset_name} {builder.config_id} {builder.hash} {split}"
-    return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
 def _text(path: str | Path | None) -> str | None:

@@ -131,9 +131,7 @@ class PairTransform:
 def caption_dropped(*, seed: int, pair_index: int, draw_index: int, rate: float) -> bool:
     """Whether this use of a pair is trained with the caption "", which keeps classifier-free guidance usable.
 
-    Args:
-        rate: Share of uses without caption, 0 to 1; Diffusion-DPO takes 0.2. What is dropped at a low rate is dropped
-            at every higher one.
+    What is dropped at a low rate is dropped at every higher one.
     """
     if not 0 <= rate <= 1:
         raise InputError(f"caption dropping rate is {rate}; expected 0 to 1; Diffusion-DPO takes 0.2")

@@ -6,7 +6,8 @@ place first, each by an atomic rename, so that a line never names a file that is
 as they came, which keeps their content hash and with it every cache entry.
 """
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -14,13 +15,15 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from rpo.data.details import DETAIL_COLUMNS, NUMBERS
+from rpo.data.columns import DETAIL_COLUMNS, NUMBERS
 from rpo.data.preference import SIDES, PreferencePair, Side
 from rpo.errors import InputError
-from rpo.files import append_line, mend_last_line, read_lines, written_whole
+from rpo.files.whole import append_line, mend_last_line, read_lines, written_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+# arrow and `datasets` are imported where they are used: the command line answers before they have loaded.
 
 METADATA = "metadata.jsonl"
 _PARQUET_ROWS = 256  # rows in memory at a time
@@ -76,17 +79,6 @@ def write_pairs(folder: str | Path, pairs: Iterable[PreferencePair]) -> int:
     return written
 
 
-def write_parquet(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
-    """Write records as one parquet file with `datasets` features: prompt, chosen and rejected (Image), and the rest."""
-    import pyarrow.parquet as pq  # not at the top: the command line answers before arrow has loaded
-
-    schema = _parquet_schema()
-    rows = iter(pairs)
-    with written_whole(Path(path)) as partial, pq.ParquetWriter(partial, schema) as writer:
-        while batch := [_parquet_row(pair) for pair in islice(rows, _PARQUET_ROWS)]:
-            writer.write_batch(_record_batch(batch, schema))
-
-
 def _plain_columns(pair: PreferencePair) -> dict[str, str | int | float]:
     unknown = sorted(set(pair.details) - set(DETAIL_COLUMNS))
     if unknown:
@@ -98,26 +90,101 @@ def _plain_columns(pair: PreferencePair) -> dict[str, str | int | float]:
     return {name: value for name, value in columns.items() if value is not None}
 
 
-def _parquet_schema() -> "pa.Schema":
-    import datasets  # not at the top: it takes most of a second to load
+def write_parquet(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
+    """Write records as one parquet file with `datasets` features: prompt, chosen and rejected (Image), and the rest."""
+    import datasets
 
     text, number = datasets.Value("string"), datasets.Value("float64")
     features = {"prompt": text, "chosen": datasets.Image(), "rejected": datasets.Image()}
     features |= {"chosen_score": number, "rejected_score": number, "source": text, "seed": datasets.Value("int64")}
     types = {str: text, int: datasets.Value("int64"), float: number}
     features |= {column: types[NUMBERS.get(column, str)] for column in DETAIL_COLUMNS}
-    return datasets.Features(features).arrow_schema
+    _write(path, datasets.Features(features).arrow_schema, pairs, _row)
 
 
-def _parquet_row(pair: PreferencePair) -> dict[str, object]:
+def _row(pair: PreferencePair, number: int) -> dict[str, object]:
     columns = _plain_columns(pair)
     details = {name: NUMBERS.get(name, str)(columns[name]) for name in pair.details if name in columns}
     images = {side: {"bytes": pair.encoded(side), "path": None} for side in SIDES}
     return {"prompt": pair.prompt, **columns, **images, **details}
 
 
-def _record_batch(rows: list[dict[str, object]], schema: "pa.Schema") -> "pa.RecordBatch":
+def write_pickapic(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
+    """Write records as one parquet file of Pick-a-Pic v2's columns, which other trainers read unchanged.
+
+    Which side comes first is decided by a hash of the record, so that position tells nothing about preference, and
+    writing again gives the same file. Images keep their encoding; the columns are called jpg_0 and jpg_1 whatever it
+    is. Columns that only the site of Pick-a-Pic could fill (addresses, users, dates) are there and empty.
+    """
     import pyarrow as pa
 
-    columns = [pa.array([row.get(field.name) for row in rows], type=field.type) for field in schema]
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
+    types = {
+        pa.string(): "best_image_uid caption image_0_uid image_0_url image_1_uid image_1_url model_0 model_1",
+        pa.int64(): "ranking_id user_id num_example_per_prompt",
+        pa.float64(): "label_0 label_1",
+        pa.bool_(): "are_different has_label",
+        pa.binary(): "jpg_0 jpg_1",
+        pa.timestamp("ns"): "created_at",
+    }
+    type_of = {name: one for one, names in types.items() for name in names.split()}
+    _write(path, pa.schema([(name, type_of[name]) for name in _PICKAPIC]), pairs, _pickapic_row)
+
+
+_PICKAPIC = [
+    "are_different",
+    "best_image_uid",
+    "caption",
+    "created_at",
+    "has_label",
+    "image_0_uid",
+    "image_0_url",
+    "image_1_uid",
+    "image_1_url",
+    "jpg_0",
+    "jpg_1",
+    "label_0",
+    "label_1",
+    "model_0",
+    "model_1",
+    "ranking_id",
+    "user_id",
+    "num_example_per_prompt",
+]
+
+
+def _pickapic_row(pair: PreferencePair, number: int) -> dict[str, object]:
+    row: dict[str, object] = {"caption": pair.prompt, "has_label": True, "ranking_id": number}
+    for place, side in enumerate(side_order(pair)):
+        model = pair.details.get("editor_model" if pair.details.get(f"{side}_is") == "edit" else "generator_model")
+        row |= {
+            f"image_{place}_uid": pair.facts(side).digest,
+            f"jpg_{place}": pair.encoded(side),
+            f"label_{place}": 1.0 if side == "chosen" else 0.0,
+            f"model_{place}": None if model is None else str(model),
+        }
+    best = pair.facts("chosen").digest
+    return row | {"are_different": best != pair.facts("rejected").digest, "best_image_uid": best}
+
+
+def side_order(pair: PreferencePair) -> Sequence[Side]:
+    """Which side comes first: as good as random, and always the same for the same record."""
+    key = str(pair.details.get("record", pair.key))
+    names = f"{key}/{pair.details.get('chosen_is', '')}/{pair.details.get('rejected_is', '')}"
+    is_swapped = hashlib.sha256(f"side/{names}".encode()).digest()[0] & 1
+    return SIDES[::-1] if is_swapped else SIDES
+
+
+def _write(
+    path: str | Path,
+    schema: "pa.Schema",
+    pairs: Iterable[PreferencePair],
+    row_of: Callable[[PreferencePair, int], dict[str, object]],
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    numbered = enumerate(pairs)
+    with written_whole(Path(path)) as partial, pq.ParquetWriter(partial, schema) as writer:
+        while rows := [row_of(pair, number) for number, pair in islice(numbered, _PARQUET_ROWS)]:
+            columns = [pa.array([row.get(field.name) for row in rows], type=field.type) for field in schema]
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))

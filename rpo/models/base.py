@@ -7,7 +7,7 @@ new family is one file in `families/` and one line of its table.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from rpo.process.schedule import Process
 from rpo.types import Canvas, Conditioning, Embedding, Grid, Images, Latents, Node, PredictionType
 
 
+@runtime_checkable
 class DiffusionModel(Protocol):
     """A text-to-image diffusion checkpoint, as the rest of rpo sees it."""
 
@@ -123,55 +124,26 @@ class TextContext:
 class Family(Protocol):
     """What differs between families of pipelines; stateless, one file each. See `docs/add_a_family.md`."""
 
-    @property
-    def name(self) -> str:
-        """What people call it."""
-        ...
-
-    @property
-    def pipelines(self) -> tuple[str, ...]:
-        """Classes of diffusers whose parts make such a text-to-image pipeline; the first is that pipeline itself."""
-        ...
-
-    @property
-    def denoiser(self) -> str:
-        """Name of the trainable part in the pipeline, which is also that of its layers in a LoRA file."""
-        ...
-
-    @property
-    def parts(self) -> Mapping[str, str]:
-        """Class of diffusers of the denoiser and the autoencoder, by the part's name."""
-        ...
-
-    @property
-    def text_encoders(self) -> tuple[str, ...]:
-        """Names of the text encoders; a pipeline may lack some of them."""
-        ...
-
-    @property
-    def load_options(self) -> Mapping[str, Any]:
-        """What `from_pretrained` is given beside the types."""
-        ...
-
-    @property
-    def single_file_key(self) -> str:
-        """Part of a tensor's name by which a single-file checkpoint of this family is known; empty for the default."""
-        ...
-
-    @property
-    def lora_targets(self) -> tuple[str, ...]:
-        """Where LoRA goes by default: name endings of layers."""
-        ...
-
-    @property
-    def lora_dialect(self) -> str:
-        """How its LoRA files name the denoiser's factors: "diffusers" (lora.down) or "peft" (lora_A)."""
-        ...
-
-    @property
-    def widens_autoencoder(self) -> bool:
-        """Whether a float16 autoencoder is to compute in float32 where its configuration says so, as it overflows."""
-        ...
+    name: str
+    """What people call it."""
+    pipelines: tuple[str, ...]
+    """Classes of diffusers whose parts make such a text-to-image pipeline; the first is that pipeline itself."""
+    denoiser: str
+    """Name of the trainable part in the pipeline, which is also that of its layers in a LoRA file."""
+    parts: Mapping[str, str]
+    """Class of diffusers of the denoiser and the autoencoder, by the part's name."""
+    text_encoders: tuple[str, ...]
+    """Names of the text encoders; a pipeline may lack some of them."""
+    load_options: Mapping[str, Any]
+    """What `from_pretrained` is given beside the types."""
+    single_file_key: str
+    """Part of a tensor's name by which a single-file checkpoint of this family is known; empty for the default."""
+    lora_targets: tuple[str, ...]
+    """Where LoRA goes by default: name endings of layers."""
+    lora_dialect: str
+    """How its LoRA files name the denoiser's factors: "diffusers" (lora.down) or "peft" (lora_A)."""
+    widens_autoencoder: bool
+    """Whether a float16 autoencoder is to compute in float32 where its configuration says so, as it overflows."""
 
     def refuse(self, pipe: Any) -> None:
         """Refuse a pipeline of the right class that is another kind of model, such as an inpainting one."""

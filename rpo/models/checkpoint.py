@@ -16,12 +16,12 @@ from torch import Tensor
 from rpo.errors import InputError
 from rpo.models import latents as autoencoder
 from rpo.models.base import Family, guided
+from rpo.models.captions import count_cut
 from rpo.models.execution import Attention, computing_in, prepare_denoiser
 from rpo.models.fingerprint import hash_network
 from rpo.models.loading import family_of, load_pipeline
 from rpo.models.plain import refuse_altered, refuse_strange
 from rpo.models.sound import check_prediction_type, check_weights
-from rpo.models.tokens import count_cut, refuse_cut
 from rpo.process.schedule import Process
 from rpo.types import Canvas, Conditioning, Embedding, Grid, Images, Latents, Node, PredictionType
 
@@ -218,7 +218,7 @@ class Checkpoint:
         """
         context = self.family.context(self.pipe)
         if context.refuses_longer:
-            refuse_cut(self.pipe, context, prompts)
+            count_cut(self.pipe, context, prompts)
         chunks = [list(prompts[i : i + PROMPTS_PER_CALL]) for i in range(0, len(prompts), PROMPTS_PER_CALL)]
         parts = [self.family.embed(self.pipe, chunk, self.device) for chunk in chunks]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -250,10 +250,7 @@ class Checkpoint:
 
     def notes_on(self, prompts: Sequence[str]) -> list[str]:
         """What a plan has to say of prompts: those that the text encoders cut."""
-        context = self.family.context(self.pipe)
-        if context.refuses_longer:
-            refuse_cut(self.pipe, context, prompts)
-        cut = count_cut(self.pipe, context, prompts)
+        cut = count_cut(self.pipe, self.family.context(self.pipe), prompts)
         return [cut] if cut else []
 
     def predict(self, x_t: Latents, timestep: Tensor, cond: Conditioning, guidance_scale: float = 1.0) -> Latents:

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Literal
 
 from tqdm.auto import tqdm
 
-from rpo.ranges import Text
-from rpo.settings import settings
+from rpo.config.ranges import Text
+from rpo.config.settings import settings
 
 if TYPE_CHECKING:
     from rpo.models.checkpoint import Checkpoint
@@ -22,32 +22,23 @@ class ModelConfig:
 
     source: Text = "shapes"
     """Folder, hub id, single .safetensors / .ckpt file, or "shapes" for the checkpoint inside the package."""
-
     dtype: DType = "float32"
     """Of all weights. bfloat16 (float16 on older GPUs) halves memory; adapters stay float32."""
-
     compute_dtype: DType | None = None
     """What the denoiser computes in; nothing means `dtype`. bfloat16 over float32 weights is mixed precision."""
-
     device: Text = "auto"
     """"auto" takes this process's GPU when there is one."""
-
     single_file_config: Text | None = None
     """For a single file: a diffusers folder or hub id with its architecture; nothing means
     that of its family's first release, from the hub."""
-
     revision: Text | None = None
     """Of a hub id."""
-
     variant: Text | None = None
     """File variant, such as "fp16"."""
-
     attention: Attention = "sdpa"
     """"sdpa" (torch's own), or "xformers", which falls back to sdpa with a warning where it does not run."""
-
     channels_last: bool = False
     """Memory format of the denoiser; faster convolutions on CUDA."""
-
     compile: bool = False
     """Compile the denoiser on first use; pays off in runs of thousands of updates on CUDA."""
 

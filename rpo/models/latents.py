@@ -13,9 +13,6 @@ from rpo.types import Images, Latents
 IMAGES_PER_DECODE = 32
 """Latents that go through the VAE decoder at once: its activations are the largest of the whole pipeline."""
 
-IMAGE_DIMS, RGB = 4, 3
-"""Of a batch of images: how many dimensions, and the size of the second."""
-
 
 def encode(vae: Any, images: Images) -> tuple[Latents, Latents]:
     """Mean and standard deviation of the scaled latents' posterior, float32; images in [0, 1], on the VAE's device."""
@@ -60,7 +57,7 @@ def widened(vae: Any, *, is_on: bool) -> Iterator[None]:
 
 def check_images(images: Images, factor: int) -> None:
     """Refuse what is not a batch of RGB images in [0, 1]; reads the range, so it costs one device synchronisation."""
-    if images.ndim != IMAGE_DIMS or images.shape[1] != RGB:
+    if images.ndim != 4 or images.shape[1] != 3:  # noqa: PLR2004
         raise InputError(f"images have shape {tuple(images.shape)}, but [batch, 3, height, width] is needed; give RGB")
     if images.shape[2] % factor or images.shape[3] % factor:
         raise InputError(
@@ -68,6 +65,4 @@ def check_images(images: Images, factor: int) -> None:
         )
     low, high = torch.stack(images.aminmax()).tolist()
     if not (low >= 0 and high <= 1):
-        raise InputError(
-            f"images span [{low:.4g}, {high:.4g}], but [0, 1] is needed; divide bytes by 255, or undo 2x - 1"
-        )
+        raise InputError(f"images span [{low:.4g}, {high:.4g}], but [0, 1] is needed; divide by 255, or undo 2x - 1")

@@ -3,7 +3,6 @@
 import json
 import re
 import struct
-from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -35,13 +34,7 @@ def load_pipeline(
     revision: str | None = None,
     variant: str | None = None,
 ) -> Any:
-    """Load a pipeline from a folder, a hub id, a single file, or take one as it is.
-
-    Args:
-        source: A pipeline object, folder, hub id ("owner/name"), single `.safetensors` / `.ckpt` file, or "shapes".
-        dtype: Of all weights; given explicitly since libraries differ in what they do without.
-        config: For a single file, the diffusers folder or hub id that tells its architecture.
-    """
+    """Load a pipeline from a folder, a hub id, a single file, or take one as it is; see `Checkpoint.load`."""
     if isinstance(source, DiffusionPipeline):
         family_of(source)
         return source
@@ -57,17 +50,13 @@ def load_pipeline(
     else:
         family = _known(f"'{source}'", _class_name(source, revision))
     try:
-        pipe = _pipeline_class(family).from_pretrained(
+        pipe = getattr(diffusers, family.pipelines[0]).from_pretrained(
             source, dtype=dtype, revision=revision, variant=variant, **family.load_options
         )
     except LOAD_ERRORS as error:
         raise InputError(f"'{source}' does not load as a {family.name} pipeline: {error}") from error
     check_nothing_missing(pipe, family, path)
     return pipe
-
-
-def _pipeline_class(family: Family) -> Any:
-    return getattr(diffusers, family.pipelines[0])
 
 
 def _load_single_file(path: Path, *, dtype: torch.dtype, config: str | PathLike[str] | None) -> Any:
@@ -78,9 +67,8 @@ def _load_single_file(path: Path, *, dtype: torch.dtype, config: str | PathLike[
         check_safetensors(path)
         family = family_of_file(_announced_tensors(path))
     try:
-        pipe = _pipeline_class(family).from_single_file(
-            str(path), dtype=dtype, config=None if config is None else str(config)
-        )
+        made = getattr(diffusers, family.pipelines[0])
+        pipe = made.from_single_file(str(path), dtype=dtype, config=None if config is None else str(config))
     except NotImplementedError as error:  # torch's, on moving a network that did not get all of its tensors
         raise InputError(
             f"'{path}' lacks tensors of its denoiser or VAE; it is incomplete, or not of the architecture that "
@@ -89,9 +77,8 @@ def _load_single_file(path: Path, *, dtype: torch.dtype, config: str | PathLike[
     except LOAD_ERRORS as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"'{path}' does not load as a single-file {family.name} checkpoint: {reason}; if its architecture is "
-            "not that of the family's first release, or there is no network, give config=<a diffusers folder of the "
-            "same architecture>"
+            f"'{path}' does not load as a single-file {family.name} checkpoint: {reason}; if its architecture is not "
+            "that of the family's first release, or there is no network, give config=<a diffusers folder of it>"
         ) from error
     for name in family.text_encoders:
         if pipe.components[name] is not None:
@@ -102,20 +89,14 @@ def _load_single_file(path: Path, *, dtype: torch.dtype, config: str | PathLike[
 
 def family_of(pipe: Any) -> Family:
     """The family of a pipeline; refused if it is none of those known, is distilled, or lacks a component."""
-    family = _known("the pipeline", type(pipe).__name__)
-    if type(pipe).__name__ != family.pipelines[0]:
-        _refuse_class("the pipeline", type(pipe).__name__)
+    family = _known("the pipeline", type(pipe).__name__, is_itself=True)
     refuse_distilled(Path(str(pipe.name_or_path or "")).name)
-    needed = (*family.parts, "scheduler", *(name for name in family.text_encoders if name not in _dispensable(pipe)))
+    encoders = [name for name in family.text_encoders if name != "text_encoder_3"]  # T5 beside two others may be absent
+    needed = (*family.parts, "scheduler", *encoders)
     missing = [name for name in needed if pipe.components[name] is None]
     if missing:
         raise InputError(f"the pipeline has no {', '.join(missing)}; load it with all of {', '.join(needed)}")
     return family
-
-
-def _dispensable(pipe: Any) -> Iterable[str]:
-    """Text encoders without which the pipeline draws: T5 beside two others."""
-    return ("text_encoder_3",) if "text_encoder_3" in pipe.components else ()
 
 
 def refuse_distilled(name: str) -> None:
@@ -127,33 +108,24 @@ def refuse_distilled(name: str) -> None:
         )
 
 
-def _known(what: str, class_name: str) -> Family:
+def _known(what: str, class_name: str, *, is_itself: bool = False) -> Family:
+    """The family of a pipeline class, or of the text-to-image pipeline itself alone."""
     family = family_named(class_name)
-    if family is None:
-        _refuse_class(what, class_name)
-        raise AssertionError
-    return family
-
-
-def _refuse_class(what: str, class_name: str) -> None:
-    """Say of a pipeline of another class what is supported."""
-    known = ", ".join(family.pipelines[0] for family in FAMILIES)
-    if "Pipeline" not in class_name:
+    if family is None or (is_itself and class_name != family.pipelines[0]):
+        known = ", ".join(family.pipelines[0] for family in FAMILIES)
+        is_pipeline = "Pipeline" in class_name
+        remedy = "give the text-to-image checkpoint that it was made from, or add its family (docs/add_a_family.md)"
         raise InputError(
-            f"{what} is a {class_name}, but a text-to-image pipeline is needed, one of {known}; load one with "
-            "from_pretrained(CHECKPOINT)"
+            f"{what} is a {class_name}, but a text-to-image pipeline is needed, one of {known}; "
+            f"{remedy if is_pipeline else 'load one with from_pretrained(CHECKPOINT)'}"
         )
-    raise InputError(
-        f"{what} is a {class_name}, but one of these is needed: {known}; give the text-to-image checkpoint that it was "
-        "made from, or add its family (docs/add_a_family.md)"
-    )
+    return family
 
 
 def _class_name(source: str | PathLike[str], revision: str | None = None) -> str:
     """What a folder's or repository's model_index.json says that it is."""
     try:
-        found = DiffusionPipeline.load_config(source, revision=revision)
-        return str(found["_class_name"])
+        return str(DiffusionPipeline.load_config(source, revision=revision)["_class_name"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"'{source}' has no readable model_index.json that names its class ({' '.join(str(error).split())[:300]}); "
@@ -163,11 +135,8 @@ def _class_name(source: str | PathLike[str], revision: str | None = None) -> str
 
 def check_folder(folder: Path, *, variant: str | None = None) -> Family:
     """Refuse a diffusers folder with a missing component or truncated weights, before anything is loaded."""
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise InputError(
-            f"'{folder}' has no model_index.json, so it is no diffusers pipeline; give the folder that holds it"
-        )
+    if not (folder / "model_index.json").is_file():
+        raise InputError(f"'{folder}' has no model_index.json, so it is no diffusers pipeline; give that which has")
     family = _known(f"'{folder}'", _class_name(folder))
     stated = DiffusionPipeline.load_config(folder)
     names = [*family.parts, *family.text_encoders]
@@ -175,21 +144,16 @@ def check_folder(folder: Path, *, variant: str | None = None) -> Family:
     tokenizers = [name.replace("text_encoder", "tokenizer") for name in weighted if name in family.text_encoders]
     for component in (*weighted, *tokenizers, "scheduler"):
         if not (folder / component).is_dir():
-            raise InputError(
-                f"'{folder}' lacks its component {component}/; copy or download the whole checkpoint again"
-            )
-    for component in weighted:
-        _check_weight_files(folder / component, f".{variant}." if variant else ".")
+            raise InputError(f"'{folder}' lacks its component {component}/; copy or download the whole of it again")
+    stem = f".{variant}." if variant else "."
+    for part in (folder / component for component in weighted):
+        files = sorted(part.glob(f"*{stem}safetensors")) or sorted(part.glob(f"*{stem}bin"))
+        if not files:
+            raise InputError(f"'{part}' holds no weights (*{stem}safetensors); download it again")
+        for file in files:
+            if file.suffix == ".safetensors":
+                check_safetensors(file)
     return family
-
-
-def _check_weight_files(folder: Path, stem: str) -> None:
-    files = sorted(folder.glob(f"*{stem}safetensors")) or sorted(folder.glob(f"*{stem}bin"))
-    if not files:
-        raise InputError(f"'{folder}' holds no weights (*{stem}safetensors); download it again")
-    for file in files:
-        if file.suffix == ".safetensors":
-            check_safetensors(file)
 
 
 def check_nothing_missing(pipe: Any, family: Family, folder: Path) -> None:
@@ -222,15 +186,11 @@ def check_safetensors(file: Path) -> None:
         tensors = _announced_tensors(file)
         ends = [entry["data_offsets"][1] for entry in tensors.values()]
     except (ValueError, AttributeError, KeyError, TypeError, struct.error, MemoryError, OverflowError) as error:
-        raise InputError(
-            f"'{file}' ({size} bytes) has no readable safetensors header; it is damaged, get it again"
-        ) from error
+        raise InputError(f"'{file}' ({size} bytes) has no readable safetensors header; it is damaged") from error
     with file.open("rb") as stream:
         announced = 8 + struct.unpack("<Q", stream.read(8))[0] + max(ends, default=0)
     if announced != size:
-        raise InputError(
-            f"'{file}' has {size} bytes, but its header announces {announced}; it is truncated, get it again"
-        )
+        raise InputError(f"'{file}' has {size} bytes, but its header announces {announced}; it is truncated")
 
 
 def _announced_tensors(file: Path) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ have none. What diffusers can switch is named with the call that undoes it; all 
 pipeline of the same parts against the live one, on one small latent.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -32,12 +32,16 @@ def parts_of(pipe: Any, family: Family) -> dict[str, nn.Module]:
 
 def refuse_altered(pipe: Any, family: Family) -> None:
     """Refuse a pipeline to which something known was done: a switch, a wrapper, a hook, a patch."""
-    parts = parts_of(pipe, family)
-    for part, network in parts.items():
-        for find in (_compiled, partial(_of_another_class, family), _switched, _hooked, _patched):
+    devices: dict[str, str] = {}
+    for part, network in parts_of(pipe, family).items():
+        for find in (_compiled, partial(_of_another_class, family), _switched, _hooked_or_patched):
             if (fault := find(part, network)) is not None:
                 raise InputError(f"{fault[0]}; expected the plain network, for that is what others load: {fault[1]}")
-    _refuse_scattered(parts)
+        for device in sorted({str(tensor.device) for tensor in network.parameters()}):
+            devices[part if device != "meta" else f"{part} (not loaded)"] = device
+    if len(set(devices.values())) > 1 or "meta" in devices.values():
+        told = ", ".join(f"{part} on {device}" for part, device in devices.items())
+        raise InputError(f"the pipeline's parts lie apart ({told}); expected one device: call pipe.to(DEVICE)")
     family.refuse(pipe)
 
 
@@ -67,29 +71,18 @@ def refuse_strange(pipe: Any, family: Family, compute_dtype: torch.dtype) -> Non
 def fresh_pipeline(pipe: Any, family: Family, *, without_adapters: bool = False) -> Any:
     """A pipeline of new networks on the same weights, with nothing that was done to the old ones.
 
-    Args:
-        pipe: The old one; it shares its weights, so this costs no memory to speak of.
-        without_adapters: Whether parts with adapters come fresh, too, as their base; else they are shared as they are.
+    Parts with adapters are shared as they are, or come fresh, too, as their base.
     """
-    parts = dict(pipe.components) | dict.fromkeys(pipe._optional_components) | family_options(pipe, family)
+    options = {name: value for name, value in pipe.config.items() if name not in pipe.components and name[0] != "_"}
+    parts = dict(pipe.components) | dict.fromkeys(pipe._optional_components) | options | dict(family.load_options)
     for part in family.text_encoders:  # which some families count among the optional ones
         for name in (part, part.replace("text_encoder", "tokenizer")):
             parts[name] = pipe.components[name]
     for part, network in parts_of(pipe, family).items():
-        if without_adapters or not carries_adapter(network):
+        is_adapted = any(".base_layer." in name for name, _ in network.named_parameters())  # in use or not
+        if without_adapters or not is_adapted:
             parts[part] = _fresh(network)
     return type(pipe)(**parts)
-
-
-def family_options(pipe: Any, family: Family) -> dict[str, Any]:
-    """What a pipeline was made with beside its components."""
-    kept = {name: value for name, value in pipe.config.items() if name not in pipe.components and name[0] != "_"}
-    return {**kept, **family.load_options}
-
-
-def carries_adapter(network: nn.Module) -> bool:
-    """Whether layers of a network are wrapped by peft, in use or not."""
-    return any(".base_layer." in name for name, _ in network.named_parameters())
 
 
 def probe_side(pipe: Any, family: Family) -> int:
@@ -196,7 +189,7 @@ def _switched(part: str, network: Any) -> Fault:
     return None
 
 
-def _hooked(part: str, network: nn.Module) -> Fault:
+def _hooked_or_patched(part: str, network: nn.Module) -> Fault:
     for name, module in network.named_modules():
         registry = vars(module).get("_diffusers_hook")
         if registry is not None and registry.hooks:
@@ -210,10 +203,6 @@ def _hooked(part: str, network: nn.Module) -> Fault:
                 f"pipe.{part} is moved about by accelerate's hooks (offloading, device_map)",
                 'call pipe.remove_all_hooks() and pipe.to("cuda"), or load it without device_map and offloading',
             )
-    return None
-
-
-def _patched(part: str, network: nn.Module) -> Fault:
     for name, module in network.named_modules():
         if "forward" in vars(module):
             return (
@@ -222,16 +211,3 @@ def _patched(part: str, network: nn.Module) -> Fault:
                 "remove the patch with the library that made it, or load the checkpoint again",
             )
     return None
-
-
-def _refuse_scattered(parts: Mapping[str, nn.Module]) -> None:
-    devices = dict(_devices(parts))
-    if len(set(devices.values())) > 1 or "meta" in devices.values():
-        told = ", ".join(f"{part} on {device}" for part, device in devices.items())
-        raise InputError(f"the pipeline's parts lie apart ({told}); expected one device: call pipe.to(DEVICE)")
-
-
-def _devices(parts: Mapping[str, nn.Module]) -> Iterator[tuple[str, str]]:
-    for part, network in parts.items():
-        for device in sorted({str(tensor.device) for tensor in network.parameters()}):
-            yield (part if device != "meta" else f"{part} (not loaded)"), device

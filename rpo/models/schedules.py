@@ -49,7 +49,7 @@ class DiscreteSchedule:
 
     def grid(self, num_steps: int, sequence_length: int) -> Grid:
         """The timesteps of a DDIM sampler, spaced as the scheduler says; the same for every size."""
-        _check_steps(num_steps, self.num_train_timesteps)
+        check_steps(num_steps, self.num_train_timesteps)
         scheduler = DDIMScheduler.from_config(self.config)
         scheduler.set_timesteps(num_steps)
         return vp_grid(scheduler.alphas_cumprod, scheduler.timesteps, float(scheduler.final_alpha_cumprod))
@@ -89,7 +89,7 @@ class FlowSchedule:
 
     def grid(self, num_steps: int, sequence_length: int) -> Grid:
         """The sigmas of the checkpoint's own sampler; with dynamic shifting they move up as images grow."""
-        _check_steps(num_steps, self.num_train_timesteps)
+        check_steps(num_steps, self.num_train_timesteps)
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.config)
         is_dynamic = self.config.get("use_dynamic_shifting")
         scheduler.set_timesteps(num_steps, mu=self._mu(sequence_length) if is_dynamic else None)
@@ -119,11 +119,12 @@ class FlowSchedule:
         return base + slope * (sequence_length - low)
 
 
-def _check_steps(num_steps: int, num_train_timesteps: int) -> None:
+def check_steps(num_steps: int, num_train_timesteps: int) -> None:
+    """Refuse a number of steps that a checkpoint cannot take."""
     if not 1 <= num_steps <= num_train_timesteps:
         raise InputError(
             f"num_steps is {num_steps}, but this checkpoint has {num_train_timesteps} timesteps; ask for 1 to "
-            f"{num_train_timesteps} (20 to 50 are usual)"
+            f"{num_train_timesteps} (20 to 50 are usual, 8 to 20 with a solver)"
         )
 
 

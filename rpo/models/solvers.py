@@ -10,10 +10,10 @@ from typing import Any, final
 
 import torch
 from diffusers import DEISMultistepScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
-from torch import Tensor
 
 from rpo.errors import InputError
 from rpo.models.base import DiffusionModel
+from rpo.models.schedules import check_steps
 from rpo.process.grid import check_grid, flow_grid
 from rpo.process.prediction import from_x0_eps
 from rpo.process.transition import Gaussian
@@ -61,15 +61,18 @@ class BlackBoxSolver:
         """
         if name not in SOLVERS:
             raise InputError(f"solver is {name!r}, but only some of diffusers' fit here; give {', '.join(SOLVERS)}")
-        if not 1 <= num_steps <= model.num_train_timesteps:
-            raise InputError(
-                f"num_steps is {num_steps}, but this checkpoint has {model.num_train_timesteps} timesteps; ask for 1 "
-                f"to {model.num_train_timesteps} (8 to 20 are usual)"
+        check_steps(num_steps, model.num_train_timesteps)
+        options = DETERMINISTIC.get(name, {})
+        if model.prediction_type == "flow":  # whose own scheduler's words a solver does not know
+            self._scheduler = SOLVERS[name](
+                num_train_timesteps=model.num_train_timesteps,
+                prediction_type="flow_prediction",
+                use_flow_sigmas=True,
+                flow_shift=model.flow_shift(canvas),
+                **options,
             )
-        if model.prediction_type == "flow":
-            self._scheduler = SOLVERS[name](**DETERMINISTIC.get(name, {}), **_of_flow(model, canvas))
         else:
-            self._scheduler = SOLVERS[name].from_config(model.scheduler_config, **DETERMINISTIC.get(name, {}))
+            self._scheduler = SOLVERS[name].from_config(model.scheduler_config, **options)
         self._scheduler.set_timesteps(num_steps)
         self._scheduler.set_begin_index(0)  # or it would look its step up by timestep
         self._prediction_type: PredictionType = model.prediction_type
@@ -95,24 +98,14 @@ class BlackBoxSolver:
         if t.sigma.ndim or not (_are_same(t, expected[0]) and _are_same(s, expected[1])):
             raise InputError(
                 f"step {self._step} of this solver goes from sigma {expected[0].sigma:.6g} to {expected[1].sigma:.6g}, "
-                f"but it was asked for {_described(t.sigma)} to {_described(s.sigma)}; sample on solver.grid, in "
-                "order, with a new BlackBoxSolver for each call"
+                f"but it was asked for {t.sigma.tolist()} to {s.sigma.tolist()}; sample on solver.grid, in order, with "
+                "a new BlackBoxSolver for each call"
             )
 
 
 def _are_same(node: Node, expected: Node) -> bool:
     """Whether it is that node; only a copy of it has to be compared, for which the host waits for the device."""
     return node.sigma.data_ptr() == expected.sigma.data_ptr() or torch.equal(node.sigma, expected.sigma)
-
-
-def _of_flow(model: DiffusionModel, canvas: Canvas | None) -> dict[str, Any]:
-    """What a solver has to be told of a flow model, whose own scheduler's words it does not know."""
-    return {
-        "num_train_timesteps": model.num_train_timesteps,
-        "prediction_type": "flow_prediction",
-        "use_flow_sigmas": True,
-        "flow_shift": model.flow_shift(canvas),
-    }
 
 
 def _grid(scheduler: Any, model: DiffusionModel) -> Grid:
@@ -124,7 +117,3 @@ def _grid(scheduler: Any, model: DiffusionModel) -> Grid:
     timestep = torch.cat([scheduler.timesteps, scheduler.timesteps.new_zeros(1)])
     check_grid(Grid(alpha, sigma, timestep))
     return Grid(alpha.float(), sigma.float(), timestep).to(model.device)
-
-
-def _described(sigma: Tensor) -> str:
-    return f"{float(sigma):.6g}" if sigma.ndim == 0 else f"one per sample ({sigma.shape[0]})"

@@ -8,7 +8,7 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rpo.errors import InputError
 from rpo.models import latents as autoencoder
@@ -32,7 +32,19 @@ def check_weights(pipe: Any, family: Family) -> None:
     """Refuse networks whose weights are no numbers to compute with, and a VAE without a scale."""
     for part, network in parts_of(pipe, family).items():
         _check_network(part, network)
-    _refuse_mixed(family.denoiser, pipe.components[family.denoiser])
+    network = pipe.components[family.denoiser]
+    wide = tuple(vars(type(network)).get("_keep_in_fp32_modules") or ())
+    types = {  # those of an adapter may be wider
+        tensor.dtype: name
+        for name, tensor in network.named_parameters()
+        if ".lora_" not in name and not any(one in name for one in wide)
+    }
+    if len(types) > 1:
+        told = ", ".join(f"{name} is {dtype}" for dtype, name in types.items())
+        raise InputError(
+            f"the weights of {family.denoiser} are of several types ({told}), but one is needed; load the checkpoint "
+            "again with dtype=torch.float32 or torch.bfloat16, or call pipe.to(DTYPE)"
+        )
     scale = pipe.vae.config.get("scaling_factor")
     is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
     if not (is_number and 0 < scale < math.inf):
@@ -60,22 +72,6 @@ def _check_network(part: str, network: nn.Module) -> None:
         )
     if not largest.any():
         raise InputError(f"all weights of {part} are zero; expected a trained network: get the checkpoint again")
-
-
-def _refuse_mixed(part: str, network: nn.Module) -> None:
-    """Refuse a denoiser whose own weights are of several types; those of an adapter may be wider."""
-    wide = tuple(vars(type(network)).get("_keep_in_fp32_modules") or ())
-    types = {
-        tensor.dtype: name
-        for name, tensor in network.named_parameters()
-        if ".lora_" not in name and not any(one in name for one in wide)
-    }
-    if len(types) > 1:
-        told = ", ".join(f"{name} is {dtype}" for dtype, name in types.items())
-        raise InputError(
-            f"the weights of {part} are of several types ({told}), but one is needed; load the checkpoint again with "
-            "dtype=torch.float32 or torch.bfloat16, or call pipe.to(DTYPE)"
-        )
 
 
 def check_prediction_type(pipe: Any, family: Family, schedule: Schedule, compute_dtype: torch.dtype) -> None:
@@ -123,8 +119,6 @@ def prediction_errors(
         with computing_in(compute_dtype, weight.device):
             noise_pred = family.forward(pipe, network, x_t, timestep.to(weight.device), rows).float().cpu()
     kinds: tuple[PredictionType, ...] = ("flow",) if schedule.prediction_type == "flow" else PREDICTION_TYPES
-    return {kind: _relative(noise_pred, from_x0_eps(x_0, eps, node, kind)) for kind in kinds}
-
-
-def _relative(noise_pred: Tensor, target: Tensor) -> float:
-    return float((noise_pred - target).square().mean() / target.square().mean())
+    targets = [from_x0_eps(x_0, eps, node, kind) for kind in kinds]
+    errors = [float((noise_pred - target).square().mean() / target.square().mean()) for target in targets]
+    return dict(zip(kinds, errors, strict=True))

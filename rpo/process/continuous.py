@@ -22,11 +22,7 @@ from rpo.types import Grid, Node
 
 
 def uniform_times(process: Process, num_steps: int) -> Float[Tensor, " nodes"]:
-    """Times of `num_steps` equal steps from noise to data.
-
-    Raises:
-        ValueError: If there is no step.
-    """
+    """Times of `num_steps` equal steps from noise to data."""
     if num_steps < 1:
         raise InputError(f"num_steps is {num_steps}, but a grid needs a step; ask for 1 or more (20 to 50 are usual)")
     return torch.linspace(process.start, process.end, num_steps + 1, dtype=torch.float64, device="cpu")
@@ -37,14 +33,10 @@ def jittered_times(
 ) -> Float[Tensor, " nodes"]:
     """Equal steps whose inner ends are moved at random, so that training sees the process and not one grid of it.
 
-    Args:
-        process: The process.
-        num_steps: Steps from noise to data; both ends stay where they are.
-        generator: Of the randomness, on the CPU.
-        jitter: How far, in [0, 1): by at most half of this share of a step, so that times still fall strictly.
+    Both ends stay where they are.
 
-    Raises:
-        ValueError: If there is no step, or `jitter` is outside its range.
+    Args:
+        jitter: How far, in [0, 1): by at most half of this share of a step, so that times still fall strictly.
     """
     if not 0 <= jitter < 1:
         raise InputError(f"jitter is {jitter}, but nodes must not pass each other; give a share of a step in [0, 1)")
@@ -62,16 +54,9 @@ def grid_at(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Grid:
-    """The grid of a process at any times; at those of training timesteps it is `vp_grid`'s.
+    """The grid of a process at any times that fall; at those of training timesteps it is `vp_grid`'s.
 
-    Args:
-        process: The process.
-        times: From noise to data, within the process's start and end.
-        dtype: Of the grid; timesteps are floating-point too.
-        device: Where to put it.
-
-    Raises:
-        ValueError: If a time lies outside the process, or times do not fall.
+    Timesteps are floating-point numbers of `dtype`, too.
     """
     times = times.double().cpu()
     check_inside(times, process.end, process.start)
@@ -80,38 +65,13 @@ def grid_at(
     return Grid(wide.alpha.to(device, dtype), wide.sigma.to(device, dtype), wide.timestep.to(device, dtype))
 
 
-def drift_weight(eta: float) -> float:
-    """(1 + eta²)/2: how much of g² score the reverse drift has at this noise level."""
-    return (1 + eta**2) / 2
-
-
 def cost_weight(eta: float) -> float:
     """((1 + eta²)/(2 eta))², by which ½|u|² exceeds ½ g² |Δscore|²; least, and 1, at eta = 1.
 
     An ODE (eta = 0) has no path density and an infinite KL to any other; it gets the weight of eta = 1, since a score
     that was tuned at eta = 1 is the one that an ODE may use.
     """
-    return 1.0 if eta == 0 else (drift_weight(eta) / eta) ** 2
-
-
-def reverse_drift(
-    x_t: Float[Tensor, "batch c h w"],
-    score: Float[Tensor, "batch c h w"],
-    *,
-    drift: Float[Tensor, "..."],
-    diffusion: Float[Tensor, "..."],
-    eta: float,
-) -> Float[Tensor, "batch c h w"]:
-    """Drift of the reverse process per unit of time towards the data: -f x + (1 + eta²)/2 g² score.
-
-    Args:
-        x_t: Noisy latents.
-        score: At `x_t`.
-        drift: f there.
-        diffusion: g² there.
-        eta: The noise level.
-    """
-    return -drift * x_t + drift_weight(eta) * diffusion * score
+    return 1.0 if eta == 0 else ((1 + eta**2) / 2 / eta) ** 2
 
 
 def control_cost(
@@ -121,14 +81,7 @@ def control_cost(
     diffusion: Float[Tensor, "..."],
     eta: float,
 ) -> Float[Tensor, " batch"]:
-    """What a change of score costs per unit time: ½|u|² = cost_weight(eta) ½ g² |score - score_ref|².
-
-    Args:
-        score: Of the policy.
-        score_ref: Of the reference, at the same points.
-        diffusion: g² there.
-        eta: The noise level; for 0 see `cost_weight`.
-    """
+    """What a change of score costs per unit time: ½|u|² = cost_weight(eta) ½ g² |score - score_ref|²."""
     return (cost_weight(eta) * 0.5 * diffusion * (score - score_ref) ** 2).sum(dim=(1, 2, 3))
 
 
@@ -137,14 +90,8 @@ def running_cost(
 ) -> Float[Tensor, " batch"]:
     """What a change of prediction costs over one step: `control_cost` with the step's added variance V for ∫g².
 
-    For `euler_maruyama` this is the KL of the two transitions exactly, for other kernels to first order.
-
-    Args:
-        eps_hat: Noise prediction of the policy at `t`.
-        eps_ref: That of the reference.
-        t: The noisier node.
-        s: The node to go to.
-        eta: The noise level; for 0 see `cost_weight`.
+    For `euler_maruyama` this is the KL of the two transitions exactly, for other kernels to first order. The two noise
+    predictions are the policy's and the reference's at `t`.
     """
     wide = torch.promote_types(eps_hat.dtype, torch.float32)
     score, score_ref = -eps_hat.to(wide) / t.sigma, -eps_ref.to(wide) / t.sigma

@@ -23,12 +23,9 @@ def vp_node(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Node:
-    """The moments of a discrete variance-preserving schedule at one training timestep per sample.
+    """The moments of a discrete variance-preserving schedule at one training timestep per sample, `[batch, 1, 1, 1]`.
 
-    Args:
-        alphas_cumprod: The checkpoint's abar, one per training timestep.
-        timestep: Indices into it, 0 (data) … train_timesteps - 1 (noise).
-        dtype: Of the returned alpha and sigma, which have shape `[batch, 1, 1, 1]`.
+    Timesteps are indices into the checkpoint's abar, 0 (data) … train_timesteps - 1 (noise).
     """
     abar = alphas_cumprod.double()[timestep][:, None, None, None]
     return Node(abar.sqrt().to(dtype), (1 - abar).sqrt().to(dtype), timestep[:, None, None, None])
@@ -44,14 +41,9 @@ def vp_grid(
     """A grid over a discrete variance-preserving schedule.
 
     Args:
-        alphas_cumprod: The checkpoint's abar, one per training timestep.
         timesteps: Where the network is asked, noisiest first.
         final_alpha_cumprod: abar of the last node, where the image is read: 1 for clean data, abar[0] for Stable
             Diffusion (its scheduler has `set_alpha_to_one=False`).
-        dtype: Of the returned alpha and sigma.
-
-    Raises:
-        ValueError: If the timesteps do not run from noise to data.
     """
     final = torch.tensor([final_alpha_cumprod], dtype=torch.float64, device=alphas_cumprod.device)
     abar = torch.cat([alphas_cumprod.double()[timesteps], final])
@@ -66,24 +58,16 @@ def flow_grid(
     num_train_timesteps: int = 1000,
     dtype: torch.dtype = torch.float32,
 ) -> Grid:
-    """A grid of rectified flow, alpha = 1 - sigma, from the sigmas of a flow-matching scheduler (its last one is 0).
-
-    Raises:
-        ValueError: If the sigmas do not fall strictly.
-    """
+    """A grid of rectified flow, alpha = 1 - sigma, from the sigmas of a flow-matching scheduler (its last one is 0)."""
     wide = sigmas.double()
     check_grid(Grid(1 - wide, wide, wide * num_train_timesteps))
     return Grid((1 - wide).to(dtype), wide.to(dtype), (wide * num_train_timesteps).to(dtype))
 
 
 def check_grid(grid: Grid) -> None:
-    """Refuse a grid that does not run strictly from noise to data.
+    """Refuse a grid that does not run strictly from noise to data: sigma/alpha has to fall at every step.
 
-    Args:
-        grid: The grid to check, before it goes to an accelerator: the check reads values.
-
-    Raises:
-        ValueError: If it has fewer than two nodes, or the ratio of noise to signal does not fall at every step.
+    Ask before it goes to an accelerator, as values are read.
     """
     if grid.num_steps < 1:
         raise InputError(f"a grid has {grid.alpha.shape[0]} nodes, but a step needs two; ask for num_steps >= 1")

@@ -23,14 +23,7 @@ def to_x0_eps(
     node: Node,
     prediction_type: PredictionType,
 ) -> tuple[Float[Tensor, "batch c h w"], Float[Tensor, "batch c h w"]]:
-    """Read a network output as (x0_hat, eps_hat).
-
-    Args:
-        noise_pred: The raw network output, whatever its type.
-        x_t: The noisy latents it was computed at.
-        node: Where on the schedule that is.
-        prediction_type: What the output means.
-    """
+    """Read a raw network output, of whatever type, at x_t as (x0_hat, eps_hat)."""
     alpha, sigma = node.alpha, node.sigma
     if prediction_type == "epsilon":
         return (x_t - sigma * noise_pred) / alpha, noise_pred
@@ -68,8 +61,3 @@ def add_noise(
 def eps_to_score(eps: Float[Tensor, "batch c h w"], node: Node) -> Float[Tensor, "batch c h w"]:
     """Score of the marginal at the node; `node.sigma` must not be 0."""
     return -eps / node.sigma
-
-
-def score_to_eps(score: Float[Tensor, "batch c h w"], node: Node) -> Float[Tensor, "batch c h w"]:
-    """Inverse of `eps_to_score`."""
-    return -node.sigma * score

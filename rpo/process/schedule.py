@@ -67,15 +67,7 @@ class VariancePreserving:
     """
 
     def __init__(self, alphas_cumprod: Float[Tensor, " train_timesteps"], final_alpha_cumprod: float):
-        """Interpolate a schedule.
-
-        Args:
-            alphas_cumprod: The checkpoint's abar, one per training timestep.
-            final_alpha_cumprod: abar where the image is read: 1, or abar of the first timestep.
-
-        Raises:
-            ValueError: If abar does not fall strictly from below 1, or the final one is neither of the two.
-        """
+        """Interpolate a checkpoint's abar, read at the final one: 1, or abar of the first timestep."""
         abar = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod.double().cpu()])
         self.num_train_timesteps = len(abar) - 1
         if final_alpha_cumprod not in (1, float(abar[1])):
@@ -137,23 +129,10 @@ class RectifiedFlow:
 
     f and g² are infinite at t = 1, pure noise: `euler_maruyama`, which integrates them, needs a start below it, such as
     0.98; `ddim` does not.
-
-    Attributes:
-        start: The noise end.
-        end: The data end.
     """
 
     def __init__(self, num_train_timesteps: int = 1000, *, start: float = 1.0, end: float = 0.0):
-        """Describe a flow-matching checkpoint.
-
-        Args:
-            num_train_timesteps: The network is fed t times this.
-            start: Where sampling starts, at most 1.
-            end: Where it ends, at least 0.
-
-        Raises:
-            ValueError: If not 0 <= end < start <= 1.
-        """
+        """Describe a flow-matching checkpoint, whose network is fed t times `num_train_timesteps`."""
         if not 0 <= end < start <= 1:
             raise InputError(f"start is {start} and end {end}, but time runs from noise 1 to data 0; start above end")
         self.num_train_timesteps, self.start, self.end = num_train_timesteps, start, end
@@ -183,11 +162,7 @@ class RectifiedFlow:
 
 
 def check_inside(t: Float[Tensor, "..."], end: float, start: float) -> None:
-    """Refuse times outside a process.
-
-    Raises:
-        ValueError: If one of them is above `start` or below `end`.
-    """
+    """Refuse times outside a process."""
     if not bool(((t >= end) & (t <= start)).all()):
         low, high = float(t.min()), float(t.max())
         raise InputError(

@@ -41,9 +41,6 @@ class Gaussian:
         """Joint log-density, summed over all dimensions; divide by `num_dims` before taking a clipped ratio.
 
         A deterministic step (`std` = 0) has no density: the answer is NaN there, never a number that looks like one.
-
-        Args:
-            x_s: Where the density is asked.
         """
         wide = torch.promote_types(self.mean.dtype, torch.float32)
         mean, std, x_s = self.mean.to(wide), self.std.to(wide), x_s.to(wide)
@@ -51,11 +48,7 @@ class Gaussian:
         return torch.where(std > 0, per_dim, torch.nan).sum(dim=(1, 2, 3))
 
     def kl(self, other: "Gaussian") -> Float[Tensor, " batch"]:
-        """KL(self ‖ other) of two transitions from the same node, which share their std; summed over dimensions.
-
-        Args:
-            other: The transition of the other policy; only its mean may differ.
-        """
+        """KL(self ‖ other) of two transitions from the same node, which share their std; summed over dimensions."""
         wide = torch.promote_types(self.mean.dtype, torch.float32)
         gap = (self.mean.to(wide) - other.mean.to(wide)) / self.std.to(wide)
         return 0.5 * (gap**2).sum(dim=(1, 2, 3))
@@ -119,13 +112,6 @@ def euler_maruyama(
     The drift f and the diffusion g² of the forward process enter through what they do over the step:
     ∫f = log(alpha_t / alpha_s) and ∫g² = V to first order (arXiv:2011.13456, eq. 6 and 13). Needs alpha > 0 at both
     nodes.
-
-    Args:
-        x0_hat: Predicted clean latents.
-        eps_hat: Predicted noise.
-        t: The noisier node.
-        s: The node to go to.
-        eta: 0 for the probability-flow ODE, 1 for the reverse SDE.
     """
     x_t = t.alpha * x0_hat + t.sigma * eps_hat
     score = -eps_hat / t.sigma
@@ -135,25 +121,34 @@ def euler_maruyama(
 
 
 @dataclass(frozen=True)
-class Ddim:
-    """The kernel `ddim` at one noise level.
-
-    Example:
-        >>> Ddim(eta=1.0).has_density, Ddim(eta=0.0).has_density
-        (True, False)
-    """
+class _AtNoiseLevel:
+    """What a kernel with a noise level has."""
 
     eta: float
-    """0 is deterministic, 1 ancestral sampling; above 1 only on fine grids, where eta² V stays below sigma_t²."""
 
     def __post_init__(self) -> None:
         """Refuse a negative noise level."""
-        _check_eta(self.eta)
+        if not 0 <= self.eta < math.inf:
+            raise InputError(
+                f"eta is {self.eta}, but a noise level is finite and >= 0; 0 is deterministic, 1 ancestral sampling"
+            )
 
     @property
     def has_density(self) -> bool:
         """True with noise: `eta` > 0."""
         return self.eta > 0
+
+
+@dataclass(frozen=True)
+class Ddim(_AtNoiseLevel):
+    """The kernel `ddim` at one noise level.
+
+    `eta` 0 is deterministic, 1 ancestral sampling; above 1 only on fine grids, where eta² V stays below sigma_t².
+
+    Example:
+        >>> Ddim(eta=1.0).has_density, Ddim(eta=0.0).has_density
+        (True, False)
+    """
 
     def __call__(
         self, x0_hat: Float[Tensor, "batch c h w"], eps_hat: Float[Tensor, "batch c h w"], t: Node, s: Node
@@ -163,35 +158,18 @@ class Ddim:
 
 
 @dataclass(frozen=True)
-class EulerMaruyama:
+class EulerMaruyama(_AtNoiseLevel):
     """The kernel `euler_maruyama` at one noise level.
+
+    `eta` 0 is the probability-flow ODE, 1 the reverse SDE; larger values shake more.
 
     Example:
         >>> EulerMaruyama(eta=1.0).has_density
         True
     """
 
-    eta: float
-    """0 is the probability-flow ODE, 1 the reverse SDE; larger values shake more."""
-
-    def __post_init__(self) -> None:
-        """Refuse a negative noise level."""
-        _check_eta(self.eta)
-
-    @property
-    def has_density(self) -> bool:
-        """True with noise: `eta` > 0."""
-        return self.eta > 0
-
     def __call__(
         self, x0_hat: Float[Tensor, "batch c h w"], eps_hat: Float[Tensor, "batch c h w"], t: Node, s: Node
     ) -> Gaussian:
         """The step of `euler_maruyama`."""
         return euler_maruyama(x0_hat, eps_hat, t, s, eta=self.eta)
-
-
-def _check_eta(eta: float) -> None:
-    if not 0 <= eta < math.inf:
-        raise InputError(
-            f"eta is {eta}, but a noise level must be finite and >= 0; 0 is deterministic, 1 ancestral sampling"
-        )

@@ -17,10 +17,10 @@ from huggingface_hub.utils import validate_repo_id
 
 from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora
 from rpo.errors import InputError
-from rpo.local_paths import refuse_private
+from rpo.files.local_paths import refuse_private
+from rpo.files.text import read_text, write_text
 from rpo.models.loading import check_folder
 from rpo.publishing.model_card import PLACEHOLDER, CardFacts, Sample, write_model_card
-from rpo.text import read_text, write_text
 
 __all__ = ["CardFacts", "PlannedFile", "PublishPlan", "Sample", "publish", "write_model_card"]
 
@@ -80,10 +80,6 @@ def publish(
         folder: Holds a LoRA or a pipeline, and its model card.
         repo_id: "owner/name" on the Hub; made if it does not exist.
         token: Of the Hub; None for that of `hf auth login`.
-        api: The client to upload with; None for the Hub's own.
-
-    Returns:
-        The plan, with the address of the repository if it was carried out.
     """
     folder = Path(folder)
     check_repo_id(repo_id)
@@ -98,20 +94,14 @@ def publish(
 
 def format_size(size_bytes: int) -> str:
     """Bytes as people write them: `812 B`, `3.1 MiB`."""
-    for step, unit in _STEPS:
-        if size_bytes >= step:
-            return f"{size_bytes / step:.1f} {unit}"
-    return f"{size_bytes} B"
+    found = [f"{size_bytes / step:.1f} {unit}" for step, unit in _STEPS if size_bytes >= step]
+    return found[0] if found else f"{size_bytes} B"
 
 
 def carry_out(
     plan: PublishPlan, folder: Path, repo_type: Literal["model", "dataset"], *, token: str | None, api: HfApi
 ) -> PublishPlan:
-    """Upload what a plan lists, with its repository named in the card.
-
-    Args:
-        token: Of the Hub; None for that of `hf auth login`.
-    """
+    """Upload what a plan lists, with its repository named in the card."""
     url = str(api.create_repo(plan.repo_id, token=token, private=plan.private, repo_type=repo_type, exist_ok=True))
     # The Hub leaves an existing repository as visible as it is, whatever was asked for.
     if plan.private and not api.repo_info(plan.repo_id, repo_type=repo_type, token=token).private:
@@ -136,13 +126,11 @@ def check_repo_id(repo_id: str) -> None:
     """Refuse what is not the name of a repository with its owner."""
     try:
         validate_repo_id(repo_id)
+        fault = "" if repo_id.count("/") == 1 else "whose it is must be clear"
     except HFValidationError as error:
-        raise InputError(f"repo_id {repo_id!r} is no name on the Hub ({error}); use owner/name") from error
-    if repo_id.count("/") != 1:
-        raise InputError(
-            f"repo_id is {repo_id!r}, but it must be owner/name, so that it is clear whose it is; put your user or "
-            "organisation name in front"
-        )
+        fault = str(error)
+    if fault:
+        raise InputError(f"repo_id {repo_id!r} is no name on the Hub ({fault}); use owner/name")
 
 
 def _check_weights(folder: Path) -> list[str]:
@@ -162,9 +150,7 @@ def _check_weights(folder: Path) -> list[str]:
 def _check_card(folder: Path) -> list[str]:
     card = folder / CARD
     if not card.is_file():
-        raise InputError(
-            f"{folder} has no model card {CARD}, but nobody can use a model without one; see write_model_card"
-        )
+        raise InputError(f"{folder} has no model card {CARD}, and nobody can use a model without; see write_model_card")
     data = ModelCard.load(card).data
     missing = [name for name in ("license", "base_model") if not data.get(name)]
     return [f"the card names no {name}" for name in missing]

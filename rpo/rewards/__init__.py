@@ -12,8 +12,7 @@ from typing import Any, cast
 
 from rpo.errors import InputError
 from rpo.plugins import load_plugin
-from rpo.rewards.base import Reward, RewardError, WeightedRewards, score
-from rpo.rewards.function import FunctionReward
+from rpo.rewards.base import FunctionReward, Reward, RewardError, WeightedRewards, score
 
 __all__ = [
     "REWARDS",
@@ -65,7 +64,7 @@ def load_reward(spec: SingleReward) -> Reward:
         >>> load_reward("jpeg-compressibility")
         JpegReward(is_small_good=True)
     """
-    found = _find(spec) if isinstance(spec, str) else spec
+    found = _named(spec) if isinstance(spec, str) else spec
     if isinstance(found, type):
         try:
             found = found()
@@ -74,14 +73,12 @@ def load_reward(spec: SingleReward) -> Reward:
                 f"reward {spec!r} is a class that cannot be made without arguments ({error}); expected one that can; "
                 "name an instance of it instead"
             ) from error
-    if inspect.isroutine(found) or isinstance(found, partial):
-        return FunctionReward(found)
     if not callable(found):
         raise InputError(
             f"reward {spec!r} is of type {type(found).__name__}, which cannot be called; expected something that takes "
             "(images, prompts); name a class, a function or an instance of this kind"
         )
-    return cast(Reward, found)
+    return FunctionReward(found) if inspect.isroutine(found) or isinstance(found, partial) else cast(Reward, found)
 
 
 def load_rewards(specs: RewardLike) -> WeightedRewards:
@@ -105,22 +102,15 @@ def load_rewards(specs: RewardLike) -> WeightedRewards:
     return WeightedRewards({_name_of(specs): (load_reward(specs), 1.0)})
 
 
-def _find(spec: str) -> Any:
+def _named(spec: str) -> Any:
     name, colon, checkpoint = spec.partition(":")
-    is_of_checkpoint = colon and name in REWARDS
-    return _of_checkpoint(name, checkpoint) if is_of_checkpoint else load_plugin(spec, REWARDS, "reward")
-
-
-def _of_checkpoint(name: str, checkpoint: str) -> Any:
-    if name not in OF_CHECKPOINT:
+    if not colon or name not in REWARDS:
+        return load_plugin(spec, REWARDS, "reward")
+    if name not in OF_CHECKPOINT or not checkpoint:
+        fault = "names no checkpoint" if name in OF_CHECKPOINT else "takes no checkpoint"
         raise InputError(
-            f"reward '{name}:{checkpoint}' takes no checkpoint; expected one of {', '.join(OF_CHECKPOINT)} before the "
-            f"colon, or package.module:attribute; leave out ':{checkpoint}'"
-        )
-    if not checkpoint:
-        raise InputError(
-            f"reward '{name}:' names no checkpoint; expected {name}:FOLDER or {name}:owner/name; name one, or leave "
-            "out the colon for the usual one"
+            f"reward {spec!r} {fault}; expected NAME:FOLDER or NAME:owner/name with NAME of "
+            f"{', '.join(OF_CHECKPOINT)}, or package.module:attribute; leave out ':{checkpoint}' for the usual one"
         )
     return load_plugin(name, OF_CHECKPOINT, "reward")(checkpoint)
 
@@ -128,8 +118,6 @@ def _of_checkpoint(name: str, checkpoint: str) -> Any:
 def _name_of(spec: SingleReward) -> str:
     if isinstance(spec, str):
         return spec
-    if isinstance(spec, FunctionReward):
-        return _name_of(spec.function)
-    if isinstance(spec, partial):
-        return _name_of(spec.func)
+    if isinstance(spec, FunctionReward | partial):
+        return _name_of(spec.func if isinstance(spec, partial) else spec.function)
     return spec.__name__ if isinstance(spec, type) or inspect.isroutine(spec) else type(spec).__name__

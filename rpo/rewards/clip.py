@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rpo.errors import InputError
-from rpo.rewards.checks import check_batch, check_range
+from rpo.rewards.base import check_batch, check_range
 from rpo.rewards.clip_preprocessing import ClipPreprocessing, read_preprocessing
 from rpo.types import Images, PerSample
 
@@ -110,12 +110,10 @@ class ClipReward:
         """
         check_batch(images, prompts)
         check_range(images)
-        device = self._device or images.device
-        loaded = self._on(device)
-        with torch.autocast(device.type, enabled=False):
+        loaded = self._on(self._device or images.device)
+        with torch.autocast(loaded.model.device.type, enabled=False):
             texts = self._embed_texts(loaded, prompts)
-            batches = images.to(device).float().split(self.batch_size)
-            cosines = (torch.cat([_embed_images(loaded, batch) for batch in batches]) * texts).sum(-1)
+            cosines = (self.embed_images(images) * texts).sum(-1)
         cosines = cosines.clamp(min=0) if self.is_clamped else cosines
         return (loaded.scale * cosines).to(images.device)
 
@@ -124,7 +122,9 @@ class ClipReward:
         device = self._device or images.device
         loaded = self._on(device)
         with torch.autocast(device.type, enabled=False):
-            return torch.cat([_embed_images(loaded, one) for one in images.to(device).float().split(self.batch_size)])
+            batches = images.to(device).float().split(self.batch_size)
+            features = [loaded.model.get_image_features(pixel_values=loaded.preprocess(one)) for one in batches]
+            return torch.cat([functional.normalize(_embedding(one), dim=-1) for one in features])
 
     def _on(self, device: torch.device) -> _Loaded:
         """The checkpoint on `device`, loaded if it is not there yet."""
@@ -167,11 +167,6 @@ def pick_score(model: str) -> ClipReward:
 
 CLIP_SCORE = clip_score(CLIP_CHECKPOINT)
 PICK_SCORE = ClipReward(PICK_CHECKPOINT, processor=PICK_PROCESSOR)
-
-
-def _embed_images(loaded: _Loaded, images: Images) -> Tensor:
-    features = loaded.model.get_image_features(pixel_values=loaded.preprocess(images))
-    return functional.normalize(_embedding(features), dim=-1)
 
 
 def _embedding(features: Any) -> Tensor:

@@ -63,18 +63,15 @@ class ClipPreprocessing:
 
 
 def read_preprocessing(config: Mapping[str, Any]) -> ClipPreprocessing:
-    """Read the configuration of an image processor, in its old spelling (a size is a number) or its new one.
-
-    Args:
-        config: What `preprocessor_config.json` holds; what it does not say is as in CLIP.
-    """
+    """Read a `preprocessor_config.json`, in its old spelling (a size is a number) or its new one; else as CLIP's."""
     kind = config.get("image_processor_type", config.get("feature_extractor_type", "CLIPImageProcessor"))
     if not str(kind).startswith("CLIP"):
         raise InputError(
             f"the image processor is a {kind}; expected CLIP's, which resizes the short side and cuts out the centre; "
             "give the folder or hub id of a CLIP checkpoint"
         )
-    if not (config.get("do_rescale", True) and config.get("do_normalize", True)) or not _is_byte(config):
+    is_byte = math.isclose(config.get("rescale_factor", BYTE), BYTE, rel_tol=1e-6)
+    if not (config.get("do_rescale", True) and config.get("do_normalize", True) and is_byte):
         raise InputError(
             f"the image processor has do_rescale {config.get('do_rescale')}, do_normalize "
             f"{config.get('do_normalize')}, rescale_factor {config.get('rescale_factor')}; expected bytes divided by "
@@ -86,8 +83,10 @@ def read_preprocessing(config: Mapping[str, Any]) -> ClipPreprocessing:
             f"the image processor resizes with filter {number}; expected 3 (bicubic) or 2 (bilinear); give a CLIP "
             "checkpoint that uses one of them"
         )
-    edge = _shortest_edge(config.get("size", DEFAULT_SIZE)) if config.get("do_resize", True) else None
-    crop = _crop(config.get("crop_size", DEFAULT_SIZE)) if config.get("do_center_crop", True) else None
+    size, cut = config.get("size", DEFAULT_SIZE), config.get("crop_size", DEFAULT_SIZE)
+    edge = (size if isinstance(size, int) else size.get("shortest_edge")) if config.get("do_resize", True) else None
+    crop = (cut, cut) if isinstance(cut, int) else (cut["height"], cut["width"])
+    crop = crop if config.get("do_center_crop", True) else None
     if edge is None or crop is None or max(crop) > edge:
         raise InputError(
             f"the image processor resizes the short side to {edge} and cuts out {crop}; expected both, and the cut not "
@@ -95,15 +94,3 @@ def read_preprocessing(config: Mapping[str, Any]) -> ClipPreprocessing:
         )
     mean, std = config.get("image_mean", IMAGE_MEAN), config.get("image_std", IMAGE_STD)
     return ClipPreprocessing(edge, crop, FILTERS[number], tuple(mean), tuple(std))
-
-
-def _is_byte(config: Mapping[str, Any]) -> bool:
-    return math.isclose(config.get("rescale_factor", BYTE), BYTE, rel_tol=1e-6)
-
-
-def _shortest_edge(size: int | Mapping[str, int]) -> int | None:
-    return size if isinstance(size, int) else size.get("shortest_edge")
-
-
-def _crop(size: int | Mapping[str, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size["height"], size["width"])

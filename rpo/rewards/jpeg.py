@@ -35,15 +35,13 @@ class JpegReward:
         """Encode every image once."""
         pixels = (images.detach().float() * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
         sign = -1 if self.is_small_good else 1
-        sizes = [sign * _jpeg_bytes(Image.fromarray(image)) / BYTES_PER_KB for image in pixels]
+        sizes = []
+        for image in pixels:
+            stream = io.BytesIO()
+            Image.fromarray(image).save(stream, format="JPEG", quality=QUALITY)
+            sizes.append(sign * stream.tell() / BYTES_PER_KB)
         return torch.tensor(sizes, device=images.device)
 
 
 COMPRESSIBILITY = JpegReward(is_small_good=True)
 INCOMPRESSIBILITY = JpegReward(is_small_good=False)
-
-
-def _jpeg_bytes(image: Image.Image) -> int:
-    stream = io.BytesIO()
-    image.save(stream, format="JPEG", quality=QUALITY)
-    return stream.tell()

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from rpo.rewards.checks import RewardError
+from rpo.rewards.base import RewardError
 from rpo.shapes.verifier import Verdict, verify
 from rpo.types import Images, PerSample
 

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
 
 from rpo.errors import InputError
-from rpo.text import read_text
+from rpo.files.text import read_text
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"checkpoint-(\d{6,})")
@@ -63,44 +62,52 @@ def save_checkpoint(
         _sync(final.parent)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise _explained(error, final, parts) from error
+        kept, free = checkpoints(final.parent), shutil.disk_usage(final.parent).free
+        raise OSError(
+            error.errno,
+            f"could not save {final}: {error.strerror or error}; {free} bytes are free: make room, then resume from "
+            f"{kept[-1].name if kept else 'the start, as there is no earlier checkpoint'}",
+        ) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     for old in checkpoints(final.parent)[:-keep]:
-        _remove(old)
+        doomed = old.with_name(old.name + ".tmp")  # a kill half-way must not leave what looks like a checkpoint
+        os.replace(old, doomed)
+        shutil.rmtree(doomed)
 
 
 def verify_checkpoint(path: Path, *, only: str | None = None) -> None:
     """Check every file of a checkpoint against its manifest."""
-    remedy = remedy_for(path)
-    named = _read_manifest(path, remedy)
-    if only is not None and only not in named:
-        raise InputError(f"{path / MANIFEST} does not name {only}; expected every file of a checkpoint: {remedy}")
-    for name, expected in named.items() if only is None else [(only, named[only])]:
-        file = path / name
-        if not file.is_file():
-            raise InputError(f"{file} is missing; expected {expected['bytes']} bytes: {remedy}")
-        if file.stat().st_size != expected["bytes"]:
-            raise InputError(
-                f"{file} is truncated: it has {file.stat().st_size} bytes, expected {expected['bytes']}: {remedy}"
-            )
-        if _sha256(file) != expected["sha256"]:
-            raise InputError(f"{file} was altered: expected the content its manifest names: {remedy}")
+    if fault := _fault(path, only):
+        raise InputError(f"{fault}: {remedy_for(path)}")
 
 
-def _read_manifest(path: Path, remedy: str) -> dict[str, dict[str, Any]]:
-    file = path / MANIFEST
-    if not file.is_file():
-        raise InputError(f"{path} has no {MANIFEST}; expected a complete checkpoint: {remedy}")
+def _fault(path: Path, only: str | None) -> str:
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        return f"{path} has no {MANIFEST}; expected a complete checkpoint"
     try:
-        files = json.loads(read_text(file))
-        is_whole = bool(files) and all({"bytes", "sha256"} <= one.keys() for one in files.values())
+        named: dict[str, dict[str, Any]] = json.loads(read_text(manifest))
+        is_whole = bool(named) and all({"bytes", "sha256"} <= one.keys() for one in named.values())
     except (ValueError, AttributeError):
         is_whole = False
     if not is_whole:
-        raise InputError(f"{file} is damaged; expected the sizes and sha256 of the checkpoint's files: {remedy}")
-    return files
+        return f"{manifest} is damaged; expected the sizes and sha256 of the checkpoint's files"
+    if only is not None and only not in named:
+        return f"{manifest} does not name {only}; expected every file of a checkpoint"
+    for name in named if only is None else [only]:
+        file, expected = path / name, named[name]
+        if not file.is_file():
+            fault = "is missing"
+        elif file.stat().st_size != expected["bytes"]:
+            fault = f"is truncated: it has {file.stat().st_size} bytes"
+        elif _sha256(file) != expected["sha256"]:
+            fault = "was altered"
+        else:
+            continue
+        return f"{file} {fault}; expected {expected['bytes']} bytes, as its manifest names them"
+    return ""
 
 
 def remedy_for(path: Path) -> str:
@@ -169,32 +176,3 @@ def _sync(path: Path) -> None:
 def _sha256(file: Path) -> str:
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _remove(path: Path) -> None:
-    # Renamed first: a kill half-way must not leave something that looks like a checkpoint.
-    doomed = path.with_name(path.name + ".tmp")
-    os.replace(path, doomed)
-    shutil.rmtree(doomed)
-
-
-def _explained(error: OSError, final: Path, parts: Mapping[str, Any]) -> OSError:
-    needed, free = sum(_size(part) for part in parts.values()), shutil.disk_usage(final.parent).free
-    kept = checkpoints(final.parent)
-    text = (
-        f"could not save {final}: {error.strerror or error}; it needs about {needed} bytes and {free} are free: make "
-        f"room, then resume from {kept[-1].name if kept else 'the start, as there is no earlier checkpoint'}"
-    )
-    return OSError(error.errno, text)
-
-
-def _size(part: Any) -> int:
-    if isinstance(part, Tensor):
-        return part.numel() * part.element_size()
-    if isinstance(part, bytes | str):
-        return len(part)
-    if isinstance(part, Mapping):
-        return sum(_size(value) for value in part.values())
-    if isinstance(part, list | tuple):
-        return sum(_size(value) for value in part)
-    return 8

@@ -16,24 +16,18 @@ class ExponentialAverage:
     """The average of a fixed list of parameters over the updates so far."""
 
     def __init__(self, params: Sequence[nn.Parameter], decay: float) -> None:
-        """Start the average at the parameters as they are.
-
-        Args:
-            params: What is averaged; the average starts as a copy of it.
-            decay: Weight of the past once warmed up, in (0, 1); 0.99 for hundreds of updates, 0.9999 for thousands.
-        """
-        self.params = list(params)
-        self.decay = decay
-        self.updates = 0
-        self.averages = [
-            param.detach().to(torch.promote_types(param.dtype, torch.float32), copy=True) for param in self.params
-        ]
+        """Start the average at the parameters as they are; `decay` is the weight of the past once warmed up."""
+        self.params: list[torch.Tensor] = list(params)
+        self.decay, self.updates = decay, 0
+        wide = [torch.promote_types(param.dtype, torch.float32) for param in params]
+        self.averages = [param.detach().to(dtype, copy=True) for param, dtype in zip(params, wide, strict=True)]
 
     @torch.no_grad()
     def update(self) -> None:
         """Take the parameters as they are now into the average."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self.averages, [param.to(average.dtype) for param, average in self._pairs()], 1 - decay)
+        now = [param.to(average.dtype) for param, average in zip(self.params, self.averages, strict=True)]
+        torch._foreach_lerp_(self.averages, now, 1 - decay)
         self.updates += 1
 
     @contextmanager
@@ -48,14 +42,12 @@ class ExponentialAverage:
             yield
         finally:
             with torch.no_grad():
-                for param, value in zip(self.params, kept, strict=True):
-                    param.copy_(value)
+                torch._foreach_copy_(self.params, kept)
 
     @torch.no_grad()
     def copy_to_params(self) -> None:
         """Overwrite the parameters with their averages, for good."""
-        for param, average in self._pairs():
-            param.copy_(average)
+        torch._foreach_copy_(self.params, self.averages)
 
     def state_dict(self) -> dict[str, Any]:
         """The averages and how many updates they have seen."""
@@ -65,8 +57,4 @@ class ExponentialAverage:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of an average over the same parameters."""
         self.updates = state["updates"]
-        for average, value in zip(self.averages, state["averages"], strict=True):
-            average.copy_(value)
-
-    def _pairs(self) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
-        return zip(self.params, self.averages, strict=True)
+        torch._foreach_copy_(self.averages, state["averages"])

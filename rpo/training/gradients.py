@@ -16,11 +16,7 @@ class FlatGradients:
     """Owns the `.grad` of the parameters while it lives; a parameter that no loss reaches has the gradient 0."""
 
     def __init__(self, params: Sequence[nn.Parameter]) -> None:
-        """Take over the gradients of the parameters, as zeros.
-
-        Args:
-            params: Distinct leaf parameters, all of one dtype (float32 or wider) on one device.
-        """
+        """Take over the gradients of the parameters, which are distinct, float32 or wider, and on one device."""
         _check(params)
         self.params = list(params)
         self.flat = torch.zeros(sum(p.numel() for p in params), dtype=params[0].dtype, device=params[0].device)
@@ -43,11 +39,7 @@ class FlatGradients:
             self.flat.div_(divisor)
 
     def clip(self, max_norm: float) -> Tensor:
-        """Shorten the gradient to `max_norm` if it is longer, without synchronising the device.
-
-        Returns:
-            The norm before clipping, as a scalar on the device.
-        """
+        """Shorten the gradient to `max_norm` if it is longer, and give its norm before, which stays on the device."""
         assert all(p.grad is view for p, view in zip(self.params, self._views, strict=True)), "a .grad was replaced"
         norm = torch.linalg.vector_norm(self.flat)
         self.flat.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))

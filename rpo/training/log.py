@@ -14,11 +14,11 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from rpo.errors import InputError
-from rpo.files import write_whole
+from rpo.files.local_paths import without_paths
+from rpo.files.text import read_text
+from rpo.files.whole import parse_line, write_whole
 from rpo.from_environment import as_written
-from rpo.local_paths import without_paths
 from rpo.plugins import nearest
-from rpo.text import read_text
 
 METRICS: dict[str, str] = {
     "loop/loss": "the scalar that the update descends, mean over its micro-batches and processes",
@@ -91,20 +91,8 @@ def check_metric_names(names: Iterable[str]) -> None:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The logged lines of a run, oldest first; a last line that a kill cut short is left out."""
     file = folder / METRICS_FILE
-    if not file.is_file():
-        return []
-    lines = read_text(file).split("\n")
-    entries: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
-        if number == len(lines):
-            break  # nothing, or what a kill cut short
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{file}, line {number} is not JSON ({error.msg}); expected one object per line: remove that line"
-            ) from error
-    return entries
+    whole = read_text(file).split("\n")[:-1] if file.is_file() else []
+    return [parse_line(line, f"{file}:{number}") for number, line in enumerate(whole, start=1)]
 
 
 def cut_metrics(folder: Path, update: int) -> None:

@@ -37,16 +37,12 @@ class TrainResult:
 
     updates: int
     """Updates done, those of earlier sessions included."""
-
     stopped_because: str | None
     """What the guard said, if it ended the run."""
-
     metrics: dict[str, float]
     """Of the last update."""
-
     folder: Path
     """The run's folder: `metrics.jsonl` and the checkpoints."""
-
     checkpoint: Path
     """The checkpoint of the last update."""
 
@@ -96,7 +92,7 @@ def fit(
                 params, loop, folder, processes, objects=state or {}, identity=same, on_checkpoint=on_checkpoint
             )
             accumulator = Accumulator(loss_fn, names, gradients=gradients, processes=processes, loop=loop)
-            session.start(resume=resume)
+            session.start()
             if not session.is_done:
                 session.train(batches(session.state.update), accumulator, on_update, guard)
             checkpoint = session.finish()

@@ -12,8 +12,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from rpo.errors import InputError
+from rpo.files.lock import sole_owner
 from rpo.interrupts import ended_in_order
-from rpo.run_lock import sole_owner
 from rpo.training.checkpoint import (
     checkpoint_path,
     checkpoints,
@@ -23,7 +23,7 @@ from rpo.training.checkpoint import (
     verify_checkpoint,
 )
 from rpo.training.log import METRICS_FILE
-from rpo.training.loop_config import LoopConfig, check_unchanged, plain
+from rpo.training.loop_config import LoopConfig, check_unchanged, plain, refuse_changed
 from rpo.training.processes import Processes
 
 Identity = Mapping[str, str]
@@ -38,13 +38,10 @@ _LIBRARIES = ("rpo", "torch", "diffusers", "peft")
 def claimed(
     folder: Path, loop: LoopConfig, identity: Identity, processes: Processes, *, resume: bool
 ) -> Iterator[None]:
-    """Inside, the folder is this run's own, and may be written to; SIGTERM and SIGHUP end it as Ctrl-C does.
-
-    Args:
-        identity: What else must be the same in a resumed run.
-        resume: Whether the run in the folder is to be continued.
-    """
-    processes.require_same({**identity, **_told(loop), "resume": str(resume)})
+    """Inside, the folder is this run's own, and may be written to; SIGTERM and SIGHUP end it as Ctrl-C does."""
+    # What is shown and logged may be the main process's alone.
+    shared = {name: str(one) for name, one in plain(loop).items() if name not in ("progress", "trackers")}
+    processes.require_same({**identity, **shared, "resume": str(resume)})
     with ExitStack() as held:
         error: Exception | None = None
         if processes.is_main:
@@ -72,17 +69,13 @@ def refuse_used(folder: Path) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that decide the last bits of a run."""
-    return {name: _version(name) for name in _LIBRARIES}
-
-
-def changed_versions(saved: Mapping[str, str]) -> str:
-    """What is another version than in a checkpoint, in words; empty if nothing is."""
-    return ", ".join(f"{name} {saved.get(name)} → {now}" for name, now in versions().items() if saved.get(name) != now)
-
-
-def _told(loop: LoopConfig) -> dict[str, str]:
-    """The loop's settings that all processes must share; what is shown and logged may be the main one's alone."""
-    return {name: str(value) for name, value in plain(loop).items() if name not in ("progress", "trackers")}
+    found: dict[str, str] = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
 
 
 def _check_same(folder: Path, loop: LoopConfig, identity: Identity, processes: int) -> None:
@@ -95,7 +88,7 @@ def _check_same(folder: Path, loop: LoopConfig, identity: Identity, processes: i
                 f"{checkpoint_path(folder, run['update']).name}, or {remedy_for(path)}"
             )
         check_unchanged(loop, run["loop"], str(path))
-        _require_same(identity, run.get("identity", {}))
+        refuse_changed(identity, run.get("identity", {}), "the run")
         if run["processes"] != processes:
             raise InputError(
                 f"{path} was trained by {run['processes']} processes, now there are {processes}; expected the same "
@@ -106,26 +99,7 @@ def _check_same(folder: Path, loop: LoopConfig, identity: Identity, processes: i
                 f"{path} is past the end, updates={loop.updates}; expected updates={run['update']} or more: raise "
                 "updates, or delete the later checkpoints"
             )
-        if changed := changed_versions(run.get("versions", {})):
-            tqdm.write(f"resumed with other versions, so the last bits may differ: {changed}")
-
-
-def _require_same(identity: Identity, saved: Identity) -> None:
-    names = sorted(identity.keys() | saved.keys())
-    changed = [
-        f"{name} from {saved.get(name)} to {identity.get(name)}"
-        for name in names
-        if saved.get(name) != identity.get(name)
-    ]
-    if changed:
-        raise InputError(
-            f"the run cannot be resumed: what it is made of changed ({'; '.join(changed)}); resume it with what it was "
-            "started with, or train into another folder"
-        )
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "unknown"
+        before = run.get("versions", {})
+        changed = [f"{name} {before.get(name)} → {now}" for name, now in versions().items() if before.get(name) != now]
+        if changed:
+            tqdm.write(f"resumed with other versions, so the last bits may differ: {', '.join(changed)}")

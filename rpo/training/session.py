@@ -25,8 +25,7 @@ from rpo.training.log import MetricLog, cut_metrics
 from rpo.training.loop_config import LoopConfig, plain
 from rpo.training.processes import Processes
 from rpo.training.randomness import seed_all, undisturbed_randomness
-from rpo.training.resume import RUN, Identity, refuse_used, versions
-from rpo.training.schedule import learning_rate
+from rpo.training.resume import RUN, Identity, versions
 from rpo.training.state import Stateful, TrainingState, own_name
 from rpo.training.step import Accumulated, Accumulator, NonFiniteLossError
 
@@ -49,12 +48,7 @@ class Session(Generic[B]):
         identity: Identity,
         on_checkpoint: Callable[[Path], None] | None,
     ) -> None:
-        """Prepare a session that has not begun.
-
-        Args:
-            objects: What of the caller's has to survive a kill, by name.
-            identity: What a resumed run must have in common with this one, besides `loop`.
-        """
+        """Prepare a session that has not begun; see `fit`."""
         self.identity = dict(identity)
         self.loop, self.folder, self.processes, self.on_checkpoint = loop, folder, processes, on_checkpoint
         self.state = TrainingState(
@@ -76,15 +70,8 @@ class Session(Generic[B]):
         """Whether the last update is one of those that get a line."""
         return self.state.update % self.loop.log_every == 0 or self.state.update == self.loop.updates
 
-    def start(self, *, resume: bool) -> None:
+    def start(self) -> None:
         """Begin at the newest checkpoint, or at the beginning."""
-        error: Exception | None = None
-        if self.processes.is_main:
-            try:
-                _claim(self.folder, resume=resume)
-            except (OSError, ValueError) as caught:
-                error = caught
-        self.processes.fail_together(error)
         seed_all(self.loop.seed + self.processes.index)
         newest = checkpoints(self.folder)[-1:]
         seen = self.processes.gather([path.name for path in newest])
@@ -94,7 +81,9 @@ class Session(Generic[B]):
                 "them share: put it on a file system that every machine mounts"
             )
         if newest:
-            self._resume(newest[0])
+            verify_checkpoint(newest[0])
+            self.state.load(newest[0], process=self.processes.index)
+            self._seconds_before = self.state.seconds
         if self.processes.is_main:  # from here on the folder is changed
             remove_leftovers(self.folder)
             cut_metrics(self.folder, self.state.update)
@@ -166,11 +155,6 @@ class Session(Generic[B]):
             with self.state.averaged(), undisturbed_randomness(self.state.device):
                 self.on_checkpoint(path)
 
-    def _resume(self, path: Path) -> None:
-        verify_checkpoint(path)
-        self.state.load(path, process=self.processes.index)
-        self._seconds_before = self.state.seconds
-
     def _update(self, batches: Iterator[B], accumulator: Accumulator[B], log: MetricLog) -> None:
         state, started = self.state, time.perf_counter()
         done = accumulator.run(
@@ -184,7 +168,7 @@ class Session(Generic[B]):
                 f"{state.samples // state.update}; expected the same: resume with the micro-batch size of the run, or "
                 "start in a new folder"
             )
-        rate = self._learning_rate()
+        rate = self.loop.rate(state.update)
         now = time.perf_counter()
         with uninterrupted():
             state.commit(
@@ -196,16 +180,6 @@ class Session(Generic[B]):
             )
             if self._is_logged:
                 log.write(self._line())
-
-    def _learning_rate(self) -> float:
-        loop = self.loop
-        return learning_rate(
-            self.state.update,
-            peak=loop.learning_rate,
-            schedule=loop.lr_schedule,
-            warmup_updates=loop.warmup_updates,
-            updates=loop.updates,
-        )
 
     def _metrics(self, done: Accumulated, rate: float, seconds: float) -> dict[str, float]:
         metrics = {**done.metrics, "loop/learning_rate": rate}
@@ -238,13 +212,6 @@ class Session(Generic[B]):
             error.add_note(f"The last complete update could not be kept: {failure}")
         else:
             error.add_note(f"The state after {self.state.update} updates is kept in {path}; resume continues there.")
-
-
-def _claim(folder: Path, *, resume: bool) -> None:
-    """Make the folder this run's own, or refuse it."""
-    if not resume:
-        refuse_used(folder)
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _optimizer(params: Sequence[nn.Parameter], loop: LoopConfig) -> torch.optim.AdamW:

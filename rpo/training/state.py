@@ -9,7 +9,7 @@ import copy
 import io
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -74,11 +74,7 @@ class TrainingState:
     def commit(
         self, *, learning_rate: float, is_finite: bool, samples: int, metrics: dict[str, float], seconds: float
     ) -> None:
-        """Take the optimizer's step along the gradient that is in the parameters, and count the update as done.
-
-        Args:
-            is_finite: Whether the gradient is; if not, only the loss scale changes.
-        """
+        """Take the optimizer's step along the gradient, unless that is not finite, and count the update as done."""
         snapshot = self._snapshot()
         self.is_whole = False
         if is_finite:
@@ -109,11 +105,8 @@ class TrainingState:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Have the averaged parameters in place inside the block, if an average is kept."""
-        if self.ema is None:
+        with nullcontext() if self.ema is None else self.ema.applied():
             yield
-        else:
-            with self.ema.applied():
-                yield
 
     def shared_parts(self) -> dict[str, Any]:
         """What is the same on every process: the files of a checkpoint but `run.json` and the processes' own."""
@@ -150,11 +143,7 @@ class TrainingState:
 
     def load(self, path: Any, *, process: int) -> None:
         """Continue from a verified checkpoint."""
-        run, weights, own = (
-            read_part(path, "run.json"),
-            read_part(path, "weights.pt"),
-            read_part(path, own_name(process)),
-        )
+        run, weights, own = (read_part(path, name) for name in ("run.json", "weights.pt", own_name(process)))
         self._load_params(path, weights["params"])
         if self.ema is not None:
             self.ema.load_state_dict(weights["ema"])
@@ -169,10 +158,9 @@ class TrainingState:
     def _load_params(self, path: Any, values: Sequence[torch.Tensor]) -> None:
         found, expected = [tuple(v.shape) for v in values], [tuple(p.shape) for p in self.params]
         if found != expected:
-            if len(found) != len(expected):
-                what = f"{len(found)} parameters, this run trains {len(expected)}"
-            else:
-                first = next(i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b)
+            what = f"{len(found)} parameters, this run trains {len(expected)}"
+            if len(found) == len(expected):
+                first = next(place for place, one in enumerate(found) if one != expected[place])
                 what = f"params[{first}] of shape {found[first]}, this run's has {expected[first]}"
             raise InputError(
                 f"{path} holds {what}; expected the same network and adapter: restore their settings, or start in a "

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from rpo.process.continuous import cost_weight, drift_weight, grid_at, uniform_times
+from rpo.process.continuous import cost_weight, grid_at, uniform_times
 from rpo.process.schedule import RectifiedFlow, VariancePreserving
 from rpo.process.transition import Ddim, EulerMaruyama
 from tests.analytic.closed_forms import OTHER, PRINTED
@@ -17,7 +17,6 @@ from tests.analytic.linear_quadratic import (
     double,
     error,
     gradient,
-    loss_of,
     move,
     objective,
     score_as_action,
@@ -67,7 +66,7 @@ def continuous(model, problem, *, eta, start=(0.0, 1.0), count=1000):
     total = alpha**2 * S + sigma**2
     b = correction(torch.zeros_like(edges), alpha, sigma, edges)
     a = correction(torch.ones_like(edges), alpha, sigma, edges) - b
-    push = drift_weight(eta) * g2
+    push = (1 + eta**2) / 2 * g2
     slope, offset = push * (a - 1 / total) - f, push * (b + alpha * m / total)
 
     def rate(state, at):
@@ -136,5 +135,5 @@ def test_estimated_gradient_is_the_continuous_one_on_every_grid(tmp_path, proble
             case, tmp_path, width=width, model=model, estimator=estimator, rollout=case.rollout(images, num_steps)
         )
         move(trainer, case)
-        found = -gradient(trainer, loss_of(trainer)).double()
+        found = -gradient(trainer, trainer.algorithm.loss).double()
         assert error(found, limit) < 0.03 + FIRST_ORDER / num_steps

@@ -15,9 +15,9 @@ from rpo.curation.curate import curate
 from rpo.curation.export import export, pairs_of, push_to_hub
 from rpo.curation.records import Critique, Unavailable
 from rpo.curation.status import status_of
-from rpo.data.pickapic import side_order, write_pickapic
 from rpo.data.preference import SIDES
 from rpo.data.readers import read_pairs
+from rpo.data.writers import side_order, write_pickapic
 from tests.curation.fakes import FakeCritic, config_of, fakes, finished, image_folder
 from tests.data.samples import pair
 

@@ -8,9 +8,9 @@ from functools import partial
 import pytest
 import torch
 
-from rpo.data.cache import EmbeddingCache, LatentCache, latent_requests
+from rpo.data.cache import Memory
+from rpo.data.encodings import EmbeddingCache, LatentCache, latent_requests
 from rpo.data.preference import PreferencePair
-from rpo.data.readthrough import Memory
 from rpo.data.transform import PairTransform, TransformDraw
 from rpo.types import Canvas
 from tests.data.samples import pair, png, write_file
@@ -222,7 +222,7 @@ def test_memory_is_bounded_and_the_disk_answers_beyond_it(opened, encoder):
     cache = opened(memory=Memory(0))
     asked = requests(pair(0), pair(1))
     cache.moments(asked)
-    assert not cache._cache._memory._held
+    assert not cache._memory._held
     assert holds(cache.moments(asked), asked)
     assert len(encoder.batches) == 4
 
@@ -233,14 +233,14 @@ def test_least_recently_used_entries_leave_first(opened):
     cache.moments([first, second, third, fourth])
     cache.moments([first])
     cache.moments(requests(pair(2)))
-    keys = [cache._cache._key_of(request) for request in (first, second, third, fourth)]
-    assert [key in cache._cache._memory for key in keys] == [True, False, False, True]
-    assert len(cache._cache._memory._held) == 4
+    keys = [cache._key_of(request) for request in (first, second, third, fourth)]
+    assert [key in cache._memory for key in keys] == [True, False, False, True]
+    assert len(cache._memory._held) == 4
 
 
 FILL = """
 import sys, torch
-from rpo.data.readthrough import Memory
+from rpo.data.cache import Memory
 rows, memory = torch.zeros(2, int(sys.argv[1])), Memory(32)
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) / 256
@@ -269,7 +269,7 @@ def test_caches_that_share_a_memory_share_its_size(tmp_path, opened):
     for number in range(20):
         texts.embed([str(number)])
     assert sum(held.nbytes for held, _ in memory._held.values()) < 2 * 2**20
-    assert not any(latents._cache._key_of(request) in memory for request in asked)
+    assert not any(latents._key_of(request) in memory for request in asked)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.uint8])
@@ -338,7 +338,7 @@ def test_an_image_that_changes_between_hash_and_pixels_is_never_stored(opened, t
 def test_a_full_disk_keeps_what_was_stored(opened):
     cache = opened(batch_size=2)
     cache.moments(requests(pair(0)))
-    connection = cache._cache.store._connection
+    connection = cache._store._connection
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     connection.execute(f"PRAGMA max_page_count={pages}")
     many = requests(*(pair(i) for i in range(100)))

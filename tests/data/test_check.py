@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from rpo.cli.main import main
-from rpo.data.check import Margins, check_pairs, format_report
+from rpo.data.check import check_pairs, format_report
 from rpo.data.preference import pair_set
 from rpo.data.writers import write_pairs
 from tests.data.samples import pair, png, write_file
@@ -29,7 +29,7 @@ def test_a_sound_set(tmp_path):
     assert report.is_trainable
     assert (report.records, report.distinct_prompts, report.prompt_words) == (3, 3, (1, 2, 3))
     assert report.sizes == {(16, 16): 6}
-    assert report.margins == Margins(count=3, minimum=0.5 - 0.7, median=0.5, maximum=0.8, negative=1)
+    assert sorted(report.margins) == pytest.approx([-0.2, 0.5, 0.8])
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert format_report(report) == (
         f"{tmp_path}/metadata.jsonl\n"
@@ -71,16 +71,13 @@ def test_every_fault_is_found_in_one_pass(tmp_path):
     missing, corrupt = report.unreadable
     assert missing.startswith(f"metadata.jsonl:5: the chosen image ({tmp_path}/gone.png) does not exist")
     assert corrupt.startswith(f"metadata.jsonl:5: the rejected image ({cut}) cannot be decoded")
-    assert report.mismatched_sizes == ("metadata.jsonl:3 (16x16 and 8x12)",)
-    assert report.same_image == ("metadata.jsonl:4",)
-    assert report.duplicates == (
-        "metadata.jsonl:7 (of metadata.jsonl:2)",
-        "metadata.jsonl:10 (of metadata.jsonl:2)",
-    )
-    assert report.conflicts == ("metadata.jsonl:8 (against metadata.jsonl:1)",)
-    assert report.empty_prompts == ("metadata.jsonl:9",)
+    assert report.mismatched_sizes == ["metadata.jsonl:3 (16x16 and 8x12)"]
+    assert report.same_image == ["metadata.jsonl:4"]
+    assert report.duplicates == ["metadata.jsonl:7 (of metadata.jsonl:2)", "metadata.jsonl:10 (of metadata.jsonl:2)"]
+    assert report.conflicts == ["metadata.jsonl:8 (against metadata.jsonl:1)"]
+    assert report.empty_prompts == ["metadata.jsonl:9"]
     assert report.ignored_columns == ("mood",)
-    assert report.margins is None
+    assert not report.margins
     assert report.sizes == {(16, 16): 15, (8, 12): 1}
     text = format_report(report)
     for line in (
@@ -151,7 +148,7 @@ def test_what_decoding_changed_is_counted(tmp_path):
 def test_one_image_in_two_files_is_one_image(tmp_path):
     write_pairs(tmp_path, [pair(0), pair(1, chosen=png(3, compress_level=1), rejected=png(3))])
     report = check_pairs(tmp_path)
-    assert report.same_image == ("metadata.jsonl:2",) and not report.is_trainable
+    assert report.same_image == ["metadata.jsonl:2"] and not report.is_trainable
 
 
 def test_captions_that_are_cut_are_counted_by_words_and_by_a_checkpoint(tmp_path):

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from rpo.data.cache import latent_requests
-from rpo.data.differences import PairDifferences, grid_difference
+from rpo.data.cache import Memory
+from rpo.data.encodings import PairDifferences, grid_difference, latent_requests
 from rpo.data.preference import PreferencePair, encode_png
-from rpo.data.readthrough import Memory
 from rpo.data.transform import PairTransform, TransformDraw
 from rpo.types import Canvas
 
@@ -56,7 +55,7 @@ def test_no_image_is_decoded_twice_and_a_second_run_decodes_none(tmp_path, monke
     requests, images = zip(*[asked(differences, pair) for pair in pairs], strict=True)
     for both in images:  # as the latent cache does
         for one in both:
-            one.pixels()
+            one.load()
     first = differences.of(requests)
     assert decoded == {"chosen": 3, "rejected": 1}
     decoded.clear()
@@ -68,16 +67,16 @@ def test_no_image_is_decoded_twice_and_a_second_run_decodes_none(tmp_path, monke
 def test_remembered_pixels_are_those_that_were_read(tmp_path):
     pair = PreferencePair("a", image(0), image(1), name="pair 0")
     _, (chosen, _) = asked(PairDifferences(tmp_path, grid=(4, 4)), pair)
-    fresh = latent_requests(pair, TRANSFORM, TransformDraw())[0].pixels()
-    assert torch.equal(chosen.pixels(), fresh)
-    assert torch.equal(chosen.pixels(), fresh)
+    fresh = latent_requests(pair, TRANSFORM, TransformDraw())[0].load()
+    assert torch.equal(chosen.load(), fresh)
+    assert torch.equal(chosen.load(), fresh)
 
 
 def test_memory_is_bounded_and_what_left_it_is_read_again(tmp_path):
     differences = PairDifferences(tmp_path, grid=(4, 4), memory=Memory(0))
     pair = PreferencePair("a", image(0), image(1), name="pair 0")
     request, (chosen, _) = asked(differences, pair)
-    chosen.pixels()
+    chosen.load()
     assert request.chosen not in differences._memory
     assert differences.of([request]).shape == (1, 4, 4)
 

@@ -113,20 +113,14 @@ def test_pickapic_labels_that_contradict_each_other(tmp_path):
 
 def test_a_set_of_ties_is_refused(tmp_path):
     path = parquet(tmp_path / "set", pickapic([0.5, 0.5]))
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=rf"^{path}: all 2 rows were left out \(2 tie\)"):
         read_pairs(path, cache_dir=tmp_path / "cache")
-    assert str(error.value) == (
-        f"{path}: all 2 rows were left out (2 tie); expected at least one row with a preferred image; label more pairs"
-    )
 
 
 def test_an_empty_set_is_refused(tmp_path):
     path = jsonl(tmp_path)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=rf"^{path}: it holds no records; expected a row"):
         read_pairs(tmp_path)
-    assert str(error.value) == (
-        f"{path} holds no records; expected at least one row with a preferred image; look at how the file was written"
-    )
 
 
 def test_table_saved_by_datasets_with_splits(tmp_path):

@@ -3,9 +3,8 @@ import json
 import datasets
 import pytest
 
-import rpo.data.streams
+import rpo.data.readers
 from rpo.data.readers import read_pairs
-from rpo.data.streams import local_copy
 from rpo.data.writers import write_pairs
 from tests.data.samples import png
 
@@ -50,8 +49,8 @@ def test_streaming_gives_what_reading_gives(source):
 
 def test_a_later_call_goes_on_and_a_smaller_limit_reads_less(source, monkeypatch):
     kept = []
-    keep = rpo.data.streams._keep
-    monkeypatch.setattr(rpo.data.streams, "_keep", lambda *args: (kept.append(args[-1]), keep(*args))[1])
+    keep = rpo.data.readers._keep
+    monkeypatch.setattr(rpo.data.readers, "_keep", lambda *args: (kept.append(args[-1]), keep(*args))[1])
     assert [record.prompt for record in stream(source, 3)] == ["prompt 0", "prompt 2"]
     assert kept == [0, 1, 2]
     assert len(stream(source, 6)) == 4
@@ -64,17 +63,17 @@ def test_a_later_call_goes_on_and_a_smaller_limit_reads_less(source, monkeypatch
 
 
 def test_an_interrupted_stream_is_continued(source, monkeypatch):
-    keep = rpo.data.streams._keep
+    keep = rpo.data.readers._keep
 
     def breaks(*args):
         if args[-1] == 3:
             raise ConnectionError("gone")
         return keep(*args)
 
-    monkeypatch.setattr(rpo.data.streams, "_keep", breaks)
+    monkeypatch.setattr(rpo.data.readers, "_keep", breaks)
     with pytest.raises(ConnectionError):
         stream(source, 6)
-    monkeypatch.setattr(rpo.data.streams, "_keep", keep)
+    monkeypatch.setattr(rpo.data.readers, "_keep", keep)
     (folder,) = folders(source)
     with (folder / "metadata.jsonl").open("a") as file:
         file.write('{"prompt": "half a li')
@@ -125,5 +124,5 @@ def test_what_is_on_this_disk_is_not_streamed(tmp_path):
 
 
 def test_the_copy_is_a_folder_of_records(source):
-    copy = local_copy(source, split="train", form="auto", limit=6, cache_dir=source.parent / "cache")
-    assert len(read_pairs(copy.metadata.parent)) == 4
+    stream(source, 6)
+    assert len(read_pairs(*folders(source))) == 4

@@ -9,10 +9,8 @@ from rpo.models.checkpoint import Checkpoint
 from rpo.process.continuous import (
     control_cost,
     cost_weight,
-    drift_weight,
     grid_at,
     jittered_times,
-    reverse_drift,
     running_cost,
     uniform_times,
 )
@@ -159,8 +157,8 @@ def test_a_kernel_s_kl_per_unit_time_is_half_the_squared_control(name, kernel, e
     process, at = PROCESSES[name], double(t)[0]
     eps, eps_ref, here = randn(2, 1, 2, 2), randn(2, 1, 2, 2, seed=1), node(PROCESSES[name], t)
     x_t, score, score_ref = randn(2, 1, 2, 2, seed=2), -eps / here.sigma, -eps_ref / here.sigma
-    rates = {"drift": process.drift(at), "diffusion": process.diffusion(at)}
-    drifts = [reverse_drift(x_t, one, **rates, eta=eta) for one in (score, score_ref)]
+    drift, diffusion = process.drift(at), process.diffusion(at)
+    drifts = [-drift * x_t + (1 + eta**2) / 2 * diffusion * one for one in (score, score_ref)]
     control = (drifts[0] - drifts[1]) / (eta * process.diffusion(at).sqrt())
     expected = 0.5 * (control**2).sum(dim=(1, 2, 3))
     assert torch.allclose(control_cost(score, score_ref, diffusion=process.diffusion(at), eta=eta), expected, rtol=1e-9)
@@ -209,7 +207,6 @@ def test_flow_grpo_s_noise_is_a_member_of_the_family():
 
 
 def test_weights():
-    assert [drift_weight(eta) for eta in (0.0, 1.0, 3.0)] == [0.5, 1.0, 5.0]
     assert cost_weight(1.0) == 1.0
     assert cost_weight(0.5) == pytest.approx(1.5625)
     assert min(cost_weight(eta / 100) for eta in range(10, 400)) == 1.0

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rpo.process.prediction import add_noise, eps_to_score, from_x0_eps, score_to_eps, to_x0_eps
+from rpo.process.prediction import add_noise, eps_to_score, from_x0_eps, to_x0_eps
 from rpo.types import Node
 
 
@@ -40,10 +40,8 @@ def test_round_trip(prediction_type):
         assert torch.allclose(eps_hat, eps, atol=1e-12)
 
 
-def test_score_round_trip_and_sign():
-    eps, node = randn(2, 4, 3, 3, seed=1), vp_node(0.7)
-    score = eps_to_score(eps, node)
-    assert torch.allclose(score_to_eps(score, node), eps, atol=1e-12)
+def test_score_has_the_sign_of_the_way_back():
+    node = vp_node(0.7)
     # Unit Gaussian data: the marginal is unit Gaussian, its score is -x_t, the best noise prediction sigma x_t.
     x_t = randn(2, 4, 3, 3, seed=2)
     assert torch.allclose(eps_to_score(node.sigma * x_t, node), -x_t, atol=1e-12)

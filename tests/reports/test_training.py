@@ -66,7 +66,13 @@ def test_marks_tell_where_a_preference_run_starts():
 
 def test_an_online_run_shows_reward_distance_and_value():
     drawn = charts(ONLINE)
-    assert list(drawn) == ["Reward", "Reward against KL", "KL from the base", "Quality of the value", "Spread of rewards"]
+    assert list(drawn) == [
+        "Reward",
+        "Reward against KL",
+        "KL from the base",
+        "Quality of the value",
+        "Spread of rewards",
+    ]
     assert drawn["Reward"].series[0].y == logged(ONLINE, "reward/mean")
     assert [(mark.label, mark.value) for mark in drawn["Reward"].marks] == [("start", 0.51)]
     assert {"reward/mean", "reward/std", "policy/kl"} <= set(METRICS)

@@ -6,9 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rpo.rewards.base import RewardError, WeightedRewards, score
-from rpo.rewards.checks import check_finite
-from rpo.rewards.evidence import MAX_IMAGES
+from rpo.rewards.base import MAX_IMAGES, RewardError, WeightedRewards, check_finite, score
 
 PROMPTS = ["a red circle", "a blue square", "two red circles", "a green triangle"]
 

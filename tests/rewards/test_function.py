@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from rpo.rewards.base import RewardError, score
-from rpo.rewards.function import FunctionReward
+from rpo.rewards.base import FunctionReward, RewardError, score
 
 
 def test_the_function_sees_images_and_prompts():

@@ -9,15 +9,15 @@ import torch
 
 from rpo.errors import InputError
 from rpo.rewards import REWARDS, WeightedRewards, load_reward, load_rewards
+from rpo.rewards.base import FunctionReward
 from rpo.rewards.clip import CLIP_SCORE, PICK_SCORE
-from rpo.rewards.function import FunctionReward
 from rpo.rewards.jpeg import COMPRESSIBILITY, JpegReward
 from rpo.shapes.proxy import REWARD
 from rpo.shapes.reward import GRADED, ShapesReward
 
 FILES = ("base", "checks", "jpeg", "function", "clip", "clip_preprocessing")
 MODULES = ["rpo.rewards", "rpo.shapes.reward", *(f"rpo.rewards.{name}" for name in FILES)]
-WITHOUT_EXAMPLE = {"rpo.rewards.checks", "rpo.rewards.clip_preprocessing"}
+WITHOUT_EXAMPLE = {"rpo.rewards.clip_preprocessing"}
 PUBLISHED = {"clip-score", "pick-score"}
 """Rewards that read a checkpoint from the hub; tests/rewards/test_clip.py has the same class with one on disk."""
 

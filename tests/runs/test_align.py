@@ -3,13 +3,14 @@
 import json
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from rpo.adapters.load import load_lora
+from rpo.adapters.lora import load_lora
 from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora
-from rpo.config import load_config
+from rpo.config.load import load_config
 from rpo.curation.curate import Components
 from rpo.curation.store.folder import RunFolder
 from rpo.models.checkpoint import Checkpoint
@@ -148,9 +149,11 @@ def test_other_prompts_or_another_base_are_named(tmp_path, monkeypatch):
     texts = tmp_path / "prompts.txt"
     texts.write_text("a red circle\n")
     config = small(tmp_path / "run", "rounds=1", f"curate.source.prompts={texts}")
-    monkeypatch.setattr(module, "_round", lambda *_: {"round": 1, "scores": {}})
-    (tmp_path / "run/round-1/lora").mkdir(parents=True)
+    monkeypatch.setattr(module, "write_align_report", lambda *_: None)
+    monkeypatch.setattr(module._Rounds, "_judged", lambda *_: SimpleNamespace(means={}))
+    monkeypatch.setattr(module._Rounds, "_round", lambda *_: {"round": 1, "scores": {}})
     monkeypatch.setattr(module, "draw_rounds", lambda _: "")
+    (tmp_path / "run/round-1/lora").mkdir(parents=True)
     align(config, components=OWN)
     texts.write_text("a red square\n")
     assert_refused(tmp_path / "run", "started with something else: prompts from", lambda: align(config, resume=True))

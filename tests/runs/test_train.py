@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from rpo.adapters.lora_file import WEIGHT_FILE
 from rpo.cli.main import main
-from rpo.config import load_config
+from rpo.config.load import load_config
 from rpo.data.writers import write_pairs
 from rpo.evaluation.held_out import HeldOutConfig
 from rpo.models.config import ModelConfig, load_model

@@ -12,9 +12,8 @@ from PIL import Image
 
 from rpo.data.preference import SIDES, PreferencePair, encode_png, pair_set
 from rpo.data.writers import write_pairs
-from rpo.models.captions import surely_cut
+from rpo.models.captions import load_tokenizer, surely_cut
 from rpo.models.checkpoint import Checkpoint
-from rpo.models.tokens import load_tokenizer
 from rpo.trainers.dpo import DPO
 from rpo.trainers.rollouts.draw import Rollouts
 from rpo.trainers.rollouts.settings import RolloutConfig

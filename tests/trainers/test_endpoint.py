@@ -61,7 +61,9 @@ def test_with_a_value_each_moment_is_worth_what_the_value_did_not_expect_and_it_
     assert torch.equal(targets, rollout.rewards[steps.image])
     assert torch.allclose(steps["advantage"], targets - expected[0])
     assert torch.isfinite(steps.facts["value/explained_variance"])
-    assert any(not torch.equal(*both) for both in zip(trainer.algorithm.value.network.parameters(), before, strict=True))
+    assert any(
+        not torch.equal(*both) for both in zip(trainer.algorithm.value.network.parameters(), before, strict=True)
+    )
     x0_hat, _ = to_x0_eps(replayed_by(trainer, steps)[0], steps.x_t, steps.t, trainer.run.model.prediction_type)
     assert torch.allclose(points.x0_hat, x0_hat, atol=1e-5)
     assert torch.allclose(points.time, steps.t.timestep.flatten() / 1000)

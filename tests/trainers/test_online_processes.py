@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from rpo.trainers.rollouts.settings import StepsConfig
 from rpo.training.log import TIMINGS, read_metrics
 from rpo.training.processes import Processes
-from rpo.trainers.rollouts.settings import StepsConfig
 from tests.trainers.online_runs import endpoint, grpo, learning, score_as_action
 from tests.trainers.pair_runs import steady, weights
 

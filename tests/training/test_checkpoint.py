@@ -98,8 +98,8 @@ def test_a_disk_that_takes_no_more_is_one_clear_error(tmp_path, limit):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.errno == errno.EFBIG
     assert re.search(
-        rf"could not save {tmp_path}/checkpoint-000002: File too large; it needs about 4000\d\d bytes and \d+ are "
-        r"free: make room, then resume from checkpoint-000001",
+        rf"could not save {tmp_path}/checkpoint-000002: File too large; \d+ bytes are free: make room, then "
+        "resume from checkpoint-000001",
         str(caught.value),
     )
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000001"]
@@ -111,9 +111,7 @@ def test_a_full_disk_found_only_at_sync_is_the_same_error(tmp_path, monkeypatch)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        OSError, match="No space left on device; it needs about .* resume from the start, as there is no"
-    ):
+    with pytest.raises(OSError, match="No space left on device; .* are free.* resume from the start, as there is no"):
         save(tmp_path, 2)
     assert list(tmp_path.iterdir()) == []
 
@@ -121,7 +119,7 @@ def test_a_full_disk_found_only_at_sync_is_the_same_error(tmp_path, monkeypatch)
 def truncate(path):
     content = (path / "weights.pt").read_bytes()
     (path / "weights.pt").write_bytes(content[:-100])
-    return rf"weights\.pt is truncated: it has {len(content) - 100} bytes, expected {len(content)}"
+    return rf"weights\.pt is truncated: it has {len(content) - 100} bytes; expected {len(content)}"
 
 
 def tamper(path):

@@ -54,7 +54,7 @@ def test_cutting_drops_later_lines_and_a_torn_one(tmp_path):
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"update": 1}\nnot json\n{"update": 3}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not JSON .*: remove that line"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:2: not JSON .* remove the line"):
         read_metrics(tmp_path)
 
 
@@ -132,9 +132,7 @@ def test_trackers_get_the_settings_and_the_metrics(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*no supported trackers")
 def test_a_tracker_that_is_not_installed_is_not_left_out_silently(tmp_path):
-    with pytest.raises(
-        ImportError, match="tracker 'dvclive' is not installed; .* pip install dvclive, or leave it out"
-    ):
+    with pytest.raises(ValueError, match="tracker 'dvclive' is not installed; .* pip install dvclive"):
         MetricLog(tmp_path, updates=2, trackers=("dvclive",))
     with pytest.raises(ValueError, match="nonsense"):
         MetricLog(tmp_path, updates=2, trackers=("nonsense",))

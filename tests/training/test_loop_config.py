@@ -59,17 +59,13 @@ def test_cadence_and_length_may_change():
 
 
 def test_what_decides_the_result_may_not():
-    message = (
-        r"checkpoint-000005 was trained with learning_rate=0.0003 \(now 0.01\), seed=0 \(now 1\); expected the same "
-        "settings to continue it: put them back, or start in a new folder"
-    )
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="checkpoint-000005 .*learning_rate from 0.0003 to 0.01; seed from 0 to 1"):
         resumed_with(learning_rate=0.01, seed=1)
 
 
 def test_the_length_may_not_change_where_the_learning_rate_depends_on_it():
     loop = LoopConfig(lr_schedule="cosine")
-    with pytest.raises(ValueError, match=r"updates=100 \(now 200\)"):
+    with pytest.raises(ValueError, match="updates from 100 to 200"):
         check_unchanged(dataclasses.replace(loop, updates=200), plain(loop), "checkpoint-000005")
 
 

@@ -182,7 +182,7 @@ def test_a_full_disk_stops_both(two):
 
 def test_a_folder_in_use_is_refused_by_both(two):
     main, other = (seen["again"][0] for seen in two[1])
-    assert main.startswith("ValueError: ")
+    assert main.startswith("InputError: ")
     assert "already holds a run" in main
     assert "already holds a run" in other
 
@@ -193,7 +193,7 @@ def test_a_folder_in_use_is_refused_by_both(two):
 def test_processes_that_were_told_different_things_refuse_together(two, what, said):
     folder, seen = two
     for one in seen:
-        assert one["told"][what][0].startswith("ValueError: the 2 processes were told different things (")
+        assert one["told"][what][0].startswith("InputError: the 2 processes were told different things (")
         assert f"{said}, in the order of the processes)" in one["told"][what][0]
         assert one["only shown"] is None
     assert not list((folder / "told").glob("checkpoint-*"))

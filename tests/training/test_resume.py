@@ -160,7 +160,7 @@ def test_what_does_not_fit_the_checkpoint_is_refused(five_updates):
     folder, loop = five_updates
     wider = torch.nn.Sequential(torch.nn.Linear(6, 17), torch.nn.Linear(17, 1))
     cases = [
-        ({"loop": dataclasses.replace(loop, seed=1)}, r"was trained with seed=0 \(now 1\)"),
+        ({"loop": dataclasses.replace(loop, seed=1)}, "changed .seed from 0 to 1."),
         ({"loop": dataclasses.replace(loop, updates=4)}, "is past the end, updates=4; expected updates=5 or more"),
         ({"model": wider}, r"holds params\[0\] of shape \(16, 6\), this run's has \(17, 6\)"),
         ({"model": torch.nn.Linear(6, 1)}, "holds 4 parameters, this run trains 2"),

@@ -25,13 +25,22 @@ class StableDiffusion3:
     """The family of `StableDiffusion3Pipeline`."""
 
     name = "Stable Diffusion 3"
-    pipelines = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline")
+    pipelines: tuple[str, ...] = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline")
     denoiser = "transformer"
     parts: Mapping[str, str] = {"transformer": "SD3Transformer2DModel", "vae": "AutoencoderKL"}
-    text_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2", "text_encoder_3")
     load_options: Mapping[str, Any] = {}
     single_file_key = "joint_blocks.0."
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    lora_targets: tuple[str, ...] = (
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "to_add_out",
+    )
     lora_dialect = "peft"
     widens_autoencoder = False
 

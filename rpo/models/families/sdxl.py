@@ -25,13 +25,13 @@ class StableDiffusionXL:
     """The family of `StableDiffusionXLPipeline`."""
 
     name = "Stable Diffusion XL"
-    pipelines = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
+    pipelines: tuple[str, ...] = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
     denoiser = "unet"
     parts: Mapping[str, str] = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
-    text_encoders = ("text_encoder", "text_encoder_2")
+    text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     load_options: Mapping[str, Any] = {"add_watermarker": False}
     single_file_key = "conditioner.embedders.1."
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     lora_dialect = "diffusers"
     widens_autoencoder = True
 

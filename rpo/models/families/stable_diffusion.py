@@ -20,14 +20,14 @@ class StableDiffusion:
     """The family of `StableDiffusionPipeline`."""
 
     name = "Stable Diffusion 1.x/2.x"
-    pipelines = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+    pipelines: tuple[str, ...] = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
     denoiser = "unet"
     parts: Mapping[str, str] = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
-    text_encoders = ("text_encoder",)
+    text_encoders: tuple[str, ...] = ("text_encoder",)
     # Training judges latents, and a blacked-out image is no sample of the model: the checker stays in the checkpoint.
     load_options: Mapping[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
     single_file_key = ""
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     lora_dialect = "diffusers"
     widens_autoencoder = False
 

@@ -9,6 +9,8 @@ from peft import LoHaConfig, LoraConfig, inject_adapter_in_model
 from rpo.models.checkpoint import Checkpoint
 from rpo.trainers.checks.prepared import prepared_model
 from rpo.training.loop_config import LearningSpeed
+from tests.analytic.closed_forms import PRINTED
+from tests.analytic.linear_quadratic import Case
 from tests.tiny import tiny_sd
 from tests.trainers.online_runs import endpoint, grpo, score_as_action
 from tests.trainers.pair_runs import trainer_of as dpo
@@ -59,14 +61,14 @@ def test_an_adapter_of_any_kind_on_any_part_is_refused(alter):
 
 def test_flux_is_named_by_an_online_trainer_s_model():
     flux = object.__new__(FluxPipeline)
-    with pytest.raises(ValueError, match="is a FluxPipeline, but .*its family is Flux"):
+    with pytest.raises(ValueError, match="is a FluxPipeline, but one of these is needed"):
         prepared_model(flux, PLAIN)
 
 
 @pytest.mark.parametrize("wrong", ["a/checkpoint", None, torch.nn.Linear(1, 1)])
-def test_what_is_no_pipeline_is_not_called_a_family(tmp_path, wrong):
-    with pytest.raises(ValueError, match=r"pipeline is needed; load one with StableDiffusionPipeline\.from_pretrained"):
-        dpo(tmp_path, pipe=wrong)
+def test_what_is_no_pipeline_is_named_before_anything_is_asked_of_it(wrong):
+    with pytest.raises(ValueError, match=rf"is a {type(wrong).__name__}, but one of these is needed"):
+        prepared_model(wrong, PLAIN)
 
 
 def test_harmless_changes_are_kept(tmp_path):
@@ -96,17 +98,14 @@ def test_mixed_precision_is_what_the_unet_computes_in(is_viewed):
     ("dtype", "loop"), [(torch.float16, BF16), (torch.bfloat16, FP16)], ids=["bf16 on float16", "fp16 on bfloat16"]
 )
 def test_two_half_types_at_once_are_refused(dtype, loop):
-    with pytest.raises(ValueError, match=r"loop\.mixed_precision is .*, but the UNet computes in torch"):
+    with pytest.raises(ValueError, match=r"learning\.mixed_precision is .*, but the denoiser computes in torch"):
         prepared_model(tiny_sd(dtype=dtype), loop)
 
 
 def test_a_model_of_another_kind_decides_about_its_precision():
-    class Mine:
-        pass
-
-    mine = Mine()
+    mine = Case(PRINTED, (0.0, 0.0)).model()
     assert prepared_model(mine, PLAIN) is mine
-    with pytest.raises(ValueError, match="a Mine decides itself in what it computes"):
+    with pytest.raises(ValueError, match="a ToyModel decides itself in what it computes"):
         prepared_model(mine, FP16)
 
 

@@ -63,8 +63,6 @@ def test_from_any_update_on_the_batches_are_those_of_the_whole_run(batches_of):
 @pytest.mark.parametrize("changes", [{"caption_dropout": 1.0}, {"seed": 1}, {"flip": True}])
 def test_a_visit_is_known_by_all_that_its_errors_depend_on(batches_of, changes):
     """What is kept of one is not taken for another's, whose caption, noise or pixels differ."""
-    ours, theirs = (
-        set(batches_of(**{"caption_dropout": 0.0} | some).at(range(16)).draws) for some in ({}, changes)
-    )
+    ours, theirs = (set(batches_of(**{"caption_dropout": 0.0} | some).at(range(16)).draws) for some in ({}, changes))
     assert len(ours) == len(theirs) == 16
     assert len(ours & theirs) < 16 if "flip" in changes else not ours & theirs

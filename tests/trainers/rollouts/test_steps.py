@@ -142,9 +142,7 @@ def test_what_an_update_learns_from_does_not_depend_on_the_processes(trainer, mi
     def visited_by(process, processes):
         images = torch.arange(8 // processes)
         image, first = images.repeat(3), process * len(images)
-        own = replace(
-            steps.select(image % 4), image=image, step=torch.arange(3).repeat_interleave(len(images))
-        )
+        own = replace(steps.select(image % 4), image=image, step=torch.arange(3).repeat_interleave(len(images)))
         stream = batches(rollout, StepsConfig(minibatches=minibatches), lambda _: own, 1, share=(process, processes))(0)
         parts = [next(stream) for _ in range(minibatches)]
         return [{(image + first, step) for image, step in visited([part])} for part in parts]
@@ -197,7 +195,9 @@ def visited(parts):
 def test_every_pass_visits_every_point_once_in_another_order(trainer):
     stream = batches(ROLLOUT, StepsConfig(minibatches=2, passes=2), trainer.algorithm.collect)(0)
     first, second = [next(stream) for _ in range(4)], [next(stream) for _ in range(4)]
-    everything = sorted((image, step) for image in range(4) for step in range(trainer.algorithm.collector.trained_steps))
+    everything = sorted(
+        (image, step) for image in range(4) for step in range(trainer.algorithm.collector.trained_steps)
+    )
     assert visited(first) == visited(second) == everything
     assert [part.names for part in first] != [part.names for part in second]
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rpo.errors import InputError
-from rpo.text import read_text, write_text
+from rpo.files.text import read_text, write_text
+from rpo.from_environment import replaced
 
 _BEGINNING = r"(?:file:/{0,2})?(?:~[\w.-]*[/\\]|[A-Za-z]:[\\/]|[/\\]|\.\.[/\\])"
 _WHOLE = re.compile(_BEGINNING + r"[^\n]*")
@@ -46,11 +47,7 @@ def without_userinfo(text: str) -> str:
 
 
 def without_paths(value: Any) -> Any:
-    """Plain data in which every path is its last name.
-
-    Args:
-        value: Mappings, lists, text, paths and what else JSON can hold.
-    """
+    """Plain data (what JSON can hold, and paths) in which every path is its last name."""
     if isinstance(value, Mapping):
         return {without_paths(name): without_paths(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
@@ -62,7 +59,8 @@ def clean_configs(folder: Path) -> None:
     """Take the paths out of the configuration files of a saved pipeline and of its parts."""
     for path in sorted({path for pattern in _CONFIGS for path in folder.rglob(pattern)}):
         found = json.loads(read_text(path))
-        clean = _whole_values(found)
+        # Only texts that are paths and nothing else: a vocabulary must stay as it is.
+        clean = replaced(found, lambda one: _last_name(one) if isinstance(one, str) and _WHOLE.fullmatch(one) else one)
         if clean != found:
             write_text(path, json.dumps(clean, indent=2, ensure_ascii=False) + "\n")
 
@@ -99,15 +97,6 @@ def _lines(path: Path) -> Iterator[bytes]:
             yield file.read(int.from_bytes(file.read(8), "little"))
         elif path.suffix in _TEXTS:
             yield from file
-
-
-def _whole_values(value: Any) -> Any:
-    """Data whose texts are replaced only if they are paths and nothing else: a vocabulary must stay as it is."""
-    if isinstance(value, dict):
-        return {name: _whole_values(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_whole_values(one) for one in value]
-    return _last_name(value) if isinstance(value, str) and _WHOLE.fullmatch(value) else value
 
 
 def _last_name(path: str) -> str:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rpo.errors import InputError
-from rpo.text import read_lines_of, text_fault, write_text
+from rpo.files.text import read_lines_of, text_fault, write_text
 
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair, which JSON can write alone
 

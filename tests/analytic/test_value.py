@@ -1,10 +1,10 @@
-"""The critic learns the value that is known: of a policy that is not optimal, and of the optimum."""
+"""The value that is learnt is the one that is known: of a policy that is not optimal, and of the optimum."""
 
 import pytest
 import torch
-from rpo.trainers.rollouts.moments import value_nodes
 from torch import nn
 
+from rpo.trainers.value.inputs import value_nodes
 from tests.analytic.closed_forms import OTHER, PRINTED, optimal_value
 from tests.analytic.linear_quadratic import (
     Case,
@@ -52,20 +52,20 @@ def learnt(case, folder, *, rows, num_steps, policy, estimator="likelihood_state
     )
     trainer.run.model.denoiser.correction = policy.denoiser.correction
     for index in range(ROLLOUTS):
-        trainer.prepare(index)
+        trainer.algorithm.collect(index)
     return trainer
 
 
 def distance(trainer, known):
     """Relative error of V over the nodes of a new rollout, but for the last."""
-    rollout = trainer.run.draw(1000)
+    rollout = trainer.algorithm.collector.draw(1000)
     nodes = value_nodes(trainer.run.model, rollout, range(rollout.trajectory.grid.num_steps))
     truth = known(nodes)
-    return ((trainer.critic.evaluate(nodes, batch_size=10_000) - truth).norm() / truth.norm()).item()
+    return ((trainer.algorithm.value.evaluate(nodes, batch_size=10_000) - truth).norm() / truth.norm()).item()
 
 
 def exact(trainer, case):
-    grid = trainer.run.rollouts.grid(0)
+    grid = trainer.algorithm.collector.rollouts.grid(0)
     steps = steps_of(trainer.run.model, grid, case.kernel())
     value = ExactValue(node_times(grid, 1000), values_of(steps, case.problem.quadratic, case.problem.beta))
     return lambda nodes: value.at(nodes.x_t, nodes.time)
@@ -80,10 +80,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-@pytest.mark.parametrize("loss", ["monte_carlo", "td0", "martingale"])
-def test_learns_the_value_of_a_policy_that_is_not_optimal(tmp_path, case, loss):
+@pytest.mark.parametrize("trace", [0.0, 0.7, 1.0])
+def test_learns_the_value_of_a_policy_that_is_not_optimal(tmp_path, case, trace):
     policy = case.model(LinearCorrection(*case.problem.prior.means, case.theta))
-    trainer = learnt(case, tmp_path, rows=16_000, num_steps=10, policy=policy, loss=loss, trace=0.7)
+    trainer = learnt(case, tmp_path, rows=16_000, num_steps=10, policy=policy, trace=trace)
     assert distance(trainer, exact(trainer, case)) < 0.02
 
 

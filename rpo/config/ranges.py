@@ -5,6 +5,7 @@ say so.
 """
 
 import math
+import operator
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,14 @@ from typing import Annotated, Any
 
 LARGEST = 10**9
 """More than anything here is counted in, and more than any weight or width that means something."""
+
+
+_IS_WITHIN = {
+    "exclusiveMinimum": operator.gt,
+    "minimum": operator.ge,
+    "exclusiveMaximum": operator.lt,
+    "maximum": operator.le,
+}
 
 
 @dataclass(frozen=True)
@@ -30,19 +39,13 @@ class Range:
         """Whether a setting may be this number."""
         if not abs(number) <= sys.float_info.max:  # infinity, NaN, and whole numbers beyond every float
             return self.or_inf and number == math.inf
-        return (
-            (self.above is None or number > self.above)
-            and (self.at_least is None or number >= self.at_least)
-            and (self.below is None or number < self.below)
-            and (self.at_most is None or number <= self.at_most)
-            and number != self.other_than
-        )
+        return number != self.other_than and all(_IS_WITHIN[word](number, at) for word, at in self.json_schema.items())
 
     @property
     def json_schema(self) -> dict[str, float]:
         """The bounds, as JSON schema has them."""
-        words = {"above": "exclusiveMinimum", "at_least": "minimum", "below": "exclusiveMaximum", "at_most": "maximum"}
-        return {word: getattr(self, name) for name, word in words.items() if getattr(self, name) is not None}
+        bounds = zip(_IS_WITHIN, (self.above, self.at_least, self.below, self.at_most), strict=True)
+        return {word: bound for word, bound in bounds if bound is not None}
 
     def __str__(self) -> str:
         """As it follows "a number"."""

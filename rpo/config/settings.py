@@ -30,10 +30,10 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
+from rpo.config.ranges import NotEmpty, Range
 from rpo.errors import InputError
 from rpo.from_environment import FromEnvironment
 from rpo.plugins import nearest
-from rpo.ranges import NotEmpty, Range
 
 Class = TypeVar("Class")
 Source = Callable[[str], tuple[str, str]]

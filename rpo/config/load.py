@@ -4,7 +4,8 @@ OmegaConf reads YAML and dotlists and resolves `${...}`; the settings classes th
 section leaves out is as in the default of the section around it.
 
 A mapping of free names, such as the rewards of a run, is one value: who sets it replaces it whole. `rewards.NAME=1`
-sets one name in the mapping that is in force.
+sets one name in the mapping that is in force. Who names another `kind` of a section begins that section anew: what a
+file says of the objective dpo is nothing to `objective.kind=mapo`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,11 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from rpo.config.settings import checked, default_of, field_types, kind_of, plain, sections
 from rpo.errors import InputError
+from rpo.files.local_paths import without_paths, without_userinfo
+from rpo.files.text import read_text
 from rpo.from_environment import as_written, resolved
-from rpo.local_paths import without_paths, without_userinfo
-from rpo.settings import checked, default_of, field_types, kind_of, plain, sections
-from rpo.text import read_text
 
 Config = TypeVar("Config")
 
@@ -37,7 +38,7 @@ def load_config(cls: type[Config], path: str | Path | None = None, overrides: Se
         InputError: Keys that `cls` does not have, values of another type, missing values, or text that is no YAML.
     """
     trees = [] if path is None else [(f"'{path}'", 0, _read_yaml(Path(path)))]
-    for word in overrides:
+    for word in sorted(overrides, key=lambda one: not one.partition("=")[0].endswith(".kind")):
         depth = word.partition("=")[0].count(".") + 1
         trees.append((f"the override '{without_userinfo(word)}'", depth, _read_override(word)))
     given: Any = {}
@@ -78,6 +79,8 @@ def _laid_over(hint: Any, under: Any, over: Any, default: Any, depth: int) -> An
         return over
     free = default if isinstance(default, Mapping) and not members else {}
     laid = dict(under if isinstance(under, dict) else free)
+    if "kind" in over and over["kind"] != laid.get("kind", getattr(default, "kind", None)):
+        laid = {}
     for name, value in over.items():
         inner, inner_default = _field(members, name, default)
         laid[name] = _laid_over(inner, laid.get(name), value, inner_default, depth - 1)

@@ -78,9 +78,9 @@ def encodable(text: str) -> str:
 
 
 def _explained(data: bytes, at: int, name: str) -> str:
-    if not data[at] and not _is_utf_16(data):
-        return "a NUL byte; expected text in UTF-8; look at what wrote the file, or take another one"
     encoding = _likely_encoding(data)
+    if not data[at] and not encoding.startswith("UTF"):
+        return "a NUL byte; expected text in UTF-8; look at what wrote the file, or take another one"
     what = encoding or "in the encoding of another script (GB18030, Shift_JIS, …)"
     code = encoding.split()[0].upper() if encoding else "ENCODING"
     return (
@@ -89,15 +89,10 @@ def _explained(data: bytes, at: int, name: str) -> str:
     )
 
 
-def _is_utf_16(data: bytes) -> bool:
-    return _likely_encoding(data).startswith("UTF")
-
-
 def _likely_encoding(data: bytes) -> str:
     """The encoding that bytes seem to have that are not UTF-8; empty if nothing is likely."""
-    for mark, encoding in _MARKS.items():
-        if data.startswith(mark):
-            return encoding
+    if marked := [encoding for mark, encoding in _MARKS.items() if data.startswith(mark)]:
+        return marked[0]
     nuls = data.count(0)
     for encoding, zeros in (("UTF-16LE", data[1::2]), ("UTF-16BE", data[::2])):
         if nuls and zeros.count(0) == nuls and nuls * _HALF > len(zeros):

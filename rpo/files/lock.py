@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rpo.errors import InputError
-from rpo.text import read_text, write_text
+from rpo.files.text import read_text, write_text
 
 LOCK = ".lock"
 """The lock file of a folder."""
