@@ -148,12 +148,18 @@ MISTAKES = {
         (["learing.updates=3"], ["learing", "learning"]),
         (["learning.update=3"], ["learning.update", "learning.updates"]),
         (["objective.beta=-1"], ["objective.beta", "-1", "above 0"]),
+        (["dpo.rank=3"], ["dpo.rank", "stands at the top"]),
+        (["rank=3"], ["adapter.rank"]),
+        (["loop.updates=3"], ["it is learning now"]),
         (['data.source=""'], ["data.source is empty", "data.source=PATH"]),
         (["data.source=/nowhere"], ["/nowhere"]),
         (["model.source=/nowhere"], ["'/nowhere' is neither a folder"]),
     ],
     "grpo": [
         (["roll=3"], ["roll", "rollout"]),
+        (["learning.window=[0,1]"], ["it is steps.window now"]),
+        (["evaluate_images=3"], ["held_out.count"]),
+        (["objective.beta=3"], ["objective"]),  # of another algorithm
         (["rollout.eta=0"], ["rollout.solver is ddim with eta 0", "score-as-action with estimator: pathwise"]),
         (["prompts=/nowhere.txt"], ["nowhere.txt", "give prompts=FILE"]),
         (["prompts=shapes:test"], ["the splits of shapes are train, in_domain, out_of_domain"]),
