@@ -183,6 +183,25 @@ def test_mistakes_are_one_line_and_exit_2(algorithm, inputs, tmp_path, capfd):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_refused_resume_leaves_the_settings_of_the_run(inputs, tmp_path, capfd):
+    given = words("grpo", inputs, "epsilon", tmp_path / "out")
+    assert main([*given, "learning.updates=1", "preflight=false"]) == 0
+    before = (tmp_path / "out/run.yaml").read_bytes()
+    assert main([*given, "--resume", "rollout.num_steps=4", "preflight=false"]) == 2
+    assert "rollout.num_steps" in capfd.readouterr().err
+    assert (tmp_path / "out/run.yaml").read_bytes() == before
+
+
+def test_faulty_records_are_skipped_where_the_file_says_so(inputs, tmp_path, capfd):
+    write_pairs(tmp_path / "pairs", toy_pairs(4))
+    with (tmp_path / "pairs/metadata.jsonl").open("a", encoding="utf-8") as file:
+        file.write("{torn\n")
+    given = [*words("dpo", inputs, "epsilon", tmp_path / "out"), f"data.source={tmp_path / 'pairs'}"]
+    assert main(given) == 2
+    assert "metadata.jsonl:5: not JSON" in capfd.readouterr().err
+    assert main([*given, "data.skip_faulty=true", "learning.updates=1", "preflight=false"]) == 0
+
+
 def test_held_out_prompts_must_not_be_trained_on(inputs, tmp_path, capfd):
     given = words("grpo", inputs, "epsilon", tmp_path / "out")
     assert main([*given, f"held_out={{prompts: {inputs / 'prompts.txt'}, reward: jpeg-compressibility}}"]) == 2
