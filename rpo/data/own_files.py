@@ -32,7 +32,7 @@ def own_file(folder: Path, name: str) -> Path:
 def is_own(folder: Path, path: Path) -> bool:
     """Whether a path lies in a folder once all links are followed, or among the blobs of the folder's hub snapshot."""
     real = os.path.realpath(path)
-    is_within = any(real == home or real.startswith(os.path.join(home, "")) for home in _homes(folder))
+    is_within = any(real == home or real.startswith(os.path.join(home, "")) for home in _homes(folder.absolute()))
     return is_within and not os.path.islink(real)  # which it is only if links go in a circle
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import zipfile
+from pathlib import Path
 
 import datasets
 import pytest
@@ -217,3 +218,10 @@ def test_two_forms_in_one_table_are_refused_and_either_can_be_asked_for(home):
     (home / "metadata.jsonl").write_text(json.dumps(row), "utf-8")
     with pytest.raises(ValueError, match=r"^metadata\.jsonl:1: has the columns of 2 forms, native and files"):
         read_pairs(home)
+
+
+def test_a_relative_folder_is_that_of_the_folder_one_is_in(tmp_path, monkeypatch):
+    for name in ("here", "there"):
+        write_file(tmp_path / name / "set/a.png", png(1))
+        monkeypatch.chdir(tmp_path / name)
+        assert own_file(Path("set"), "a.png") == Path("set/a.png")
