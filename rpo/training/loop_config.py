@@ -131,8 +131,7 @@ def plain(loop: LoopConfig) -> dict[str, Any]:
 def describe(loop: LoopConfig, micro_batch: int, processes: int = 1, *, unit: str = "samples") -> str:
     """What the settings come to, in one line to show before the run.
 
-    Returns:
-        For instance "8 pairs × 4 micro-batches × 2 processes = 64 pairs per update; 100 updates = 6,400 pairs".
+    "8 pairs × 4 micro-batches × 2 processes = 64 pairs per update; 100 updates = 6,400 pairs", for instance.
     """
     factors = [f"{micro_batch:,} {unit}", f"{loop.accumulate:,} micro-batch{'es' if loop.accumulate > 1 else ''}"]
     if processes > 1:

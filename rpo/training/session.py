@@ -14,13 +14,7 @@ from torch import nn
 
 from rpo.errors import InputError
 from rpo.interrupts import uninterrupted
-from rpo.training.checkpoint import (
-    checkpoint_path,
-    checkpoints,
-    remove_leftovers,
-    save_checkpoint,
-    verify_checkpoint,
-)
+from rpo.training.checkpoint import checkpoint_path, checkpoints, remove_leftovers, save_checkpoint, verify_checkpoint
 from rpo.training.log import MetricLog, cut_metrics
 from rpo.training.loop_config import LoopConfig, plain
 from rpo.training.processes import Processes
@@ -91,11 +85,7 @@ class Session(Generic[B]):
         self.state.own_part()  # refuses unsuitable objects before the first update instead of at the first checkpoint
 
     def train(
-        self,
-        batches: Iterator[B],
-        accumulator: Accumulator[B],
-        on_update: OnUpdate | None,
-        guard: Guard | None,
+        self, batches: Iterator[B], accumulator: Accumulator[B], on_update: OnUpdate | None, guard: Guard | None
     ) -> None:
         """Do the updates that are left."""
         loop, state = self.loop, self.state
