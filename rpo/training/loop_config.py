@@ -44,8 +44,8 @@ class LearningSpeed:
     """What the denoiser of a float32 model computes in; "no" leaves it as it was loaded. With "fp16" the loss is scaled
     against underflow, and updates whose gradient overflows are skipped and logged."""
     ema_decay: Annotated[float, Range(above=0, below=1)] | None = None
-    """Keep an exponential average of the parameters with this decay: what `on_checkpoint` sees, and what `fit` leaves
-    in the parameters at its end. 0.99 for hundreds of updates, 0.9999 for many thousands; nothing for none."""
+    """Keep an exponential average of the parameters with this decay, which `fit` leaves in them at its end. 0.99 for
+    hundreds of updates, 0.9999 for many thousands; nothing for none."""
     checkpoint_every: Count = 100
     """Updates between checkpoints; the last update always gets one. A kill costs at most this many updates."""
     trackers: tuple[Text, ...] = ()

@@ -40,11 +40,9 @@ class Session(Generic[B]):
         *,
         objects: Mapping[str, Stateful],
         identity: Identity,
-        on_checkpoint: Callable[[Path], None] | None,
     ) -> None:
         """Prepare a session that has not begun; see `fit`."""
-        self.identity = dict(identity)
-        self.loop, self.folder, self.processes, self.on_checkpoint = loop, folder, processes, on_checkpoint
+        self.identity, self.loop, self.folder, self.processes = dict(identity), loop, folder, processes
         self.state = TrainingState(
             params,
             _optimizer(params, loop),
@@ -134,16 +132,11 @@ class Session(Generic[B]):
             parts = {**state.shared_parts(), RUN: run, **{own_name(i): part for i, part in enumerate(own)}}
             try:
                 with uninterrupted():
-                    save_checkpoint(path, parts, keep=self.loop.keep_checkpoints, extra=self._write_extra)
+                    save_checkpoint(path, parts, keep=self.loop.keep_checkpoints)
             except Exception as caught:
                 error = caught
         self.processes.fail_together(error)
         return path
-
-    def _write_extra(self, path: Path) -> None:
-        if self.on_checkpoint is not None:
-            with self.state.averaged(), undisturbed_randomness(self.state.device):
-                self.on_checkpoint(path)
 
     def _update(self, batches: Iterator[B], accumulator: Accumulator[B], log: MetricLog) -> None:
         state, started = self.state, time.perf_counter()
