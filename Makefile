@@ -18,7 +18,7 @@ READY := .venv/.installed
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint unit slow analytic bench clean
+.PHONY: help quickstart test lint unit slow analytic bench docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -26,7 +26,7 @@ help: ## Show this list
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$$($(PYTHON) --version) is too old: rpo needs 3.11 or newer; run: make PYTHON=python3.12 ..." >&2; exit 1; }
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs]"
 	touch $@
 
 quickstart: $(READY) ## Align the embedded model and write runs/quickstart/report.html; continues a killed run
@@ -52,6 +52,9 @@ analytic: $(READY) ## Check processes, gradients and training against closed for
 
 bench: $(READY) ## Time one DPO update; prints JSON
 	$(BIN)/python benchmarks/dpo_step.py
+
+docs: $(READY) ## Build the documentation in build/site; a warning is an error
+	$(BIN)/python -m zensical build --strict --clean
 
 clean: ## Remove the environment, caches and build outputs; runs/ stays
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

@@ -30,7 +30,7 @@ from rpo.curation.store.folder import STAGES
 from rpo.data.order import visit
 from rpo.data.preference import encode_png, pairs_identity
 from rpo.data.readers import read_pairs
-from rpo.text import lines, write_text
+from rpo.files.text import lines, write_text
 
 NUM_IMAGES = 400
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rpo.text import read_text, write_text
+from rpo.files.text import read_text, write_text
 
 
 def on_one_core(script: str, words: Sequence[str], log: Path) -> None:

@@ -34,7 +34,7 @@ from online_rl_report import SAMPLERS, STOPS, WATCHED, report
 from torch import nn
 
 from rpo.adapters.lora import reference
-from rpo.config import load_config
+from rpo.config.load import load_config
 from rpo.models.checkpoint import Checkpoint
 from rpo.process.transition import Ddim
 from rpo.runs.train_config import EndpointRunConfig, GRPORunConfig, part_of

@@ -9,9 +9,9 @@ import numpy as np
 from jobs import read, write
 
 from rpo.evaluation.comparison import Interval, paired_gain
+from rpo.files.text import write_text
 from rpo.reports.charts import Chart, Mark, Series, draw_figure
 from rpo.shapes.evaluate import usual_sampling
-from rpo.text import write_text
 
 STOPS = (0.25, 0.5, 1.0)
 """Shares of the budget at which a run is judged."""

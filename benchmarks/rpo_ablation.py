@@ -25,18 +25,18 @@ from jobs import on_one_core, write
 from rpo_ablation_pairs import CONFIG, PROXY, SETS, SOURCE_SCORES, source_scores
 from rpo_ablation_report import report
 
-from rpo.config import load_config
+from rpo.config.load import load_config
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import CurateConfig
 from rpo.curation.status import status_of
 from rpo.curation.store.folder import STAGES
 from rpo.data.preference import PairSet, pair_set
+from rpo.files.text import write_text
 from rpo.models.checkpoint import Checkpoint
 from rpo.rewards import load_reward
 from rpo.runs.align_config import AlignConfig
 from rpo.shapes.evaluate import evaluate, held_out_prompts, usual_sampling
 from rpo.shapes.prompts import sample_prompts
-from rpo.text import write_text
 from rpo.trainers.dpo import DPO
 from rpo.trainers.trainer import Trainer
 from rpo.training.log import read_metrics
@@ -58,8 +58,10 @@ class Arm:
     """Of the number of pairs that the other arms have."""
 
 
-PLAIN = ("objective.sft_weight=0", "learning.learning_rate=3e-4")
-"""Plain DPO, at a rate at which it does not forget the chosen side at once."""
+SLOWER = "learning.learning_rate=3e-4"
+"""A rate at which the chosen side is not forgotten at once."""
+
+PLAIN = ("objective.sft_weight=0", SLOWER)
 
 ARMS = {
     "ranked": Arm("(i) own images, ranked by the proxy", "ranked"),
@@ -100,10 +102,11 @@ COMPONENTS: dict[str, tuple[str, tuple[str, ...]]] = {
             "objective.sft_weight=0.2",
         ),
     ),
-    "mapo": ("MaPO", ("objective={kind: mapo}",)),
-    "kto": ("KTO", ("objective={kind: kto, beta: 150.0}",)),
 }
-OBJECTIVES = {name: Arm(title, "rich", (*PLAIN, *words)) for name, (title, words) in COMPONENTS.items()}
+OBJECTIVES = {name: Arm(title, "rich", (*PLAIN, *words)) for name, (title, words) in COMPONENTS.items()} | {
+    "mapo": Arm("MaPO", "rich", (SLOWER, "objective={kind: mapo}")),
+    "kto": Arm("KTO", "rich", (SLOWER, "objective={kind: kto, beta: 150.0}")),
+}
 OBJECTIVES["rso"] = Arm("pairs by rejection sampling", "rejection", PLAIN)
 PARTS = {"arms": ARMS, "objectives": OBJECTIVES}
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 
-from rpo.config import load_config
+from rpo.config.load import load_config
 from rpo.curation.curate_config import CurateConfig, DecideConfig
 from rpo.curation.records import Critique, Edit, History, Scores, histories
 from rpo.curation.score import score_images
 from rpo.curation.store.folder import RunFolder
 from rpo.data.preference import PreferencePair
 from rpo.data.rejection_sampling import rejection_sampled_pairs
+from rpo.files.text import read_text
 from rpo.rewards import load_reward
-from rpo.text import read_text
 
 CONFIG = Path(__file__).parent.parent / "configs" / "curate_shapes.yaml"
 PROXY = "shapes-clip"

@@ -12,7 +12,7 @@ from jobs import read, write
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from rpo.text import write_text
+from rpo.files.text import write_text
 
 DOMAINS = {"in_domain": "in-domain", "out_of_domain": "out-of-domain"}
 VERDICTS = ("better", "equal", "worse")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rpo.config import load_config
+from rpo.config.load import load_config
 from rpo.data.preference import PreferencePair, encode_png
 from rpo.data.writers import write_pairs
 from rpo.models.config import load_model

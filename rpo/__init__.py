@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from rpo.adapters.lora import add_lora, reference, save_lora
-    from rpo.config import load_config
+    from rpo.config.load import load_config
     from rpo.curation.curate import Components, curate
     from rpo.curation.curate_config import CurateConfig
     from rpo.data.preference import PairSet, PreferencePair, pair_set
@@ -70,7 +70,7 @@ __all__ = [
 
 _NAMES = {
     "rpo.adapters.lora": "add_lora reference save_lora",
-    "rpo.config": "load_config",
+    "rpo.config.load": "load_config",
     "rpo.curation.curate": "Components curate",
     "rpo.curation.curate_config": "CurateConfig",
     "rpo.data.preference": "PairSet PreferencePair pair_set",

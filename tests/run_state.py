@@ -2,7 +2,7 @@
 
 import pytest
 
-from rpo.run_lock import LOCK
+from rpo.files.lock import LOCK
 from rpo.training.log import TIMINGS, read_metrics
 
 

@@ -13,9 +13,9 @@ import rpo_ablation  # noqa: E402
 import rpo_ablation_report  # noqa: E402
 from jobs import write  # noqa: E402
 
-from rpo.config import load_config  # noqa: E402
+from rpo.config.load import load_config  # noqa: E402
 from rpo.data.preference import PreferencePair, encode_png  # noqa: E402
-from rpo.runs.quickstart import QuickstartConfig  # noqa: E402
+from rpo.runs.align_config import AlignConfig  # noqa: E402
 from rpo.shapes.world import Scene, SceneObject, render  # noqa: E402
 
 
@@ -26,9 +26,9 @@ def judged(in_domain, out_of_domain, **more):
 @pytest.mark.parametrize("name", [*rpo_ablation.ARMS, *rpo_ablation.OBJECTIVES])
 def test_every_arm_is_a_training_that_can_be_configured(name):
     arm = (rpo_ablation.ARMS | rpo_ablation.OBJECTIVES)[name]
-    config = load_config(QuickstartConfig, None, [f"dpo.{word}" for word in arm.overrides])
+    config = load_config(AlignConfig, rpo_ablation.QUICKSTART, [f"dpo.{word}" for word in arm.overrides])
     assert arm.pairs in rpo_ablation.SETS
-    assert config.dpo.loop.updates > 0
+    assert config.dpo.learning.updates > 0
 
 
 def test_all_arms_of_a_seed_have_the_same_number_of_pairs_but_for_those_that_say_so(monkeypatch, tmp_path):

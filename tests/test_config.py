@@ -7,8 +7,8 @@ from typing import Literal
 
 import pytest
 
-from rpo.config import differences, load_config, to_yaml
-from rpo.settings import FieldInfo, describe_fields, settings
+from rpo.config.load import differences, load_config, to_yaml
+from rpo.config.settings import FieldInfo, describe_fields, settings
 
 
 @settings

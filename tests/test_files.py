@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rpo.files import (
+from rpo.files.whole import (
     append_line,
     mend_last_line,
     name_full_disk,

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import pytest
 
-from rpo.config import load_config, to_yaml
+from rpo.config.load import load_config, to_yaml
+from rpo.config.settings import settings
+from rpo.files.local_paths import without_paths
 from rpo.from_environment import FromEnvironment, as_written
-from rpo.local_paths import without_paths
 from rpo.runs.align_config import AlignConfig
 from rpo.runs.settings import keep_settings, require_same_settings
-from rpo.settings import settings
-from rpo.trainers.dpo_config import DPOConfig, identity
+from rpo.trainers.dpo_config import DPOConfig
 from rpo.trainers.grpo_config import GRPOConfig
 from rpo.trainers.identity import settings_identity
 from rpo.training.loop_config import LoopConfig, plain
@@ -137,9 +137,7 @@ def test_the_identity_of_a_run_changes_with_the_environment_and_does_not_show_it
     def told(value):
         monkeypatch.setenv("SECRET", value)
         word = "adapter.target_modules=[to_q,'${oc.env:SECRET}']"
-        online = settings_identity(load_config(GRPOConfig, None, [word]), ())
-        offline = identity(load_config(DPOConfig, None, [word.removeprefix("adapter.")]))
-        return online, offline
+        return [settings_identity(load_config(cls, None, [word]), ()) for cls in (GRPOConfig, DPOConfig)]
 
     first, again, other = told(SECRET), told(SECRET), told("to_k")
     assert first == again

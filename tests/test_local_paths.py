@@ -8,26 +8,26 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from rpo.trainers.online_config import AdapterConfig
 
-from rpo import DPOConfig, DPOTrainer, LoopConfig
+from rpo import DPO, DPOConfig, Trainer
 from rpo.adapters.lora import add_lora, lora_parameters, save_lora
-from rpo.config import load_config, to_yaml
+from rpo.config.load import load_config, to_yaml
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import ChatConfig, CurateConfig
 from rpo.curation.export import export, push_to_hub
 from rpo.curation.page import write_page
 from rpo.data.preference import PreferencePair, pair_set
-from rpo.local_paths import clean_configs, refuse_private, shown_path, without_paths
+from rpo.files.local_paths import clean_configs, refuse_private, shown_path, without_paths
 from rpo.models.checkpoint import Checkpoint
 from rpo.publishing.model_card import CardFacts, write_model_card
 from rpo.publishing.publish import publish
+from rpo.trainers.settings import AdapterConfig, LearningConfig
 from tests.curation.fakes import config_of, image_folder
 from tests.curation.test_server_run import own_editor
 from tests.curation.vlm.fake_server import Response, fake_server, text_of
 from tests.tiny import save_tiny_sd, tiny_sd
 from tests.trainers.online_runs import grpo as grpo_trainer
-from tests.trainers.online_runs import loop
+from tests.trainers.online_runs import learning
 
 KEY = "sk-key-of-alice"
 
@@ -109,14 +109,19 @@ def from_base(home):
 
 def dpo(home, train):
     pairs = pair_set([PreferencePair("a circle", home / "red.png", home / "blue.png")], origin=str(home))
-    config = DPOConfig(folder=str(home / train), cache_folder=str(home / "cache"), train=train, pairs_per_update=1)
-    config = replace(config, micro_batch=1, loop=LoopConfig(updates=1, progress=False))
-    return DPOTrainer(from_base(home), pairs, config)
+    config = DPOConfig(
+        output=str(home / train),
+        cache_folder=str(home / "cache"),
+        adapter=AdapterConfig(train=train),
+        pairs_per_update=1,
+        learning=LearningConfig(updates=1, micro_batch=1, progress=False),
+    )
+    return Trainer(from_base(home), DPO(pairs, config))
 
 
 def grpo(home, train):
     adapter = AdapterConfig(train=train)
-    return grpo_trainer(home / f"grpo-{train}", pipe=from_base(home), loop=loop(1), adapter=adapter)
+    return grpo_trainer(home / f"grpo-{train}", pipe=from_base(home), learning=learning(1), adapter=adapter)
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
@@ -130,7 +135,7 @@ def test_nothing_of_a_run_that_is_published_says_where_it_was_made(home, make, t
     assert {"README.md", "training_config.yaml"} <= set(names)
     assert not holding(folder, names, needles(home))
     assert "base-model" in (folder / "README.md").read_text(), "the name of the base is told"
-    assert load_config(type(trainer.config), folder / "training_config.yaml"), "and the settings can be read again"
+    assert load_config(type(trainer.run.config), folder / "training_config.yaml"), "and the settings can be read again"
 
 
 def test_the_lora_of_a_text_encoder_does_not_say_where_it_came_from(home, tmp_path):

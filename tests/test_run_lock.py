@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from rpo.run_lock import sole_owner
+from rpo.files.lock import sole_owner
 
 FORK = multiprocessing.get_context("fork")
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from pydantic import Field
 
-from rpo.config import load_config, to_yaml
+from rpo.config.load import load_config, to_yaml
+from rpo.config.ranges import NotNegative, Positive
+from rpo.config.settings import describe_fields, json_schema, settings
 from rpo.errors import InputError
-from rpo.ranges import NotNegative, Positive
-from rpo.settings import describe_fields, json_schema, settings
 
 
 @settings
@@ -192,14 +192,20 @@ def test_one_of_several_kinds(tmp_path: Path) -> None:
     assert load(tmp_path, to_yaml(config)) == config
 
 
+def test_who_names_another_kind_begins_the_section_anew(tmp_path: Path) -> None:
+    text = "objective: {margin: 1, shared: 7}"
+    for words in (["objective.kind=kto"], ["objective={kind: kto}"]):
+        assert load(tmp_path, text, *words).objective == Single(shared=2)
+    assert load(tmp_path, text, "objective.kind=dpo").objective == Pairwise(margin=1.0, shared=7)
+    # The order of words is nothing to them: what is said beside the kind is said of it.
+    assert load(tmp_path, text, "objective.shared=9", "objective.kind=kto").objective == Single(shared=9)
+    with pytest.raises(InputError, match="'objective.margin'.* is kto.*belongs to kind dpo"):
+        load(tmp_path, text, "objective.margin=3", "objective.kind=kto")
+
+
 @pytest.mark.parametrize(
     ("text", "words", "message"),
     [
-        (
-            "objective: {margin: 1}",
-            ["objective.kind=kto"],
-            "run.yaml' sets 'objective.margin'.* is kto.*belongs to kind dpo",
-        ),
         ("{}", ["objective.desirable_weight=2"], "objective.desirable_weight.* is dpo.*belongs to kind kto"),
         ("{}", ["objective.kind=kot"], "'objective.kind' to 'kot'.*one of dpo, kto.*nearest is 'kto'"),
         ("{}", ["objective=kto"], "'objective' to 'kto'.*section"),

@@ -25,9 +25,10 @@ TREES = {path: ast.parse(path.read_text()) for path in SOURCES}
 
 FLOORS: tuple[set[str], ...] = (
     {"errors"},
-    {"types", "randomness", "text", "ranges", "interrupts", "from_environment", "devices", "plugins"},
-    {"settings", "local_paths", "run_lock", "files"},
-    {"config", "process", "objectives"},
+    {"types", "randomness", "interrupts", "from_environment", "devices", "plugins"},
+    {"files"},
+    {"config"},
+    {"process", "objectives"},
     {"models", "training"},
     {"adapters", "sampling", "data"},
     {"rewards"},

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rpo.config import load_config
+from rpo.config.load import load_config
 from rpo.curation.curate_config import SourceConfig
 from rpo.curation.sources import plan_import
 from rpo.data.prompts import read_prompts
 from rpo.data.readers import read_pairs
-from rpo.text import decode_text, lines, read_lines_of, read_text, text_fault, write_text
+from rpo.files.text import decode_text, lines, read_lines_of, read_text, text_fault, write_text
 from rpo.trainers.dpo_config import DPOConfig
 
 ROOT = Path(__file__).parent.parent
@@ -117,7 +117,7 @@ def leaves_encoding_open(call: ast.Call) -> bool:
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     if any(word.arg == "encoding" for word in call.keywords):
         return False
-    if name in TEXT_METHODS:  # the functions of rpo.text are no methods
+    if name in TEXT_METHODS:  # the functions of rpo.files.text are no methods
         return isinstance(call.func, ast.Attribute) and len(call.args) <= TEXT_METHODS[name]
     if name not in ("open", "fdopen", "NamedTemporaryFile"):
         return False

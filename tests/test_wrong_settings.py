@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from rpo.cli.main import COMMANDS
-from rpo.config import load_config
+from rpo.config.load import load_config
+from rpo.config.settings import json_schema
 from rpo.errors import InputError
-from rpo.settings import json_schema
 
 Keys = dict[str, list[dict[str, Any]]]
 """What the schema lets a key be, one for each type that it may have."""

@@ -13,8 +13,8 @@ import torch
 
 from examples.continuous_control.lq import LinearPolicy, LinearQuadratic, objective, optimal_policy
 from examples.continuous_control.policy_gradient import ControlConfig, Method, Update, learn
+from rpo.files.text import write_text
 from rpo.reports.charts import Chart, Mark, Series, draw_figure
-from rpo.text import write_text
 
 METHODS: dict[Method, str] = {"cpg": "CPG", "cppo_sqrt": "CPPO, √KL", "cppo_linear": "CPPO, linear KL"}
 

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from examples.continuous_control.lq import LinearPolicy, LinearQuadratic, objective
 from examples.continuous_control.rollouts import Rollout, advantages, draw
+from rpo.config.ranges import Count, Positive, Seed
+from rpo.config.settings import settings
 from rpo.objectives.policy_gradient import adapt_coefficient, clipped_surrogate, plain, trust_region
 from rpo.randomness import keyed_generator
-from rpo.ranges import Count, Positive, Seed
-from rpo.settings import settings
 from rpo.types import PerSample
 
 Method = Literal["cpg", "cppo_sqrt", "cppo_linear"]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rpo.adapters.lora_file import DOWN, UP, WEIGHT_FILE, inspect_lora, put_in_order
 from rpo.errors import InputError
-from rpo.files import written_whole
+from rpo.files.whole import written_whole
 
 
 def stack_loras(loras: Sequence[str | PathLike[str]], folder: str | PathLike[str]) -> Path:

@@ -9,8 +9,8 @@ import textwrap
 from pathlib import Path
 
 from rpo.errors import InputError
+from rpo.files.text import lines, read_text, write_text
 from rpo.plugins import nearest
-from rpo.text import lines, read_text, write_text
 
 
 def configurations() -> dict[str, Path]:
@@ -49,7 +49,7 @@ def _configuration(args: argparse.Namespace, found: dict[str, Path]) -> str:
 def _schema(name: str) -> str:
     """The JSON schema of a command's configuration."""
     from rpo.cli.main import COMMANDS  # not at the top: it imports this
-    from rpo.settings import json_schema
+    from rpo.config.settings import json_schema
 
     known = [one for one, command in COMMANDS.items() if command.config]
     if name not in known:

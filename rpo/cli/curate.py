@@ -10,7 +10,7 @@ from rpo.errors import InputError
 
 def run(args: argparse.Namespace) -> None:
     """Curate what a YAML file, or nothing but overrides, describes."""
-    from rpo.config import load_config
+    from rpo.config.load import load_config
     from rpo.curation.curate import CurateConfig, curate
     from rpo.curation.page import write_page
     from rpo.curation.records import Unavailable
@@ -55,7 +55,7 @@ def export(args: argparse.Namespace) -> None:
 
 def audit(args: argparse.Namespace) -> None:
     """Say how far critic and judges of a run can be trusted."""
-    from rpo.config import load_config
+    from rpo.config.load import load_config
     from rpo.curation.audit import AuditConfig, format_audit
     from rpo.curation.audit import audit as examine
     from rpo.curation.records import Unavailable

@@ -37,7 +37,7 @@ ALGORITHMS = {
 
 def train(settings: str, args: argparse.Namespace) -> None:
     """Train what a YAML file describes."""
-    from rpo.config import load_config
+    from rpo.config.load import load_config
     from rpo.runs import train_config
     from rpo.runs.train import run
 
@@ -55,7 +55,7 @@ def quickstart(args: argparse.Namespace) -> None:
 
 
 def _align(path: Path | str | None, words: list[str], *, resume: bool) -> None:
-    from rpo.config import load_config
+    from rpo.config.load import load_config
     from rpo.curation.records import Unavailable
     from rpo.runs.align import align as run_rounds
     from rpo.runs.align_config import AlignConfig
@@ -222,7 +222,7 @@ def _settings(command: Command) -> str | None:
     """The keys of a command's configuration, for the end of its help."""
     if not command.config:
         return None
-    from rpo.settings import describe_fields
+    from rpo.config.settings import describe_fields
 
     lines = ["settings:"]
     for field in describe_fields(command.config_class):

@@ -20,7 +20,7 @@ from typing import Literal, TypeVar, get_args
 import numpy as np
 from PIL import Image
 
-from rpo.config import load_config
+from rpo.config.load import load_config
 from rpo.curation.agreement import cohen_kappa
 from rpo.curation.components import load_critic
 from rpo.curation.curate_config import AuditConfig, ChatConfig, CurateConfig
@@ -30,9 +30,9 @@ from rpo.curation.records import Component, Critic, Critique, Fault, History, fa
 from rpo.curation.store.folder import RunFolder, StageName
 from rpo.curation.store.shards import key_of
 from rpo.evaluation.intervals import Interval, accuracy
+from rpo.files.text import write_text
 from rpo.from_environment import as_written
 from rpo.reports.html import environment
-from rpo.text import write_text
 
 AUDIT_FILE = "audit.json"
 _Item = TypeVar("_Item")

@@ -12,11 +12,11 @@ from huggingface_hub import DatasetCardData
 from rpo.curation.status import RunStatus
 from rpo.curation.store.folder import RunFolder
 from rpo.data.columns import DETAIL_COLUMNS
-from rpo.local_paths import shown_path
+from rpo.files.local_paths import shown_path
+from rpo.files.text import write_text
 from rpo.publishing.model_card import PLACEHOLDER, is_hub_id
 from rpo.publishing.publish import CARD
 from rpo.reports.html import environment
-from rpo.text import write_text
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _LARGER = "n>1M"

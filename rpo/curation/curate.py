@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from rpo.config import to_yaml
+from rpo.config.load import to_yaml
 from rpo.curation.components import load_critic, load_editor, load_instructor
 from rpo.curation.curate_config import CurateConfig
 from rpo.curation.decide import check_rules
@@ -36,9 +36,9 @@ from rpo.curation.store.folder import STAGES, Identity, RunFolder, Share, share_
 from rpo.curation.store.progress import Progress
 from rpo.devices import device_named
 from rpo.errors import InputError
+from rpo.files.text import write_text
 from rpo.interrupts import ended_in_order
 from rpo.rewards import REWARDS, load_reward
-from rpo.text import write_text
 
 __all__ = ["Components", "CurateConfig", "curate"]
 

@@ -8,10 +8,7 @@ from dataclasses import field
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from rpo.curation.store.folder import StageName
-from rpo.errors import InputError
-from rpo.models.config import ModelConfig
-from rpo.ranges import (
+from rpo.config.ranges import (
     Cosine,
     Count,
     Finite,
@@ -24,7 +21,10 @@ from rpo.ranges import (
     Text,
     WholeNumber,
 )
-from rpo.settings import settings
+from rpo.config.settings import settings
+from rpo.curation.store.folder import StageName
+from rpo.errors import InputError
+from rpo.models.config import ModelConfig
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 Policy = Literal["keep_improved", "both_directions", "always_edit"]

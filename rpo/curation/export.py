@@ -25,10 +25,10 @@ from rpo.curation.store.folder import RunFolder, StageName
 from rpo.data.preference import PreferencePair
 from rpo.data.writers import write_pairs, write_parquet, write_pickapic
 from rpo.errors import InputError
-from rpo.files import replace_folder
-from rpo.local_paths import refuse_private
+from rpo.files.local_paths import refuse_private
+from rpo.files.text import write_text
+from rpo.files.whole import replace_folder
 from rpo.publishing.publish import CARD, PlannedFile, PublishPlan, carry_out, check_repo_id
-from rpo.text import write_text
 
 ExportForm = Literal["native", "parquet", "pickapic"]
 

@@ -23,9 +23,9 @@ from rpo.curation.page_records import AMPLIFICATION, EXACT_SIDE, SEVERITIES, sho
 from rpo.curation.records import Outcome, histories, read_row
 from rpo.curation.store.folder import RunFolder
 from rpo.errors import InputError
-from rpo.files import written_whole
+from rpo.files.text import read_text
+from rpo.files.whole import written_whole
 from rpo.reports.html import TEMPLATES, environment
-from rpo.text import read_text
 
 MAX_SIDE = 512
 """Longest side of an image in the page."""

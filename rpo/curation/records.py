@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from rpo.curation.store.folder import STAGES, RunFolder, StageName
 from rpo.curation.store.shards import Row
 from rpo.errors import InputError
-from rpo.text import encodable
+from rpo.files.text import encodable
 
 RAW_LIMIT = 20_000
 """Characters that a fault keeps of what a model said."""

@@ -25,8 +25,8 @@ from rpo.data.readers import read_pairs
 from rpo.data.tables import Cell, home_of, open_table
 from rpo.data.writers import METADATA
 from rpo.errors import InputError
-from rpo.files import numbered_lines, parse_line
-from rpo.text import read_text, text_fault
+from rpo.files.text import read_text, text_fault
+from rpo.files.whole import numbered_lines, parse_line
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 

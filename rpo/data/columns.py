@@ -14,7 +14,7 @@ from typing import Any, Literal
 from rpo.data.image_facts import ImageSource
 from rpo.data.preference import PreferencePair
 from rpo.errors import InputError
-from rpo.text import text_fault
+from rpo.files.text import text_fault
 
 Row = Mapping[str, object]
 FormName = Literal["native", "files", "pickapic"]

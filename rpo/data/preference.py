@@ -17,7 +17,7 @@ from PIL import Image
 from rpo.data.image_facts import ImageFacts, ImageSource, digest_of, facts_of, read_image, recalled
 from rpo.data.pixels import Seen, decode_image
 from rpo.errors import InputError
-from rpo.text import text_fault
+from rpo.files.text import text_fault
 
 Side = Literal["chosen", "rejected"]
 SIDES: tuple[Side, Side] = ("chosen", "rejected")

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rpo.errors import InputError
-from rpo.files import numbered_lines, parse_line
+from rpo.files.text import lines, read_text, text_fault
+from rpo.files.whole import numbered_lines, parse_line
 from rpo.plugins import load_plugin
-from rpo.text import lines, read_text, text_fault
 
 SOURCES = {"shapes": "rpo.shapes.prompts:texts"}
 """Prompts by name: what makes texts of the part behind a colon, as in "shapes:in_domain", and of a seed."""

@@ -37,7 +37,7 @@ from rpo.data.tables import (
 )
 from rpo.data.writers import METADATA, RecordFolder
 from rpo.errors import InputError
-from rpo.files import append_line, mend_last_line, numbered_lines, parse_line, read_lines
+from rpo.files.whole import append_line, mend_last_line, numbered_lines, parse_line, read_lines
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset

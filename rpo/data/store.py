@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rpo.errors import InputError
-from rpo.files import name_full_disk
+from rpo.files.whole import name_full_disk
 
 _LAYOUT = 2  # of the table; stored in the file, so that another layout is refused and not misread
 _WAIT_SECONDS = 120.0  # for another process that is writing

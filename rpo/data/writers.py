@@ -18,7 +18,7 @@ from PIL import Image
 from rpo.data.columns import DETAIL_COLUMNS, NUMBERS
 from rpo.data.preference import SIDES, PreferencePair, Side
 from rpo.errors import InputError
-from rpo.files import append_line, mend_last_line, read_lines, written_whole
+from rpo.files.whole import append_line, mend_last_line, read_lines, written_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -16,7 +16,7 @@ from rpo.evaluation.intervals import Interval, accuracy, check_same_length, clai
 __all__ = [
     "OUTCOMES",
     "Accuracy",
-    "Comparison",
+    "PairedComparison",
     "Interval",
     "Outcome",
     "accuracy",
@@ -47,7 +47,7 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedComparison:
     """Two models on the same prompts and seeds; `outcomes` counts what became of the images, in `OUTCOMES` order."""
 
     name: str
@@ -69,12 +69,12 @@ def accuracy_by(holds: ArrayLike, labels: Sequence[str], *, groups: Sequence[obj
     return rows
 
 
-def compare(name: str, before: ArrayLike, after: ArrayLike, *, groups: Sequence[object], seed: int) -> Comparison:
+def compare(name: str, before: ArrayLike, after: ArrayLike, *, groups: Sequence[object], seed: int) -> PairedComparison:
     """Both accuracies and the paired gain between two models judged on the same prompts and seeds."""
     claims_before, claims_after = claims_of(before, "before"), claims_of(after, "after")
     gain = paired_gain(claims_before, claims_after, groups=groups, seed=seed)
     found = outcomes(claims_before, claims_after)
-    return Comparison(
+    return PairedComparison(
         name=name,
         num_images=len(found),
         num_prompts=len(set(groups)),
@@ -87,10 +87,10 @@ def compare(name: str, before: ArrayLike, after: ArrayLike, *, groups: Sequence[
 
 def mean_comparison(
     name: str, before: Sequence[float], after: Sequence[float], *, groups: Sequence[object], seed: int = 0
-) -> Comparison:
+) -> PairedComparison:
     """The mean scores of two models on the same prompts and seeds, and the paired gain."""
     zero = np.zeros(len(before))
-    return Comparison(
+    return PairedComparison(
         name=name,
         num_images=len(before),
         num_prompts=len(set(groups)),
@@ -103,11 +103,11 @@ def mean_comparison(
 
 def compare_by(
     before: ArrayLike, after: ArrayLike, labels: Sequence[str], *, groups: Sequence[object], seed: int
-) -> list[Comparison]:
-    """One `Comparison` per label, in the order in which labels first appear."""
+) -> list[PairedComparison]:
+    """One `PairedComparison` per label, in the order in which labels first appear."""
     claims_before, claims_after = claims_of(before, "before"), claims_of(after, "after")
     check_same_length(claims_before, claims_after)
-    rows = list[Comparison]()
+    rows = list[PairedComparison]()
     for label, picked in _by_label(labels, len(claims_before)):
         prompts = [groups[i] for i in picked]
         rows.append(compare(label, claims_before[picked], claims_after[picked], groups=prompts, seed=seed))

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeVar, final
 import numpy as np
 from numpy.typing import NDArray
 
+from rpo.config.ranges import Count, Fraction, GuidanceScale, Seed, Text
+from rpo.config.settings import settings
 from rpo.data.pixels import to_pixels
 from rpo.data.prompts import HELD_OUT, read_prompts
 from rpo.errors import InputError
 from rpo.evaluation.intervals import Interval, paired_gain
-from rpo.files import written_whole
+from rpo.files.whole import written_whole
 from rpo.models.base import DiffusionModel
 from rpo.plugins import load_plugin
-from rpo.ranges import Count, Fraction, GuidanceScale, Seed, Text
 from rpo.rewards import load_reward, score
-from rpo.settings import settings
 from rpo.types import Images
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ new family is one file in `families/` and one line of its table.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from rpo.process.schedule import Process
 from rpo.types import Canvas, Conditioning, Embedding, Grid, Images, Latents, Node, PredictionType
 
 
+@runtime_checkable
 class DiffusionModel(Protocol):
     """A text-to-image diffusion checkpoint, as the rest of rpo sees it."""
 

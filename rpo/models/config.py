@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Literal
 
 from tqdm.auto import tqdm
 
-from rpo.ranges import Text
-from rpo.settings import settings
+from rpo.config.ranges import Text
+from rpo.config.settings import settings
 
 if TYPE_CHECKING:
     from rpo.models.checkpoint import Checkpoint

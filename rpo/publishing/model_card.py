@@ -17,10 +17,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from rpo.adapters.lora_file import WEIGHT_FILE, LoraFile, inspect_lora
-from rpo.evaluation.comparison import Comparison, format_gain, format_share
-from rpo.files import write_whole
+from rpo.evaluation.comparison import PairedComparison, format_gain, format_share
+from rpo.files.local_paths import shown_path, without_paths
+from rpo.files.whole import write_whole
 from rpo.from_environment import as_written
-from rpo.local_paths import shown_path, without_paths
 
 TEMPLATES = Path(__file__).parents[1] / "reports" / "templates"
 
@@ -73,7 +73,7 @@ class CardFacts:
     """Hyper-parameters; nested ones are joined by dots, those that are None or name a folder are left out."""
     call: Mapping[str, float] = field(default_factory=dict)
     """Arguments that the model is meant to be called with, as in `guidance_scale`."""
-    results: Mapping[str, tuple[Comparison, ...]] = field(default_factory=dict)
+    results: Mapping[str, tuple[PairedComparison, ...]] = field(default_factory=dict)
     """Measurements against the base, by heading."""
     results_note: str = ""
     """How they were measured: judge, prompts, seeds, the command that repeats it."""

@@ -17,10 +17,10 @@ from huggingface_hub.utils import validate_repo_id
 
 from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora
 from rpo.errors import InputError
-from rpo.local_paths import refuse_private
+from rpo.files.local_paths import refuse_private
+from rpo.files.text import read_text, write_text
 from rpo.models.loading import check_folder
 from rpo.publishing.model_card import PLACEHOLDER, CardFacts, Sample, write_model_card
-from rpo.text import read_text, write_text
 
 __all__ = ["CardFacts", "PlannedFile", "PublishPlan", "Sample", "publish", "write_model_card"]
 

@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 import rpo
-from rpo.local_paths import without_paths
+from rpo.files.local_paths import without_paths
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate")
 

@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 from rpo.errors import InputError
-from rpo.files import write_whole
+from rpo.files.whole import write_whole
 from rpo.reports.charts import draw
 from rpo.reports.sections import (
     CommandsSection,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rpo.evaluation.comparison import Comparison, Interval, Outcome
+from rpo.evaluation.comparison import Interval, Outcome, PairedComparison
 from rpo.reports.charts import Chart
 
 
@@ -55,7 +55,7 @@ class NumbersSection:
     """The few numbers that matter most, each before and after, large."""
 
     title: str
-    rows: tuple[Comparison, ...]
+    rows: tuple[PairedComparison, ...]
     scale: Scale = PERCENT
     before: str = "base"
     after: str = "aligned"
@@ -67,7 +67,7 @@ class TableGroup:
     """Rows of a table that belong together."""
 
     title: str
-    rows: tuple[Comparison, ...]
+    rows: tuple[PairedComparison, ...]
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class TextSection:
 
 
 @dataclass(frozen=True)
-class Command:
+class Snippet:
     """Something to copy, and what it does."""
 
     caption: str
@@ -173,7 +173,7 @@ class CommandsSection:
     """Commands and snippets."""
 
     title: str
-    commands: tuple[Command, ...]
+    commands: tuple[Snippet, ...]
     note: str = ""
 
 

@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rpo.evaluation.comparison import Comparison, mean_comparison
+from rpo.evaluation.comparison import PairedComparison, mean_comparison
 from rpo.evaluation.held_out import Judged
 from rpo.plugins import load_plugin
 from rpo.reports.charts import Chart, Mark, Series, curve, running_mean
 from rpo.reports.facts import environment_facts, settings_facts
 from rpo.reports.html import Report, guide, write_report
 from rpo.reports.sections import (
-    Command,
     CommandsSection,
     CurvesSection,
     FactsSection,
@@ -26,6 +25,7 @@ from rpo.reports.sections import (
     PreviewsSection,
     Scale,
     Section,
+    Snippet,
     StagesSection,
     TextSection,
     typographic,
@@ -113,7 +113,7 @@ def result_sections(base: Judged | None, aligned: Judged | None) -> list[Section
     return [NumbersSection("The result", rows, _scale_of(rows), note="Mean score on prompts that were not trained on.")]
 
 
-def _scale_of(rows: Sequence[Comparison]) -> Scale:
+def _scale_of(rows: Sequence[PairedComparison]) -> Scale:
     ends = [end for row in rows for side in (row.before, row.after) for end in (side.low, side.high)]
     return Scale(factor=1, unit="", gain_unit="", digits=3, low=min(ends), high=max(max(ends), min(ends) + 1e-6))
 
@@ -227,13 +227,13 @@ def commands_section(saved: Path, base_source: str) -> CommandsSection:
     """How to use what was trained."""
     start = "from diffusers import AutoPipelineForText2Image\n\npipe = AutoPipelineForText2Image.from_pretrained("
     if saved.name != "lora":
-        return CommandsSection("Use the result", (Command("With stock diffusers:", f'{start}"{saved}")'),))
+        return CommandsSection("Use the result", (Snippet("With stock diffusers:", f'{start}"{saved}")'),))
     embedded = base_source == "shapes"
     base = "rpo.shapes.path()" if embedded else repr(base_source)
     load = f'{"import rpo.shapes" + chr(10) if embedded else ""}{start}{base})\npipe.load_lora_weights("{saved}")'
-    commands = [Command("With stock diffusers:", load)]
+    commands = [Snippet("With stock diffusers:", load)]
     if embedded:
-        commands.append(Command("Measure it:", f"rpo shapes evaluate --lora {saved}"))
+        commands.append(Snippet("Measure it:", f"rpo shapes evaluate --lora {saved}"))
     return CommandsSection("Use the LoRA", tuple(commands))
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from rpo.data.pixels import to_pixels
 from rpo.data.preference import encode_png
 from rpo.errors import InputError
-from rpo.text import write_text
+from rpo.files.text import write_text
 from rpo.types import Images, PerSample
 
 Answer = Tensor | NDArray[np.generic] | Sequence[float]

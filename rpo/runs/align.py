@@ -36,16 +36,16 @@ from rpo.data.prompts import read_prompts
 from rpo.data.readers import read_pairs
 from rpo.errors import InputError
 from rpo.evaluation.held_out import HeldOut, Judged
-from rpo.files import append_line, mend_last_line, read_lines
+from rpo.files.lock import sole_owner
+from rpo.files.text import write_text
+from rpo.files.whole import append_line, mend_last_line, read_lines
 from rpo.interrupts import ended_in_order
 from rpo.models.config import load_model
 from rpo.publishing.model_card import CardFacts, write_model_card
 from rpo.reports.rounds import draw_rounds, format_rounds
-from rpo.run_lock import sole_owner
 from rpo.runs.align_config import AlignConfig
 from rpo.runs.align_report import AlignFindings, write_align_report
 from rpo.runs.settings import keep_settings, require_same_settings
-from rpo.text import write_text
 from rpo.trainers.dpo import DPO
 from rpo.trainers.identity import base_identity
 from rpo.trainers.trainer import Trainer

@@ -3,11 +3,11 @@
 from dataclasses import field
 from typing import ClassVar
 
+from rpo.config.ranges import Count, Seed, Text
+from rpo.config.settings import settings
 from rpo.curation.curate_config import CurateConfig
 from rpo.errors import InputError
 from rpo.evaluation.held_out import HeldOutConfig
-from rpo.ranges import Count, Seed, Text
-from rpo.settings import settings
 from rpo.trainers.dpo_config import DPOConfig
 
 

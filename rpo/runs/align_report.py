@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rpo.config import to_yaml
+from rpo.config.load import to_yaml
 from rpo.curation.curate_config import DecideConfig
 from rpo.curation.records import Edit, Instructions, histories, history_of
 from rpo.curation.status import RunStatus, status_of

@@ -6,11 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rpo.config import differences, load_config, to_yaml
+from rpo.config.load import differences, load_config, to_yaml
 from rpo.errors import InputError
-from rpo.files import write_whole
+from rpo.files.text import read_text
+from rpo.files.whole import write_whole
 from rpo.from_environment import digests
-from rpo.text import read_text
 
 SETTINGS = "settings.yaml"
 _DIGEST = re.compile(r"^# (.*) sha256 (\w+)$", re.MULTILINE)  # of what came from the environment

@@ -7,11 +7,12 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from rpo.config import to_yaml
+from rpo.config.load import to_yaml
 from rpo.data.prompts import read_prompts
 from rpo.data.readers import read_pairs
 from rpo.errors import InputError
 from rpo.evaluation.held_out import HeldOut, Judged
+from rpo.files.text import write_text
 from rpo.models.config import load_model
 from rpo.reports.training import Findings, write_training_report
 from rpo.runs.train_config import (
@@ -23,7 +24,6 @@ from rpo.runs.train_config import (
     ScoreAsActionRunConfig,
     part_of,
 )
-from rpo.text import write_text
 from rpo.trainers.dpo import DPO
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.trainers.endpoint import Endpoint

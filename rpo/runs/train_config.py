@@ -3,10 +3,10 @@
 from dataclasses import field, fields
 from typing import TypeVar
 
+from rpo.config.ranges import Count, Text, Weights
+from rpo.config.settings import settings
 from rpo.evaluation.held_out import HeldOutConfig
 from rpo.models.config import ModelConfig
-from rpo.ranges import Count, Text, Weights
-from rpo.settings import settings
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.trainers.endpoint_config import EndpointConfig
 from rpo.trainers.grpo_config import GRPOConfig

@@ -31,7 +31,7 @@ MAX_EDITS = 2
 
 
 @dataclass(frozen=True)
-class Edit:
+class SceneEdit:
     """One change of a scene; take one from `add`, `remove`, `change`, `move` or `parse_edits`."""
 
     kind: EditKind
@@ -57,19 +57,19 @@ class Edit:
         return f"{subject} {self.relation} the {self.other}" if self.kind == "move" else subject
 
 
-def add(named: ObjectType) -> Edit:
+def add(named: ObjectType) -> SceneEdit:
     """One more object of the world."""
     _check(named)
-    return Edit("add", named)
+    return SceneEdit("add", named)
 
 
-def remove(named: ObjectType, *, is_one_of_several: bool = False) -> Edit:
+def remove(named: ObjectType, *, is_one_of_several: bool = False) -> SceneEdit:
     """One object less."""
     _check(named, may_be_malformed=True)
-    return Edit("remove", named, is_one_of_several)
+    return SceneEdit("remove", named, is_one_of_several)
 
 
-def change(named: ObjectType, new: ObjectType, *, is_one_of_several: bool = False) -> Edit:
+def change(named: ObjectType, new: ObjectType, *, is_one_of_several: bool = False) -> SceneEdit:
     """Another colour, another shape or both, at the same place.
 
     Returns:
@@ -79,10 +79,10 @@ def change(named: ObjectType, new: ObjectType, *, is_one_of_several: bool = Fals
     _check(new)
     if named == new:
         raise InputError(f"a {named} was to become a {new}, which it is; name another colour or shape")
-    return Edit("change", named, is_one_of_several, new=new)
+    return SceneEdit("change", named, is_one_of_several, new=new)
 
 
-def move(named: ObjectType, relation: Relation, other: ObjectType, *, is_one_of_several: bool = False) -> Edit:
+def move(named: ObjectType, relation: Relation, other: ObjectType, *, is_one_of_several: bool = False) -> SceneEdit:
     """The same object at another place.
 
     Args:
@@ -94,15 +94,15 @@ def move(named: ObjectType, relation: Relation, other: ObjectType, *, is_one_of_
         raise InputError(f"relation {relation!r} does not exist; use one of {', '.join(RELATIONS)}")
     if named == other:
         raise InputError(f"a {named} cannot be moved {relation} another {other}: the sentence would name neither")
-    return Edit("move", named, is_one_of_several, relation=relation, other=other)
+    return SceneEdit("move", named, is_one_of_several, relation=relation, other=other)
 
 
-def join_edits(edits: Sequence[Edit]) -> str:
+def join_edits(edits: Sequence[SceneEdit]) -> str:
     """The sentence for several edits: "add a red circle; remove the blue square"."""
     return JOINT.join(edit.text for edit in edits)
 
 
-def parse_edits(text: str) -> tuple[Edit, ...]:
+def parse_edits(text: str) -> tuple[SceneEdit, ...]:
     """Take an instruction apart; the exact inverse of `join_edits`.
 
     Args:
@@ -126,7 +126,7 @@ _CHANGE = re.compile(f"change {_SUBJECT} to a {_NOUN}")
 _MOVE = re.compile(f"move {_SUBJECT} ({'|'.join(RELATIONS)}) the {_NOUN}")
 
 
-def _parse_one(sentence: str, text: str) -> Edit:
+def _parse_one(sentence: str, text: str) -> SceneEdit:
     edit = _matched(sentence)
     if edit is None or edit.text != sentence:
         raise InputError(
@@ -137,24 +137,24 @@ def _parse_one(sentence: str, text: str) -> Edit:
     return edit
 
 
-def _matched(sentence: str) -> Edit | None:
+def _matched(sentence: str) -> SceneEdit | None:
     if found := _ADD.fullmatch(sentence):
-        return Edit("add", ObjectType(*found.groups()))
+        return SceneEdit("add", ObjectType(*found.groups()))
     if found := _REMOVE.fullmatch(sentence):
         article, *noun = found.groups()
-        return Edit("remove", ObjectType(*noun), article == "a")
+        return SceneEdit("remove", ObjectType(*noun), article == "a")
     if found := _RECOLOR.fullmatch(sentence):
         article, color, shape, new_color = found.groups()
         named, new = ObjectType(color, shape), ObjectType(new_color, shape)
-        return None if shape == MALFORMED or named == new else Edit("change", named, article == "a", new=new)
+        return None if shape == MALFORMED or named == new else SceneEdit("change", named, article == "a", new=new)
     if found := _CHANGE.fullmatch(sentence):
         article, color, shape, new_color, new_shape = found.groups()
-        return Edit("change", ObjectType(color, shape), article == "a", new=ObjectType(new_color, new_shape))
+        return SceneEdit("change", ObjectType(color, shape), article == "a", new=ObjectType(new_color, new_shape))
     if found := _MOVE.fullmatch(sentence):
         article, color, shape, relation, *noun = found.groups()
         named, other = ObjectType(color, shape), ObjectType(*noun)
         is_sound = named != other and shape != MALFORMED
-        return Edit("move", named, article == "a", relation=relation, other=other) if is_sound else None  # pyright: ignore[reportArgumentType]
+        return SceneEdit("move", named, article == "a", relation=relation, other=other) if is_sound else None  # pyright: ignore[reportArgumentType]
     return None
 
 

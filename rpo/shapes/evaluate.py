@@ -17,7 +17,7 @@ from rpo.devices import device_named
 from rpo.errors import InputError
 from rpo.evaluation.comparison import (
     Accuracy,
-    Comparison,
+    PairedComparison,
     accuracy,
     accuracy_by,
     compare,
@@ -160,14 +160,16 @@ def accuracies(evaluation: ShapesEvaluation) -> dict[str, list[Accuracy]]:
     return table
 
 
-def comparisons(before: ShapesEvaluation, after: ShapesEvaluation, *, seed: int = 0) -> dict[str, list[Comparison]]:
+def comparisons(
+    before: ShapesEvaluation, after: ShapesEvaluation, *, seed: int = 0
+) -> dict[str, list[PairedComparison]]:
     """For each domain: the gain over all prompts together, then by kind.
 
     Args:
         after: Of the second, on the same prompts with the same sampling.
     """
     check_comparable(before, after)
-    table: dict[str, list[Comparison]] = {}
+    table: dict[str, list[PairedComparison]] = {}
     for domain in dict.fromkeys(before.domains):
         order = _by_kind(before, domain)
         holds, kinds, texts = _columns(before, order)
@@ -210,7 +212,7 @@ def _format_one(evaluation: ShapesEvaluation) -> str:
     return "\n".join(lines)
 
 
-def _format_two(table: Mapping[str, Sequence[Comparison]]) -> str:
+def _format_two(table: Mapping[str, Sequence[PairedComparison]]) -> str:
     lines = [f"{'':<16}{'images':>7}{'prompts':>9}   {'base':<22}{'aligned':<22}gain [95 % interval]"]
     for domain, rows in table.items():
         lines += ["", readable(domain)]

@@ -22,7 +22,7 @@ from PIL.Image import Image
 from rpo.curation.curate_config import ChatConfig
 from rpo.curation.records import Critique, Fault, Instructions
 from rpo.shapes.critic import pixels_of
-from rpo.shapes.edits import MALFORMED, MAX_EDITS, Edit, add, change, move, remove
+from rpo.shapes.edits import MALFORMED, MAX_EDITS, SceneEdit, add, change, move, remove
 from rpo.shapes.prompts import COLORS, NUMBER_WORDS, SHAPES, ObjectType, parse_prompt
 from rpo.shapes.reader import ReadObject, read_scene
 
@@ -129,7 +129,7 @@ def _understand(what: str, wishes: _Wishes) -> bool:
     return True
 
 
-def _edits(wishes: _Wishes, caption: str, seen: Counter[ObjectType]) -> list[Edit]:
+def _edits(wishes: _Wishes, caption: str, seen: Counter[ObjectType]) -> list[SceneEdit]:
     """One edit per wish, in the order of what matters most."""
     missing, extra = list(wishes.missing), list(wishes.extra)
     changes = list(wishes.wrong)
@@ -149,9 +149,9 @@ def _edits(wishes: _Wishes, caption: str, seen: Counter[ObjectType]) -> list[Edi
     return edits
 
 
-def _compatible(edits: list[Edit]) -> list[Edit]:
+def _compatible(edits: list[SceneEdit]) -> list[SceneEdit]:
     """As many of the first as the editor can be told at once: different things, or the same thing added twice."""
-    chosen: list[Edit] = []
+    chosen: list[SceneEdit] = []
     for edit in edits:
         is_added_twice = edit.kind == "add" and edit in chosen
         touched = {named for one in chosen for named in _types(one)}
@@ -160,7 +160,7 @@ def _compatible(edits: list[Edit]) -> list[Edit]:
     return chosen
 
 
-def _types(edit: Edit) -> set[ObjectType]:
+def _types(edit: SceneEdit) -> set[ObjectType]:
     return {named for named in (edit.named, edit.new, edit.other) if named}
 
 

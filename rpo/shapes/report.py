@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from rpo.evaluation.comparison import OUTCOMES, Comparison, Outcome, draw_examples, outcomes
+from rpo.evaluation.comparison import OUTCOMES, Outcome, PairedComparison, draw_examples, outcomes
 from rpo.evaluation.held_out import Judged, check_comparable
 from rpo.reports.sections import (
     ImagePair,
@@ -47,7 +47,7 @@ def summary(before: ShapesEvaluation, after: ShapesEvaluation, *, seed: int = 0)
     return " ".join(sentences)
 
 
-def _sentence(domain: str, row: Comparison, subject: str) -> str:
+def _sentence(domain: str, row: PairedComparison, subject: str) -> str:
     shares = f"from {_percent(row.before.value)} to {_percent(row.after.value)}"
     if row.gain.is_above_zero:
         change = f"rose {shares}"
@@ -62,7 +62,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
-def _numbers(table: Mapping[str, list[Comparison]]) -> NumbersSection:
+def _numbers(table: Mapping[str, list[PairedComparison]]) -> NumbersSection:
     rows = tuple(_named(rows[0], f"{readable(domain).capitalize()} prompts") for domain, rows in table.items())
     note = (
         "The share of images that show exactly what their prompt asks for, judged by the verifier of the shapes "
@@ -72,7 +72,7 @@ def _numbers(table: Mapping[str, list[Comparison]]) -> NumbersSection:
     return NumbersSection("The result", rows, note=note)
 
 
-def _by_kind(table: Mapping[str, list[Comparison]]) -> TableSection:
+def _by_kind(table: Mapping[str, list[PairedComparison]]) -> TableSection:
     groups = tuple(TableGroup(readable(domain).capitalize(), tuple(rows[1:])) for domain, rows in table.items())
     note = (
         "The gain of one kind rests on fewer images than that of all together, so its interval is wider. Intervals "
@@ -81,8 +81,8 @@ def _by_kind(table: Mapping[str, list[Comparison]]) -> TableSection:
     return TableSection("By kind of prompt", groups, note=note)
 
 
-def _named(row: Comparison, name: str) -> Comparison:
-    return Comparison(name, row.num_images, row.num_prompts, row.before, row.after, row.gain, row.outcomes)
+def _named(row: PairedComparison, name: str) -> PairedComparison:
+    return PairedComparison(name, row.num_images, row.num_prompts, row.before, row.after, row.gain, row.outcomes)
 
 
 def _pairs(before: ShapesEvaluation, after: ShapesEvaluation, seed: int) -> PairsSection:

@@ -23,7 +23,7 @@ from rpo.shapes.reader import ReadObject, ReadScene, read_scene
 from rpo.shapes.world import DIRECTIONS, IMAGE_SIZE
 from rpo.types import Images
 
-__all__ = ["Problem", "ReadObject", "ReadScene", "Verdict", "judge", "read_scene", "verify", "verify_all"]
+__all__ = ["Mismatch", "ReadObject", "ReadScene", "Verdict", "judge", "read_scene", "verify", "verify_all"]
 
 PARTIAL_CREDIT = 0.3
 """For an object with only the right colour or the right shape; below one half, so that two of them never outweigh a
@@ -39,7 +39,7 @@ ProblemKind = Literal["unreadable", "missing", "extra", "wrong_color", "wrong_sh
 
 
 @dataclass(frozen=True)
-class Problem:
+class Mismatch:
     """One thing that keeps a prompt from holding."""
 
     kind: ProblemKind
@@ -58,7 +58,7 @@ class Verdict:
     """From 0 to 1, for ordering images of one prompt."""
     reason: str
     """All problems in plain words, or what was seen if the prompt holds."""
-    problems: tuple[Problem, ...]
+    problems: tuple[Mismatch, ...]
 
 
 def verify(image: NDArray[np.uint8] | Tensor, prompt: Prompt | str) -> Verdict:
@@ -98,7 +98,7 @@ def verify_all(images: Images, prompts: Sequence[Prompt | str]) -> list[Verdict]
 def judge(scene: ReadScene, prompt: Prompt) -> Verdict:
     """Compare what was seen with what the prompt wants."""
     if not scene.has_background:
-        problem = Problem("unreadable", "unreadable: there is no light, even background to tell objects from")
+        problem = Mismatch("unreadable", "unreadable: there is no light, even background to tell objects from")
         return Verdict(False, 0.0, problem.what, (problem,))
     matches, extras = _match(prompt.wanted, scene.objects)
     problems = _object_problems(prompt, matches, extras)
@@ -134,9 +134,9 @@ def _credit(want: ObjectType, seen: ReadObject) -> float:
 
 def _object_problems(
     prompt: Prompt, matches: Sequence[tuple[ObjectType, ReadObject | None]], extras: Sequence[ReadObject]
-) -> list[Problem]:
+) -> list[Mismatch]:
     """What is wrong with the objects; for a counting prompt, too many and too few are one problem with both numbers."""
-    problems: list[Problem] = []
+    problems: list[Mismatch] = []
     extras_of_other_kinds = list(extras)
     missing = [want for want, seen in matches if seen is None]
     if prompt.kind == "count":
@@ -146,28 +146,28 @@ def _object_problems(
         right = len(surplus) + sum(1 for want, seen in matches if seen and _credit(want, seen) == 1)
         if right != prompt.count:
             number = {0: "none", 1: "one", **NUMBER_WORDS}.get(right, str(right))
-            problems.append(Problem("count", f"{prompt.text} wanted, {number} seen"))
+            problems.append(Mismatch("count", f"{prompt.text} wanted, {number} seen"))
         missing = []
-    problems += [Problem("missing", f"missing: a {want}") for want in missing]
+    problems += [Mismatch("missing", f"missing: a {want}") for want in missing]
     problems += [_mismatch(want, seen) for want, seen in matches if seen and _credit(want, seen) < 1]
-    problems += [Problem("extra", f"extra object: a {item}", (item.x, item.y)) for item in extras_of_other_kinds]
+    problems += [Mismatch("extra", f"extra object: a {item}", (item.x, item.y)) for item in extras_of_other_kinds]
     return problems
 
 
-def _mismatch(want: ObjectType, seen: ReadObject) -> Problem:
+def _mismatch(want: ObjectType, seen: ReadObject) -> Mismatch:
     position = (seen.x, seen.y)
     if seen.color == want.color:
-        return Problem("wrong_shape", f"wrong shape: a {want} wanted, a {seen} seen", position)
-    return Problem("wrong_color", f"wrong colour: a {want} wanted, a {seen} seen", position)
+        return Mismatch("wrong_shape", f"wrong shape: a {want} wanted, a {seen} seen", position)
+    return Mismatch("wrong_color", f"wrong colour: a {want} wanted, a {seen} seen", position)
 
 
-def _relation_problem(relation: Relation, first: ReadObject, second: ReadObject) -> list[Problem]:
+def _relation_problem(relation: Relation, first: ReadObject, second: ReadObject) -> list[Mismatch]:
     """The problem with the relation of two right objects, if any."""
     true_relations = [name for name in RELATIONS if _is_related(name, first, second)]
     if relation in true_relations:
         return []
     place = true_relations[0] if true_relations else f"not clearly {relation}"
-    return [Problem("relation", f"wrong relation: the {first} is {place} the {second}", (first.x, first.y))]
+    return [Mismatch("relation", f"wrong relation: the {first} is {place} the {second}", (first.x, first.y))]
 
 
 def _is_related(relation: Relation, first: ReadObject, second: ReadObject) -> bool:

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import final
 
 import torch
-from torch import Tensor
 
 from rpo.data.preference import left_out, pairs_identity
 from rpo.data.readers import PairSource, pairs_from
@@ -34,8 +33,8 @@ from rpo.objectives.preference.base import Comparison, squared_error
 from rpo.trainers.checks.preflight import Check, gradient_check
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.trainers.pairs.batches import PairBatch, PairBatches, pair_batches, share_of
-from rpo.trainers.pairs.errors import Denoised, ReferenceErrors, denoise
-from rpo.trainers.pairs.facts import PairFacts, mid_time_errors, pair_facts, require_scores
+from rpo.trainers.pairs.errors import Reference, denoise
+from rpo.trainers.pairs.facts import PairFacts, pair_facts, require_scores
 from rpo.trainers.pairs.guard import ChosenGuard
 from rpo.trainers.pairs.running_statistics import RunningStatistics
 from rpo.trainers.preview import PreviewOf
@@ -78,9 +77,8 @@ class DPO(Algorithm[PairBatch]):
         if not isinstance(run.model, Checkpoint):
             raise InputError(f"the model is a {type(run.model).__name__}, but pairs are images; give a pipeline")
         self.model = run.model
-        self.share = share_of(
-            config.pairs_per_update, config.learning.micro_batch, run.processes.index, run.processes.count
-        )
+        processes, micro_batch = run.processes, config.learning.micro_batch
+        self.share = share_of(config.pairs_per_update, micro_batch, processes.index, processes.count)
         self.canvas = self.model.canvas_of(config.resolution)
         self.num_dims = torch.Size(self.model.latent_shape(self.canvas)).numel()
         require_scores(self.pairs, objective)
@@ -94,6 +92,15 @@ class DPO(Algorithm[PairBatch]):
     def division(self) -> tuple[int, int]:
         """(pairs per micro-batch, micro-batches per update)."""
         return self.share.micro_batch, self.share.accumulate
+
+    @property
+    def _cache(self) -> Path:
+        return Path(self.config.cache_folder or self.run.folder / "cache")
+
+    @cached_property
+    def reference(self) -> Reference:
+        """What the policy is compared with."""
+        return Reference(self.model, self.run.policy, self.config, self._cache, self.run.base)
 
     @cached_property
     def data(self) -> PairBatches:
@@ -112,13 +119,13 @@ class DPO(Algorithm[PairBatch]):
         """The preference loss of a micro-batch, with its gradient on the policy only."""
         region, objective = self.config.region, self.config.objective
         mask = None if region is None or batch.difference is None else region.mask(batch.difference).repeat(2, 1, 1, 1)
-        errors_of_reference, at_reference = self._reference(batch, mask)
+        errors_of_reference, at_reference = self.reference.of(batch, mask)
         denoised = denoise(self.model, batch, mask)  # x_t, prediction and target of both sides
         chosen, rejected = denoised.errors(objective.reduction).chunk(2)
         compared = Comparison(
             chosen,
             rejected,
-            None if errors_of_reference is None else (errors_of_reference.chunk(2)[0], errors_of_reference.chunk(2)[1]),
+            errors_of_reference,
             time=batch.timestep / self.model.num_train_timesteps,
             beta=self.beta,
             num_dims=self.num_dims,
@@ -126,42 +133,21 @@ class DPO(Algorithm[PairBatch]):
             **self.facts.of(batch, chosen),
         )
         output = objective(compared, self.statistics)
-        return output if mask is None else self._anchored(output, denoised, at_reference, mask)
-
-    def _reference(self, batch: PairBatch, mask: Tensor | None) -> tuple[Tensor | None, Denoised | None]:
-        """The reference's errors, and its prediction where that was computed."""
-        if not self.config.objective.needs_reference:
-            return None, None
-
-        def asked() -> Denoised:
-            with self.run.policy.reference():
-                return denoise(self.model, batch, mask)
-
-        reduction = self.config.objective.reduction
-        if self._kept is not None:
-            return self._kept.of(batch, lambda batch: asked().errors(reduction)), None
-        answer = asked()
-        return answer.errors(reduction), answer
-
-    def _anchored(
-        self, output: StepOutput, denoised: Denoised, at_reference: Denoised | None, mask: Tensor
-    ) -> StepOutput:
-        """The loss with what holds the places where the images do not differ."""
-        region, metrics = self.config.region, {**output.metrics, "dpo/region": mask.mean()}
-        if region is None or region.anchor == 0 or at_reference is None:
-            return replace(output, metrics=metrics)
-        reduction = self.config.objective.reduction
-        outside = squared_error(denoised.noise_pred, at_reference.noise_pred, 1 - mask, reduction=reduction)
-        anchor = outside.view(2, -1).sum(dim=0)
-        added = region.anchor * 0.5 * self.beta * anchor
-        metrics |= {"dpo/anchor": anchor.mean().detach()}
-        return StepOutput(output.loss + added.mean(), output.sample_losses + added.detach(), metrics)
+        if region is None or mask is None:
+            return output
+        output = replace(output, metrics={**output.metrics, "dpo/region": mask.mean()})
+        if region.anchor == 0 or at_reference is None:
+            return output
+        predictions = denoised.noise_pred, at_reference.noise_pred
+        return region.anchored(output, squared_error(*predictions, 1 - mask, reduction=objective.reduction), self.beta)
 
     def prepare(self) -> None:
         """Encode what the run visits, and measure what the objective needs of the pairs."""
         if self.config.encode_ahead:
             self.data.fill_caches(self.config.learning.updates, progress=self.run.shows_progress)
-        self.facts = pair_facts(self.pairs, self.config.objective, self._mid_time_errors)
+        self.facts = pair_facts(
+            self.pairs, self.config.objective, lambda: self.reference.mid_time(self.data, self.run.processes)
+        )
 
     def checks(self) -> list[Check]:
         """Whether the loss reaches what is trained; statistics and guard see nothing of it."""
@@ -208,25 +194,6 @@ class DPO(Algorithm[PairBatch]):
         return PreviewOf(
             self.pairs.prompts, PREVIEW_STEPS, usual_guidance(self.model), solver="dpm_solver", canvas=self.canvas
         )
-
-    @property
-    def _cache(self) -> Path:
-        return Path(self.config.cache_folder or self.run.folder / "cache")
-
-    @cached_property
-    def _kept(self) -> ReferenceErrors | None:
-        region, reduction = self.config.region, self.config.objective.reduction
-        return self._reference_errors(f"{reduction} {region}") if self.config.draws_per_pair is not None else None
-
-    def _reference_errors(self, weighting: str) -> ReferenceErrors:
-        return ReferenceErrors(self._cache, f"{sorted(self.run.base.items())}/{weighting}")
-
-    def _mid_time_errors(self) -> Tensor:
-        def under_reference(batch: PairBatch) -> Tensor:
-            with self.run.policy.reference():
-                return denoise(self.model, batch).errors()
-
-        return mid_time_errors(self.data, self._reference_errors("mid-time"), under_reference, self.run.processes)
 
 
 PREVIEW_STEPS = 15

@@ -3,12 +3,12 @@
 from dataclasses import field
 from typing import Annotated, Literal
 
+from rpo.config.ranges import LARGEST, Count, Fraction, Range, Side, Text
+from rpo.config.settings import settings
 from rpo.errors import InputError
 from rpo.objectives.preference import Objective
 from rpo.objectives.preference.dpo import Dpo
 from rpo.objectives.preference.region import RegionConfig
-from rpo.ranges import LARGEST, Count, Fraction, Range, Side, Text
-from rpo.settings import settings
 from rpo.trainers.settings import TrainingConfig
 
 

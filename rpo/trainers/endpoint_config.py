@@ -3,9 +3,9 @@
 from dataclasses import field
 from typing import Literal
 
+from rpo.config.ranges import NotNegative, Positive
+from rpo.config.settings import settings
 from rpo.errors import InputError
-from rpo.ranges import NotNegative, Positive
-from rpo.settings import settings
 from rpo.trainers.rollouts.settings import OnlineConfig
 from rpo.trainers.value.settings import ValueConfig
 

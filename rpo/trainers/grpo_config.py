@@ -2,10 +2,10 @@
 
 from typing import Literal
 
+from rpo.config.ranges import Count, Positive
+from rpo.config.settings import settings
 from rpo.errors import InputError
 from rpo.objectives.advantages import Scale
-from rpo.ranges import Count, Positive
-from rpo.settings import settings
 from rpo.trainers.rollouts.settings import OnlineConfig
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from rpo.adapters.lora import adapter_layers, add_lora, reference, save_lora
 from rpo.errors import InputError
-from rpo.local_paths import clean_configs
+from rpo.files.local_paths import clean_configs
 from rpo.models.base import DiffusionModel
 from rpo.models.checkpoint import Checkpoint
 from rpo.trainers.settings import AdapterConfig

@@ -27,14 +27,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from rpo.objectives.policy_gradient import (
-    Surrogate,
-    clipped_surrogate,
-    log_ratio_cost,
-    pathwise,
-    plain,
-    trust_region,
-)
+from rpo.objectives.policy_gradient import Surrogate, clipped_surrogate, log_ratio_cost, pathwise, plain, trust_region
 from rpo.process.transition import Gaussian
 from rpo.rewards import RewardLike
 from rpo.trainers.rollouts.algorithm import OnlineAlgorithm

@@ -3,8 +3,8 @@
 from dataclasses import field, fields
 from typing import Literal
 
-from rpo.ranges import Count, Names, Positive, Seed, Text, WholeNumber
-from rpo.settings import settings
+from rpo.config.ranges import Count, Names, Positive, Seed, Text, WholeNumber
+from rpo.config.settings import settings
 from rpo.training.loop_config import LearningSpeed, LoopConfig
 
 

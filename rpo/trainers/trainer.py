@@ -14,10 +14,10 @@ from typing import Any, Generic, TypeVar, final
 
 from tqdm.auto import tqdm
 
-from rpo.config import to_yaml
+from rpo.config.load import to_yaml
+from rpo.files.text import write_text
 from rpo.models.base import DiffusionModel
 from rpo.publishing.publish import PublishPlan, publish, write_model_card
-from rpo.text import write_text
 from rpo.trainers.checks.preflight import Check, preflight
 from rpo.trainers.checks.prepared import is_float16, prepared_model
 from rpo.trainers.identity import base_identity, card_of, settings_identity

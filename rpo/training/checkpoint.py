@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import torch
 
 from rpo.errors import InputError
-from rpo.text import read_text
+from rpo.files.text import read_text
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"checkpoint-(\d{6,})")

@@ -14,11 +14,11 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from rpo.errors import InputError
-from rpo.files import parse_line, write_whole
+from rpo.files.local_paths import without_paths
+from rpo.files.text import read_text
+from rpo.files.whole import parse_line, write_whole
 from rpo.from_environment import as_written
-from rpo.local_paths import without_paths
 from rpo.plugins import nearest
-from rpo.text import read_text
 
 METRICS: dict[str, str] = {
     "loop/loss": "the scalar that the update descends, mean over its micro-batches and processes",

@@ -5,9 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from rpo.errors import InputError
-from rpo.from_environment import as_written
-from rpo.ranges import (
+from rpo.config.ranges import (
     BelowOne,
     Count,
     LearningRate,
@@ -19,7 +17,9 @@ from rpo.ranges import (
     Text,
     WholeNumber,
 )
-from rpo.settings import settings
+from rpo.config.settings import settings
+from rpo.errors import InputError
+from rpo.from_environment import as_written
 
 
 @settings

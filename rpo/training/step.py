@@ -26,7 +26,7 @@ _NAMED_RECORDS = 8
 
 
 @dataclass(frozen=True)
-class Problem:
+class NotFinite:
     """Why an update must not be applied: what is not finite, and the records that it was computed from."""
 
     what: str
@@ -50,7 +50,7 @@ _ADVICE = {
 class NonFiniteLossError(InputError):
     """A loss or a gradient is not finite; the update was not applied and the state before it is saved."""
 
-    def __init__(self, problem: Problem, update: int, checkpoint: Path | None) -> None:
+    def __init__(self, problem: NotFinite, update: int, checkpoint: Path | None) -> None:
         """Say what is broken, where, and where the state before it is.
 
         Args:
@@ -73,7 +73,7 @@ class Accumulated:
 
     metrics: dict[str, float]
     samples: int
-    problem: Problem | None
+    problem: NotFinite | None
 
     @property
     def has_finite_gradient(self) -> bool:
@@ -185,13 +185,13 @@ class Accumulator(Generic[B]):
         if fault:
             raise InputError(f"{where} {fault}")
 
-    def _problem(self, what: str, records: list[str], metrics: dict[str, float]) -> Problem:
+    def _problem(self, what: str, records: list[str], metrics: dict[str, float]) -> NotFinite:
         assert self._samples is not None
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
         if not all(bool(weights.isfinite().all()) for weights in self._gradients.params):
-            return Problem(what, records, "weights", broken)
+            return NotFinite(what, records, "weights", broken)
         num_records = self._samples * self._accumulate * self._processes.count
-        return Problem(what, records, "all" if len(records) == num_records else "some", broken)
+        return NotFinite(what, records, "all" if len(records) == num_records else "some", broken)
 
     def _broken_records(self, done: list[_MicroBatch]) -> list[str]:
         marked = [zip(part.records, part.sample_losses.isfinite().tolist(), strict=True) for part in done]

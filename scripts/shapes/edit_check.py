@@ -15,7 +15,7 @@ from itertools import permutations
 import numpy as np
 from numpy.typing import NDArray
 
-from rpo.shapes.edits import MALFORMED, Edit, EditKind, parse_edits
+from rpo.shapes.edits import MALFORMED, EditKind, SceneEdit, parse_edits
 from rpo.shapes.prompts import ObjectType, Prompt
 from rpo.shapes.reader import ReadObject, ReadScene, read_scene
 from rpo.shapes.verifier import judge
@@ -71,7 +71,7 @@ class _Explanation:
         return EditVerdict(not self.undone, not self.changed, reason)
 
 
-def _targets(edits: Sequence[Edit], before: ReadScene) -> Iterator[tuple[ReadObject | None, ...]]:
+def _targets(edits: Sequence[SceneEdit], before: ReadScene) -> Iterator[tuple[ReadObject | None, ...]]:
     """Every way to give each sentence a target of its own in the source; an added object has none."""
     needing = [edit for edit in edits if edit.kind != "add"]
     possible = [_possible_targets(edit, before) for edit in needing]
@@ -81,7 +81,7 @@ def _targets(edits: Sequence[Edit], before: ReadScene) -> Iterator[tuple[ReadObj
             yield tuple(None if edit.kind == "add" else next(left) for edit in edits)
 
 
-def _possible_targets(edit: Edit, before: ReadScene) -> list[ReadObject]:
+def _possible_targets(edit: SceneEdit, before: ReadScene) -> list[ReadObject]:
     """What a sentence may mean; one of several to be moved is one that is not yet where it shall go."""
     alike = [seen for seen in before.objects if _is_a(seen, edit.named)]
     return [seen for seen in alike if not _is_in_relation(edit, seen, before)] or alike
@@ -92,7 +92,7 @@ def _is_a(seen: ReadObject, named: ObjectType) -> bool:
 
 
 def _explain(
-    edits: Sequence[Edit], targets: Sequence[ReadObject | None], before: ReadScene, after: ReadScene
+    edits: Sequence[SceneEdit], targets: Sequence[ReadObject | None], before: ReadScene, after: ReadScene
 ) -> _Explanation:
     left = list(after.objects)
     rest = [seen for seen in before.objects if seen not in targets]
@@ -109,7 +109,7 @@ _ORDER: tuple[EditKind, ...] = ("change", "move", "add", "remove")
 """What can be told by its place comes first: an object that is to be gone is looked for among what is left."""
 
 
-def _is_done(edit: Edit, target: ReadObject | None, left: list[ReadObject], after: ReadScene) -> bool:
+def _is_done(edit: SceneEdit, target: ReadObject | None, left: list[ReadObject], after: ReadScene) -> bool:
     """Whether one sentence was carried out; the object that shows it is taken from `left`."""
     if edit.kind == "add" or target is None:
         return _take(left, lambda seen: _is_a(seen, edit.named))
@@ -150,7 +150,7 @@ def _reach(target: ReadObject) -> float:
     return POSITION_TOLERANCE if target.shape else 2 * POSITION_TOLERANCE
 
 
-def _is_in_relation(edit: Edit, seen: ReadObject, scene: ReadScene) -> bool:
+def _is_in_relation(edit: SceneEdit, seen: ReadObject, scene: ReadScene) -> bool:
     if edit.relation is None or edit.other is None:
         return False
     prompt = Prompt("relation", (edit.named, edit.other), relation=edit.relation)

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from rpo.shapes.edits import Edit, add, change, join_edits, move, remove
+from rpo.shapes.edits import SceneEdit, add, change, join_edits, move, remove
 from rpo.shapes.prompts import COLORS, RELATIONS, SHAPES, ObjectType
 from rpo.shapes.world import BACKGROUND_RANGE, DIRECTIONS, RADIUS_STEP, UNIT_AREA, Scene, SceneObject
 from scripts.shapes.edit_scenes import (
@@ -76,7 +76,7 @@ class EditTriple:
     """A scene, what the editor is told, and the scene it shall give."""
 
     task: EditTask
-    edits: tuple[Edit, ...]
+    edits: tuple[SceneEdit, ...]
     source: Scene
     edited: Scene
 
@@ -86,7 +86,7 @@ class EditTriple:
         return join_edits(self.edits)
 
 
-def is_held_out(edits: Sequence[Edit]) -> bool:
+def is_held_out(edits: Sequence[SceneEdit]) -> bool:
     """Whether an instruction has a sentence that no training sees; the answer depends on the text alone."""
     return any(edit.kind in ("change", "move") and _fraction(edit.text) < HELD_OUT_SHARE for edit in edits)
 
@@ -131,7 +131,7 @@ def draw_triple(task: EditTask, rng: np.random.Generator) -> EditTriple:
             return EditTriple(task, edits, scene_of(things, background), scene_of(edited, background))
 
 
-Edited = tuple[tuple[Edit, ...], list[Thing]]
+Edited = tuple[tuple[SceneEdit, ...], list[Thing]]
 
 
 def _one_edit(task: EditTask, things: list[Thing], rng: np.random.Generator) -> Edited | None:
@@ -161,7 +161,7 @@ def _two_edits(things: list[Thing], rng: np.random.Generator) -> Edited | None:
     return (one, other), second[1]
 
 
-def _types(edit: Edit) -> set[ObjectType]:
+def _types(edit: SceneEdit) -> set[ObjectType]:
     return {named for named in (edit.named, edit.new, edit.other) if named}
 
 

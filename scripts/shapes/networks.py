@@ -20,10 +20,10 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from rpo.files import replace_folder
+from rpo.files.text import write_text
+from rpo.files.whole import replace_folder
 from rpo.shapes import PROXY, path
 from rpo.shapes.prompts import prompts
-from rpo.text import write_text
 
 MAX_TOKENS = 16
 """Prompt length with both ends. The longest prompt of the world needs twelve, and every token costs time."""

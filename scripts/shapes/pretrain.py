@@ -13,9 +13,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from rpo.config.ranges import Count, Seed, Text, WholeNumber
+from rpo.config.settings import settings
 from rpo.devices import device_named
-from rpo.ranges import Count, Seed, Text, WholeNumber
-from rpo.settings import settings
 from rpo.shapes.world import training_scenes
 from rpo.training.loop import LoopConfig
 from scripts.shapes.evaluate import evaluate_checkpoint

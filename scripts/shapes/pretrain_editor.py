@@ -23,9 +23,9 @@ from diffusers import (
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from rpo.config.ranges import Count, Seed, Text, WholeNumber
+from rpo.config.settings import settings
 from rpo.devices import device_named
-from rpo.ranges import Count, Seed, Text, WholeNumber
-from rpo.settings import settings
 from rpo.shapes import editor_path, path
 from rpo.shapes.edits import edit_words
 from rpo.shapes.world import Scene, render

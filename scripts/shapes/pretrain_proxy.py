@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPTokenizer
 
+from rpo.config.ranges import Count, Seed, Text, WholeNumber
+from rpo.config.settings import settings
 from rpo.devices import device_named
-from rpo.ranges import Count, Seed, Text, WholeNumber
-from rpo.settings import settings
 from rpo.shapes import path
 from rpo.training.loop import LoopConfig
 from scripts.shapes.evaluate import decode_noisy, evaluate_proxy, to_pixel_values

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rpo.config import load_config
-from rpo.settings import describe_fields
+from rpo.config.load import load_config
+from rpo.config.settings import describe_fields
 from rpo.training.loop import LoopConfig, fit
 from rpo.types import StepOutput
 from scripts.shapes.networks import TextToLatent, build_scheduler

@@ -7,22 +7,26 @@ differentiates: what the trainers estimate from rollouts.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rpo.trainers.online_config import AdapterConfig, LearningConfig, RolloutConfig
-from rpo.trainers.rollouts.points import Points
 from torch import Tensor, nn
 
 from rpo.process.continuous import running_cost
 from rpo.process.schedule import RectifiedFlow
 from rpo.process.transition import Ddim, EulerMaruyama, Kernel
-from rpo.trainers.score_as_action import ScoreAsActionTrainer, loss
-from rpo.trainers.score_as_action_config import ScoreAsActionConfig, ValueConfig
-from rpo.trainers.value.estimator import Critic
+from rpo.trainers.endpoint import Endpoint
+from rpo.trainers.endpoint_config import EndpointConfig
+from rpo.trainers.rollouts.settings import OnlineLearningConfig, RolloutConfig
+from rpo.trainers.rollouts.steps import Steps as DrawnSteps
+from rpo.trainers.score_as_action import ScoreAsAction
+from rpo.trainers.score_as_action_config import ScoreAsActionConfig
+from rpo.trainers.settings import AdapterConfig
+from rpo.trainers.trainer import Trainer
+from rpo.trainers.value.estimator import ValueEstimator
 from rpo.trainers.value.inputs import ValuePoints
+from rpo.trainers.value.settings import ValueConfig
 from rpo.types import Grid, StepOutput
 from tests.analytic.chains import affine, predictions
 from tests.analytic.closed_forms import Linear, Problem, Reward
@@ -112,7 +116,7 @@ def values_of(steps: Steps, reward: Reward, beta: float) -> Tensor:
 
 
 class ExactValue(nn.Module):
-    """F of a critic such that V is exact at the nodes of a grid; of an image with several samples, their mean."""
+    """F of a value such that V is exact at the nodes of a grid; of an image with several samples, their mean."""
 
     def __init__(self, times: Tensor, terms: Tensor):
         super().__init__()
@@ -140,21 +144,21 @@ def node_times(grid: Grid, num_train_timesteps: int) -> Tensor:
     return torch.cat([grid.timestep[:-1].float() / num_train_timesteps, torch.zeros(1)])
 
 
-def plug(critic: Critic, network: nn.Module) -> None:
+def plug(value: ValueEstimator, network: nn.Module) -> None:
     """Make V = baseline + F with F a network that is right already."""
-    critic.network = network
-    critic._mean, critic._std = 0.0, 1.0
+    value.network = network
+    value._mean, value._std = 0.0, 1.0
 
 
-def gradient(trainer: Any, loss: Callable[[Points], StepOutput], index: int = 0) -> Tensor:
+def gradient(trainer: Any, loss: Callable[[DrawnSteps], StepOutput], index: int = 0) -> Tensor:
     """What one rollout says of -dJ/dtheta, over the micro-batches that training would take it in; flat."""
-    run = trainer.run
-    stream = run.batches(trainer.prepare)(index * run.settings.learning.updates_per_rollout)
-    for parameter in run.policy.parameters:
+    parameters, (_, accumulate) = trainer.run.policy.parameters, trainer.algorithm.division
+    stream = trainer.algorithm.batches(index)
+    for parameter in parameters:
         parameter.grad = None
-    for _ in range(run.accumulate):
-        (loss(next(stream)).loss / run.accumulate).backward()
-    return torch.cat([parameter.grad.flatten() for parameter in run.policy.parameters if parameter.grad is not None])
+    for _ in range(accumulate):
+        (loss(next(stream)).loss / accumulate).backward()
+    return torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
 
 
 @dataclass(frozen=True)
@@ -204,7 +208,7 @@ FULL = AdapterConfig(train="full")
 
 def value_config(**changes: Any) -> ValueConfig:
     """A value that is learnt alone, or not at all."""
-    settings = {"design": "none", "inputs": "both", "updates": 0, "pretrain_rollouts": 0, "batch_size": ALL}
+    settings = {"uses_reward": False, "sees_latents": True, "updates": 0, "pretrain_rollouts": 0, "batch_size": ALL}
     return ValueConfig(**settings | changes)
 
 
@@ -227,33 +231,41 @@ def score_as_action(
         network: F of the value.
         **settings: Of `ScoreAsActionConfig`.
     """
-    defaults: dict[str, Any] = {
-        "advantage": "value_difference",
-        "normalize": "none",
+    given = shared(case, folder, width=width) | {"advantage": "value_difference", "normalize": "none"}
+    config = ScoreAsActionConfig(**given | settings)
+    network = network or ExactValue(torch.zeros(1), torch.zeros(1, 3))
+    algorithm = ScoreAsAction(ImageReward(case.problem.quadratic), ["x"], config, value_network=network)
+    return Trainer(model or case.model(width=width), algorithm)
+
+
+def endpoint(case: Case, folder: Path, *, model: ToyModel | None = None, **settings: Any) -> Any:
+    """The same by the endpoint gradient, with no limit to how far an image is pushed."""
+    config = EndpointConfig(**shared(case, folder) | {"scale": "none", "bound_clip": None} | settings)
+    return Trainer(model or case.model(), Endpoint(ImageReward(case.problem.quadratic), ["x"], config))
+
+
+def shared(case: Case, folder: Path, *, width: int = 1) -> dict[str, Any]:
+    """The settings of every trainer of the toy."""
+    return {
         "kl_weight": case.problem.beta / width,
         "value": value_config(),
-        "learning": LearningConfig(micro_batch=ALL),
+        "learning": OnlineLearningConfig(micro_batch=ALL),
         "adapter": FULL,
         "preview_every": 0,
         "preflight": False,
-        "folder": str(folder),
+        "output": str(folder),
     }
-    config = ScoreAsActionConfig(**defaults | settings)
-    network = network or ExactValue(torch.zeros(1), torch.zeros(1, 3))
-    return ScoreAsActionTrainer(
-        model or case.model(width=width), ImageReward(case.problem.quadratic), ["x"], config, value_network=network
-    )
 
 
 def move(trainer: Any, case: Case) -> Steps:
-    """Put the policy where the case has it, with its exact value as critic, on the grid of the first rollout."""
+    """Put the policy where the case has it, with its exact value, on the grid of the first rollout."""
     model = trainer.run.model
     model.denoiser.correction.theta.data = torch.tensor(case.theta)
-    grid = trainer.run.rollouts.grid(0)
+    grid = trainer.algorithm.collector.rollouts.grid(0)
     steps = trained(steps_of(model, grid, case.kernel()))
-    if getattr(trainer, "critic", None) is not None:
+    if getattr(trainer.algorithm, "value", None) is not None:
         terms = values_of(steps, case.problem.quadratic, case.problem.beta)
-        plug(trainer.critic, ExactValue(node_times(grid, model.num_train_timesteps), terms))
+        plug(trainer.algorithm.value, ExactValue(node_times(grid, model.num_train_timesteps), terms))
     return steps
 
 
@@ -261,17 +273,6 @@ def exact_gradient(trainer: Any, case: Case, steps: Steps) -> Tensor:
     """dJ/dtheta."""
     value = objective(steps, case.problem.quadratic, case.problem.beta)[0]
     return torch.autograd.grad(value, trainer.run.policy.parameters[0], retain_graph=True)[0]
-
-
-def loss_of(trainer: Any) -> Callable[[Points], StepOutput]:
-    """The trainer's loss of a micro-batch."""
-    return partial(
-        loss,
-        policy=trainer.run.policy,
-        config=trainer.config,
-        region=trainer.region,
-        guidance_scale=trainer.run.guidance_scale,
-    )
 
 
 def error(found: Tensor, expected: Tensor) -> float:

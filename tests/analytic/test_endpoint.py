@@ -1,28 +1,23 @@
 """The likelihood gradient averaged over the paths to an image: exact where the policy reverses the noising process."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
-from rpo.objectives.score_as_action import endpoint as loss_of_endpoint
-from rpo.trainers.online_config import LearningConfig
 from torch import nn
 
+from rpo.objectives.endpoint import endpoint as loss_of_endpoint
 from rpo.process.prediction import add_noise, to_x0_eps
-from rpo.trainers.score_as_action import HOLD
-from rpo.training.loop_config import LoopConfig
+from rpo.trainers.endpoint import HOLD
+from rpo.trainers.rollouts.settings import StepsConfig
 from rpo.types import Node
 from tests.analytic.chains import all_nodes
 from tests.analytic.closed_forms import OTHER, PRINTED
 from tests.analytic.linear_quadratic import (
-    ALL,
     Case,
     double,
     error,
     exact_gradient,
     gradient,
-    loss_of,
     moments,
     move,
     objective,
@@ -30,7 +25,8 @@ from tests.analytic.linear_quadratic import (
     steps_of,
     value_config,
 )
-from tests.analytic.test_training import Piecewise
+from tests.analytic.linear_quadratic import endpoint as toy_endpoint
+from tests.analytic.test_training import Piecewise, fast, settled
 from tests.analytic.toys import OptimalControl, ToyModel
 
 pytestmark = pytest.mark.analytic
@@ -45,16 +41,15 @@ NUM_STEPS, ROWS = 300, 10_000
 
 
 def endpoint(case, folder, *, rows=ROWS, num_steps=NUM_STEPS, train_steps=16, **settings):
-    learning = LearningConfig(train_steps=train_steps, micro_batch=ALL)
-    defaults = {"advantage": "group", "rollout": case.rollout(rows, num_steps), "bound_clip": None}
-    return score_as_action(case, folder, estimator="endpoint", learning=learning, **defaults | settings)
+    given = {"steps": StepsConfig(train_steps=train_steps), "rollout": case.rollout(rows, num_steps)}
+    return toy_endpoint(case, folder, **given | settings)
 
 
 @pytest.mark.parametrize("case", AT_REFERENCE.values(), ids=AT_REFERENCE)
 def test_it_is_the_exact_gradient_at_the_reference(tmp_path, case):
     trainer = endpoint(case, tmp_path)
     exact = exact_gradient(trainer, case, move(trainer, case))
-    found = torch.stack([-gradient(trainer, loss_of(trainer), index) for index in range(3)]).mean(dim=0)
+    found = torch.stack([-gradient(trainer, trainer.algorithm.loss, index) for index in range(3)]).mean(dim=0)
     assert error(found, exact) < 0.03
 
 
@@ -63,15 +58,15 @@ def test_at_the_reference_the_clip_holds_nothing_back(tmp_path):
     for clip in (None, 0.3):
         trainer = endpoint(case, tmp_path / str(clip), rows=1000, num_steps=50, bound_clip=clip)
         move(trainer, case)
-        gradients.append(gradient(trainer, loss_of(trainer), 0))
+        gradients.append(gradient(trainer, trainer.algorithm.loss, 0))
     assert error(gradients[1], gradients[0]) < 1e-5
 
 
 def test_a_value_of_every_noised_moment_leaves_the_gradient_as_it_is(tmp_path):
     case = AT_REFERENCE["vp"]
-    trainer = endpoint(case, tmp_path, advantage="return_minus_value", value=value_config())
+    trainer = endpoint(case, tmp_path, baseline="value", value=value_config())
     exact = exact_gradient(trainer, case, move(trainer, case))  # which gives it the value of the nearest node
-    found = torch.stack([-gradient(trainer, loss_of(trainer), index) for index in range(3)]).mean(dim=0)
+    found = torch.stack([-gradient(trainer, trainer.algorithm.loss, index) for index in range(3)]).mean(dim=0)
     assert error(found, exact) < 0.03
 
 
@@ -79,7 +74,7 @@ def test_an_ode_may_draw_the_images(tmp_path):
     case = AT_REFERENCE["vp"]
     trainer = endpoint(case, tmp_path, rollout=case.rollout(ROWS, NUM_STEPS, eta=0.0))
     exact = exact_gradient(trainer, case, move(trainer, case))
-    found = torch.stack([-gradient(trainer, loss_of(trainer), index) for index in range(3)]).mean(dim=0)
+    found = torch.stack([-gradient(trainer, trainer.algorithm.loss, index) for index in range(3)]).mean(dim=0)
     assert error(found, exact) < 0.03
 
 
@@ -87,11 +82,13 @@ def test_it_has_less_noise_than_the_path(tmp_path):
     """In one dimension half; what is averaged away grows with the number of dimensions."""
     case = AT_REFERENCE["vp"]
     spreads = []
-    for name in ("endpoint", "likelihood"):
-        settings = {"estimator": name, "advantage": "group", "rollout": case.rollout(64, 40)}
-        trainer = score_as_action(case, tmp_path / name, **settings)
+    rollout = case.rollout(64, 40)
+    for trainer in (
+        toy_endpoint(case, tmp_path / "endpoint", rollout=rollout),
+        score_as_action(case, tmp_path / "likelihood", advantage="group", rollout=rollout),
+    ):
         move(trainer, case)
-        found = torch.stack([gradient(trainer, loss_of(trainer), index) for index in range(40)])
+        found = torch.stack([gradient(trainer, trainer.algorithm.loss, index) for index in range(40)])
         spreads.append(found.var(dim=0).sum().item())
     assert spreads[0] < 0.6 * spreads[1]
 
@@ -101,16 +98,9 @@ def test_training_reaches_the_tilted_law(tmp_path):
     """The law of 400 steps: what each step is off adds up where a policy learns from its own images (5 % at 150)."""
     case = AT_REFERENCE["vp"]
     model = case.model(Piecewise(*case.problem.prior.means, 26))
-    loop = LoopConfig(
-        updates=200,
-        learning_rate=0.05,
-        lr_schedule="linear",
-        max_grad_norm=math.inf,
-        adam_beta2=0.99,
-        checkpoint_every=300,
-        progress=False,
-    )
-    endpoint(case, tmp_path, rows=100, num_steps=400, train_steps=None, model=model, loop=loop).train()
+    learning = fast(updates=200)
+    trainer = endpoint(case, tmp_path, rows=100, num_steps=400, train_steps=None, model=model, learning=learning)
+    settled(trainer).train()
     steps = steps_of(model, model.grid(1000), case.kernel())
     _, mean, variance = objective(steps, case.problem.quadratic, case.problem.beta)
     assert mean.item() == pytest.approx(0.9727, rel=0.03)
@@ -154,8 +144,8 @@ def at_the_optimum(case, folder, **settings):
 def test_at_the_tilted_law_every_image_is_worth_the_same(tmp_path, case):
     """What r/kl_weight says of an image is then the log-ratio, and no slope of the advantage by the reward is left."""
     trainer = at_the_optimum(case, tmp_path)
-    advantage = trainer.prepare(0).advantage
-    reward = trainer.run.rollout.rewards
+    advantage = trainer.algorithm.collect(0)["advantage"]
+    reward = trainer.algorithm.collector.rollout.rewards
     centred = reward - reward.mean()
     slope = (advantage[: len(reward)] * centred).mean() / centred.square().mean()
     assert slope == pytest.approx(0, abs=0.15)  # 1 without a cost
@@ -165,7 +155,7 @@ def test_the_kl_that_is_logged_is_that_of_the_path(tmp_path):
     case = AT_REFERENCE["vp"]
     trainer = at_the_optimum(case, tmp_path, bound_clip=0.3)
     with torch.no_grad():
-        logged = loss_of(trainer)(trainer.prepare(0)).metrics["policy/kl"].item()
+        logged = trainer.algorithm.loss(trainer.algorithm.collect(0)).metrics["policy/kl"].item()
     steps = steps_of(trainer.run.model, double(trainer.run.model.grid(1000)), case.kernel())
     assert logged == pytest.approx(moments(steps)[0].sum().item(), rel=0.2)
 

@@ -17,7 +17,6 @@ from tests.analytic.linear_quadratic import (
     double,
     error,
     gradient,
-    loss_of,
     move,
     objective,
     score_as_action,
@@ -136,5 +135,5 @@ def test_estimated_gradient_is_the_continuous_one_on_every_grid(tmp_path, proble
             case, tmp_path, width=width, model=model, estimator=estimator, rollout=case.rollout(images, num_steps)
         )
         move(trainer, case)
-        found = -gradient(trainer, loss_of(trainer)).double()
+        found = -gradient(trainer, trainer.algorithm.loss).double()
         assert error(found, limit) < 0.03 + FIRST_ORDER / num_steps

@@ -1,13 +1,12 @@
 """GRPO's gradient: that of the reward, less what a mean over the own group takes away, and that of the KL."""
 
-from functools import partial
-
 import pytest
 import torch
-from rpo.trainers.online_config import LearningConfig
 
-from rpo.trainers.grpo import GRPOTrainer, loss
+from rpo.trainers.grpo import GRPO
 from rpo.trainers.grpo_config import GRPOConfig
+from rpo.trainers.rollouts.settings import OnlineLearningConfig
+from rpo.trainers.trainer import Trainer
 from tests.analytic.closed_forms import OTHER, PRINTED
 from tests.analytic.linear_quadratic import (
     ALL,
@@ -15,7 +14,6 @@ from tests.analytic.linear_quadratic import (
     Case,
     error,
     gradient,
-    loss_of,
     move,
     objective,
     score_as_action,
@@ -34,17 +32,22 @@ CASES = {
 def grpo(case, folder, *, prompts=PROMPTS, **settings):
     config = GRPOConfig(
         scale="none",
-        max_advantage=1e6,
         rollout=case.rollout(GROUP, NUM_STEPS, prompts=prompts),
-        learning=LearningConfig(micro_batch=ALL),
+        learning=OnlineLearningConfig(micro_batch=ALL),
         adapter=FULL,
         preview_every=0,
         preflight=False,
-        folder=str(folder),
+        output=str(folder),
         **settings,
     )
-    trainer = GRPOTrainer(case.model(), ImageReward(case.problem.quadratic), ["x"], config)
-    return trainer, partial(loss, policy=trainer.run.policy, config=config, guidance_scale=trainer.run.guidance_scale)
+    trainer = Trainer(case.model(), GRPO(ImageReward(case.problem.quadratic), ["x"], config))
+    return trainer, trainer.algorithm.loss
+
+
+@pytest.fixture(autouse=True)
+def uncut(monkeypatch):
+    """Advantages as they are."""
+    monkeypatch.setattr("rpo.trainers.grpo.MAX_ADVANTAGE", torch.inf)
 
 
 def slope(value, trainer):
@@ -82,4 +85,6 @@ def test_same_points_as_score_as_action_with_the_group_as_its_value(tmp_path, ca
     other = score_as_action(case, tmp_path, estimator="likelihood", advantage="group", kl_weight=0.0, rollout=rollout)
     for one in (trainer, other):
         move(one, case)
-    assert torch.allclose(gradient(trainer, descend) * GROUP / (GROUP - 1), gradient(other, loss_of(other)), rtol=1e-4)
+    assert torch.allclose(
+        gradient(trainer, descend) * GROUP / (GROUP - 1), gradient(other, other.algorithm.loss), rtol=1e-4
+    )

@@ -1,14 +1,14 @@
 """Training through `train()` reaches the exact optimum of the grid it trains on, and what it learns holds on others."""
 
+import dataclasses
 import functools
 import math
 
 import pytest
 import torch
-from rpo.trainers.online_config import LearningConfig
 from torch import nn
 
-from rpo.training.loop_config import LoopConfig
+from rpo.trainers.rollouts.settings import OnlineLearningConfig, StepsConfig
 from tests.analytic.closed_forms import OTHER, PRINTED
 from tests.analytic.linear_quadratic import (
     ALL,
@@ -21,7 +21,7 @@ from tests.analytic.linear_quadratic import (
     steps_of,
     value_config,
 )
-from tests.analytic.test_critic import Quadratic
+from tests.analytic.test_value import Quadratic
 
 pytestmark = pytest.mark.analytic
 
@@ -63,6 +63,24 @@ OTHER_EULER = Case(OTHER, (0.0, 0.0), solver="euler_maruyama")
 BOTH = pytest.mark.parametrize("case", [PRINTED_CASE, OTHER_CASE], ids=["printed", "other"])
 
 
+def fast(*, updates):
+    return OnlineLearningConfig(
+        updates=updates,
+        learning_rate=0.05,
+        lr_schedule="linear",
+        max_grad_norm=math.inf,
+        checkpoint_every=updates,
+        progress=False,
+        micro_batch=ALL,
+    )
+
+
+def settled(trainer):
+    """The trainer with an AdamW that forgets what gradients once were, as the law of a policy settles."""
+    trainer.loop = dataclasses.replace(trainer.loop, adam_beta2=0.99)
+    return trainer
+
+
 def train(case, folder, *, knots, updates=120, **settings):
     """The policy after `train()`, its value learnt beside it."""
     model = case.model(Piecewise(*case.problem.prior.means, knots))
@@ -71,20 +89,10 @@ def train(case, folder, *, knots, updates=120, **settings):
     defaults = {
         "rollout": case.rollout(300, NUM_STEPS),
         "network": Quadratic(node_times(grid, model.num_train_timesteps), mean, variance),
-        "value": value_config(
-            updates=10, batch_size=ALL, learning_rate=0.02, pretrain_rollouts=1, pretrain_updates=100
-        ),
-        "loop": LoopConfig(
-            updates=updates,
-            learning_rate=0.05,
-            lr_schedule="linear",
-            max_grad_norm=math.inf,
-            adam_beta2=0.99,
-            checkpoint_every=updates,
-            progress=False,
-        ),
+        "value": value_config(updates=10, batch_size=ALL, learning_rate=0.02, pretrain_rollouts=1),
+        "learning": fast(updates=updates),
     }
-    score_as_action(case, folder, model=model, **defaults | settings).train()
+    settled(score_as_action(case, folder, model=model, **defaults | settings)).train()
     return model
 
 
@@ -157,6 +165,6 @@ def test_what_was_learnt_at_50_steps_holds_at_others(trained, case):
 def test_what_was_learnt_on_grids_that_change_holds_on_all(tmp_path, case):
     """Of 40 to 60 random steps, some of them trained."""
     rollout = case.rollout(300, 40, max_steps=60, spacing="random")
-    learning = LearningConfig(train_steps=20, micro_batch=ALL)
-    settings = {"estimator": "likelihood", "advantage": "return_minus_value", "rollout": rollout, "learning": learning}
+    steps = StepsConfig(train_steps=20)
+    settings = {"estimator": "likelihood", "advantage": "return_minus_value", "rollout": rollout, "steps": steps}
     check_other_grids(train(case, tmp_path, knots=26, **settings), case)

@@ -67,7 +67,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_every_command_describes_every_setting(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from rpo.settings import describe_fields
+    from rpo.config.settings import describe_fields
 
     with pytest.raises(SystemExit) as stop:
         main([*name.split(), "--help"])
@@ -168,19 +168,19 @@ def test_interrupt_of_what_cannot_resume_promises_nothing(
 
 
 def test_misspelt_key_is_an_error_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["quickstart", "promts=3"]) == 2
+    assert main(["quickstart", "ruonds=3"]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert "promts" in line and "'prompts'" in line
+    assert "ruonds" in line and "'rounds'" in line
 
 
 def test_every_wrong_key_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["quickstart", "promts=3", "batch_size=-1", "seed=x"]) == 2
+    assert main(["quickstart", "ruonds=3", "batch_size=-1", "seed=x"]) == 2
     first, *lines = capsys.readouterr().err.splitlines()
     assert first.startswith("rpo: error: 3") and [line[:2] for line in lines] == ["- "] * 3
 
 
 def test_exit_code_reaches_the_shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["rpo", "quickstart", "promts=3"])
+    monkeypatch.setattr(sys, "argv", ["rpo", "quickstart", "ruonds=3"])
     with pytest.raises(SystemExit) as stop:
         runpy.run_module("rpo.cli", run_name="__main__")
     assert stop.value.code == 2

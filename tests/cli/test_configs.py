@@ -53,8 +53,8 @@ def test_one_is_printed_or_written(name: str, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_misspelt_name_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["config", "dpo_sd51"]) == 2
-    assert "there is no configuration 'dpo_sd51'" in (told := capsys.readouterr().err)
+    assert main(["config", "dpo_sd-15"]) == 2
+    assert "there is no configuration 'dpo_sd-15'" in (told := capsys.readouterr().err)
     assert "the nearest is 'dpo_sd15'" in told
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from rpo.cli.main import main
-from rpo.config import to_yaml
+from rpo.config.load import to_yaml
 from rpo.curation.audit import AUDIT_FILE, Audit, AuditConfig, audit, format_audit
 from rpo.curation.curate_config import ChatConfig, CurateConfig
 from rpo.curation.records import Critique, Fault, Unavailable

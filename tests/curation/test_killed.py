@@ -19,7 +19,7 @@ from rpo.curation.store import shards as parts
 from rpo.curation.store.folder import STAGES, RunFolder
 from rpo.curation.store.progress import Progress
 from rpo.data.readers import read_pairs
-from rpo.files import append_line
+from rpo.files.whole import append_line
 from tests.curation.fakes import (
     FakeCritic,
     FakeEditor,

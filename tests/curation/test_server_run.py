@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from rpo.cli.main import main
-from rpo.config import to_yaml
+from rpo.config.load import to_yaml
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import ChatConfig, EditorConfig
 from rpo.curation.records import RAW_LIMIT, Critique, Fault, Instructions, histories

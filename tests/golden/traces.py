@@ -22,11 +22,11 @@ import torch
 
 from rpo.adapters.lora_file import WEIGHT_FILE
 from rpo.cli.main import COMMANDS
-from rpo.config import load_config
+from rpo.config.load import load_config
+from rpo.config.settings import describe_fields
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import CurateConfig
 from rpo.objectives.preference.region import RegionConfig
-from rpo.settings import describe_fields
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.trainers.rollouts.settings import StepsConfig
 from rpo.trainers.value import network, returns

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rpo import shapes
-from rpo.config import load_config
+from rpo.config.load import load_config
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.config import ModelConfig, load_model
 from tests.tiny import save_tiny_sd

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from rpo.objectives.policy_gradient import adapt_coefficient, clipped_surrogate, plain, trust_region
 
 DIMS = 256

@@ -58,9 +58,7 @@ def test_full_gradient_of_squared_increments_would_learn_the_wrong_value():
         return torch.autograd.grad(loss_of(values).mean(), weight)[0].item()
 
     for trace in (0.0, 1.0):
-        assert slope(lambda values, trace=trace: fitted(values, costs, trace=trace), 1.0) == pytest.approx(
-            0, abs=0.02
-        )
+        assert slope(lambda values, trace=trace: fitted(values, costs, trace=trace), 1.0) == pytest.approx(0, abs=0.02)
         assert slope(lambda values, trace=trace: fitted(values, costs, trace=trace), 0.5) < -1e-3
     # The last increment, where the reward is given, is the only one that holds it up at all.
     inner = [slope(lambda values: (values[1:-1] - values[:-2]) ** 2, at) for at in (1.0, 0.5)]

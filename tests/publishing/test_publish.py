@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from rpo.adapters.lora import add_lora, lora_parameters, save_lora
 from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora
-from rpo.evaluation.comparison import Comparison, Interval
+from rpo.evaluation.comparison import Interval, PairedComparison
 from rpo.models.checkpoint import Checkpoint
 from rpo.publishing.model_card import PLACEHOLDER
 from rpo.publishing.publish import CardFacts, Sample, format_size, publish, write_model_card
@@ -51,7 +51,7 @@ def pixels(seed, size=64):
 
 
 def full_facts():
-    row = Comparison(
+    row = PairedComparison(
         "all | kinds",
         400,
         97,

@@ -8,12 +8,11 @@ import pytest
 from PIL import Image
 
 import rpo.reports.html
-from rpo.evaluation.comparison import Comparison, Interval, compare
+from rpo.evaluation.comparison import Interval, PairedComparison, compare
 from rpo.reports.charts import Chart, Mark, Series
 from rpo.reports.html import TEMPLATES, Report, data_uri, format_duration, render, write_report
 from rpo.reports.sections import (
     PERCENT,
-    Command,
     CommandsSection,
     CurvesSection,
     FactsSection,
@@ -23,6 +22,7 @@ from rpo.reports.sections import (
     PairGroup,
     PairsSection,
     Scale,
+    Snippet,
     StagesSection,
     TableGroup,
     TableSection,
@@ -66,7 +66,9 @@ class Page(HTMLParser):
 
 
 def comparison(name, before, after, gain, images=480, prompts=120):
-    return Comparison(name, images, prompts, Interval(*before), Interval(*after), Interval(*gain), (61, 9, 230, 180))
+    return PairedComparison(
+        name, images, prompts, Interval(*before), Interval(*after), Interval(*gain), (61, 9, 230, 180)
+    )
 
 
 def picture(seed, size=64):
@@ -106,7 +108,7 @@ def full_report():
             CurvesSection("How training went", (curves, curves), note="Faint: every update."),
             TextSection("What the numbers mean", ("One paragraph.",), (("loss", "0.69 to 0.65 is normal."),)),
             CommandsSection(
-                "Use it", (Command("Load it", 'pipe.load_lora_weights("runs/lora")\n    indented & <kept>'),)
+                "Use it", (Snippet("Load it", 'pipe.load_lora_weights("runs/lora")\n    indented & <kept>'),)
             ),
             StagesSection("Time", (("sample", 92.3), ("train", 203.0)), note="On two cores."),
             FactsSection(
@@ -184,7 +186,7 @@ def test_texts_cannot_break_out_of_the_page():
         (
             PairsSection(nasty, (PairGroup("fixed", 1, (pair(0, prompt=nasty),), nasty),), nasty),
             CurvesSection(nasty, (Chart(nasty, (Series(nasty, (1.0,), (1.0,)), Series("b", (1.0,), (1.0,)))),)),
-            CommandsSection(nasty, (Command(nasty, nasty),)),
+            CommandsSection(nasty, (Snippet(nasty, nasty),)),
             FactsSection(nasty, ((nasty, ((nasty, nasty),)),)),
         ),
     )

@@ -3,13 +3,14 @@
 import json
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from rpo.adapters.lora import load_lora
 from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora
-from rpo.config import load_config
+from rpo.config.load import load_config
 from rpo.curation.curate import Components
 from rpo.curation.store.folder import RunFolder
 from rpo.models.checkpoint import Checkpoint
@@ -29,12 +30,12 @@ SMALL = [
     "curate.decide.policy=always_edit",
     "curate.progress=false",
     "dpo.pairs_per_update=2",
-    "dpo.micro_batch=2",
-    "dpo.rank=2",
-    "dpo.loop.updates=2",
-    "dpo.loop.learning_rate=0.01",
-    "dpo.loop.warmup_updates=0",
-    "dpo.loop.progress=false",
+    "dpo.learning.micro_batch=2",
+    "dpo.adapter.rank=2",
+    "dpo.learning.updates=2",
+    "dpo.learning.learning_rate=0.01",
+    "dpo.learning.warmup_updates=0",
+    "dpo.learning.progress=false",
     "held_out.count=4",
     "held_out.num_steps=3",
     "held_out.guidance_scale=2",
@@ -119,7 +120,7 @@ def test_a_run_that_was_stopped_after_any_part_ends_as_if_it_had_not_been(finish
     def stop(*args, **kwargs):
         raise Stop
 
-    for name in ("export", "DPOTrainer", "stack_loras"):  # after curation, after the pairs, after training
+    for name in ("export", "Trainer", "stack_loras"):  # after curation, after the pairs, after training
         with monkeypatch.context() as patched, pytest.raises(Stop):
             patched.setattr(module, name, stop)
             align(small(tmp_path / "run", "rounds=1"), resume=True, components=OWN)
@@ -135,7 +136,7 @@ def test_a_folder_is_not_taken_over_and_other_settings_are_named(finished):
     with pytest.raises(ValueError, match="holds a run already; give --resume"):
         align(small(finished.folder), components=OWN)
     cases = {
-        "dpo.beta=7": r"dpo\.beta was None and is now 7\.0;",
+        "dpo.objective.beta=7": r"dpo\.objective\.beta was None and is now 7\.0;",
         "held_out.seed=2": r"held_out\.seed was 0 and is now 2;",
         "curate.decide.rewards={shapes-clip: 0.5}": r"curate\.decide\.rewards was .* and is now",
     }
@@ -148,9 +149,11 @@ def test_other_prompts_or_another_base_are_named(tmp_path, monkeypatch):
     texts = tmp_path / "prompts.txt"
     texts.write_text("a red circle\n")
     config = small(tmp_path / "run", "rounds=1", f"curate.source.prompts={texts}")
-    monkeypatch.setattr(module, "_round", lambda *_: {"round": 1, "scores": {}})
-    (tmp_path / "run/round-1/lora").mkdir(parents=True)
+    monkeypatch.setattr(module, "write_align_report", lambda *_: None)
+    monkeypatch.setattr(module._Rounds, "_judged", lambda *_: SimpleNamespace(means={}))
+    monkeypatch.setattr(module._Rounds, "_round", lambda *_: {"round": 1, "scores": {}})
     monkeypatch.setattr(module, "draw_rounds", lambda _: "")
+    (tmp_path / "run/round-1/lora").mkdir(parents=True)
     align(config, components=OWN)
     texts.write_text("a red square\n")
     assert_refused(tmp_path / "run", "started with something else: prompts from", lambda: align(config, resume=True))
@@ -171,7 +174,7 @@ def test_other_prompts_or_another_base_are_named(tmp_path, monkeypatch):
     [
         ("rounds=0", "sets 'rounds' to 0, but a whole number"),
         ("max_pairs=0", "sets 'max_pairs' to 0, but a whole number"),
-        ("dpo.train=full", "dpo.train is full, but rounds are joined as LoRAs"),
+        ("dpo.adapter.train=full", "dpo.adapter.train is full, but rounds are joined as LoRAs"),
         ("curate.source.lora=there", "curate.source.lora is there, but the first round draws with the checkpoint"),
         ("curate.stop_after=edits", "curate.stop_after is edits, but a round needs pairs"),
         ("curate.source.kind=folder", "only images that the model draws change from round to round"),

@@ -33,7 +33,7 @@ def align(words, log):
 def test_a_run_that_is_killed_at_random_ends_as_one_that_is_not(tmp_path):
     (tmp_path / "align.yaml").write_text(ALIGN, encoding="utf-8")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["rpo.runs.align", "rpo.cli.main", "rpo.runs.quickstart"])  # a start costs no import
+    context.set_forkserver_preload(["rpo.runs.align", "rpo.cli.main"])  # a start costs no import
     draw, log = random.Random(3), tmp_path / "log.txt"
 
     def start(folder):

@@ -11,7 +11,7 @@ from rpo.adapters.lora_file import WEIGHT_FILE
 from rpo.data.writers import write_pairs
 from tests.run_state import result_of
 from tests.tiny import save_tiny_sd
-from tests.trainers.test_dpo import toy_pairs
+from tests.trainers.pair_runs import toy_pairs
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,24 +19,23 @@ ONLINE = [
     "prompts={root}/prompts.txt",
     "rewards={{jpeg-compressibility: 1.0}}",
     "report=false",
-    "{key}.rollout={{prompts: 2, images_per_prompt: 2, num_steps: 3, guidance_scale: 2.0}}",
-    "{key}.adapter={{rank: 2}}",
-    "{key}.preview_every=0",
-    "{key}.preflight=false",
-    "{key}.loop={{updates: 2, learning_rate: 0.01, ema_decay: 0.5, progress: false}}",
+    "rollout={{prompts: 2, images_per_prompt: 2, num_steps: 3, guidance_scale: 2.0}}",
+    "adapter={{rank: 2}}",
+    "preview_every=0",
+    "preflight=false",
+    "learning={{updates: 2, learning_rate: 0.01, ema_decay: 0.5, progress: false}}",
 ]
 COMMANDS = {
     "train dpo": [
         "data.source={root}/pairs",
-        "dpo.rank=2",
-        "dpo.pairs_per_update=4",
-        "dpo.micro_batch=2",
-        "dpo.max_chosen_error_ratio=.inf",
-        "dpo.loop={{updates: 2, learning_rate: 0.01, ema_decay: 0.5, progress: false}}",
+        "adapter.rank=2",
+        "pairs_per_update=4",
+        "max_chosen_error_ratio=.inf",
+        "learning={{updates: 2, learning_rate: 0.01, micro_batch: 2, ema_decay: 0.5, progress: false}}",
     ],
-    "train grpo": [word.replace("{key}", "grpo") for word in ONLINE],
-    "train score-as-action": [word.replace("{key}", "score_as_action") for word in ONLINE]
-    + ["score_as_action.value={{channels: 8, pretrain_rollouts: 1, pretrain_updates: 2, updates: 2}}"],
+    "train grpo": ONLINE,
+    "train score-as-action": [*ONLINE, "value={{pretrain_rollouts: 1, updates: 2}}"],
+    "train endpoint": ONLINE,
 }
 
 
@@ -91,7 +90,10 @@ curate:
   source: {limit: 4, images_per_prompt: 3, num_steps: 4}
   decide: {policy: always_edit, max_distance: 1.0}
   progress: false
-dpo: {pairs_per_update: 2, micro_batch: 2, rank: 2, loop: {updates: 2, learning_rate: 0.01, progress: false}}
+dpo:
+  pairs_per_update: 2
+  adapter: {rank: 2}
+  learning: {updates: 2, learning_rate: 0.01, micro_batch: 2, progress: false}
 held_out: {count: 4, num_steps: 3}
 """
 

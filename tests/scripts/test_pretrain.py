@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from rpo.config import load_config
+from rpo.config.load import load_config
 from rpo.shapes.prompts import prompts
 from rpo.shapes.world import training_scenes
 from rpo.training.loop import LoopConfig

@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline, StableDiffusionPipeline
 from PIL import Image
 
-from rpo.config import load_config
+from rpo.config.load import load_config
 from rpo.shapes import path
 from rpo.shapes.edits import edit_words, parse_edits
 from rpo.shapes.world import render

@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 import rpo.shapes
-from rpo.config import load_config
+from rpo.config.load import load_config
 from rpo.rewards import load_reward
 from rpo.rewards.clip import ClipReward
 from rpo.shapes import PROXY

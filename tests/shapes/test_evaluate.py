@@ -6,8 +6,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from rpo.adapters.lora import load_lora
-from rpo.adapters.lora import adapter_layers, add_lora, lora_parameters, save_lora
+from rpo.adapters.lora import adapter_layers, add_lora, load_lora, lora_parameters, save_lora
 from rpo.adapters.lora_file import WEIGHT_FILE
 from rpo.data.pixels import to_pixels
 from rpo.evaluation.held_out import Measurement, check_comparable, measure

@@ -184,7 +184,7 @@ def finished(folder, *, resume):
     saved = trainer.save()
     trainer.algorithm.data.latents.close()
     trainer.algorithm.data.embeddings.close()
-    trainer.algorithm._kept._store.close()
+    trainer.algorithm.reference.kept._store.close()
     lines = [{name: value for name, value in line.items() if name not in TIMINGS} for line in read_metrics(folder)]
     end = {
         "weights": [parameter.tolist() for parameter in trainer.run.policy.parameters],

@@ -110,4 +110,3 @@ def test_kto_observes_how_much_better_than_the_reference_the_policy_is(tmp_path)
         for sign, gain in zip(signs, gains, strict=True)
     ]
     assert loss(batch).loss.item() == pytest.approx(sum(again).item() / 2, rel=1e-4)
-

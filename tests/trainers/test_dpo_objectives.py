@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from rpo.config import load_config
+from rpo.config.load import load_config
 from rpo.data.preference import PreferencePair
 from rpo.objectives.preference.dpo import Dpo
 from rpo.objectives.preference.kto import Kto
@@ -16,6 +16,7 @@ from rpo.trainers.dpo_config import DPOConfig
 from rpo.training.log import TIMINGS, read_metrics
 from tests.trainers import pair_runs
 from tests.trainers.pair_runs import SCORED, counting, edits, steady, toy_pairs, weights
+
 
 def trainer_of(folder, *, pairs=SCORED, **changes):
     return pair_runs.trainer_of(folder, pairs=pairs, **changes)
@@ -134,7 +135,11 @@ def test_running_statistics_resume_to_the_bit(tmp_path, objective):
 @pytest.mark.slow
 def test_statistics_do_not_depend_on_how_an_update_is_split(tmp_path):
     whole, parts = (
-        steady(trainer_of(tmp_path / str(size), objective=Dpo(normalization="time", margin=0.2), learning={"micro_batch": size}))
+        steady(
+            trainer_of(
+                tmp_path / str(size), objective=Dpo(normalization="time", margin=0.2), learning={"micro_batch": size}
+            )
+        )
         for size in (4, 1)
     )
     whole.train()
@@ -193,7 +198,10 @@ def test_no_image_is_decoded_twice(tmp_path, monkeypatch):
 
 
 def test_kept_reference_errors_know_the_region(tmp_path):
-    calls, kept = Counter(), {"pairs": edits(), "draws_per_pair": 1, "cache_folder": str(tmp_path / "cache"), "updates": 2}
+    calls, kept = (
+        Counter(),
+        {"pairs": edits(), "draws_per_pair": 1, "cache_folder": str(tmp_path / "cache"), "updates": 2},
+    )
     trained(tmp_path / "plain", **kept)
     trained(tmp_path / "region", watch=counting(calls), region=RegionConfig(anchor=0.0), **kept)
     assert calls["forwards"] == 4

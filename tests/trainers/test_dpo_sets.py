@@ -12,7 +12,8 @@ from PIL import Image
 
 from rpo.data.preference import SIDES, PreferencePair, encode_png, pair_set
 from rpo.data.writers import write_pairs
-from rpo.models.captions import count_cut, load_tokenizer, surely_cut
+from rpo.models.captions import load_tokenizer, surely_cut
+from rpo.models.checkpoint import Checkpoint
 from rpo.trainers.dpo import DPO
 from rpo.trainers.rollouts.draw import Rollouts
 from rpo.trainers.rollouts.settings import RolloutConfig
@@ -50,7 +51,7 @@ def test_a_caption_counts_as_cut_exactly_where_the_pipeline_cuts_it(length):
         one, other = (pipe.encode_prompt(text, "cpu", 1, False)[0] for text in (caption, caption + "b"))
     finally:
         logger.removeHandler(handler)
-    said = count_cut(pipe, [caption, caption + "b"])
+    said = "".join(Checkpoint(pipe).notes_on([caption, caption + "b"]))
     assert ("2 of them became equal" in said) == (length > 75)
     assert torch.equal(one, other) == (length >= 75)
     assert (
@@ -63,7 +64,7 @@ def test_a_caption_counts_as_cut_exactly_where_the_pipeline_cuts_it(length):
 def test_learnt_words_count_as_the_tokens_that_they_stand_for():
     pipe = tiny_sd()
     pipe.tokenizer.add_tokens(["<cat>", *(f"<cat>_{index}" for index in range(1, 90))])
-    assert "1 of 1 captions are too long" in count_cut(pipe, ["a <cat>"])
+    assert "1 of 1 captions are too long" in Checkpoint(pipe).notes_on(["a <cat>"])[0]
 
 
 def test_words_alone_tell_which_captions_clip_surely_cuts():

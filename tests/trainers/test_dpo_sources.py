@@ -181,8 +181,8 @@ def test_a_renamed_text_file_is_named(sources, tmp_path, name):
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ("model.diffusion_model.middle_block.1.proj_in.", "lacks tensors of its UNet or VAE"),
-        ("first_stage_model.decoder.conv_out.", "lacks tensors of its UNet or VAE"),
+        ("model.diffusion_model.middle_block.1.proj_in.", "lacks tensors of its denoiser or VAE"),
+        ("first_stage_model.decoder.conv_out.", "lacks tensors of its denoiser or VAE"),
         ("text_model.final_layer_norm.", r"lacks 2 tensors, among them text_encoder.*final_layer_norm\.weight"),
         ("model.diffusion_model.", "Failed to load UNet2DConditionModel"),
         ("first_stage_model.", "Failed to load AutoencoderKL"),

@@ -18,8 +18,8 @@ def contrast(images, prompts):
 def advantages(folder, first, second, **changes):
     rewards = {f"{__name__}:corner": first, f"{__name__}:contrast": second}
     trainer = grpo(folder, reward=rewards, **changes)
-    rollout = trainer.run.draw(0)
-    return trainer.advantages(rollout), list(rollout.parts.values()), rollout.group
+    rollout = trainer.algorithm.collector.draw(0)
+    return trainer.algorithm.advantages(rollout), list(rollout.parts.values()), rollout.group
 
 
 @pytest.mark.parametrize(("scale", "second"), [("group", 1.0), ("batch", -1.0)])
@@ -37,6 +37,7 @@ def test_only_the_ratio_of_the_weights_counts(tmp_path):
     assert torch.allclose(small, large, atol=1e-5)
 
 
-def test_what_stands_out_is_cut_on_either_side(tmp_path):
-    found = advantages(tmp_path, 1.0, 1.0, max_advantage=0.3)[0]
+def test_what_stands_out_is_cut_on_either_side(tmp_path, monkeypatch):
+    monkeypatch.setattr("rpo.trainers.grpo.MAX_ADVANTAGE", 0.3)
+    found = advantages(tmp_path, 1.0, 1.0)[0]
     assert (found.min().item(), found.max().item()) == pytest.approx((-0.3, 0.3))

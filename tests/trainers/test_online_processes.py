@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from rpo.trainers.online_config import LearningConfig
 
+from rpo.trainers.rollouts.settings import StepsConfig
 from rpo.training.log import TIMINGS, read_metrics
-from rpo.training.loop import LoopConfig
 from rpo.training.processes import Processes
-from tests.trainers.online_runs import grpo, score_as_action
+from tests.trainers.online_runs import endpoint, grpo, learning, score_as_action
+from tests.trainers.pair_runs import steady, weights
 
 pytestmark = pytest.mark.slow
 
@@ -29,9 +29,8 @@ from tests.trainers.test_online_processes import in_each_process
 
 in_each_process(Path(sys.argv[1]))
 """
-# A large eps keeps Adam from blowing rounding of near-zero gradients up to whole steps.
-LOOP = LoopConfig(updates=4, learning_rate=1e-2, adam_eps=1e-3, progress=False)
-SOME = LearningConfig(micro_batch=2, train_steps=1, minibatches=2)
+LEARNING = learning(4, micro_batch=2)
+SOME = StepsConfig(train_steps=1, minibatches=2)
 """One of two steps of each image, in two updates a rollout: most that is drawn is drawn apart from the images."""
 
 
@@ -45,28 +44,20 @@ def contrast(images, prompts):
 
 
 TWO_REWARDS = {f"{__name__}:corner": 1.0, f"{__name__}:contrast": 0.5}
-WITH_VALUE = {"advantage": "return_minus_value", "kl_weight": 0.01}
 RUNS = {
-    "grpo": (grpo, {"reward": TWO_REWARDS, "learning": SOME, "clip": 0.1}),
-    "ddpo": (grpo, {"baseline": "prompt_history", "min_history": 3, "history": 5, "kl_weight": 0.01}),
-    "likelihood": (score_as_action, WITH_VALUE),
-    "endpoint": (
-        score_as_action,
-        WITH_VALUE | {"estimator": "endpoint", "normalize": "per_step", "learning": replace(SOME, minibatches=1)},
-    ),
+    "grpo": (grpo, {"reward": TWO_REWARDS, "steps": SOME, "clip": 0.1}),
+    "ddpo": (grpo, {"baseline": "prompt_history", "history": 6, "kl_weight": 0.01}),
+    "likelihood": (score_as_action, {"advantage": "return_minus_value", "kl_weight": 0.01}),
+    "endpoint": (endpoint, {"baseline": "value", "kl_weight": 0.01, "steps": replace(SOME, minibatches=1)}),
 }
 
 
 def trained(root, name):
     make, changes = RUNS[name]
-    trainer = make(root, **{"reward": corner, "loop": LOOP, "preflight": False} | changes)
+    trainer = steady(make(root, **{"reward": corner, "learning": LEARNING, "preflight": False} | changes))
     start = weights(trainer)
     trainer.train()
     return start, weights(trainer)
-
-
-def weights(trainer):
-    return torch.cat([parameter.detach().flatten() for parameter in trainer.run.policy.parameters])
 
 
 def in_each_process(root):

@@ -51,7 +51,7 @@ def test_the_card_says_when_the_base_is_not_the_checkpoint_that_it_names(folder,
     stacked.pipe.load_lora_weights(str(stack_loras([first, second], tmp_path / "both").parent))
     alone = Checkpoint.load(folder)
     alone.pipe.load_lora_weights(str(second.parent))
-    wanted, both, half = (probe(one.pipe, torch.float32)["unet"] for one in (fused, stacked, alone))
+    wanted, both, half = (probe(one.pipe, one.family, torch.float32)["unet"] for one in (fused, stacked, alone))
     assert (both - wanted).abs().max() < 1e-4
     assert (half - wanted).abs().max() > 1e-2
 

@@ -5,13 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rpo.cli.main import main
 from rpo.data.preference import PreferencePair, encode_png, pair_set
-from rpo.data.writers import write_pairs
-from rpo.training.checkpoint import checkpoints
 from rpo.training.log import read_metrics
-from tests.run_state import assert_refused, state_of
-from tests.tiny import save_tiny_sd, tiny_sd
+from tests.run_state import assert_refused
+from tests.tiny import tiny_sd
 from tests.trainers.online_runs import PROMPTS, TRAINERS, learning, small_value  # noqa: F401
 from tests.trainers.pair_runs import toy_pairs, trained
 
@@ -125,4 +122,3 @@ def test_online_runs_with_something_else(tmp_path, monkeypatch, name):
         assert_refused(tmp_path, r"prompts from 3 \(\w+\) to 3 \(\w+\)", attempt)
     attempt()
     assert [line["update"] for line in read_metrics(tmp_path)] == [1, 2]
-

@@ -22,7 +22,7 @@ import diffusers
 from diffusers import ControlNetModel, DiffusionPipeline
 
 from rpo.curation.curate_config import EditorConfig
-from rpo.curation.editors.pipeline_editor import EditSettings, Family, PipelineEditor, place
+from rpo.curation.editors.pipeline_editor import EditorFamily, EditSettings, PipelineEditor, place
 from rpo.errors import InputError
 
 TRAINED_AREA = 1024 * 1024
@@ -48,7 +48,7 @@ def family_editor(config: EditorConfig) -> PipelineEditor:
     return PipelineEditor(pipe, family, config, folder=folder)
 
 
-def load_pretrained(family: Family, model: str, config: EditorConfig, **given: Any) -> Any:
+def load_pretrained(family: EditorFamily, model: str, config: EditorConfig, **given: Any) -> Any:
     """Load a pipeline of a family where the configuration wants it; `given` are components that are not loaded."""
     names = family.pipelines
     components = given | (_UNCHECKED if "StableDiffusion" in names[0] else {})
@@ -114,28 +114,28 @@ def _klein_defaults(pipe: DiffusionPipeline) -> EditSettings:
 FAMILIES = {
     one.kind: one
     for one in (
-        Family(
+        EditorFamily(
             kind="instruct_pix2pix",
             pipelines=("StableDiffusionInstructPix2PixPipeline",),
             licences={"timbrooks/instruct-pix2pix": "MIT"},
             defaults=lambda pipe: EditSettings(100, guidance_scale=7.5, image_guidance_scale=1.5),
             arguments=_both_guidances,
         ),
-        Family(
+        EditorFamily(
             kind="controlnet",
             pipelines=("StableDiffusionControlNetPipeline",),
             licences={"lllyasviel/control_v11e_sd15_ip2p": "CreativeML Open RAIL-M"},
             defaults=lambda pipe: EditSettings(30, guidance_scale=7.5),
             arguments=_conditioning,
         ),
-        Family(
+        EditorFamily(
             kind="kontext",
             pipelines=("FluxKontextPipeline",),
             licences={"black-forest-labs/FLUX.1-Kontext-dev": _FLUX_DEV},
             defaults=lambda pipe: EditSettings(28, guidance_scale=2.5, max_area=TRAINED_AREA),
             arguments=_working_size,
         ),
-        Family(
+        EditorFamily(
             kind="flux2_klein",
             pipelines=("Flux2KleinPipeline",),
             licences={
@@ -148,7 +148,7 @@ FAMILIES = {
             arguments=_guidance,
             is_one_by_one=True,
         ),
-        Family(
+        EditorFamily(
             kind="qwen_edit",
             pipelines=("QwenImageEditPipeline", "QwenImageEditPlusPipeline"),
             licences=dict.fromkeys(

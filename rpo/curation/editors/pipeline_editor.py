@@ -1,4 +1,4 @@
-"""One editor for every editing pipeline of diffusers; what differs between them is a `Family`.
+"""One editor for every editing pipeline of diffusers; what differs between them is a `EditorFamily`.
 
 Images of one size are edited together where the pipeline can, each with a generator of its own, so that an edit does
 not depend on its neighbours; the result has the size of its source, whatever size the pipeline prefers to work at.
@@ -14,14 +14,14 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL.Image import Image, Resampling
 
+from rpo.config.ranges import Count, NotNegative
+from rpo.config.settings import settings
 from rpo.curation.components import hash_of_files
 from rpo.curation.curate_config import EditorConfig
 from rpo.data.pixels import rgb
 from rpo.devices import device_named
 from rpo.errors import InputError
-from rpo.ranges import Count, NotNegative
-from rpo.settings import settings
-from rpo.text import read_text
+from rpo.files.text import read_text
 
 
 @settings
@@ -39,7 +39,7 @@ class EditSettings:
 
 
 @dataclass(frozen=True)
-class Family:
+class EditorFamily:
     """What one kind of editing pipeline differs in."""
 
     kind: str
@@ -70,7 +70,7 @@ class PipelineEditor:
     identity: Mapping[str, str]
 
     def __init__(
-        self, pipe: DiffusionPipeline, family: Family, config: EditorConfig, *, folder: str | None = None
+        self, pipe: DiffusionPipeline, family: EditorFamily, config: EditorConfig, *, folder: str | None = None
     ) -> None:
         """Take a pipeline that is loaded and where it shall run.
 
@@ -139,7 +139,7 @@ def _fit(edited: Image, source: Image) -> Image:
     return edited if edited.size == source.size else edited.resize(source.size, Resampling.LANCZOS)
 
 
-def _settings(family: Family, pipe: DiffusionPipeline, config: EditorConfig) -> EditSettings:
+def _settings(family: EditorFamily, pipe: DiffusionPipeline, config: EditorConfig) -> EditSettings:
     asked = {
         "num_steps": config.num_steps,
         "guidance_scale": config.guidance_scale,

@@ -30,10 +30,10 @@ from rpo.curation.store.shards import StageRecords
 from rpo.data.pixels import decode_image
 from rpo.data.preference import encode_png
 from rpo.errors import InputError
-from rpo.files import write_whole, written_whole
+from rpo.files.lock import is_taken, taken
+from rpo.files.text import read_text
+from rpo.files.whole import write_whole, written_whole
 from rpo.from_environment import as_written
-from rpo.run_lock import is_taken, taken
-from rpo.text import read_text
 
 StageName = Literal["sources", "critiques", "instructions", "edits", "scores", "decisions"]
 """The folders of the stages."""

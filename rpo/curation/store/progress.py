@@ -14,7 +14,7 @@ from typing import final
 from tqdm.auto import tqdm
 
 from rpo.curation.store.folder import STAGES, StageName
-from rpo.files import append_line, mend_last_line, read_lines
+from rpo.files.whole import append_line, mend_last_line, read_lines
 
 REFRESH_SECONDS = 0.3
 

@@ -19,8 +19,8 @@ from typing import BinaryIO, final
 import numpy as np
 
 from rpo.errors import InputError
-from rpo.files import append_line, mend_last_line, parse_line, written_whole
-from rpo.text import decode_text
+from rpo.files.text import decode_text
+from rpo.files.whole import append_line, mend_last_line, parse_line, written_whole
 
 Row = Mapping[str, object]
 

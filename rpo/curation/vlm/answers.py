@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from rpo.curation.records import Fault
 from rpo.curation.vlm.chat import Question, Reply
 from rpo.errors import InputError
-from rpo.files import write_whole
+from rpo.files.whole import write_whole
 
 Answer = TypeVar("Answer", bound=BaseModel)
 

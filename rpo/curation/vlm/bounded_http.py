@@ -11,7 +11,7 @@ import re
 import httpx2
 import openai
 
-from rpo.local_paths import without_userinfo
+from rpo.files.local_paths import without_userinfo
 
 BODY_LIMIT = 4 * 2**20
 """Bytes of a response; an answer has a few thousand."""

@@ -8,7 +8,7 @@ from PIL.Image import Image
 from pydantic import BaseModel
 
 from rpo.curation.records import Component, Fault
-from rpo.text import encodable
+from rpo.files.text import encodable
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from rpo.curation.vlm.answers import answer_schema
 from rpo.errors import InputError
-from rpo.text import decode_text
+from rpo.files.text import decode_text
 
 FOLDER = Path(__file__).parents[1] / "prompts"
 

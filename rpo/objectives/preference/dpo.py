@@ -28,12 +28,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rpo.config.ranges import Fraction, NotNegative, Positive, Range
+from rpo.config.settings import settings
 from rpo.errors import InputError
 from rpo.objectives.preference.base import PAPER_BETA, Comparison, Statistics, beta_for_dims, pair_output
 from rpo.objectives.preference.links import LinkName, smoothed_link
 from rpo.objectives.preference.winner_preserving import winner_preserving_scale
-from rpo.ranges import Fraction, NotNegative, Positive, Range
-from rpo.settings import settings
 from rpo.types import StepOutput
 
 TIME_BINS = 10

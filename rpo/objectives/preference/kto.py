@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from rpo.config.ranges import NotNegative, Positive
+from rpo.config.settings import settings
 from rpo.errors import InputError
 from rpo.objectives.preference.base import Comparison, Statistics, beta_for_dims, pair_output
-from rpo.ranges import NotNegative, Positive
-from rpo.settings import settings
 from rpo.types import StepOutput
 
 PAPER_KTO_BETA = 1000.0

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from rpo.config.ranges import Positive
+from rpo.config.settings import settings
 from rpo.errors import InputError
 from rpo.objectives.preference.base import Comparison, Statistics, pair_output
-from rpo.ranges import Positive
-from rpo.settings import settings
 from rpo.types import StepOutput
 
 PAPER_MAPO_BETA, PAPER_TEMPERATURE, SDXL_NUM_DIMS = 0.1, 1000.0, 4 * 128 * 128

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from rpo.ranges import Fraction, NotNegative, Range, WholeNumber
-from rpo.settings import settings
+from rpo.config.ranges import Fraction, NotNegative, Range, WholeNumber
+from rpo.config.settings import settings
+from rpo.types import StepOutput
 
 
 @settings
@@ -44,6 +45,19 @@ class RegionConfig:
     def mask(self, difference: Float[Tensor, "pairs h w"]) -> Float[Tensor, "pairs 1 h w"]:
         """The mask of each pair."""
         return region_mask(difference, floor=self.floor, full_at=self.full_at, soften=self.soften)
+
+    def anchored(self, output: StepOutput, distance: Float[Tensor, " twice_batch"], beta: float) -> StepOutput:
+        """A loss with what holds the places where the images do not differ.
+
+        Args:
+            output: The preference loss of N pairs.
+            distance: Squared distance from the reference's prediction outside the region, of both sides of each pair.
+            beta: As it counts in the loss.
+        """
+        anchor = distance.view(2, -1).sum(dim=0)
+        added = self.anchor * 0.5 * beta * anchor
+        metrics = {**output.metrics, "dpo/anchor": anchor.mean().detach()}
+        return StepOutput(output.loss + added.mean(), output.sample_losses + added.detach(), metrics)
 
 
 def region_mask(

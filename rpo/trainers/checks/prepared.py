@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 
 from rpo.adapters.lora import refuse_adapter
 from rpo.errors import InputError
@@ -16,16 +15,16 @@ HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 def prepared_model(given: Any, learning: LearningSpeed) -> DiffusionModel:
     """A pipeline as a model that can be trained; a model of another kind decides about its precision itself."""
-    if not isinstance(given, DiffusionPipeline | Checkpoint):
+    model = given if isinstance(given, DiffusionModel) else Checkpoint(given)  # which refuses what is no pipeline
+    if not isinstance(model, Checkpoint):
         if learning.mixed_precision != "no":
             raise InputError(
                 f"learning.mixed_precision is {learning.mixed_precision}, but a {type(given).__name__} decides itself "
                 "in what it computes; leave it out"
             )
-        return given
-    if isinstance(given, Checkpoint):
-        given.check()  # for the pipeline may have been altered since
-    model = given if isinstance(given, Checkpoint) else Checkpoint(given)
+        return model
+    if model is given:
+        model.check()  # for the pipeline may have been altered since
     for name, part in model.pipe.components.items():
         if isinstance(part, torch.nn.Module):
             refuse_adapter(part, name)

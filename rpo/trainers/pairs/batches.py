@@ -41,7 +41,7 @@ COUPLES_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class Share:
+class UpdateShare:
     """Which part of every update this process computes."""
 
     micro_batch: int
@@ -74,7 +74,7 @@ class PairBatch:
     """How far the two images of each pair lie apart at each place, if that is asked for."""
 
 
-def share_of(pairs_per_update: int, micro_batch: int, process: int, processes: int) -> Share:
+def share_of(pairs_per_update: int, micro_batch: int, process: int, processes: int) -> UpdateShare:
     """This process's part of every update."""
     at_once = micro_batch * processes
     if pairs_per_update % at_once:
@@ -85,11 +85,11 @@ def share_of(pairs_per_update: int, micro_batch: int, process: int, processes: i
             f"{processes} process(es); use a micro_batch of "
             f"{', '.join(map(str, fitting)) or f'1 and a multiple of {processes} pairs'}"
         )
-    return Share(micro_batch, pairs_per_update // at_once, process, processes)
+    return UpdateShare(micro_batch, pairs_per_update // at_once, process, processes)
 
 
 def pair_batches(
-    model: Checkpoint, pairs: PairSet, config: DPOConfig, share: Share, canvas: Canvas, *, folder: Path
+    model: Checkpoint, pairs: PairSet, config: DPOConfig, share: UpdateShare, canvas: Canvas, *, folder: Path
 ) -> "PairBatches":
     """The stream that settings describe, with its caches in `folder`."""
     memory, (_, height, width) = Memory(), model.latent_shape(canvas)
@@ -130,7 +130,7 @@ class PairBatches:
         pairs: PairSet,
         *,
         transform: PairTransform,
-        share: Share,
+        share: UpdateShare,
         latents: LatentCache,
         embeddings: EmbeddingCache,
         caption_dropout: float,

@@ -1,4 +1,4 @@
-"""What the denoiser says about a micro-batch of pairs, and how wrong it is: one forward for both sides.
+"""What policy and reference say about a micro-batch of pairs, and how wrong they are: one forward for both sides.
 
 No policy, beta or learning rate changes the reference's errors. Where draws repeat (`draws_per_pair`) they are worth a
 file: from the second epoch on, and in every later run over the same set, an update costs one forward and one backward
@@ -6,7 +6,7 @@ instead of two forwards and one backward.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
@@ -20,8 +20,13 @@ from rpo.devices import uploaded
 from rpo.models.base import DiffusionModel
 from rpo.objectives.preference.base import squared_error
 from rpo.process.prediction import add_noise, from_x0_eps
-from rpo.trainers.pairs.batches import PairBatch
+from rpo.trainers.dpo_config import DPOConfig
+from rpo.trainers.pairs.batches import PairBatch, PairBatches
+from rpo.trainers.policy import Policy
+from rpo.training.processes import Processes
 from rpo.types import Node
+
+Reduction = Literal["mean", "sum"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Denoised:
     mask: Float[Tensor, "twice_batch 1 h w"] | None
     """How much each place counts."""
 
-    def errors(self, reduction: Literal["mean", "sum"] = "mean") -> Float[Tensor, " twice_batch"]:
+    def errors(self, reduction: Reduction = "mean") -> Float[Tensor, " twice_batch"]:
         """Squared error of each."""
         return squared_error(self.noise_pred, self.target, self.mask, reduction=reduction)
 
@@ -83,3 +88,54 @@ class ReferenceErrors:
 
     def _key(self, draw: str) -> bytes:
         return hashlib.sha256(f"{self._model_key}/{draw}".encode()).digest()
+
+
+@final
+class Reference:
+    """What the policy is compared with: the model without what was learnt.
+
+    Attributes:
+        kept: Its errors that are on disk, or None where no draw repeats.
+    """
+
+    def __init__(self, model: DiffusionModel, policy: Policy, config: DPOConfig, folder: Path, base: Mapping[str, str]):
+        """Name the model behind the errors that are kept in `folder`: `base`, by what identifies it."""
+        self._model, self._policy = model, policy
+        self._needed = config.objective.needs_reference
+        self._reduction: Reduction = config.objective.reduction
+        self._folder, self._name = folder, f"{sorted(base.items())}"
+        repeats = config.draws_per_pair is not None
+        self.kept = self._errors_by(f"{self._reduction} {config.region}") if repeats else None
+
+    def denoise(self, batch: PairBatch, mask: Tensor | None = None) -> Denoised:
+        """Its prediction, without gradient."""
+        with self._policy.reference():
+            return denoise(self._model, batch, mask)
+
+    def of(self, batch: PairBatch, mask: Tensor | None) -> tuple[tuple[Tensor, Tensor] | None, Denoised | None]:
+        """Its errors, chosen and rejected, if the objective asks for them; its prediction where that was computed."""
+        if not self._needed:
+            return None, None
+        answer = None
+        if self.kept is not None:
+            errors = self.kept.of(batch, lambda batch: self.denoise(batch, mask).errors(self._reduction))
+        else:
+            answer = self.denoise(batch, mask)
+            errors = answer.errors(self._reduction)
+        chosen, rejected = errors.chunk(2)
+        return (chosen, rejected), answer
+
+    def mid_time(self, batches: PairBatches, processes: Processes) -> Float[Tensor, " pairs"]:
+        """Its error at mid-time, mean over the two sides of each pair; the same on every process and when resumed."""
+        own = list(range(processes.index, len(batches.pairs), processes.count))
+        size, kept = batches.share.micro_batch, self._errors_by("mid-time")
+        known: dict[int, float] = {}
+        for start in range(0, len(own), size):
+            some: Sequence[int] = own[start : start + size]
+            both = kept.of(batches.midway(some), lambda batch: self.denoise(batch).errors()).view(2, -1).mean(dim=0)
+            known |= dict(zip(some, both.tolist(), strict=True))
+        everyone = {index: value for part in processes.gather(known) for index, value in part.items()}
+        return torch.tensor([everyone[index] for index in range(len(batches.pairs))])
+
+    def _errors_by(self, weighting: str) -> ReferenceErrors:
+        return ReferenceErrors(self._folder, f"{self._name}/{weighting}")

@@ -8,7 +8,7 @@ where a prompt has several pairs: of a single one it is half the gap of the two 
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,9 +20,7 @@ from rpo.errors import InputError
 from rpo.objectives.preference import Objective
 from rpo.objectives.preference.context_scale import mallows_scale
 from rpo.objectives.preference.dpo import Dpo
-from rpo.trainers.pairs.batches import PairBatch, PairBatches
-from rpo.trainers.pairs.errors import ReferenceErrors
-from rpo.training.processes import Processes
+from rpo.trainers.pairs.batches import PairBatch
 
 
 @dataclass(frozen=True)
@@ -95,25 +93,3 @@ def per_prompt(pairs: PairSet, values: Float[Tensor, " pairs"]) -> Float[Tensor,
         rows[pair.prompt].append(index)
     means = {prompt: values[some].mean() for prompt, some in rows.items()}
     return torch.stack([means[pair.prompt] for pair in pairs])
-
-
-def mid_time_errors(
-    batches: PairBatches,
-    kept: ReferenceErrors,
-    errors: Callable[[PairBatch], Tensor],
-    processes: Processes,
-) -> Float[Tensor, " pairs"]:
-    """The reference's error at mid-time, mean over the two sides of each pair; the same on every process.
-
-    Args:
-        kept: Where the errors are kept, so that a resumed run reads the same bits.
-    """
-    own = list(range(processes.index, len(batches.pairs), processes.count))
-    size = batches.share.micro_batch
-    known: dict[int, float] = {}
-    for start in range(0, len(own), size):
-        some: Sequence[int] = own[start : start + size]
-        both = kept.of(batches.midway(some), errors).view(2, -1).mean(dim=0)
-        known |= dict(zip(some, both.tolist(), strict=True))
-    everyone = {index: value for part in processes.gather(known) for index, value in part.items()}
-    return torch.tensor([everyone[index] for index in range(len(batches.pairs))])

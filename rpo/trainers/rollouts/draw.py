@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rpo.data.order import visit
 from rpo.errors import InputError
+from rpo.files.text import text_fault
 from rpo.models.base import DiffusionModel
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.solvers import BlackBoxSolver
@@ -25,7 +26,6 @@ from rpo.process.transition import Ddim, EulerMaruyama, Kernel
 from rpo.randomness import keyed_generator
 from rpo.rewards.base import WeightedRewards
 from rpo.sampling.sample import Keep, sample
-from rpo.text import text_fault
 from rpo.trainers.rollouts.settings import RolloutConfig
 from rpo.training.processes import Processes
 from rpo.types import Conditioning, Grid, PerSample, Trajectory, join_conditioning

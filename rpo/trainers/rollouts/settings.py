@@ -3,9 +3,9 @@
 from dataclasses import field
 from typing import Literal
 
+from rpo.config.ranges import Count, Fraction, GuidanceScale, NotNegative, Side
+from rpo.config.settings import settings
 from rpo.errors import InputError
-from rpo.ranges import Count, Fraction, GuidanceScale, NotNegative, Side
-from rpo.settings import settings
 from rpo.trainers.settings import LearningConfig, TrainingConfig
 
 Solver = Literal["ddim", "euler_maruyama", "dpm_solver"]

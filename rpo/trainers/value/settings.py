@@ -1,7 +1,7 @@
 """The settings of the value network."""
 
-from rpo.ranges import Count, Fraction, LearningRate, WholeNumber
-from rpo.settings import settings
+from rpo.config.ranges import Count, Fraction, LearningRate, WholeNumber
+from rpo.config.settings import settings
 
 
 @settings

@@ -10,12 +10,12 @@ from dataclasses import asdict
 import pytest
 from PIL import Image
 
-from rpo.config import load_config
+from rpo.config.load import load_config
 from rpo.curation.components import load_critic
 from rpo.curation.curate_config import ChatConfig, CurateConfig
 from rpo.curation.records import Critique, Fault, Unavailable
 from rpo.curation.vlm.bounded_http import BODY_LIMIT, KEY_SHOWN, secret_pattern
-from rpo.files import append_line
+from rpo.files.whole import append_line
 from tests.curation.vlm.fake_server import SMALL_QUESTION, Response, completion, fake_server, saying, text_of
 from tests.curation.vlm.raw_server import HEAD, raw_server
 

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from rpo.cli.main import main
-from rpo.config import to_yaml
+from rpo.config.load import to_yaml
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import ChatConfig, CurateConfig, DecideConfig, SourceConfig
 from rpo.curation.records import Unavailable

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rpo.config import load_config
+from rpo.config.load import load_config
 from rpo.curation.audit import AuditConfig
 from rpo.curation.components import load_critic, load_instructor
 from rpo.curation.curate_config import ChatConfig

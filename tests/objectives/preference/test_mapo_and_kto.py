@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from rpo.objectives.preference.mapo import mapo, odds
+
 from rpo.objectives.preference.kto import kto_losses
+from rpo.objectives.preference.mapo import mapo, odds
 
 
 def numbers(*values):

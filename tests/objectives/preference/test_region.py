@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from rpo.objectives.preference.region import region_mask
 
 

@@ -133,7 +133,7 @@ def test_a_normalised_time_is_divided_by_how_far_the_errors_of_a_pair_used_to_li
     usual = expected.relative_std()[bins]
     assert usual.max() > 1.01 * usual.min()
     assert close(argument(objective, pairs, statistics), now / usual)
-    assert TIME_DECAY == objective.decay
+    assert objective.decay == TIME_DECAY
 
 
 def test_a_margin_by_time_is_wider_where_errors_lie_farther_apart():

@@ -1,0 +1,1 @@
+"""Settings: classes that check themselves, ranges, and the YAML that fills them."""

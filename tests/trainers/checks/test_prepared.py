@@ -1,0 +1,118 @@
+"""What every trainer asks of the pipeline that it is given, and the precision it computes in."""
+
+import pytest
+import torch
+from diffusers import FluxPipeline
+from diffusers.models.attention_processor import AttnProcessor
+from peft import LoHaConfig, LoraConfig, inject_adapter_in_model
+
+from rpo.models.checkpoint import Checkpoint
+from rpo.trainers.checks.prepared import prepared_model
+from rpo.training.loop_config import LearningSpeed
+from tests.analytic.closed_forms import PRINTED
+from tests.analytic.linear_quadratic import Case
+from tests.tiny import tiny_sd
+from tests.trainers.online_runs import endpoint, grpo, score_as_action
+from tests.trainers.pair_runs import trainer_of as dpo
+
+PLAIN, BF16, FP16 = (LearningSpeed(mixed_precision=name) for name in ("no", "bf16", "fp16"))
+
+
+TRAINERS = (dpo, grpo, score_as_action, endpoint)
+
+
+def freeu(pipe):
+    pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6)
+
+
+def text_lora(pipe):
+    pipe.text_encoder.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+
+
+def unet_loha(pipe):
+    inject_adapter_in_model(LoHaConfig(r=2, target_modules=["to_q"]), pipe.unet)
+
+
+def vae_lora(pipe):
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["to_q"]), pipe.vae)
+
+
+@pytest.mark.parametrize("make", TRAINERS)
+@pytest.mark.parametrize("is_viewed", [False, True])
+@pytest.mark.parametrize(
+    ("alter", "message"),
+    [(freeu, r"pipe\.disable_freeu\(\)"), (text_lora, "text_encoder already carries an adapter.*unload_lora_weights")],
+)
+def test_every_trainer_refuses_an_altered_pipeline_before_training(tmp_path, make, is_viewed, alter, message):
+    pipe = tiny_sd()
+    given = Checkpoint(pipe) if is_viewed else pipe
+    alter(pipe)
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, pipe=given)
+
+
+@pytest.mark.parametrize("alter", [unet_loha, vae_lora])
+def test_an_adapter_of_any_kind_on_any_part_is_refused(alter):
+    pipe = tiny_sd()
+    alter(pipe)
+    with pytest.raises(ValueError, match="already carries an adapter"):
+        prepared_model(pipe, PLAIN)
+
+
+def test_flux_is_named_by_an_online_trainer_s_model():
+    flux = object.__new__(FluxPipeline)
+    with pytest.raises(ValueError, match="is a FluxPipeline, but one of these is needed"):
+        prepared_model(flux, PLAIN)
+
+
+@pytest.mark.parametrize("wrong", ["a/checkpoint", None, torch.nn.Linear(1, 1)])
+def test_what_is_no_pipeline_is_named_before_anything_is_asked_of_it(wrong):
+    with pytest.raises(ValueError, match=rf"is a {type(wrong).__name__}, but one of these is needed"):
+        prepared_model(wrong, PLAIN)
+
+
+def test_harmless_changes_are_kept(tmp_path):
+    pipe = tiny_sd()
+    pipe.unet.to(memory_format=torch.channels_last)
+    pipe.unet.set_attn_processor(AttnProcessor())
+    trainer = dpo(tmp_path, pipe=pipe)
+    assert trainer.run.model.pipe is pipe
+    assert pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(type(one) is AttnProcessor for one in pipe.unet.attn_processors.values())
+
+
+@pytest.mark.parametrize("is_viewed", [False, True])
+def test_mixed_precision_is_what_the_unet_computes_in(is_viewed):
+    pipe = tiny_sd()
+    seen = []
+    # Autocast casts the input of a convolution: its output tells in what was computed.
+    pipe.unet.conv_in.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    model = prepared_model(Checkpoint(pipe) if is_viewed else pipe, BF16)
+    seen.clear()
+    model.predict(torch.randn(1, 4, 8, 8), torch.tensor([500]), model.encode_prompts(["a"]))
+    assert seen == [torch.bfloat16]
+    assert pipe.unet.conv_in.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("dtype", "loop"), [(torch.float16, BF16), (torch.bfloat16, FP16)], ids=["bf16 on float16", "fp16 on bfloat16"]
+)
+def test_two_half_types_at_once_are_refused(dtype, loop):
+    with pytest.raises(ValueError, match=r"learning\.mixed_precision is .*, but the denoiser computes in torch"):
+        prepared_model(tiny_sd(dtype=dtype), loop)
+
+
+def test_a_model_of_another_kind_decides_about_its_precision():
+    mine = Case(PRINTED, (0.0, 0.0)).model()
+    assert prepared_model(mine, PLAIN) is mine
+    with pytest.raises(ValueError, match="a ToyModel decides itself in what it computes"):
+        prepared_model(mine, FP16)
+
+
+@pytest.mark.parametrize(
+    ("compute_dtype", "asked", "counts"),
+    [(torch.float32, "no", "no"), (torch.float16, "no", "fp16"), (torch.float16, "fp16", "fp16")],
+)
+def test_the_loss_is_scaled_where_float16_is_computed(tmp_path, compute_dtype, asked, counts):
+    model = Checkpoint(tiny_sd(), compute_dtype=compute_dtype)
+    assert dpo(tmp_path, pipe=model, learning={"mixed_precision": asked}).loop.mixed_precision == counts
