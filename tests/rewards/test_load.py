@@ -15,7 +15,7 @@ from rpo.rewards.jpeg import COMPRESSIBILITY, JpegReward
 from rpo.shapes.proxy import REWARD
 from rpo.shapes.reward import GRADED, ShapesReward
 
-FILES = ("base", "checks", "jpeg", "function", "clip", "clip_preprocessing")
+FILES = ("base", "jpeg", "clip", "clip_preprocessing")
 MODULES = ["rpo.rewards", "rpo.shapes.reward", *(f"rpo.rewards.{name}" for name in FILES)]
 WITHOUT_EXAMPLE = {"rpo.rewards.clip_preprocessing"}
 PUBLISHED = {"clip-score", "pick-score"}
