@@ -101,9 +101,9 @@ def test_captions_beside_images_keep_their_separators_and_lose_their_mark(tmp_pa
 
 def test_a_configuration_is_utf_8_with_or_without_a_mark(tmp_path):
     file = tmp_path / "run.yaml"
-    file.write_bytes("\ufefffolder: Läufe/学習\r\n".encode())
-    assert load_config(DPOConfig, file).folder == "Läufe/学習"
-    file.write_bytes("folder: Läufe\n".encode("cp1252"))
+    file.write_bytes("\ufeffoutput: Läufe/学習\r\n".encode())
+    assert load_config(DPOConfig, file).output == "Läufe/学習"
+    file.write_bytes("output: Läufe\n".encode("cp1252"))
     with pytest.raises(ValueError, match=r"run\.yaml, line 1, byte 10: .*Windows-1252"):
         load_config(DPOConfig, file)
 
@@ -177,8 +177,8 @@ from pathlib import Path
 from rpo.cli.main import main
 folder = Path(sys.argv[1])
 assert main(["data", "check", str(folder / "Käse")]) == 0
-words = ["model.source=shapes", f"data.source={folder / 'Käse'}", "dpo.pairs_per_update=1", "dpo.micro_batch=1"]
-words += ["dpo.loop.updates=1", "dpo.loop.progress=false", f"output={folder / '学習'}"]
+words = ["model.source=shapes", f"data.source={folder / 'Käse'}", "pairs_per_update=1"]
+words += ["learning={updates: 1, micro_batch: 1, progress: false}", f"output={folder / '学習'}"]
 config = folder / "run.yaml"
 config.write_text("{}", "utf-8")
 assert main(["train", "dpo", str(config), *words]) == 0

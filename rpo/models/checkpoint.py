@@ -173,7 +173,7 @@ class Checkpoint:
         if height < factor or width < factor or height % factor or width % factor:
             raise InputError(
                 f"the size is {Canvas(height, width)}, but this checkpoint needs sides that are multiples of {factor}; "
-                f"its own size is {self.canvas}"
+                f"give another, or leave it out for its own, {self.canvas}"
             )
         return Canvas(height, width)
 

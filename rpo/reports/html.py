@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from rpo.errors import InputError
+from rpo.files.text import read_text
 from rpo.files.whole import write_whole
 from rpo.reports.charts import draw
 from rpo.reports.sections import (
@@ -78,7 +79,7 @@ def environment(*, is_html: bool = True) -> "Environment":
 def guide(name: str) -> list[dict[str, str]]:
     """What the numbers of a kind of run mean: texts with the metric that each belongs to, from `templates/`."""
     file = Path(__file__).parent / "templates" / f"guide_{name}.yaml"
-    return [{"term": "", **one} for one in yaml.safe_load(file.read_text(encoding="utf-8"))]
+    return [{"term": "", **one} for one in yaml.safe_load(read_text(file))]
 
 
 def render(report: Report) -> str:

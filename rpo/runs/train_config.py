@@ -1,7 +1,7 @@
 """The whole settings of a run from a file: those of the algorithm, the checkpoint, the data, and how it is judged."""
 
 from dataclasses import field, fields
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from rpo.config.ranges import Count, Text, Weights
 from rpo.config.settings import settings
@@ -13,6 +13,9 @@ from rpo.trainers.grpo_config import GRPOConfig
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig
 
 Config = TypeVar("Config")
+
+AT_THE_TOP = "what was in this section stands at the top now; leave its name out"
+JUDGED = "it is held_out.count now"
 
 
 @settings
@@ -68,6 +71,8 @@ class RewardRunConfig(RunConfig):
 class DPORunConfig(RunConfig, DPOConfig):
     """A whole run: `rpo train dpo CONFIG key=value …`."""
 
+    renamed: ClassVar[dict[str, str]] = {**DPOConfig.renamed, "dpo": AT_THE_TOP}
+
     data: DataConfig = field(default_factory=DataConfig)
     """The pairs."""
 
@@ -76,10 +81,19 @@ class DPORunConfig(RunConfig, DPOConfig):
 class GRPORunConfig(RewardRunConfig, GRPOConfig):
     """A whole run: `rpo train grpo CONFIG key=value …`."""
 
+    renamed: ClassVar[dict[str, str]] = {**GRPOConfig.renamed, "grpo": AT_THE_TOP, "evaluate_images": JUDGED}
+
 
 @settings
 class ScoreAsActionRunConfig(RewardRunConfig, ScoreAsActionConfig):
     """A whole run: `rpo train score-as-action CONFIG key=value …`."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        **ScoreAsActionConfig.renamed,
+        **{name: "it belongs to `rpo train endpoint` now" for name in ("bound_clip", "consistency")},
+        "score_as_action": AT_THE_TOP,
+        "evaluate_images": JUDGED,
+    }
 
 
 @settings

@@ -100,9 +100,7 @@ def sample(
         x_t, t, s = latents[step], grid[step], grid[step + 1]
         if step in keep.live_steps:
             x_t = x_t.clone()  # a trained first layer needs its input again, and `latents` is written to until then
-        negative_pred = None
-        if keep.negatives and guidance_scale != 1:
-            negative_pred = predict_negative(model, x_t, t, cond)
+        negative_pred = predict_negative(model, x_t, t, cond) if negatives is not None else None
         with torch.set_grad_enabled(step in keep.live_steps):
             noise_pred = predict(model, x_t, t, cond, guidance_scale=guidance_scale, negative_pred=negative_pred)
         if step in keep.live_steps:

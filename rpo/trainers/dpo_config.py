@@ -1,7 +1,7 @@
 """The settings of learning from preference pairs, refused at once when no run can have them."""
 
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from rpo.config.ranges import LARGEST, Count, Fraction, Range, Side, Text
 from rpo.config.settings import settings
@@ -15,6 +15,14 @@ from rpo.trainers.settings import TrainingConfig
 @settings
 class DPOConfig(TrainingConfig):
     """Settings of `DPO`; the defaults suit a LoRA on a few hundred pairs."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        **TrainingConfig.renamed,
+        **{name: f"it is objective.{name} now" for name in ("beta", "sft_weight")},
+        **{name: f"it is adapter.{name} now" for name in ("train", "rank", "target_modules", "gradient_checkpointing")},
+        "lora_alpha": "it is adapter.alpha now",
+        "micro_batch": "it is learning.micro_batch now",
+    }
 
     objective: Objective = field(default_factory=Dpo)
     """Which preference objective: dpo (Diffusion-DPO with the components of RainbowPO), kto or mapo."""

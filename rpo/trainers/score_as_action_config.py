@@ -33,7 +33,7 @@ class ScoreAsActionConfig(OnlineConfig):
     (`trace`), or how the image compares with others of its prompt (no V is used)."""
 
     trace: Fraction = 0.9
-    """Of "martingale": 0 is "td0", 1 is "monte_carlo"."""
+    """Of the advantage "gae": 0 is how V changed over the step, 1 how it all ended minus V."""
 
     normalize: Literal["none", "batch", "per_step"] = "batch"
     """Scale of the advantages: as they are, divided by one number per rollout, or by one number per step, which
@@ -55,6 +55,11 @@ class ScoreAsActionConfig(OnlineConfig):
         else:
             self.require_density("estimator: pathwise")
             self.require_same_guidance("the likelihood of what was drawn is that of the policy that drew it")
+            if self.advantage == "group" and self.rollout.images_per_prompt == 1:
+                raise InputError(
+                    "rollout.images_per_prompt is 1, but a group is the images of one prompt; give 2 or more, or "
+                    "advantage: gae"
+                )
         if self.update == "trust_region" and self.steps.updates_per_rollout == 1:
             raise InputError(
                 "update is trust_region with one update per rollout, before which the policy has not moved; set "

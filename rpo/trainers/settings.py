@@ -1,7 +1,7 @@
 """The settings that every algorithm shares, each written once: where, what is trained, how fast, how it is watched."""
 
 from dataclasses import field, fields
-from typing import Literal
+from typing import ClassVar, Literal
 
 from rpo.config.ranges import Count, Names, Positive, Seed, Text, WholeNumber
 from rpo.config.settings import settings
@@ -44,6 +44,8 @@ class LearningConfig(LearningSpeed):
 @settings
 class TrainingConfig:
     """What the settings of every algorithm begin with."""
+
+    renamed: ClassVar[dict[str, str]] = {"loop": "it is learning now", "folder": "it is output now"}
 
     output: Text = "runs/train"
     """The run's folder: metrics, previews, checkpoints and, after `save`, the LoRA."""

@@ -137,7 +137,7 @@ def test_pathwise_differentiates_an_ode(tmp_path, case):
 
 
 class SeesPrediction(nn.Module):
-    """F such that V is exact, though all it sees is x0_hat; it makes up for what the reward says, if that takes part."""
+    """F such that V is exact, though all it sees is x0_hat; makes up for what the reward says, if that takes part."""
 
     def __init__(self, exact, x0_hat, uses_reward, reward):
         super().__init__()

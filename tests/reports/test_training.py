@@ -1,4 +1,4 @@
-"""The report of a training run: every curve shows what was logged, and the guide explains what is shown, and no more."""
+"""The report of a training run: curves show what was logged, and the guide explains what is shown, and no more."""
 
 import math
 

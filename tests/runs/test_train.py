@@ -148,12 +148,18 @@ MISTAKES = {
         (["learing.updates=3"], ["learing", "learning"]),
         (["learning.update=3"], ["learning.update", "learning.updates"]),
         (["objective.beta=-1"], ["objective.beta", "-1", "above 0"]),
+        (["dpo.rank=3"], ["dpo.rank", "stands at the top"]),
+        (["rank=3"], ["adapter.rank"]),
+        (["loop.updates=3"], ["it is learning now"]),
         (['data.source=""'], ["data.source is empty", "data.source=PATH"]),
         (["data.source=/nowhere"], ["/nowhere"]),
         (["model.source=/nowhere"], ["'/nowhere' is neither a folder"]),
     ],
     "grpo": [
         (["roll=3"], ["roll", "rollout"]),
+        (["learning.window=[0,1]"], ["it is steps.window now"]),
+        (["evaluate_images=3"], ["held_out.count"]),
+        (["objective.beta=3"], ["objective"]),  # of another algorithm
         (["rollout.eta=0"], ["rollout.solver is ddim with eta 0", "score-as-action with estimator: pathwise"]),
         (["prompts=/nowhere.txt"], ["nowhere.txt", "give prompts=FILE"]),
         (["prompts=shapes:test"], ["the splits of shapes are train, in_domain, out_of_domain"]),
@@ -175,6 +181,25 @@ def test_mistakes_are_one_line_and_exit_2(algorithm, inputs, tmp_path, capfd):
         for part in expected:
             assert part in lines[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_refused_resume_leaves_the_settings_of_the_run(inputs, tmp_path, capfd):
+    given = words("grpo", inputs, "epsilon", tmp_path / "out")
+    assert main([*given, "learning.updates=1", "preflight=false"]) == 0
+    before = (tmp_path / "out/run.yaml").read_bytes()
+    assert main([*given, "--resume", "rollout.num_steps=4", "preflight=false"]) == 2
+    assert "rollout.num_steps" in capfd.readouterr().err
+    assert (tmp_path / "out/run.yaml").read_bytes() == before
+
+
+def test_faulty_records_are_skipped_where_the_file_says_so(inputs, tmp_path, capfd):
+    write_pairs(tmp_path / "pairs", toy_pairs(4))
+    with (tmp_path / "pairs/metadata.jsonl").open("a", encoding="utf-8") as file:
+        file.write("{torn\n")
+    given = [*words("dpo", inputs, "epsilon", tmp_path / "out"), f"data.source={tmp_path / 'pairs'}"]
+    assert main(given) == 2
+    assert "metadata.jsonl:5: not JSON" in capfd.readouterr().err
+    assert main([*given, "data.skip_faulty=true", "learning.updates=1", "preflight=false"]) == 0
 
 
 def test_held_out_prompts_must_not_be_trained_on(inputs, tmp_path, capfd):

@@ -1,4 +1,4 @@
-"""One step under `sample` and `replay`, one image per generator, and no waiting for the device in the loop."""
+"""One step under `sample` and trainers, one image per generator, and no waiting for the device in the loop."""
 
 import pytest
 import torch
@@ -7,7 +7,8 @@ from rpo.models.checkpoint import Checkpoint
 from rpo.process.continuous import grid_at, uniform_times
 from rpo.process.transition import Ddim, Gaussian
 from rpo.randomness import keyed_generator
-from rpo.sampling.sample import Keep, generate, image_generator, replay, sample
+from rpo.sampling.sample import Keep, generate, image_generator, sample
+from rpo.sampling.step import predict, transition
 from tests.tiny import tiny_sd
 
 PROMPTS = ["a red circle", "two blue squares", "", "a green triangle", "x", "y"]
@@ -30,6 +31,13 @@ def rollout(model, prompts, images, *, kernel=ANCESTRAL, guidance_scale=3.0, num
     )
 
 
+def replayed(model, trajectory, step, guidance_scale=3.0):
+    """The log-density of a step under the model as it is now."""
+    x_t, t, s = trajectory.latents[step], trajectory.grid[step], trajectory.grid[step + 1]
+    noise_pred = predict(model, x_t, t, trajectory.conditioning, guidance_scale=guidance_scale)
+    return transition(model, noise_pred, x_t, t, s, ANCESTRAL).log_prob(trajectory.latents[step + 1])
+
+
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
 def test_log_ratio_on_replay_is_exactly_zero_with_the_same_batch(prediction_type, guidance_scale):
@@ -37,8 +45,7 @@ def test_log_ratio_on_replay_is_exactly_zero_with_the_same_batch(prediction_type
     model.denoiser.requires_grad_(True)
     trajectory = rollout(model, PROMPTS, range(6), guidance_scale=guidance_scale)
     for step in range(5):
-        transition = replay(model, trajectory, step, ANCESTRAL, guidance_scale=guidance_scale)
-        log_ratio = transition.log_prob(trajectory.latents[step + 1]) - trajectory.log_probs[step]
+        log_ratio = replayed(model, trajectory, step, guidance_scale) - trajectory.log_probs[step]
         assert log_ratio.tolist() == [0.0] * 6
         assert log_ratio.requires_grad
 
@@ -47,19 +54,14 @@ def test_replay_carries_the_gradient_of_the_log_prob(model):
     trajectory = rollout(model, PROMPTS[:2], range(2))
     weight = model.denoiser.conv_out.weight
     weight.requires_grad_(True)
-    log_prob = replay(model, trajectory, 2, ANCESTRAL, guidance_scale=3.0).log_prob(trajectory.latents[3]).sum()
+    log_prob = replayed(model, trajectory, 2).sum()
     (gradient,) = torch.autograd.grad(log_prob, weight)
     direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     values = []
     for sign in (1, -1):
         with torch.no_grad():
             weight += sign * 1e-3 * direction
-            values.append(
-                replay(model, trajectory, 2, ANCESTRAL, guidance_scale=3.0)
-                .log_prob(trajectory.latents[3])
-                .double()
-                .sum()
-            )
+            values.append(replayed(model, trajectory, 2).double().sum())
             weight -= sign * 1e-3 * direction
     weight.requires_grad_(False)
     assert (values[0] - values[1]).item() / 2e-3 == pytest.approx((gradient * direction).sum().item(), rel=0.02)
@@ -150,8 +152,8 @@ def test_what_generate_draws_is_a_sample_of_each_image_s_own_generator_and_of_th
     assert torch.allclose(images, model.decode(drawn.x_0), atol=1e-4)
 
 
-@pytest.mark.parametrize("freeze_negative", [True, False])
-def test_what_is_kept_changes_no_path_and_is_what_the_network_said(model, freeze_negative):
+@pytest.mark.parametrize("negatives", [True, False])
+def test_what_is_kept_changes_no_path_and_is_what_the_network_said(model, negatives):
     cond, grid = model.encode_prompts(PROMPTS[:2]), model.grid(3)
     plain, kept = (
         sample(
@@ -163,14 +165,17 @@ def test_what_is_kept_changes_no_path_and_is_what_the_network_said(model, freeze
             generators=[image_generator(0, image, 0) for image in range(2)],
             keep=keep,
         )
-        for keep in (None, Keep(predictions=True, live_steps=frozenset({0, 2}), freeze_negative=freeze_negative))
+        for keep in (None, Keep(predictions=True, live_steps=frozenset({0, 2}), negatives=negatives))
     )
     assert torch.allclose(kept.latents, plain.latents, atol=1e-3)
     for step in range(3):
         x_t, timestep = kept.latents[step], grid[step].timestep
         guided = model.predict(x_t, timestep, cond, 3.0)
         assert torch.allclose(kept.predictions[step], guided, atol=1e-4)
-        assert torch.allclose(kept.negatives[step], model.predict(x_t, timestep, cond.only_negative(), 1.0), atol=1e-4)
+        if negatives:
+            alone = model.predict(x_t, timestep, cond.only_negative(), 1.0)
+            assert torch.allclose(kept.negatives[step], alone, atol=1e-4)
+    assert (kept.negatives is not None) == negatives
 
 
 def test_each_image_needs_its_generator(model):

@@ -24,6 +24,7 @@ REFUSED = [
         ["estimator=pathwise", "steps.guidance_scale=1", "steps.keep_graph=true"],
         "are those of the guidance it was drawn with",
     ),
+    (ScoreAsActionConfig, ["advantage=group", "rollout.images_per_prompt=1"], "a group is the images of one prompt"),
     (EndpointConfig, ["steps.passes=2"], "no graph of a rollout"),
     (EndpointConfig, ["steps.keep_graph=true"], "no graph of a rollout"),
     (EndpointConfig, ["rollout.images_per_prompt=1"], "a group is the images of one prompt"),

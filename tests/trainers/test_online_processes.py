@@ -91,11 +91,14 @@ def test_two_processes_make_the_updates_of_one(two, tmp_path, name):
     assert torch.equal(ours, theirs)
     start, alone = trained(tmp_path, name)
     assert (alone - start).abs().max() > 1e-2
-    torch.testing.assert_close(ours, alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours, alone, rtol=0, atol=5e-5)
     for line, expected in zip(read_metrics(root / "two" / name), read_metrics(tmp_path), strict=True):
         for metric in expected.keys() - set(TIMINGS):
-            # The loss is a sum of large terms of both signs. A metric that is nowhere defined is null in both.
+            # The loss is a sum of large terms of both signs, and so is the KL by which two bounds differ. A metric
+            # that is nowhere defined is null in both.
             rounding = 1e-3 if metric == "loop/loss" else 1e-5
+            if metric == "policy/kl":
+                rounding = max(rounding, 1e-5 * expected.get("policy/bound", 0.0))
             if expected[metric] is None:
                 assert line[metric] is None, metric
             else:

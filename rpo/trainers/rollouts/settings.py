@@ -1,7 +1,7 @@
 """The settings of every algorithm that draws what it learns from: how rollouts are drawn, how steps are learnt."""
 
-from dataclasses import field
-from typing import Literal
+from dataclasses import field, fields
+from typing import Any, ClassVar, Literal, cast
 
 from rpo.config.ranges import Count, Fraction, GuidanceScale, NotNegative, Side
 from rpo.config.settings import settings
@@ -144,6 +144,23 @@ class OnlineLearningConfig(LearningConfig):
 @settings
 class OnlineConfig(TrainingConfig):
     """What the settings of every algorithm begin with that draws what it learns from."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        **TrainingConfig.renamed,
+        **{
+            f"learning.{name}": f"it is steps.{name} now"
+            for name in (
+                "train_steps",
+                "window",
+                "guidance_scale",
+                "freeze_negative",
+                "keep_graph",
+                "minibatches",
+                "passes",
+            )
+        },
+        "measure_kl": "the KL is always measured; leave it out",
+    }
 
     learning: OnlineLearningConfig = field(default_factory=OnlineLearningConfig)
     """How it learns."""

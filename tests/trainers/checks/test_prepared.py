@@ -67,7 +67,7 @@ def test_flux_is_named_by_an_online_trainer_s_model():
 
 @pytest.mark.parametrize("wrong", ["a/checkpoint", None, torch.nn.Linear(1, 1)])
 def test_what_is_no_pipeline_is_named_before_anything_is_asked_of_it(wrong):
-    with pytest.raises(ValueError, match=rf"is a {type(wrong).__name__}, but one of these is needed"):
+    with pytest.raises(ValueError, match=rf"is a {type(wrong).__name__}, but a text-to-image pipeline is needed"):
         prepared_model(wrong, PLAIN)
 
 
