@@ -1,7 +1,7 @@
 """The settings of every algorithm that draws what it learns from: how rollouts are drawn, how steps are learnt."""
 
-from dataclasses import field, fields
-from typing import Any, ClassVar, Literal, cast
+from dataclasses import field
+from typing import ClassVar, Literal
 
 from rpo.config.ranges import Count, Fraction, GuidanceScale, NotNegative, Side
 from rpo.config.settings import settings
