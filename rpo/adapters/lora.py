@@ -67,8 +67,7 @@ def add_lora(
         target_modules: Name endings of the layers to adapt.
         seed: Of the adapter's initial A; the global random state is left alone.
 
-    Raises:
-        ValueError: If there is an adapter already, no layer matches, or `rank` is not positive.
+    Raises `InputError` if there is an adapter already, no layer matches, or `rank` is not positive.
     """
     if rank < 1:
         raise InputError(f"rank is {rank}, but a LoRA needs rank >= 1; 4 to 64 are usual")
@@ -127,8 +126,7 @@ def reference(network: nn.Module, layers: Sequence[BaseTunerLayer] | None = None
         network: What `add_lora` was called on.
         layers: Its `adapter_layers`, if they have been collected already.
 
-    Raises:
-        ValueError: If there is no adapter to switch off, or one is merged into the weights.
+    Raises `InputError` if there is no adapter to switch off, or one is merged into the weights.
 
     Example:
         >>> with reference(model.denoiser):                                    # doctest: +SKIP
@@ -165,8 +163,7 @@ def save_lora(model: Checkpoint, folder: str | PathLike[str]) -> Path:
     Returns:
         The path of the file.
 
-    Raises:
-        ValueError: If there is no adapter, or verification fails.
+    Raises `InputError` if there is no adapter, or verification fails.
         OSError: If it cannot be written, for want of space for instance.
     """
     folder = Path(folder)

@@ -75,11 +75,7 @@ class _Look:
 
 
 def check_pairs(
-    source: PairSource,
-    *,
-    split: str = "train",
-    model: str | None = None,
-    progress: Progress | None = None,
+    source: PairSource, *, split: str = "train", model: str | None = None, progress: Progress | None = None
 ) -> CheckReport:
     """Read a whole set and say what it is and what is wrong with it.
 

@@ -7,10 +7,11 @@ exact pixels, and so does one whose profile is sRGB's own.
 
 import io
 import struct
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,6 @@ from rpo.errors import InputError
 
 if TYPE_CHECKING:
     from rpo.types import Images
-
-T = TypeVar("T")
 
 TURNED = "turned upright"
 CONVERTED = "converted from a colour profile to sRGB"
@@ -59,12 +58,17 @@ class Seen:
 
 def decode_image(data: bytes, name: str) -> Seen:
     """Decode an image to its last pixel."""
-    return _guarded(_decode, data, name)
+    with _opened(data, name) as image:
+        return as_seen(image)
 
 
 def upright_size(data: bytes, name: str) -> tuple[int, int]:
     """(width, height) of the pixels, from the header alone wherever the header tells."""
-    return _guarded(_upright_size, data, name)
+    with _opened(data, name) as image:
+        width, height = image.size
+        if image.format == "TIFF" or (image.format == "PNG" and not any(mark in data for mark in _ORIENTATION_MARKS)):
+            return width, height  # Pillow turns a TIFF itself; of a PNG it would decode all pixels in search of a chunk
+        return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
 
 
 def rgb(image: Image.Image) -> Image.Image:
@@ -92,19 +96,6 @@ def as_seen(image: Image.Image) -> Seen:
         colour = Image.composite(colour, Image.new("RGB", colour.size, "white"), alpha)
         changes.append(ON_WHITE)
     return Seen(colour if turn is None else colour.transpose(turn), tuple(changes))
-
-
-def _decode(data: bytes) -> Seen:
-    with Image.open(io.BytesIO(data)) as image:
-        return as_seen(image)
-
-
-def _upright_size(data: bytes) -> tuple[int, int]:
-    with Image.open(io.BytesIO(data)) as image:
-        width, height = image.size
-        if image.format == "TIFF" or (image.format == "PNG" and not any(mark in data for mark in _ORIENTATION_MARKS)):
-            return width, height  # Pillow turns a TIFF itself; of a PNG it would decode all pixels in search of a chunk
-        return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -171,10 +162,12 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     return transform if far > _SAME else None
 
 
-def _guarded(read: Callable[[bytes], T], data: bytes, name: str) -> T:
-    """Read from encoded bytes, and turn whatever a decoder raises into one error that names the image."""
+@contextmanager
+def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
+    """An image to be read from its bytes; whatever a decoder raises becomes one error that names the image."""
     try:
-        return read(data)
+        with Image.open(io.BytesIO(data)) as image:
+            yield image
     except Image.DecompressionBombError as error:
         raise InputError(
             f"{name} is too large to be decoded safely ({error}); expected an image for training; shrink it or remove "

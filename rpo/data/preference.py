@@ -61,33 +61,24 @@ class PreferencePair:
         return pair_key(self.prompt, self.facts("chosen").digest, self.facts("rejected").digest)
 
     def encoded(self, side: Side) -> bytes:
-        """The encoded bytes of one image.
-
-        Raises:
-            ValueError: The image is missing or cannot be read.
-        """
+        """The encoded bytes of one image; an `InputError` if it is missing or cannot be read."""
         return read_image(self._source(side), self._image_name(side))
 
     def facts(self, side: Side) -> ImageFacts:
-        """Content hash and size of one image, read once from its bytes and header.
-
-        Raises:
-            ValueError: The image is missing, or its header is not that of an image.
-        """
+        """Content hash and size of one image, read once from its bytes and header; an `InputError` if it is none."""
         if side not in self._facts:
             self._facts[side] = facts_of(self.encoded(side), self._image_name(side))
         return self._facts[side]
 
     def decode(self, side: Side) -> Image.Image:
-        """The pixels of one image as a viewer shows them: upright, RGB.
-
-        Raises:
-            ValueError: The image is missing or corrupt, or was changed since its content hash was taken.
-        """
+        """The pixels of one image as a viewer shows them: upright, RGB; raises as `seen` does."""
         return self.seen(side).image
 
     def seen(self, side: Side) -> Seen:
-        """The pixels of one image, and what had to be done to show them; raises as `decode` does."""
+        """The pixels of one image, and what had to be done to show them.
+
+        An `InputError` if it is missing or corrupt, or was changed since its content hash was taken.
+        """
         data = self.encoded(side)
         seen = decode_image(data, self._image_name(side))
         if side in self._facts and self._facts[side].digest != digest_of(data):

@@ -261,8 +261,11 @@ def _scan_stream(
     rows, fingerprint = open_stream(source, split=split, cache_dir=cache_dir)
     columns = rows.column_names or list(next(iter(rows)))
     found_form = recognise(columns, str(source), form)
+    import datasets  # not at the top: it takes most of a second to load
+
+    streams = Path(datasets.config.HF_DATASETS_CACHE) / "rpo_streams" if cache_dir is None else Path(cache_dir)
     slug = re.sub(r"[^A-Za-z0-9]+", "-", str(source)).strip("-")[-60:]
-    folder = _streams_folder(cache_dir) / f"{slug}-{fingerprint}-{found_form}"
+    folder = streams / f"{slug}-{fingerprint}-{found_form}"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):  # the ranks of one training run read the same source at once
         _copy(rows, folder, found_form, limit, str(source), home_of(source, cache_dir))
@@ -304,11 +307,3 @@ def _row_number(row: Row) -> int:
     number = row["source_row"]
     assert isinstance(number, int)
     return number
-
-
-def _streams_folder(cache_dir: str | Path | None) -> Path:
-    if cache_dir is not None:
-        return Path(cache_dir)
-    import datasets
-
-    return Path(datasets.config.HF_DATASETS_CACHE) / "rpo_streams"

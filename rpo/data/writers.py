@@ -57,16 +57,9 @@ class RecordFolder:
 
 
 def write_pairs(folder: str | Path, pairs: Iterable[PreferencePair]) -> int:
-    """Append records to a folder; one whose prompt and images are there already is not written again.
+    """Append records to a folder, which is made if need be, and say how many were new.
 
-    So an interrupted call can simply be repeated with the same records.
-
-    Args:
-        folder: Where the records are kept; created when it does not exist.
-        pairs: The records.
-
-    Returns:
-        How many records were new.
+    One whose prompt and images are there already is not written again, so that an interrupted call can be repeated.
     """
     records = RecordFolder(folder)
     known = {str(row.get("key")) for row in read_lines(records.metadata)}

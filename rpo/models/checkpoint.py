@@ -58,8 +58,7 @@ class Checkpoint:
             compute_dtype: What the denoiser computes in; by default the type of its weights. bfloat16 over float32
                 weights is mixed precision.
 
-        Raises:
-            InputError: If `pipe` is of another family, or is not what its weights and configurations say; see `check`.
+        Raises `InputError` if `pipe` is of another family, or is not what it says; see `check`.
         """
         self.family: Family = family_of(pipe)
         refuse_altered(pipe, self.family)
@@ -124,8 +123,7 @@ class Checkpoint:
             channels_last: Memory format of the denoiser; helps convolutions on CUDA tensor cores.
             compile_denoiser: Compile the denoiser with `torch.compile` on first use; pays off in long runs on CUDA.
 
-        Raises:
-            InputError: If the source is no checkpoint of a known family, or is incomplete.
+        Raises `InputError` if the source is no checkpoint of a known family, or is incomplete.
         """
         pipe = load_pipeline(source, dtype=dtype, config=config, revision=revision, variant=variant)
         model = cls(pipe.to(device), compute_dtype=compute_dtype)
@@ -168,8 +166,7 @@ class Checkpoint:
     def canvas_of(self, size: int | Sequence[int] | None) -> Canvas:
         """The canvas that a setting asks for: a side, (height, width), or nothing for the native one.
 
-        Raises:
-            InputError: If a side does not divide by what one cell of the denoiser covers.
+        Raises `InputError` if a side does not divide by what one cell of the denoiser covers.
         """
         height, width = self.canvas if size is None else (size, size) if isinstance(size, int) else size
         factor = self.pipe.vae_scale_factor * int(self.denoiser.config.get("patch_size") or 1)
@@ -193,8 +190,7 @@ class Checkpoint:
         Diffusion's) each of its steps ends where the next begins, for any number of steps; with the other spacings that
         holds when `num_steps` divides the schedule. Those of a flow equal the sigmas of the pipeline's own call.
 
-        Raises:
-            InputError: If there are more steps than training timesteps, or fewer than one.
+        Raises `InputError` if there are more steps than training timesteps, or fewer than one.
         """
         return self.schedule.grid(num_steps, self.sequence_length(canvas)).to(self.device)
 
@@ -230,8 +226,7 @@ class Checkpoint:
             prompts: One per image; may be empty strings.
             negative_prompt: What guidance moves away from, for every image.
 
-        Raises:
-            InputError: If there is no prompt, or one is not a string.
+        Raises `InputError` if there is no prompt, or one is not a string.
         """
         strangers = [prompt for prompt in prompts if not isinstance(prompt, str)]
         if isinstance(prompts, str) or not len(prompts) or strangers:
@@ -262,8 +257,7 @@ class Checkpoint:
             cond: The prompts' conditioning, one row per latent.
             guidance_scale: 1 is no guidance and costs one forward; larger values cost two, batched.
 
-        Raises:
-            InputError: If `guidance_scale` is below 1.
+        Raises `InputError` if `guidance_scale` is below 1.
         """
         if guidance_scale < 1:
             raise InputError(f"guidance_scale is {guidance_scale}, but it must be >= 1; 1 is no guidance, 7.5 is usual")
@@ -283,8 +277,7 @@ class Checkpoint:
     def encode_moments(self, images: Images) -> tuple[Latents, Latents]:
         """Mean and standard deviation of the scaled latents' posterior, float32.
 
-        Raises:
-            InputError: If the images are not RGB in [0, 1], or their sides do not divide by the VAE's factor.
+        Raises `InputError` if the images are not RGB in [0, 1], or their sides do not divide by the VAE's factor.
         """
         autoencoder.check_images(images, self.pipe.vae_scale_factor)
         with autoencoder.widened(self.vae, is_on=self.family.widens_autoencoder):
@@ -293,10 +286,7 @@ class Checkpoint:
     def decode(self, latents: Latents) -> Images:
         """Images in [0, 1], float32, of scaled latents; with a gradient where the latents ask for one."""
         is_followed = torch.is_grad_enabled() and latents.requires_grad
-        with (
-            torch.set_grad_enabled(is_followed),
-            autoencoder.widened(self.vae, is_on=self.family.widens_autoencoder),
-        ):
+        with torch.set_grad_enabled(is_followed), autoencoder.widened(self.vae, is_on=self.family.widens_autoencoder):
             return autoencoder.decode(self.vae, latents)
 
     def fingerprint(self, part: Literal["denoiser", "vae", "text"]) -> str:

@@ -53,10 +53,7 @@ def vp_grid(
 
 
 def flow_grid(
-    sigmas: Float[Tensor, " nodes"],
-    *,
-    num_train_timesteps: int = 1000,
-    dtype: torch.dtype = torch.float32,
+    sigmas: Float[Tensor, " nodes"], *, num_train_timesteps: int = 1000, dtype: torch.dtype = torch.float32
 ) -> Grid:
     """A grid of rectified flow, alpha = 1 - sigma, from the sigmas of a flow-matching scheduler (its last one is 0)."""
     wide = sigmas.double()

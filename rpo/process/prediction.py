@@ -35,10 +35,7 @@ def to_x0_eps(
 
 
 def from_x0_eps(
-    x_0: Float[Tensor, "batch c h w"],
-    eps: Float[Tensor, "batch c h w"],
-    node: Node,
-    prediction_type: PredictionType,
+    x_0: Float[Tensor, "batch c h w"], eps: Float[Tensor, "batch c h w"], node: Node, prediction_type: PredictionType
 ) -> Float[Tensor, "batch c h w"]:
     """The network output that stands for (x_0, eps): with the true pair, this is the training target."""
     alpha, sigma = node.alpha, node.sigma

@@ -76,12 +76,7 @@ def added_variance(t: Node, s: Node) -> Float[Tensor, "..."]:
 
 
 def ddim(
-    x0_hat: Float[Tensor, "batch c h w"],
-    eps_hat: Float[Tensor, "batch c h w"],
-    t: Node,
-    s: Node,
-    *,
-    eta: float,
+    x0_hat: Float[Tensor, "batch c h w"], eps_hat: Float[Tensor, "batch c h w"], t: Node, s: Node, *, eta: float
 ) -> Gaussian:
     """Generalised DDIM step (arXiv:2010.02502, eq. 12 and 16), written for any (alpha, sigma).
 
@@ -100,12 +95,7 @@ def ddim(
 
 
 def euler_maruyama(
-    x0_hat: Float[Tensor, "batch c h w"],
-    eps_hat: Float[Tensor, "batch c h w"],
-    t: Node,
-    s: Node,
-    *,
-    eta: float,
+    x0_hat: Float[Tensor, "batch c h w"], eps_hat: Float[Tensor, "batch c h w"], t: Node, s: Node, *, eta: float
 ) -> Gaussian:
     """First-order step of dx = [f x - (1 + eta²)/2 g² score] dt + eta g dW, run backwards from `t` to `s`.
 

@@ -14,16 +14,7 @@ from rpo.errors import InputError
 from rpo.plugins import load_plugin
 from rpo.rewards.base import FunctionReward, Reward, RewardError, WeightedRewards, score
 
-__all__ = [
-    "REWARDS",
-    "Reward",
-    "RewardError",
-    "RewardLike",
-    "WeightedRewards",
-    "load_reward",
-    "load_rewards",
-    "score",
-]
+__all__ = ["REWARDS", "Reward", "RewardError", "RewardLike", "WeightedRewards", "load_reward", "load_rewards", "score"]
 
 REWARDS = {
     "shapes": "rpo.shapes.reward:GRADED",
@@ -36,10 +27,7 @@ REWARDS = {
 }
 """The rewards that have a name, and where they are."""
 
-OF_CHECKPOINT = {
-    "clip-score": "rpo.rewards.clip:clip_score",
-    "pick-score": "rpo.rewards.clip:pick_score",
-}
+OF_CHECKPOINT = {"clip-score": "rpo.rewards.clip:clip_score", "pick-score": "rpo.rewards.clip:pick_score"}
 """What makes a reward of a checkpoint of one's own: "clip-score:FOLDER" or "clip-score:owner/name"."""
 
 SingleReward = str | Reward | Callable[..., Any]

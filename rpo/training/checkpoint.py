@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,16 +36,11 @@ def checkpoint_path(folder: Path, update: int) -> Path:
     return folder / f"checkpoint-{update:06d}"
 
 
-def save_checkpoint(
-    final: Path, parts: Mapping[str, Any], *, keep: int, extra: Callable[[Path], None] | None = None
-) -> None:
-    """Write one checkpoint, atomically, and drop the oldest beyond `keep`.
-
-    A checkpoint of this update that is already there is left as it is.
+def save_checkpoint(final: Path, parts: Mapping[str, Any], *, keep: int) -> None:
+    """Write one checkpoint, atomically, and drop the oldest beyond `keep`; one that is already there is left as it is.
 
     Args:
         parts: Content per file name: bytes as they are, `.json` as JSON, anything else by `torch.save`.
-        extra: Writes further files into the folder it is given; they belong to the checkpoint like the rest.
     """
     if final.exists():
         return
@@ -55,8 +50,6 @@ def save_checkpoint(
         temporary.mkdir(parents=True)
         for name, part in parts.items():
             _write(temporary / name, part)
-        if extra is not None:
-            extra(temporary)
         _seal(temporary)
         os.replace(temporary, final)
         _sync(final.parent)

@@ -4,8 +4,7 @@ The decay warms up as min(decay, (1 + n) / (10 + n)) after n updates: without it
 starting point.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,20 +28,6 @@ class ExponentialAverage:
         now = [param.to(average.dtype) for param, average in zip(self.params, self.averages, strict=True)]
         torch._foreach_lerp_(self.averages, now, 1 - decay)
         self.updates += 1
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Have the averages in the parameters inside the block, and the parameters as they were after it.
-
-        What is put back is a clone: a view would alias the live weights and give the averages back in their place.
-        """
-        kept = [param.detach().clone() for param in self.params]
-        try:
-            self.copy_to_params()
-            yield
-        finally:
-            with torch.no_grad():
-                torch._foreach_copy_(self.params, kept)
 
     @torch.no_grad()
     def copy_to_params(self) -> None:

@@ -59,15 +59,18 @@ def _check(params: Sequence[nn.Parameter]) -> None:
         raise InputError("params holds a parameter twice; expected each once: remove duplicates of shared weights")
     first = params[0]
     for index, param in enumerate(params):
+        fault = ""
         if not param.requires_grad:
-            raise InputError(f"params[{index}] has requires_grad=False; expected trainable parameters: leave it out")
-        if param.dtype not in (torch.float32, torch.float64):
-            raise InputError(
-                f"params[{index}] is {param.dtype}; expected float32, because updates are lost in the rounding of a "
-                "16-bit weight: cast what is trained to float32 and let the model's autocast lower it"
+            fault = "has requires_grad=False; expected trainable parameters: leave it out"
+        elif param.dtype not in (torch.float32, torch.float64):
+            fault = (
+                f"is {param.dtype}; expected float32, because updates are lost in the rounding of a 16-bit weight: "
+                "cast what is trained to float32 and let the model's autocast lower it"
             )
-        if (param.dtype, param.device) != (first.dtype, first.device):
-            raise InputError(
-                f"params[{index}] is {param.dtype} on {param.device}, but params[0] is {first.dtype} on "
-                f"{first.device}; expected one dtype and one device: move them together first"
+        elif (param.dtype, param.device) != (first.dtype, first.device):
+            other = f"{first.dtype} on {first.device}"
+            fault = (
+                f"is {param.dtype} on {param.device}, but params[0] is {other}; expected one of both: move them first"
             )
+        if fault:
+            raise InputError(f"params[{index}] {fault}")

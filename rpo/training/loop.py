@@ -58,7 +58,6 @@ def fit(
     resume: bool = False,
     state: Mapping[str, Stateful] | None = None,
     identity: Identity | None = None,
-    on_checkpoint: Callable[[Path], None] | None = None,
     on_update: Callable[[int, dict[str, float]], None] | None = None,
     guard: Callable[[dict[str, float]], str | None] | None = None,
 ) -> TrainResult:
@@ -75,8 +74,6 @@ def fit(
         resume: Continue from the newest checkpoint in `folder`, if there is one. Without it, `folder` must hold no run.
         state: What else has to survive a kill, by name; copied after every update.
         identity: What a resumed run must have in common with the one that it continues, besides `loop`.
-        on_checkpoint: Writes further files into a checkpoint before it is renamed into place. Main process only; with
-            `ema_decay` the averages are in the parameters meanwhile.
         on_update: Called on every process with the number of updates done and the metrics of the last.
         guard: From an update's metrics to why training ends here, or nothing. A resumed run stays stopped.
 
@@ -88,9 +85,7 @@ def fit(
     try:
         with claimed(folder, loop, same, processes, resume=resume), undisturbed_randomness(params[0].device):
             processes.broadcast(params)  # first, because the session starts an average from them
-            session = Session(
-                params, loop, folder, processes, objects=state or {}, identity=same, on_checkpoint=on_checkpoint
-            )
+            session = Session(params, loop, folder, processes, objects=state or {}, identity=same)
             accumulator = Accumulator(loss_fn, names, gradients=gradients, processes=processes, loop=loop)
             session.start()
             if not session.is_done:

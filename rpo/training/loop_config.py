@@ -44,8 +44,8 @@ class LearningSpeed:
     """What the denoiser of a float32 model computes in; "no" leaves it as it was loaded. With "fp16" the loss is scaled
     against underflow, and updates whose gradient overflows are skipped and logged."""
     ema_decay: Annotated[float, Range(above=0, below=1)] | None = None
-    """Keep an exponential average of the parameters with this decay: what `on_checkpoint` sees, and what `fit` leaves
-    in the parameters at its end. 0.99 for hundreds of updates, 0.9999 for many thousands; nothing for none."""
+    """Keep an exponential average of the parameters with this decay, which `fit` leaves in them at its end. 0.99 for
+    hundreds of updates, 0.9999 for many thousands; nothing for none."""
     checkpoint_every: Count = 100
     """Updates between checkpoints; the last update always gets one. A kill costs at most this many updates."""
     trackers: tuple[Text, ...] = ()
@@ -131,8 +131,7 @@ def plain(loop: LoopConfig) -> dict[str, Any]:
 def describe(loop: LoopConfig, micro_batch: int, processes: int = 1, *, unit: str = "samples") -> str:
     """What the settings come to, in one line to show before the run.
 
-    Returns:
-        For instance "8 pairs × 4 micro-batches × 2 processes = 64 pairs per update; 100 updates = 6,400 pairs".
+    "8 pairs × 4 micro-batches × 2 processes = 64 pairs per update; 100 updates = 6,400 pairs", for instance.
     """
     factors = [f"{micro_batch:,} {unit}", f"{loop.accumulate:,} micro-batch{'es' if loop.accumulate > 1 else ''}"]
     if processes > 1:

@@ -40,7 +40,9 @@ class Processes:
                 f"{launched} processes were launched, but accelerate was set up for {accelerator.num_processes}; "
                 "expected all of them: set ACCELERATE_USE_CPU=true to train on CPUs, and do not set up accelerate first"
             )
-        if launched == 1 and _is_launched_for_several():
+        # accelerate's launcher of a single process that was told of several names a meeting place for them.
+        is_told_of_several = {"ACCELERATE_DYNAMO_BACKEND", "MASTER_ADDR"} <= os.environ.keys()
+        if launched == 1 and is_told_of_several and "RANK" not in os.environ:
             raise InputError(
                 "accelerate launch was asked for several processes, but has started this one alone, as it does with "
                 "--cpu; expected all of them: launch with `torchrun --nproc_per_node N`, or ask for one process"
@@ -81,11 +83,7 @@ class Processes:
         return joined.chunk(self.count, dim)[self.index]
 
     def require_same(self, told: Mapping[str, str]) -> None:
-        """Refuse, on every process, that they were told different things: they would wait for each other for ever.
-
-        Args:
-            told: What must be the same on all of them, by name.
-        """
+        """Refuse, on every process, that they were told different things: they would wait for each other for ever."""
         if self.count == 1:
             return
         everyone = self.gather(dict(told))
@@ -100,11 +98,7 @@ class Processes:
 
     @torch.no_grad()
     def broadcast(self, params: Sequence[nn.Parameter]) -> None:
-        """Give every process the main one's parameters.
-
-        Args:
-            params: On this process's own device, if there are several processes.
-        """
+        """Give every process the main one's parameters, which lie on each process's own device."""
         if self.count > 1:
             if params[0].device != self.device:
                 raise InputError(
@@ -121,11 +115,7 @@ class Processes:
         return gather_object([item])
 
     def fail_together(self, error: Exception | None) -> None:
-        """Raise the main process's error in all of them, so that none waits for one that is gone.
-
-        Args:
-            error: What went wrong on the main process, or nothing; the others' is not looked at.
-        """
+        """Raise the main process's error, if it has one, in all of them, so that none waits for one that is gone."""
         if self.count > 1:
             (text,) = broadcast_object_list([None if error is None else f"{type(error).__name__}: {error}"])
             if text is not None and not self.is_main:
@@ -138,11 +128,6 @@ def note_who_left(error: RuntimeError) -> None:
     """Say of the error of a wait for another process that it is none of this one's."""
     if "by peer" in str(error):  # how a group says that a connection is gone
         error.add_note("Another process of this run has ended; its own error, which is shown as well, says why.")
-
-
-def _is_launched_for_several() -> bool:
-    """Whether accelerate's launcher of a single process was told of several: it then names a meeting place for them."""
-    return "ACCELERATE_DYNAMO_BACKEND" in os.environ and "MASTER_ADDR" in os.environ and "RANK" not in os.environ
 
 
 @functools.cache

@@ -14,13 +14,7 @@ from torch import nn
 
 from rpo.errors import InputError
 from rpo.interrupts import uninterrupted
-from rpo.training.checkpoint import (
-    checkpoint_path,
-    checkpoints,
-    remove_leftovers,
-    save_checkpoint,
-    verify_checkpoint,
-)
+from rpo.training.checkpoint import checkpoint_path, checkpoints, remove_leftovers, save_checkpoint, verify_checkpoint
 from rpo.training.log import MetricLog, cut_metrics
 from rpo.training.loop_config import LoopConfig, plain
 from rpo.training.processes import Processes
@@ -46,11 +40,9 @@ class Session(Generic[B]):
         *,
         objects: Mapping[str, Stateful],
         identity: Identity,
-        on_checkpoint: Callable[[Path], None] | None,
     ) -> None:
         """Prepare a session that has not begun; see `fit`."""
-        self.identity = dict(identity)
-        self.loop, self.folder, self.processes, self.on_checkpoint = loop, folder, processes, on_checkpoint
+        self.identity, self.loop, self.folder, self.processes = dict(identity), loop, folder, processes
         self.state = TrainingState(
             params,
             _optimizer(params, loop),
@@ -91,11 +83,7 @@ class Session(Generic[B]):
         self.state.own_part()  # refuses unsuitable objects before the first update instead of at the first checkpoint
 
     def train(
-        self,
-        batches: Iterator[B],
-        accumulator: Accumulator[B],
-        on_update: OnUpdate | None,
-        guard: Guard | None,
+        self, batches: Iterator[B], accumulator: Accumulator[B], on_update: OnUpdate | None, guard: Guard | None
     ) -> None:
         """Do the updates that are left."""
         loop, state = self.loop, self.state
@@ -144,16 +132,11 @@ class Session(Generic[B]):
             parts = {**state.shared_parts(), RUN: run, **{own_name(i): part for i, part in enumerate(own)}}
             try:
                 with uninterrupted():
-                    save_checkpoint(path, parts, keep=self.loop.keep_checkpoints, extra=self._write_extra)
+                    save_checkpoint(path, parts, keep=self.loop.keep_checkpoints)
             except Exception as caught:
                 error = caught
         self.processes.fail_together(error)
         return path
-
-    def _write_extra(self, path: Path) -> None:
-        if self.on_checkpoint is not None:
-            with self.state.averaged(), undisturbed_randomness(self.state.device):
-                self.on_checkpoint(path)
 
     def _update(self, batches: Iterator[B], accumulator: Accumulator[B], log: MetricLog) -> None:
         state, started = self.state, time.perf_counter()

@@ -8,8 +8,7 @@ optimizer that fails half-way leaves nothing worth keeping: then `is_whole` is f
 import copy
 import io
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -101,12 +100,6 @@ class TrainingState:
                 for name, item in self.objects.items()
             },
         }
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Have the averaged parameters in place inside the block, if an average is kept."""
-        with nullcontext() if self.ema is None else self.ema.applied():
-            yield
 
     def shared_parts(self) -> dict[str, Any]:
         """What is the same on every process: the files of a checkpoint but `run.json` and the processes' own."""

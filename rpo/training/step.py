@@ -102,12 +102,7 @@ class Accumulator(Generic[B]):
         processes: Processes,
         loop: LoopConfig,
     ) -> None:
-        """Prepare for micro-batches whose size and metrics the first one sets.
-
-        Args:
-            names: From a micro-batch to the names of its records, one per sample, without touching the device.
-            loop: Says how many micro-batches per update and process, and where the gradient is clipped.
-        """
+        """Prepare for micro-batches whose size and metrics the first one sets; `names` must not touch the device."""
         self._loss_fn, self._names = loss_fn, names
         self._gradients, self._processes = gradients, processes
         self._accumulate, self._max_grad_norm = loop.accumulate, loop.max_grad_norm
@@ -115,13 +110,9 @@ class Accumulator(Generic[B]):
         self._metric_names: tuple[str, ...] | None = None
 
     def run(self, batches: Iterator[B], *, update: int, scale: float, scale_may_shrink: bool) -> Accumulated:
-        """Draw, differentiate, average, clip and read one update.
+        """Draw, differentiate, average, clip and read one update, whose gradient is then in the parameters.
 
-        Args:
-            scale_may_shrink: Whether a gradient that is not finite can be that factor's fault.
-
-        Returns:
-            The numbers of the update; its gradient is in the parameters.
+        With `scale_may_shrink`, a gradient that is not finite can be that factor's fault.
         """
         self._gradients.clear()
         done = [self._backward(batches, update, part, scale) for part in range(1, self._accumulate + 1)]
@@ -131,7 +122,12 @@ class Accumulator(Generic[B]):
         self._gradients.divide(scale)
         norm = self._gradients.clip(self._max_grad_norm)
         loss, samples, *metrics, grad_norm = torch.cat([numbers, norm[None]]).tolist()  # the only wait for the device
-        self._check_processes(samples, update)
+        if self._processes.count > 1 and samples != self._samples:
+            counts = self._processes.gather(self._samples)
+            raise InputError(
+                f"the processes have micro-batches of {counts} samples in update {update}; expected the same number in "
+                "each, or their mean would favour the small one: give every process the same micro-batch size"
+            )
         assert self._samples is not None and self._metric_names is not None
         named = dict(zip(self._metric_names, metrics, strict=True))
         problem = None
@@ -170,33 +166,24 @@ class Accumulator(Generic[B]):
         if self._samples is None or self._metric_names is None:
             check_metric_names(metric_names)
             self._samples, self._metric_names = samples, metric_names
+        fault = ""
         if samples != self._samples:
-            raise InputError(
-                f"{where} has {samples} samples, but the first one had {self._samples}; expected the same number in "
-                "each, or an update would silently see fewer: draw from an endless sampler, or drop the short last one"
+            fault = (
+                f"has {samples} samples, but the first one had {self._samples}; expected the same number in each, or "
+                "an update would silently see fewer: draw from an endless sampler, or drop the short last one"
             )
-        if len(records) != samples:
-            raise InputError(
-                f"{where} has {samples} samples but {len(records)} names; expected one name per sample: correct `names`"
+        elif len(records) != samples:
+            fault = f"has {samples} samples but {len(records)} names; expected one name per sample: correct `names`"
+        elif metric_names != self._metric_names:
+            now, first = list(metric_names), list(self._metric_names)
+            fault = f"has the metrics {now}, but the first one had {first}; return every metric always"
+        elif not output.loss.requires_grad:
+            fault = (
+                "has a loss that does not depend on the parameters; compute it outside `torch.no_grad()` and "
+                "`reference()`, with the adapter switched on"
             )
-        if metric_names != self._metric_names:
-            raise InputError(
-                f"{where} has the metrics {list(metric_names)}, but the first one had {list(self._metric_names)}; "
-                "expected the same in each: return every metric always"
-            )
-        if not output.loss.requires_grad:
-            raise InputError(
-                f"the loss of {where} does not depend on the parameters; expected a loss to descend: compute it "
-                "outside `torch.no_grad()` and `reference()`, with the adapter switched on"
-            )
-
-    def _check_processes(self, mean_samples: float, update: int) -> None:
-        if self._processes.count > 1 and mean_samples != self._samples:
-            counts = self._processes.gather(self._samples)
-            raise InputError(
-                f"the processes have micro-batches of {counts} samples in update {update}; expected the same number in "
-                "each, or their mean would favour the small one: give every process the same micro-batch size"
-            )
+        if fault:
+            raise InputError(f"{where} {fault}")
 
     def _problem(self, what: str, records: list[str], metrics: dict[str, float]) -> NotFinite:
         assert self._samples is not None
@@ -207,14 +194,8 @@ class Accumulator(Generic[B]):
         return NotFinite(what, records, "all" if len(records) == num_records else "some", broken)
 
     def _broken_records(self, done: list[_MicroBatch]) -> list[str]:
-        finite = [part.sample_losses.isfinite().tolist() for part in done]
-        broken = [
-            name
-            for part, ok in zip(done, finite, strict=True)
-            for name, is_fine in zip(part.records, ok, strict=True)
-            if not is_fine
-        ]
-        gathered = self._gather(broken)
+        marked = [zip(part.records, part.sample_losses.isfinite().tolist(), strict=True) for part in done]
+        gathered = self._gather([name for part in marked for name, is_finite in part if not is_finite])
         # A loss can be broken by a term that belongs to no sample; then its whole micro-batch is named.
         return gathered or self._gather(
             [name for part in done if not math.isfinite(part.numbers[0].item()) for name in part.records]

@@ -154,7 +154,7 @@ def test_a_step_out_of_order_and_a_mixture_of_steps_are_refused():
     with pytest.raises(ValueError, match=r"^step 1 of this solver"):
         solver(x_t, x_t, solver.grid[0], solver.grid[1])
     both = [Node(*(x[[k, k + 1]][:, None, None, None] for x in vars(solver.grid).values())) for k in (1, 2)]
-    with pytest.raises(ValueError, match=r"it was asked for one per sample \(2\) to one per sample \(2\)"):
+    with pytest.raises(ValueError, match="but it was asked for .* sample on solver.grid, in order"):
         solver(x_t, x_t, *both)
 
 

@@ -327,7 +327,7 @@ def test_training_state_is_refused(folder, name):
 
 
 def test_a_folder_without_weights_or_without_a_card_is_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"has no model card README\.md, but nobody can use a model without one; see"):
+    with pytest.raises(ValueError, match=r"has no model card README\.md, and nobody can use a model without"):
         publish(folder, "me/model")
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -166,7 +166,7 @@ def test_a_truncated_single_file_is_named(sources, tmp_path, name):
     content = (sources / name).read_bytes()
     file = tmp_path / name
     file.write_bytes(content[: len(content) // 2])
-    announced = f"has {len(content) // 2} bytes, but its header announces {len(content)}; it is truncated"
+    announced = f"{len(content) // 2} bytes. is no whole safetensors file"
     refused(sources, file, announced if name.endswith("safetensors") else "does not load as a single-file")
 
 
@@ -174,9 +174,7 @@ def test_a_truncated_single_file_is_named(sources, tmp_path, name):
 def test_a_renamed_text_file_is_named(sources, tmp_path, name):
     file = tmp_path / name
     file.write_text("These are notes on how to train a model, and they are no model.\n" * 20)
-    expected = (
-        "has no readable safetensors header" if name.endswith("safetensors") else "does not load as a single-file"
-    )
+    expected = "is no whole safetensors file" if name.endswith("safetensors") else "does not load as a single-file"
     refused(sources, file, expected)
 
 

@@ -11,6 +11,7 @@ import shutil
 import pytest
 import torch
 
+from rpo.training import checkpoint
 from rpo.training.checkpoint import (
     checkpoint_path,
     checkpoints,
@@ -29,8 +30,8 @@ def parts(value=1.0, size=1000):
     }
 
 
-def save(folder, update, *, keep=2, extra=None, size=1000):
-    save_checkpoint(checkpoint_path(folder, update), parts(update, size), keep=keep, extra=extra)
+def save(folder, update, *, keep=2, size=1000):
+    save_checkpoint(checkpoint_path(folder, update), parts(update, size), keep=keep)
 
 
 def test_round_trip(tmp_path):
@@ -50,10 +51,11 @@ def test_the_oldest_go_and_the_newest_stay_in_numerical_order(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_pruning_waits_until_the_new_one_is_in_place(tmp_path):
+def test_pruning_waits_until_the_new_one_is_in_place(tmp_path, monkeypatch):
     save(tmp_path, 1, keep=1)
-    seen = []
-    save(tmp_path, 2, keep=1, extra=lambda path: seen.append(checkpoints(tmp_path)[0].name))
+    seen, seal = [], checkpoint._seal
+    monkeypatch.setattr(checkpoint, "_seal", lambda path: (seen.append(checkpoints(tmp_path)[0].name), seal(path)))
+    save(tmp_path, 2, keep=1)
     assert seen == ["checkpoint-000001"]
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-000002"]
 
@@ -65,24 +67,13 @@ def test_a_checkpoint_that_is_there_is_left_alone(tmp_path):
     assert (tmp_path / "checkpoint-000001" / "weights.pt").stat().st_mtime_ns == before
 
 
-def test_extra_files_belong_to_the_checkpoint(tmp_path):
-    def extra(path):
-        (path / "lora").mkdir()
-        (path / "lora" / "a.txt").write_text("hello")
+def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
+    def fails(path):
+        raise RuntimeError("out of luck")
 
-    save(tmp_path, 1, extra=extra)
-    (path,) = checkpoints(tmp_path)
-    (path / "lora" / "a.txt").write_text("HELLO")
-    with pytest.raises(ValueError, match=r"lora/a\.txt was altered"):
-        verify_checkpoint(path)
-
-
-def test_a_failing_extra_leaves_nothing_behind(tmp_path):
-    def extra(path):
-        raise RuntimeError("the LoRA changes nothing")
-
-    with pytest.raises(RuntimeError, match="changes nothing"):
-        save(tmp_path, 1, extra=extra)
+    monkeypatch.setattr(checkpoint, "_seal", fails)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        save(tmp_path, 1)
     assert list(tmp_path.iterdir()) == []
 
 

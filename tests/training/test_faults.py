@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from rpo.interrupts import Terminated
+from rpo.training import checkpoint
 from rpo.training.checkpoint import checkpoints
 from rpo.training.log import read_metrics
 from rpo.training.loop import NonFiniteLossError
@@ -244,15 +245,18 @@ def test_an_optimizer_that_fails_half_way_is_not_kept(tmp_path, monkeypatch):
     assert checkpoints(tmp_path)[-1].name == "checkpoint-000002"
 
 
-def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path):
-    model = toy_model()
+def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, monkeypatch):
+    seal = checkpoint._seal
 
     def full(path):
         if "000004" in path.name:
             raise OSError(28, "No space left on device")
+        seal(path)
 
+    monkeypatch.setattr(checkpoint, "_seal", full)
     with pytest.raises(OSError, match=r"could not save .*checkpoint-000004: No space left on device; \d+"):
-        run(tmp_path, model=model, on_checkpoint=full)
+        run(tmp_path)
+    monkeypatch.undo()
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-000002"]
     assert not list(tmp_path.glob("*.tmp"))
     resumed, _ = run(tmp_path, resume=True)

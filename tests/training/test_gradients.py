@@ -79,7 +79,7 @@ def test_release_leaves_no_gradient():
         ([nn.Parameter(torch.zeros(1))] * 2, "holds a parameter twice; expected each once"),
         (
             [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1, dtype=torch.float64))],
-            r"params\[1\] is torch.float64 on cpu, but params\[0\] is torch.float32 on cpu; expected one dtype",
+            r"params\[1\] is torch.float64 on cpu, but params\[0\] is torch.float32 on cpu; expected one",
         ),
     ],
 )

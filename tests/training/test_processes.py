@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 from accelerate.utils import DistributedType
 
+from rpo.training import checkpoint
 from rpo.training.log import read_metrics
 from rpo.training.loop import LoopConfig, NonFiniteLossError, fit
 from rpo.training.processes import Processes, check_kind
@@ -22,9 +24,7 @@ ROOT = Path(__file__).parents[2]
 LOOP = LoopConfig(updates=4, learning_rate=1e-2, accumulate=2, checkpoint_every=2, progress=False, ema_decay=0.5)
 
 
-def train(
-    folder, *, micro_batch, loop=LOOP, resume=False, broken_on=None, on_checkpoint=None, identity=None, on_update=None
-):
+def train(folder, *, micro_batch, loop=LOOP, resume=False, broken_on=None, identity=None, on_update=None):
     here = Processes()
     model = toy_model()
     if here.index > 0:
@@ -48,7 +48,6 @@ def train(
         folder=folder,
         names=names,
         resume=resume,
-        on_checkpoint=on_checkpoint,
         identity=identity,
         on_update=on_update,
     )
@@ -63,8 +62,9 @@ def error_of(function, *args, **kwargs):
     return None
 
 
-def refuse(path):
-    raise OSError(28, "No space left on device")
+def on_a_full_disk(folder):
+    with patch.object(checkpoint, "_seal", side_effect=OSError(28, "No space left on device")):
+        return error_of(train, folder, micro_batch=2)
 
 
 def in_each_process(folder: Path) -> None:
@@ -81,7 +81,7 @@ def in_each_process(folder: Path) -> None:
         "resumed_equals_undisturbed": resumed == undisturbed,
         "uneven": error_of(train, folder / "uneven", micro_batch=2 + here.index),
         "nan": error_of(train, folder / "nan", micro_batch=2, broken_on=1),
-        "full": error_of(train, folder / "full", micro_batch=2, on_checkpoint=refuse),
+        "full": on_a_full_disk(folder / "full"),
         "again": error_of(train, folder / "two", micro_batch=2),
         "told": {
             "updates": error_of(

@@ -41,7 +41,6 @@ def everything(folder, trained):
         "mean": (mean.value.tolist(), mean.calls),
         "lines": lines,
         "metrics": metrics,
-        "lora": (result.checkpoint / "lora.txt").read_text(),
     }
 
 

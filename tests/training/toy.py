@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rpo.training import checkpoint
 from rpo.training.loop import LoopConfig, TrainResult, fit
 from rpo.types import StepOutput
 
@@ -156,23 +158,24 @@ def train_noisy(
             os.kill(os.getpid(), signal.SIGKILL)
         return loss_fn(batch)
 
-    def on_checkpoint(path: Path) -> None:
-        (path / "lora.txt").write_text(f"{sum(p.sum().item() for p in model.parameters()):.17g} {random.random()}")
+    def sealed(path: Path) -> None:
         if path.name.startswith(kill_in_checkpoint or "never"):
             os.kill(os.getpid(), signal.SIGKILL)
+        seal(path)
 
-    result = fit(
-        toy_batches(accumulate=2),
-        maybe_killed,
-        list(model.parameters()),
-        loop,
-        folder=folder,
-        names=names,
-        resume=resume,
-        state={"mean": mean},
-        on_checkpoint=on_checkpoint,
-        on_update=lambda update, metrics: random.random(),  # a hook must not disturb the run
-    )
+    seal = checkpoint._seal
+    with patch.object(checkpoint, "_seal", sealed):
+        result = fit(
+            toy_batches(accumulate=2),
+            maybe_killed,
+            list(model.parameters()),
+            loop,
+            folder=folder,
+            names=names,
+            resume=resume,
+            state={"mean": mean},
+            on_update=lambda update, metrics: random.random(),  # a hook must not disturb the run
+        )
     return model, mean, result
 
 
