@@ -26,7 +26,7 @@ help: ## Show this list
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$$($(PYTHON) --version) is too old: rpo needs 3.11 or newer; run: make PYTHON=python3.12 ..." >&2; exit 1; }
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs]"
+	.venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev,docs]"
 	touch $@
 
 quickstart: $(READY) ## Align the embedded model and write runs/quickstart/report.html; continues a killed run
