@@ -15,8 +15,8 @@ EXPECTED = {
     "ddpo": {"forward_calls": 10, "forward": 160, "with_graph": 80, "backward_calls": 5, "backward": 80},
     "keep": {"forward_calls": 5, "forward": 80, "with_graph": 80, "backward_calls": 5, "backward": 80},
     "frozen": {"forward_calls": 10, "forward": 80, "with_graph": 40, "backward_calls": 5, "backward": 40},
-    "again": {"forward_calls": 10, "forward": 120, "with_graph": 40, "backward_calls": 5, "backward": 40},
-    "half": {"forward_calls": 8, "forward": 80, "with_graph": 24, "backward_calls": 3, "backward": 24},
+    "again": {"forward_calls": 15, "forward": 120, "with_graph": 40, "backward_calls": 5, "backward": 40},
+    "half": {"forward_calls": 10, "forward": 80, "with_graph": 24, "backward_calls": 3, "backward": 24},
     "score": {"forward_calls": 10, "forward": 80, "with_graph": 40, "backward_calls": 5, "backward": 40},
 }
 

@@ -22,7 +22,10 @@ def test_a_device_that_is_there_is_taken() -> None:
 
 @pytest.mark.parametrize(
     ("command", "word"),
-    [("train grpo configs/grpo_shapes.yaml", "model.device=cuda:99"), ("quickstart", "device=cuda:99")],
+    [
+        ("train grpo configs/grpo_shapes.yaml", "model.device=cuda:99"),
+        ("quickstart", "curate.source.model.device=cuda:99"),
+    ],
 )
 def test_a_command_says_so_in_one_line(command, word, tmp_path, capsys) -> None:
     assert main([*command.split(), word, f"output={tmp_path / 'run'}"]) == 2

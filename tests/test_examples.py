@@ -19,7 +19,7 @@ def script(path, *arguments, cwd):
 
 
 def test_train_dpo_without_a_configuration_trains_on_demonstration_pairs(tmp_path):
-    said = script("examples/train_dpo.py", "dpo.loop.updates=2", "dpo.loop.progress=false", cwd=tmp_path)
+    said = script("examples/train_dpo.py", "learning.updates=2", "learning.progress=false", cwd=tmp_path)
     assert "loss 0.693 ->" in said
     assert (tmp_path / "runs/example/dpo/lora/pytorch_lora_weights.safetensors").is_file()
 

@@ -244,7 +244,7 @@ def test_an_upload_is_a_plan_until_it_is_asked_for(run, tmp_path):
 
 def test_uploads_that_are_refused(run, tmp_path):
     done = export(run.path, to=tmp_path / "set")
-    with pytest.raises(ValueError, match="it must be owner/name"):
+    with pytest.raises(ValueError, match="use owner/name"):
         push_to_hub(done.path, "pairs")
     with pytest.raises(ValueError, match="is no exported data set"):
         push_to_hub(tmp_path, "me/pairs")

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -150,5 +150,5 @@ def test_the_report_tells_the_rules_that_were_in_force():
 def test_the_configuration_of_its_training_is_its_training():
     found = load_config(DPORunConfig, CONFIGS / "dpo_shapes.yaml", ["data.source=x"])
     own = preset().dpo
-    names = [name for name in own.__dataclass_fields__ if name not in ("output", "preview_every")]
+    names = [one.name for one in fields(own) if one.name not in ("output", "preview_every")]
     assert {name: getattr(found, name) for name in names} == {name: getattr(own, name) for name in names}

@@ -1,5 +1,7 @@
 """A run from a file, by every algorithm: from a checkpoint and data on disk to a LoRA that loads, and a report."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -133,7 +135,7 @@ def test_base_and_aligned_model_are_judged_on_held_out_prompts(algorithm, inputs
 
 def test_the_base_that_is_judged_is_what_was_loaded(inputs, tmp_path):
     own = config(tmp_path / "out", updates=2, learning={"learning_rate": 0.05})
-    shown = {name: getattr(own, name) for name in own.__dataclass_fields__}
+    shown = {one.name: getattr(own, one.name) for one in fields(own)}
     held_out = HeldOutConfig(prompts="shapes", count=4, num_steps=3, guidance_scale=2.0)
     given = {"data": DataConfig(str(inputs / "pairs")), "model": ModelConfig(device="cpu"), "held_out": held_out}
     result = run(DPORunConfig(**given, **shown))
