@@ -57,7 +57,7 @@ def test_what_raises_on_one_record_after_the_other_stops_the_run(tmp_path, chunk
     broken = Moody(IDS[num_answered:])
     first = stage("critiques", broken, batch_size=1, concurrency=concurrency, component="the critic (kind own)")
     message = (
-        rf"^stage 'critiques': the critic \(kind own\) raised on \d+ items in a row, the last time with "
+        r"^stage 'critiques': the critic \(kind own\) raised on \d+ items in a row, the last time with "
         r"'RuntimeError: cannot look at \d+'; expected an answer.* --resume"
     )
     with pytest.raises(ValueError, match=message):
