@@ -25,7 +25,7 @@ class DPOConfig(TrainingConfig):
     }
 
     objective: Objective = field(default_factory=Dpo)
-    """Which preference objective: dpo (Diffusion-DPO with the components of RainbowPO), kto or mapo."""
+    """Which preference objective; dpo is Diffusion-DPO with the components of RainbowPO."""
 
     region: RegionConfig | None = None
     """Learn from where the two images of a pair differ; nothing learns from all of them."""
