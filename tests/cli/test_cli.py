@@ -1,6 +1,7 @@
 """The `rpo` command: dispatch, help, and what a person sees when something is wrong."""
 
 import argparse
+import os
 import runpy
 import subprocess
 import sys
@@ -56,6 +57,18 @@ for name in {list(COMMANDS)}:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.splitlines() == [str([name]) for name in COMMANDS]
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "passive 1000"), ({"OMP_WAIT_POLICY": "active"}, "active None")])
+def test_waiting_threads_sleep_after_a_moment_unless_the_person_chose(given: dict[str, str], expected: str) -> None:
+    code = """
+import os, rpo.cli.main
+try: rpo.cli.main.main(["--version"])
+except SystemExit: print(os.environ["OMP_WAIT_POLICY"], os.environ.get("GOMP_SPINCOUNT"))
+"""
+    free = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    done = subprocess.run([sys.executable, "-c", code], env=free | given, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == expected
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
