@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 for an untrainable set, 2 for wrong input, 130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
     """
     # Threads that wait by spinning take the core that a neighbour needs: by OpenMP's default, one busy neighbour costs
-    # two thirds of the speed. Those that sleep at once are a tenth to a third slower alone; after a short spin, neither.
+    # two thirds of the speed. Those that sleep at once are a tenth to a third slower alone; a short spin costs neither.
     # OpenMP reads it when torch is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "passive"
