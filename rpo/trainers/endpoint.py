@@ -38,7 +38,7 @@ from rpo.rewards import RewardLike
 from rpo.sampling.step import predict_negative
 from rpo.trainers.endpoint_config import EndpointConfig
 from rpo.trainers.rollouts.algorithm import OnlineAlgorithm
-from rpo.trainers.rollouts.draw import JITTER, Rollout
+from rpo.trainers.rollouts.draw import JITTER, Rollout, rollout_facts
 from rpo.trainers.rollouts.steps import Steps, noised_steps, per_image, replayed, transition_by
 from rpo.trainers.trainer import Run
 from rpo.trainers.value import returns as returns_of
@@ -64,7 +64,7 @@ class Endpoint(OnlineAlgorithm):
     """
 
     config: EndpointConfig
-    has_ratio = False
+    replays = False
 
     def __init__(self, rewards: RewardLike, prompts: Sequence[str], config: EndpointConfig | None = None):
         """Keep what to learn from; see `OnlineAlgorithm`."""
@@ -100,7 +100,7 @@ class Endpoint(OnlineAlgorithm):
                 self._learnt(self._worth(self.collector.draw(-1 - number)), returns_of.PRETRAIN_UPDATES)
         rollout = self.collector.draw(index)
         steps, returns, nodes = self._worth(rollout)
-        facts = {**self.collector.steps(rollout).facts, "policy/kl": self.collector.measured_kl(rollout)}
+        facts = {**rollout_facts(rollout, self.run.processes), "policy/kl": self.collector.measured_kl(rollout)}
         facts |= self._learnt((steps, returns, nodes), config.value.updates)
         return replace(steps, facts={name: number.to(steps.x_t.device) for name, number in facts.items()})
 

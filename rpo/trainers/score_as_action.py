@@ -68,7 +68,7 @@ class ScoreAsAction(OnlineAlgorithm):
             value_network: F of the value, from `ValuePoints` to one number each; the package's own by default.
         """
         super().__init__(rewards, prompts, config or ScoreAsActionConfig())
-        self.has_ratio, self._network = self.config.rollout.has_density, value_network
+        self._network = value_network
 
     def start(self, run: Run) -> None:
         """Take the model, and make V."""

@@ -4,6 +4,7 @@ A `Trainer` has an `Algorithm`. Model, policy, folder, plan, checks, previews, t
 are here, once; an algorithm says what micro-batches are and what is descended. Its file shows its whole step.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -57,8 +58,8 @@ class Run:
         return self.processes.is_main and self.config.learning.progress
 
 
-class Algorithm(Generic[B]):
-    """What micro-batches are, and what is descended; the least that a subclass gives is `start`, `batches`, `loss`.
+class Algorithm(ABC, Generic[B]):
+    """What micro-batches are, and what is descended; a subclass gives at least what is abstract here.
 
     Attributes:
         run: What it works with, from `start` on.
@@ -83,21 +84,21 @@ class Algorithm(Generic[B]):
         self.run = run
 
     @property
+    @abstractmethod
     def division(self) -> tuple[int, int]:
         """(size of a micro-batch, micro-batches per update), of this process."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batches(self, first_update: int) -> Iterator[B]:
         """This process's micro-batches from an update on, without end."""
-        raise NotImplementedError
 
+    @abstractmethod
     def names(self, batch: B) -> Sequence[str]:
         """What a person calls the samples of a micro-batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, batch: B) -> StepOutput:
         """The loss of a micro-batch, as a mean over its samples, and what to log."""
-        raise NotImplementedError
 
     def plan(self) -> list[str]:
         """What a person should know before the run, line by line."""
@@ -127,9 +128,9 @@ class Algorithm(Generic[B]):
         """What decides about the result beside settings and checkpoint."""
         return {}
 
+    @abstractmethod
     def previewed(self) -> PreviewOf:
         """What the image grids show, and how it is drawn."""
-        raise NotImplementedError
 
 
 @final

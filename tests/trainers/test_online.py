@@ -45,7 +45,7 @@ def test_two_updates_on_the_callers_own_pipeline(make, prediction_type, tmp_path
     lines = read_metrics(tmp_path / "run")
     assert [line["update"] for line in lines] == [1, 2]
     assert {"reward/mean", "reward/std", "policy/kl"} <= set(lines[0])
-    if trainer.algorithm.has_ratio:
+    if trainer.algorithm.replays:
         assert lines[0]["policy/ratio"] == pytest.approx(1, abs=1e-5)  # the policy that drew is the one that is trained
     assert lines[0]["policy/kl"] == pytest.approx(0, abs=1e-6) and abs(lines[1]["policy/kl"]) > 1e-6
     after = pipe("two dogs", generator=torch.Generator().manual_seed(0), **draw).images

@@ -1,5 +1,6 @@
 """What every algorithm has in common that draws what it learns from."""
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 
 from rpo.rewards import RewardLike
@@ -21,8 +22,8 @@ class OnlineAlgorithm(Algorithm[Steps]):
 
     config: OnlineConfig
     unit = "steps"
-    has_ratio = True
-    """Whether what is learnt from are the rollouts' own steps, whose likelihood can be compared."""
+    replays = True
+    """Whether the rollouts' own steps are what is learnt from."""
 
     def __init__(self, rewards: RewardLike, prompts: Sequence[str], config: OnlineConfig):
         """Keep what to learn from.
@@ -44,13 +45,13 @@ class OnlineAlgorithm(Algorithm[Steps]):
         """Take the model, and refuse rewards and prompts that cannot be trained on."""
         super().start(run)
         self.collector = Collector(
-            run, *self._given, self.config, skips_clean_end=self.skips_clean_end, has_ratio=self.has_ratio
+            run, *self._given, self.config, skips_clean_end=self.skips_clean_end, replays=self.replays
         )
         self._batches = self.collector.batches(self.collect)
 
+    @abstractmethod
     def collect(self, index: int) -> Steps:
         """Draw rollout `index`, from 0, and say what its trained steps are worth."""
-        raise NotImplementedError
 
     @property
     def division(self) -> tuple[int, int]:

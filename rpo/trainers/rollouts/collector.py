@@ -47,16 +47,16 @@ class Collector:
         config: OnlineConfig,
         *,
         skips_clean_end: bool,
-        has_ratio: bool = True,
+        replays: bool,
     ):
         """Check everything that can be checked before the first rollout.
 
         Args:
             skips_clean_end: Whether a last step to perfectly clean data cannot be learnt: DDIM's adds no noise.
-            has_ratio: Whether what is learnt from are the rollout's own steps, whose likelihood can be compared.
+            replays: Whether the rollouts' own steps are what is learnt from.
         """
         self.run, self.config = run, config
-        self._skips_clean_end, self._has_ratio = skips_clean_end, has_ratio
+        self._skips_clean_end, self._replays = skips_clean_end, replays
         self.rollouts = Rollouts(
             run.model,
             prompts,
@@ -93,7 +93,8 @@ class Collector:
 
         def keep(grid: Grid) -> Keep:
             live = self._choose(grid, index)[0][:, 0].tolist() if self.config.steps.keep_graph else []
-            return Keep(predictions=True, live_steps=frozenset(live), negatives=self.config.freezes_negative)
+            negatives = self.config.freezes_negative and self._replays
+            return Keep(predictions=True, live_steps=frozenset(live), negatives=negatives)
 
         self.rollout = None  # its graphs, before the next one's are made
         self.rollout = self.rollouts.draw(index, keep)
@@ -159,7 +160,7 @@ class Collector:
             self.rollouts,
             loss,
             skips_clean_end=self._skips_clean_end,
-            has_ratio=self._has_ratio,
+            has_ratio=self._replays and self.config.rollout.has_density,
             images=self.config.rollout.images // self.run.processes.count,
             trained_steps=self.trained_steps,
             micro_batch=self.division[0],
