@@ -23,6 +23,8 @@ class Command:
     """Does it, and returns the exit code; nothing is 0."""
     config: str = ""
     """`module:class` of the configuration that `key=value` words fill; its keys are listed in the help."""
+    preset: str = ""
+    """Name of the file that is laid over its defaults; see `rpo config`."""
 
     @property
     def config_class(self) -> Any:

@@ -51,7 +51,7 @@ def align(args: argparse.Namespace) -> None:
 
 def quickstart(args: argparse.Namespace) -> None:
     """One such round on the embedded checkpoint."""
-    _align(configurations()["quickstart"], overrides(args), resume=args.resume)
+    _align(configurations()[args.command.preset], overrides(args), resume=args.resume)
 
 
 def _align(path: Path | str | None, words: list[str], *, resume: bool) -> None:
@@ -101,6 +101,7 @@ COMMANDS = {
         takes_run,
         quickstart,
         "rpo.runs.align_config:AlignConfig",
+        preset="quickstart",
     ),
     **{
         f"train {name}": Command(summary, takes_config, partial(train, cls), f"rpo.runs.train_config:{cls}")
@@ -227,7 +228,9 @@ def _settings(command: Command) -> str | None:
         return None
     from rpo.config.settings import describe_fields
 
-    lines = ["settings:"]
+    lines = [
+        f"settings, where `rpo config {command.preset}` does not say otherwise:" if command.preset else "settings:"
+    ]
     for field in describe_fields(command.config_class):
         lines.append(
             f"  {field.key}={field.default}  ({field.type_name}{f', of kind {field.kind}' if field.kind else ''})"

@@ -62,9 +62,8 @@ class Findings:
     """With `metrics.jsonl`."""
     previews: Path
     """Image grids, one row per prompt, named by update."""
-    preview_columns: int
-    prompts: Sequence[str]
-    """Of which the first different ones are those of the grids, row by row."""
+    previewed: Sequence[str]
+    """The prompt of each of their rows."""
     saved: Path
     base_source: str
     """What the checkpoint was loaded from."""
@@ -83,7 +82,7 @@ def write_training_report(findings: Findings, path: Path) -> Path:
     sections = (
         *results[:1],
         curves_section(entries),
-        *previews_section(findings.previews, findings.prompts, columns=findings.preview_columns),
+        *previews_section(findings.previews, findings.previewed),
         *results[1:],
         guide_section(entries, is_judged=findings.aligned is not None),
         commands_section(findings.saved, findings.base_source),
@@ -197,16 +196,12 @@ def guide_section(entries: Entries, *, is_judged: bool) -> TextSection:
     return TextSection("What the numbers mean", paragraphs, terms)
 
 
-def previews_section(folder: Path, prompts: Iterable[str], *, columns: int) -> tuple[PreviewsSection, ...]:
-    """The first and the last grid of a run, row by row; nothing if there are fewer than two."""
+def previews_section(folder: Path, prompts: Sequence[str]) -> tuple[PreviewsSection, ...]:
+    """The first and the last grid of a run, a row for each prompt; nothing if there are fewer than two."""
     grids = sorted(folder.glob("update-*.png"))
-    if grids[1:] == []:
+    if len(grids) < 2:  # noqa: PLR2004 - one shows no change
         return ()
-    first, last = (np.asarray(Image.open(grid).convert("RGB")) for grid in (grids[0], grids[-1]))
-    names = list(dict.fromkeys(prompts))
-    rows = min(len(names), first.shape[0] * columns // first.shape[1] or 1)
-    height = first.shape[0] // max(1, round(first.shape[0] / (first.shape[1] / columns))) if rows else 1
-    pairs = zip(names, _strips(first, height), _strips(last, height), strict=False)
+    pairs = zip(prompts, *(_strips(grid, len(prompts)) for grid in (grids[0], grids[-1])), strict=True)
     before, after = (f"update {int(grid.stem.partition('-')[2])}" for grid in (grids[0], grids[-1]))
     note = (
         "Training prompts, drawn from the same noise at both times, without further noise on the way. The grids "
@@ -215,9 +210,9 @@ def previews_section(folder: Path, prompts: Iterable[str], *, columns: int) -> t
     return (PreviewsSection("Images on the way", tuple(PreviewRow(*pair) for pair in pairs), before, after, note),)
 
 
-def _strips(grid: np.ndarray, height: int) -> list[np.ndarray]:
+def _strips(grid: Path, rows: int) -> list[np.ndarray]:
     """The rows of a grid, each small enough for a report."""
-    strips = [Image.fromarray(row) for row in np.split(grid, grid.shape[0] // height)]
+    strips = [Image.fromarray(row) for row in np.split(np.asarray(Image.open(grid).convert("RGB")), rows)]
     for strip in strips:
         strip.thumbnail((STRIP_WIDTH, STRIP_WIDTH))
     return [np.asarray(strip) for strip in strips]

@@ -30,7 +30,7 @@ from rpo.trainers.endpoint import Endpoint
 from rpo.trainers.endpoint_config import EndpointConfig
 from rpo.trainers.grpo import GRPO
 from rpo.trainers.grpo_config import GRPOConfig
-from rpo.trainers.preview import IMAGES, PREVIEWS
+from rpo.trainers.preview import PREVIEWS
 from rpo.trainers.score_as_action import ScoreAsAction
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig
 from rpo.trainers.trainer import Algorithm, Trainer
@@ -121,8 +121,7 @@ def _judged_and_reported(trainer: Trainer, config: RunConfig, result: RunResult,
         method=trainer.algorithm.title,
         folder=trainer.folder,
         previews=trainer.folder / PREVIEWS,
-        preview_columns=IMAGES,
-        prompts=trainer.algorithm.previewed().prompts,
+        previewed=trainer.algorithm.previewed().rows,
         saved=result.saved,
         base_source=config.model.source,
         updates=result.trained.updates,

@@ -24,11 +24,16 @@ class PreviewOf:
     """What a grid shows, and how it is drawn: by an ODE, whatever a run draws by."""
 
     prompts: Sequence[str]
-    """Of which the first different ones are shown, one per row."""
+    """Of which the first different ones are shown."""
     num_steps: int
     guidance_scale: float
     solver: SolverName = "ddim"
     canvas: Canvas | None = None
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The prompt of each row."""
+        return tuple(dict.fromkeys(self.prompts))[:PROMPTS]
 
 
 @final
@@ -37,7 +42,7 @@ class Preview:
 
     def __init__(self, model: DiffusionModel, shown: PreviewOf, folder: Path, *, every: int, seed: int):
         """Prepare."""
-        self._model, self._shown, self._prompts = model, shown, tuple(dict.fromkeys(shown.prompts))[:PROMPTS]
+        self._model, self._shown = model, shown
         self._folder, self._every, self._seed = folder, every, seed
 
     def __call__(self, update: int) -> None:
@@ -46,7 +51,7 @@ class Preview:
             return
         images = generate(
             self._model,
-            self._prompts,
+            self._shown.rows,
             seed=self._seed,
             images_per_prompt=IMAGES,
             num_steps=self._shown.num_steps,

@@ -123,23 +123,24 @@ def test_curves_and_guide_make_a_page():
     assert "loss 0.69 → 0.65" in page and "log 2 = 0.693" in page
 
 
-def grid(folder, update, rows=3, side=8):
+def grid(folder, update, rows=3, height=8, width=8):
     """Row r is of colour (update, r, 0)."""
-    pixels = np.zeros((rows * side, 2 * side, 3), np.uint8)
+    pixels = np.zeros((rows * height, 2 * width, 3), np.uint8)
     pixels[..., 0] = update
-    pixels[..., 1] = np.repeat(np.arange(rows), side)[:, None]
+    pixels[..., 1] = np.repeat(np.arange(rows), height)[:, None]
     folder.mkdir(exist_ok=True)
     Image.fromarray(pixels).save(folder / f"update-{update:06d}.png")
 
 
-def test_previews_are_the_first_and_the_last_grid_row_by_row(tmp_path):
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (8, 24), (24, 8), (24, 16)])
+def test_previews_are_the_first_and_the_last_grid_row_by_row(tmp_path, height, width):
     for update in (0, 20, 100):
-        grid(tmp_path, update)
-    (section,) = previews_section(tmp_path, [*PROMPTS, *PROMPTS], columns=2)
+        grid(tmp_path, update, height=height, width=width)
+    (section,) = previews_section(tmp_path, PROMPTS)
     assert (section.before, section.after) == ("update 0", "update 100")
     assert [row.prompt for row in section.rows] == list(PROMPTS)
     for index, row in enumerate(section.rows):
-        assert row.before.shape == row.after.shape == (8, 16, 3)
+        assert row.before.shape == row.after.shape == (height, 2 * width, 3)
         assert row.before[0, 0].tolist() == [0, index, 0] and row.after[-1, -1].tolist() == [100, index, 0]
     page = render(Report("t", "s", (section,)))
     assert page.count("<img") == 6 and "a red circle" in page
@@ -147,15 +148,15 @@ def test_previews_are_the_first_and_the_last_grid_row_by_row(tmp_path):
 
 def test_large_previews_are_made_smaller(tmp_path):
     for update in (0, 1):
-        grid(tmp_path, update, rows=1, side=1024)
-    (section,) = previews_section(tmp_path, PROMPTS, columns=2)
+        grid(tmp_path, update, rows=1, height=1024, width=1024)
+    (section,) = previews_section(tmp_path, PROMPTS[:1])
     assert section.rows[0].after.shape == (512, 1024, 3)
 
 
 def test_one_grid_shows_no_change(tmp_path):
-    assert previews_section(tmp_path, PROMPTS, columns=2) == ()
+    assert previews_section(tmp_path, PROMPTS) == ()
     grid(tmp_path, 0)
-    assert previews_section(tmp_path, PROMPTS, columns=2) == ()
+    assert previews_section(tmp_path, PROMPTS) == ()
 
 
 def judged(*scores):
@@ -170,12 +171,11 @@ def findings(folder, **changes):
         "method": "score as action",
         "folder": folder,
         "previews": folder / "previews",
-        "preview_columns": 4,
         "saved": folder / "lora",
         "base_source": "some/model",
         "updates": 20,
         "stopped_because": None,
-        "prompts": PROMPTS,
+        "previewed": PROMPTS,
         "base": None,
         "aligned": None,
         "settings": "prompts: p.txt\nclip: 0.1\nrollout:\n  eta: 1.0\n  max_steps: null\n",
