@@ -78,6 +78,7 @@ class FlowSchedule:
     def __init__(self, scheduler: Any):
         """Read the schedule of a pipeline's scheduler."""
         self.config: Mapping[str, Any] = scheduler.config
+        self._made: Any = type(scheduler)
         is_flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or self.config.get("use_flow_sigmas")
         if not is_flow or self.config.get("stochastic_sampling"):
             raise InputError(
@@ -90,9 +91,9 @@ class FlowSchedule:
     def grid(self, num_steps: int, sequence_length: int) -> Grid:
         """The sigmas of the checkpoint's own sampler; with dynamic shifting they move up as images grow."""
         check_steps(num_steps, self.num_train_timesteps)
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(self.config)
+        scheduler = self._made.from_config(self.config)
         is_dynamic = self.config.get("use_dynamic_shifting")
-        scheduler.set_timesteps(num_steps, mu=self._mu(sequence_length) if is_dynamic else None)
+        scheduler.set_timesteps(num_steps, **({"mu": self._mu(sequence_length)} if is_dynamic else {}))
         return flow_grid(scheduler.sigmas.cpu(), num_train_timesteps=self.num_train_timesteps)
 
     def node(self, timestep: Tensor) -> Node:
@@ -109,7 +110,8 @@ class FlowSchedule:
         """The shift s of sigma = s t / (1 + (s - 1) t)."""
         if self.config.get("use_dynamic_shifting"):
             return math.exp(self._mu(sequence_length))
-        return float(self.config.get("shift") or 1.0)
+        name = "flow_shift" if self.config.get("use_flow_sigmas") else "shift"
+        return float(self.config.get(name) or 1.0)
 
     def _mu(self, sequence_length: int) -> float:
         """The logarithm of a dynamic shift: linear in the number of tokens."""

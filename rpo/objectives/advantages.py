@@ -22,6 +22,9 @@ from torch import Tensor
 
 from rpo.errors import InputError
 
+MAX_ADVANTAGE = 5.0
+"""Where trainers cut a normalised advantage: beyond it a single lucky image would make the update."""
+
 Scale = Literal["group", "batch", "none"]
 """What a centred reward is divided by: the spread of its group, of the whole batch, or nothing."""
 

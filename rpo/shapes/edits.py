@@ -14,13 +14,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal, get_args
+from typing import Literal
 
 from rpo.errors import InputError
 from rpo.shapes.prompts import COLORS, RELATIONS, SHAPES, ObjectType, Relation
 
 EditKind = Literal["add", "remove", "change", "move"]
-EDIT_KINDS: tuple[EditKind, ...] = get_args(EditKind)
 
 MALFORMED = "object"
 """What stands for the shape of a piece that has none: "red object"."""

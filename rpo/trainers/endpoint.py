@@ -78,19 +78,8 @@ class Endpoint(OnlineAlgorithm):
     def start(self, run: Run) -> None:
         """Take the model, and make V if images are compared with it."""
         super().start(run)
-        config, rollouts = self.config, self.collector.rollouts
-        self.value = None
-        if config.baseline == "value":
-            self.value = make_value(
-                run.model,
-                rollouts.rewards,
-                config.value,
-                None,
-                is_differentiable=False,
-                seed=config.seed,
-                evidence=rollouts.evidence,
-                processes=run.processes,
-            )
+        uses_value = self.config.baseline == "value"
+        self.value = make_value(self.collector, self.config.value, is_differentiable=False) if uses_value else None
 
     def collect(self, index: int) -> Steps:
         """Draw rollout `index`, noise its images, and say what every such moment is worth; then fit V to it."""
@@ -109,10 +98,11 @@ class Endpoint(OnlineAlgorithm):
         config, steps = self.config, self._noised(rollout, "trained")
         if config.freezes_negative:
             steps = steps.knowing(negative=self._negative(steps))
-        if config.bound_clip is not None:
+        has_moved = rollout.index >= 0  # in the rollouts before training the policy is the reference
+        if config.bound_clip is not None and has_moved:
             steps = steps.knowing(reference_kl=self._kl(self.collector.reference(steps), steps))
         rewards = rollout.rewards
-        if config.kl_weight > 0:
+        if config.kl_weight > 0 and has_moved:
             rewards = rewards - config.kl_weight * self._log_ratio(rollout)
         returns, nodes = rewards[steps.image], None
         if self.value is None:
@@ -138,14 +128,12 @@ class Endpoint(OnlineAlgorithm):
             clip=config.bound_clip or math.inf,
         )
         facts = {**steps.facts, "policy/bound": (steps.weight * kl_of_posterior.detach()).mean()}
-        if reference_kl is not None:
-            facts["policy/kl"] = (steps.weight * (reference_kl - kl_of_posterior.detach())).mean()
         return StepOutput(per_step.mean(), per_step.detach(), facts)
 
     def _noised(self, rollout: Rollout, use: str) -> Steps:
         model, config, collector = self.run.model, self.config, self.collector
         moved = keyed_generator("times", use, config.seed, rollout.index)
-        times = jittered_times(model.process, config.rollout.num_steps, moved, jitter=JITTER)
+        times = jittered_times(model.process, rollout.trajectory.grid.num_steps, moved, jitter=JITTER)
         grid = grid_at(model.process, times, device=model.device)
         noise = [keyed_generator("noise", use, config.seed, *visit) for visit in rollout.visits]
         kind = model.prediction_type

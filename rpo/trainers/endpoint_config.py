@@ -40,8 +40,10 @@ class EndpointConfig(OnlineConfig):
                 "endpoint learns at moments that no rollout passed through: it has no ratio and no graph of a rollout; "
                 "set steps.keep_graph: false, minibatches and passes: 1"
             )
-        if self.baseline == "group" and self.rollout.images_per_prompt == 1:
+        if self.baseline == "group":
+            self.require_group("baseline: value")
+        if self.value.trace != 1:
             raise InputError(
-                "rollout.images_per_prompt is 1, but a group is the images of one prompt; give 2 or more, or "
-                "baseline: value"
+                f"value.trace is {self.value.trace:g}, but the moments of endpoint are no path whose next node V could "
+                "be fitted to; leave it out"
             )

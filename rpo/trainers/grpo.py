@@ -18,7 +18,7 @@ from typing import final
 
 import torch
 
-from rpo.objectives.advantages import group_normalize
+from rpo.objectives.advantages import MAX_ADVANTAGE, group_normalize
 from rpo.objectives.policy_gradient import clipped_surrogate
 from rpo.rewards import RewardLike
 from rpo.trainers.grpo_config import GRPOConfig
@@ -30,9 +30,6 @@ from rpo.trainers.rollouts.steps import Steps, replayed
 from rpo.trainers.trainer import Run
 from rpo.training.state import Stateful
 from rpo.types import PerSample, StepOutput
-
-MAX_ADVANTAGE = 5.0
-"""Where an advantage is cut: beyond it a single lucky image would make the update."""
 
 
 @final

@@ -4,7 +4,6 @@ from typing import Literal
 
 from rpo.config.ranges import Count, Positive
 from rpo.config.settings import settings
-from rpo.errors import InputError
 from rpo.objectives.advantages import Scale
 from rpo.trainers.rollouts.settings import OnlineConfig
 
@@ -32,8 +31,5 @@ class GRPOConfig(OnlineConfig):
         """Refuse settings that no run can have."""
         self.require_density("train by score-as-action with estimator: pathwise")
         self.require_same_guidance("the likelihood of what was drawn is that of the policy that drew it")
-        if self.baseline == "group" and self.rollout.images_per_prompt == 1:
-            raise InputError(
-                "rollout.images_per_prompt is 1, but a group is the images of one prompt; give 2 or more, or "
-                "baseline: prompt_history"
-            )
+        if self.baseline == "group":
+            self.require_group("baseline: prompt_history")

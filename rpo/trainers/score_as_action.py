@@ -73,20 +73,12 @@ class ScoreAsAction(OnlineAlgorithm):
     def start(self, run: Run) -> None:
         """Take the model, and make V."""
         super().start(run)
-        config, rollouts = self.config, self.collector.rollouts
+        config = self.config
         self.region = TrustRegion(config.trust_region_target)
         self.value = None
         if config.uses_value:
-            self.value = make_value(
-                run.model,
-                rollouts.rewards,
-                config.value,
-                self._network,
-                is_differentiable=config.estimator == "pathwise",
-                seed=config.seed,
-                evidence=rollouts.evidence,
-                processes=run.processes,
-            )
+            is_differentiable = config.estimator == "pathwise"
+            self.value = make_value(self.collector, config.value, self._network, is_differentiable=is_differentiable)
 
     def collect(self, index: int) -> Steps:
         """Draw rollout `index` and say what its trained steps are worth; then fit V to it."""
@@ -111,7 +103,7 @@ class ScoreAsAction(OnlineAlgorithm):
         config, collector, model = self.config, self.collector, self.run.model
         shape, references = rollout.trajectory.log_probs.shape, None
         costs = torch.zeros(shape, device=rollout.rewards.device)
-        if config.kl_weight > 0:
+        if config.kl_weight > 0 and rollout.index >= 0:  # before training the policy is the reference
             steps = all_steps_of(rollout)
             reference = collector.reference(steps)
             if config.estimator == "likelihood":

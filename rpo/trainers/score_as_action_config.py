@@ -35,7 +35,7 @@ class ScoreAsActionConfig(OnlineConfig):
     trace: Fraction = 0.9
     """Of the advantage "gae": 0 is how V changed over the step, 1 how it all ended minus V."""
 
-    normalize: Literal["none", "batch", "per_step"] = "batch"
+    normalize: Normalize = "batch"
     """Scale of the advantages: as they are, divided by one number per rollout, or by one number per step, which
     preconditions the gradient over time (the authors' code does; it is another objective)."""
 
@@ -55,11 +55,8 @@ class ScoreAsActionConfig(OnlineConfig):
         else:
             self.require_density("estimator: pathwise")
             self.require_same_guidance("the likelihood of what was drawn is that of the policy that drew it")
-            if self.advantage == "group" and self.rollout.images_per_prompt == 1:
-                raise InputError(
-                    "rollout.images_per_prompt is 1, but a group is the images of one prompt; give 2 or more, or "
-                    "advantage: gae"
-                )
+            if self.advantage == "group":
+                self.require_group("advantage: gae")
         if self.update == "trust_region" and self.steps.updates_per_rollout == 1:
             raise InputError(
                 "update is trust_region with one update per rollout, before which the policy has not moved; set "
@@ -75,6 +72,12 @@ class ScoreAsActionConfig(OnlineConfig):
             raise InputError(
                 "estimator is pathwise with value.uses_reward and value.sees_latents off, so V would not depend on the "
                 "latents; set one of them"
+            )
+        if self.freezes_negative and self.rollout.guidance_scale == 1:
+            raise InputError(
+                "steps.freeze_negative takes the negative branch from the rollout, which has none: its guidance_scale "
+                f"is 1, and steps.guidance_scale {self.guidance_scale:g}; give steps.freeze_negative=false, or "
+                "guidance in the rollout"
             )
         if self.kl_weight > 0 or self.steps.updates_per_rollout > 1 or self.steps.keep_graph:
             self.require_same_guidance(

@@ -255,7 +255,7 @@ class Trainer:
         return Preview(self.run.model, self.algorithm.previewed(), place, every=every, seed=self.run.config.seed)
 
     def save(self, folder: str | PathLike[str] | None = None) -> Path:
-        """Write what was trained, verified, with a model card and the settings.
+        """Write what was trained, with a model card and the settings; a LoRA is read back and compared.
 
         Args:
             folder: Where to; `lora` (or `pipeline`) in the run's folder by default.
@@ -264,7 +264,7 @@ class Trainer:
             The folder: `pipe.load_lora_weights(folder)` reads it.
 
         Raises:
-            InputError: If the saved file does not reproduce the live model, or the adapter changes nothing.
+            InputError: If the file of a LoRA does not reproduce the live model, or the adapter changes nothing.
         """
         run, config = self.run, self.run.config
         is_lora = config.adapter.train == "lora"
@@ -288,5 +288,5 @@ class Trainer:
     @cached_property
     def identity(self) -> dict[str, str]:
         """What decides about the result; how long a run is, where it lies and how it is watched may change."""
-        free = {"learning", "output", "preview_every", "preflight"}
+        free = {"learning", "output", "preview_every", "preflight", "cache_folder", "encode_ahead"}
         return settings_identity(self.run.config, free) | dict(self.run.base) | self.algorithm.identity

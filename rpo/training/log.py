@@ -30,7 +30,7 @@ METRICS: dict[str, str] = {
     "loop/samples_per_second": "samples of the update, over all processes, by its wall time",
     "dpo/loss": "the preference term of the loss alone; for plain DPO log 2 = 0.693 at the start",
     "dpo/implicit_accuracy": "share of pairs whose margin is positive; 0.5 is chance",
-    "dpo/margin": "beta/2 times how much the policy favours chosen over rejected: the link's argument but for gamma",
+    "dpo/margin": "how much the policy favours chosen over rejected, times beta/2 (KTO: beta, MaPO: its temperature)",
     "dpo/chosen_error": "denoising error of the policy on the chosen image, mean over dimensions",
     "dpo/rejected_error": "denoising error of the policy on the rejected image, mean over dimensions",
     "dpo/reference_chosen_error": "denoising error of the reference on the chosen image, mean over dimensions",

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 from rpo.process.prediction import to_x0_eps
 from rpo.trainers.endpoint import KERNEL
@@ -70,6 +70,55 @@ def test_with_a_value_each_moment_is_worth_what_the_value_did_not_expect_and_it_
     assert torch.equal(points.baseline, others_mean(rollout.rewards, rollout.group)[steps.image])
     said = lightness(trainer.run.model.decode(x0_hat), points.prompts)
     assert torch.allclose(points.x0_reward, said, atol=1e-5)
+
+
+def test_rollouts_of_any_length_give_moments_of_their_own_grid(tmp_path):
+    rollout = RolloutConfig(prompts=2, images_per_prompt=2, num_steps=3, max_steps=7, spacing="uniform")
+    trainer = made(tmp_path, rollout=rollout, steps=StepsConfig(train_steps=2))
+    lengths = set()
+    for index in range(8):
+        steps = trainer.algorithm.collect(index)
+        lengths.add(trainer.algorithm.collector.rollout.trajectory.grid.num_steps)
+        assert torch.isfinite(trainer.algorithm.loss(steps).loss)
+    assert max(lengths) > 4
+
+
+def test_moments_end_before_the_clean_image_wherever_the_rollouts_do(tmp_path):
+    pipe = tiny_sd(set_alpha_to_one=True)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, final_sigmas_type="sigma_min")
+    trainer = made(tmp_path, pipe=pipe, steps=StepsConfig())
+    steps, rollout = collected(trainer)
+    assert float(rollout.trajectory.grid.sigma[-1]) > 0 and trainer.run.model.process.end == 0
+    assert (steps.s.sigma > 0).all()
+    assert torch.isfinite(trainer.algorithm.loss(steps).loss)
+
+
+def test_equal_rewards_teach_nothing_however_the_distance_is_weighed(tmp_path):
+    trainer = endpoint(tmp_path, reward=lambda images, prompts: images.new_ones(len(images)), kl_weight=0.1)
+    steps = trainer.algorithm.collect(0)
+    assert set(steps["advantage"].tolist()) == {0.0}
+    assert torch.equal(steps["cost_weight"], torch.full_like(steps["cost_weight"], 0.1))
+
+
+def test_what_is_logged_as_kl_is_that_of_the_path(tmp_path):
+    trainer = made(tmp_path)
+    steps, rollout = collected(trainer)
+    assert trainer.algorithm.loss(steps).metrics["policy/kl"] == trainer.algorithm.collector.measured_kl(rollout) > 0
+
+
+def test_no_negative_branch_of_the_rollout_is_kept_that_nobody_replays(tmp_path):
+    _, rollout = collected(made(tmp_path, rollout=replace(ROLLOUT, guidance_scale=2.0)))
+    assert rollout.trajectory.negatives is None
+
+
+def test_before_training_nobody_asks_the_reference_how_far_it_is_from_itself(tmp_path):
+    asked = []
+    value = replace(VALUE, pretrain_rollouts=2)
+    trainer = endpoint(tmp_path, rollout=ROLLOUT, value=value, kl_weight=0.1, **OF_VALUE)
+    reference = trainer.algorithm.collector.reference
+    trainer.algorithm.collector.reference = lambda steps: asked.append(1) or reference(steps)
+    trainer.algorithm.collect(0)
+    assert len(asked) == 2  # the clip's and the log-ratio's, of the rollout that is trained on
 
 
 def test_the_value_is_made_as_its_settings_say(tmp_path):

@@ -25,6 +25,12 @@ REFUSED = [
         "are those of the guidance it was drawn with",
     ),
     (ScoreAsActionConfig, ["advantage=group", "rollout.images_per_prompt=1"], "a group is the images of one prompt"),
+    (
+        ScoreAsActionConfig,
+        ["estimator=pathwise", "rollout.guidance_scale=1", "steps.guidance_scale=3"],
+        "negative branch from the rollout, which has none",
+    ),
+    (EndpointConfig, ["value.trace=0.5"], "value.trace is 0.5"),
     (EndpointConfig, ["steps.passes=2"], "no graph of a rollout"),
     (EndpointConfig, ["steps.keep_graph=true"], "no graph of a rollout"),
     (EndpointConfig, ["rollout.images_per_prompt=1"], "a group is the images of one prompt"),

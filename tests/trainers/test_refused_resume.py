@@ -1,5 +1,6 @@
 """A resume with something else is refused before anything in the folder is touched, and says what changed."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -88,6 +89,13 @@ def test_dpo_with_other_settings_or_fewer_updates(begun):
     for message, changes in cases.items():
         assert_refused(begun, message, lambda changes=changes: trained(begun, resume=True, **changes))
     assert_refused(begun, "already holds a run", lambda: trained(begun))
+
+
+def test_where_caches_lie_and_when_they_are_filled_may_change(begun, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(begun, folder)
+    trained(folder, updates=2, resume=True, cache_folder=str(tmp_path / "cache"), encode_ahead=False)
+    assert [line["update"] for line in read_metrics(folder)] == [1, 2]
 
 
 def test_the_same_base_and_pairs_go_on_wherever_they_lie(begun, tmp_path):

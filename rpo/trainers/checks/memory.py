@@ -1,6 +1,6 @@
 """What an online run holds in memory beside its weights, measured on a small rollout and scaled up.
 
-    images × (latents, predictions, prompts) + points × (what is trained) + rows × (graph) + parameters × (optimiser)
+    images × (latents, predictions, prompts) + steps × (what is trained) + rows × (graph) + parameters × (optimiser)
 
 The graph is measured as the tensors that a backward waits for; what kernels use for a moment comes on top.
 """
@@ -25,13 +25,13 @@ class MemoryEstimate:
     image: float
     """Of the trajectory of one image."""
     images: int
-    point: float
-    """Of one trained moment, laid out for training."""
-    points: int
+    step: float
+    """Of one trained step, laid out for training."""
+    steps: int
     graph: float
-    """Of the graph of one moment."""
+    """Of the graph of one step."""
     rows: int
-    """Moments whose graphs are in memory at once."""
+    """Steps whose graphs are in memory at once."""
     parameter: int
     parameters: int
 
@@ -40,7 +40,7 @@ class MemoryEstimate:
         """All of it."""
         return (
             self.image * self.images
-            + self.point * self.points
+            + self.step * self.steps
             + self.graph * self.rows
             + self.parameter * self.parameters
         )
@@ -49,7 +49,7 @@ class MemoryEstimate:
         """The sum with its formula."""
         return (
             f"{readable_bytes(self.total)} beside the weights = {self.images:,} images × {readable_bytes(self.image)} "
-            f"+ {self.points:,} points × {readable_bytes(self.point)} + graphs of {self.rows:,} × "
+            f"+ {self.steps:,} steps × {readable_bytes(self.step)} + graphs of {self.rows:,} × "
             f"{readable_bytes(self.graph)} + {self.parameters:,} parameters × {self.parameter} B"
         )
 

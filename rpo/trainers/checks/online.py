@@ -190,14 +190,14 @@ def _loss_gradient(subject: Subject, rollout: Rollout, steps: Steps, some: Steps
 
 
 def _memory(subject: Subject, rollout: Rollout, steps: Steps, *, graph: float) -> Check:
-    settings, num_points = subject.config, subject.images * subject.trained_steps
+    settings, num_steps = subject.config, subject.images * subject.trained_steps
     estimate = MemoryEstimate(
         image=tensor_bytes(rollout.trajectory) / rollout.num_images,
         images=subject.images,
-        point=tensor_bytes(steps) / len(steps),
-        points=num_points,
+        step=tensor_bytes(steps) / len(steps),
+        steps=num_steps,
         graph=graph,
-        rows=num_points if settings.steps.keep_graph else subject.micro_batch,
+        rows=num_steps if settings.steps.keep_graph else subject.micro_batch,
         parameter=GRADIENT + MOMENTS + (AVERAGE if settings.learning.ema_decay is not None else 0),
         parameters=sum(parameter.numel() for parameter in subject.run.policy.parameters),
     )

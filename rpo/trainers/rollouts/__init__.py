@@ -1,1 +1,1 @@
-"""From prompts to images, what their steps are worth, and the points that are learnt from."""
+"""From prompts to images, what their steps are worth, and the steps that are learnt from."""

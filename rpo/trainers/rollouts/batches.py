@@ -34,6 +34,7 @@ class StepBatches(WrittenOnce):
         rollout: RolloutConfig,
         accumulate: int,
         seed: int,
+        device: torch.device,
         share: tuple[int, int] = (0, 1),
     ):
         """Prepare.
@@ -43,7 +44,7 @@ class StepBatches(WrittenOnce):
         """
         self._prepare, self._live, self._config = prepare, live, config
         self._rollout, self._share = rollout, share
-        self._accumulate, self._seed = accumulate, seed
+        self._accumulate, self._seed, self._device = accumulate, seed, device
         self._kept: Steps | None = None
 
     def __call__(self, first_update: int) -> Iterator[Steps]:
@@ -87,4 +88,4 @@ class StepBatches(WrittenOnce):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue within a rollout."""
-        self._kept = Steps.of_state_dict(state_dict) if state_dict else None
+        self._kept = Steps.of_state_dict(state_dict, self._device) if state_dict else None

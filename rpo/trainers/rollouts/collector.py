@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rpo.errors import InputError
+from rpo.process.continuous import grid_at, uniform_times
 from rpo.process.transition import Kernel
 from rpo.randomness import keyed_generator
 from rpo.rewards import RewardLike, load_rewards
@@ -132,6 +133,7 @@ class Collector:
             rollout=config.rollout,
             accumulate=self.division[1],
             seed=config.seed,
+            device=self.run.model.device,
             share=share,
         )
 
@@ -147,7 +149,9 @@ class Collector:
             first += size
 
     def _choose(self, grid: Grid, index: int) -> tuple[Int[Tensor, "trained images"], float]:
-        config = self.config
+        config, process = self.config, self.run.model.process
+        if not self._replays:  # the moments are of the process, wherever the rollout's grid ends
+            grid = grid_at(process, uniform_times(process, grid.num_steps))
         generator, skips = keyed_generator("steps", config.seed, index), self._skips_clean_end
         every, stands_for = choose_steps(grid, config.rollout.images, config.steps, generator, skips_clean_end=skips)
         return self.run.processes.own(every, dim=1), stands_for
@@ -176,7 +180,7 @@ class Collector:
             f"rollout: {rollout.prompts} prompts × {rollout.images_per_prompt} images, {rollout.num_steps} steps "
             f"of {rollout.solver} at eta {rollout.eta:g}, guidance {rollout.guidance_scale:g}; "
             f"{rollouts:,} rollouts = {rollouts * rollout.images:,} images",
-            f"{self.trained_steps} steps of each path are trained",
+            f"{self.trained_steps} {'steps of each path' if self._replays else 'moments of each image'} are trained",
             *self.rollouts.notes(),
         ]
 

@@ -183,6 +183,13 @@ class OnlineConfig(TrainingConfig):
                 f"{self.rollout.guidance_scale:g}: {why}; leave it out"
             )
 
+    def require_group(self, instead: str) -> None:
+        """Refuse groups of one image."""
+        if self.rollout.images_per_prompt == 1:
+            raise InputError(
+                f"rollout.images_per_prompt is 1, but a group is the images of one prompt; give 2 or more, or {instead}"
+            )
+
     def require_density(self, instead: str) -> None:
         """Refuse rollouts whose steps have no likelihood."""
         if not self.rollout.has_density:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from rpo.errors import InputError
 from rpo.models.base import DiffusionModel
@@ -110,8 +111,9 @@ class Steps:
         return {**found, **nodes, **texts, "of_images": vars(self.of_images)}
 
     @classmethod
-    def of_state_dict(cls, state: Mapping[str, Any]) -> "Steps":
-        """What `state_dict` gave."""
+    def of_state_dict(cls, state: Mapping[str, Any], device: torch.device) -> "Steps":
+        """What `state_dict` gave, on the device that trains: what was read from a file is on the CPU."""
+        state = tree_map_only(Tensor, lambda tensor: tensor.to(device), dict(state))
         nodes = {name: Node(**state[name]) for name in ("t", "s")}
         texts = {name: tuple(state[name]) for name in ("names", "prompts")}
         return cls(**{**state, **nodes, **texts, "of_images": Conditioning(**state["of_images"])})

@@ -189,6 +189,8 @@ class ValueEstimator:
         assert self._terminal is not None
         is_followed = self._is_differentiable and torch.is_grad_enabled() and points.x0_hat.requires_grad
         rewards = points.x0_reward
+        if rewards is not None and not is_followed:
+            return rewards  # without asking where they count, which waits for the device
         rows = _rows(points)[self._is_asked(points).cpu()]
         if rewards is None:
             rewards, some = points.time.new_zeros(len(points)), points.select(rows)

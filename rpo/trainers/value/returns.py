@@ -6,7 +6,6 @@ step to the data end, with all of its costs: what a step is worth includes the c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -14,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rpo.models.base import DiffusionModel
-from rpo.objectives.advantages import gae, normalize_per_step, return_minus_value, value_difference
-from rpo.rewards.base import WeightedRewards
+from rpo.objectives.advantages import MAX_ADVANTAGE, gae, normalize_per_step, return_minus_value, value_difference
+from rpo.trainers.rollouts.collector import Collector
 from rpo.trainers.rollouts.draw import Rollout
 from rpo.trainers.value.estimator import ValueEstimator
 from rpo.trainers.value.inputs import ValuePoints, compared_with_others, value_nodes
@@ -27,8 +26,8 @@ from rpo.types import Latents, PerSample
 NORMALIZE_EPS = 1e-8
 """Added to the spread that advantages are divided by."""
 
-MAX_ADVANTAGE = 5.0
-"""Where a normalised advantage is cut: beyond it a single lucky image would make the update."""
+LEAST_SPREAD = 1e-6
+"""What differs by less differs by rounding: nothing is divided by such a spread."""
 
 PRETRAIN_UPDATES = 100
 """Optimiser steps on V for each rollout from which it is learnt before the policy moves."""
@@ -98,39 +97,27 @@ def scaled(
     if how == "none":
         return advantage, torch.ones_like(advantage)
     advantage = processes.join(advantage, dim=1)
-    scale = torch.ones_like(advantage)
-    if how == "batch":
-        scale = scale * (advantage.std() + NORMALIZE_EPS)
-        advantage = advantage / scale
-    else:
-        scale = scale * (advantage.std(dim=1, correction=0, keepdim=True) + NORMALIZE_EPS)
-        advantage = normalize_per_step(advantage)
+    spread = advantage.std() if how == "batch" else advantage.std(dim=1, correction=0, keepdim=True)
+    scale = torch.where(spread > LEAST_SPREAD, spread + NORMALIZE_EPS, 1.0).expand_as(advantage)
+    advantage = advantage / scale if how == "batch" else normalize_per_step(advantage)
     advantage = advantage.clamp(-MAX_ADVANTAGE, MAX_ADVANTAGE)
     return processes.own(advantage, dim=1), processes.own(scale, dim=1)
 
 
 def make_value(
-    model: DiffusionModel,
-    rewards: WeightedRewards,
-    config: ValueConfig,
-    network: nn.Module | None,
-    *,
-    is_differentiable: bool,
-    seed: int,
-    evidence: Path | None,
-    processes: Processes,
+    collector: Collector, config: ValueConfig, network: nn.Module | None = None, *, is_differentiable: bool
 ) -> ValueEstimator:
-    """V for a model and its rewards.
+    """V for what a collector draws; its rewards are asked about the predicted clean image, if the settings say so.
 
     Args:
-        rewards: Asked about the predicted clean image, if the settings say so.
+        network: F, from `ValuePoints` to one number each; the package's own by default.
         is_differentiable: Whether the slope of V is asked for.
-        seed: Of its first weights and the order of its data.
     """
+    model, rollouts, seed = collector.run.model, collector.rollouts, collector.config.seed
+    rewards, evidence = rollouts.rewards, rollouts.evidence
     if network is None:
-        prompt_dim = model.encode_prompts(["a"]).tokens.shape[-1]
-        network = ValueNetwork(model.latent_shape(), prompt_dim, sees_latents=config.sees_latents, seed=seed)
-        network = network.to(model.device)
+        shape, prompt_dim = model.latent_shape(rollouts.canvas), model.encode_prompts(["a"]).tokens.shape[-1]
+        network = ValueNetwork(shape, prompt_dim, sees_latents=config.sees_latents, seed=seed).to(model.device)
 
     def terminal(latents: Latents, prompts: Sequence[str]) -> PerSample:
         images = model.decode(latents)
@@ -145,7 +132,7 @@ def make_value(
         reward_until=config.reward_until,
         learning_rate=config.learning_rate,
         seed=seed,
-        processes=processes,
+        processes=collector.run.processes,
     )
 
 

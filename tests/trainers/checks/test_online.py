@@ -178,11 +178,11 @@ def test_the_memory_of_a_graph_is_what_its_backward_waits_for():
 
 def test_the_estimate_is_the_sum_that_it_says():
     estimate = MemoryEstimate(
-        image=2048, images=3, point=1024, points=10, graph=2**20, rows=4, parameter=12, parameters=1000
+        image=2048, images=3, step=1024, steps=10, graph=2**20, rows=4, parameter=12, parameters=1000
     )
     assert estimate.total == 3 * 2048 + 10 * 1024 + 4 * 2**20 + 12_000
     assert str(estimate) == (
-        "4.03 MiB beside the weights = 3 images × 2 KiB + 10 points × 1 KiB + graphs of 4 × 1 MiB + "
+        "4.03 MiB beside the weights = 3 images × 2 KiB + 10 steps × 1 KiB + graphs of 4 × 1 MiB + "
         "1,000 parameters × 12 B"
     )
     assert [readable_bytes(n) for n in (512, 1536, 3 * 2**20, 2**31)] == ["512 B", "1.5 KiB", "3 MiB", "2 GiB"]

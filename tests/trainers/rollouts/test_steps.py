@@ -8,7 +8,7 @@ import torch
 
 from rpo.trainers.rollouts.batches import StepBatches
 from rpo.trainers.rollouts.settings import StepsConfig
-from rpo.trainers.rollouts.steps import choose_steps, noised_steps, per_image, steps_of
+from rpo.trainers.rollouts.steps import Steps, choose_steps, noised_steps, per_image, steps_of
 from rpo.training.state import TrainingState
 from rpo.types import Conditioning, Grid
 from tests.trainers.online_runs import ROLLOUT, grpo
@@ -164,6 +164,16 @@ def test_selected_steps_are_in_the_order_asked_for(trainer):
     assert some.names == (steps.names[5], steps.names[0])
 
 
+def test_steps_that_were_saved_come_back_on_the_device_that_trains(trainer):
+    steps = trainer.algorithm.collect(0)
+    same = Steps.of_state_dict(steps.state_dict(), torch.device("cpu"))
+    assert torch.equal(same.x_t, steps.x_t) and torch.equal(same["advantage"], steps["advantage"])
+    moved = Steps.of_state_dict(steps.state_dict(), torch.device("meta"))
+    tensors = [moved.x_t, moved.t.sigma, moved.s.alpha, moved.image, moved.weight, *moved.known.values()]
+    tensors += [*moved.facts.values(), moved.conditioning.tokens]
+    assert {one.device.type for one in tensors} == {"meta"}
+
+
 def gradient(trainer, parts):
     """The mean over micro-batches, as `fit` takes it."""
     parameters = trainer.run.policy.parameters
@@ -183,7 +193,9 @@ def test_any_micro_batch_gives_the_same_gradient(trainer, micro_batch):
 
 
 def batches(rollout, config, prepare, accumulate=2, **share):
-    return StepBatches(prepare, iter, config, rollout=rollout, accumulate=accumulate, seed=3, **share)
+    return StepBatches(
+        prepare, iter, config, rollout=rollout, accumulate=accumulate, seed=3, device=torch.device("cpu"), **share
+    )
 
 
 def visited(parts):

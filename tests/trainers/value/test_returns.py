@@ -128,6 +128,20 @@ def test_scales_are_those_of_the_whole_or_of_a_step_and_what_stands_out_is_cut(m
         assert scaled(advantage, how, Processes())[0].abs().max() == largest
 
 
+@pytest.mark.parametrize("how", ["batch", "per_step"])
+def test_advantages_that_do_not_differ_blow_up_no_cost(how):
+    rounding = torch.tensor([0.0, 1e-9, -1e-9, 0.0]).expand(2, -1)
+    advantage, scale = scaled(rounding, how, Processes())
+    assert scale.tolist() == [[1.0] * 4] * 2
+    assert advantage.abs().max() < 0.2 if how == "per_step" else advantage.abs().max() < 1e-6
+
+
+def test_the_value_is_of_the_size_that_is_drawn(tmp_path):
+    rollout = replace(ROLLOUT, resolution=(128, 64))
+    trainer = score_as_action(tmp_path, rollout=rollout, value=replace(VALUE, sees_latents=True))
+    assert torch.isfinite(trainer.algorithm.collect(0)["advantage"]).all()
+
+
 @pytest.mark.parametrize("uses_reward", [True, False])
 def test_at_the_data_end_the_value_is_what_was_earned(tmp_path, uses_reward):
     returns = returns_of(made(tmp_path, value=replace(UNLEARNT, uses_reward=uses_reward)))
