@@ -138,13 +138,11 @@ def test_the_endpoint_weighs_the_bound_by_worth_consistency_and_hold(tmp_path):
     assert_same(trainer.algorithm.loss(steps).loss, expected, trainer)
 
 
-def test_what_a_bounded_endpoint_logs_is_how_much_better_the_policy_s_bound_is(tmp_path):
+def test_an_endpoint_logs_its_bound_for_whole_paths(tmp_path):
     trainer, steps = prepared(endpoint, tmp_path, bound_clip=0.3)
-    now, posterior, base = transitions(trainer, steps)
-    metrics = trainer.algorithm.loss(steps).metrics
-    bound, of_reference = (STEPS * distance(posterior, other).mean().item() for other in (now, base))
-    assert metrics["policy/bound"].item() == pytest.approx(bound, rel=1e-3)
-    assert metrics["policy/kl"].item() == pytest.approx(of_reference - bound, rel=1e-2)
+    now, posterior, _ = transitions(trainer, steps)
+    bound = STEPS * distance(posterior, now).mean().item()
+    assert trainer.algorithm.loss(steps).metrics["policy/bound"].item() == pytest.approx(bound, rel=1e-3)
 
 
 def test_a_value_is_fitted_as_its_own_settings_say(tmp_path):
