@@ -7,13 +7,17 @@ new family is one file in `families/` and one line of its table.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from rpo.process.schedule import Process
 from rpo.types import Canvas, Conditioning, Embedding, Grid, Images, Latents, Node, PredictionType
+
+Guidance = Literal["cfg", "embedded"]
+"""How a model is guided: by a second call of the network, without the prompt, or by a number that the network is told.
+The scale 1 is no guidance for the first, and the least that the second has learnt."""
 
 
 @runtime_checkable
@@ -26,6 +30,7 @@ class DiffusionModel(Protocol):
     prediction_type: PredictionType
     num_train_timesteps: int
     """The unit of time that the network is told: 0 at the data end to this at the noise end."""
+    guidance: Guidance
 
     @property
     def process(self) -> Process:
@@ -55,7 +60,7 @@ class DiffusionModel(Protocol):
         """The nodes of a sampler of `num_steps` steps, spaced as the checkpoint's own scheduler says."""
         ...
 
-    def flow_shift(self, canvas: Canvas | None = None) -> float:
+    def flow_shift(self, num_steps: int, canvas: Canvas | None = None) -> float:
         """Of a flow model: s of its sampler's sigma = s t / (1 + (s - 1) t); 1 of any other."""
         ...
 
@@ -69,6 +74,10 @@ class DiffusionModel(Protocol):
 
     def predict(self, x_t: Latents, timestep: Tensor, cond: Conditioning, guidance_scale: float = 1.0) -> Latents:
         """Raw network output (`noise_pred`) in float32; `guidance_scale` 1 means none."""
+        ...
+
+    def guided(self, negative_pred: Latents, prompt_pred: Latents, guidance_scale: float) -> Latents:
+        """What `predict` makes of both outputs of classifier-free guidance."""
         ...
 
     def encode_moments(self, images: Images) -> tuple[Latents, Latents]:
@@ -104,7 +113,7 @@ class Schedule(Protocol):
         """A training timestep, by the density that such checkpoints are trained with."""
         ...
 
-    def shift(self, sequence_length: int) -> float:
+    def shift(self, num_steps: int, sequence_length: int) -> float:
         """See `DiffusionModel.flow_shift`."""
         ...
 
@@ -144,6 +153,11 @@ class Family(Protocol):
     """How its LoRA files name the denoiser's factors: "diffusers" (lora.down) or "peft" (lora_A)."""
     widens_autoencoder: bool
     """Whether a float16 autoencoder is to compute in float32 where its configuration says so, as it overflows."""
+    guidance: Guidance
+    guidance_argument: str
+    """What the pipeline's own call names the scale."""
+    guidance_offset: float
+    """What is to be added to the pipeline's scale to make it rpo's, whose 1 is no guidance."""
 
     def refuse(self, pipe: Any) -> None:
         """Refuse a pipeline of the right class that is another kind of model, such as an inpainting one."""
@@ -153,8 +167,20 @@ class Family(Protocol):
         """The noise schedule that the pipeline's scheduler states."""
         ...
 
-    def sequence_length(self, pipe: Any, latent_shape: tuple[int, int, int]) -> int:
-        """Tokens that an image of this size has in the denoiser; its cells where it has none."""
+    def latent_channels(self, pipe: Any) -> int:
+        """Numbers in one cell of the latents."""
+        ...
+
+    def cell(self, pipe: Any) -> int:
+        """Pixels along a side of one cell of the latents."""
+        ...
+
+    def patch(self, pipe: Any) -> int:
+        """Cells along a side of one token of the denoiser; 1 where it has none."""
+        ...
+
+    def native(self, pipe: Any) -> tuple[int, int]:
+        """Cells along the height and the width of the image that the checkpoint draws when nobody says how large."""
         ...
 
     def context(self, pipe: Any) -> TextContext:
@@ -166,7 +192,22 @@ class Family(Protocol):
         ...
 
     def forward(self, pipe: Any, network: Any, x_t: Latents, timestep: Tensor, embedding: Embedding) -> Latents:
-        """The network's output: what `prediction_type` says, for a timestep in `[0, num_train_timesteps]`."""
+        """The network's output: what `prediction_type` says, for a timestep in `[0, num_train_timesteps]`.
+
+        Where guidance is embedded, its scale is in the embedding, as "guidance", one number per sample.
+        """
+        ...
+
+    def guided(self, negative_pred: Latents, prompt_pred: Latents, guidance_scale: float) -> Latents:
+        """Classifier-free guidance as the pipeline does it."""
+        ...
+
+    def encode(self, pipe: Any, images: Images) -> tuple[Latents, Latents]:
+        """Mean and standard deviation of the scaled latents, float32; images in [0, 1], on the autoencoder's device."""
+        ...
+
+    def decode(self, pipe: Any, latents: Latents) -> Images:
+        """Images of scaled latents, float32, about [0, 1]: not cut off."""
         ...
 
 

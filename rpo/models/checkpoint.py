@@ -15,9 +15,9 @@ from torch import Tensor
 
 from rpo.errors import InputError
 from rpo.models import latents as autoencoder
-from rpo.models.base import Family, guided
+from rpo.models.base import Family, Guidance
 from rpo.models.captions import count_cut
-from rpo.models.execution import Attention, computing_in, prepare_denoiser
+from rpo.models.execution import Attention, call, prepare_denoiser
 from rpo.models.fingerprint import hash_network
 from rpo.models.loading import family_of, load_pipeline
 from rpo.models.plain import refuse_altered, refuse_strange
@@ -47,6 +47,7 @@ class Checkpoint:
         num_train_timesteps: Length of the noise schedule, the unit of its timesteps.
         process: The noise schedule in continuous time.
         compute_dtype: What the denoiser computes in: autocast is on when it is a half type.
+        guidance: How it is guided.
     """
 
     def __init__(self, pipe: DiffusionPipeline, *, compute_dtype: torch.dtype | None = None):
@@ -68,6 +69,7 @@ class Checkpoint:
         self.text_encoders: dict[str, Any] = {
             name: pipe.components[name] for name in self.family.text_encoders if pipe.components[name] is not None
         }
+        self.guidance: Guidance = self.family.guidance
         self.schedule = self.family.schedule(pipe)
         self.prediction_type: PredictionType = self.schedule.prediction_type
         self.num_train_timesteps: int = self.schedule.num_train_timesteps
@@ -159,9 +161,8 @@ class Checkpoint:
     @property
     def canvas(self) -> Canvas:
         """The native size of an image."""
-        size = self.denoiser.config["sample_size"]
-        height, width = (size, size) if isinstance(size, int) else size
-        return Canvas(height * self.pipe.vae_scale_factor, width * self.pipe.vae_scale_factor)
+        (height, width), cell = self.family.native(self.pipe), self.family.cell(self.pipe)
+        return Canvas(height * cell, width * cell)
 
     def canvas_of(self, size: int | Sequence[int] | None) -> Canvas:
         """The canvas that a setting asks for: a side, (height, width), or nothing for the native one.
@@ -169,7 +170,7 @@ class Checkpoint:
         Raises `InputError` if a side does not divide by what one cell of the denoiser covers.
         """
         height, width = self.canvas if size is None else (size, size) if isinstance(size, int) else size
-        factor = self.pipe.vae_scale_factor * int(self.denoiser.config.get("patch_size") or 1)
+        factor = self.family.cell(self.pipe) * self.family.patch(self.pipe)
         if height < factor or width < factor or height % factor or width % factor:
             raise InputError(
                 f"the size is {Canvas(height, width)}, but this checkpoint needs sides that are multiples of {factor}; "
@@ -180,8 +181,8 @@ class Checkpoint:
     def latent_shape(self, canvas: Canvas | None = None) -> tuple[int, int, int]:
         """(c, h, w) of the latents of one image; by default of a native one."""
         height, width = canvas or self.canvas
-        factor = self.pipe.vae_scale_factor
-        return self.denoiser.config["in_channels"], height // factor, width // factor
+        cell = self.family.cell(self.pipe)
+        return self.family.latent_channels(self.pipe), height // cell, width // cell
 
     def grid(self, num_steps: int, canvas: Canvas | None = None) -> Grid:
         """The nodes of a sampler of `num_steps` steps, spaced as the checkpoint's scheduler configuration says.
@@ -194,13 +195,14 @@ class Checkpoint:
         """
         return self.schedule.grid(num_steps, self.sequence_length(canvas)).to(self.device)
 
-    def flow_shift(self, canvas: Canvas | None = None) -> float:
+    def flow_shift(self, num_steps: int, canvas: Canvas | None = None) -> float:
         """Of a flow model: s of its sampler's sigma = s t / (1 + (s - 1) t); 1 of any other."""
-        return self.schedule.shift(self.sequence_length(canvas))
+        return self.schedule.shift(num_steps, self.sequence_length(canvas))
 
     def sequence_length(self, canvas: Canvas | None = None) -> int:
-        """Tokens of an image in the denoiser, by which some schedules shift."""
-        return self.family.sequence_length(self.pipe, self.latent_shape(canvas))
+        """Tokens of an image in the denoiser, or cells where it has none, by which some schedules shift."""
+        (_, height, width), patch = self.latent_shape(canvas), self.family.patch(self.pipe)
+        return (height // patch) * (width // patch)
 
     def node(self, timestep: Tensor) -> Node:
         """Schedule values at one training timestep per sample, shaped `[batch, 1, 1, 1]`."""
@@ -255,39 +257,42 @@ class Checkpoint:
             x_t: Noisy latents.
             timestep: What the network is told: one number for the batch, or one per sample.
             cond: The prompts' conditioning, one row per latent.
-            guidance_scale: 1 is no guidance and costs one forward; larger values cost two, batched.
+            guidance_scale: 1 is no guidance and costs one forward; larger values cost two, batched, unless the network
+                is told the scale.
 
         Raises `InputError` if `guidance_scale` is below 1.
         """
         if guidance_scale < 1:
             raise InputError(f"guidance_scale is {guidance_scale}, but it must be >= 1; 1 is no guidance, 7.5 is usual")
-        if guidance_scale == 1:
-            return self._forward(x_t, timestep, cond.prompt)
+        if guidance_scale == 1 or self.guidance == "embedded":
+            return self._forward(x_t, timestep, cond.prompt, guidance_scale)
         timesteps = timestep if timestep.ndim == 0 else torch.cat([timestep, timestep])
         negative_pred, prompt_pred = self._forward(torch.cat([x_t, x_t]), timesteps, cond.both().prompt).chunk(2)
-        return guided(negative_pred, prompt_pred, guidance_scale)
+        return self.guided(negative_pred, prompt_pred, guidance_scale)
 
-    def _forward(self, x_t: Latents, timestep: Tensor, embedding: Embedding) -> Latents:
-        dtype = self.weight_dtype
-        cast = {name: one.to(dtype) for name, one in embedding.items()}
-        with computing_in(self.compute_dtype, self.device):
-            return self.family.forward(self.pipe, self.denoiser, x_t.to(dtype), timestep, cast).float()
+    def guided(self, negative_pred: Latents, prompt_pred: Latents, guidance_scale: float) -> Latents:
+        """Classifier-free guidance as the family does it."""
+        return self.family.guided(negative_pred, prompt_pred, guidance_scale)
+
+    def _forward(self, x_t: Latents, timestep: Tensor, embedding: Embedding, guidance_scale: float = 1.0) -> Latents:
+        options = {"compute_dtype": self.compute_dtype, "guidance_scale": guidance_scale}
+        return call(self.pipe, self.family, x_t, timestep, embedding, **options)
 
     @torch.no_grad()
     def encode_moments(self, images: Images) -> tuple[Latents, Latents]:
         """Mean and standard deviation of the scaled latents' posterior, float32.
 
-        Raises `InputError` if the images are not RGB in [0, 1], or their sides do not divide by the VAE's factor.
+        Raises `InputError` if the images are not RGB in [0, 1], or their sides do not divide by a cell of the latents.
         """
-        autoencoder.check_images(images, self.pipe.vae_scale_factor)
+        autoencoder.check_images(images, self.family.cell(self.pipe))
         with autoencoder.widened(self.vae, is_on=self.family.widens_autoencoder):
-            return autoencoder.encode(self.vae, images.to(self.device))
+            return self.family.encode(self.pipe, images.to(self.device))
 
     def decode(self, latents: Latents) -> Images:
         """Images in [0, 1], float32, of scaled latents; with a gradient where the latents ask for one."""
         is_followed = torch.is_grad_enabled() and latents.requires_grad
         with torch.set_grad_enabled(is_followed), autoencoder.widened(self.vae, is_on=self.family.widens_autoencoder):
-            return autoencoder.decode(self.vae, latents)
+            return self.family.decode(self.pipe, latents).clamp(0, 1)
 
     def fingerprint(self, part: Literal["denoiser", "vae", "text"]) -> str:
         """A hash of everything that determines what one part computes: weights, types, configuration, tokenizer.
@@ -313,7 +318,7 @@ class Checkpoint:
             found[f"base.{name}"] = hash_network(encoder, config, {"tokenizer": self._vocabulary(name)})[:16]
         types = ", ".join(f"{name} {one.dtype}" for name, one in {"vae": self.vae, **self.text_encoders}.items())
         return found | {
-            "vae.scaling_factor": str(self.vae.config["scaling_factor"]),
+            "vae.scaling_factor": str(self.vae.config.get("scaling_factor")),
             "dtype": f"{self.weight_dtype}, {types}",
             "compute_dtype": str(self.compute_dtype),
         }

@@ -6,14 +6,37 @@ from typing import Any
 
 import torch
 from diffusers.models.attention_processor import XFormersAttnProcessor
+from torch import Tensor
 
+from rpo.models.base import Family
 from rpo.models.config import Attention
+from rpo.types import Embedding, Latents
 
 
 def computing_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
     """Inside, matrix products and convolutions are of this type; of float32 nothing is changed."""
     is_mixed = dtype != torch.float32
     return torch.autocast(device.type, dtype=dtype if is_mixed else None, enabled=is_mixed)
+
+
+def call(
+    pipe: Any,
+    family: Family,
+    x_t: Latents,
+    timestep: Tensor,
+    embedding: Embedding,
+    *,
+    compute_dtype: torch.dtype,
+    guidance_scale: float = 1.0,
+) -> Latents:
+    """One call of a pipeline's denoiser, in float32 again; the scale is told to a network that is guided by it."""
+    network = pipe.components[family.denoiser]
+    weight = next(network.parameters())
+    told = {name: one.to(weight.dtype) if one.is_floating_point() else one for name, one in embedding.items()}
+    if family.guidance == "embedded":
+        told["guidance"] = torch.full((len(x_t),), guidance_scale, dtype=weight.dtype, device=weight.device)
+    with computing_in(compute_dtype, weight.device):
+        return family.forward(pipe, network, x_t.to(weight), timestep.to(weight.device), told).float()
 
 
 def prepare_denoiser(

@@ -23,11 +23,11 @@ def encode(vae: Any, images: Images) -> tuple[Latents, Latents]:
 
 
 def decode(vae: Any, latents: Latents) -> Images:
-    """Images in [0, 1], float32, of scaled latents."""
+    """Images of scaled latents, float32, about [0, 1]: not cut off."""
     shift, scale = _shift_and_scale(vae, latents)
     unscaled = latents / scale if shift is None else latents / scale + shift
     chunks = [vae.decode(chunk).sample for chunk in unscaled.to(vae.dtype).split(IMAGES_PER_DECODE)]
-    return (torch.cat(chunks).float() / 2 + 0.5).clamp(0, 1)
+    return torch.cat(chunks).float() / 2 + 0.5
 
 
 def _shift_and_scale(vae: Any, like: Tensor) -> tuple[Tensor | float | None, Tensor | float]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rpo.errors import InputError
 from rpo.models import latents as autoencoder
 from rpo.models.base import Family
-from rpo.models.execution import computing_in
+from rpo.models.execution import call
 
 PROBE_SIDE, IMAGE_LATENT_SIDE = 16, 4
 """Sides of the latents that the UNet and the VAE are probed with: small, but they pass every level."""
@@ -94,26 +94,23 @@ def probe_side(pipe: Any, family: Family) -> int:
 @torch.no_grad()
 def probe(pipe: Any, family: Family, compute_dtype: torch.dtype) -> Mapping[str, Tensor]:
     """What each part puts out for one fixed small input, float32."""
-    network, vae = pipe.components[family.denoiser], pipe.components["vae"]
-    weight = next(network.parameters())
-    side, channels = probe_side(pipe, family), network.config["in_channels"]
+    vae = pipe.vae
+    side, channels = probe_side(pipe, family), family.latent_channels(pipe)
     generator = torch.Generator("cpu").manual_seed(0)
     x_t = torch.randn(1, channels, side, side, generator=generator, dtype=torch.float32, device="cpu")
     # A compiled network would be compiled for a size that nobody asks for again.
     with torch.compiler.set_stance("force_eager"):
-        embedding = family.embed(pipe, [PROBE_PROMPT], weight.device)
-        timestep = torch.full((1,), pipe.scheduler.config["num_train_timesteps"] // 2, device=weight.device)
-        cast = {name: one.to(weight.dtype) for name, one in embedding.items()}
-        with computing_in(compute_dtype, weight.device):
-            noise_pred = family.forward(pipe, network, x_t.to(weight.device, weight.dtype), timestep, cast)
-        latents = x_t[:, : vae.config["latent_channels"], :IMAGE_LATENT_SIDE, :IMAGE_LATENT_SIDE]
+        embedding = family.embed(pipe, [PROBE_PROMPT], vae.device)
+        timestep = torch.full((1,), pipe.scheduler.config["num_train_timesteps"] // 2)
+        noise_pred = call(pipe, family, x_t, timestep, embedding, compute_dtype=compute_dtype)
+        latents = x_t[:, :, :IMAGE_LATENT_SIDE, :IMAGE_LATENT_SIDE]
         with autoencoder.widened(vae, is_on=family.widens_autoencoder):
-            image = vae.decode(latents.to(weight.device, vae.dtype)).sample
-            encoded = vae.encode(image.clamp(-1, 1)).latent_dist.mean
+            image = family.decode(pipe, latents.to(vae.device))
+            encoded, _ = family.encode(pipe, image.clamp(0, 1))
     texts = torch.cat([one.flatten() for one in embedding.values()])
     return {
         ", ".join(name for name in family.text_encoders if pipe.components[name] is not None): texts.float(),
-        family.denoiser: noise_pred.float(),
+        family.denoiser: noise_pred,
         "vae": torch.cat([image.flatten(), encoded.flatten()]).float(),
     }
 

@@ -5,7 +5,7 @@ give the grid at which the pipeline itself would step, and the moment at which t
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import torch
@@ -64,7 +64,7 @@ class DiscreteSchedule:
         """A training timestep; all are equally likely."""
         return torch.randint(self.num_train_timesteps, (), generator=generator, device="cpu")
 
-    def shift(self, sequence_length: int) -> float:
+    def shift(self, num_steps: int, sequence_length: int) -> float:
         """None: where the steps lie is the scheduler's spacing."""
         return 1.0
 
@@ -75,9 +75,21 @@ class FlowSchedule:
 
     prediction_type: PredictionType = "flow"
 
-    def __init__(self, scheduler: Any):
-        """Read the schedule of a pipeline's scheduler."""
+    def __init__(
+        self,
+        scheduler: Any,
+        *,
+        sigmas: Callable[[int], list[float]] | None = None,
+        mu: Callable[[int, int], float] | None = None,
+    ):
+        """Read the schedule of a pipeline's scheduler.
+
+        Args:
+            sigmas: Where the pipeline says itself which sigmas are to be shifted: those of a number of steps.
+            mu: The logarithm of a dynamic shift by steps and tokens, where it is not linear in the tokens.
+        """
         self.config: Mapping[str, Any] = scheduler.config
+        self._sigmas, self._mu = sigmas, mu or self._linear_mu
         self._made: Any = type(scheduler)
         is_flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or self.config.get("use_flow_sigmas")
         if not is_flow or self.config.get("stochastic_sampling"):
@@ -92,8 +104,12 @@ class FlowSchedule:
         """The sigmas of the checkpoint's own sampler; with dynamic shifting they move up as images grow."""
         check_steps(num_steps, self.num_train_timesteps)
         scheduler = self._made.from_config(self.config)
-        is_dynamic = self.config.get("use_dynamic_shifting")
-        scheduler.set_timesteps(num_steps, **({"mu": self._mu(sequence_length)} if is_dynamic else {}))
+        options: dict[str, Any] = {}
+        if self._sigmas and not self.config.get("use_flow_sigmas"):
+            options["sigmas"] = self._sigmas(num_steps)
+        if self.config.get("use_dynamic_shifting"):
+            options["mu"] = self._mu(num_steps, sequence_length)
+        scheduler.set_timesteps(num_steps, **options)
         return flow_grid(scheduler.sigmas.cpu(), num_train_timesteps=self.num_train_timesteps)
 
     def node(self, timestep: Tensor) -> Node:
@@ -106,19 +122,24 @@ class FlowSchedule:
         normal = torch.randn((), generator=generator, dtype=torch.float32, device="cpu")
         return normal.sigmoid() * self.num_train_timesteps
 
-    def shift(self, sequence_length: int) -> float:
+    def shift(self, num_steps: int, sequence_length: int) -> float:
         """The shift s of sigma = s t / (1 + (s - 1) t)."""
         if self.config.get("use_dynamic_shifting"):
-            return math.exp(self._mu(sequence_length))
+            mu = self._mu(num_steps, sequence_length)
+            return mu if self.config.get("time_shift_type") == "linear" else math.exp(mu)
         name = "flow_shift" if self.config.get("use_flow_sigmas") else "shift"
         return float(self.config.get(name) or 1.0)
 
-    def _mu(self, sequence_length: int) -> float:
-        """The logarithm of a dynamic shift: linear in the number of tokens."""
+    def _linear_mu(self, num_steps: int, sequence_length: int) -> float:
         low, high = self.config.get("base_image_seq_len", 256), self.config.get("max_image_seq_len", 4096)
         base, top = self.config.get("base_shift", 0.5), self.config.get("max_shift", 1.16)
         slope = (top - base) / (high - low)
         return base + slope * (sequence_length - low)
+
+
+def even_sigmas(num_steps: int) -> list[float]:
+    """From 1 in equal steps: what most flow pipelines hand to their scheduler."""
+    return [1 - step / num_steps for step in range(num_steps)]
 
 
 def check_steps(num_steps: int, num_train_timesteps: int) -> None:

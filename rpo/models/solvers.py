@@ -68,7 +68,7 @@ class BlackBoxSolver:
                 num_train_timesteps=model.num_train_timesteps,
                 prediction_type="flow_prediction",
                 use_flow_sigmas=True,
-                flow_shift=model.flow_shift(canvas),
+                flow_shift=model.flow_shift(num_steps, canvas),
                 **options,
             )
         else:

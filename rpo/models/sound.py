@@ -13,7 +13,7 @@ from torch import nn
 from rpo.errors import InputError
 from rpo.models import latents as autoencoder
 from rpo.models.base import Family, Schedule
-from rpo.models.execution import computing_in
+from rpo.models.execution import call
 from rpo.models.plain import parts_of, probe_side
 from rpo.models.schedules import PREDICTION_TYPES
 from rpo.process.prediction import add_noise, from_x0_eps
@@ -45,7 +45,7 @@ def check_weights(pipe: Any, family: Family) -> None:
             f"the weights of {family.denoiser} are of several types ({told}), but one is needed; load the checkpoint "
             "again with dtype=torch.float32 or torch.bfloat16, or call pipe.to(DTYPE)"
         )
-    scale = pipe.vae.config.get("scaling_factor")
+    scale = pipe.vae.config.get("scaling_factor", 1.0)  # some classes have none
     is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
     if not (is_number and 0 < scale < math.inf):
         raise InputError(
@@ -103,21 +103,17 @@ def prediction_errors(
     Measured on an image of a few smooth colours, which every checkpoint knows how to denoise.
     """
     generator, count = torch.Generator().manual_seed(0), len(MID_TIMES)
-    network = pipe.components[family.denoiser]
-    weight = next(network.parameters())
     colours = torch.rand(1, 3, 3, 3, generator=generator, dtype=torch.float32, device="cpu")
-    size = probe_side(pipe, family) * pipe.vae_scale_factor
+    size = probe_side(pipe, family) * family.cell(pipe)
     image = nn.functional.interpolate(colours, size, mode="bilinear", align_corners=True)
     timestep = torch.tensor([int(part * schedule.num_train_timesteps) for part in MID_TIMES])
     with torch.compiler.set_stance("force_eager"), autoencoder.widened(pipe.vae, is_on=family.widens_autoencoder):
-        x_0 = autoencoder.encode(pipe.vae, image.to(weight.device))[0].cpu().expand(count, -1, -1, -1)
+        x_0 = family.encode(pipe, image.to(pipe.vae.device))[0].cpu().expand(count, -1, -1, -1)
         eps = torch.randn(x_0.shape, generator=generator, dtype=torch.float32, device="cpu")
         node = schedule.node(timestep)
-        x_t = add_noise(x_0, eps, node).to(weight)
-        embedding = family.embed(pipe, [""], weight.device)
-        rows = {name: one.expand(count, *one.shape[1:]).to(weight.dtype) for name, one in embedding.items()}
-        with computing_in(compute_dtype, weight.device):
-            noise_pred = family.forward(pipe, network, x_t, timestep.to(weight.device), rows).float().cpu()
+        embedding = family.embed(pipe, [""], pipe.vae.device)
+        rows = {name: one.expand(count, *one.shape[1:]) for name, one in embedding.items()}
+        noise_pred = call(pipe, family, add_noise(x_0, eps, node), timestep, rows, compute_dtype=compute_dtype).cpu()
     kinds: tuple[PredictionType, ...] = ("flow",) if schedule.prediction_type == "flow" else PREDICTION_TYPES
     targets = [from_x0_eps(x_0, eps, node, kind) for kind in kinds]
     errors = [float((noise_pred - target).square().mean() / target.square().mean()) for target in targets]

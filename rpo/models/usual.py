@@ -15,7 +15,9 @@ def usual_steps(model: DiffusionModel, given: int | None = None) -> int:
 
 def usual_guidance(model: DiffusionModel, given: float | None = None) -> float:
     """The guidance scale that is given, or the pipeline's own (7.5 for Stable Diffusion)."""
-    return _default(model, "guidance_scale") if given is None else given
+    if given is not None or not isinstance(model, Checkpoint):
+        return _default(model, "guidance_scale") if given is None else given
+    return _default(model, model.family.guidance_argument) + model.family.guidance_offset
 
 
 def _default(model: DiffusionModel, name: str) -> Any:

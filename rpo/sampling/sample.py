@@ -19,7 +19,7 @@ from rpo.models.solvers import BlackBoxSolver
 from rpo.process.continuous import grid_at, uniform_times
 from rpo.process.transition import Ddim, Kernel
 from rpo.randomness import keyed_generator
-from rpo.sampling.step import predict, predict_negative, transition
+from rpo.sampling.step import has_negative, predict, predict_negative, transition
 from rpo.types import Canvas, Conditioning, Grid, Images, Latents, Trajectory
 
 SolverName = Literal["ddim", "dpm_solver"]
@@ -94,7 +94,7 @@ def sample(
     latents = uploaded(torch.stack(noise, dim=1), model.device)
     log_probs = torch.empty(grid.num_steps, len(cond), dtype=torch.float32, device=model.device)
     predictions = torch.empty_like(latents[1:]) if keep.predictions else None
-    negatives = torch.empty_like(latents[1:]) if keep.negatives and guidance_scale != 1 else None
+    negatives = torch.empty_like(latents[1:]) if keep.negatives and has_negative(model, guidance_scale) else None
     live: dict[int, Latents] = {}
     for step in range(grid.num_steps):
         x_t, t, s = latents[step], grid[step], grid[step + 1]

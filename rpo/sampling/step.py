@@ -7,7 +7,7 @@ kernels, whose last bits differ.
 
 import torch
 
-from rpo.models.base import DiffusionModel, guided
+from rpo.models.base import DiffusionModel
 from rpo.process.prediction import to_x0_eps
 from rpo.process.transition import Gaussian, Kernel
 from rpo.types import Conditioning, Latents, Node
@@ -29,9 +29,14 @@ def predict(
             computed and differentiated.
     """
     timestep = _told(node)
-    if negative_pred is None or guidance_scale == 1:
+    if negative_pred is None or not has_negative(model, guidance_scale):
         return model.predict(x_t, timestep, cond, guidance_scale)
-    return guided(negative_pred, model.predict(x_t, timestep, cond, 1.0), guidance_scale)
+    return model.guided(negative_pred, model.predict(x_t, timestep, cond, 1.0), guidance_scale)
+
+
+def has_negative(model: DiffusionModel, guidance_scale: float) -> bool:
+    """Whether a guided output is made of two, one of them under the negative conditioning."""
+    return model.guidance == "cfg" and guidance_scale != 1
 
 
 @torch.no_grad()

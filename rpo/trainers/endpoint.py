@@ -35,7 +35,7 @@ from rpo.process.prediction import to_x0_eps
 from rpo.process.transition import Ddim
 from rpo.randomness import keyed_generator
 from rpo.rewards import RewardLike
-from rpo.sampling.step import predict_negative
+from rpo.sampling.step import has_negative, predict_negative
 from rpo.trainers.endpoint_config import EndpointConfig
 from rpo.trainers.rollouts.algorithm import OnlineAlgorithm
 from rpo.trainers.rollouts.draw import JITTER, Rollout, rollout_facts
@@ -96,7 +96,7 @@ class Endpoint(OnlineAlgorithm):
     def _worth(self, rollout: Rollout) -> tuple[Steps, PerSample, ValuePoints | None]:
         """The trained moments, what came of each (its image's reward, less what its path costs), and V's inputs."""
         config, steps = self.config, self._noised(rollout, "trained")
-        if config.freezes_negative:
+        if config.freezes_negative and has_negative(self.run.model, config.guidance_scale):
             steps = steps.knowing(negative=self._negative(steps))
         has_moved = rollout.index >= 0  # in the rollouts before training the policy is the reference
         if config.bound_clip is not None and has_moved:

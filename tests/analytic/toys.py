@@ -92,6 +92,7 @@ class ToyModel:
 
     canvas = Canvas(1, 1)
     device = torch.device("cpu")
+    guidance = "cfg"
 
     def __init__(
         self,
@@ -111,7 +112,7 @@ class ToyModel:
     def latent_shape(self, canvas: Canvas | None = None) -> tuple[int, int, int]:
         return self.shape
 
-    def flow_shift(self, canvas: Canvas | None = None) -> float:
+    def flow_shift(self, num_steps: int, canvas: Canvas | None = None) -> float:
         return 1.0
 
     @property
@@ -140,6 +141,9 @@ class ToyModel:
     def predict(self, x_t: Latents, timestep: Tensor, cond: Conditioning, guidance_scale: float = 1.0) -> Latents:
         """The prompt changes nothing, so guidance does not either."""
         return self.denoiser(x_t, timestep)
+
+    def guided(self, negative_pred: Latents, prompt_pred: Latents, guidance_scale: float) -> Latents:
+        return prompt_pred
 
     def encode_moments(self, images: Images) -> tuple[Latents, Latents]:
         x_0 = x_of(images)

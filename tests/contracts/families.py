@@ -1,5 +1,12 @@
-"""Tiny pipelines of every family, of the real classes; a new family is a line here, and passes the whole suite."""
+"""Tiny pipelines of every family, of the real classes; a new family is a line here, and passes the whole suite.
 
+A family whose pipeline hands out its latents in another form than rpo does, or whose autoencoder is of another class,
+has a line more.
+"""
+
+from diffusers import DDIMScheduler
+
+from rpo.models.families import family_named
 from tests.tiny import tiny_sd, tiny_sd3, tiny_sdxl
 
 FAMILIES = {"stable_diffusion": tiny_sd, "sdxl": tiny_sdxl, "sd3": tiny_sd3}
@@ -16,3 +23,39 @@ VARIANTS = {
     "sd3, shift by size": lambda: tiny_sd3(use_dynamic_shifting=True, shift=1.0),
 }
 """Everything that draws in another way."""
+
+UNPACKED = {}
+"""From a pipeline, its own latents and their canvas to `[batch, c, h, w]`, by class."""
+
+ENCODED = {}
+"""Mean and standard deviation of an image's latents as the pipeline has them, by class of the autoencoder."""
+
+
+def drawn_by(pipe, prompts, *, canvas, guidance, num_steps, generators, output_type="latent"):
+    """What the pipeline's own call gives, by its own scheduler, or DDIM where it has betas."""
+    if "beta_schedule" in pipe.scheduler.config:
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    family = family_named(type(pipe).__name__)
+    options = {family.guidance_argument: guidance - family.guidance_offset}
+    if family.guidance_argument == "true_cfg_scale":
+        options["negative_prompt"] = [""] * len(prompts)
+    given = pipe(
+        prompts,
+        height=canvas.height,
+        width=canvas.width,
+        num_inference_steps=num_steps,
+        generator=generators,
+        output_type=output_type,
+        **options,
+    ).images
+    unpacked = UNPACKED.get(type(pipe).__name__) if output_type == "latent" else None
+    return unpacked(pipe, given, canvas) if unpacked else given
+
+
+def encoded_by(pipe, images):
+    """The moments of an image's scaled latents by the autoencoder's own formula; images in [0, 1]."""
+    if own := ENCODED.get(type(pipe.vae).__name__):
+        return own(pipe, images)
+    config, posterior = pipe.vae.config, pipe.vae.encode(2 * images - 1).latent_dist
+    shift, scale = config.get("shift_factor") or 0.0, config["scaling_factor"]
+    return (posterior.mean - shift) * scale, posterior.std * scale

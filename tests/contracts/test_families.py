@@ -5,7 +5,6 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
 
 from rpo.adapters.lora import add_lora, lora_parameters, reference, save_lora
 from rpo.data.preference import PreferencePair, encode_png, pair_set
@@ -15,7 +14,7 @@ from rpo.process.transition import Ddim
 from rpo.sampling.sample import image_generator, sample
 from rpo.types import Canvas
 from tests.contracts.algorithms import ALGORITHMS
-from tests.contracts.families import FAMILIES, VARIANTS
+from tests.contracts.families import FAMILIES, VARIANTS, drawn_by, encoded_by
 from tests.trainers.online_runs import small_value  # noqa: F401
 
 pytestmark = [
@@ -48,19 +47,9 @@ def drawn(model, *, canvas, guidance, num_steps=4, kernel=None):
     ).x_0
 
 
-def drawn_by_the_pipeline(pipe, *, canvas, guidance, num_steps=4):
-    """Latents of the pipeline's own call, by its own scheduler, or DDIM where it has betas."""
-    if "beta_schedule" in pipe.scheduler.config:
-        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    return pipe(
-        PROMPTS,
-        height=canvas.height,
-        width=canvas.width,
-        num_inference_steps=num_steps,
-        guidance_scale=guidance,
-        generator=generators(),
-        output_type="latent",
-    ).images
+def drawn_by_the_pipeline(pipe, *, canvas, guidance, num_steps=4, **options):
+    drawing = {"canvas": canvas, "guidance": guidance, "num_steps": num_steps, "generators": generators()}
+    return drawn_by(pipe, PROMPTS, **drawing, **options)
 
 
 @variants
@@ -74,10 +63,14 @@ def test_drawing_ends_where_the_pipeline_ends(variant, canvas, guidance):
 
 
 @variants
-def test_the_grid_is_the_pipeline_s_and_moves_with_the_size_only_where_the_pipeline_s_does(variant):
-    model = Checkpoint(VARIANTS[variant]())
-    native, wide = model.grid(6, NATIVE), model.grid(6, Canvas(128, 128))
-    assert torch.equal(native.sigma, wide.sigma) == (variant != "sd3, shift by size")
+@pytest.mark.parametrize("canvas", [NATIVE, WIDE], ids=str)
+def test_the_grid_is_the_pipeline_s(variant, canvas):
+    pipe = VARIANTS[variant]()
+    grid = Checkpoint(pipe).grid(3, canvas)
+    drawn_by_the_pipeline(pipe, canvas=canvas, guidance=1.0, num_steps=3)
+    assert torch.allclose(grid.timestep[:-1].float(), pipe.scheduler.timesteps.float(), rtol=1e-6)
+    if grid.timestep.is_floating_point():
+        assert torch.equal(grid.sigma.float(), pipe.scheduler.sigmas.float())
 
 
 @families
@@ -96,12 +89,13 @@ def test_images_go_to_latents_and_back_as_in_the_pipeline(variant):
     images = torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))
     mean, std = model.encode_moments(images)
     assert mean.shape == std.shape == (2, *model.latent_shape(Canvas(48, 64)))
-    config = pipe.vae.config
-    posterior = pipe.vae.encode(2 * images - 1).latent_dist
-    shift = config.get("shift_factor") or 0.0
-    assert torch.allclose(mean, (posterior.mean - shift) * config["scaling_factor"], atol=1e-6)
-    raw = pipe.vae.decode(mean / config["scaling_factor"] + shift).sample
-    assert torch.allclose(model.decode(mean), (raw / 2 + 0.5).clamp(0, 1), atol=1e-5)
+    for ours, theirs in zip((mean, std), encoded_by(pipe, images), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+    latents, pixels = (
+        drawn_by_the_pipeline(pipe, canvas=NATIVE, guidance=1.0, num_steps=1, output_type=kind)
+        for kind in ("latent", "pt")
+    )
+    assert torch.allclose(model.decode(latents), pixels, atol=1e-5)
 
 
 @families
@@ -124,7 +118,9 @@ def test_a_dropped_caption_is_what_guidance_pushes_away_from(variant):
     timestep = torch.tensor([100, 400, 700])
     one, other = model.predict(x_t, timestep, cond), model.predict(x_t, timestep, cond.only_negative())
     guided = model.predict(x_t, timestep, cond, 3.0)
-    assert torch.allclose(guided, other + 3 * (one - other), atol=1e-5)
+    if model.guidance == "cfg":
+        assert torch.allclose(guided, model.guided(other, one, 3.0), atol=1e-5)
+    assert not torch.allclose(guided, one, atol=1e-5)
 
 
 @families

@@ -11,8 +11,8 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from rpo.errors import InputError
 from rpo.models.base import TextContext
+from rpo.models.families.usual import UsualFamily
 from rpo.models.schedules import FlowSchedule
 from rpo.types import Embedding, Latents
 
@@ -21,46 +21,19 @@ T5_TOKENS = 256
 
 
 @final
-class StableDiffusion3:
+class StableDiffusion3(UsualFamily):
     """The family of `StableDiffusion3Pipeline`."""
 
     name = "Stable Diffusion 3"
     pipelines: tuple[str, ...] = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline")
-    denoiser = "transformer"
     parts: Mapping[str, str] = {"transformer": "SD3Transformer2DModel", "vae": "AutoencoderKL"}
     text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2", "text_encoder_3")
-    load_options: Mapping[str, Any] = {}
     single_file_key = "joint_blocks.0."
-    lora_targets: tuple[str, ...] = (
-        "to_q",
-        "to_k",
-        "to_v",
-        "to_out.0",
-        "add_q_proj",
-        "add_k_proj",
-        "add_v_proj",
-        "to_add_out",
-    )
-    lora_dialect = "peft"
-    widens_autoencoder = False
-
-    def refuse(self, pipe: Any) -> None:
-        """Refuse a transformer that takes more than noisy latents."""
-        taken, latent_channels = pipe.transformer.config["in_channels"], pipe.vae.config["latent_channels"]
-        if taken != latent_channels:
-            raise InputError(
-                f"the transformer takes {taken} channels, but a text-to-image one takes the {latent_channels} of its "
-                "autoencoder's latents; use the text-to-image checkpoint that it was made from"
-            )
+    lora_targets = (*UsualFamily.lora_targets, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
     def schedule(self, pipe: Any) -> FlowSchedule:
         """Rectified flow with the scheduler's shift."""
         return FlowSchedule(pipe.scheduler)
-
-    def sequence_length(self, pipe: Any, latent_shape: tuple[int, int, int]) -> int:
-        """The patches of the latents."""
-        side = pipe.transformer.config["patch_size"]
-        return (latent_shape[1] // side) * (latent_shape[2] // side)
 
     def context(self, pipe: Any) -> TextContext:
         """T5's tokenizer, or without T5 CLIP's."""

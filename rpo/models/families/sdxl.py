@@ -16,12 +16,13 @@ from torch import Tensor
 
 from rpo.models.base import TextContext
 from rpo.models.families.stable_diffusion import refuse_other_unets
+from rpo.models.families.usual import UsualFamily
 from rpo.models.schedules import DiscreteSchedule
 from rpo.types import Embedding, Latents
 
 
 @final
-class StableDiffusionXL:
+class StableDiffusionXL(UsualFamily):
     """The family of `StableDiffusionXLPipeline`."""
 
     name = "Stable Diffusion XL"
@@ -31,7 +32,6 @@ class StableDiffusionXL:
     text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     load_options: Mapping[str, Any] = {"add_watermarker": False}
     single_file_key = "conditioner.embedders.1."
-    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     lora_dialect = "diffusers"
     widens_autoencoder = True
 
@@ -42,10 +42,6 @@ class StableDiffusionXL:
     def schedule(self, pipe: Any) -> DiscreteSchedule:
         """The betas of the pipeline's scheduler."""
         return DiscreteSchedule(pipe.scheduler)
-
-    def sequence_length(self, pipe: Any, latent_shape: tuple[int, int, int]) -> int:
-        """The cells of the latents."""
-        return latent_shape[1] * latent_shape[2]
 
     def context(self, pipe: Any) -> TextContext:
         """The tokenizer that both text encoders share, 77 tokens."""

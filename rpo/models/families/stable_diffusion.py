@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rpo.errors import InputError
 from rpo.models.base import TextContext
+from rpo.models.families.usual import UsualFamily
 from rpo.models.schedules import DiscreteSchedule
 from rpo.types import Embedding, Latents
 
@@ -16,20 +17,16 @@ OTHER_DENOISERS = {8: "an instruct-pix2pix UNet (an editor)", 9: "an inpainting 
 
 
 @final
-class StableDiffusion:
+class StableDiffusion(UsualFamily):
     """The family of `StableDiffusionPipeline`."""
 
     name = "Stable Diffusion 1.x/2.x"
     pipelines: tuple[str, ...] = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
     denoiser = "unet"
     parts: Mapping[str, str] = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
-    text_encoders: tuple[str, ...] = ("text_encoder",)
     # Training judges latents, and a blacked-out image is no sample of the model: the checker stays in the checkpoint.
     load_options: Mapping[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
-    single_file_key = ""
-    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     lora_dialect = "diffusers"
-    widens_autoencoder = False
 
     def refuse(self, pipe: Any) -> None:
         """Refuse inpainting and editing UNets, those of SDXL, and guidance-distilled ones."""
@@ -38,10 +35,6 @@ class StableDiffusion:
     def schedule(self, pipe: Any) -> DiscreteSchedule:
         """The betas of the pipeline's scheduler."""
         return DiscreteSchedule(pipe.scheduler)
-
-    def sequence_length(self, pipe: Any, latent_shape: tuple[int, int, int]) -> int:
-        """The cells of the latents."""
-        return latent_shape[1] * latent_shape[2]
 
     def context(self, pipe: Any) -> TextContext:
         """CLIP's tokenizer, usually 77 tokens."""

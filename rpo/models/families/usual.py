@@ -1,0 +1,71 @@
+"""What most families have in common, so that the file of one says only what it does in its own way."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rpo.errors import InputError
+from rpo.models import latents as autoencoder
+from rpo.models.base import Guidance, guided
+from rpo.types import Images, Latents
+
+
+class UsualFamily:
+    """A transformer on the latents of an `AutoencoderKL`, guided by a second call without the prompt.
+
+    A family adds its `name`, `pipelines`, `parts`, and `schedule`, `context`, `embed` and `forward`. What its pipeline
+    packs, n x n cells to a token, it packs and unpacks inside `forward`, and says n as `packs`.
+    """
+
+    denoiser = "transformer"
+    parts: Mapping[str, str]
+    text_encoders: tuple[str, ...] = ("text_encoder",)
+    load_options: Mapping[str, Any] = {}
+    single_file_key = ""
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    lora_dialect = "peft"
+    widens_autoencoder = False
+    guidance: Guidance = "cfg"
+    guidance_argument = "guidance_scale"
+    guidance_offset = 0.0
+    packs = 1
+
+    def refuse(self, pipe: Any) -> None:
+        """Refuse a network that takes more than noisy latents, such as that of an editing model."""
+        taken, expected = self._config(pipe)["in_channels"], self.latent_channels(pipe) * self.packs**2
+        if taken != expected:
+            raise InputError(
+                f"the {self.denoiser} takes {taken} channels, but a text-to-image one takes the {expected} of its "
+                "autoencoder's latents; use the text-to-image checkpoint that it was made from"
+            )
+
+    def latent_channels(self, pipe: Any) -> int:
+        """Those of the autoencoder."""
+        return pipe.vae.config["latent_channels"]
+
+    def cell(self, pipe: Any) -> int:
+        """As the autoencoder shrinks images."""
+        return int(pipe.vae_scale_factor)
+
+    def patch(self, pipe: Any) -> int:
+        """What is packed, times the network's own patches."""
+        return self.packs * int(self._config(pipe).get("patch_size") or 1)
+
+    def native(self, pipe: Any) -> tuple[int, int]:
+        """As the network's configuration says."""
+        size = self._config(pipe)["sample_size"]
+        return (size, size) if isinstance(size, int) else size
+
+    def encode(self, pipe: Any, images: Images) -> tuple[Latents, Latents]:
+        """Scaled by the autoencoder's configuration."""
+        return autoencoder.encode(pipe.vae, images)
+
+    def decode(self, pipe: Any, latents: Latents) -> Images:
+        """The way back."""
+        return autoencoder.decode(pipe.vae, latents)
+
+    def guided(self, negative_pred: Latents, prompt_pred: Latents, guidance_scale: float) -> Latents:
+        """Classifier-free guidance."""
+        return guided(negative_pred, prompt_pred, guidance_scale)
+
+    def _config(self, pipe: Any) -> Mapping[str, Any]:
+        return pipe.components[self.denoiser].config
