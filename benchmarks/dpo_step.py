@@ -177,6 +177,7 @@ def main() -> None:
             adapter=AdapterConfig(rank=4),
             pairs_per_update=args.micro_batch,
             max_chosen_error_ratio=float("inf"),
+            max_rejected_error_ratio=float("inf"),
             caption_dropout=0.0,
             output=folder,
             preview_every=0,

@@ -35,7 +35,7 @@ MAY_BE_HUGELY_NEGATIVE = {
 }
 MAY_BE_INFINITE = {
     *(f"{cls}.max_grad_norm" for cls in ("LearningSpeed", "LearningConfig", "OnlineLearningConfig", "LoopConfig")),
-    *(f"{cls}Config.max_chosen_error_ratio" for cls in ("DPO", "DPORun")),
+    *(f"{cls}Config.max_{side}_error_ratio" for cls in ("DPO", "DPORun") for side in ("chosen", "rejected")),
 }
 MAY_BE_EMPTY = {
     *(

@@ -17,7 +17,7 @@ Keys = dict[str, list[dict[str, Any]]]
 
 CLASSES = {name: command.config_class for name, command in COMMANDS.items() if command.config}
 NUMBERS = {".nan": math.nan, ".inf": math.inf, "-.inf": -math.inf, "-1": -1, "0": 0, "1e30": 1e30}
-MAY_BE_INFINITE = {"max_grad_norm", "max_chosen_error_ratio"}
+MAY_BE_INFINITE = {"max_grad_norm", "max_chosen_error_ratio", "max_rejected_error_ratio"}
 
 
 def keys(part: dict[str, Any], root: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, list[dict[str, Any]]]]:

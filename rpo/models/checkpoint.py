@@ -276,7 +276,7 @@ class Checkpoint:
 
     def _forward(self, x_t: Latents, timestep: Tensor, embedding: Embedding, guidance_scale: float = 1.0) -> Latents:
         options = {"compute_dtype": self.compute_dtype, "guidance_scale": guidance_scale}
-        return call(self.pipe, self.family, x_t, timestep, embedding, **options)
+        return call(self.family, self.pipe, self.denoiser, x_t, timestep, embedding, **options)
 
     @torch.no_grad()
     def encode_moments(self, images: Images) -> tuple[Latents, Latents]:

@@ -20,8 +20,9 @@ def computing_in(dtype: torch.dtype, device: torch.device) -> AbstractContextMan
 
 
 def call(
-    pipe: Any,
     family: Family,
+    pipe: Any,
+    network: Any,
     x_t: Latents,
     timestep: Tensor,
     embedding: Embedding,
@@ -29,8 +30,7 @@ def call(
     compute_dtype: torch.dtype,
     guidance_scale: float = 1.0,
 ) -> Latents:
-    """One call of a pipeline's denoiser, in float32 again; the scale is told to a network that is guided by it."""
-    network = pipe.components[family.denoiser]
+    """One call of a denoiser of the pipeline, in float32 again; the scale is told to one that is guided by it."""
     weight = next(network.parameters())
     told = {name: one.to(weight.dtype) if one.is_floating_point() else one for name, one in embedding.items()}
     if family.guidance == "embedded":

@@ -102,7 +102,9 @@ def probe(pipe: Any, family: Family, compute_dtype: torch.dtype) -> Mapping[str,
     with torch.compiler.set_stance("force_eager"):
         embedding = family.embed(pipe, [PROBE_PROMPT], vae.device)
         timestep = torch.full((1,), pipe.scheduler.config["num_train_timesteps"] // 2)
-        noise_pred = call(pipe, family, x_t, timestep, embedding, compute_dtype=compute_dtype)
+        noise_pred = call(
+            family, pipe, pipe.components[family.denoiser], x_t, timestep, embedding, compute_dtype=compute_dtype
+        )
         latents = x_t[:, :, :IMAGE_LATENT_SIDE, :IMAGE_LATENT_SIDE]
         with autoencoder.widened(vae, is_on=family.widens_autoencoder):
             image = family.decode(pipe, latents.to(vae.device))

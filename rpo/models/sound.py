@@ -113,7 +113,8 @@ def prediction_errors(
         node = schedule.node(timestep)
         embedding = family.embed(pipe, [""], pipe.vae.device)
         rows = {name: one.expand(count, *one.shape[1:]) for name, one in embedding.items()}
-        noise_pred = call(pipe, family, add_noise(x_0, eps, node), timestep, rows, compute_dtype=compute_dtype).cpu()
+        network, x_t = pipe.components[family.denoiser], add_noise(x_0, eps, node)
+        noise_pred = call(family, pipe, network, x_t, timestep, rows, compute_dtype=compute_dtype).cpu()
     kinds: tuple[PredictionType, ...] = ("flow",) if schedule.prediction_type == "flow" else PREDICTION_TYPES
     targets = [from_x0_eps(x_0, eps, node, kind) for kind in kinds]
     errors = [float((noise_pred - target).square().mean() / target.square().mean()) for target in targets]

@@ -35,7 +35,7 @@ from rpo.trainers.dpo_config import DPOConfig
 from rpo.trainers.pairs.batches import PairBatch, PairBatches, pair_batches, share_of
 from rpo.trainers.pairs.errors import Reference, denoise
 from rpo.trainers.pairs.facts import PairFacts, pair_facts, require_scores
-from rpo.trainers.pairs.guard import ChosenGuard
+from rpo.trainers.pairs.guard import ErrorGuard
 from rpo.trainers.pairs.running_statistics import RunningStatistics
 from rpo.trainers.preview import PreviewOf
 from rpo.trainers.trainer import Algorithm, Run
@@ -84,7 +84,11 @@ class DPO(Algorithm[PairBatch]):
         require_scores(self.pairs, objective)
         self.beta = objective.beta or objective.default_beta(self.num_dims)
         self.facts = PairFacts()
-        self._guard = ChosenGuard(config.max_chosen_error_ratio, starts_at_zero=objective.starts_at_zero)
+        self._guard = ErrorGuard(
+            chosen=config.max_chosen_error_ratio,
+            rejected=config.max_rejected_error_ratio,
+            starts_at_zero=objective.starts_at_zero,
+        )
         bins, device = objective.bins, run.policy.parameters[0].device
         self.statistics = RunningStatistics(bins, decay=objective.decay, device=device) if bins else None
 
@@ -164,7 +168,7 @@ class DPO(Algorithm[PairBatch]):
             self.statistics.advance(self.run.processes)
 
     def guard(self, metrics: dict[str, float]) -> str | None:
-        """Stop before the chosen side is forgotten."""
+        """Stop before the chosen side is forgotten, or the rejected one wrecked."""
         return self._guard(metrics)
 
     @property

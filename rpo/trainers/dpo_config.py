@@ -34,6 +34,10 @@ class DPOConfig(TrainingConfig):
     """Training stops when the chosen side's error, smoothed, exceeds this many times the reference's: from there on
     DPO wins its margin by forgetting both sides. 1.1 to 2; `inf` never stops."""
 
+    max_rejected_error_ratio: Annotated[float, Range(above=1, at_most=LARGEST, or_inf=True)] = 4.0
+    """The same for the rejected side, which rises in good runs, too, to about 2: far beyond, the policy wins its margin
+    by wrecking what it must not draw. `inf` never stops."""
+
     pairs_per_update: Count = 32
     """Pairs behind one optimiser step, over all processes and micro-batches: a multiple of `learning.micro_batch` times
     the number of processes. 32 to 256; the paper has 2048."""

@@ -31,6 +31,7 @@ COMMANDS = {
         "adapter.rank=2",
         "pairs_per_update=4",
         "max_chosen_error_ratio=.inf",
+        "max_rejected_error_ratio=.inf",
         "learning={{updates: 2, learning_rate: 0.01, micro_batch: 2, ema_decay: 0.5, progress: false}}",
     ],
     "train grpo": ONLINE,

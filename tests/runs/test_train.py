@@ -28,7 +28,7 @@ ONLINE = {
 }
 VALUE = {"value": "{pretrain_rollouts: 1, updates: 2}"}
 ALGORITHMS = {
-    "dpo": {"pairs_per_update": 4, "max_chosen_error_ratio": ".inf"},
+    "dpo": {"pairs_per_update": 4, "max_chosen_error_ratio": ".inf", "max_rejected_error_ratio": ".inf"},
     "grpo": ONLINE,
     "score-as-action": ONLINE | VALUE,
     "endpoint": ONLINE | VALUE,

@@ -56,6 +56,7 @@ def config(folder, *, updates=3, learning=None, adapter=None, **changes):
     settings = {
         "pairs_per_update": 4,
         "max_chosen_error_ratio": math.inf,
+        "max_rejected_error_ratio": math.inf,
         "preview_every": 0,
         "preflight": False,
         "learning": LearningConfig(**speed),

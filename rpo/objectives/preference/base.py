@@ -187,6 +187,7 @@ def pair_output(
     if reference_chosen is not None and reference_rejected is not None:
         metrics |= {
             "dpo/reference_chosen_error": reference_chosen.mean(),
+            "dpo/reference_rejected_error": reference_rejected.mean(),
             "dpo/chosen_error_ratio": chosen.mean() / reference_chosen.mean(),
             "dpo/rejected_error_ratio": rejected.mean() / reference_rejected.mean(),
         }

@@ -103,6 +103,11 @@ class Dpo:
     training. scores: doubt is the standard deviation of the scores of a prompt's images, for sets with several pairs a
     prompt."""
 
+    margin_cap: Positive | None = None
+    """Log-odds, > 0, at which a pair counts as won: above, it has no gradient, so that nothing is gained by pushing a
+    rejected image further away. 1 to 5, for few-step and small models, whose rejected side runs away. Nothing: a pair
+    that is won pulls on, ever less."""
+
     winner_preserving: Fraction | None = None
     """SDPO: share of the chosen side's own descent that the push on the rejected side must leave it, 0 to 1; 0.9 is
     the authors'. Nothing: the rejected side is pushed in full."""
@@ -171,6 +176,7 @@ class Dpo:
             rejected_gradient_scale=self._rejected_scale(pairs),
             label_smoothing=self.label_smoothing,
             sft_weight=self.sft_weight,
+            margin_cap=self.margin_cap,
         )
 
     def _relative_std(self, pairs: Comparison, statistics: Statistics) -> Float[Tensor, " pairs"]:
@@ -245,6 +251,7 @@ def preference_loss(
     rejected_gradient_scale: Float[Tensor, " batch"] | None = None,
     label_smoothing: float = 0.0,
     sft_weight: float = 0.0,
+    margin_cap: float | None = None,
 ) -> StepOutput:
     """A preference loss of four errors, with what a person needs to see whether it works.
 
@@ -264,6 +271,7 @@ def preference_loss(
         label_smoothing: Probability that a label is wrong, 0 up to but without 1/2.
         sft_weight: Weight of the chosen side's denoising loss, in units of `beta`/2, >= 0; 0.05 … 0.5 keeps it in
             place, where DPO alone may let the errors of both sides grow as long as the gap does.
+        margin_cap: Of beta phi z before gamma is taken off; a pair above it has no gradient.
     """
     _check(beta, sft_weight, reference_weight)
     pushed = rejected_error
@@ -275,11 +283,15 @@ def preference_loss(
     favour = favour if time_weight is None else favour * time_weight
     if context_scale is not None:
         favour, advantage = favour * context_scale, advantage * context_scale
-    losses = smoothed_link(favour - advantage, link=link, label_smoothing=label_smoothing)
+    capped = favour if margin_cap is None else favour.clamp_max(margin_cap)
+    losses = smoothed_link(capped - advantage, link=link, label_smoothing=label_smoothing)
     sft = sft_weight * 0.5 * beta * chosen_change
     references = (reference_chosen_error, reference_rejected_error)
     output = pair_output(losses, sft, favour, (chosen_error, rejected_error), references)
-    return replace(output, metrics=output.metrics | _part_metrics(margin, advantage, rejected_gradient_scale))
+    metrics = _part_metrics(margin, advantage, rejected_gradient_scale)
+    if margin_cap is not None:
+        metrics["dpo/capped"] = (favour > margin_cap).float().mean()
+    return replace(output, metrics=output.metrics | metrics)
 
 
 def with_gradient_scaled(error: Float[Tensor, " batch"], scale: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:

@@ -1,11 +1,14 @@
-"""The guard on the chosen side: stop before a preference trainer wins its margin by forgetting.
+"""The guard on both sides: stop before a preference trainer wins its margin by forgetting.
 
 DPO only asks that the gap grows. When a run breaks, the errors of both sides climb together, the rejected one faster:
-the loss falls and the implicit accuracy rises while images turn to noise. The number that shows it is the chosen
-side's error against the reference's. Objectives without a reference are held against their own first updates.
+the loss falls and the implicit accuracy rises while images turn to noise. The number that shows it is a side's error
+against the reference's. A chosen side above 1.5 is forgotten; a rejected side that is pushed out of all proportion
+takes the sampler with it, the chosen side still in place. Objectives without a reference are held against their own
+first updates.
 """
 
-from typing import final
+from collections.abc import Mapping
+from typing import Any, final
 
 SMOOTHING = 0.9
 """Weight of the past in the running means; errors of one batch swing with the times it drew."""
@@ -17,22 +20,30 @@ rounding."""
 OWN_START = 10
 """Updates whose mean stands in for the reference's error where nothing asks the reference."""
 
+MEANS = {
+    "chosen": "from here on the policy forgets both sides; raise beta, lower the learning rate, or give sft_weight",
+    "rejected": "the policy wins by wrecking what it must not draw, and its sampler with it; give "
+    "objective.margin_cap, raise beta or lower the learning rate",
+}
+"""What it means that a side's error has risen, and what to do."""
+
 
 @final
-class ChosenGuard:
+class ErrorGuard:
     """Says why training must end, or nothing; smooths over updates, and can be saved and resumed."""
 
-    def __init__(self, max_ratio: float, *, starts_at_zero: bool = True):
+    def __init__(self, *, chosen: float, rejected: float, starts_at_zero: bool = True):
         """Start where policy and reference are equal.
 
         Args:
-            max_ratio: Where the smoothed chosen error, in units of the reference's, ends training.
+            chosen: Where the chosen side's smoothed error, in units of the reference's, ends training.
+            rejected: The same of the rejected side.
             starts_at_zero: Whether the first margin must be 0, as it is with the whole reference in the objective.
         """
-        self.max_ratio = max_ratio
+        self._limits = {"chosen": chosen, "rejected": rejected}
         self._starts_at_zero = starts_at_zero
-        self._own_start = 0.0
-        self._ratio = 1.0
+        self._own_start = dict.fromkeys(self._limits, 0.0)
+        self._ratio = dict.fromkeys(self._limits, 1.0)
         self._seen = 0
 
     def __call__(self, metrics: dict[str, float]) -> str | None:
@@ -43,30 +54,33 @@ class ChosenGuard:
                 f"the first margin is {metrics['dpo/margin']:.3g}, but before the first update the policy must equal "
                 "its reference (margin 0, loss log 2); was the adapter trained before, or does it have dropout?"
             )
+        answers = [self._look_at(side, metrics) for side in self._limits]
+        return next((answer for answer in answers if answer), None)
+
+    def _look_at(self, side: str, metrics: dict[str, float]) -> str | None:
         # Of the update's means, not the mean of its micro-batches' ratios: the same however the update is split.
-        ratio = metrics["dpo/chosen_error"] / self._baseline(metrics)
-        self._ratio = SMOOTHING * self._ratio + (1 - SMOOTHING) * ratio
-        if self._ratio > self.max_ratio:
-            other = "the reference's" if "dpo/reference_chosen_error" in metrics else "that of the first updates"
-            return (
-                f"the chosen side's error has risen to {self._ratio:.2f} times {other} (limit "
-                f"{self.max_ratio:g}): from here on the policy forgets both sides; raise beta, lower the learning "
-                "rate, or give sft_weight, and train anew"
-            )
-        return None
+        ratio = metrics[f"dpo/{side}_error"] / self._baseline(side, metrics)
+        self._ratio[side] = SMOOTHING * self._ratio[side] + (1 - SMOOTHING) * ratio
+        if self._ratio[side] <= self._limits[side]:
+            return None
+        other = "the reference's" if f"dpo/reference_{side}_error" in metrics else "that of the first updates"
+        return (
+            f"the {side} side's error has risen to {self._ratio[side]:.2f} times {other} (limit "
+            f"{self._limits[side]:g}): {MEANS[side]}, and train anew"
+        )
 
-    def _baseline(self, metrics: dict[str, float]) -> float:
-        if "dpo/reference_chosen_error" in metrics:
-            return metrics["dpo/reference_chosen_error"]
+    def _baseline(self, side: str, metrics: dict[str, float]) -> float:
+        if (name := f"dpo/reference_{side}_error") in metrics:
+            return metrics[name]
         if self._seen <= OWN_START:
-            self._own_start += (metrics["dpo/chosen_error"] - self._own_start) / self._seen
-        return self._own_start
+            self._own_start[side] += (metrics[f"dpo/{side}_error"] - self._own_start[side]) / self._seen
+        return self._own_start[side]
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        return {"ratio": self._ratio, "seen": self._seen, "own_start": self._own_start}
+        return {"seen": self._seen, "ratio": dict(self._ratio), "own_start": dict(self._own_start)}
 
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from a saved state."""
-        self._ratio, self._seen = state_dict["ratio"], int(state_dict["seen"])
-        self._own_start = state_dict.get("own_start", 0.0)  # runs that have a reference need none
+        self._seen = state_dict["seen"]
+        self._ratio, self._own_start = dict(state_dict["ratio"]), dict(state_dict["own_start"])

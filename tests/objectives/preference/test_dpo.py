@@ -176,3 +176,17 @@ def test_metrics_are_of_the_means_of_a_batch_and_nothing_is_accurate_at_the_star
     assert metrics["dpo/margin"] == pytest.approx(-((-1 + 6) - (1 - 3)) / 2)
     assert metrics["dpo/implicit_accuracy"] == 0.5
     assert preference_loss(*reference, *reference, beta=2.0).metrics["dpo/implicit_accuracy"] == 0
+
+
+def test_a_pair_above_the_cap_has_no_gradient_and_the_others_have_their_own():
+    chosen, rejected, *reference = four_errors()
+    favour = -0.5 * ((chosen - reference[0]) - (rejected - reference[1]))
+    cap = favour.detach().median().item()
+    free, capped = (chosen.detach().requires_grad_() for _ in range(2))
+    preference_loss(free, rejected, *reference, beta=1.0).loss.backward()
+    output = preference_loss(capped, rejected, *reference, beta=1.0, margin_cap=cap)
+    output.loss.backward()
+    is_capped = favour > cap
+    assert 0 < is_capped.sum() < len(is_capped)
+    assert torch.equal(capped.grad, torch.where(is_capped, 0.0, free.grad))
+    assert output.metrics["dpo/capped"] == is_capped.float().mean()

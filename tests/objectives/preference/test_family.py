@@ -68,6 +68,7 @@ def test_without_parts_it_is_equation_14_and_the_chosen_side_s_own_error():
             "chosen_error",
             "rejected_error",
             "reference_chosen_error",
+            "reference_rejected_error",
             "chosen_error_ratio",
             "rejected_error_ratio",
         )
