@@ -19,7 +19,7 @@ from rpo.curation.faults import ask_each
 from rpo.curation.pipeline import cut
 from rpo.curation.records import Critic, Critique, Fault, Scores
 from rpo.errors import InputError
-from rpo.rewards import REWARDS, Reward, RewardError, load_reward, score
+from rpo.rewards import OF_CHECKPOINT, REWARDS, Reward, RewardError, load_reward, score
 
 CRITIC = "critic"
 """Name of the critic's overall judgement among the rewards of `DecideConfig`."""
@@ -236,6 +236,10 @@ def distance(first: Image, second: Image) -> float:
 def _judge_of(name: str, critic: str) -> str:
     if name == CRITIC:
         return _VERIFIER if critic == "shapes" else f"the critic {critic}"  # it sees with the verifier's eyes
+    if name in OF_CHECKPOINT:  # of one judge under two names
+        from rpo.rewards.clip import CHECKPOINTS  # not at the top: settings are checked without
+
+        name = f"{name}:{CHECKPOINTS[name]}"
     place = REWARDS.get(name, name)
     return _VERIFIER if place.startswith(_VERIFIER) else place
 

@@ -48,7 +48,7 @@ def read_lines_of(path: str | Path) -> Iterator[tuple[int, str]]:
     with Path(path).open("rb") as file:
         for number, line in enumerate(file, start=1):
             text = decode_text(line, str(path), first_line=number)
-            yield number, lines(text)[0]
+            yield number, next(iter(lines(text)), "")  # a mark alone on the last line is no line
 
 
 def decode_text(data: bytes, name: str, *, first_line: int = 1) -> str:
