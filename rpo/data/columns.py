@@ -115,7 +115,7 @@ def parse(form: FormName, row: Row, image_of: Callable[[str], ImageSource], *, n
     details: dict[str, str | int | float] = {}
     for column in DETAIL_COLUMNS:
         value = _number(row, column, name, NUMBERS[column]) if column in NUMBERS else row.get(column)
-        if isinstance(value, str) or (_is_number(value) and math.isfinite(value)):
+        if isinstance(value, str) or _is_number(value):
             details[column] = value
         elif value is not None:
             raise InputError(f"{name}: {column} is {value!r}; expected text or a number; mend or remove the record")
@@ -158,14 +158,14 @@ def _text(row: Row, column: str, name: str) -> str:
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _number(row: Row, column: str, name: str, kind: type[int] | type[float] = float) -> Any:
     value = row.get(column)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | kind) or not math.isfinite(value):
+    if not (_is_number(value) and isinstance(value, int | kind)):
         expected = "a whole number" if kind is int else "a finite number"
         raise InputError(f"{name}: {column} is {value!r}; expected {expected}; mend or remove the record")
     return kind(value)

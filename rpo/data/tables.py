@@ -64,7 +64,7 @@ def open_table(source: str | Path, *, split: str, cache_dir: str | Path | None) 
     if _is_saved(source):
         try:
             found = datasets.load_from_disk(str(source))
-        except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+        except Exception as error:  # a damaged file may raise anything
             raise _not_opened(source, error) from error
         if isinstance(found, datasets.Dataset):
             require_split(source, split, str(found.split or ONLY_SPLIT), ONLY_SPLIT)
