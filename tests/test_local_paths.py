@@ -166,6 +166,7 @@ def test_a_card_names_no_folder(home, tmp_path):
         'base: "HOME/x"',
         "from: /home/alice/x",
         "on: /Users/alice/x",
+        "by: /root/x",
         r"at: C:\\Users\\alice\\x",
         "in PARENT/elsewhere",
         f"token: {KEY}",
@@ -181,6 +182,11 @@ def test_a_folder_that_gives_something_away_is_not_published(tmp_path, monkeypat
     with pytest.raises(ValueError, match=f"nobody else's business: {name} .*save the model again") as caught:
         refuse_private(folder, [name])
     assert KEY not in str(caught.value)
+
+
+def test_what_is_no_home_may_be_published(tmp_path):
+    (tmp_path / "README.md").write_text("https://example.org/root/x, the/root/of, /rooted/x and a home/ of all /Users")
+    refuse_private(tmp_path, ["README.md"])
 
 
 def test_the_header_of_a_lora_is_looked_at_too(tmp_path):

@@ -13,6 +13,8 @@ from rpo.config.load import load_config, to_yaml
 from rpo.config.ranges import NotNegative, Positive
 from rpo.config.settings import describe_fields, json_schema, settings
 from rpo.errors import InputError
+from rpo.runs.align_config import AlignConfig
+from rpo.trainers.dpo_config import DPOConfig
 
 
 @settings
@@ -238,6 +240,15 @@ def test_the_keys_of_every_kind_are_described() -> None:
 def test_a_renamed_setting_answers_with_its_new_name(tmp_path: Path, word: str, advice: str) -> None:
     with pytest.raises(InputError, match=f"the override '{word}' sets .*{advice}"):
         load(tmp_path, "{}", word)
+
+
+def test_a_renamed_setting_of_a_section_answers_with_its_whole_key() -> None:
+    for cls, section in ((DPOConfig, ""), (AlignConfig, "dpo.")):
+        for old, new in (("beta", "objective.beta"), ("lora_alpha", "adapter.alpha"), ("loop.updates", "learning")):
+            with pytest.raises(InputError, match=f"sets '{section}{old}', but it is {section}{new} now"):
+                load_config(cls, None, [f"{section}{old}=1"])
+        with pytest.raises(InputError, match=f"sets '{section}region.is_on', but a region that is null is off"):
+            load_config(cls, None, [f"{section}region.is_on=false"])
 
 
 def test_the_schema_says_what_is_checked() -> None:

@@ -60,6 +60,8 @@ def test_line_ends_and_marks(tmp_path, end):
     file.write_bytes(file.read_bytes() + end.encode() + file.read_bytes())  # as `cat` joins them
     assert lines(read_text(file))[3] == "one" == list(read_lines_of(file))[3][1]
     assert lines("") == [] and decode_text(b"", "x") == ""
+    file.write_bytes(f"one{end}".encode() + b"\xef\xbb\xbf")  # an empty file was joined to it
+    assert lines(read_text(file)) == [text for _, text in read_lines_of(file)] == ["one", ""]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".tsv", ".yaml", ".parquet", ".CSV"])

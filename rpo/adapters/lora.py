@@ -37,9 +37,6 @@ from rpo.types import Latents
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 """Where LoRA goes in a UNet by default, as in diffusers' own scripts; a family may name more."""
 
-TEXT_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
-"""Where LoRA goes in a CLIP text encoder: the places of `ATTENTION_PROJECTIONS`."""
-
 ADAPTER = "default"
 STAGING_PREFIX = ".saving-"
 

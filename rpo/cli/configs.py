@@ -32,6 +32,8 @@ def show_config(args: argparse.Namespace) -> None:
         print(text, end="")
     elif args.output.exists():
         raise InputError(f"{args.output} exists; expected a new file; give another --output, or remove it")
+    elif not args.output.parent.is_dir():
+        raise InputError(f"{args.output.parent} is no folder; expected one to write {args.output.name} in; make it")
     else:
         write_text(args.output, text)
 

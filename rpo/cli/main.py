@@ -6,7 +6,6 @@ traceback.
 """
 
 import argparse
-import errno
 import io
 import os
 import sys
@@ -20,11 +19,8 @@ from rpo import __version__
 from rpo.cli.command import Command, config_and_overrides, overrides, takes_config, takes_run
 from rpo.cli.configs import configurations, show_config, takes_name
 from rpo.cli.curate import CURATE
-from rpo.errors import InputError
+from rpo.errors import SURROUNDINGS, InputError
 from rpo.interrupts import Terminated, ended_in_order
-
-SURROUNDINGS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENOTCONN}
-"""What the operating system answers where a disk is full or a file not ours: no mistake of rpo's code."""
 
 ALGORITHMS = {
     "dpo": ("DPORunConfig", "learn from preference pairs: Diffusion-DPO and its family"),

@@ -32,7 +32,7 @@ def load_config(cls: type[Config], path: str | Path | None = None, overrides: Se
     Args:
         cls: A class under `@settings`.
         path: A YAML file; None for the defaults alone.
-        overrides: Words such as `beta=80` or `loop.learning_rate=1e-4`; the value is read as YAML.
+        overrides: Words such as `beta=80` or `learning.learning_rate=1e-4`; the value is read as YAML.
 
     Raises:
         InputError: Keys that `cls` does not have, values of another type, missing values, or text that is no YAML.

@@ -301,7 +301,8 @@ def _unknown(cls: Any, short_key: str, kind: Any, source: Source) -> str:
     for place, section in _sections_in(cls):
         for old, advice in getattr(section, "renamed", {}).items():
             if f"{key}.".startswith(f"{place}{old}."):
-                return f"{who} sets '{key}', but {advice}"
+                told = re.sub(r"it is (?=[\w.]+ now)", f"it is {place}", advice)
+                return f"{who} sets '{key}', but {told}"
     if others := _described(cls).get(short_key):
         of, kinds = short_key.rpartition(".")[0], " and ".join(one.kind for one in others)
         return (

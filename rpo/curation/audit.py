@@ -29,6 +29,7 @@ from rpo.curation.judge import BothOrders, OrderedVerdicts, load_judge
 from rpo.curation.records import Component, Critic, Critique, Fault, History, fault_in, histories
 from rpo.curation.store.folder import RunFolder, StageName
 from rpo.curation.store.shards import key_of
+from rpo.errors import InputError
 from rpo.evaluation.intervals import Interval, accuracy
 from rpo.files.text import write_text
 from rpo.from_environment import as_written
@@ -196,7 +197,11 @@ def count_answers(answers: Sequence[object], captions: Sequence[object]) -> Answ
 def _critic_of(run: RunFolder) -> ChatConfig:
     """The critic that the settings of the run name."""
     settings = run.path / "run.yaml"
-    return load_config(CurateConfig, settings).critic if settings.is_file() else ChatConfig()
+    if not settings.is_file():
+        raise InputError(
+            f"{settings} is missing, which names the critic of the run; restore it, or say whom to audit: critic.kind=…"
+        )
+    return load_config(CurateConfig, settings).critic
 
 
 def _recorded(run: RunFolder) -> dict[str, Answers]:

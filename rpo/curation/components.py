@@ -7,7 +7,7 @@ from typing import Any
 
 from rpo.curation.curate_config import ChatConfig, EditorConfig
 from rpo.curation.records import Critic, Editor, Instructor, Unavailable
-from rpo.errors import InputError
+from rpo.errors import SURROUNDINGS, InputError
 from rpo.plugins import load_plugin
 
 CRITICS = {
@@ -65,9 +65,11 @@ def make_component(config: Any, known: Mapping[str, str], what: str, *for_known:
     make = find_component(config.kind, known, what)
     try:
         return make(config, *for_known) if config.kind in known else make(config)
-    except (ValueError, OSError, ImportError, Unavailable):
+    except (InputError, Unavailable):
         raise  # these say what is wrong
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in SURROUNDINGS:
+            raise  # no fault of the component
         named = f"kind {config.kind!r}" + (f" and model {config.model!r}" if config.model else "")
         raise InputError(
             f"the {what} of {named} cannot be made ({type(error).__name__}: {error}); expected one that "

@@ -20,6 +20,7 @@ from rpo.curation.pipeline import cut
 from rpo.curation.records import Critic, Critique, Fault, Scores
 from rpo.errors import InputError
 from rpo.rewards import REWARDS, Reward, RewardError, load_reward, score
+from rpo.rewards.clip import CHECKPOINTS, ClipReward
 
 CRITIC = "critic"
 """Name of the critic's overall judgement among the rewards of `DecideConfig`."""
@@ -52,8 +53,6 @@ class Scorer:
 
     def load(self) -> None:
         """Load what is otherwise loaded with the first image, so that what is missing is known before work is done."""
-        from rpo.rewards.clip import ClipReward
-
         named = {f"the reward {name!r} of decide.rewards": reward for name, reward in self.filters.items()}
         named |= {"the reward that evaluates": self.evaluation} if self.evaluation else {}
         named |= {"decide.similarity_model": self.similarity.reward} if self.similarity else {}
@@ -119,8 +118,6 @@ class ImageSimilarity:
         Args:
             model: Folder or hub id of a CLIPModel with its image processor.
         """
-        from rpo.rewards.clip import ClipReward
-
         self.reward = ClipReward(model, device=device)
 
     def __call__(self, pairs: Sequence[tuple[Image, Image]]) -> list[float]:
@@ -236,6 +233,8 @@ def distance(first: Image, second: Image) -> float:
 def _judge_of(name: str, critic: str) -> str:
     if name == CRITIC:
         return _VERIFIER if critic == "shapes" else f"the critic {critic}"  # it sees with the verifier's eyes
+    if name in CHECKPOINTS:
+        name = f"{name}:{CHECKPOINTS[name]}"  # of one judge under two names
     place = REWARDS.get(name, name)
     return _VERIFIER if place.startswith(_VERIFIER) else place
 

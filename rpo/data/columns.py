@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from rpo.data.image_facts import ImageSource
 from rpo.data.preference import PreferencePair
@@ -114,7 +114,8 @@ def parse(form: FormName, row: Row, image_of: Callable[[str], ImageSource], *, n
     images = FORMS[form].images
     details: dict[str, str | int | float] = {}
     for column in DETAIL_COLUMNS:
-        if isinstance(value := row.get(column), str | int | float):
+        value = _number(row, column, name, NUMBERS[column]) if column in NUMBERS else row.get(column)
+        if isinstance(value, str) or _is_number(value):
             details[column] = value
         elif value is not None:
             raise InputError(f"{name}: {column} is {value!r}; expected text or a number; mend or remove the record")
@@ -156,11 +157,15 @@ def _text(row: Row, column: str, name: str) -> str:
     return value
 
 
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _number(row: Row, column: str, name: str, kind: type[int] | type[float] = float) -> Any:
     value = row.get(column)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | kind) or not math.isfinite(value):
+    if not (_is_number(value) and isinstance(value, int | kind)):
         expected = "a whole number" if kind is int else "a finite number"
         raise InputError(f"{name}: {column} is {value!r}; expected {expected}; mend or remove the record")
     return kind(value)

@@ -202,7 +202,7 @@ class PairDifferences(TensorCache[DifferenceRequest]):
             raise InputError(
                 f"{pair.name}: the chosen image is {sizes[0][0]}x{sizes[0][1]}, the rejected one "
                 f"{sizes[1][0]}x{sizes[1][1]}; expected one size, since region weighting compares them place by "
-                "place; remove the record, or switch region.is_on off"
+                "place; remove the record, or give region=null"
             )
         return DifferenceRequest(chosen, rejected)
 

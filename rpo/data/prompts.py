@@ -35,7 +35,7 @@ def read_prompts(source: str, *, seed: int) -> list[str]:
         what = f"a {path.suffix} file, whose lines are not prompts" if path.is_file() else "which is no file"
         raise InputError(
             f"prompts is {source!r}, {what}; expected a text file with one prompt per line, a .jsonl file whose lines "
-            f'have a "{KEY}", or a name ({", ".join(SOURCES)}); give prompts=FILE'
+            f'have a "{KEY}", or a name ({", ".join(SOURCES)}); name such a file'
         )
     if path.suffix.lower() == ".jsonl":
         prompts = [_prompt(parse_line(text, name), f"{name} of {path}") for name, text in numbered_lines(path)]

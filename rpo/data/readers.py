@@ -173,10 +173,10 @@ def scan(
 def _scan_given(source: object, split: str, form: AnyForm, limit: int | None) -> Scan:
     """What a program hands in: a table of `datasets`, or a list of rows or records."""
     if isinstance(source, Sequence) and not isinstance(source, bytes):
-        found = Scan("pairs")
+        found, columns = Scan("pairs"), set[str]()
         for number, row in enumerate(islice(cast("Sequence[object]", source), limit)):
-            found.take(partial(_given, row, f"pairs[{number}]", form))
-        return found
+            found.take(partial(_given, row, f"pairs[{number}]", form, columns))
+        return replace(found, ignored_columns=tuple(sorted(columns)))
     import datasets  # not at the top: it takes most of a second to load
 
     table = source
@@ -192,7 +192,8 @@ def _scan_given(source: object, split: str, form: AnyForm, limit: int | None) ->
     )
 
 
-def _given(row: object, name: str, form: AnyForm) -> PreferencePair | Dropped:
+def _given(row: object, name: str, form: AnyForm, unused: set[str]) -> PreferencePair | Dropped:
+    """The record of a row; columns that it makes no use of join `unused`."""
     if isinstance(row, PreferencePair):
         return row if row.name else replace(row, name=name)
     if not isinstance(row, Mapping):
@@ -207,7 +208,9 @@ def _given(row: object, name: str, form: AnyForm) -> PreferencePair | Dropped:
             return value
         raise InputError(f"{name}: an image is {value!r:.80}; expected a PIL image, a file, or encoded bytes; give one")
 
-    return parse(recognise(columns, name, form), columns, image_of, name=name)
+    found_form = recognise(columns, name, form)
+    unused.update(ignored(columns, found_form))
+    return parse(found_form, columns, image_of, name=name)
 
 
 def _scan_jsonl(path: Path, form: AnyForm, limit: int | None) -> Scan:

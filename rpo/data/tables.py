@@ -62,7 +62,10 @@ def open_table(source: str | Path, *, split: str, cache_dir: str | Path | None) 
     import datasets
 
     if _is_saved(source):
-        found = datasets.load_from_disk(str(source))
+        try:
+            found = datasets.load_from_disk(str(source))
+        except Exception as error:  # a damaged file may raise anything
+            raise _not_opened(source, error) from error
         if isinstance(found, datasets.Dataset):
             require_split(source, split, str(found.split or ONLY_SPLIT), ONLY_SPLIT)
             return encoded_images(found)

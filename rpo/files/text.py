@@ -48,7 +48,7 @@ def read_lines_of(path: str | Path) -> Iterator[tuple[int, str]]:
     with Path(path).open("rb") as file:
         for number, line in enumerate(file, start=1):
             text = decode_text(line, str(path), first_line=number)
-            yield number, lines(text)[0]
+            yield number, (lines(text) or [""])[0]  # of a mark alone nothing is left
 
 
 def decode_text(data: bytes, name: str, *, first_line: int = 1) -> str:

@@ -53,8 +53,3 @@ def add_noise(
 ) -> Float[Tensor, "batch c h w"]:
     """The forward process: x_t = alpha x_0 + sigma eps."""
     return node.alpha * x_0 + node.sigma * eps
-
-
-def eps_to_score(eps: Float[Tensor, "batch c h w"], node: Node) -> Float[Tensor, "batch c h w"]:
-    """Score of the marginal at the node; `node.sigma` must not be 0."""
-    return -eps / node.sigma

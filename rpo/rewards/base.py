@@ -72,7 +72,7 @@ class FunctionReward:
         """Call the function; a gradient that its answer has is kept."""
         answer = self.function(images, prompts)
         values = per_sample(answer, len(images)).float().to(images.device)
-        return answer.float() if isinstance(answer, Tensor) and answer.requires_grad else values
+        return answer.float().to(images.device) if isinstance(answer, Tensor) and answer.requires_grad else values
 
 
 @torch.no_grad()
@@ -139,8 +139,8 @@ class WeightedRewards:
         return self.weighted_sum(self.parts(images, prompts))
 
     def with_gradient(self, images: Images, prompts: Sequence[str]) -> PerSample:
-        """The weighted sum with the gradient that the rewards give it: asked as they are, unchecked."""
-        return self.weighted_sum({name: reward(images, prompts) for name, reward in self._rewards.items()})
+        """The weighted sum with the gradient that the rewards give it; no number is checked."""
+        return self.weighted_sum({name: FunctionReward(one)(images, prompts) for name, one in self._rewards.items()})
 
     def parts(self, images: Images, prompts: Sequence[str], *, evidence: Path | None = None) -> dict[str, PerSample]:
         """Every reward's own scores, unweighted.

@@ -165,6 +165,9 @@ def pick_score(model: str) -> ClipReward:
     return ClipReward(model)
 
 
+CHECKPOINTS = {"clip-score": CLIP_CHECKPOINT, "pick-score": PICK_CHECKPOINT}
+"""What those rewards are made of that are named without a checkpoint."""
+
 CLIP_SCORE = clip_score(CLIP_CHECKPOINT)
 PICK_SCORE = ClipReward(PICK_CHECKPOINT, processor=PICK_PROCESSOR)
 

@@ -30,6 +30,7 @@ from rpo.curation.curate import Components, check_settings, curate
 from rpo.curation.export import export
 from rpo.curation.page import write_page
 from rpo.curation.score import check_filters, is_verifier
+from rpo.curation.sources import plan_import
 from rpo.curation.status import RunStatus, status_of
 from rpo.data.preference import PairSet, pair_set
 from rpo.data.prompts import read_prompts
@@ -95,6 +96,8 @@ def _checked(config: AlignConfig) -> HeldOut:
     source = config.curate.source
     if source.kind == "generate":
         held_out.refuse_trained(read_prompts(source.prompts, seed=source.seed + config.seed))
+    else:
+        held_out.refuse_trained([item.caption for item in plan_import(source).items])
     return held_out
 
 

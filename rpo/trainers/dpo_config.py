@@ -20,6 +20,7 @@ class DPOConfig(TrainingConfig):
         **TrainingConfig.renamed,
         **{name: f"it is objective.{name} now" for name in ("beta", "sft_weight")},
         **{name: f"it is adapter.{name} now" for name in ("train", "rank", "target_modules", "gradient_checkpointing")},
+        "region.is_on": "a region that is null is off",
         "lora_alpha": "it is adapter.alpha now",
         "micro_batch": "it is learning.micro_batch now",
     }

@@ -10,7 +10,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from rpo.adapters.lora import (
-    TEXT_PROJECTIONS,
     adapter_layers,
     add_lora,
     lora_parameters,
@@ -142,7 +141,8 @@ def test_the_file_says_what_the_adapter_is(tmp_path):
 
 def test_text_encoder_adapters_are_saved_and_verified_too(tmp_path):
     model = model_with_lora(rank=2)
-    disturb(add_lora(model.text_encoders["text_encoder"], rank=2, target_modules=TEXT_PROJECTIONS))
+    projections = ("q_proj", "k_proj", "v_proj", "out_proj")
+    disturb(add_lora(model.text_encoders["text_encoder"], rank=2, target_modules=projections))
     save_lora(model, tmp_path)
     pipe = tiny_sd()
     pipe.load_lora_weights(str(tmp_path))

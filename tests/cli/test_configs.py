@@ -50,6 +50,9 @@ def test_one_is_printed_or_written(name: str, tmp_path: Path, capsys: pytest.Cap
     assert file.read_text(encoding="utf-8") == text
     assert main(["config", name, "--output", str(file)]) == 2
     assert f"{file} exists; expected a new file" in capsys.readouterr().err
+    assert main(["config", name, "--output", str(tmp_path / "missing" / "mine")]) == 2
+    assert f"{tmp_path / 'missing'} is no folder; expected" in capsys.readouterr().err
+    assert not (tmp_path / "missing").exists()
 
 
 def test_a_misspelt_name_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

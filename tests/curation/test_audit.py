@@ -13,6 +13,7 @@ from rpo.curation.audit import AUDIT_FILE, Audit, AuditConfig, audit, format_aud
 from rpo.curation.curate_config import ChatConfig, CurateConfig
 from rpo.curation.records import Critique, Fault, Unavailable
 from rpo.curation.store.folder import RunFolder, Share
+from rpo.errors import InputError
 from rpo.shapes.prompts import sample_prompts
 from rpo.shapes.world import draw_scene, render
 
@@ -36,6 +37,7 @@ def folder(tmp_path):
     path = tmp_path / "run"
     run = RunFolder(path, Share())
     run.claim({"sources": {"kind": "test"}})
+    (path / "run.yaml").write_text(to_yaml(CurateConfig()))
     fault = {"fault": {"kind": "parse_error", "message": "no", "raw": "prose"}}
     critique = {"critique": {"problems": [{"what": "x", "severity": 1}], "overall": 3}}
     for index, (caption, source, edit) in enumerate(scenes()):
@@ -193,7 +195,7 @@ def test_a_run_without_edits_has_no_pairs(tmp_path):
     run = RunFolder(tmp_path, Share())
     run.claim({"sources": {"kind": "test"}})
     run.close()
-    found = audit(tmp_path, AuditConfig(second_judge=HONEST))
+    found = audit(tmp_path, AuditConfig(critic=HONEST, second_judge=HONEST))
     assert found.judges[0].position_bias is None and found.agreement is None
     assert found.critic.finds_nothing == {"noise": None, "blank": None}
     assert "nothing to tell it from" in format_audit(found)
@@ -224,6 +226,10 @@ def test_the_critic_of_the_run_is_audited_unless_another_is_named(folder):
     assert audit(folder, AuditConfig(second_judge=None, pairs=1, controls=1)).critic.identity == {"kind": "content"}
     other = AuditConfig(critic=ChatConfig(), second_judge=None, pairs=1, controls=1)
     assert audit(folder, other).critic.identity == {"kind": "shapes"}
+    (folder / "run.yaml").unlink()
+    assert audit(folder, other).critic.identity == {"kind": "shapes"}
+    with pytest.raises(InputError, match=r"run\.yaml is missing.*critic\.kind="):
+        audit(folder, AuditConfig(second_judge=None, pairs=1, controls=1))
 
 
 def test_from_the_command_line(folder, capsys):

@@ -12,6 +12,8 @@ from rpo.curation.records import Critique, Edit, Fault, Problem, Scores, histori
 from rpo.curation.score import check_filters, critic_marks
 from rpo.curation.status import status_of
 from rpo.curation.store.folder import RunFolder
+from rpo.errors import InputError
+from rpo.rewards.clip import CLIP_CHECKPOINT, PICK_CHECKPOINT
 from tests.curation.fakes import (
     FakeCritic,
     config_of,
@@ -121,6 +123,14 @@ def test_the_same_judge_does_not_filter_and_evaluate():
         check_filters(rules, "shapes", "shapes")
     check_filters(rules, "shapes", "server")
     check_filters(rules, "shapes-clip", "shapes")
+
+
+@pytest.mark.parametrize(("name", "checkpoint"), [("clip-score", CLIP_CHECKPOINT), ("pick-score", PICK_CHECKPOINT)])
+def test_a_judge_is_the_same_with_and_without_the_name_of_its_checkpoint(name, checkpoint):
+    for filtering, evaluation in ((name, f"{name}:{checkpoint}"), (f"{name}:{checkpoint}", name)):
+        with pytest.raises(InputError, match="which is the same judge"):
+            check_filters(DecideConfig(rewards={filtering: 0.0}), evaluation, "shapes")
+    check_filters(DecideConfig(rewards={name: 0.0}), f"{name}:another/one", "shapes")
 
 
 def candidate(record, kind, a, b=0.0):

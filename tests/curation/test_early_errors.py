@@ -1,18 +1,23 @@
 """What cannot be loaded is told in one line before an image is drawn or read, and before anybody is asked."""
 
+import errno
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from rpo import shapes
 from rpo.cli.main import main
 from rpo.curation import generate
+from rpo.curation.components import load_critic
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import ChatConfig, CurateConfig, DecideConfig, EditorConfig, SourceConfig
 from rpo.curation.judge import load_judge
+from rpo.curation.records import Unavailable
+from rpo.errors import InputError
 from tests.curation.fakes import FakeCritic, FakeEditor, FakeInstructor, fakes, image_folder
 from tests.curation.tiny_editors import tiny_controlnet, tiny_instruct_pix2pix
 from tests.curation.vlm.tiny_vlm import save_tiny_vlm
@@ -27,6 +32,15 @@ class TakesNothing:
 
     def __init__(self):
         pass
+
+
+class Failing:
+    """A component whose maker raises what a test says."""
+
+    error: ClassVar[Exception]
+
+    def __init__(self, config):
+        raise self.error
 
 
 def wants_no_batches(config):
@@ -151,8 +165,28 @@ def test_what_cannot_be_loaded_is_told_before_anything_is_done(name, models, tmp
     given = replace(others, **{about: None}) if about in ("critic", "instructor", "editor") else others
     with pytest.raises(ValueError, match=message):
         curate(config, components=given)
-    assert not list((tmp_path / "run").rglob("*.png"))
-    assert not list((tmp_path / "run").rglob("*.jsonl"))
+    assert not (tmp_path / "run").exists(), "nothing was drawn, and nothing is left"
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), ImportError("no"), FileNotFoundError(errno.ENOENT, "no"), KeyError("no")]
+)
+def test_whatever_a_maker_raises_names_the_component(monkeypatch, error):
+    monkeypatch.setattr(Failing, "error", error, raising=False)
+    told = rf"the critic of kind '{HERE}:Failing' and model 'm' cannot be made \({type(error).__name__}: .*no.*\); exp"
+    with pytest.raises(InputError, match=told) as caught:
+        load_critic(ChatConfig(kind=f"{HERE}:Failing", model="m"))
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    "error", [InputError("mine"), Unavailable("down"), OSError(errno.EACCES, "no"), OSError(errno.ENOSPC, "full")]
+)
+def test_what_says_itself_what_is_wrong_passes_as_it_is(monkeypatch, error):
+    monkeypatch.setattr(Failing, "error", error, raising=False)
+    with pytest.raises(type(error)) as caught:
+        load_critic(ChatConfig(kind=f"{HERE}:Failing"))
+    assert caught.value is error
 
 
 def test_a_judge_that_cannot_be_made_is_told_likewise(models):
@@ -174,4 +208,4 @@ def test_without_the_editor_of_shapes_nothing_is_drawn(monkeypatch, tmp_path, ca
     assert line.endswith(
         "install rpo again, or train it with `python -m scripts.shapes.pretrain_editor` of rpo's repository"
     )
-    assert not list((tmp_path / "run").rglob("*.png"))
+    assert not (tmp_path / "run").exists()

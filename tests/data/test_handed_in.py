@@ -26,6 +26,8 @@ def test_a_list_of_rows_may_hold_images_files_and_bytes(tmp_path):
         assert (pairs[0].prompt, pairs[0].seed, pairs[0].name) == ("p", 3, "pairs[0]")
     (swapped,) = read_pairs([{"caption": "p", "jpg_0": noise(1), "jpg_1": noise(0), "label_0": 0}])
     assert shows(swapped, "chosen", 0)
+    rows = [{"prompt": "p", "chosen": noise(0), "rejected": noise(1), name: 1} for name in ("sede", "seed", "scores")]
+    assert read_pairs([*rows, pair(2)]).ignored_columns == ("sede",)
     assert read_pairs((pair(0), pair(1)))[1].key == pair(1).key
 
 

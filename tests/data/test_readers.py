@@ -11,6 +11,7 @@ from rpo.data.preference import PreferencePair
 from rpo.data.readers import read_pairs, scan
 from rpo.data.tables import Home, encoded_bytes
 from rpo.data.writers import write_pairs, write_parquet
+from rpo.errors import InputError
 from tests.data.samples import noise, pair, png, write_file
 
 
@@ -135,6 +136,16 @@ def test_table_saved_by_datasets_with_splits(tmp_path):
     assert str(error.value) == (f"{tmp_path}/both: there is no split 'valid'; expected one of train, test; name one")
 
 
+@pytest.mark.parametrize("file", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_damaged_table_is_named(tmp_path, file, text):
+    table = datasets.Dataset.from_dict({"prompt": ["a"], "chosen": [png(0)], "rejected": [png(1)]})
+    table.save_to_disk(tmp_path / "one")
+    (tmp_path / "one" / file).write_text(text)
+    with pytest.raises(InputError, match=rf"^{tmp_path}/one cannot be opened \(.*\); expected"):
+        read_pairs(tmp_path / "one")
+
+
 def test_image_folder_of_datasets_with_splits(tmp_path):
     write_pairs(tmp_path / "set" / "train", [pair(0)])
     write_pairs(tmp_path / "set" / "test", [pair(1)])
@@ -177,6 +188,12 @@ def test_a_missing_column_of_one_line_is_named(tmp_path):
         ({"seed": 1.5}, "seed is 1.5; expected a whole number; mend or remove the record"),
         ({"source": 3}, "source is 3; expected text; mend or remove the record"),
         ({"critique": ["a"]}, "critique is ['a']; expected text or a number; mend or remove the record"),
+        ({"prompt_id": float("nan")}, "prompt_id is nan; expected text or a number; mend or remove the record"),
+        ({"label_source": True}, "label_source is True; expected text or a number; mend or remove the record"),
+        ({"distance": "far"}, "distance is 'far'; expected a finite number; mend or remove the record"),
+        ({"distance": float("nan")}, "distance is nan; expected a finite number; mend or remove the record"),
+        ({"source_row": True}, "source_row is True; expected a whole number; mend or remove the record"),
+        ({"source_row": 1.5}, "source_row is 1.5; expected a whole number; mend or remove the record"),
         ({"chosen": None}, "chosen is None; expected a file name; mend or remove the record"),
     ],
 )

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rpo.process.prediction import add_noise, eps_to_score, from_x0_eps, to_x0_eps
+from rpo.process.prediction import add_noise, from_x0_eps, to_x0_eps
 from rpo.types import Node
 
 
@@ -38,13 +38,6 @@ def test_round_trip(prediction_type):
         x0_hat, eps_hat = to_x0_eps(from_x0_eps(x_0, eps, node, prediction_type), x_t, node, prediction_type)
         assert torch.allclose(x0_hat, x_0, atol=1e-12)
         assert torch.allclose(eps_hat, eps, atol=1e-12)
-
-
-def test_score_has_the_sign_of_the_way_back():
-    node = vp_node(0.7)
-    # Unit Gaussian data: the marginal is unit Gaussian, its score is -x_t, the best noise prediction sigma x_t.
-    x_t = randn(2, 4, 3, 3, seed=2)
-    assert torch.allclose(eps_to_score(node.sigma * x_t, node), -x_t, atol=1e-12)
 
 
 def test_flow_and_v_prediction_are_different_things():

@@ -261,6 +261,19 @@ def test_what_is_followed_is_the_weighted_sum_too():
     torch.testing.assert_close(slope, (2 - images.detach()) / images[0].numel())
 
 
+HALF = [True, False, True, False]
+
+
+@pytest.mark.parametrize("answer", [[1, 0.0, 1.0, 0], HALF, torch.tensor(HALF), np.array(HALF)])
+def test_what_is_followed_may_have_parts_without_a_gradient(answer):
+    both = WeightedRewards({"light": (light, 2.0), "plain": (answering(answer), 0.5)})
+    images = batch().requires_grad_()
+    found = both.with_gradient(images, PROMPTS)
+    torch.testing.assert_close(found, 2 * light(images, PROMPTS) + torch.tensor([0.5, 0.0, 0.5, 0.0]))
+    (slope,) = torch.autograd.grad(found.sum(), images)
+    torch.testing.assert_close(slope, torch.full_like(images, 2 / images[0].numel()))
+
+
 def test_weighted_rewards_name_the_one_that_failed(tmp_path):
     both = WeightedRewards({"light": (light, 1.0), "broken": (answering([0.0, NAN, 0.0, 0.0]), 1.0)})
     with pytest.raises(RewardError, match=r"^reward 'broken', image 1 \('a blue square'\): returned nan"):

@@ -18,6 +18,7 @@ from rpo.reports.rounds import format_rounds
 from rpo.runs import align as module
 from rpo.runs.align import align
 from rpo.runs.align_config import AlignConfig
+from tests.curation.fakes import image_folder
 from tests.run_state import assert_refused, result_of
 
 SMALL = [
@@ -194,6 +195,17 @@ def test_held_out_prompts_must_not_be_trained_on(tmp_path):
     config = small(tmp_path / "run", f"curate.source.prompts={texts}")
     with pytest.raises(ValueError, match="2 of the held-out prompts are trained on, 'a blue square' for one"):
         align(replace(config, held_out=replace(config.held_out, prompts=str(texts))))
+
+
+def test_held_out_prompts_must_not_be_among_imported_captions(tmp_path):
+    texts = tmp_path / "held_out.txt"
+    texts.write_text("caption 1\ncaption 5\n")
+    source = image_folder(tmp_path / "source", 3)
+    imports = ["rounds=1", "curate.source.kind=folder", f"curate.source.path={source}"]
+    config = small(tmp_path / "run", *imports)
+    with pytest.raises(ValueError, match="1 of the held-out prompts are trained on, 'caption 1' for one"):
+        align(replace(config, held_out=replace(config.held_out, prompts=str(texts))))
+    assert not (tmp_path / "run").exists()
 
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):

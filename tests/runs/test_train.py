@@ -163,7 +163,7 @@ MISTAKES = {
         (["evaluate_images=3"], ["held_out.count"]),
         (["objective.beta=3"], ["objective"]),  # of another algorithm
         (["rollout.eta=0"], ["rollout.solver is ddim with eta 0", "score-as-action with estimator: pathwise"]),
-        (["prompts=/nowhere.txt"], ["nowhere.txt", "give prompts=FILE"]),
+        (["prompts=/nowhere.txt"], ["nowhere.txt", "name such a file"]),
         (["prompts=shapes:test"], ["the splits of shapes are train, in_domain, out_of_domain"]),
         (["rewards={jpeg-compresibility: 1.0}"], ["there is no reward 'jpeg-compresibility'"]),
         (["rewards={jpeg-compressibility: .nan}"], ["rewards", "nan"]),

@@ -15,6 +15,7 @@ while it runs no other split of the same folder may run: 1 of 2 and 1 of 3 have 
 import hashlib
 import json
 import re
+import shutil
 import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -102,6 +103,7 @@ class RunFolder:
         self.share = share
         self.answers = self.path / "answers"
         self._held, self._saving = ExitStack(), threading.Lock()
+        self._is_new = not self.path.exists()
         if share is not None:
             (self.path / "images").mkdir(parents=True, exist_ok=True)
             self._take(self.path / "locks", share)
@@ -120,8 +122,11 @@ class RunFolder:
             raise
 
     def close(self) -> None:
-        """Let go of the share; the system does so when the process dies."""
+        """Let go of the share, as the system does when the process dies; nothing is left of a run that was refused."""
         self._held.close()
+        is_sole = self._is_new and self.share == Share()
+        if is_sole and all(found.is_dir() or found.parent.name == "locks" for found in self.path.rglob("*")):
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def claim(self, identities: Mapping[StageName, Identity]) -> None:
         """Write down what makes the records of each stage, or compare it with what made them before.

@@ -78,6 +78,18 @@ def test_a_part_is_held_by_one_and_a_split_by_its_own(tmp_path):
     RunFolder(tmp_path, Share(0, 2)).close()
 
 
+def test_nothing_is_left_of_a_run_that_never_began(tmp_path):
+    RunFolder(tmp_path / "new", Share()).close()
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "mine").mkdir()
+    RunFolder(tmp_path / "mine", Share()).close()
+    assert (tmp_path / "mine").is_dir(), "it was there before"
+    RunFolder(tmp_path / "shared", Share(0, 2)).close()
+    assert (tmp_path / "shared").is_dir(), "the other part may be at work"
+    begun(tmp_path / "begun")
+    assert RunFolder(tmp_path / "begun").identities()
+
+
 CRITIC = {"kind": "server", "model": "a", "prompt": "1" * 64}
 
 
