@@ -84,11 +84,7 @@ class DPO(Algorithm[PairBatch]):
         require_scores(self.pairs, objective)
         self.beta = objective.beta or objective.default_beta(self.num_dims)
         self.facts = PairFacts()
-        self._guard = ErrorGuard(
-            chosen=config.max_chosen_error_ratio,
-            rejected=config.max_rejected_error_ratio,
-            starts_at_zero=objective.starts_at_zero,
-        )
+        self._guard = ErrorGuard(**config.error_limits, starts_at_zero=objective.starts_at_zero)
         bins, device = objective.bins, run.policy.parameters[0].device
         self.statistics = RunningStatistics(bins, decay=objective.decay, device=device) if bins else None
 

@@ -73,6 +73,11 @@ class DPOConfig(TrainingConfig):
     """Images, or prompts, encoded in one call. 8 to 32 is up to twice as fast; only with 1 are the last bits of what is
     kept the same whatever else was encoded with it."""
 
+    @property
+    def error_limits(self) -> dict[str, float]:
+        """Where a side's error ends training, in units of the reference's."""
+        return {"chosen": self.max_chosen_error_ratio, "rejected": self.max_rejected_error_ratio}
+
     def __post_init__(self) -> None:
         """Refuse an objective and settings beside it that cannot go together."""
         if self.region is None or self.region.anchor == 0:
