@@ -13,6 +13,7 @@ common complaint about fine-tuned LoRAs anywhere is that the file changes nothin
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -23,11 +24,13 @@ import torch
 from diffusers import ModelMixin
 from diffusers.utils import convert_state_dict_to_diffusers, logging
 from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
 from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora, put_in_order
+from rpo.adapters.stack import factors_of, settings_of
 from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.plain import fresh_pipeline, probe
@@ -52,6 +55,7 @@ def add_lora(
     dropout: float = 0.0,
     target_modules: Sequence[str] = ATTENTION_PROJECTIONS,
     seed: int = 0,
+    beside: Sequence[str] = (),
 ) -> list[nn.Parameter]:
     """Freeze `network`, add a LoRA adapter to it in place, and return the adapter's parameters, which are float32.
 
@@ -63,12 +67,14 @@ def add_lora(
         dropout: On the adapter's input, in [0, 1). Leave it 0 where the reference must equal the start.
         target_modules: Name endings of the layers to adapt.
         seed: Of the adapter's initial A; the global random state is left alone.
+        beside: Names of the adapters that it already carries, which stay in use, frozen; see `start_adapters`.
 
-    Raises `InputError` if there is an adapter already, no layer matches, or `rank` is not positive.
+    Raises `InputError` if there is another adapter already, no layer matches, or `rank` is not positive.
     """
     if rank < 1:
         raise InputError(f"rank is {rank}, but a LoRA needs rank >= 1; 4 to 64 are usual")
-    refuse_adapter(network, type(network).__name__)
+    if not beside:
+        refuse_adapter(network, type(network).__name__)
     names = [f".{name}" for name, _ in network.named_modules()]
     idle = [target for target in target_modules if not any(name.endswith(f".{target}") for name in names)]
     if idle or not target_modules:
@@ -84,22 +90,69 @@ def add_lora(
         init_lora_weights="gaussian",
     )
     network.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]), plain_defaults():
+    with torch.random.fork_rng(devices=[]), plain_defaults(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # those beside
         torch.manual_seed(seed)
         network.add_adapter(config, adapter_name=ADAPTER)
-    for parameter in lora_parameters(network):
+    trained = lora_parameters(network)
+    if beside:
+        for layer in adapter_layers(network):
+            layer._active_adapter = [*beside, ADAPTER]
+        network.requires_grad_(False)
+    for parameter in trained:
         parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    return trained
+
+
+def train_adapters(network: AdapterHost, names: Sequence[str]) -> list[nn.Parameter]:
+    """Replace adapters by the one that does what they do together, to be trained; its parameters, float32."""
+    factors = factors_of(network, names)
+    network.delete_adapters(list(names))
+    config = LoraConfig(**settings_of({layer: len(down) for layer, (down, _) in factors.items()}))
+    network.add_adapter(config, adapter_name=ADAPTER)
+    for name, factor in ((name, dict(network.named_modules())[name]) for name in factors):
+        for part, value in zip((factor.lora_A, factor.lora_B), factors[name], strict=True):
+            part[ADAPTER].weight.data = value.to(part[ADAPTER].weight.device)
+    network.requires_grad_(False)
+    for parameter in lora_parameters(network):
+        parameter.requires_grad_(True)
     return lora_parameters(network)
+
+
+def start_adapters(network: nn.Module, name: str) -> tuple[str, ...]:
+    """Names of the LoRAs that a network was handed over with, all of them in use.
+
+    Raises `InputError` if one is merged, switched off, no plain LoRA, or of an earlier training.
+    """
+    layers = adapter_layers(network)
+    carried = dict.fromkeys(one for layer in layers for one in getattr(layer, "lora_A", {"another kind": None}))
+    faults = {
+        "is no LoRA": any(not isinstance(layer, LoraLayer) for layer in layers),
+        "is merged into the weights": any(layer.merged for layer in layers),
+        "is switched off": any(
+            layer.disable_adapters or one not in layer.active_adapters for layer in layers for one in _own(layer)
+        ),
+        "is a DoRA": any(any(vars(layer).get("use_dora", {}).values()) for layer in layers),
+        f"is that of an earlier training, '{ADAPTER}'": ADAPTER in carried,
+    }
+    if fault := next((fault for fault, holds in faults.items() if holds), None):
+        raise InputError(
+            f"an adapter of {name} {fault}; expected none, or plain LoRAs in use, which training goes on from; call "
+            "pipe.unload_lora_weights(), and load the saved file if that is the start"
+        )
+    return tuple(carried)
+
+
+def _own(layer: BaseTunerLayer) -> list[str]:
+    return list(getattr(layer, "lora_A", ()))
 
 
 def refuse_adapter(network: nn.Module, name: str) -> None:
     """Refuse a network that carries an adapter."""
     if adapter_layers(network):
         raise InputError(
-            f"{name} already carries an adapter, which would be neither policy nor reference; to train the base, call "
-            "pipe.unload_lora_weights(). To go on from a LoRA: fuse it (pipe.fuse_lora(); pipe.unload_lora_weights()), "
-            "train, and join both with rpo.adapters.stack.stack_loras([FIRST, NEW], FOLDER), for the new file alone is "
-            "half of the model"
+            f"{name} already carries an adapter; expected a plain network; call pipe.unload_lora_weights()"
         )
 
 
@@ -109,12 +162,15 @@ def adapter_layers(network: nn.Module) -> list[BaseTunerLayer]:
 
 
 def lora_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """The adapter's parameters, in a fixed order."""
-    return [parameter for name, parameter in network.named_parameters() if ".lora_" in name]
+    """The trained adapter's parameters, in a fixed order."""
+    named = network.named_parameters()
+    return [parameter for name, parameter in named if ".lora_" in name and f".{ADAPTER}." in name]
 
 
 @contextmanager
-def reference(network: nn.Module, layers: Sequence[BaseTunerLayer] | None = None) -> Iterator[None]:
+def reference(
+    network: nn.Module, layers: Sequence[BaseTunerLayer] | None = None, *, keep: Sequence[str] = ()
+) -> Iterator[None]:
     """Inside, `network` is the reference policy: adapters off, no gradient. Outside, it is as it was, errors or not.
 
     Equals the base bit for bit, and freezes or unfreezes nothing.
@@ -122,6 +178,7 @@ def reference(network: nn.Module, layers: Sequence[BaseTunerLayer] | None = None
     Args:
         network: What `add_lora` was called on.
         layers: Its `adapter_layers`, if they have been collected already.
+        keep: Adapters that stay on: those that the policy started from.
 
     Raises `InputError` if there is no adapter to switch off, or one is merged into the weights.
 
@@ -136,19 +193,24 @@ def reference(network: nn.Module, layers: Sequence[BaseTunerLayer] | None = None
         raise InputError(
             "the adapter is merged into the weights, so it cannot be switched off; unmerge or unfuse it first"
         )
-    before = [layer._disable_adapters for layer in layers]
+    before = [(layer._disable_adapters, layer._active_adapter) for layer in layers]
     try:
         for layer in layers:
-            layer._disable_adapters = True
+            if keep:
+                layer._active_adapter = list(keep)
+            else:
+                layer._disable_adapters = True
         with torch.no_grad():
             yield
     finally:
-        for layer, was_disabled in zip(layers, before, strict=True):
-            layer._disable_adapters = was_disabled
+        for layer, was in zip(layers, before, strict=True):
+            layer._disable_adapters, layer._active_adapter = was
 
 
 def save_lora(model: Checkpoint, folder: str | PathLike[str]) -> Path:
     """Write the adapter as a LoRA file that stock diffusers loads, and prove that it does.
+
+    Where training started from other LoRAs, the file does what all of them do together.
 
     The file is written beside its place, verified there (see `verify_lora`) and moved in whole, so that a crash or a
     full disk leaves an older file as it was.
@@ -188,12 +250,19 @@ def save_lora(model: Checkpoint, folder: str | PathLike[str]) -> Path:
 def _write(model: Checkpoint, folder: Path) -> None:
     told: dict[str, object] = {}
     for part, network in ((model.family.denoiser, model.denoiser), *model.text_encoders.items()):
-        if adapter_layers(network):
-            state = get_peft_model_state_dict(network, adapter_name=ADAPTER)
+        carried = list(dict.fromkeys(one for layer in adapter_layers(network) for one in _own(layer)))
+        if carried:
+            if carried == [ADAPTER]:
+                state = get_peft_model_state_dict(network, adapter_name=ADAPTER)
+                # transformers notes the folder that the network came from.
+                settings = network.peft_config[ADAPTER].to_dict() | {"base_model_name_or_path": None}
+            else:
+                factors = factors_of(network, carried)
+                state = {f"{layer}.lora_A.weight": down for layer, (down, _) in factors.items()}
+                state |= {f"{layer}.lora_B.weight": up for layer, (_, up) in factors.items()}
+                settings = settings_of({layer: len(down) for layer, (down, _) in factors.items()})
             if part != model.family.denoiser or model.family.lora_dialect == "diffusers":
                 state = convert_state_dict_to_diffusers(state)
-            # transformers notes the folder that the network came from.
-            settings = network.peft_config[ADAPTER].to_dict() | {"base_model_name_or_path": None}
             told[f"{part}_lora_layers"] = {name: tensor.contiguous() for name, tensor in state.items()}
             # Sets have no order: the same adapter would be another file in the next process.
             told[f"{part}_lora_adapter_metadata"] = {

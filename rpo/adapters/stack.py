@@ -11,10 +11,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from rpo.adapters.lora_file import DOWN, UP, WEIGHT_FILE, inspect_lora, put_in_order
 from rpo.errors import InputError
@@ -49,6 +51,26 @@ def stack_loras(loras: Sequence[str | PathLike[str]], folder: str | PathLike[str
     return place
 
 
+def settings_of(ranks: Mapping[str, int]) -> dict[str, object]:
+    """How peft describes an adapter of alpha = rank, by layer; those of another rank than most are told apart."""
+    usual = max(ranks.values())
+    pattern = {layer: rank for layer, rank in ranks.items() if rank != usual}
+    values = {"r": usual, "lora_alpha": usual, "rank_pattern": pattern, "alpha_pattern": pattern}
+    return values | {"target_modules": sorted(ranks), "lora_bias": False, "use_dora": False}
+
+
+def factors_of(network: nn.Module, adapters: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    """A and B of every layer of a network that some adapters change, side by side as above, float32."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    layers: list[tuple[str, Any]] = [one for one in network.named_modules() if isinstance(one[1], LoraLayer)]
+    for name, layer in layers:
+        if own := [one for one in adapters if one in layer.lora_A]:
+            downs = [layer.lora_A[one].weight.detach().float() for one in own]
+            ups = [layer.lora_B[one].weight.detach().float() * layer.scaling[one] for one in own]
+            found[name] = torch.cat(downs), torch.cat(ups, dim=1)
+    return found
+
+
 def _layers(file: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """The two factors of each adapted layer, in the dialect of diffusers or of peft."""
     state = load_file(file)
@@ -80,14 +102,10 @@ def _check_fits(layer: str, first: Path, other: Path, factors: tuple[list[Tensor
 
 
 def _metadata(downs: Mapping[str, Sequence[Tensor]]) -> dict[str, str]:
-    """What diffusers reads the rank and alpha from, for each network; layers of another rank are told apart."""
+    """What diffusers reads the rank and alpha from, for each network."""
     ranks = {layer: sum(len(down) for down in some) for layer, some in downs.items()}
     settings: dict[str, object] = {}
     for part in dict.fromkeys(layer.partition(".")[0] for layer in ranks):
         own = {layer.partition(".")[2]: rank for layer, rank in ranks.items() if layer.startswith(f"{part}.")}
-        usual = max(own.values())
-        pattern = {layer: rank for layer, rank in own.items() if rank != usual}
-        values = {"r": usual, "lora_alpha": usual, "rank_pattern": pattern, "alpha_pattern": pattern}
-        values |= {"target_modules": sorted(own), "lora_bias": False, "use_dora": False}
-        settings |= {f"{part}.{name}": value for name, value in values.items()}
+        settings |= {f"{part}.{name}": value for name, value in settings_of(own).items()}
     return {"lora_adapter_metadata": json.dumps(settings, indent=2, sort_keys=True), "format": "pt"}

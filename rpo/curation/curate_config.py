@@ -5,7 +5,7 @@ The kind of a critic, an instructor, a judge or an editor is a name of the packa
 """
 
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from rpo.config.ranges import (
@@ -41,6 +41,8 @@ class SourceConfig:
     kind: Literal["generate", "folder", "pairs", "table"] = "generate"
     """"generate" draws them; the others import: a "folder" of images with captions, preference "pairs" of any form that
     `rpo data check` reads, or a "table" of images and captions that `datasets` opens."""
+
+    renamed: ClassVar[dict[str, str]] = {"lora": "it is model.lora now"}
 
     path: str = ""
     """For an import: folder, file or `datasets` id."""
@@ -85,9 +87,6 @@ class SourceConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """To generate: the checkpoint."""
-
-    lora: str = ""
-    """To generate: folder or file of a LoRA for the checkpoint; nothing means none."""
 
     def __post_init__(self) -> None:
         """Refuse noise for a solver that adds none."""

@@ -13,14 +13,13 @@ from typing import final
 import torch
 from PIL import Image
 
-from rpo.adapters.lora import load_lora
+from rpo.adapters.loading import load_model
 from rpo.adapters.lora_file import inspect_lora
 from rpo.curation.curate_config import SourceConfig
 from rpo.curation.sources import Planned, SourcePlan, planned
 from rpo.data.pixels import to_pixels
 from rpo.data.prompts import read_prompts
 from rpo.models.checkpoint import Checkpoint
-from rpo.models.config import load_model
 from rpo.models.usual import usual_guidance, usual_steps
 from rpo.sampling.sample import image_generator, sample, solving
 
@@ -45,7 +44,7 @@ def plan_generation(config: SourceConfig) -> SourcePlan:
         "kind": "generate",
         "model": config.model.source,
         "fingerprint": drawer.fingerprint,
-        "lora": Path(config.lora).name,
+        "lora": Path(config.model.lora or "").name,
         "prompts_sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
         "images_per_prompt": str(config.images_per_prompt),
         "seed": str(config.seed),
@@ -74,12 +73,12 @@ class Drawer:
         self.num_steps = usual_steps(model, config.num_steps)
         self.guidance_scale = usual_guidance(model, config.guidance_scale)
         parts = [model.fingerprint("denoiser"), model.fingerprint("vae"), model.fingerprint("text")]
-        if config.lora:
-            parts.append(inspect_lora(config.lora).key)
+        if config.model.lora is not None:
+            parts.append(inspect_lora(config.model.lora).key)
         self.fingerprint = hashlib.sha256("/".join(parts).encode()).hexdigest()
         is_for_cpu = config.model.device == "cpu" or (config.model.device == "auto" and not torch.cuda.is_available())
         is_as_wanted = is_for_cpu and replace(config.model, device="cpu") == on_cpu
-        self._model = self._with_lora(model) if is_as_wanted else None
+        self._model = model if is_as_wanted else None
 
     def __call__(self, items: Sequence[Planned]) -> list[Image.Image]:
         """The images of some records."""
@@ -99,10 +98,5 @@ class Drawer:
 
     def _ready(self) -> Checkpoint:
         if self._model is None:
-            self._model = self._with_lora(load_model(self._config.model))
+            self._model = load_model(self._config.model)
         return self._model
-
-    def _with_lora(self, model: Checkpoint) -> Checkpoint:
-        if self._config.lora:
-            load_lora(model, self._config.lora)
-        return model

@@ -5,6 +5,7 @@ configuration says what the noise schedule is and how a sampler spaces its steps
 trained is trained on the caller's pipeline.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any, Literal, final
@@ -18,7 +19,7 @@ from rpo.models import latents as autoencoder
 from rpo.models.base import Family, Guidance
 from rpo.models.captions import count_cut
 from rpo.models.execution import Attention, call, prepare_denoiser
-from rpo.models.fingerprint import hash_network
+from rpo.models.fingerprint import hash_adapters, hash_network
 from rpo.models.loading import family_of, load_pipeline
 from rpo.models.plain import refuse_altered, refuse_strange
 from rpo.models.sound import check_prediction_type, check_weights
@@ -297,13 +298,14 @@ class Checkpoint:
     def fingerprint(self, part: Literal["denoiser", "vae", "text"]) -> str:
         """A hash of everything that determines what one part computes: weights, types, configuration, tokenizer.
 
-        Adapters do not count: the denoiser's fingerprint is its base's.
+        Adapters of the denoiser do not count: its fingerprint is its base's.
         """
         if part != "text":
             network = self.vae if part == "vae" else self.denoiser
             return hash_network(network, dict(network.config), {"compute_dtype": str(self.compute_dtype)})
         hashes = [
             hash_network(network, network.config.to_dict(), {"tokenizer": self._vocabulary(name)})
+            + hash_adapters(network)
             for name, network in self.text_encoders.items()
         ]
         return "/".join(hashes)
@@ -316,6 +318,8 @@ class Checkpoint:
             # The library writes its own version into the configuration, which is no other text encoder.
             config = {key: one for key, one in encoder.config.to_dict().items() if key != "transformers_version"}
             found[f"base.{name}"] = hash_network(encoder, config, {"tokenizer": self._vocabulary(name)})[:16]
+        adapters = "".join(map(hash_adapters, (self.denoiser, *self.text_encoders.values())))
+        found |= {"base.lora": hashlib.sha256(adapters.encode()).hexdigest()[:16]} if adapters else {}
         types = ", ".join(f"{name} {one.dtype}" for name, one in {"vae": self.vae, **self.text_encoders}.items())
         return found | {
             "vae.scaling_factor": str(self.vae.config.get("scaling_factor")),

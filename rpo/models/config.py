@@ -1,14 +1,9 @@
-"""Which checkpoint a run from a file trains or draws with, and how it is loaded."""
+"""Which checkpoint a run from a file trains or draws with, and how it is loaded; see `rpo.adapters.loading`."""
 
-from typing import TYPE_CHECKING, Literal
-
-from tqdm.auto import tqdm
+from typing import Literal
 
 from rpo.config.ranges import Text
 from rpo.config.settings import settings
-
-if TYPE_CHECKING:
-    from rpo.models.checkpoint import Checkpoint
 
 Attention = Literal["sdpa", "xformers"]
 """`sdpa` is torch's scaled-dot-product attention, which picks flash or memory-efficient kernels by itself."""
@@ -22,6 +17,9 @@ class ModelConfig:
 
     source: Text = "shapes"
     """Folder, hub id, single .safetensors / .ckpt file, or "shapes" for the checkpoint inside the package."""
+    lora: Text | None = None
+    """Folder or file of a LoRA to start from, or to draw with. Training goes on beside it, and what is saved is one
+    LoRA of the checkpoint that does what both do."""
     dtype: DType = "float32"
     """Of all weights. bfloat16 (float16 on older GPUs) halves memory; adapters stay float32."""
     compute_dtype: DType | None = None
@@ -41,27 +39,3 @@ class ModelConfig:
     """Memory format of the denoiser; faster convolutions on CUDA."""
     compile: bool = False
     """Compile the denoiser on first use; pays off in runs of thousands of updates on CUDA."""
-
-
-def load_model(config: ModelConfig) -> "Checkpoint":
-    """The checkpoint that a configuration names, on this process's device."""
-    import torch  # not at the top: the command line describes these settings before anything has loaded
-
-    from rpo.devices import device_named, slow_type_note
-    from rpo.models.checkpoint import Checkpoint
-
-    device = device_named(config.device)
-    if note := slow_type_note(device, getattr(torch, config.compute_dtype or config.dtype)):
-        tqdm.write(note)
-    return Checkpoint.load(
-        config.source,
-        device=device,
-        dtype=getattr(torch, config.dtype),
-        compute_dtype=getattr(torch, config.compute_dtype) if config.compute_dtype else None,
-        config=config.single_file_config,
-        revision=config.revision,
-        variant=config.variant,
-        attention=config.attention,
-        channels_last=config.channels_last,
-        compile_denoiser=config.compile,
-    )

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -35,8 +36,21 @@ def hash_network(network: nn.Module, config: Mapping[str, Any], extra: Mapping[s
     digest = hashlib.sha256(json.dumps([described, extra], sort_keys=True, default=str).encode())
     for name, tensor in _base_tensors(network):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(_bytes_of(tensor))
     return digest.hexdigest()
+
+
+def hash_adapters(network: nn.Module) -> str:
+    """sha256 of the adapters that a network carries, and of how strong each is; empty without any."""
+    digest = hashlib.sha256()
+    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, BaseTunerLayer)]
+    for name, layer in layers:
+        digest.update(f"{name} {layer.active_adapters} {getattr(layer, 'scaling', None)}".encode())
+    for name, tensor in network.state_dict().items() if layers else ():
+        if ".lora_" in name:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(_bytes_of(tensor))
+    return digest.hexdigest() if layers else ""
 
 
 def describe_schedule(config: Mapping[str, Any]) -> dict[str, str]:
@@ -67,6 +81,10 @@ def _has_weights_of(base: Mapping[str, Tensor], file: Path) -> bool:
         return all(
             torch.equal(opened.get_tensor(name).to(base[name].dtype), base[name].detach().cpu()) for name in shared
         )
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def _base_tensors(network: nn.Module) -> Iterable[tuple[str, Tensor]]:

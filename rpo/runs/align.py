@@ -24,8 +24,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from rpo.adapters.lora import load_lora
-from rpo.adapters.stack import stack_loras
+from rpo.adapters.loading import load_model
 from rpo.curation.curate import Components, check_settings, curate
 from rpo.curation.export import export
 from rpo.curation.page import write_page
@@ -41,7 +40,7 @@ from rpo.files.lock import sole_owner
 from rpo.files.text import write_text
 from rpo.files.whole import append_line, mend_last_line, read_lines
 from rpo.interrupts import ended_in_order
-from rpo.models.config import load_model
+from rpo.models.config import ModelConfig
 from rpo.publishing.model_card import CardFacts, write_model_card
 from rpo.reports.rounds import draw_rounds, format_rounds
 from rpo.runs.align_config import AlignConfig
@@ -138,23 +137,18 @@ class _Rounds:
 
     def _round(self, number: int) -> dict[str, Any]:
         """One round, from the LoRA of the last one to its own."""
-        place, previous = self._place(number), self._place(number - 1) / "lora" if number > 1 else None
+        place = self._place(number)
         with self._timed("draw, criticise, instruct, edit, judge"):
-            curated = self._curated(number, previous)
+            curated = self._curated(number)
         if self.shows:
             tqdm.write(f"{status_of(curated)}\n  to leaf through: {curated / 'pairs.html'}\n")
         pairs = self._pooled(number)
-        model = load_model(self.config.curate.source.model)
-        if previous is not None:
-            load_lora(model, previous)
-            model.pipe.fuse_lora()
-            model.pipe.unload_lora_weights()
+        model = load_model(self._after(number - 1))
         seed = self.config.dpo.seed + self.config.seed + number - 1
         trainer = Trainer(model, DPO(pairs, replace(self.config.dpo, output=str(place / "dpo"), seed=seed)))
         with self._timed("train the LoRA"):
             trained = trainer.train(resume=trainer.folder.exists())
-        own = trainer.save()
-        stack_loras([own] if previous is None else [previous, own], place / "lora")
+        trainer.save(place / "lora")
         write_model_card(place / "lora", self._card(number, len(pairs)))
         judged = self._judged(number)
         gains = judged.gains_over(self._judged(0))
@@ -168,16 +162,21 @@ class _Rounds:
             "gain": {domain: asdict(gain) for domain, gain in gains.items()},
         }
 
-    def _curated(self, number: int, previous: Path | None) -> Path:
+    def _curated(self, number: int) -> Path:
         """The curation of a round: its images are drawn with the LoRA of the last one, from noise of its own."""
         settings, place = self.config.curate, self._place(number)
         seed = settings.source.seed + self.config.seed + number - 1
-        source = replace(settings.source, lora=str(previous or ""), seed=seed)
+        source = replace(settings.source, model=self._after(number - 1), seed=seed)
         settings = replace(settings, output=str(place / "curate"), source=source)
         run = curate(settings, resume=(place / "curate").exists(), components=self.components)
         write_page(run)
         export(run, "native", to=place / "pairs")
         return run
+
+    def _after(self, number: int) -> ModelConfig:
+        """The model after a round, 0 being the start."""
+        start = self.config.curate.source.model
+        return replace(start, lora=str(self._place(number) / "lora")) if number else start
 
     def _pooled(self, number: int) -> PairSet:
         """The pairs of this round and, if wanted, of those before it, the newest first."""
@@ -186,13 +185,11 @@ class _Rounds:
         return pair_set(pairs[: self.config.max_pairs], origin=f"the pairs of round {number}")
 
     def _judged(self, number: int) -> Judged:
-        """The scores of a round's LoRA on the held-out prompts, of the base for 0; drawn once, and kept."""
+        """The scores of a round's LoRA on the held-out prompts, of the start for 0; drawn once, and kept."""
         file = self.folder / f"judged-{number}.npz"
         if file.exists():
             return self.held_out.read(file)
-        model = load_model(self.config.curate.source.model)
-        if number:
-            load_lora(model, self._place(number) / "lora")
+        model = load_model(self._after(number))
         with self._timed("judge"):
             judged = self.held_out.judge(model, progress=(f"round {number}" if number else "base") * self.shows or None)
         judged.write(file)

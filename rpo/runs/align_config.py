@@ -54,13 +54,6 @@ class AlignConfig:
                 f"dpo.adapter.train is {self.dpo.adapter.train}, but rounds are joined as LoRAs; give "
                 "dpo.adapter.train=lora, or run `rpo curate` and `rpo train dpo` one after the other"
             )
-        if self.curate.source.lora:
-            raise InputError(
-                f"curate.source.lora is {self.curate.source.lora}, but the first round draws with the checkpoint "
-                "itself; leave it out. To go on from a LoRA: `rpo curate` with source.lora, train with it fused "
-                "(pipe.fuse_lora(); pipe.unload_lora_weights()), and join both with "
-                "rpo.adapters.stack.stack_loras([FIRST, NEW], FOLDER)"
-            )
         if self.curate.stop_after != "decisions":
             raise InputError(f"curate.stop_after is {self.curate.stop_after}, but a round needs pairs; leave it out")
         if self.rounds > 1 and self.curate.source.kind != "generate":

@@ -7,13 +7,13 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from rpo.adapters.loading import load_model
 from rpo.config.load import to_yaml
 from rpo.data.prompts import read_prompts
 from rpo.data.readers import read_pairs
 from rpo.errors import InputError
 from rpo.evaluation.held_out import HeldOut, Judged
 from rpo.files.text import write_text
-from rpo.models.config import load_model
 from rpo.reports.training import Findings, write_training_report
 from rpo.runs.train_config import (
     DPORunConfig,

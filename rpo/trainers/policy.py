@@ -15,7 +15,15 @@ from typing import final
 import torch
 from torch import nn
 
-from rpo.adapters.lora import adapter_layers, add_lora, reference, save_lora
+from rpo.adapters.lora import (
+    adapter_layers,
+    add_lora,
+    reference,
+    refuse_adapter,
+    save_lora,
+    start_adapters,
+    train_adapters,
+)
 from rpo.errors import InputError
 from rpo.files.local_paths import clean_configs
 from rpo.models.base import DiffusionModel
@@ -32,17 +40,29 @@ class LoraPolicy:
         parameters: What the optimiser updates, float32.
     """
 
-    def __init__(
-        self, model: Checkpoint, *, rank: int, alpha: float | None, target_modules: tuple[str, ...], seed: int
-    ):
-        """Add the adapter to `model.denoiser`; see `add_lora` for the arguments."""
-        self.model = model
-        self.parameters = add_lora(model.denoiser, rank=rank, alpha=alpha, target_modules=target_modules, seed=seed)
-        self._layers = adapter_layers(model.denoiser)
+    def __init__(self, model: Checkpoint, adapter: AdapterConfig, *, seed: int):
+        """Add the adapter to `model.denoiser`, beside LoRAs that it carries, or in their place."""
+        self.model, network = model, model.denoiser
+        carried = start_adapters(network, model.family.denoiser)
+        self._start = carried if adapter.reference == "start" else ()
+        if carried and not self._start:
+            _require_denoiser_alone(model)
+            self.parameters = train_adapters(network, carried)
+        else:
+            targets = adapter.target_modules or model.family.lora_targets
+            self.parameters = add_lora(
+                network, rank=adapter.rank, alpha=adapter.alpha, target_modules=targets, seed=seed, beside=self._start
+            )
+        self._layers = adapter_layers(network)
+
+    @property
+    def note(self) -> str:
+        """What a plan has to say of a start from a LoRA; else nothing."""
+        return f"starts from the LoRA {', '.join(self._start)}, which is the reference's, too" if self._start else ""
 
     def reference(self) -> AbstractContextManager[None]:
-        """Inside, `model` is the reference: the base, without gradient."""
-        return reference(self.model.denoiser, self._layers)
+        """Inside, `model` is the reference, without gradient: the base, with the LoRAs that the policy started from."""
+        return reference(self.model.denoiser, self._layers, keep=self._start)
 
     def save(self, folder: str | PathLike[str]) -> Path:
         """Write a verified LoRA file; see `save_lora`."""
@@ -70,6 +90,8 @@ class FullPolicy:
         self._frozen = copy.deepcopy(model.denoiser)
         model.denoiser.requires_grad_(True)
         self.parameters: list[nn.Parameter] = list(model.denoiser.parameters())
+
+    note = ""
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -108,7 +130,17 @@ def make_policy(model: DiffusionModel, adapter: AdapterConfig, *, seed: int) -> 
         )
     if is_diffusers and adapter.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()
+    if is_diffusers and adapter.train == "full":
+        refuse_adapter(model.denoiser, model.family.denoiser)
     if not is_diffusers or adapter.train == "full":
         return FullPolicy(model)
-    targets = adapter.target_modules or model.family.lora_targets
-    return LoraPolicy(model, rank=adapter.rank, alpha=adapter.alpha, target_modules=targets, seed=seed)
+    return LoraPolicy(model, adapter, seed=seed)
+
+
+def _require_denoiser_alone(model: Checkpoint) -> None:
+    adapted = [name for name, network in model.text_encoders.items() if adapter_layers(network)]
+    if adapted:
+        raise InputError(
+            f"the LoRA adapts {' and '.join(adapted)}, too, which the reference would keep, but adapter.reference is "
+            "base; give adapter.reference: start, or a LoRA of the denoiser alone"
+        )

@@ -24,6 +24,10 @@ class AdapterConfig:
     target_modules: Names | None = None
     """Name endings of the layers that get a LoRA; nothing means the attention projections."""
 
+    reference: Literal["start", "base"] = "start"
+    """What the policy is held near where it starts from a LoRA (`model.lora`, or one that the pipeline carries): that
+    start, with a new adapter of `rank` beside the LoRA, or the checkpoint without it, the LoRA itself being trained."""
+
     gradient_checkpointing: bool = False
     """Recompute activations in backward: about a third slower, several times less memory."""
 

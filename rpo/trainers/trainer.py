@@ -186,7 +186,7 @@ class Trainer:
             [
                 f"{self.algorithm.title}, {run.config.adapter.train}: {trained:,} parameters on {run.model.device}",
                 f"  {describe(self.loop, size, run.processes.count, unit=self.algorithm.unit)}",
-                *(f"  {line}" for line in self.algorithm.plan()),
+                *(f"  {line}" for line in (run.policy.note, *self.algorithm.plan()) if line),
             ]
         )
 

@@ -10,13 +10,17 @@ from tests.golden.traces import FILE, TOLERANCE, TRACES, portable, trace
 KNOWN = json.loads(FILE.read_text())
 
 
-def near(known):
+SMALL_DENOMINATOR = "value/explained_variance"
+"""Of a value that hardly learnt, divided by the little that returns vary: other processors are 2e-3 off."""
+
+
+def near(known, tolerance=TOLERANCE):
     """`known`, its numbers to a tolerance."""
     if isinstance(known, dict):
-        return {name: near(value) for name, value in known.items()}
+        return {name: near(one, (10 if SMALL_DENOMINATOR in name else 1) * TOLERANCE) for name, one in known.items()}
     if isinstance(known, list):
         return [near(value) for value in known]
-    return pytest.approx(known, rel=TOLERANCE, abs=TOLERANCE) if isinstance(known, float) else known
+    return pytest.approx(known, rel=tolerance, abs=tolerance) if isinstance(known, float) else known
 
 
 @pytest.mark.parametrize("name", TRACES)

@@ -176,7 +176,10 @@ def test_other_prompts_or_another_base_are_named(tmp_path, monkeypatch):
         ("rounds=0", "sets 'rounds' to 0, but a whole number"),
         ("max_pairs=0", "sets 'max_pairs' to 0, but a whole number"),
         ("dpo.adapter.train=full", "dpo.adapter.train is full, but rounds are joined as LoRAs"),
-        ("curate.source.lora=there", "curate.source.lora is there, but the first round draws with the checkpoint"),
+        (
+            "curate.source.model.lora=there",
+            "curate.source.model.lora is there, but the first round draws with the checkpoint",
+        ),
         ("curate.stop_after=edits", "curate.stop_after is edits, but a round needs pairs"),
         ("curate.source.kind=folder", "only images that the model draws change from round to round"),
         ("held_out.reward=shapes-clip", "'shapes-clip' filters, and 'shapes-clip' evaluates"),

@@ -1,10 +1,10 @@
-"""The model that a trainer is given: checked once more, without an adapter, and in the precision of the settings."""
+"""The model that a trainer is given: checked once more, with LoRAs or none, and in the precision of the settings."""
 
 from typing import Any
 
 import torch
 
-from rpo.adapters.lora import refuse_adapter
+from rpo.adapters.lora import refuse_adapter, start_adapters
 from rpo.errors import InputError
 from rpo.models.base import DiffusionModel
 from rpo.models.checkpoint import Checkpoint
@@ -26,7 +26,11 @@ def prepared_model(given: Any, learning: LearningSpeed) -> DiffusionModel:
     if model is given:
         model.check()  # for the pipeline may have been altered since
     for name, part in model.pipe.components.items():
-        if isinstance(part, torch.nn.Module):
+        if not isinstance(part, torch.nn.Module):
+            continue
+        if part is model.denoiser or name in model.text_encoders:
+            start_adapters(part, name)  # training may go on from them
+        else:
             refuse_adapter(part, name)
     wanted = HALF_TYPES.get(learning.mixed_precision)
     if wanted in (None, model.compute_dtype):
