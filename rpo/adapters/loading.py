@@ -7,6 +7,7 @@ from rpo.adapters.lora import load_lora
 from rpo.devices import device_named, slow_type_note
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.config import ModelConfig
+from rpo.models.distilled import ASSISTANT
 
 
 def load_model(config: ModelConfig) -> Checkpoint:
@@ -25,7 +26,10 @@ def load_model(config: ModelConfig) -> Checkpoint:
         attention=config.attention,
         channels_last=config.channels_last,
         compile_denoiser=config.compile,
+        allow_distilled=config.allow_distilled or config.assistant is not None,
     )
+    if config.assistant is not None:
+        load_lora(model, config.assistant, name=ASSISTANT)
     if config.lora is not None:
         load_lora(model, config.lora)
     return model

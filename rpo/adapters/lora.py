@@ -33,6 +33,7 @@ from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora, put_in_order
 from rpo.adapters.stack import factors_of, settings_of
 from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
+from rpo.models.distilled import ASSISTANT
 from rpo.models.plain import fresh_pipeline, probe
 from rpo.randomness import plain_defaults
 from rpo.types import Latents
@@ -96,8 +97,7 @@ def add_lora(
         network.add_adapter(config, adapter_name=ADAPTER)
     trained = lora_parameters(network)
     if beside:
-        for layer in adapter_layers(network):
-            layer._active_adapter = [*beside, ADAPTER]
+        use_adapters(adapter_layers(network), [*beside, ADAPTER])
         network.requires_grad_(False)
     for parameter in trained:
         parameter.data = parameter.data.float()
@@ -105,8 +105,11 @@ def add_lora(
     return trained
 
 
-def train_adapters(network: AdapterHost, names: Sequence[str]) -> list[nn.Parameter]:
-    """Replace adapters by the one that does what they do together, to be trained; its parameters, float32."""
+def train_adapters(network: AdapterHost, names: Sequence[str], *, beside: Sequence[str] = ()) -> list[nn.Parameter]:
+    """Replace adapters by the one that does what they do together, to be trained; its parameters, float32.
+
+    Those `beside` it stay in use, frozen.
+    """
     factors = factors_of(network, names)
     network.delete_adapters(list(names))
     config = LoraConfig(**settings_of({layer: len(down) for layer, (down, _) in factors.items()}))
@@ -114,6 +117,7 @@ def train_adapters(network: AdapterHost, names: Sequence[str]) -> list[nn.Parame
     for name, factor in ((name, dict(network.named_modules())[name]) for name in factors):
         for part, value in zip((factor.lora_A, factor.lora_B), factors[name], strict=True):
             part[ADAPTER].weight.data = value.to(part[ADAPTER].weight.device)
+    use_adapters(adapter_layers(network), [*beside, ADAPTER])
     network.requires_grad_(False)
     for parameter in lora_parameters(network):
         parameter.requires_grad_(True)
@@ -161,6 +165,25 @@ def adapter_layers(network: nn.Module) -> list[BaseTunerLayer]:
     return [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
 
 
+def use_adapters(layers: Sequence[BaseTunerLayer], names: Sequence[str]) -> None:
+    """Have each layer use those of the named adapters that it has; none is frozen or unfrozen."""
+    for layer in layers:
+        layer._active_adapter = [name for name in names if name in _own(layer)]
+
+
+@contextmanager
+def without(layers: Sequence[BaseTunerLayer], adapter: str) -> Iterator[None]:
+    """Inside, one of the adapters in use is left out."""
+    before = [layer._active_adapter for layer in layers]
+    for layer in layers:
+        layer._active_adapter = [name for name in layer.active_adapters if name != adapter]
+    try:
+        yield
+    finally:
+        for layer, was in zip(layers, before, strict=True):
+            layer._active_adapter = was
+
+
 def lora_parameters(network: nn.Module) -> list[nn.Parameter]:
     """The trained adapter's parameters, in a fixed order."""
     named = network.named_parameters()
@@ -197,7 +220,7 @@ def reference(
     try:
         for layer in layers:
             if keep:
-                layer._active_adapter = list(keep)
+                layer._active_adapter = [name for name in keep if name in layer.active_adapters]
             else:
                 layer._disable_adapters = True
         with torch.no_grad():
@@ -210,7 +233,7 @@ def reference(
 def save_lora(model: Checkpoint, folder: str | PathLike[str]) -> Path:
     """Write the adapter as a LoRA file that stock diffusers loads, and prove that it does.
 
-    Where training started from other LoRAs, the file does what all of them do together.
+    Where training started from other LoRAs, the file does what all of them do together, without an assistant.
 
     The file is written beside its place, verified there (see `verify_lora`) and moved in whole, so that a crash or a
     full disk leaves an older file as it was.
@@ -250,8 +273,8 @@ def save_lora(model: Checkpoint, folder: str | PathLike[str]) -> Path:
 def _write(model: Checkpoint, folder: Path) -> None:
     told: dict[str, object] = {}
     for part, network in ((model.family.denoiser, model.denoiser), *model.text_encoders.items()):
-        carried = list(dict.fromkeys(one for layer in adapter_layers(network) for one in _own(layer)))
-        if carried:
+        names = (one for layer in adapter_layers(network) for one in _own(layer) if one != ASSISTANT)
+        if carried := list(dict.fromkeys(names)):
             if carried == [ADAPTER]:
                 state = get_peft_model_state_dict(network, adapter_name=ADAPTER)
                 # transformers notes the folder that the network came from.
@@ -291,7 +314,8 @@ def verify_lora(model: Checkpoint, folder: str | PathLike[str]) -> None:
         fresh.load_lora_weights(str(folder))
     finally:
         logging.set_verbosity(level)
-    fresh_pred, live_pred = denoised(fresh), denoised(model.pipe)
+    with without(adapter_layers(model.denoiser), ASSISTANT):
+        fresh_pred, live_pred = denoised(fresh), denoised(model.pipe)
     effect = (live_pred - base_pred).abs().max().item()
     error = (fresh_pred - live_pred).abs().max().item()
     if effect == 0:
@@ -308,17 +332,27 @@ def verify_lora(model: Checkpoint, folder: str | PathLike[str]) -> None:
         )
 
 
-def load_lora(model: Checkpoint, path: str | Path) -> None:
-    """Load a LoRA into a checkpoint's pipeline, at full strength; refused unless every layer of it is used."""
+def load_lora(model: Checkpoint, path: str | Path, *, name: str = "start") -> None:
+    """Load a LoRA into a checkpoint's pipeline, at full strength, beside those that it has.
+
+    Raises `InputError` unless every layer of it is used.
+    """
     found = inspect_lora(path)
+    networks = (model.denoiser, *model.text_encoders.values())
+    carried = list(
+        dict.fromkeys(one for network in networks for layer in adapter_layers(network) for one in _own(layer))
+    )
     try:
-        model.pipe.load_lora_weights(str(found.path.parent), weight_name=found.path.name)
-        used = sum(len(adapter_layers(network)) for network in (model.denoiser, *model.text_encoders.values()))
+        model.pipe.load_lora_weights(str(found.path.parent), weight_name=found.path.name, adapter_name=name)
+        used = sum(name in _own(layer) for network in networks for layer in adapter_layers(network))
     except RuntimeError as error:
         if "size mismatch" not in str(error):
             raise
         used = 0
-    if used != found.num_layers:
+    if used == found.num_layers:
+        for network in networks:
+            use_adapters(adapter_layers(network), [*carried, name])
+    else:
         model.pipe.unload_lora_weights()
         raise InputError(
             f"{found.path} adapts {found.num_layers} layers of {' and '.join(found.parts)}, of which this checkpoint "

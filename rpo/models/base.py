@@ -163,6 +163,10 @@ class Family(Protocol):
         """Refuse a pipeline of the right class that is another kind of model, such as an inpainting one."""
         ...
 
+    def distilled(self, pipe: Any) -> str:
+        """What of the networks tells that they were distilled to a few steps; empty where nothing does."""
+        ...
+
     def schedule(self, pipe: Any) -> Schedule:
         """The noise schedule that the pipeline's scheduler states."""
         ...

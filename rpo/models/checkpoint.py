@@ -18,6 +18,7 @@ from rpo.errors import InputError
 from rpo.models import latents as autoencoder
 from rpo.models.base import Family, Guidance
 from rpo.models.captions import count_cut
+from rpo.models.distilled import ASSISTANT, refuse_distilled
 from rpo.models.execution import Attention, call, prepare_denoiser
 from rpo.models.fingerprint import hash_adapters, hash_network
 from rpo.models.loading import family_of, load_pipeline
@@ -51,7 +52,9 @@ class Checkpoint:
         guidance: How it is guided.
     """
 
-    def __init__(self, pipe: DiffusionPipeline, *, compute_dtype: torch.dtype | None = None):
+    def __init__(
+        self, pipe: DiffusionPipeline, *, compute_dtype: torch.dtype | None = None, allow_distilled: bool = False
+    ):
         """View `pipe` as a diffusion model.
 
         Args:
@@ -59,10 +62,12 @@ class Checkpoint:
                 and put in evaluation mode.
             compute_dtype: What the denoiser computes in; by default the type of its weights. bfloat16 over float32
                 weights is mixed precision.
+            allow_distilled: Take a checkpoint that draws in a few steps of another process as it is.
 
         Raises `InputError` if `pipe` is of another family, or is not what it says; see `check`.
         """
         self.family: Family = family_of(pipe)
+        self.allow_distilled = allow_distilled
         refuse_altered(pipe, self.family)
         self.pipe: Any = pipe
         self.denoiser: Any = pipe.components[self.family.denoiser]
@@ -89,6 +94,8 @@ class Checkpoint:
         Raises:
             InputError: Naming what was switched on, wrapped or patched, or which number is wrong, and what to do.
         """
+        if not self.allow_distilled and ASSISTANT not in (getattr(self.denoiser, "peft_config", None) or ()):
+            refuse_distilled(self.name, self.pipe, self.family)
         refuse_altered(self.pipe, self.family)
         check_weights(self.pipe, self.family)
         refuse_strange(self.pipe, self.family, self.compute_dtype)
@@ -108,6 +115,7 @@ class Checkpoint:
         attention: Attention = "sdpa",
         channels_last: bool = False,
         compile_denoiser: bool = False,
+        allow_distilled: bool = False,
     ) -> "Checkpoint":
         """Load a checkpoint.
 
@@ -125,11 +133,13 @@ class Checkpoint:
                 warning where its kernels do not run.
             channels_last: Memory format of the denoiser; helps convolutions on CUDA tensor cores.
             compile_denoiser: Compile the denoiser with `torch.compile` on first use; pays off in long runs on CUDA.
+            allow_distilled: See the constructor.
 
         Raises `InputError` if the source is no checkpoint of a known family, or is incomplete.
         """
-        pipe = load_pipeline(source, dtype=dtype, config=config, revision=revision, variant=variant)
-        model = cls(pipe.to(device), compute_dtype=compute_dtype)
+        told = {"config": config, "revision": revision, "variant": variant, "allow_distilled": allow_distilled}
+        pipe = load_pipeline(source, dtype=dtype, **told)
+        model = cls(pipe.to(device), compute_dtype=compute_dtype, allow_distilled=allow_distilled)
         prepare_denoiser(
             model.denoiser,
             compute_dtype=model.compute_dtype,

@@ -20,6 +20,11 @@ class ModelConfig:
     lora: Text | None = None
     """Folder or file of a LoRA to start from, or to draw with. Training goes on beside it, and what is saved is one
     LoRA of the checkpoint that does what both do."""
+    assistant: Text | None = None
+    """Of a checkpoint that was distilled to a few steps: folder or file of the LoRA that undoes it. It is in use while
+    training, the reference's too, and is left out of what is saved, shown and judged."""
+    allow_distilled: bool = False
+    """Train a checkpoint that was distilled to a few steps as it is, which undoes it in the long run."""
     dtype: DType = "float32"
     """Of all weights. bfloat16 (float16 on older GPUs) halves memory; adapters stay float32."""
     compute_dtype: DType | None = None

@@ -13,15 +13,13 @@ from safetensors import SafetensorError, safe_open
 
 from rpo.errors import InputError
 from rpo.models.base import Family
+from rpo.models.distilled import refuse_distilled
 from rpo.models.families import FAMILIES, family_named, family_of_file
 from rpo.models.packaged import folder_of
 
 SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt")
 
 LOAD_ERRORS = (SafetensorError, SingleFileComponentError, OSError, RuntimeError, KeyError, ValueError)
-
-DISTILLED = re.compile(r"turbo|lightning|lcm|hyper-?sd|schnell|distill|flash", re.IGNORECASE)
-"""Names of checkpoints that were distilled to a few steps without guidance."""
 
 
 def load_pipeline(
@@ -31,6 +29,7 @@ def load_pipeline(
     config: str | PathLike[str] | None = None,
     revision: str | None = None,
     variant: str | None = None,
+    allow_distilled: bool = False,
 ) -> Any:
     """Load a pipeline from a folder, a hub id, a single file, or take one as it is; see `Checkpoint.load`."""
     if isinstance(source, DiffusionPipeline):
@@ -38,7 +37,8 @@ def load_pipeline(
         return source
     source = folder_of(source)
     path = Path(source)
-    refuse_distilled(path.name)
+    if not allow_distilled:
+        refuse_distilled(path.name)
     if path.is_file():
         return _load_single_file(path, dtype=dtype, config=config)
     if path.is_dir():
@@ -86,24 +86,14 @@ def _load_single_file(path: Path, *, dtype: torch.dtype, config: str | PathLike[
 
 
 def family_of(pipe: Any) -> Family:
-    """The family of a pipeline; refused if it is none of those known, is distilled, or lacks a component."""
+    """The family of a pipeline; refused if it is none of those known, or lacks a component."""
     family = _known("the pipeline", type(pipe).__name__, is_itself=True)
-    refuse_distilled(Path(str(pipe.name_or_path or "")).name)
     encoders = [name for name in family.text_encoders if name != "text_encoder_3"]  # T5 beside two others may be absent
     needed = (*family.parts, "scheduler", *encoders)
     missing = [name for name in needed if pipe.components[name] is None]
     if missing:
         raise InputError(f"the pipeline has no {', '.join(missing)}; load it with all of {', '.join(needed)}")
     return family
-
-
-def refuse_distilled(name: str) -> None:
-    """Refuse a checkpoint that its name calls distilled: it draws in a few steps of another process."""
-    if found := DISTILLED.search(name):
-        raise InputError(
-            f"'{name}' is called {found[0]!r}, a checkpoint distilled to a few steps, which is not supported yet; "
-            "train the base that it was distilled from (or rename the folder if the name means something else)"
-        )
 
 
 def _known(what: str, class_name: str, *, is_itself: bool = False) -> Family:

@@ -109,9 +109,11 @@ def _judged_and_reported(trainer: Trainer, config: RunConfig, result: RunResult,
     seconds = {"train": float(read_metrics(trainer.folder)[-1]["seconds"])}
     progress, began, base, aligned = trainer.run.shows_progress, time.perf_counter(), None, None
     if held_out is not None:
-        with trainer.run.policy.reference():
-            base = held_out.judge(trainer.run.model, progress="base" if progress else None)
-        aligned = held_out.judge(trainer.run.model, progress="aligned" if progress else None)
+        policy, model = trainer.run.policy, trainer.run.model
+        with policy.deployed(), policy.reference():
+            base = held_out.judge(model, progress="base" if progress else None)
+        with policy.deployed():
+            aligned = held_out.judge(model, progress="aligned" if progress else None)
         seconds["judge base and aligned model"] = time.perf_counter() - began
         if progress:
             tqdm.write(aligned.gain_in_words(base))

@@ -7,7 +7,7 @@ denoiser and puts it in the model's place for as long as the reference is asked.
 import copy
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import final
@@ -23,11 +23,13 @@ from rpo.adapters.lora import (
     save_lora,
     start_adapters,
     train_adapters,
+    without,
 )
 from rpo.errors import InputError
 from rpo.files.local_paths import clean_configs
 from rpo.models.base import DiffusionModel
 from rpo.models.checkpoint import Checkpoint
+from rpo.models.distilled import ASSISTANT
 from rpo.trainers.settings import AdapterConfig
 
 
@@ -44,10 +46,11 @@ class LoraPolicy:
         """Add the adapter to `model.denoiser`, beside LoRAs that it carries, or in their place."""
         self.model, network = model, model.denoiser
         carried = start_adapters(network, model.family.denoiser)
-        self._start = carried if adapter.reference == "start" else ()
-        if carried and not self._start:
+        kept = [name for name in carried if adapter.reference == "start" or name == ASSISTANT]
+        self._start = tuple(kept)
+        if moved := [name for name in carried if name not in kept]:
             _require_denoiser_alone(model)
-            self.parameters = train_adapters(network, carried)
+            self.parameters = train_adapters(network, moved, beside=kept)
         else:
             targets = adapter.target_modules or model.family.lora_targets
             self.parameters = add_lora(
@@ -59,6 +62,10 @@ class LoraPolicy:
     def note(self) -> str:
         """What a plan has to say of a start from a LoRA; else nothing."""
         return f"starts from the LoRA {', '.join(self._start)}, which is the reference's, too" if self._start else ""
+
+    def deployed(self) -> AbstractContextManager[None]:
+        """Inside, `model` is as people will use it: without the assistant that undoes distillation."""
+        return without(self._layers, ASSISTANT)
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside, `model` is the reference, without gradient: the base, with the LoRAs that the policy started from."""
@@ -92,6 +99,10 @@ class FullPolicy:
         self.parameters: list[nn.Parameter] = list(model.denoiser.parameters())
 
     note = ""
+
+    def deployed(self) -> AbstractContextManager[None]:
+        """Nothing is left out."""
+        return nullcontext()
 
     @contextmanager
     def reference(self) -> Iterator[None]:

@@ -221,7 +221,8 @@ class Trainer:
                     if run.config.preflight:
                         say = tqdm.write if run.shows_progress else None
                         preflight(algorithm.checks, say=say, device=run.model.device)
-                    preview(0)
+                    with run.policy.deployed():
+                        preview(0)
                 return self._fit(preview, resume=resume)
             finally:
                 run.model.denoiser.eval()
@@ -231,7 +232,8 @@ class Trainer:
 
         def after(update: int, metrics: dict[str, float]) -> None:
             algorithm.after(update, metrics)
-            preview(update)
+            with self.run.policy.deployed():
+                preview(update)
 
         return fit(
             algorithm.batches,

@@ -38,6 +38,10 @@ class UsualFamily:
                 "autoencoder's latents; use the text-to-image checkpoint that it was made from"
             )
 
+    def distilled(self, pipe: Any) -> str:
+        """Nothing: the name, the scheduler or the pipeline's configuration tell."""
+        return ""
+
     def latent_channels(self, pipe: Any) -> int:
         """Those of the autoencoder."""
         return pipe.vae.config["latent_channels"]

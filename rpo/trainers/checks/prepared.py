@@ -40,7 +40,7 @@ def prepared_model(given: Any, learning: LearningSpeed) -> DiffusionModel:
             f"learning.mixed_precision is {learning.mixed_precision}, but the denoiser computes in "
             f"{model.compute_dtype}; leave learning.mixed_precision out, or load the model in float32"
         )
-    return Checkpoint(model.pipe, compute_dtype=wanted)
+    return Checkpoint(model.pipe, compute_dtype=wanted, allow_distilled=model.allow_distilled)
 
 
 def is_float16(model: DiffusionModel) -> bool:
