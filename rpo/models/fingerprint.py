@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -43,9 +42,9 @@ def hash_network(network: nn.Module, config: Mapping[str, Any], extra: Mapping[s
 def hash_adapters(network: nn.Module) -> str:
     """sha256 of the adapters that a network carries, and of how strong each is; empty without any."""
     digest = hashlib.sha256()
-    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, BaseTunerLayer)]
-    for name, layer in layers:
-        digest.update(f"{name} {layer.active_adapters} {getattr(layer, 'scaling', None)}".encode())
+    layers = [(name, vars(layer)) for name, layer in network.named_modules() if hasattr(layer, "base_layer")]
+    for name, own in layers:
+        digest.update(f"{name} {own.get('_active_adapter')} {own.get('scaling')}".encode())
     for name, tensor in network.state_dict().items() if layers else ():
         if ".lora_" in name:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
