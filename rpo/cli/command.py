@@ -49,12 +49,16 @@ def takes_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="DIR", help="folder of the run; the same as output=DIR")
 
 
-def takes_config(parser: argparse.ArgumentParser) -> None:
-    """Declare what a command accepts that makes a run of a file."""
+def takes_config(parser: argparse.ArgumentParser, *, is_run: bool = True) -> None:
+    """Declare what a command accepts that makes a run of a file, or only looks at its settings."""
     parser.add_argument(
         "config", nargs="?", metavar="CONFIG", help="YAML file of the run (see `rpo config`); none is all defaults"
     )
-    takes_run(parser)
+    if is_run:
+        takes_run(parser)
+    else:
+        takes_overrides(parser)
+        parser.set_defaults(output=None)
 
 
 def overrides(args: argparse.Namespace) -> list[str]:

@@ -40,6 +40,20 @@ def train(settings: str, args: argparse.Namespace) -> None:
     run(load_config(getattr(train_config, settings), *config_and_overrides(args)), resume=args.resume)
 
 
+def plan(settings: str, args: argparse.Namespace) -> None:
+    """Say what such a run would need."""
+    from rpo.config.load import load_config
+    from rpo.runs import plan as planning
+    from rpo.runs import train_config
+
+    config = load_config(getattr(train_config, settings), *config_and_overrides(args))
+    if args.memory is None:
+        print(planning.plan(config))
+    else:
+        changes, found = planning.to_fit(config, planning.bytes_of(args.memory))
+        print(f"{found}\n\nto fit {args.memory}: {', '.join(changes) or 'nothing to change'}")
+
+
 def align(args: argparse.Namespace) -> None:
     """Go through rounds of curation and training."""
     _align(*config_and_overrides(args), resume=args.resume)
@@ -85,6 +99,11 @@ def _takes_pairs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="PATH", help="checkpoint (folder, id, shapes) whose cut captions count")
 
 
+def _takes_plan(parser: argparse.ArgumentParser) -> None:
+    takes_config(parser, is_run=False)
+    parser.add_argument("--memory", metavar="SIZE", help="what there is, such as 24GB: say what to change to fit")
+
+
 def _takes_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lora", metavar="PATH", type=Path, help="LoRA to load into the embedded model")
     parser.add_argument("--images", metavar="N", type=int, default=400, help="images per split (default 400)")
@@ -102,6 +121,15 @@ COMMANDS = {
     **{
         f"train {name}": Command(summary, takes_config, partial(train, cls), f"rpo.runs.train_config:{cls}")
         for name, (cls, summary) in ALGORITHMS.items()
+    },
+    **{
+        f"plan {name}": Command(
+            f"what a run of `rpo train {name}` needs, before any weight is read",
+            _takes_plan,
+            partial(plan, cls),
+            f"rpo.runs.train_config:{cls}",
+        )
+        for name, (cls, _) in ALGORITHMS.items()
     },
     **CURATE,
     "align": Command(
@@ -123,6 +151,7 @@ COMMANDS = {
 
 GROUPS = {
     "train": "train a checkpoint",
+    "plan": "parameters, memory, disk and cost of a run, before any weight is read",
     "curate": "make preference pairs that say why; `rpo curate CONFIG` is `rpo curate run CONFIG`",
     "data": "look at preference data",
     "shapes": "the embedded model",

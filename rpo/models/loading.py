@@ -46,7 +46,7 @@ def load_pipeline(
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise InputError(f"'{source}' is neither a folder, a file nor a hub id; give a path that exists or owner/name")
     else:
-        family = _known(f"'{source}'", _class_name(source, revision))
+        family = stated_family(source, revision)
     try:
         pipe = getattr(diffusers, family.pipelines[0]).from_pretrained(
             source, dtype=dtype, revision=revision, variant=variant, **family.load_options
@@ -108,6 +108,11 @@ def _known(what: str, class_name: str, *, is_itself: bool = False) -> Family:
             f"{remedy if is_pipeline else 'load one with from_pretrained(CHECKPOINT)'}"
         )
     return family
+
+
+def stated_family(source: str | PathLike[str], revision: str | None = None) -> Family:
+    """The family of a folder or repository, by its index alone."""
+    return _known(f"'{source}'", _class_name(source, revision))
 
 
 def _class_name(source: str | PathLike[str], revision: str | None = None) -> str:

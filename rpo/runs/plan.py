@@ -1,0 +1,261 @@
+"""What a run will need, before any weight is read: parameters, memory, disk, and the cost of an update.
+
+Only configurations are read. The denoiser, the text encoders and the autoencoder run once on fake tensors of the real
+sizes, so that operations are counted and memory is followed, and nothing is computed. Memory grows in proportion to the
+rows of a call, which one row is measured for. What kernels take for a moment, the allocator's gaps and the CUDA context
+(about half a GiB) come on top.
+
+Costs are in U, one latent through the denoiser forward.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from rpo.adapters.lora import add_lora
+from rpo.errors import InputError
+from rpo.models.execution import call
+from rpo.models.latents import IMAGES_PER_DECODE
+from rpo.models.plain import parts_of
+from rpo.models.unloaded import pretend, unloaded_pipeline
+from rpo.runs.train_config import DPORunConfig
+from rpo.trainers.checks.footprint import Footprint, footprint
+from rpo.trainers.checks.memory import readable_bytes
+from rpo.trainers.preview import IMAGES, PROMPTS
+from rpo.training.loop_config import LoopConfig
+from rpo.types import Canvas
+
+Config = Any
+"""The settings of a run, of whatever algorithm; see `rpo.runs.train_config`."""
+
+GRADIENT_AND_MOMENTS = 4 + 8
+"""Bytes per trained parameter beside the weight itself: AdamW in float32."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was counted; bytes unless said."""
+
+    parts: dict[str, tuple[int, int]]
+    """Parameters and bytes of each part."""
+    trained: int
+    """Parameters that an update moves."""
+    canvas: Canvas
+    forward: Footprint
+    """Of one latent through the denoiser, without gradient."""
+    update: Footprint
+    """Of one latent through it and back."""
+    encode: Footprint
+    """Of one image to its latents."""
+    decode: Footprint
+    """Of one latent to its image."""
+    drawn: int
+    """Latents in one call while drawing."""
+    rows: int
+    """Latents in one call of an update."""
+    decoded: int
+    """Images that the autoencoder draws at once."""
+    cost: float
+    """Of one update, in U: drawing, reference and training."""
+    updates: int
+
+    @property
+    def weights(self) -> int:
+        """Of all parts."""
+        return sum(size for _, size in self.parts.values())
+
+    @property
+    def backward(self) -> float:
+        """Forward and backward of one latent, in U."""
+        return self.update.flops / self.forward.flops
+
+    @property
+    def peaks(self) -> dict[str, int]:
+        """The most that is held at once, by what is going on."""
+        rest = self.weights + self.trained * 4
+        optimised = rest + self.trained * GRADIENT_AND_MOMENTS
+        return {
+            "at rest": rest,
+            "encoding an image": rest + self.encode.peak,
+            f"drawing, {self.drawn} latents at once": optimised + self.drawn * self.forward.peak,
+            f"decoding {self.decoded} images": optimised + self.decoded * self.decode.peak,
+            f"an update, {self.rows} latents at once": optimised + self.rows * self.update.peak,
+        }
+
+    @property
+    def peak(self) -> int:
+        """The largest of them."""
+        return max(self.peaks.values())
+
+    def __str__(self) -> str:
+        """A table for a person."""
+        wide = max(map(len, (*self.parts, *self.peaks)))
+        lines = [f"at {self.canvas} px", "", "parameters"]
+        lines += [
+            f"  {name:{wide}}  {count:>14,}  {readable_bytes(size)}" for name, (count, size) in self.parts.items()
+        ]
+        lines += [f"  {'trained':{wide}}  {self.trained:>14,}", "", "memory, the most at once"]
+        lines += [f"  {name:{wide}}  {readable_bytes(size)}" for name, size in self.peaks.items()]
+        total = self.cost * self.updates
+        lines += [
+            "",
+            "cost (U: one latent through the denoiser, forward)",
+            f"  {'U':{wide}}  {self.forward.flops / 1e12:.3g} TFLOP",
+            f"  {'forward and backward':{wide}}  {self.backward:.2f} U",
+            f"  {'an update':{wide}}  {self.cost:,.0f} U, {self.cost * self.forward.flops / 1e12:,.3g} TFLOP",
+            f"  {f'{self.updates:,} updates':{wide}}  {total:,.0f} U, {total * self.forward.flops / 1e15:,.3g} PFLOP",
+            "",
+            "disk",
+            f"  {'result':{wide}}  {readable_bytes(self.trained * 4)}",
+            f"  {'a checkpoint':{wide}}  {readable_bytes(self.trained * 12)}, {LoopConfig.keep_checkpoints} are kept",
+        ]
+        return "\n".join(lines)
+
+
+def plan(config: Config) -> Plan:
+    """Count what a run of these settings needs; takes seconds to a minute, and a gigabyte at most."""
+    dtype = getattr(torch, config.model.dtype)
+    pipe, family = unloaded_pipeline(config.model.source, dtype=dtype, revision=config.model.revision)
+    networks: dict[str, Any] = {name: network for name, network in parts_of(pipe, family).items()}
+    parts = {name: _counted(network) for name, network in networks.items()}
+    adapter, denoiser = config.adapter, networks[family.denoiser]
+    if adapter.train == "lora":
+        add_lora(denoiser, rank=adapter.rank, target_modules=adapter.target_modules or family.lora_targets)
+    else:
+        denoiser.requires_grad_(True)
+    trained = sum(one.numel() for one in denoiser.parameters() if one.requires_grad)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    for network in networks.values():
+        pretend(network, mode)
+    canvas = _canvas(pipe, family, config)
+    shape = family.latent_channels(pipe), *(side // family.cell(pipe) for side in canvas)
+    compute_dtype = getattr(torch, config.model.compute_dtype or config.model.dtype)
+
+    def forward() -> Any:
+        return call(family, pipe, denoiser, latent, time, embedding, compute_dtype=compute_dtype)
+
+    def update() -> None:
+        forward().square().mean().backward()
+
+    with mode:
+        latent, time, image = torch.randn(1, *shape), torch.full((1,), 500), torch.rand(1, 3, *canvas)
+        with torch.no_grad():
+            embedding = family.embed(pipe, ["a"], torch.device("cpu"))
+            drawing, encoding, decoding = (
+                footprint(one)
+                for one in (forward, lambda: family.encode(pipe, image), lambda: family.decode(pipe, latent))
+            )
+        if adapter.gradient_checkpointing:
+            denoiser.enable_gradient_checkpointing()
+            denoiser.train()
+        updating = footprint(update)
+    rows, drawn, decoded, cost = _counts(config, updating.flops / drawing.flops, guided=family.guidance == "cfg")
+    return Plan(
+        parts,
+        trained,
+        canvas,
+        drawing,
+        updating,
+        encoding,
+        decoding,
+        drawn,
+        rows,
+        decoded,
+        cost,
+        config.learning.updates,
+    )
+
+
+def to_fit(config: Config, memory: float) -> tuple[list[str], Plan]:
+    """The fewest of the usual changes, in their order, with which a run needs no more than so many bytes; and its plan.
+
+    Raises `InputError` if all of them are not enough.
+    """
+    changes: list[str] = []
+    found = plan(config)
+    for name, change in CHANGES.items():
+        if found.peak <= memory:
+            break
+        changed = change(config)
+        if changed != config:
+            config, found = changed, plan(changed)
+            changes.append(name)
+    if found.peak > memory:
+        raise InputError(
+            f"the run needs {readable_bytes(found.peak)} even with {', '.join(changes)}, but there are "
+            f"{readable_bytes(memory)}; expected less: take a smaller checkpoint or resolution, or a larger card"
+        )
+    return changes, found
+
+
+def bytes_of(text: str) -> float:
+    """From "12GB" to bytes, GB being 1024³ as cards have it."""
+    number, unit = text[:-2], text[-2:].upper()
+    if unit not in ("GB", "MB") or not number.replace(".", "", 1).isdigit():
+        raise InputError(f"--memory is {text!r}, but a number with its unit is needed; give 12GB, 24GB or 80GB")
+    return float(number) * 1024 ** (3 if unit == "GB" else 2)
+
+
+def _half(config: Config) -> Config:
+    return replace(config, model=replace(config.model, dtype="bfloat16", compute_dtype=None))
+
+
+def _checkpointed(config: Config) -> Config:
+    return replace(config, adapter=replace(config.adapter, gradient_checkpointing=True))
+
+
+def _one_by_one(config: Config) -> Config:
+    return replace(config, learning=replace(config.learning, micro_batch=1))
+
+
+def _drawn_one_by_one(config: Config) -> Config:
+    return replace(config, rollout=replace(config.rollout, batch_size=1)) if hasattr(config, "rollout") else config
+
+
+CHANGES: dict[str, Callable[[Any], Config]] = {
+    "model.dtype: bfloat16": _half,
+    "learning.micro_batch: 1": _one_by_one,
+    "rollout.batch_size: 1": _drawn_one_by_one,
+    "adapter.gradient_checkpointing: true": _checkpointed,
+}
+"""What makes a run smaller, from what costs least to what costs most."""
+
+
+def _counted(network: Any) -> tuple[int, int]:
+    tensors = list(network.parameters())
+    return sum(one.numel() for one in tensors), sum(one.numel() * one.element_size() for one in tensors)
+
+
+def _canvas(pipe: Any, family: Any, config: Any) -> Canvas:
+    size = config.resolution if isinstance(config, DPORunConfig) else config.rollout.resolution
+    if size is None:
+        height, width = family.native(pipe)
+        return Canvas(height * family.cell(pipe), width * family.cell(pipe))
+    return Canvas(size, size) if isinstance(size, int) else Canvas(*size)
+
+
+def _counts(config: Any, backward: float, *, guided: bool) -> tuple[int, int, int, float]:
+    """Latents in one call of an update and of drawing, images decoded at once, and the U of an update."""
+    if isinstance(config, DPORunConfig):
+        previewed = PROMPTS * IMAGES if config.preview_every else 0
+        latents = 2 * config.pairs_per_update
+        return (
+            2 * config.learning.micro_batch,
+            previewed * (2 if guided else 1),
+            previewed,
+            latents * (config.objective.needs_reference + backward),
+        )
+    rollout, steps = config.rollout, config.steps
+    both = 2 if guided and rollout.guidance_scale > 1 else 1
+    trained_both = 2 if guided and config.guidance_scale > 1 and not steps.freeze_negative else 1
+    trained = rollout.images * (steps.train_steps or rollout.num_steps) * steps.passes
+    drawn = rollout.images * rollout.num_steps * both
+    return (
+        config.learning.micro_batch * trained_both,
+        min(rollout.batch_size, rollout.images) * both,
+        min(IMAGES_PER_DECODE, rollout.images),
+        (drawn + trained * backward * trained_both) / steps.updates_per_rollout,
+    )

@@ -1,0 +1,57 @@
+"""What a computation costs: its operations, and the most memory that it holds at once beside what was there before.
+
+On fake tensors (`rpo.models.unloaded`) it computes nothing, and the numbers are those of the real sizes.
+"""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Of one computation."""
+
+    flops: int
+    """Multiplications and additions."""
+    peak: int
+    """Bytes."""
+
+
+def footprint(compute: Callable[[], Any]) -> Footprint:
+    """Run a computation, and count."""
+    with FlopCounterMode(display=False) as operations, PeakBytes() as memory:
+        compute()
+    return Footprint(operations.get_total_flops(), memory.peak)
+
+
+@final
+class PeakBytes(TorchDispatchMode):
+    """Inside, every storage that an operation makes counts from then until nothing holds it any more."""
+
+    def __init__(self) -> None:
+        """Start at nothing."""
+        super().__init__()
+        self.held = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operation, and look at what it made."""
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in self._known:
+                self._known.add(storage._cdata)
+                self.held += storage.nbytes()
+                self.peak = max(self.peak, self.held)
+                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        return made
+
+    def _gone(self, known: int, size: int) -> None:
+        self._known.discard(known)
+        self.held -= size

@@ -1,0 +1,101 @@
+"""What a run will need, told before any weight is read, against what it does need."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from rpo.adapters.lora import add_lora
+from rpo.cli.main import main
+from rpo.config.load import load_config
+from rpo.errors import InputError
+from rpo.models.checkpoint import Checkpoint
+from rpo.models.plain import parts_of
+from rpo.runs.plan import bytes_of, plan, to_fit
+from rpo.runs.train_config import DPORunConfig, GRPORunConfig
+from rpo.trainers.checks.footprint import PeakBytes
+from tests.contracts.families import FAMILIES
+
+pytestmark = pytest.mark.filterwarnings("ignore:the network denoises no better")
+OLD = [name for name in ("stable_diffusion", "sdxl", "sd3") if name in FAMILIES]
+
+
+@pytest.fixture(scope="module", params=OLD)
+def checkpoint(request, tmp_path_factory):
+    """A folder of a family, and what is loaded from it; the folder has lost its weights since."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    FAMILIES[request.param]().save_pretrained(folder)
+    loaded = {dtype: Checkpoint.load(folder, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
+    for file in folder.rglob("*.safetensors"):
+        file.unlink()
+    return folder, loaded
+
+
+def settings(folder, *words, cls=DPORunConfig):
+    return load_config(cls, None, [f"model.source={folder}", *words])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parameters_and_bytes_are_those_of_the_loaded_checkpoint(checkpoint, dtype):
+    folder, loaded = checkpoint
+    model = loaded[getattr(torch, dtype)]
+    found = plan(settings(folder, f"model.dtype={dtype}"))
+    expected = {
+        name: (sum(one.numel() for one in part.parameters()), sum(one.nbytes for one in part.parameters()))
+        for name, part in parts_of(model.pipe, model.family).items()
+    }
+    assert found.parts == expected
+    assert found.canvas == model.canvas
+
+
+def test_operations_and_memory_are_those_of_the_real_computation(checkpoint):
+    folder, loaded = checkpoint
+    found = plan(settings(folder))
+    model = Checkpoint(loaded[torch.float32].pipe)
+    trained = add_lora(model.denoiser, target_modules=model.family.lora_targets)
+    assert found.trained == sum(one.numel() for one in trained)
+    cond, x_t, time = model.encode_prompts(["a"]), torch.randn(1, *model.latent_shape()), torch.full((1,), 500)
+    with torch.no_grad(), FlopCounterMode(display=False) as counted, PeakBytes() as held:
+        model.predict(x_t, time, cond)
+    assert found.forward.flops == counted.get_total_flops() > 0
+    assert found.forward.peak == pytest.approx(held.peak, rel=0.05)
+    with FlopCounterMode(display=False) as counted, PeakBytes() as held:
+        model.predict(x_t, time, cond).square().mean().backward()
+    model.denoiser.delete_adapters(["default"])
+    assert found.update.flops == counted.get_total_flops()
+    assert found.update.peak == pytest.approx(held.peak, rel=0.05)
+
+
+def test_a_guided_rollout_counts_both_branches_and_a_frozen_one_trains_half(checkpoint):
+    folder, _ = checkpoint
+    words = ["rollout.prompts=2", "rollout.images_per_prompt=3", "rollout.num_steps=5", "rollout.guidance_scale=4"]
+    found = plan(settings(folder, *words, cls=GRPORunConfig))
+    assert found.cost == pytest.approx(6 * 5 * 2 + 6 * 5 * found.backward)
+    assert found.drawn == 12
+    both = plan(settings(folder, *words, "steps.freeze_negative=false", cls=GRPORunConfig))
+    assert both.cost == pytest.approx(6 * 5 * 2 + 6 * 5 * 2 * both.backward)
+    alone = plan(settings(folder, *words[:-1], "rollout.guidance_scale=1", cls=GRPORunConfig))
+    assert (alone.cost, alone.drawn) == (pytest.approx(6 * 5 + 6 * 5 * alone.backward), 6)
+
+
+def test_what_to_change_is_said_in_the_order_of_what_it_costs(checkpoint):
+    folder, _ = checkpoint
+    config = settings(folder, "preview_every=0")
+    whole = plan(config)
+    changes, same = to_fit(config, whole.peak)
+    assert (changes, same) == ([], whole)
+    changes, smaller = to_fit(config, 0.5 * whole.peak)
+    assert changes[0] == "model.dtype: bfloat16"
+    assert smaller.peak <= 0.5 * whole.peak
+    with pytest.raises(InputError, match=r"even with model\.dtype.*larger card"):
+        to_fit(config, 1)
+
+
+def test_it_is_printed_and_what_cannot_be_planned_is_one_line(checkpoint, tmp_path, capsys):
+    folder, _ = checkpoint
+    assert main(["plan", "dpo", f"model.source={folder}", "--memory", "80GB"]) == 0
+    assert "nothing to change" in capsys.readouterr().out
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert main(["plan", "dpo", f"model.source={tmp_path / 'model.safetensors'}"]) != 0
+    assert "single file" in capsys.readouterr().err
+    with pytest.raises(InputError, match="'24' is needed|is '24'"):
+        bytes_of("24")
