@@ -159,11 +159,13 @@ def lines_of(paths: Iterable[Path]) -> int:
 
 
 def test_the_house_is_small() -> None:
-    core = [path for path in SOURCES if path.relative_to(ROOT / "rpo").parts[0] in CORE]
-    assert lines_of([*core, *STORIES]) <= 6000
+    families = set((ROOT / "rpo/models/families").glob("*.py"))  # small each, and as many as there are
+    core = [path for path in SOURCES if path.relative_to(ROOT / "rpo").parts[0] in CORE and path not in families]
+    assert lines_of([*core, *STORIES]) <= 5700
+    assert [f"{path} has {lines_of([path])} lines" for path in families if lines_of([path]) > 120] == []
     assert [f"{path} has {lines_of([path])} lines" for path in STORIES if lines_of([path]) > 200] == []
     assert len(list((ROOT / "rpo").glob("*.py"))) <= 8
-    assert lines_of(SOURCES) <= 26_700  # aim: 20,500
+    assert lines_of(set(SOURCES) - families) <= 26_400  # aim: 20,500
 
 
 def test_class_names_are_unique() -> None:

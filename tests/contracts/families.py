@@ -8,8 +8,14 @@ from diffusers import DDIMScheduler
 
 from rpo.models.families import family_named
 from tests.tiny import tiny_sd, tiny_sd3, tiny_sdxl
+from tests.tiny_flux1 import tiny_flux1
 
-FAMILIES = {"stable_diffusion": tiny_sd, "sdxl": tiny_sdxl, "sd3": tiny_sd3}
+FAMILIES = {
+    "stable_diffusion": tiny_sd,
+    "sdxl": tiny_sdxl,
+    "sd3": tiny_sd3,
+    "flux1": tiny_flux1,
+}
 """One of each, for what trains."""
 
 VARIANTS = {
@@ -21,10 +27,16 @@ VARIANTS = {
     "sdxl, v": lambda: tiny_sdxl("v_prediction"),
     "sd3 without T5": lambda: tiny_sd3(with_t5=False),
     "sd3, shift by size": lambda: tiny_sd3(use_dynamic_shifting=True, shift=1.0),
+    "flux1, fixed shift": lambda: tiny_flux1(use_dynamic_shifting=False, shift=3.0),
 }
 """Everything that draws in another way."""
 
-UNPACKED = {}
+
+def unpacked(pipe, latents, canvas):
+    return pipe._unpack_latents(latents, canvas.height, canvas.width, pipe.vae_scale_factor)
+
+
+UNPACKED = {"FluxPipeline": unpacked}
 """From a pipeline, its own latents and their canvas to `[batch, c, h, w]`, by class."""
 
 ENCODED = {}
@@ -48,8 +60,8 @@ def drawn_by(pipe, prompts, *, canvas, guidance, num_steps, generators, output_t
         output_type=output_type,
         **options,
     ).images
-    unpacked = UNPACKED.get(type(pipe).__name__) if output_type == "latent" else None
-    return unpacked(pipe, given, canvas) if unpacked else given
+    unpack = UNPACKED.get(type(pipe).__name__) if output_type == "latent" else None
+    return unpack(pipe, given, canvas) if unpack else given
 
 
 def encoded_by(pipe, images):
