@@ -8,6 +8,7 @@ from diffusers import DDIMScheduler
 
 from rpo.models.families import family_named
 from tests.tiny import tiny_sd, tiny_sd3, tiny_sdxl
+from tests.tiny_chroma import tiny_chroma
 from tests.tiny_flux1 import tiny_flux1
 
 FAMILIES = {
@@ -15,6 +16,7 @@ FAMILIES = {
     "sdxl": tiny_sdxl,
     "sd3": tiny_sd3,
     "flux1": tiny_flux1,
+    "chroma": tiny_chroma,
 }
 """One of each, for what trains."""
 
@@ -36,7 +38,7 @@ def unpacked(pipe, latents, canvas):
     return pipe._unpack_latents(latents, canvas.height, canvas.width, pipe.vae_scale_factor)
 
 
-UNPACKED = {"FluxPipeline": unpacked}
+UNPACKED = {"FluxPipeline": unpacked, "ChromaPipeline": unpacked}
 """From a pipeline, its own latents and their canvas to `[batch, c, h, w]`, by class."""
 
 ENCODED = {}

@@ -9,9 +9,12 @@ from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.families import family_of_file
 from rpo.models.families.packed import pack, positions, unpack
+from tests.tiny_chroma import tiny_chroma
 from tests.tiny_flux1 import tiny_flux1
 
-PACKED = {"flux1": tiny_flux1}
+PACKED = {"flux1": tiny_flux1, "chroma": tiny_chroma}
+
+families = pytest.mark.parametrize("family", PACKED)
 
 
 def test_packing_is_that_of_the_pipeline_and_comes_back():
@@ -39,7 +42,24 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("family", PACKED)
+@families
+def test_a_prediction_that_is_computed_again_for_its_gradient_is_the_same(family):
+    model = Checkpoint(PACKED[family]())
+    cond = model.encode_prompts(["a red circle", "a house"])
+    x_t, timestep = torch.randn(2, *model.latent_shape(), requires_grad=True), torch.tensor([100, 700])
+
+    def predicted():
+        noise_pred = model.predict(x_t, timestep, cond, 3.0)
+        return noise_pred.detach(), *torch.autograd.grad(noise_pred.square().sum(), x_t)
+
+    plain = predicted()
+    model.denoiser.enable_gradient_checkpointing()
+    model.denoiser.train()
+    for one, other in zip(predicted(), plain, strict=True):
+        assert torch.equal(one, other)
+
+
+@families
 def test_a_prediction_waits_for_nothing(family):
     model = Checkpoint(PACKED[family]())
     cond = model.encode_prompts(["a red circle", "a house"])
@@ -52,7 +72,11 @@ def test_a_prediction_waits_for_nothing(family):
 
 @pytest.mark.parametrize(
     ("tensor", "name"),
-    [("guidance_in.in_layer.weight", "FLUX.1 [dev]"), ("double_blocks.0.img_attn.qkv.weight", "Stable")],
+    [
+        ("guidance_in.in_layer.weight", "FLUX.1 [dev]"),
+        ("distilled_guidance_layer.in_proj.bias", "Chroma"),
+        ("double_blocks.0.img_attn.qkv.weight", "Stable Diffusion 1.x/2.x"),
+    ],
 )
 def test_a_single_file_is_known_by_its_tensors(tensor, name):
-    assert family_of_file([f"model.diffusion_model.{tensor}"]).name.startswith(name)
+    assert family_of_file([f"model.diffusion_model.{tensor}"]).name == name

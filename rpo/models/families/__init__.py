@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from rpo.models.base import Family
+from rpo.models.families.chroma import Chroma
 from rpo.models.families.flux1 import Flux1
 from rpo.models.families.sd3 import StableDiffusion3
 from rpo.models.families.sdxl import StableDiffusionXL
@@ -13,6 +14,7 @@ FAMILIES: tuple[Family, ...] = (
     StableDiffusionXL(),
     StableDiffusion3(),
     Flux1(),
+    Chroma(),
 )
 """The first is what a single file is taken for that no other family claims."""
 

@@ -12,18 +12,11 @@ from torch import Tensor
 
 from rpo.errors import InputError
 from rpo.models.base import Guidance, TextContext
-from rpo.models.families.packed import PackedFamily, no_positions, pack, positions, unpack
+from rpo.models.families.packed import TWO_STREAM_LAYERS, PackedFamily, no_positions, pack, positions, unpack
 from rpo.types import Embedding, Latents
 
 T5_TOKENS = 512
 """As in the pipeline's own call."""
-
-LAYERS = (
-    *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
-    *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
-    *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
-)
-"""What is adapted: attention in all blocks, and the feed-forward layers of those with two streams."""
 
 
 @final
@@ -35,7 +28,7 @@ class Flux1(PackedFamily):
     parts: Mapping[str, str] = {"transformer": "FluxTransformer2DModel", "vae": "AutoencoderKL"}
     text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     single_file_key = "guidance_in.in_layer."
-    lora_targets = LAYERS
+    lora_targets = TWO_STREAM_LAYERS
     guidance: Guidance = "embedded"
 
     def refuse(self, pipe: Any) -> None:

@@ -10,6 +10,13 @@ from rpo.models.families.usual import UsualFamily
 from rpo.models.schedules import FlowSchedule, even_sigmas
 from rpo.types import Latents
 
+TWO_STREAM_LAYERS = (
+    *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+    *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+    *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
+)
+"""What is adapted: attention in all blocks, and the feed-forward layers of those that have text and image apart."""
+
 
 class PackedFamily(UsualFamily):
     """A transformer on tokens of 2 x 2 cells, whose steps move towards the noise with the number of tokens."""
