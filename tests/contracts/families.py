@@ -4,12 +4,14 @@ A family whose pipeline hands out its latents in another form than rpo does, or 
 has a line more.
 """
 
+import torch
 from diffusers import DDIMScheduler
 
 from rpo.models.families import family_named
 from tests.tiny import tiny_sd, tiny_sd3, tiny_sdxl
 from tests.tiny_chroma import tiny_chroma
 from tests.tiny_flux1 import tiny_flux1
+from tests.tiny_qwen_image import tiny_qwen_image
 
 FAMILIES = {
     "stable_diffusion": tiny_sd,
@@ -17,6 +19,7 @@ FAMILIES = {
     "sd3": tiny_sd3,
     "flux1": tiny_flux1,
     "chroma": tiny_chroma,
+    "qwen_image": tiny_qwen_image,
 }
 """One of each, for what trains."""
 
@@ -38,10 +41,23 @@ def unpacked(pipe, latents, canvas):
     return pipe._unpack_latents(latents, canvas.height, canvas.width, pipe.vae_scale_factor)
 
 
-UNPACKED = {"FluxPipeline": unpacked, "ChromaPipeline": unpacked}
+UNPACKED = {
+    "FluxPipeline": unpacked,
+    "ChromaPipeline": unpacked,
+    "QwenImagePipeline": lambda *given: unpacked(*given)[:, :, 0],
+}
 """From a pipeline, its own latents and their canvas to `[batch, c, h, w]`, by class."""
 
-ENCODED = {}
+
+def encoded_frame(pipe, images):
+    shift, scale = (
+        torch.tensor(pipe.vae.config[name])[None, :, None, None] for name in ("latents_mean", "latents_std")
+    )
+    posterior = pipe.vae.encode(2 * images[:, :, None] - 1).latent_dist
+    return (posterior.mean[:, :, 0] - shift) / scale, posterior.std[:, :, 0] / scale
+
+
+ENCODED = {"AutoencoderKLQwenImage": encoded_frame}
 """Mean and standard deviation of an image's latents as the pipeline has them, by class of the autoencoder."""
 
 

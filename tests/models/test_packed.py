@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import FluxPipeline
+from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rpo.errors import InputError
@@ -11,8 +12,9 @@ from rpo.models.families import family_of_file
 from rpo.models.families.packed import pack, positions, unpack
 from tests.tiny_chroma import tiny_chroma
 from tests.tiny_flux1 import tiny_flux1
+from tests.tiny_qwen_image import tiny_qwen_image
 
-PACKED = {"flux1": tiny_flux1, "chroma": tiny_chroma}
+PACKED = {"flux1": tiny_flux1, "chroma": tiny_chroma, "qwen_image": tiny_qwen_image}
 
 families = pytest.mark.parametrize("family", PACKED)
 
@@ -75,8 +77,22 @@ def test_a_prediction_waits_for_nothing(family):
     [
         ("guidance_in.in_layer.weight", "FLUX.1 [dev]"),
         ("distilled_guidance_layer.in_proj.bias", "Chroma"),
+        ("transformer_blocks.0.img_mod.1.weight", "Qwen-Image"),
         ("double_blocks.0.img_attn.qkv.weight", "Stable Diffusion 1.x/2.x"),
     ],
 )
 def test_a_single_file_is_known_by_its_tensors(tensor, name):
     assert family_of_file([f"model.diffusion_model.{tensor}"]).name == name
+
+
+def test_a_single_file_that_diffusers_does_not_read_is_refused(tmp_path):
+    save_file({"transformer_blocks.0.img_mod.1.weight": torch.zeros(1)}, tmp_path / "one.safetensors")
+    with pytest.raises(InputError, match="single file of Qwen-Image, which diffusers does not read"):
+        Checkpoint.load(tmp_path / "one.safetensors")
+
+
+def test_a_schedule_that_ends_above_0_has_no_single_step():
+    model = Checkpoint(tiny_qwen_image())
+    with pytest.raises(InputError, match="from nan to 0 at step 0 .* one alone is no grid with shift_terminal"):
+        model.grid(1)
+    assert model.grid(2).num_steps == 2

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from rpo.models.base import Family
 from rpo.models.families.chroma import Chroma
 from rpo.models.families.flux1 import Flux1
+from rpo.models.families.qwen_image import QwenImage
 from rpo.models.families.sd3 import StableDiffusion3
 from rpo.models.families.sdxl import StableDiffusionXL
 from rpo.models.families.stable_diffusion import StableDiffusion
@@ -15,6 +16,7 @@ FAMILIES: tuple[Family, ...] = (
     StableDiffusion3(),
     Flux1(),
     Chroma(),
+    QwenImage(),
 )
 """The first is what a single file is taken for that no other family claims."""
 
