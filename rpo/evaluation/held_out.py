@@ -42,12 +42,6 @@ class Sampling:
     solver: Literal["ddim", "dpm_solver"] = "ddim"
     spacing: Literal["checkpoint", "uniform"] = "checkpoint"
 
-    @property
-    def call(self) -> dict[str, float]:
-        """The words by which a pipeline draws so; what is left to it is left out."""
-        words = {"num_inference_steps": self.num_steps, "eta": self.eta, "guidance_scale": self.guidance_scale}
-        return {name: value for name, value in words.items() if value is not None}
-
     def draw(
         self, model: DiffusionModel, prompts: Sequence[str], *, batch_size: int = 64, progress: str | None = None
     ) -> Images:

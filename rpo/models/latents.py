@@ -34,10 +34,10 @@ def _shift_and_scale(vae: Any, like: Tensor) -> tuple[Tensor | float | None, Ten
     config = vae.config
     if config.get("latents_mean") is not None and config.get("latents_std") is not None:
         mean, std = (
-            torch.tensor(config[name], dtype=torch.float32, device=like.device).view(1, -1, 1, 1)
+            torch.tensor(config[name], dtype=torch.float32, device=like.device).view(-1, *(1,) * (like.ndim - 2))
             for name in ("latents_mean", "latents_std")
         )
-        return mean, config["scaling_factor"] / std
+        return mean, config.get("scaling_factor", 1.0) / std
     return config.get("shift_factor"), config["scaling_factor"]
 
 

@@ -64,8 +64,10 @@ def _load_single_file(path: Path, *, dtype: torch.dtype, config: str | PathLike[
     if path.suffix == ".safetensors":
         check_safetensors(path)
         family = family_of_file(_announced_tensors(path))
+    made = getattr(diffusers, family.pipelines[0])
+    if not hasattr(made, "from_single_file"):
+        raise InputError(f"'{path}' is a single file of {family.name}, which diffusers does not read; give its folder")
     try:
-        made = getattr(diffusers, family.pipelines[0])
         pipe = made.from_single_file(str(path), dtype=dtype, config=None if config is None else str(config))
     except NotImplementedError as error:  # torch's, on moving a network that did not get all of its tensors
         raise InputError(
@@ -158,10 +160,14 @@ def check_nothing_missing(pipe: Any, family: Family, folder: Path) -> None:
     for part in family.text_encoders:
         files = list((folder / part).glob("*.safetensors"))
         if files and pipe.components[part] is not None:
-            # Older files have one more level, text_model., than newer classes.
-            stored = {name.removeprefix("text_model.") for file in files for name in _announced_tensors(file)}
-            wanted = (name.removeprefix("text_model.") for name, _ in pipe.components[part].named_parameters())
-            _refuse_missing(folder / part, [name for name in wanted if name not in stored])
+            stored = {_bare(name) for file in files for name in _announced_tensors(file)}
+            wanted = (name for name, _ in pipe.components[part].named_parameters())
+            _refuse_missing(folder / part, [name for name in wanted if _bare(name) not in stored])
+
+
+def _bare(name: str) -> str:
+    """A tensor's name without the levels that files have and classes have not, or the reverse."""
+    return ".".join(level for level in name.split(".") if level not in {"model", "text_model", "language_model"})
 
 
 def _refuse_missing(part: Path, missing: list[str]) -> None:

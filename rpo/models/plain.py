@@ -140,6 +140,10 @@ def _fresh(network: Any) -> nn.Module:
         if buffer.is_meta:  # one that no file has
             owner, _, last = name.rpartition(".")
             fresh.get_submodule(owner).register_buffer(last, buffers[name], persistent=False)
+    for name, module in fresh.named_modules():
+        for key, one in vars(module).items():
+            if isinstance(one, Tensor) and one.is_meta:  # a table that is no buffer
+                setattr(module, key, getattr(network.get_submodule(name), key))
     return fresh.eval()
 
 
@@ -173,7 +177,7 @@ def _of_another_class(family: Family, part: str, network: nn.Module) -> Fault:
 def _switched(part: str, network: Any) -> Fault:
     if part.startswith("text_encoder"):
         return None
-    processors = {type(one).__name__ for one in network.attn_processors.values()}
+    processors = {type(getattr(module, "processor", None)).__name__ for module in network.modules()}
     blocks = network.up_blocks if part == "unet" else ()
     if any(vars(block).get(name) is not None for block in blocks for name in _FREEU):
         return "FreeU is switched on (enable_freeu)", "call pipe.disable_freeu(), and switch it on again afterwards"

@@ -81,15 +81,17 @@ class FlowSchedule:
         *,
         sigmas: Callable[[int], list[float]] | None = None,
         mu: Callable[[int, int], float] | None = None,
+        max_shift: float = 1.16,
     ):
         """Read the schedule of a pipeline's scheduler.
 
         Args:
             sigmas: Where the pipeline says itself which sigmas are to be shifted: those of a number of steps.
             mu: The logarithm of a dynamic shift by steps and tokens, where it is not linear in the tokens.
+            max_shift: The end of the linear one, which the pipeline takes where the scheduler does not say it.
         """
         self.config: Mapping[str, Any] = scheduler.config
-        self._sigmas, self._mu = sigmas, mu or self._linear_mu
+        self._sigmas, self._mu, self._max_shift = sigmas, mu or self._linear_mu, max_shift
         self._made: Any = type(scheduler)
         is_flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or self.config.get("use_flow_sigmas")
         if not is_flow or self.config.get("stochastic_sampling"):
@@ -132,7 +134,7 @@ class FlowSchedule:
 
     def _linear_mu(self, num_steps: int, sequence_length: int) -> float:
         low, high = self.config.get("base_image_seq_len", 256), self.config.get("max_image_seq_len", 4096)
-        base, top = self.config.get("base_shift", 0.5), self.config.get("max_shift", 1.16)
+        base, top = self.config.get("base_shift", 0.5), self.config.get("max_shift", self._max_shift)
         slope = (top - base) / (high - low)
         return base + slope * (sequence_length - low)
 

@@ -69,11 +69,12 @@ def check_grid(grid: Grid) -> None:
     if grid.num_steps < 1:
         raise InputError(f"a grid has {grid.alpha.shape[0]} nodes, but a step needs two; ask for num_steps >= 1")
     noise_to_signal = grid.sigma.double() / grid.alpha.double()  # infinite at pure noise, which is still larger
-    is_rising = noise_to_signal[1:] >= noise_to_signal[:-1]
-    if bool(is_rising.any()):
-        step = int(is_rising.double().argmax())
+    is_falling = noise_to_signal[1:] < noise_to_signal[:-1]  # which what is no number does not
+    if not bool(is_falling.all()):
+        step = int(is_falling.double().argmin())
         raise InputError(
             f"a grid must run from noise to data, but sigma/alpha goes from {noise_to_signal[step]:.6g} to "
             f"{noise_to_signal[step + 1]:.6g} at step {step} (timestep {grid.timestep[step]:g}); give the timesteps "
-            "noisiest first and without repeats (too many steps for the schedule also repeat)"
+            "noisiest first and without repeats (too many steps for the schedule also repeat, and one alone is no grid "
+            "with shift_terminal)"
         )

@@ -71,7 +71,7 @@ class CardFacts:
     """Hub ids of the data."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """Hyper-parameters; nested ones are joined by dots, those that are None or name a folder are left out."""
-    call: Mapping[str, float] = field(default_factory=dict)
+    call: Mapping[str, float | str] = field(default_factory=dict)
     """Arguments that the model is meant to be called with, as in `guidance_scale`."""
     results: Mapping[str, tuple[PairedComparison, ...]] = field(default_factory=dict)
     """Measurements against the base, by heading."""
@@ -174,7 +174,7 @@ def _snippet(card: CardFacts, lora: LoraFile | None) -> str:
             'pipe.set_adapters("aligned", 1.0)  # less than 1.0 for a weaker effect',
         ]
     prompt = card.samples[0].prompt if card.samples else "your prompt"
-    arguments = "".join(f", {name}={value}" for name, value in card.call.items())
+    arguments = "".join(f", {name}={value!r}" for name, value in card.call.items())
     return "\n".join([*lines, f"image = pipe({prompt!r}{arguments}).images[0]"])
 
 

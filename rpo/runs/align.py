@@ -40,7 +40,9 @@ from rpo.files.lock import sole_owner
 from rpo.files.text import write_text
 from rpo.files.whole import append_line, mend_last_line, read_lines
 from rpo.interrupts import ended_in_order
+from rpo.models.checkpoint import Checkpoint
 from rpo.models.config import ModelConfig
+from rpo.models.usual import call_of
 from rpo.publishing.model_card import CardFacts, write_model_card
 from rpo.reports.rounds import draw_rounds, format_rounds
 from rpo.runs.align_config import AlignConfig
@@ -149,7 +151,7 @@ class _Rounds:
         with self._timed("train the LoRA"):
             trained = trainer.train(resume=trainer.folder.exists())
         trainer.save(place / "lora")
-        write_model_card(place / "lora", self._card(number, len(pairs)))
+        write_model_card(place / "lora", self._card(number, len(pairs), model))
         judged = self._judged(number)
         gains = judged.gains_over(self._judged(0))
         return {
@@ -195,11 +197,10 @@ class _Rounds:
         judged.write(file)
         return judged
 
-    def _card(self, number: int, num_pairs: int) -> CardFacts:
+    def _card(self, number: int, num_pairs: int, model: Checkpoint) -> CardFacts:
         source = self.config.curate.source
         base = source.model.source
         is_embedded = base == "shapes"
-        call = {"num_inference_steps": source.num_steps, "eta": source.eta, "guidance_scale": source.guidance_scale}
         return CardFacts(
             method="Rich Preference Optimization",
             base_model=None if is_embedded else base,
@@ -209,7 +210,7 @@ class _Rounds:
             "critique, instruction and edit, kept where "
             f"{' and '.join(self.config.curate.decide.rewards)} found them better.",
             settings=asdict(self.config.dpo),
-            call={name: value for name, value in call.items() if value is not None},
+            call=call_of(model, num_steps=source.num_steps, guidance_scale=source.guidance_scale, eta=source.eta),
         )
 
     def _inputs(self) -> dict[str, str]:

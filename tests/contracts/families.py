@@ -4,12 +4,23 @@ A family whose pipeline hands out its latents in another form than rpo does, or 
 has a line more.
 """
 
+import torch
 from diffusers import DDIMScheduler
 
 from rpo.models.families import family_named
 from tests.tiny import tiny_sd, tiny_sd3, tiny_sdxl
+from tests.tiny_chroma import tiny_chroma
+from tests.tiny_flux1 import tiny_flux1
+from tests.tiny_qwen_image import tiny_qwen_image
 
-FAMILIES = {"stable_diffusion": tiny_sd, "sdxl": tiny_sdxl, "sd3": tiny_sd3}
+FAMILIES = {
+    "stable_diffusion": tiny_sd,
+    "sdxl": tiny_sdxl,
+    "sd3": tiny_sd3,
+    "flux1": tiny_flux1,
+    "chroma": tiny_chroma,
+    "qwen_image": tiny_qwen_image,
+}
 """One of each, for what trains."""
 
 VARIANTS = {
@@ -21,13 +32,32 @@ VARIANTS = {
     "sdxl, v": lambda: tiny_sdxl("v_prediction"),
     "sd3 without T5": lambda: tiny_sd3(with_t5=False),
     "sd3, shift by size": lambda: tiny_sd3(use_dynamic_shifting=True, shift=1.0),
+    "flux1, fixed shift": lambda: tiny_flux1(use_dynamic_shifting=False, shift=3.0),
 }
 """Everything that draws in another way."""
 
-UNPACKED = {}
+
+def unpacked(pipe, latents, canvas):
+    return pipe._unpack_latents(latents, canvas.height, canvas.width, pipe.vae_scale_factor)
+
+
+UNPACKED = {
+    "FluxPipeline": unpacked,
+    "ChromaPipeline": unpacked,
+    "QwenImagePipeline": lambda *given: unpacked(*given)[:, :, 0],
+}
 """From a pipeline, its own latents and their canvas to `[batch, c, h, w]`, by class."""
 
-ENCODED = {}
+
+def encoded_frame(pipe, images):
+    shift, scale = (
+        torch.tensor(pipe.vae.config[name])[None, :, None, None] for name in ("latents_mean", "latents_std")
+    )
+    posterior = pipe.vae.encode(2 * images[:, :, None] - 1).latent_dist
+    return (posterior.mean[:, :, 0] - shift) / scale, posterior.std[:, :, 0] / scale
+
+
+ENCODED = {"AutoencoderKLQwenImage": encoded_frame}
 """Mean and standard deviation of an image's latents as the pipeline has them, by class of the autoencoder."""
 
 
@@ -48,8 +78,8 @@ def drawn_by(pipe, prompts, *, canvas, guidance, num_steps, generators, output_t
         output_type=output_type,
         **options,
     ).images
-    unpacked = UNPACKED.get(type(pipe).__name__) if output_type == "latent" else None
-    return unpacked(pipe, given, canvas) if unpacked else given
+    unpack = UNPACKED.get(type(pipe).__name__) if output_type == "latent" else None
+    return unpack(pipe, given, canvas) if unpack else given
 
 
 def encoded_by(pipe, images):

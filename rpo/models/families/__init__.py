@@ -3,11 +3,21 @@
 from collections.abc import Iterable
 
 from rpo.models.base import Family
+from rpo.models.families.chroma import Chroma
+from rpo.models.families.flux1 import Flux1
+from rpo.models.families.qwen_image import QwenImage
 from rpo.models.families.sd3 import StableDiffusion3
 from rpo.models.families.sdxl import StableDiffusionXL
 from rpo.models.families.stable_diffusion import StableDiffusion
 
-FAMILIES: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXL(), StableDiffusion3())
+FAMILIES: tuple[Family, ...] = (
+    StableDiffusion(),
+    StableDiffusionXL(),
+    StableDiffusion3(),
+    Flux1(),
+    Chroma(),
+    QwenImage(),
+)
 """The first is what a single file is taken for that no other family claims."""
 
 
@@ -20,6 +30,6 @@ def family_of_file(tensors: Iterable[str]) -> Family:
     """The family of a single-file checkpoint with tensors of these names."""
     names = list(tensors)
     for family in FAMILIES[1:]:
-        if any(family.single_file_key in name for name in names):
+        if family.single_file_key and any(family.single_file_key in name for name in names):
             return family
     return FAMILIES[0]

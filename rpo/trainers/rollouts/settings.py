@@ -47,7 +47,7 @@ class RolloutConfig:
 
     guidance_scale: GuidanceScale = 3.0
     """Classifier-free guidance while drawing; 1 is none and halves the cost. 3 for `shapes`, 5 to 7.5 for Stable
-    Diffusion."""
+    Diffusion; 3.5 for FLUX.1 [dev], whose network is told it and which costs no less at 1."""
 
     batch_size: Count = 64
     """Images drawn at once; lower it when memory runs out. It changes speed, not images."""

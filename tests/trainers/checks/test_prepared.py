@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import CogView4Pipeline
 from diffusers.models.attention_processor import AttnProcessor
 from peft import LoHaConfig, LoraConfig, inject_adapter_in_model
 
@@ -62,13 +62,13 @@ def test_an_adapter_of_another_kind_or_on_another_part_is_refused(alter, message
         prepared_model(pipe, PLAIN)
 
 
-def test_flux_is_named_by_an_online_trainer_s_model():
-    flux = object.__new__(FluxPipeline)
+def test_a_pipeline_of_no_family_is_named_by_an_online_trainer_s_model():
+    stranger = object.__new__(CogView4Pipeline)
     with pytest.raises(
         ValueError,
-        match="is a FluxPipeline, but a text-to-image pipeline is needed, one of .*StableDiffusionXLPipeline",
+        match="is a CogView4Pipeline, but a text-to-image pipeline is needed, one of .*StableDiffusionXLPipeline",
     ):
-        prepared_model(flux, PLAIN)
+        prepared_model(stranger, PLAIN)
 
 
 @pytest.mark.parametrize("wrong", ["a/checkpoint", None, torch.nn.Linear(1, 1)])

@@ -1,0 +1,73 @@
+"""Qwen-Image: a transformer that predicts flow, Qwen2.5-VL as its text encoder, and an autoencoder of videos.
+
+A prompt is put into a template, whose beginning is cut off again from what the encoder makes of it. Prompts are of any
+length: here they are filled up to one, and a mask says which tokens count. Guidance is given the length of the prompt's
+own prediction back, token by token. An image is a video of one frame.
+"""
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from rpo.models import latents as autoencoder
+from rpo.models.base import TextContext, guided
+from rpo.models.families.packed import PackedFamily, pack, unpack
+from rpo.types import Embedding, Images, Latents
+
+TOKENS = 512
+"""As in the pipeline's own call."""
+
+
+@final
+class QwenImage(PackedFamily):
+    """The family of `QwenImagePipeline`."""
+
+    name = "Qwen-Image"
+    pipelines: tuple[str, ...] = ("QwenImagePipeline", "QwenImageImg2ImgPipeline")
+    parts: Mapping[str, str] = {"transformer": "QwenImageTransformer2DModel", "vae": "AutoencoderKLQwenImage"}
+    single_file_key = ".img_mod.1."
+    guidance_argument = "true_cfg_scale"
+
+    def latent_channels(self, pipe: Any) -> int:
+        """Those of the autoencoder."""
+        return pipe.vae.config["z_dim"]
+
+    def context(self, pipe: Any) -> TextContext:
+        """Qwen2.5-VL's tokenizer; the template's end comes after the prompt."""
+        return TextContext(pipe.tokenizer, TOKENS)
+
+    def embed(self, pipe: Any, prompts: list[str], device: torch.device) -> Embedding:
+        """Qwen2.5-VL's last hidden states, zero where a prompt has ended, and where it has not."""
+        tokens, mask = pipe.encode_prompt(prompts, device, max_sequence_length=TOKENS)
+        mask = tokens.new_ones(tokens.shape[:2]) if mask is None else mask
+        missing = TOKENS - tokens.shape[1]
+        return {"tokens": pad(tokens, (0, 0, 0, missing)), "mask": pad(mask, (0, missing)).bool()}
+
+    def forward(self, pipe: Any, network: Any, x_t: Latents, timestep: Tensor, embedding: Embedding) -> Latents:
+        """One call of the transformer, which is told the time from 0 to 1."""
+        tokens = network(
+            hidden_states=pack(x_t),
+            timestep=timestep.expand(len(x_t)).to(x_t.dtype) / 1000,
+            encoder_hidden_states=embedding["tokens"],
+            encoder_hidden_states_mask=embedding["mask"],
+            img_shapes=[[(1, x_t.shape[-2] // 2, x_t.shape[-1] // 2)]] * len(x_t),
+        ).sample
+        return unpack(tokens, x_t)
+
+    def guided(self, negative_pred: Latents, prompt_pred: Latents, guidance_scale: float) -> Latents:
+        """Classifier-free guidance of the prompt's length: each token has the norm that it has without."""
+        tokens, prompt = pack(guided(negative_pred, prompt_pred, guidance_scale)), pack(prompt_pred)
+        norms = prompt.norm(dim=-1, keepdim=True) / tokens.norm(dim=-1, keepdim=True)
+        return unpack(tokens * norms, prompt_pred)
+
+    def encode(self, pipe: Any, images: Images) -> tuple[Latents, Latents]:
+        """Scaled by a mean and a standard deviation for each channel."""
+        mean, std = autoencoder.encode(pipe.vae, images[:, :, None])
+        return mean[:, :, 0], std[:, :, 0]
+
+    def decode(self, pipe: Any, latents: Latents) -> Images:
+        """The way back, cut off at [0, 1] by the autoencoder itself."""
+        return autoencoder.decode(pipe.vae, latents[:, :, None])[:, :, 0]
