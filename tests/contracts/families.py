@@ -4,6 +4,7 @@ A family whose pipeline hands out its latents in another form than rpo does, or 
 has a line more.
 """
 
+import pytest
 import torch
 from diffusers import DDIMScheduler
 
@@ -35,6 +36,14 @@ VARIANTS = {
     "flux1, fixed shift": lambda: tiny_flux1(use_dynamic_shifting=False, shift=3.0),
 }
 """Everything that draws in another way."""
+
+ALWAYS = ("stable_diffusion", "sdxl", "sd3", "flux1")
+"""What stands for all families in the default tests; `-m contracts` asks every one."""
+
+
+def mostly(names):
+    """The names, those of other families than `ALWAYS` for `-m contracts` alone."""
+    return [name if name.startswith(ALWAYS) else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def unpacked(pipe, latents, canvas):
