@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from rpo.adapters.loading import load_model
 from rpo.config.load import load_config
 from rpo.data.preference import PreferencePair, encode_png
 from rpo.data.writers import write_pairs
-from rpo.models.config import load_model
 from rpo.runs.train import run
 from rpo.runs.train_config import DPORunConfig
 from rpo.sampling.sample import generate

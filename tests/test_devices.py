@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from rpo.adapters.loading import load_model
 from rpo.cli.main import main
 from rpo.devices import device_named, slow_type_note, uploaded
 from rpo.models.checkpoint import Checkpoint
-from rpo.models.config import ModelConfig, load_model
+from rpo.models.config import ModelConfig
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "cud", "gpu", "cpu:x", "", "xpu"])

@@ -7,12 +7,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
+from rpo.adapters.loading import load_model
 from rpo.adapters.lora_file import WEIGHT_FILE
 from rpo.cli.main import main
 from rpo.config.load import load_config
 from rpo.data.writers import write_pairs
 from rpo.evaluation.held_out import HeldOutConfig
-from rpo.models.config import ModelConfig, load_model
+from rpo.models.config import ModelConfig
 from rpo.runs.train import run
 from rpo.runs.train_config import DataConfig, DPORunConfig, GRPORunConfig
 from rpo.trainers.dpo import DPO

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from rpo import shapes
+from rpo.adapters.loading import load_model
 from rpo.config.load import load_config
 from rpo.models.checkpoint import Checkpoint
-from rpo.models.config import ModelConfig, load_model
+from rpo.models.config import ModelConfig
 from tests.tiny import save_tiny_sd
 
 
@@ -24,7 +25,17 @@ def test_every_setting_reaches_the_checkpoint(monkeypatch):
     asked = {}
     monkeypatch.setattr(Checkpoint, "load", lambda source, **settings: asked.update(settings))
     config = ModelConfig(
-        "file.ckpt", "float32", "float16", "cpu", "folder", "main", "fp16", "xformers", channels_last=True, compile=True
+        source="file.ckpt",
+        allow_distilled=True,
+        dtype="float32",
+        compute_dtype="float16",
+        device="cpu",
+        single_file_config="folder",
+        revision="main",
+        variant="fp16",
+        attention="xformers",
+        channels_last=True,
+        compile=True,
     )
     load_model(config)
     assert asked == {
@@ -37,6 +48,7 @@ def test_every_setting_reaches_the_checkpoint(monkeypatch):
         "attention": "xformers",
         "channels_last": True,
         "compile_denoiser": True,
+        "allow_distilled": True,
     }
 
 
