@@ -13,6 +13,7 @@ from tests.tiny import tiny_sd, tiny_sd3, tiny_sdxl
 from tests.tiny_chroma import tiny_chroma
 from tests.tiny_flux1 import tiny_flux1
 from tests.tiny_qwen_image import tiny_qwen_image
+from tests.tiny_z_image import tiny_z_image
 
 FAMILIES = {
     "stable_diffusion": tiny_sd,
@@ -21,6 +22,7 @@ FAMILIES = {
     "flux1": tiny_flux1,
     "chroma": tiny_chroma,
     "qwen_image": tiny_qwen_image,
+    "z_image": tiny_z_image,
 }
 """One of each, for what trains."""
 
@@ -34,6 +36,7 @@ VARIANTS = {
     "sd3 without T5": lambda: tiny_sd3(with_t5=False),
     "sd3, shift by size": lambda: tiny_sd3(use_dynamic_shifting=True, shift=1.0),
     "flux1, fixed shift": lambda: tiny_flux1(use_dynamic_shifting=False, shift=3.0),
+    "z_image, shift by size": lambda: tiny_z_image(use_dynamic_shifting=True, shift=1.0),
 }
 """Everything that draws in another way."""
 
@@ -79,7 +82,7 @@ def drawn_by(pipe, prompts, *, canvas, guidance, num_steps, generators, output_t
     if family.guidance_argument == "true_cfg_scale":
         options["negative_prompt"] = [""] * len(prompts)
     given = pipe(
-        prompts,
+        list(prompts),  # some pipelines write into it
         height=canvas.height,
         width=canvas.width,
         num_inference_steps=num_steps,

@@ -9,6 +9,7 @@ from rpo.models.families.qwen_image import QwenImage
 from rpo.models.families.sd3 import StableDiffusion3
 from rpo.models.families.sdxl import StableDiffusionXL
 from rpo.models.families.stable_diffusion import StableDiffusion
+from rpo.models.families.z_image import ZImage
 
 FAMILIES: tuple[Family, ...] = (
     StableDiffusion(),
@@ -17,6 +18,7 @@ FAMILIES: tuple[Family, ...] = (
     Flux1(),
     Chroma(),
     QwenImage(),
+    ZImage(),
 )
 """The first is what a single file is taken for that no other family claims."""
 
