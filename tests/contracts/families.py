@@ -13,6 +13,7 @@ from tests.tiny import tiny_sd, tiny_sd3, tiny_sdxl
 from tests.tiny_chroma import tiny_chroma
 from tests.tiny_flux1 import tiny_flux1
 from tests.tiny_qwen_image import tiny_qwen_image
+from tests.tiny_lumina2 import tiny_lumina2
 from tests.tiny_z_image import tiny_z_image
 
 FAMILIES = {
@@ -23,6 +24,7 @@ FAMILIES = {
     "chroma": tiny_chroma,
     "qwen_image": tiny_qwen_image,
     "z_image": tiny_z_image,
+    "lumina2": tiny_lumina2,
 }
 """One of each, for what trains."""
 
@@ -37,6 +39,7 @@ VARIANTS = {
     "sd3, shift by size": lambda: tiny_sd3(use_dynamic_shifting=True, shift=1.0),
     "flux1, fixed shift": lambda: tiny_flux1(use_dynamic_shifting=False, shift=3.0),
     "z_image, shift by size": lambda: tiny_z_image(use_dynamic_shifting=True, shift=1.0),
+    "lumina2, shift by channels": lambda: tiny_lumina2(use_dynamic_shifting=True, shift=1.0),
 }
 """Everything that draws in another way."""
 

@@ -1,12 +1,14 @@
 """What most families have in common, so that the file of one says only what it does in its own way."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import torch
 
 from rpo.errors import InputError
 from rpo.models import latents as autoencoder
 from rpo.models.base import Guidance, guided
-from rpo.types import Images, Latents
+from rpo.types import Embedding, Images, Latents
 
 
 class UsualFamily:
@@ -73,3 +75,12 @@ class UsualFamily:
 
     def _config(self, pipe: Any) -> Mapping[str, Any]:
         return pipe.components[self.denoiser].config
+
+
+def where_given(prompts: Sequence[str], embedding: Embedding, negative: Embedding) -> Embedding:
+    """Embeddings of which the rows of "" are others: those of a negative prompt, which gets no instruction."""
+    is_given = torch.tensor([prompt != "" for prompt in prompts], device=embedding["tokens"].device)
+    return {
+        name: torch.where(is_given.view(-1, *(1,) * (one.ndim - 1)), one, negative[name])
+        for name, one in embedding.items()
+    }

@@ -32,7 +32,7 @@ class ZImage(UsualFamily):
 
     def schedule(self, pipe: Any) -> FlowSchedule:
         """Rectified flow with the scheduler's shift."""
-        return FlowSchedule(pipe.scheduler, sigmas=_sigmas)
+        return FlowSchedule(pipe.scheduler, sigmas=_sigmas, max_shift=1.15)
 
     def native(self, pipe: Any) -> tuple[int, int]:
         """As the autoencoder's configuration says; the transformer's says nothing."""
