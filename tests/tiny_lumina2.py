@@ -1,8 +1,10 @@
 """A tiny Lumina-Image 2.0 pipeline of the real classes."""
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, Lumina2Pipeline, Lumina2Transformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline, Lumina2Transformer2DModel
 from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
+
+from tests.tiny import tiny_vae
 
 
 def tiny_gemma_tokenizer() -> GemmaTokenizer:
@@ -12,9 +14,9 @@ def tiny_gemma_tokenizer() -> GemmaTokenizer:
 
 
 def tiny_gemma() -> Gemma2Model:
-    """Two layers, one of each kind of attention, over the letters of the tokenizer."""
+    """Two layers, one of each kind of attention, over the letters of the tokenizer and as many words."""
     config = Gemma2Config(
-        vocab_size=101,
+        vocab_size=256,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -44,15 +46,7 @@ def tiny_lumina2(*, seed: int = 0, **scheduler_changes: object) -> Lumina2Pipeli
         )
         for weights in transformer.layers.parameters():  # as they are made, a prompt hardly matters
             weights.data.mul_(1.5)
-        vae = AutoencoderKL(
-            block_out_channels=(8, 8, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            latent_channels=4,
-            norm_num_groups=4,
-            scaling_factor=0.3611,
-            shift_factor=0.1159,
-        )
+        vae = tiny_vae(scaling_factor=0.3611, shift_factor=0.1159)
         text_encoder = tiny_gemma()
     pipe = Lumina2Pipeline(
         transformer=transformer.eval(),

@@ -1,9 +1,11 @@
 """A tiny Z-Image pipeline of the real classes."""
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
+
+from tests.tiny import tiny_vae
 
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }} asks:\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -36,16 +38,7 @@ def tiny_z_image(*, seed: int = 0, **scheduler_changes: object) -> ZImagePipelin
         )
         for weights in transformer.t_embedder.parameters():  # as they are made, it jumps about in time
             weights.data.mul_(0.25)
-        vae = AutoencoderKL(
-            block_out_channels=(8, 8, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=64,
-            scaling_factor=0.3611,
-            shift_factor=0.1159,
-        )
+        vae = tiny_vae(scaling_factor=0.3611, shift_factor=0.1159)
         config = Qwen3Config(
             vocab_size=259,
             hidden_size=32,

@@ -6,6 +6,7 @@ give the grid at which the pipeline itself would step, and the moment at which t
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -113,7 +114,9 @@ class FlowSchedule:
         if self.config.get("use_dynamic_shifting"):
             options["mu"] = self._mu(num_steps, sequence_length)
         scheduler.set_timesteps(num_steps, **options)
-        return flow_grid(scheduler.sigmas.cpu(), num_train_timesteps=self.num_train_timesteps)
+        grid = flow_grid(scheduler.sigmas.cpu(), num_train_timesteps=self.num_train_timesteps)
+        told = scheduler.timesteps.to(grid.timestep)  # which solvers round
+        return replace(grid, timestep=torch.cat([told, told.new_zeros(1)]))
 
     def node(self, timestep: Tensor) -> Node:
         """Alpha and sigma at one timestep per sample."""

@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 PROMPTS = ["a red circle", "a house", "two dogs"]
-NATIVE, WIDE = Canvas(64, 64), Canvas(48, 96)
+NATIVE, WIDE = Canvas(64, 64), Canvas(32, 96)
 
 families = pytest.mark.parametrize("family", mostly(FAMILIES))
 variants = pytest.mark.parametrize("variant", mostly(VARIANTS))

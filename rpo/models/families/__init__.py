@@ -7,6 +7,7 @@ from rpo.models.families.chroma import Chroma
 from rpo.models.families.flux1 import Flux1
 from rpo.models.families.qwen_image import QwenImage
 from rpo.models.families.lumina2 import Lumina2
+from rpo.models.families.sana import Sana
 from rpo.models.families.sd3 import StableDiffusion3
 from rpo.models.families.sdxl import StableDiffusionXL
 from rpo.models.families.stable_diffusion import StableDiffusion
@@ -21,6 +22,7 @@ FAMILIES: tuple[Family, ...] = (
     QwenImage(),
     ZImage(),
     Lumina2(),
+    Sana(),
 )
 """The first is what a single file is taken for that no other family claims."""
 
