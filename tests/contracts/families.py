@@ -15,6 +15,7 @@ from tests.tiny import tiny_sd, tiny_sd3, tiny_sdxl
 from tests.tiny_chroma import tiny_chroma
 from tests.tiny_flux1 import tiny_flux1
 from tests.tiny_lumina2 import tiny_lumina2
+from tests.tiny_pixart_sigma import tiny_pixart_sigma
 from tests.tiny_qwen_image import tiny_qwen_image
 from tests.tiny_sana import tiny_sana
 from tests.tiny_z_image import tiny_z_image
@@ -29,6 +30,7 @@ FAMILIES = {
     "z_image": tiny_z_image,
     "lumina2": tiny_lumina2,
     "sana": tiny_sana,
+    "pixart_sigma": tiny_pixart_sigma,
 }
 """One of each, for what trains."""
 
@@ -92,7 +94,7 @@ def drawn_by(pipe, prompts, *, canvas, guidance, num_steps, generators, output_t
     if config.get("use_flow_sigmas"):
         pipe.scheduler = type(pipe.scheduler).from_config(config, solver_order=1)
     elif "beta_schedule" in config:
-        pipe.scheduler = DDIMScheduler.from_config(config)
+        pipe.scheduler = DDIMScheduler.from_config(config, clip_sample=False)
     family = family_named(type(pipe).__name__)
     options = {family.guidance_argument: guidance - family.guidance_offset}
     if family.guidance_argument == "true_cfg_scale":

@@ -25,6 +25,7 @@ class UsualFamily:
     single_file_key = ""
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     lora_dialect = "peft"
+    lora_preparation: tuple[str, ...] = ()
     widens_autoencoder = False
     guidance: Guidance = "cfg"
     guidance_argument = "guidance_scale"
@@ -39,6 +40,9 @@ class UsualFamily:
                 f"the {self.denoiser} takes {taken} channels, but a text-to-image one takes the {expected} of its "
                 "autoencoder's latents; use the text-to-image checkpoint that it was made from"
             )
+
+    def enable_lora(self, pipe: Any) -> None:
+        """Nothing: the classes have loaders."""
 
     def distilled(self, pipe: Any) -> str:
         """Nothing: the name, the scheduler or the pipeline's configuration tell."""
