@@ -46,7 +46,7 @@ FLOORS: tuple[set[str], ...] = (
 tables of plug-ins alone, as "module:attribute"."""
 
 ONLY_HERE = {
-    "accelerate": {"training"},
+    "accelerate": {"training", "models"},
     "peft": {"adapters"},
     "diffusers": {"models", "adapters", "shapes", "trainers", "curation"},
     "transformers": {"models", "adapters", "rewards", "curation"},

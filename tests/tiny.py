@@ -5,6 +5,7 @@ generator is left as it was.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -74,8 +75,8 @@ def tiny_unet(*, in_channels: int = 4, channels: tuple[int, ...] = (16, 32)) -> 
     )
 
 
-def tiny_vae() -> AutoencoderKL:
-    """Eight-fold down-sampling to 4 channels, with SD 1.x's scaling factor (the class's default)."""
+def tiny_vae(**changes: Any) -> AutoencoderKL:
+    """Eight-fold down-sampling to 4 channels, by default with SD 1.x's scaling factor (the class's default)."""
     return AutoencoderKL(
         block_out_channels=(8, 8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -83,6 +84,7 @@ def tiny_vae() -> AutoencoderKL:
         latent_channels=4,
         norm_num_groups=4,
         sample_size=64,
+        **changes,
     )
 
 
@@ -197,18 +199,7 @@ def tiny_sd3(*, with_t5: bool = True, seed: int = 0, **scheduler_changes: object
             pooled_projection_dim=2 * TEXT_DIM,
             pos_embed_max_size=16,
         )
-        vae = AutoencoderKL(
-            block_out_channels=(8, 8, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=64,
-            scaling_factor=1.5305,
-            shift_factor=0.0609,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        )
+        vae = tiny_vae(scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False)
         clips = [CLIPTextModelWithProjection(tiny_text_config()) for _ in range(2)]
         t5 = T5EncoderModel(T5Config(vocab_size=128, d_model=2 * TEXT_DIM, d_kv=8, d_ff=64, num_layers=2, num_heads=4))
     pipe = StableDiffusion3Pipeline(

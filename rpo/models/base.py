@@ -151,6 +151,8 @@ class Family(Protocol):
     """Where LoRA goes by default: name endings of layers."""
     lora_dialect: str
     """How its LoRA files name the denoiser's factors: "diffusers" (lora.down) or "peft" (lora_A)."""
+    lora_preparation: tuple[str, ...]
+    """Lines of Python after which a stock `pipe` loads a LoRA; most need none."""
     widens_autoencoder: bool
     """Whether a float16 autoencoder is to compute in float32 where its configuration says so, as it overflows."""
     guidance: Guidance
@@ -161,6 +163,10 @@ class Family(Protocol):
 
     def refuse(self, pipe: Any) -> None:
         """Refuse a pipeline of the right class that is another kind of model, such as an inpainting one."""
+        ...
+
+    def enable_lora(self, pipe: Any) -> None:
+        """Give a pipeline what diffusers' class lacks to carry, load and save a LoRA."""
         ...
 
     def distilled(self, pipe: Any) -> str:

@@ -59,7 +59,7 @@ class Checkpoint:
 
         Args:
             pipe: Any text-to-image pipeline of a known family. It is not changed, except that its networks are frozen
-                and put in evaluation mode.
+                and put in evaluation mode, and that it can carry a LoRA, which few classes of diffusers cannot.
             compute_dtype: What the denoiser computes in; by default the type of its weights. bfloat16 over float32
                 weights is mixed precision.
             allow_distilled: Take a checkpoint that draws in a few steps of another process as it is.
@@ -69,6 +69,7 @@ class Checkpoint:
         self.family: Family = family_of(pipe)
         self.allow_distilled = allow_distilled
         refuse_altered(pipe, self.family)
+        self.family.enable_lora(pipe)
         self.pipe: Any = pipe
         self.denoiser: Any = pipe.components[self.family.denoiser]
         self.vae: Any = pipe.components["vae"]

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from rpo.errors import InputError
@@ -130,20 +131,16 @@ def _outcome(make: Callable[[], Any], family: Family, compute_dtype: torch.dtype
 
 def _fresh(network: Any) -> nn.Module:
     config = network.config
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
         fresh = type(network).from_config(config) if isinstance(config, Mapping) else type(network)(config)
     state = {name.replace(".base_layer", ""): tensor for name, tensor in network.state_dict().items()}
     # Fused projections stay in a network after they were unfused, without a part in what it computes.
     fresh.load_state_dict({name: state[name] for name in fresh.state_dict() if name in state}, assign=True)
     buffers = {name.replace(".base_layer", ""): tensor for name, tensor in network.named_buffers()}
-    for name, buffer in fresh.named_buffers():
-        if buffer.is_meta:  # one that no file has
+    for name, _ in fresh.named_buffers():
+        if name not in state:  # one that no file has
             owner, _, last = name.rpartition(".")
             fresh.get_submodule(owner).register_buffer(last, buffers[name], persistent=False)
-    for name, module in fresh.named_modules():
-        for key, one in vars(module).items():
-            if isinstance(one, Tensor) and one.is_meta:  # a table that is no buffer
-                setattr(module, key, getattr(network.get_submodule(name), key))
     return fresh.eval()
 
 

@@ -6,6 +6,7 @@ give the grid at which the pipeline itself would step, and the moment at which t
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -91,7 +92,8 @@ class FlowSchedule:
             max_shift: The end of the linear one, which the pipeline takes where the scheduler does not say it.
         """
         self.config: Mapping[str, Any] = scheduler.config
-        self._sigmas, self._mu, self._max_shift = sigmas, mu or self._linear_mu, max_shift
+        self._sigmas = sigmas
+        self._mu = mu or (lambda num_steps, sequence_length: linear_mu(self.config, sequence_length, max_shift))
         self._made: Any = type(scheduler)
         is_flow = isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or self.config.get("use_flow_sigmas")
         if not is_flow or self.config.get("stochastic_sampling"):
@@ -112,7 +114,9 @@ class FlowSchedule:
         if self.config.get("use_dynamic_shifting"):
             options["mu"] = self._mu(num_steps, sequence_length)
         scheduler.set_timesteps(num_steps, **options)
-        return flow_grid(scheduler.sigmas.cpu(), num_train_timesteps=self.num_train_timesteps)
+        grid = flow_grid(scheduler.sigmas.cpu(), num_train_timesteps=self.num_train_timesteps)
+        told = scheduler.timesteps.to(grid.timestep)  # which solvers round
+        return replace(grid, timestep=torch.cat([told, told.new_zeros(1)]))
 
     def node(self, timestep: Tensor) -> Node:
         """Alpha and sigma at one timestep per sample."""
@@ -132,16 +136,18 @@ class FlowSchedule:
         name = "flow_shift" if self.config.get("use_flow_sigmas") else "shift"
         return float(self.config.get(name) or 1.0)
 
-    def _linear_mu(self, num_steps: int, sequence_length: int) -> float:
-        low, high = self.config.get("base_image_seq_len", 256), self.config.get("max_image_seq_len", 4096)
-        base, top = self.config.get("base_shift", 0.5), self.config.get("max_shift", self._max_shift)
-        slope = (top - base) / (high - low)
-        return base + slope * (sequence_length - low)
-
 
 def even_sigmas(num_steps: int) -> list[float]:
     """From 1 in equal steps: what most flow pipelines hand to their scheduler."""
     return [1 - step / num_steps for step in range(num_steps)]
+
+
+def linear_mu(config: Mapping[str, Any], sequence_length: int, max_shift: float) -> float:
+    """The logarithm of a dynamic shift, linear in a number of tokens; see `FlowSchedule`."""
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    base, top = config.get("base_shift", 0.5), config.get("max_shift", max_shift)
+    slope = (top - base) / (high - low)
+    return base + slope * (sequence_length - low)
 
 
 def check_steps(num_steps: int, num_train_timesteps: int) -> None:

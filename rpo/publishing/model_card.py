@@ -62,6 +62,8 @@ class CardFacts:
     """Python for the snippet where the base is no hub id, as in `rpo.shapes.path()`."""
     imports: tuple[str, ...] = ()
     """Import lines that `base_expression` needs."""
+    preparation: tuple[str, ...] = ()
+    """Lines of Python after which the base, as `pipe`, loads a LoRA; most need none."""
     title: str = ""
     description: str = ""
     """A paragraph on what the model is good for."""
@@ -170,6 +172,7 @@ def _snippet(card: CardFacts, lora: LoraFile | None) -> str:
     lines.append(f"pipe = AutoPipelineForText2Image.from_pretrained({source})")
     if lora:
         lines += [
+            *card.preparation,
             f'pipe.load_lora_weights("{PLACEHOLDER}", weight_name="{WEIGHT_FILE}", adapter_name="aligned")',
             'pipe.set_adapters("aligned", 1.0)  # less than 1.0 for a weaker effect',
         ]

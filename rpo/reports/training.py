@@ -67,6 +67,8 @@ class Findings:
     saved: Path
     base_source: str
     """What the checkpoint was loaded from."""
+    preparation: Sequence[str]
+    """Lines of Python after which it loads a LoRA, as `pipe`."""
     updates: int
     stopped_because: str | None
     base: Judged | None
@@ -85,7 +87,7 @@ def write_training_report(findings: Findings, path: Path) -> Path:
         *previews_section(findings.previews, findings.previewed),
         *results[1:],
         guide_section(entries, is_judged=findings.aligned is not None),
-        commands_section(findings.saved, findings.base_source),
+        commands_section(findings.saved, findings.base_source, findings.preparation),
         StagesSection("Where the time went", tuple(findings.seconds.items())),
         FactsSection(
             "Settings and environment", (*settings_facts(findings.settings), ("Environment", environment_facts()))
@@ -218,15 +220,15 @@ def _strips(grid: Path, rows: int) -> list[np.ndarray]:
     return [np.asarray(strip) for strip in strips]
 
 
-def commands_section(saved: Path, base_source: str) -> CommandsSection:
+def commands_section(saved: Path, base_source: str, preparation: Sequence[str]) -> CommandsSection:
     """How to use what was trained."""
     start = "from diffusers import AutoPipelineForText2Image\n\npipe = AutoPipelineForText2Image.from_pretrained("
     if saved.name != "lora":
         return CommandsSection("Use the result", (Snippet("With stock diffusers:", f'{start}"{saved}")'),))
     embedded = base_source == "shapes"
     base = "rpo.shapes.path()" if embedded else repr(base_source)
-    load = f'{"import rpo.shapes" + chr(10) if embedded else ""}{start}{base})\npipe.load_lora_weights("{saved}")'
-    commands = [Snippet("With stock diffusers:", load)]
+    load = [*["import rpo.shapes"] * embedded, f"{start}{base})", *preparation, f'pipe.load_lora_weights("{saved}")']
+    commands = [Snippet("With stock diffusers:", "\n".join(load))]
     if embedded:
         commands.append(Snippet("Measure it:", f"rpo shapes evaluate --lora {saved}"))
     return CommandsSection("Use the LoRA", tuple(commands))

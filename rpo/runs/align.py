@@ -49,7 +49,7 @@ from rpo.runs.align_config import AlignConfig
 from rpo.runs.align_report import AlignFindings, write_align_report
 from rpo.runs.settings import keep_settings, require_same_settings
 from rpo.trainers.dpo import DPO
-from rpo.trainers.identity import base_identity
+from rpo.trainers.identity import base_identity, lora_preparation
 from rpo.trainers.trainer import Trainer
 
 ROUNDS, STAGES = "rounds.jsonl", "stages.jsonl"
@@ -116,7 +116,7 @@ class _Rounds:
 
     def run(self) -> AlignResult:
         """All that are not finished, the LoRA of the last, and the report."""
-        inputs = self._inputs()
+        inputs, preparation = self._start()
         _require_same_inputs(self.folder, inputs)
         keep_settings(self.folder, self.config)
         done = list(read_lines(self.folder / ROUNDS))
@@ -132,7 +132,15 @@ class _Rounds:
         shutil.copytree(self._place(last) / "lora", lora, dirs_exist_ok=True)
         write_text(self.folder / "rounds.svg", figure)
         findings = AlignFindings(
-            self.config, self._place(last), lora, done, figure, self._judged(0), self._judged(last), self.seconds
+            self.config,
+            self._place(last),
+            lora,
+            preparation,
+            done,
+            figure,
+            self._judged(0),
+            self._judged(last),
+            self.seconds,
         )
         report = write_align_report(findings, self.folder / "report.html")
         return AlignResult(self.folder, lora, report, tuple(done))
@@ -206,6 +214,7 @@ class _Rounds:
             base_model=None if is_embedded else base,
             base_expression="rpo.shapes.path()" if is_embedded else "",
             imports=("import rpo.shapes",) if is_embedded else (),
+            preparation=lora_preparation(model),
             data=f"{num_pairs} pairs of the model's own images and edits of them, made in {number} round(s) of "
             "critique, instruction and edit, kept where "
             f"{' and '.join(self.config.curate.decide.rewards)} found them better.",
@@ -213,14 +222,15 @@ class _Rounds:
             call=call_of(model, num_steps=source.num_steps, guidance_scale=source.guidance_scale, eta=source.eta),
         )
 
-    def _inputs(self) -> dict[str, str]:
-        """What a run learns from and is judged by, beside its settings: all of its rounds must have the same."""
+    def _start(self) -> tuple[dict[str, str], tuple[str, ...]]:
+        """What all rounds of a run must have in common beside its settings, and how its base is made to load a LoRA."""
         texts: dict[str, Any] = {"held-out prompts": self.held_out.prompts}
         source = self.config.curate.source
         if source.kind == "generate":
             texts["prompts"] = read_prompts(source.prompts, seed=source.seed + self.config.seed)
         told = {name: hashlib.sha256(repr(found).encode()).hexdigest()[:16] for name, found in texts.items()}
-        return base_identity(load_model(source.model)) | told
+        model = load_model(source.model)
+        return base_identity(model) | told, lora_preparation(model)
 
     def _place(self, number: int) -> Path:
         return self.folder / f"round-{number}"

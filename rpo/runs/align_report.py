@@ -40,6 +40,8 @@ class AlignFindings:
     last: Path
     """Folder of the last round."""
     lora: Path
+    preparation: Sequence[str]
+    """Lines of Python after which the base loads it."""
     rounds: Sequence[Mapping[str, Any]]
     figure: str
     """The rounds as an SVG."""
@@ -60,7 +62,7 @@ def write_align_report(findings: AlignFindings, path: Path) -> Path:
         yield_section(status_of(curated), findings.rounds[-1], config.curate.decide),
         curves_section(entries),
         guide_section(entries, is_judged=True),
-        commands_section(findings.lora, config.curate.source.model.source),
+        commands_section(findings.lora, config.curate.source.model.source, findings.preparation),
         StagesSection("Where the time went", tuple(findings.seconds.items())),
         FactsSection("Settings and environment", facts),
     )

@@ -123,6 +123,7 @@ def plan(config: Config) -> Plan:
     parts = {name: _counted(network) for name, network in networks.items()}
     adapter, denoiser = config.adapter, networks[family.denoiser]
     if adapter.train == "lora":
+        family.enable_lora(pipe)
         add_lora(denoiser, rank=adapter.rank, target_modules=adapter.target_modules or family.lora_targets)
     else:
         denoiser.requires_grad_(True)

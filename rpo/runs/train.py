@@ -30,6 +30,7 @@ from rpo.trainers.endpoint import Endpoint
 from rpo.trainers.endpoint_config import EndpointConfig
 from rpo.trainers.grpo import GRPO
 from rpo.trainers.grpo_config import GRPOConfig
+from rpo.trainers.identity import lora_preparation
 from rpo.trainers.preview import PREVIEWS
 from rpo.trainers.score_as_action import ScoreAsAction
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig
@@ -126,6 +127,7 @@ def _judged_and_reported(trainer: Trainer, config: RunConfig, result: RunResult,
         previewed=trainer.algorithm.previewed().rows,
         saved=result.saved,
         base_source=config.model.source,
+        preparation=lora_preparation(trainer.run.model),
         updates=result.trained.updates,
         stopped_because=result.trained.stopped_because,
         base=base,

@@ -26,6 +26,11 @@ def base_identity(model: DiffusionModel) -> dict[str, str]:
     return found | model.identity()
 
 
+def lora_preparation(model: DiffusionModel) -> tuple[str, ...]:
+    """Lines of Python after which the stock pipeline, as `pipe`, loads a LoRA; most need none."""
+    return model.family.lora_preparation if isinstance(model, Checkpoint) else ()
+
+
 def card_of(model: DiffusionModel, method: str, config: Any, *, is_lora: bool) -> CardFacts:
     """What a trainer knows of what it trained, for the model card.
 
@@ -38,6 +43,7 @@ def card_of(model: DiffusionModel, method: str, config: Any, *, is_lora: bool) -
         is_other = bool(name) and is_lora and is_of_checkpoint(model.denoiser, name, model.family.denoiser) is False
     return CardFacts(
         base_model=name or None,
+        preparation=lora_preparation(model),
         method=method,
         description=OTHER_BASE if is_other else "",
         settings=asdict(config),

@@ -4,15 +4,21 @@ A family whose pipeline hands out its latents in another form than rpo does, or 
 has a line more.
 """
 
+from inspect import signature
+
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from rpo.models.families import family_named
 from tests.tiny import tiny_sd, tiny_sd3, tiny_sdxl
 from tests.tiny_chroma import tiny_chroma
 from tests.tiny_flux1 import tiny_flux1
+from tests.tiny_lumina2 import tiny_lumina2
+from tests.tiny_pixart_sigma import tiny_pixart_sigma
 from tests.tiny_qwen_image import tiny_qwen_image
+from tests.tiny_sana import tiny_sana
+from tests.tiny_z_image import tiny_z_image
 
 FAMILIES = {
     "stable_diffusion": tiny_sd,
@@ -21,6 +27,10 @@ FAMILIES = {
     "flux1": tiny_flux1,
     "chroma": tiny_chroma,
     "qwen_image": tiny_qwen_image,
+    "z_image": tiny_z_image,
+    "lumina2": tiny_lumina2,
+    "sana": tiny_sana,
+    "pixart_sigma": tiny_pixart_sigma,
 }
 """One of each, for what trains."""
 
@@ -34,6 +44,9 @@ VARIANTS = {
     "sd3 without T5": lambda: tiny_sd3(with_t5=False),
     "sd3, shift by size": lambda: tiny_sd3(use_dynamic_shifting=True, shift=1.0),
     "flux1, fixed shift": lambda: tiny_flux1(use_dynamic_shifting=False, shift=3.0),
+    "z_image, shift by size": lambda: tiny_z_image(use_dynamic_shifting=True, shift=1.0),
+    "lumina2, shift by channels": lambda: tiny_lumina2(use_dynamic_shifting=True, shift=1.0),
+    "sana, Euler": lambda: tiny_sana(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0)),
 }
 """Everything that draws in another way."""
 
@@ -66,20 +79,30 @@ def encoded_frame(pipe, images):
     return (posterior.mean[:, :, 0] - shift) / scale, posterior.std[:, :, 0] / scale
 
 
-ENCODED = {"AutoencoderKLQwenImage": encoded_frame}
+def latent_alone(pipe, images):
+    latents = pipe.vae.encode(2 * images - 1).latent * pipe.vae.config["scaling_factor"]
+    return latents, torch.zeros_like(latents)
+
+
+ENCODED = {"AutoencoderKLQwenImage": encoded_frame, "AutoencoderDC": latent_alone}
 """Mean and standard deviation of an image's latents as the pipeline has them, by class of the autoencoder."""
 
 
 def drawn_by(pipe, prompts, *, canvas, guidance, num_steps, generators, output_type="latent"):
-    """What the pipeline's own call gives, by its own scheduler, or DDIM where it has betas."""
-    if "beta_schedule" in pipe.scheduler.config:
-        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    """What the pipeline's own call gives, by its own scheduler, to first order, or DDIM where it has betas."""
+    config = pipe.scheduler.config
+    if config.get("use_flow_sigmas"):
+        pipe.scheduler = type(pipe.scheduler).from_config(config, solver_order=1)
+    elif "beta_schedule" in config:
+        pipe.scheduler = DDIMScheduler.from_config(config, clip_sample=False)
     family = family_named(type(pipe).__name__)
     options = {family.guidance_argument: guidance - family.guidance_offset}
     if family.guidance_argument == "true_cfg_scale":
         options["negative_prompt"] = [""] * len(prompts)
+    if "use_resolution_binning" in signature(pipe.__call__).parameters:
+        options["use_resolution_binning"] = False
     given = pipe(
-        prompts,
+        list(prompts),  # some pipelines write into it
         height=canvas.height,
         width=canvas.width,
         num_inference_steps=num_steps,

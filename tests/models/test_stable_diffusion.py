@@ -296,7 +296,13 @@ def test_guidance_below_one_is_refused():
 
 @pytest.mark.parametrize(
     "name",
-    ["PixArtSigmaPipeline", "SanaPipeline", "CogView4Pipeline", "HunyuanDiTPipeline", "StableDiffusionInpaintPipeline"],
+    [
+        "PixArtAlphaPipeline",
+        "KolorsPipeline",
+        "CogView4Pipeline",
+        "HunyuanDiTPipeline",
+        "StableDiffusionInpaintPipeline",
+    ],
 )
 def test_a_folder_of_another_family_is_named_before_its_components_are_missed(tmp_path, name):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))

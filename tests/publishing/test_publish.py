@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,13 +12,16 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import save_file
 
-from rpo.adapters.lora import add_lora, lora_parameters, save_lora
+from rpo.adapters.lora import adapter_layers, add_lora, lora_parameters, save_lora
 from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora
 from rpo.evaluation.comparison import Interval, PairedComparison
 from rpo.models.checkpoint import Checkpoint
 from rpo.publishing.model_card import PLACEHOLDER
 from rpo.publishing.publish import CardFacts, Sample, format_size, publish, write_model_card
+from rpo.trainers.identity import card_of
+from rpo.trainers.rollouts.settings import StepsConfig
 from tests.tiny import save_tiny_sd, tiny_sd
+from tests.tiny_pixart_sigma import tiny_pixart_sigma
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
@@ -209,6 +213,23 @@ def test_the_snippet_runs_and_the_lora_acts(folder, base):
     adapted = names["pipe"](**SEEDED()).images
     plain = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)(**SEEDED()).images
     assert np.abs(adapted - plain).max() > 1e-3
+
+
+def test_the_snippet_prepares_a_pipeline_whose_class_loads_no_lora(tmp_path):
+    pipe = tiny_pixart_sigma()
+    pipe.save_pretrained(tmp_path / "base")
+    model = Checkpoint(pipe)
+    add_lora(model.denoiser, rank=4)
+    for parameter in lora_parameters(model.denoiser):
+        torch.nn.init.normal_(parameter, std=0.1)
+    save_lora(model, tmp_path)
+    card = card_of(model, "DPO", StepsConfig(), is_lora=True)
+    facts = replace(card, base_expression="BASE", call={"num_inference_steps": 2, "use_resolution_binning": False})
+    (code,) = re.findall(r"```python\n(.*?)```", write_model_card(tmp_path, facts).read_text(), re.DOTALL)
+    names = {"BASE": str(tmp_path / "base")}
+    exec(code.replace(PLACEHOLDER, str(tmp_path)), names)
+    assert names["image"].size == (64, 64)
+    assert len(adapter_layers(names["pipe"].transformer)) == len(adapter_layers(model.denoiser))
 
 
 def SEEDED():

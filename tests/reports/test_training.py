@@ -173,6 +173,7 @@ def findings(folder, **changes):
         "previews": folder / "previews",
         "saved": folder / "lora",
         "base_source": "some/model",
+        "preparation": ("prepare(pipe)",),
         "updates": 20,
         "stopped_because": None,
         "previewed": PROMPTS,
@@ -187,7 +188,7 @@ def findings(folder, **changes):
 def test_a_report_without_a_judge_says_what_became_of_the_reward(tmp_path):
     page = write_training_report(findings(tmp_path), tmp_path / "report.html").read_text()
     assert "In 20 updates the mean reward went from 0.15 to 1.95." in page
-    assert "some/model" in page and "load_lora_weights" in page
+    assert page.index("some/model") < page.index("prepare(pipe)") < page.index("load_lora_weights")
     assert "import rpo.shapes" not in page
 
 

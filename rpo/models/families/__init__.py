@@ -5,10 +5,14 @@ from collections.abc import Iterable
 from rpo.models.base import Family
 from rpo.models.families.chroma import Chroma
 from rpo.models.families.flux1 import Flux1
+from rpo.models.families.lumina2 import Lumina2
+from rpo.models.families.pixart_sigma import PixArtSigma
 from rpo.models.families.qwen_image import QwenImage
+from rpo.models.families.sana import Sana
 from rpo.models.families.sd3 import StableDiffusion3
 from rpo.models.families.sdxl import StableDiffusionXL
 from rpo.models.families.stable_diffusion import StableDiffusion
+from rpo.models.families.z_image import ZImage
 
 FAMILIES: tuple[Family, ...] = (
     StableDiffusion(),
@@ -17,6 +21,10 @@ FAMILIES: tuple[Family, ...] = (
     Flux1(),
     Chroma(),
     QwenImage(),
+    ZImage(),
+    Lumina2(),
+    Sana(),
+    PixArtSigma(),
 )
 """The first is what a single file is taken for that no other family claims."""
 

@@ -1,12 +1,14 @@
 """What most families have in common, so that the file of one says only what it does in its own way."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import torch
 
 from rpo.errors import InputError
 from rpo.models import latents as autoencoder
 from rpo.models.base import Guidance, guided
-from rpo.types import Images, Latents
+from rpo.types import Embedding, Images, Latents
 
 
 class UsualFamily:
@@ -23,6 +25,7 @@ class UsualFamily:
     single_file_key = ""
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     lora_dialect = "peft"
+    lora_preparation: tuple[str, ...] = ()
     widens_autoencoder = False
     guidance: Guidance = "cfg"
     guidance_argument = "guidance_scale"
@@ -37,6 +40,9 @@ class UsualFamily:
                 f"the {self.denoiser} takes {taken} channels, but a text-to-image one takes the {expected} of its "
                 "autoencoder's latents; use the text-to-image checkpoint that it was made from"
             )
+
+    def enable_lora(self, pipe: Any) -> None:
+        """Nothing: the classes have loaders."""
 
     def distilled(self, pipe: Any) -> str:
         """Nothing: the name, the scheduler or the pipeline's configuration tell."""
@@ -73,3 +79,12 @@ class UsualFamily:
 
     def _config(self, pipe: Any) -> Mapping[str, Any]:
         return pipe.components[self.denoiser].config
+
+
+def where_given(prompts: Sequence[str], embedding: Embedding, negative: Embedding) -> Embedding:
+    """Embeddings of which the rows of "" are others: those of a negative prompt, which gets no instruction."""
+    is_given = torch.tensor([prompt != "" for prompt in prompts], device=embedding["tokens"].device)
+    return {
+        name: torch.where(is_given.view(-1, *(1,) * (one.ndim - 1)), one, negative[name])
+        for name, one in embedding.items()
+    }
