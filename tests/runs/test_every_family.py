@@ -26,11 +26,6 @@ SHARED = ["learning.updates=3", "learning.learning_rate=0.02", "learning.warmup_
 SHARED += ["learning.progress=false", "report=false"]
 ONLINE = ["rewards={jpeg-compressibility: 1.0}", "rollout.prompts=2", "rollout.images_per_prompt=2"]
 ONLINE += ["rollout.num_steps=3"]
-    "rewards={jpeg-compressibility: 1.0}",
-    "rollout.prompts=2",
-    "rollout.images_per_prompt=2",
-    "rollout.num_steps=3",
-]
 WORDS = {
     "dpo": ["pairs_per_update=2", "learning.micro_batch=2", "resolution=64"],
     "grpo": [*ONLINE, "rollout.guidance_scale=3"],
