@@ -12,6 +12,7 @@ from rpo.models.families import family_named
 from tests.tiny import tiny_sd, tiny_sd3, tiny_sdxl
 from tests.tiny_chroma import tiny_chroma
 from tests.tiny_flux1 import tiny_flux1
+from tests.tiny_flux2_klein import tiny_flux2_klein
 from tests.tiny_qwen_image import tiny_qwen_image
 
 FAMILIES = {
@@ -20,6 +21,7 @@ FAMILIES = {
     "sd3": tiny_sd3,
     "flux1": tiny_flux1,
     "chroma": tiny_chroma,
+    "flux2_klein": tiny_flux2_klein,
     "qwen_image": tiny_qwen_image,
 }
 """One of each, for what trains."""
@@ -33,6 +35,7 @@ VARIANTS = {
     "sdxl, v": lambda: tiny_sdxl("v_prediction"),
     "sd3 without T5": lambda: tiny_sd3(with_t5=False),
     "sd3, shift by size": lambda: tiny_sd3(use_dynamic_shifting=True, shift=1.0),
+    "flux2_klein, fixed shift": lambda: tiny_flux2_klein(use_dynamic_shifting=False),
     "flux1, fixed shift": lambda: tiny_flux1(use_dynamic_shifting=False, shift=3.0),
 }
 """Everything that draws in another way."""
@@ -50,9 +53,16 @@ def unpacked(pipe, latents, canvas):
     return pipe._unpack_latents(latents, canvas.height, canvas.width, pipe.vae_scale_factor)
 
 
+def normalised(pipe, latents):
+    mean, variance = (one[None, :, None, None] for one in (pipe.vae.bn.running_mean, pipe.vae.bn.running_var))
+    std = (variance + pipe.vae.config.batch_norm_eps).sqrt()
+    return (pipe._patchify_latents(latents) - mean) / std, std
+
+
 UNPACKED = {
     "FluxPipeline": unpacked,
     "ChromaPipeline": unpacked,
+    "Flux2KleinPipeline": lambda pipe, latents, canvas: normalised(pipe, latents)[0],
     "QwenImagePipeline": lambda *given: unpacked(*given)[:, :, 0],
 }
 """From a pipeline, its own latents and their canvas to `[batch, c, h, w]`, by class."""
@@ -66,7 +76,13 @@ def encoded_frame(pipe, images):
     return (posterior.mean[:, :, 0] - shift) / scale, posterior.std[:, :, 0] / scale
 
 
-ENCODED = {"AutoencoderKLQwenImage": encoded_frame}
+def encoded_fours(pipe, images):
+    posterior = pipe.vae.encode(2 * images - 1).latent_dist
+    mean, std = normalised(pipe, posterior.mean)
+    return mean, pipe._patchify_latents(posterior.std) / std
+
+
+ENCODED = {"AutoencoderKLFlux2": encoded_fours, "AutoencoderKLQwenImage": encoded_frame}
 """Mean and standard deviation of an image's latents as the pipeline has them, by class of the autoencoder."""
 
 
@@ -79,7 +95,7 @@ def drawn_by(pipe, prompts, *, canvas, guidance, num_steps, generators, output_t
     if family.guidance_argument == "true_cfg_scale":
         options["negative_prompt"] = [""] * len(prompts)
     given = pipe(
-        prompts,
+        prompt=prompts,
         height=canvas.height,
         width=canvas.width,
         num_inference_steps=num_steps,

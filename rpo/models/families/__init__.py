@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from rpo.models.base import Family
 from rpo.models.families.chroma import Chroma
 from rpo.models.families.flux1 import Flux1
+from rpo.models.families.flux2_klein import Flux2Klein
 from rpo.models.families.qwen_image import QwenImage
 from rpo.models.families.sd3 import StableDiffusion3
 from rpo.models.families.sdxl import StableDiffusionXL
@@ -16,6 +17,7 @@ FAMILIES: tuple[Family, ...] = (
     StableDiffusion3(),
     Flux1(),
     Chroma(),
+    Flux2Klein(),
     QwenImage(),
 )
 """The first is what a single file is taken for that no other family claims."""
