@@ -143,6 +143,9 @@ class Family(Protocol):
     """Class of diffusers of the denoiser and the autoencoder, by the part's name."""
     text_encoders: tuple[str, ...]
     """Names of the text encoders; a pipeline may lack some of them."""
+    prompts_per_call: int
+    """Prompts that go through the text encoders at once: bounds memory, above where a GPU is full. 16 are 4 GB for an
+    encoder that keeps its layers and computes logits, which nobody reads."""
     load_options: Mapping[str, Any]
     """What `from_pretrained` is given beside the types."""
     single_file_key: str

@@ -27,9 +27,6 @@ from rpo.models.sound import check_prediction_type, check_weights
 from rpo.process.schedule import Process
 from rpo.types import Canvas, Conditioning, Embedding, Grid, Images, Latents, Node, PredictionType
 
-PROMPTS_PER_CALL = 256
-"""Prompts that go through the text encoder at once: bounds memory, far above where a GPU is full."""
-
 
 @final
 class Checkpoint:
@@ -226,10 +223,10 @@ class Checkpoint:
 
         Prompts longer than the text encoder's context are cut with the pipeline's own warning.
         """
-        context = self.family.context(self.pipe)
+        context, most = self.family.context(self.pipe), self.family.prompts_per_call
         if context.refuses_longer:
             count_cut(self.pipe, context, prompts)
-        chunks = [list(prompts[i : i + PROMPTS_PER_CALL]) for i in range(0, len(prompts), PROMPTS_PER_CALL)]
+        chunks = [list(prompts[start : start + most]) for start in range(0, len(prompts), most)]
         parts = [self.family.embed(self.pipe, chunk, self.device) for chunk in chunks]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

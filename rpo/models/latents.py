@@ -38,7 +38,7 @@ def _shift_and_scale(vae: Any, like: Tensor) -> tuple[Tensor | float | None, Ten
             for name in ("latents_mean", "latents_std")
         )
         return mean, config.get("scaling_factor", 1.0) / std
-    return config.get("shift_factor"), config["scaling_factor"]
+    return config.get("shift_factor"), config.get("scaling_factor", 1.0)  # some classes have none
 
 
 @contextmanager

@@ -178,7 +178,7 @@ def _snippet(card: CardFacts, lora: LoraFile | None) -> str:
         ]
     prompt = card.samples[0].prompt if card.samples else "your prompt"
     arguments = "".join(f", {name}={value!r}" for name, value in card.call.items())
-    return "\n".join([*lines, f"image = pipe({prompt!r}{arguments}).images[0]"])
+    return "\n".join([*lines, f"image = pipe(prompt={prompt!r}{arguments}).images[0]"])
 
 
 def _quoted(text: str | None) -> str:

@@ -14,6 +14,7 @@ from rpo.models.families import family_named
 from tests.tiny import tiny_sd, tiny_sd3, tiny_sdxl
 from tests.tiny_chroma import tiny_chroma
 from tests.tiny_flux1 import tiny_flux1
+from tests.tiny_flux2_klein import tiny_flux2_klein
 from tests.tiny_lumina2 import tiny_lumina2
 from tests.tiny_pixart_sigma import tiny_pixart_sigma
 from tests.tiny_qwen_image import tiny_qwen_image
@@ -26,6 +27,7 @@ FAMILIES = {
     "sd3": tiny_sd3,
     "flux1": tiny_flux1,
     "chroma": tiny_chroma,
+    "flux2_klein": tiny_flux2_klein,
     "qwen_image": tiny_qwen_image,
     "z_image": tiny_z_image,
     "lumina2": tiny_lumina2,
@@ -43,6 +45,7 @@ VARIANTS = {
     "sdxl, v": lambda: tiny_sdxl("v_prediction"),
     "sd3 without T5": lambda: tiny_sd3(with_t5=False),
     "sd3, shift by size": lambda: tiny_sd3(use_dynamic_shifting=True, shift=1.0),
+    "flux2_klein, fixed shift": lambda: tiny_flux2_klein(use_dynamic_shifting=False),
     "flux1, fixed shift": lambda: tiny_flux1(use_dynamic_shifting=False, shift=3.0),
     "z_image, shift by size": lambda: tiny_z_image(use_dynamic_shifting=True, shift=1.0),
     "lumina2, shift by channels": lambda: tiny_lumina2(use_dynamic_shifting=True, shift=1.0),
@@ -63,9 +66,16 @@ def unpacked(pipe, latents, canvas):
     return pipe._unpack_latents(latents, canvas.height, canvas.width, pipe.vae_scale_factor)
 
 
+def normalised(pipe, latents):
+    mean, variance = (one[None, :, None, None] for one in (pipe.vae.bn.running_mean, pipe.vae.bn.running_var))
+    std = (variance + pipe.vae.config.batch_norm_eps).sqrt()
+    return (pipe._patchify_latents(latents) - mean) / std, std
+
+
 UNPACKED = {
     "FluxPipeline": unpacked,
     "ChromaPipeline": unpacked,
+    "Flux2KleinPipeline": lambda pipe, latents, canvas: normalised(pipe, latents)[0],
     "QwenImagePipeline": lambda *given: unpacked(*given)[:, :, 0],
 }
 """From a pipeline, its own latents and their canvas to `[batch, c, h, w]`, by class."""
@@ -84,7 +94,17 @@ def latent_alone(pipe, images):
     return latents, torch.zeros_like(latents)
 
 
-ENCODED = {"AutoencoderKLQwenImage": encoded_frame, "AutoencoderDC": latent_alone}
+def encoded_fours(pipe, images):
+    posterior = pipe.vae.encode(2 * images - 1).latent_dist
+    mean, std = normalised(pipe, posterior.mean)
+    return mean, pipe._patchify_latents(posterior.std) / std
+
+
+ENCODED = {
+    "AutoencoderKLFlux2": encoded_fours,
+    "AutoencoderKLQwenImage": encoded_frame,
+    "AutoencoderDC": latent_alone,
+}
 """Mean and standard deviation of an image's latents as the pipeline has them, by class of the autoencoder."""
 
 
@@ -102,7 +122,7 @@ def drawn_by(pipe, prompts, *, canvas, guidance, num_steps, generators, output_t
     if "use_resolution_binning" in signature(pipe.__call__).parameters:
         options["use_resolution_binning"] = False
     given = pipe(
-        list(prompts),  # some pipelines write into it
+        prompt=list(prompts),  # some pipelines write into it
         height=canvas.height,
         width=canvas.width,
         num_inference_steps=num_steps,

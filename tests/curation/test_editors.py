@@ -17,6 +17,7 @@ from rpo.curation.editors.pipeline_editor import EditSettings, PipelineEditor, l
 from tests.curation import tiny_editors
 from tests.curation.tiny_editors import ready
 from tests.tiny import save_tiny_sd
+from tests.tiny_flux2_klein import tiny_flux2_klein
 
 SMALL = EditSettings(28, 2.5, max_area=64 * 64)
 FAMILIES = {
@@ -26,7 +27,7 @@ FAMILIES = {
         tiny_editors.tiny_kontext,
         replace(KNOWN["kontext"], defaults=lambda pipe: EditSettings(28, 2.5, max_area=64 * 64)),
     ),
-    "flux2_klein": (tiny_editors.tiny_flux2_klein, KNOWN["flux2_klein"]),
+    "flux2_klein": (tiny_flux2_klein, KNOWN["flux2_klein"]),
     "qwen_edit_plus": (tiny_editors.tiny_qwen_edit, KNOWN["qwen_edit"]),
     "qwen_edit": (lambda: tiny_editors.tiny_qwen_edit(QwenImageEditPipeline), KNOWN["qwen_edit"]),
 }
@@ -91,9 +92,10 @@ def test_identity_tells_what_decides_the_edits():
     assert one["pipeline"] == "StableDiffusionInstructPix2PixPipeline" and one["scheduler"] == "DDIMScheduler"
     other = dict(tiny_editor("instruct_pix2pix", guidance_scale=2.0).identity)
     assert {key for key in one if one[key] != other[key]} == {"guidance_scale"}
-    klein = tiny_editors.tiny_flux2_klein
     distilled, full = (
-        PipelineEditor(klein(is_distilled=yes), KNOWN["flux2_klein"], EditorConfig(kind="flux2_klein")).identity
+        PipelineEditor(
+            tiny_flux2_klein(is_distilled=yes), KNOWN["flux2_klein"], EditorConfig(kind="flux2_klein")
+        ).identity
         for yes in (True, False)
     )
     assert (distilled["num_steps"], distilled["guidance_scale"]) == ("4", "1.0")
@@ -126,7 +128,7 @@ FOLDERS = {
     "shapes": tiny_editors.tiny_instruct_pix2pix,
     "instruct_pix2pix": tiny_editors.tiny_instruct_pix2pix,
     "kontext": tiny_editors.tiny_kontext,
-    "flux2_klein": tiny_editors.tiny_flux2_klein,
+    "flux2_klein": tiny_flux2_klein,
 }
 NO_FOLDERS = {"controlnet", "qwen_edit"}
 """One needs two folders, the other a processor that needs torchvision; both have a test of their own."""

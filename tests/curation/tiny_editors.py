@@ -5,13 +5,10 @@ from collections.abc import Iterator
 import torch
 from diffusers import (
     AutoencoderKL,
-    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     ControlNetModel,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
-    Flux2KleinPipeline,
-    Flux2Transformer2DModel,
     FluxKontextPipeline,
     FluxTransformer2DModel,
     QwenImageEditPipeline,
@@ -30,8 +27,6 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2TokenizerFast,
     Qwen2VLImageProcessor,
-    Qwen3Config,
-    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
 )
@@ -125,56 +120,13 @@ def tiny_kontext() -> FluxKontextPipeline:
 
 
 QWEN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-)
 
 
 def qwen_tokenizer() -> Qwen2TokenizerFast:
     letters = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Qwen2TokenizerFast(vocab=letters, merges=[], chat_template=CHAT_TEMPLATE)
+    tokenizer = Qwen2TokenizerFast(vocab=letters, merges=[])
     tokenizer.add_special_tokens({"additional_special_tokens": list(QWEN_TOKENS)})
     return tokenizer
-
-
-def tiny_flux2_klein(*, is_distilled: bool = True) -> Flux2KleinPipeline:
-    return Flux2KleinPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=AutoencoderKLFlux2(
-            block_out_channels=(8, 8, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            latent_channels=4,
-            norm_num_groups=4,
-            layers_per_block=1,
-        ),
-        text_encoder=Qwen3ForCausalLM(
-            Qwen3Config(
-                vocab_size=320,
-                hidden_size=16,
-                intermediate_size=16,
-                num_hidden_layers=28,
-                num_attention_heads=2,
-                num_key_value_heads=1,
-                head_dim=8,
-                max_position_embeddings=512,
-            )
-        ),
-        tokenizer=qwen_tokenizer(),
-        transformer=Flux2Transformer2DModel(
-            patch_size=1,
-            in_channels=16,
-            num_layers=1,
-            num_single_layers=1,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=48,
-            timestep_guidance_channels=32,
-            axes_dims_rope=(4, 4, 4, 4),
-            guidance_embeds=False,
-        ),
-        is_distilled=is_distilled,
-    )
 
 
 class QwenProcessor:

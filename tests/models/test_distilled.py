@@ -10,6 +10,7 @@ from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.config import ModelConfig
 from tests.tiny import tiny_sd
+from tests.tiny_flux2_klein import tiny_flux2_klein
 from tests.trainers.pair_runs import trainer_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:the network denoises no better")
@@ -30,6 +31,12 @@ def test_what_tells_is_named_with_the_ways_out_and_a_flag_overrules_it(alter):
     with pytest.raises(InputError, match="distilled.*train the base.*model.assistant.*model.allow_distilled"):
         Checkpoint(pipe)
     assert Checkpoint(pipe, allow_distilled=True).allow_distilled
+
+
+def test_a_pipeline_whose_configuration_says_so_is_refused():
+    with pytest.raises(InputError, match="configuration says is_distilled: .*model.allow_distilled"):
+        Checkpoint(tiny_flux2_klein(is_distilled=True))
+    assert Checkpoint(tiny_flux2_klein()).family.name == "FLUX.2 [klein] base"
 
 
 @torch.no_grad()

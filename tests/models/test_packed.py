@@ -3,18 +3,21 @@
 import pytest
 import torch
 from diffusers import FluxPipeline
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.families import family_of_file
+from rpo.models.families.flux2_klein import log_shift
 from rpo.models.families.packed import pack, positions, unpack
 from tests.tiny_chroma import tiny_chroma
 from tests.tiny_flux1 import tiny_flux1
+from tests.tiny_flux2_klein import tiny_flux2_klein
 from tests.tiny_qwen_image import tiny_qwen_image
 
-PACKED = {"flux1": tiny_flux1, "chroma": tiny_chroma, "qwen_image": tiny_qwen_image}
+PACKED = {"flux1": tiny_flux1, "chroma": tiny_chroma, "qwen_image": tiny_qwen_image, "flux2_klein": tiny_flux2_klein}
 
 families = pytest.mark.parametrize("family", PACKED)
 
@@ -78,6 +81,7 @@ def test_a_prediction_waits_for_nothing(family):
         ("guidance_in.in_layer.weight", "FLUX.1 [dev]"),
         ("distilled_guidance_layer.in_proj.bias", "Chroma"),
         ("transformer_blocks.0.img_mod.1.weight", "Qwen-Image"),
+        ("double_stream_modulation_img.lin.weight", "FLUX.2 [klein] base"),
         ("double_blocks.0.img_attn.qkv.weight", "Stable Diffusion 1.x/2.x"),
     ],
 )
@@ -89,6 +93,11 @@ def test_a_single_file_that_diffusers_does_not_read_is_refused(tmp_path):
     save_file({"transformer_blocks.0.img_mod.1.weight": torch.zeros(1)}, tmp_path / "one.safetensors")
     with pytest.raises(InputError, match="single file of Qwen-Image, which diffusers does not read"):
         Checkpoint.load(tmp_path / "one.safetensors")
+
+
+def test_the_shift_of_flux2_is_that_of_its_pipeline():
+    for num_steps, tokens in [(1, 16), (4, 4096), (50, 4096), (50, 4300), (50, 4301), (28, 9000)]:
+        assert log_shift(num_steps, tokens) == pytest.approx(compute_empirical_mu(tokens, num_steps), rel=1e-12)
 
 
 def test_a_schedule_that_ends_above_0_has_no_single_step():

@@ -18,7 +18,11 @@ from rpo.sampling.sample import image_generator, sample
 from rpo.types import Canvas
 from tests.contracts.families import FAMILIES
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:the network denoises no better")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.filterwarnings("ignore:the network denoises no better"),
+]
 
 PROMPTS, CANVAS, STEPS, GUIDANCE = ["a red circle", "a house"], Canvas(64, 64), 3, 3.0
 
@@ -33,7 +37,7 @@ WORDS = {
 }
 
 STOCK = """
-import json, sys, torch, diffusers
+import inspect, json, sys, torch, diffusers
 told = json.loads(sys.argv[1])
 assert "rpo" not in sys.modules
 pipe = getattr(diffusers, told["kind"]).from_pretrained(told["folder"], **told["options"])
@@ -41,8 +45,13 @@ if hasattr(pipe, "load_lora_weights"):
     pipe.load_lora_weights(told["lora"])
 else:
     pipe.transformer.load_lora_adapter(told["lora"], prefix="transformer")
-if "beta_schedule" in pipe.scheduler.config:
-    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+config = pipe.scheduler.config
+if config.get("use_flow_sigmas"):
+    pipe.scheduler = type(pipe.scheduler).from_config(config, solver_order=1)
+elif "beta_schedule" in config:
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(config, clip_sample=False)
+if "use_resolution_binning" in inspect.signature(pipe.__call__).parameters:
+    told["call"]["use_resolution_binning"] = False
 generators = [torch.Generator("cpu").manual_seed(seed) for seed in told["seeds"]]
 torch.save(pipe(generator=generators, output_type="pt", **told["call"]).images, told["to"])
 """

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from rpo.models.base import Family
 from rpo.models.families.chroma import Chroma
 from rpo.models.families.flux1 import Flux1
+from rpo.models.families.flux2_klein import Flux2Klein
 from rpo.models.families.lumina2 import Lumina2
 from rpo.models.families.pixart_sigma import PixArtSigma
 from rpo.models.families.qwen_image import QwenImage
@@ -20,6 +21,7 @@ FAMILIES: tuple[Family, ...] = (
     StableDiffusion3(),
     Flux1(),
     Chroma(),
+    Flux2Klein(),
     QwenImage(),
     ZImage(),
     Lumina2(),

@@ -30,6 +30,7 @@ class QwenImage(PackedFamily):
     parts: Mapping[str, str] = {"transformer": "QwenImageTransformer2DModel", "vae": "AutoencoderKLQwenImage"}
     single_file_key = ".img_mod.1."
     guidance_argument = "true_cfg_scale"
+    prompts_per_call = 16
 
     def latent_channels(self, pipe: Any) -> int:
         """Those of the autoencoder."""

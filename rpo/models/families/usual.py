@@ -21,6 +21,7 @@ class UsualFamily:
     denoiser = "transformer"
     parts: Mapping[str, str]
     text_encoders: tuple[str, ...] = ("text_encoder",)
+    prompts_per_call = 256
     load_options: Mapping[str, Any] = {}
     single_file_key = ""
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
