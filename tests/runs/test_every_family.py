@@ -23,10 +23,6 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore:the network denoises no better"),
 ]
-    pytest.mark.slow,
-    pytest.mark.timeout(900),
-    pytest.mark.filterwarnings("ignore:the network denoises no better"),
-]
 
 PROMPTS, CANVAS, STEPS, GUIDANCE = ["a red circle", "a house"], Canvas(64, 64), 3, 3.0
 
