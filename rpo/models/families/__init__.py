@@ -6,6 +6,7 @@ from rpo.models.base import Family
 from rpo.models.families.chroma import Chroma
 from rpo.models.families.flux1 import Flux1
 from rpo.models.families.flux2_klein import Flux2Klein
+from rpo.models.families.krea2 import Krea2
 from rpo.models.families.qwen_image import QwenImage
 from rpo.models.families.sd3 import StableDiffusion3
 from rpo.models.families.sdxl import StableDiffusionXL
@@ -19,6 +20,7 @@ FAMILIES: tuple[Family, ...] = (
     Chroma(),
     Flux2Klein(),
     QwenImage(),
+    Krea2(),
 )
 """The first is what a single file is taken for that no other family claims."""
 
