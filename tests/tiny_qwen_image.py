@@ -28,6 +28,12 @@ def tiny_qwen() -> Qwen2_5_VLForConditionalGeneration:
     return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
 
 
+def tiny_qwen_vae() -> AutoencoderKLQwenImage:
+    """Eight-fold down-sampling of frames to 4 channels, each with moments of its own."""
+    mean, std = [-0.7, 0.2, 0.0, 1.1], [2.8, 1.4, 2.3, 1.2]
+    return AutoencoderKLQwenImage(base_dim=8, z_dim=4, num_res_blocks=1, latents_mean=mean, latents_std=std)
+
+
 def tiny_qwen_image(*, seed: int = 0, **scheduler_changes: object) -> QwenImagePipeline:
     """A whole Qwen-Image pipeline."""
     with torch.random.fork_rng(devices=[]):
@@ -44,9 +50,7 @@ def tiny_qwen_image(*, seed: int = 0, **scheduler_changes: object) -> QwenImageP
         for name, weights in transformer.named_parameters():  # as they are made, attention hardly matters
             if ".attn." in name:
                 weights.data.mul_(1.5)
-        mean, std = [-0.7, 0.2, 0.0, 1.1], [2.8, 1.4, 2.3, 1.2]
-        vae = AutoencoderKLQwenImage(base_dim=8, z_dim=4, num_res_blocks=1, latents_mean=mean, latents_std=std)
-        text_encoder = tiny_qwen()
+        vae, text_encoder = tiny_qwen_vae(), tiny_qwen()
     pipe = QwenImagePipeline(
         transformer=transformer.eval(),
         scheduler=FlowMatchEulerDiscreteScheduler.from_config(SCHEDULER | scheduler_changes),

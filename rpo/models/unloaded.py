@@ -38,7 +38,7 @@ def unloaded_pipeline(
         for name, value in stated.items():
             if isinstance(value, list) and len(value) == 2 and name not in family.load_options:  # noqa: PLR2004
                 given[name] = None if value[0] is None else _part(place, name, *value, dtype=dtype, revision=revision)
-            elif not name.startswith("_") and not isinstance(value, list):
+            elif not name.startswith("_"):
                 given[name] = value
         return getattr(diffusers, family.pipelines[0])(**given | dict(family.load_options)), family
     except LOAD_ERRORS as error:

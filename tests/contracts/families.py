@@ -15,6 +15,7 @@ from tests.tiny import tiny_sd, tiny_sd3, tiny_sdxl
 from tests.tiny_chroma import tiny_chroma
 from tests.tiny_flux1 import tiny_flux1
 from tests.tiny_flux2_klein import tiny_flux2_klein
+from tests.tiny_krea2 import tiny_krea2
 from tests.tiny_lumina2 import tiny_lumina2
 from tests.tiny_pixart_sigma import tiny_pixart_sigma
 from tests.tiny_qwen_image import tiny_qwen_image
@@ -33,6 +34,7 @@ FAMILIES = {
     "lumina2": tiny_lumina2,
     "sana": tiny_sana,
     "pixart_sigma": tiny_pixart_sigma,
+    "krea2": tiny_krea2,
 }
 """One of each, for what trains."""
 
@@ -46,6 +48,7 @@ VARIANTS = {
     "sd3 without T5": lambda: tiny_sd3(with_t5=False),
     "sd3, shift by size": lambda: tiny_sd3(use_dynamic_shifting=True, shift=1.0),
     "flux2_klein, fixed shift": lambda: tiny_flux2_klein(use_dynamic_shifting=False),
+    "krea2, fixed shift": lambda: tiny_krea2(use_dynamic_shifting=False, shift=3.0),
     "flux1, fixed shift": lambda: tiny_flux1(use_dynamic_shifting=False, shift=3.0),
     "z_image, shift by size": lambda: tiny_z_image(use_dynamic_shifting=True, shift=1.0),
     "lumina2, shift by channels": lambda: tiny_lumina2(use_dynamic_shifting=True, shift=1.0),
@@ -76,6 +79,7 @@ UNPACKED = {
     "FluxPipeline": unpacked,
     "ChromaPipeline": unpacked,
     "Flux2KleinPipeline": lambda pipe, latents, canvas: normalised(pipe, latents)[0],
+    "Krea2Pipeline": lambda pipe, latents, canvas: pipe._unpack_latents(latents, *canvas)[:, :, 0],
     "QwenImagePipeline": lambda *given: unpacked(*given)[:, :, 0],
 }
 """From a pipeline, its own latents and their canvas to `[batch, c, h, w]`, by class."""

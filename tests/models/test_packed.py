@@ -1,5 +1,7 @@
 """Families whose pipelines pack latents: how, what they refuse, and that no prediction waits for the device."""
 
+import math
+
 import pytest
 import torch
 from diffusers import FluxPipeline
@@ -12,12 +14,20 @@ from rpo.models.checkpoint import Checkpoint
 from rpo.models.families import family_of_file
 from rpo.models.families.flux2_klein import log_shift
 from rpo.models.families.packed import pack, positions, unpack
+from rpo.types import Canvas, Conditioning
 from tests.tiny_chroma import tiny_chroma
 from tests.tiny_flux1 import tiny_flux1
 from tests.tiny_flux2_klein import tiny_flux2_klein
+from tests.tiny_krea2 import tiny_krea2
 from tests.tiny_qwen_image import tiny_qwen_image
 
-PACKED = {"flux1": tiny_flux1, "chroma": tiny_chroma, "qwen_image": tiny_qwen_image, "flux2_klein": tiny_flux2_klein}
+PACKED = {
+    "flux1": tiny_flux1,
+    "chroma": tiny_chroma,
+    "qwen_image": tiny_qwen_image,
+    "flux2_klein": tiny_flux2_klein,
+    "krea2": tiny_krea2,
+}
 
 families = pytest.mark.parametrize("family", PACKED)
 
@@ -65,6 +75,23 @@ def test_a_prediction_that_is_computed_again_for_its_gradient_is_the_same(family
 
 
 @families
+def test_an_embedding_that_was_kept_as_numbers_of_one_type_predicts_the_same(family):
+    model = Checkpoint(PACKED[family]())
+    cond = model.encode_prompts(["a red circle", "a house"])
+    kept = Conditioning(*({name: one.float() for name, one in side.items()} for side in (cond.prompt, cond.negative)))
+    x_t, timestep = torch.randn(2, *model.latent_shape()), torch.tensor([100, 700])
+    assert torch.equal(model.predict(x_t, timestep, kept, 3.0), model.predict(x_t, timestep, cond, 3.0))
+
+
+def test_a_distilled_krea_has_one_shift_for_every_size():
+    model = Checkpoint(tiny_krea2(is_distilled=True), allow_distilled=True)
+    given = model.pipe("a house", num_inference_steps=3, guidance_scale=0.0, output_type="latent").images
+    assert torch.equal(model.grid(3).sigma.float(), model.pipe.scheduler.sigmas)
+    assert given.isfinite().all() and model.flow_shift(3) == pytest.approx(math.exp(1.15))
+    assert model.canvas == Canvas(64, 64)
+
+
+@families
 def test_a_prediction_waits_for_nothing(family):
     model = Checkpoint(PACKED[family]())
     cond = model.encode_prompts(["a red circle", "a house"])
@@ -81,6 +108,7 @@ def test_a_prediction_waits_for_nothing(family):
         ("guidance_in.in_layer.weight", "FLUX.1 [dev]"),
         ("distilled_guidance_layer.in_proj.bias", "Chroma"),
         ("transformer_blocks.0.img_mod.1.weight", "Qwen-Image"),
+        ("txtfusion.projector.weight", "Krea 2"),
         ("double_stream_modulation_img.lin.weight", "FLUX.2 [klein] base"),
         ("double_blocks.0.img_attn.qkv.weight", "Stable Diffusion 1.x/2.x"),
     ],

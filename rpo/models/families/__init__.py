@@ -6,6 +6,7 @@ from rpo.models.base import Family
 from rpo.models.families.chroma import Chroma
 from rpo.models.families.flux1 import Flux1
 from rpo.models.families.flux2_klein import Flux2Klein
+from rpo.models.families.krea2 import Krea2
 from rpo.models.families.lumina2 import Lumina2
 from rpo.models.families.pixart_sigma import PixArtSigma
 from rpo.models.families.qwen_image import QwenImage
@@ -23,6 +24,7 @@ FAMILIES: tuple[Family, ...] = (
     Chroma(),
     Flux2Klein(),
     QwenImage(),
+    Krea2(),
     ZImage(),
     Lumina2(),
     Sana(),

@@ -2,7 +2,7 @@
 
 A prompt is put into a template, whose beginning is cut off again from what the encoder makes of it. Prompts are of any
 length: here they are filled up to one, and a mask says which tokens count. Guidance is given the length of the prompt's
-own prediction back, token by token. An image is a video of one frame.
+own prediction back, token by token.
 """
 
 from collections.abc import Mapping
@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rpo.models import latents as autoencoder
 from rpo.models.base import TextContext, guided
-from rpo.models.families.packed import PackedFamily, pack, unpack
-from rpo.types import Embedding, Images, Latents
+from rpo.models.families.one_frame import OneFrameFamily
+from rpo.models.families.packed import pack, unpack
+from rpo.types import Embedding, Latents
 
 TOKENS = 512
 """As in the pipeline's own call."""
 
 
 @final
-class QwenImage(PackedFamily):
+class QwenImage(OneFrameFamily):
     """The family of `QwenImagePipeline`."""
 
     name = "Qwen-Image"
@@ -31,10 +31,6 @@ class QwenImage(PackedFamily):
     single_file_key = ".img_mod.1."
     guidance_argument = "true_cfg_scale"
     prompts_per_call = 16
-
-    def latent_channels(self, pipe: Any) -> int:
-        """Those of the autoencoder."""
-        return pipe.vae.config["z_dim"]
 
     def context(self, pipe: Any) -> TextContext:
         """Qwen2.5-VL's tokenizer; the template's end comes after the prompt."""
@@ -63,12 +59,3 @@ class QwenImage(PackedFamily):
         tokens, prompt = pack(guided(negative_pred, prompt_pred, guidance_scale)), pack(prompt_pred)
         norms = prompt.norm(dim=-1, keepdim=True) / tokens.norm(dim=-1, keepdim=True)
         return unpack(tokens * norms, prompt_pred)
-
-    def encode(self, pipe: Any, images: Images) -> tuple[Latents, Latents]:
-        """Scaled by a mean and a standard deviation for each channel."""
-        mean, std = autoencoder.encode(pipe.vae, images[:, :, None])
-        return mean[:, :, 0], std[:, :, 0]
-
-    def decode(self, pipe: Any, latents: Latents) -> Images:
-        """The way back, cut off at [0, 1] by the autoencoder itself."""
-        return autoencoder.decode(pipe.vae, latents[:, :, None])[:, :, 0]
