@@ -13,12 +13,20 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 
 from rpo.errors import InputError
 from rpo.models.base import Family
 from rpo.models.loading import LOAD_ERRORS, stated_family
 from rpo.models.packaged import folder_of
+
+DEPENDS_ON_CONTENT = (DataDependentOutputException, DynamicOutputShapeException)
+"""What a computation raises on fake tensors that looks into them, as to leave padding out."""
 
 
 def unloaded_pipeline(

@@ -20,7 +20,7 @@ from rpo.errors import InputError
 from rpo.models.execution import call
 from rpo.models.latents import IMAGES_PER_DECODE
 from rpo.models.plain import parts_of
-from rpo.models.unloaded import pretend, unloaded_pipeline
+from rpo.models.unloaded import DEPENDS_ON_CONTENT, pretend, unloaded_pipeline
 from rpo.runs.train_config import DPORunConfig
 from rpo.trainers.checks.footprint import Footprint, footprint
 from rpo.trainers.checks.memory import readable_bytes
@@ -116,7 +116,21 @@ class Plan:
 
 
 def plan(config: Config) -> Plan:
-    """Count what a run of these settings needs; takes seconds to a minute, and a gigabyte at most."""
+    """Count what a run of these settings needs; takes seconds to a minute, and a gigabyte at most.
+
+    Raises `InputError` for a family whose networks look into their numbers, which are not there.
+    """
+    try:
+        return _plan(config)
+    except DEPENDS_ON_CONTENT as error:
+        raise InputError(
+            f"{config.model.source} cannot be planned: what its networks compute depends on the words of a prompt "
+            f"({error}); expected one of the other families: run `rpo train` with learning.updates=1, and watch the "
+            "device's memory"
+        ) from error
+
+
+def _plan(config: Config) -> Plan:
     dtype = getattr(torch, config.model.dtype)
     pipe, family = unloaded_pipeline(config.model.source, dtype=dtype, revision=config.model.revision)
     networks: dict[str, Any] = {name: network for name, network in parts_of(pipe, family).items()}

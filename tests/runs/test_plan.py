@@ -90,6 +90,16 @@ def test_what_to_change_is_said_in_the_order_of_what_it_costs(checkpoint):
         to_fit(config, 1)
 
 
+def test_what_looks_into_its_numbers_is_refused_and_packed_latents_are_planned(tmp_path):
+    FAMILIES["z_image"]().save_pretrained(tmp_path / "z_image")
+    with pytest.raises(InputError, match="cannot be planned.*learning.updates=1"):
+        plan(settings(tmp_path / "z_image"))
+    FAMILIES["flux1"]().save_pretrained(tmp_path / "flux1")
+    found = plan(load_config(GRPORunConfig, None, [f"model.source={tmp_path / 'flux1'}", "rollout.guidance_scale=4"]))
+    assert found.drawn == GRPORunConfig().rollout.images  # told the scale, in one call
+    assert found.backward > 1
+
+
 def test_it_is_printed_and_what_cannot_be_planned_is_one_line(checkpoint, tmp_path, capsys):
     folder, _ = checkpoint
     assert main(["plan", "dpo", f"model.source={folder}", "--memory", "80GB"]) == 0
