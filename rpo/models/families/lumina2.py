@@ -26,6 +26,7 @@ class Lumina2(UsualFamily):
     name = "Lumina-Image 2.0"
     pipelines: tuple[str, ...] = ("Lumina2Pipeline", "Lumina2Text2ImgPipeline")
     parts: Mapping[str, str] = {"transformer": "Lumina2Transformer2DModel", "vae": "AutoencoderKL"}
+    prompts_per_call = 16
 
     def schedule(self, pipe: Any) -> FlowSchedule:
         """Rectified flow with the scheduler's shift; a dynamic one goes by the latents' channels, of all things."""

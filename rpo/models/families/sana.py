@@ -28,6 +28,7 @@ class Sana(UsualFamily):
     name = "Sana"
     pipelines: tuple[str, ...] = ("SanaPipeline", "SanaPAGPipeline")
     parts: Mapping[str, str] = {"transformer": "SanaTransformer2DModel", "vae": "AutoencoderDC"}
+    prompts_per_call = 16
 
     def schedule(self, pipe: Any) -> FlowSchedule:
         """Rectified flow with the scheduler's shift."""

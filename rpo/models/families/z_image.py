@@ -27,6 +27,7 @@ class ZImage(UsualFamily):
     name = "Z-Image"
     pipelines: tuple[str, ...] = ("ZImagePipeline", "ZImageImg2ImgPipeline")
     parts: Mapping[str, str] = {"transformer": "ZImageTransformer2DModel", "vae": "AutoencoderKL"}
+    prompts_per_call = 16
     single_file_key = "cap_pad_token"
     guidance_offset = 1.0
 
