@@ -129,10 +129,15 @@ def _outcome(make: Callable[[], Any], family: Family, compute_dtype: torch.dtype
         ) from error
 
 
+def _stated(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without the note of what was left at its default, which may have been set since."""
+    return {name: value for name, value in config.items() if name != "_use_default_values"}
+
+
 def _fresh(network: Any) -> nn.Module:
     config = network.config
     with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
-        fresh = type(network).from_config(config) if isinstance(config, Mapping) else type(network)(config)
+        fresh = type(network).from_config(_stated(config)) if isinstance(config, Mapping) else type(network)(config)
     state = {name.replace(".base_layer", ""): tensor for name, tensor in network.state_dict().items()}
     # Fused projections stay in a network after they were unfused, without a part in what it computes.
     fresh.load_state_dict({name: state[name] for name in fresh.state_dict() if name in state}, assign=True)
