@@ -68,7 +68,8 @@ class Drawer:
     def __init__(self, config: SourceConfig) -> None:
         """Read the checkpoint, on the CPU, to know its fingerprint: a run that has its images needs no more of it."""
         self._config = config
-        on_cpu = replace(config.model, device="cpu", attention="sdpa", compile=False, channels_last=False)
+        self._named = config.model.deployed
+        on_cpu = replace(self._named, device="cpu", attention="sdpa", compile=False, channels_last=False)
         model = load_model(on_cpu)
         self.num_steps = usual_steps(model, config.num_steps)
         self.guidance_scale = usual_guidance(model, config.guidance_scale)
@@ -77,7 +78,7 @@ class Drawer:
             parts.append(inspect_lora(config.model.lora).key)
         self.fingerprint = hashlib.sha256("/".join(parts).encode()).hexdigest()
         is_for_cpu = config.model.device == "cpu" or (config.model.device == "auto" and not torch.cuda.is_available())
-        is_as_wanted = is_for_cpu and replace(config.model, device="cpu") == on_cpu
+        is_as_wanted = is_for_cpu and replace(self._named, device="cpu") == on_cpu
         self._model = model if is_as_wanted else None
 
     def __call__(self, items: Sequence[Planned]) -> list[Image.Image]:
@@ -98,5 +99,5 @@ class Drawer:
 
     def _ready(self) -> Checkpoint:
         if self._model is None:
-            self._model = load_model(self._config.model)
+            self._model = load_model(self._named)
         return self._model

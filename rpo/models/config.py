@@ -1,5 +1,6 @@
 """Which checkpoint a run from a file trains or draws with, and how it is loaded; see `rpo.adapters.loading`."""
 
+from dataclasses import replace
 from typing import Literal
 
 from rpo.config.ranges import Text
@@ -44,3 +45,8 @@ class ModelConfig:
     """Memory format of the denoiser; faster convolutions on CUDA."""
     compile: bool = False
     """Compile the denoiser on first use; pays off in runs of thousands of updates on CUDA."""
+
+    @property
+    def deployed(self) -> "ModelConfig":
+        """The same as people draw with it: without the assistant, which is for training alone."""
+        return replace(self, assistant=None, allow_distilled=self.allow_distilled or self.assistant is not None)

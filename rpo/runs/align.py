@@ -199,7 +199,7 @@ class _Rounds:
         file = self.folder / f"judged-{number}.npz"
         if file.exists():
             return self.held_out.read(file)
-        model = load_model(self._after(number))
+        model = load_model(self._after(number).deployed)
         with self._timed("judge"):
             judged = self.held_out.judge(model, progress=(f"round {number}" if number else "base") * self.shows or None)
         judged.write(file)

@@ -200,7 +200,7 @@ def to_fit(config: Config, memory: float) -> tuple[list[str], Plan]:
             changes.append(name)
     if found.peak > memory:
         raise InputError(
-            f"the run needs {readable_bytes(found.peak)} even with {', '.join(changes)}, but there are "
+            f"the run needs {readable_bytes(found.peak)} with all of {', '.join(CHANGES)}, but there are "
             f"{readable_bytes(memory)}; expected less: take a smaller checkpoint or resolution, or a larger card"
         )
     return changes, found

@@ -46,10 +46,13 @@ class LoraPolicy:
         """Add the adapter to `model.denoiser`, beside LoRAs that it carries, or in their place."""
         self.model, network = model, model.denoiser
         carried = start_adapters(network, model.family.denoiser)
+        if ASSISTANT in carried:
+            _require_denoiser_alone(model, "would stay in use when people draw; give one", only=ASSISTANT)
         kept = [name for name in carried if adapter.reference == "start" or name == ASSISTANT]
         self._start = tuple(kept)
         if moved := [name for name in carried if name not in kept]:
-            _require_denoiser_alone(model)
+            why = "the reference would keep, but adapter.reference is base; give adapter.reference: start, or one"
+            _require_denoiser_alone(model, why)
             self.parameters = train_adapters(network, moved, beside=kept)
         else:
             targets = adapter.target_modules or model.family.lora_targets
@@ -148,10 +151,8 @@ def make_policy(model: DiffusionModel, adapter: AdapterConfig, *, seed: int) -> 
     return LoraPolicy(model, adapter, seed=seed)
 
 
-def _require_denoiser_alone(model: Checkpoint) -> None:
-    adapted = [name for name, network in model.text_encoders.items() if adapter_layers(network)]
+def _require_denoiser_alone(model: Checkpoint, why: str, *, only: str = "") -> None:
+    carried = {name: start_adapters(network, name) for name, network in model.text_encoders.items()}
+    adapted = [name for name, found in carried.items() if (only in found if only else found)]
     if adapted:
-        raise InputError(
-            f"the LoRA adapts {' and '.join(adapted)}, too, which the reference would keep, but adapter.reference is "
-            "base; give adapter.reference: start, or a LoRA of the denoiser alone"
-        )
+        raise InputError(f"the LoRA adapts {' and '.join(adapted)}, too, which {why} of the denoiser alone")

@@ -3,9 +3,12 @@
 import pytest
 import torch
 from diffusers import LCMScheduler
+from peft import LoraConfig
 
 from rpo.adapters.loading import load_model
 from rpo.adapters.lora import load_lora
+from rpo.curation.curate_config import SourceConfig
+from rpo.curation.generate import Drawer
 from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.config import ModelConfig
@@ -85,6 +88,19 @@ def test_the_assistant_is_in_use_while_training_and_left_out_of_what_is_saved(fo
     stock = tiny_sd()
     stock.load_lora_weights(str(trainer.save()))
     assert torch.allclose(prediction(Checkpoint(stock)), trained, atol=1e-5)
+
+
+def test_an_assistant_is_for_training_alone(folder, assistant, tmp_path):
+    config = ModelConfig(source=str(folder), assistant=str(assistant))
+    assert torch.equal(prediction(load_model(config.deployed)), prediction(Checkpoint(tiny_sd())))
+    source = SourceConfig(model=config, num_steps=2, guidance_scale=1.0)
+    plain = SourceConfig(model=ModelConfig(source=str(folder), allow_distilled=True), num_steps=2, guidance_scale=1.0)
+    assert Drawer(source).fingerprint == Drawer(plain).fingerprint
+    pipe = tiny_sd()
+    pipe.load_lora_weights(str(assistant), adapter_name="assistant")
+    pipe.text_encoder.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]), "assistant")
+    with pytest.raises(InputError, match="adapts text_encoder, too.*of the denoiser alone"):
+        trainer_of(tmp_path, pipe=pipe)
 
 
 def test_a_start_and_an_assistant_go_together(folder, assistant, tmp_path):

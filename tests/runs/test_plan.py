@@ -86,7 +86,7 @@ def test_what_to_change_is_said_in_the_order_of_what_it_costs(checkpoint):
     changes, smaller = to_fit(config, 0.5 * whole.peak)
     assert changes[0] == "model.dtype: bfloat16"
     assert smaller.peak <= 0.5 * whole.peak
-    with pytest.raises(InputError, match=r"even with model\.dtype.*larger card"):
+    with pytest.raises(InputError, match=r"with all of model\.dtype.*larger card"):
         to_fit(config, 1)
 
 
