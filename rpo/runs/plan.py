@@ -77,13 +77,11 @@ class Plan:
         """The most that is held at once, by what is going on."""
         rest = self.weights + self.trained * 4
         optimised = rest + self.trained * GRADIENT_AND_MOMENTS
-        return {
-            "at rest": rest,
-            "encoding an image": rest + self.encode.peak,
-            f"drawing, {self.drawn} latents at once": optimised + self.drawn * self.forward.peak,
-            f"decoding {self.decoded} images": optimised + self.decoded * self.decode.peak,
-            f"an update, {self.rows} latents at once": optimised + self.rows * self.update.peak,
-        }
+        found = {"at rest": rest, "encoding an image": rest + self.encode.peak}
+        if self.drawn:
+            found[f"drawing, {self.drawn} latents at once"] = optimised + self.drawn * self.forward.peak
+            found[f"decoding {self.decoded} images"] = optimised + self.decoded * self.decode.peak
+        return found | {f"an update, {self.rows} latents at once": optimised + self.rows * self.update.peak}
 
     @property
     def peak(self) -> int:
