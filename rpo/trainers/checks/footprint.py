@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -43,9 +43,10 @@ class PeakBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation, and look at what it made."""
+        given = {storage._cdata for storage in _storages((args, kwargs))}  # views of weights are not made here
         made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in self._known:
+        for storage in _storages(made):
+            if storage._cdata not in given and storage._cdata not in self._known:
                 self._known.add(storage._cdata)
                 self.held += storage.nbytes()
                 self.peak = max(self.peak, self.held)
@@ -55,3 +56,7 @@ class PeakBytes(TorchDispatchMode):
     def _gone(self, known: int, size: int) -> None:
         self._known.discard(known)
         self.held -= size
+
+
+def _storages(things: Any) -> list[UntypedStorage]:
+    return [one.untyped_storage() for one in tree_leaves(things) if isinstance(one, Tensor)]
