@@ -245,13 +245,18 @@ def test_every_metric_is_defined_and_every_definition_is_logged() -> None:
     assert logged == set(METRICS)
 
 
-def test_import_is_fast_and_light() -> None:
+def test_import_is_light() -> None:
     heavy = ("torch", "diffusers", "transformers", "numpy")
-    code = f"import sys, time, rpo; print([name for name in {heavy} if name in sys.modules], time.process_time())"
+    code = f"import sys, rpo; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    imported, _, seconds = done.stdout.rpartition(" ")
-    assert imported == "[]"
-    assert float(seconds) < 0.5, "of the processor, the interpreter's start included"
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.slow  # by the clock: for an idle machine
+def test_import_is_fast() -> None:
+    code = "import time, rpo; print(time.process_time())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert float(done.stdout) < 0.5, "of the processor, the interpreter's start included"
 
 
 @pytest.mark.parametrize("name", sorted(set(rpo.__all__) - {"__version__"}))

@@ -462,6 +462,7 @@ def test_parts_of_a_key_cannot_run_into_each_other(tmp_path):
     second.close()
 
 
+@pytest.mark.slow  # by the clock: for an idle machine
 def test_a_warm_hit_costs_little(opened):
     import time
 

@@ -285,6 +285,7 @@ def test_every_image_needs_a_prompt():
         verify_all(torch.stack([GOOD, GOOD]), ["a red circle"])
 
 
+@pytest.mark.slow  # by the clock: for an idle machine
 def test_three_hundred_images_a_second():
     rng = np.random.default_rng(18)
     chosen = sample_prompts("train", 200, 18)

@@ -149,6 +149,7 @@ def test_training_scenes_depend_on_the_seed_alone():
     assert (images != other_images).any()
 
 
+@pytest.mark.slow  # by the clock: for an idle machine
 def test_a_training_set_takes_well_under_a_minute():
     training_scenes(seed=9, count=200)  # draws the masks
     start = time.process_time()
