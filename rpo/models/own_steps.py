@@ -1,0 +1,49 @@
+"""Where the pipeline itself would step: asked of its own call, which is ended as soon as its scheduler knows."""
+
+from functools import wraps
+from typing import Any
+
+from diffusers import DDIMScheduler
+from jaxtyping import Float
+from torch import Tensor
+
+from rpo.types import Canvas, Grid
+
+
+class _Known(Exception):
+    """The scheduler has its steps; nothing else is wanted of the call."""
+
+
+def own_sigmas(pipe: Any, num_steps: int, canvas: Canvas, *, beside: Grid) -> Float[Tensor, " steps"]:
+    """The noise level at each step of the pipeline's own call, for so many steps and images of that size.
+
+    Samplers of discrete time other than DDIM have steps of their own; of them it is the level at those of `beside`.
+    """
+    scheduler = _asked(pipe, num_steps, canvas)
+    if scheduler.config.get("use_flow_sigmas") or not hasattr(scheduler, "alphas_cumprod"):
+        return scheduler.sigmas[:-1].cpu().float()
+    times = scheduler.timesteps if isinstance(scheduler, DDIMScheduler) else beside.timestep[:-1]
+    return (1 - scheduler.alphas_cumprod.cpu()[times.cpu().long()]).sqrt().float()
+
+
+def _asked(pipe: Any, num_steps: int, canvas: Canvas) -> Any:
+    """A scheduler as the pipeline's call sets it; the pipeline keeps its own."""
+    kept = pipe.scheduler
+    asked = type(kept).from_config(kept.config)
+    ask = asked.set_timesteps
+
+    @wraps(ask)  # pipelines look at its signature
+    def set_timesteps(*given: Any, **named: Any) -> None:
+        ask(*given, **named)
+        raise _Known
+
+    asked.set_timesteps = set_timesteps
+    pipe.scheduler = asked
+    try:
+        size = {"height": canvas.height, "width": canvas.width}
+        pipe("a", num_inference_steps=num_steps, output_type="latent", **size)
+    except _Known:
+        pass
+    finally:
+        pipe.scheduler = kept
+    return asked
