@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, final
 
@@ -29,11 +30,14 @@ from rpo.trainers.trainer import Algorithm, Trainer
 
 Made = TypeVar("Made")
 
+SAY = partial(print, flush=True)
+"""At once: a run that is killed for want of memory has told so before."""
+
 STEPS = 10
 """Of the picture that stands in where no data could be read."""
 
 
-def doctor(load: Callable[[], RunConfig], *, say: Callable[[str], object] = print) -> list[Check]:
+def doctor(load: Callable[[], RunConfig], *, say: Callable[[str], object] = SAY) -> list[Check]:
     """Look at everything, telling each line when it is known.
 
     Args:
@@ -61,7 +65,7 @@ class _Visit:
         config: Any = self._make("settings", load, lambda one: type(one).__name__.removesuffix("RunConfig"))
         if config is None:
             return self.found
-        planned = self._make("memory", lambda: memory_check(config), lambda one: one[0])
+        planned = self._make("memory plan", lambda: memory_check(config), lambda one: one[0])
         model = self._make("checkpoint", lambda: load_model(config.model), _of_model)
         if model is None:
             return self.found

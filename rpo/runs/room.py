@@ -25,12 +25,12 @@ def memory_check(config: Any) -> tuple[Check, Plan | None]:
     try:
         found = plan(config)
     except InputError as error:  # what is wrong with the checkpoint is told when it is loaded
-        return Check("memory", True, f"not planned: {error}"), None
+        return Check("memory plan", True, f"not planned: {error}"), None
     free = available_bytes(device_named(config.model.device))
     at = max(found.peaks, key=found.peaks.__getitem__)
     told = "" if free is None else f"; {readable_bytes(free)} are free"
     return Check(
-        "memory",
+        "memory plan",
         free is None or found.peak < free,
         f"{readable_bytes(found.peak)} at most ({at}){told}",
         "`rpo plan … --memory SIZE` says what to change to fit; end what else uses the device",

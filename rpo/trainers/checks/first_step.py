@@ -4,7 +4,7 @@ At the start the policy equals its reference. Then AdamW's first step is taken, 
 learning rate against its gradient: the loss has to fall, and the policy to move a little.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,9 @@ EQUAL = 1e-5
 
 FAR = 0.2
 """A step that moves predictions by more than this part of them is no small step."""
+
+SHORTER = 0.1
+"""Of the learning rate: a clipped objective may rise where a whole step leaves its clip, and falls on the way."""
 
 
 @dataclass(frozen=True)
@@ -52,35 +55,45 @@ def starts_at_reference(batch: FirstBatch) -> Check:
 
 def first_step(batch: FirstBatch) -> list[Check]:
     """What one step against the gradient does to loss and policy; weights are afterwards what they were."""
-    parameters, rate = batch.run.policy.parameters, batch.run.config.learning.learning_rate
-    loss = batch.loss()
-    before, gradient = loss.item(), gradient_of(loss, parameters)
+    rate, loss = batch.run.config.learning.learning_rate, batch.loss()
+    before, gradient = loss.item(), gradient_of(loss, batch.run.policy.parameters)
+    del loss
     if not norm_of(gradient) > 0:
         return [Check("a step lowers the loss", False, "it has no gradient", "see the line of the gradient")]
-    del loss
     with torch.no_grad():
         old = batch.predict()
-        with undone(parameters):
-            for parameter, slope in zip(parameters, gradient, strict=True):
-                parameter -= rate * slope.sign()
-            after, moved = batch.loss().item(), _apart(batch.predict(), old)
+    after, moved = _after(batch, gradient, rate, old)
+    told, lowers = f"{before:.4g} to {after:.4g} at learning.learning_rate {rate:g}", after < before
+    if not lowers:
+        shorter, _ = _after(batch, gradient, SHORTER * rate, old)
+        told, lowers = f"{told}, {shorter:.4g} at {SHORTER:g} of it", shorter < before
     return [
         Check(
             "a step lowers the loss",
-            after < before,
-            f"{before:.4g} to {after:.4g} at learning.learning_rate {rate:g}",
-            "lower learning.learning_rate; if the loss rises at a hundredth of it, too, it does not follow its own "
+            lowers,
+            told,
+            "lower learning.learning_rate; if the loss rises however short the step, it does not follow its own "
             "gradient: look for a part of it that is detached",
         ),
         Check(
             "a step moves the policy a little",
             0 < moved < FAR,
-            f"predictions by {moved:.2g} of their size",
-            f"lower learning.learning_rate: above {FAR:g} one update wrecks what the checkpoint knows"
+            f"predictions by {moved:.2g} of their size, {FAR:g} is allowed",
+            "lower learning.learning_rate: one update wrecks what the checkpoint knows"
             if moved > 0
             else "raise learning.learning_rate, and see that the adapter is active",
         ),
     ]
+
+
+@torch.no_grad()
+def _after(batch: FirstBatch, gradient: Sequence[Tensor], rate: float, old: Latents) -> tuple[float, float]:
+    """The loss after a step, and how far it moved the predictions; the step is undone."""
+    parameters = batch.run.policy.parameters
+    with undone(parameters):
+        for parameter, slope in zip(parameters, gradient, strict=True):
+            parameter -= rate * slope.sign()
+        return batch.loss().item(), _apart(batch.predict(), old)
 
 
 def _apart(one: Latents, other: Latents) -> float:

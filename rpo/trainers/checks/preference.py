@@ -23,6 +23,9 @@ AGAINST = -0.1
 """Cosine of the loss's gradient with that of (chosen - rejected) error, below which it works against the labels; an
 SFT term may turn it somewhat."""
 
+FEW = 2
+"""Pairs on which the slope of the distance from the reference is looked at."""
+
 SHARES = (1e-3, 0.95)
 """Between which the SFT term's share of the gradient lies."""
 
@@ -34,7 +37,7 @@ def preference_checks(algorithm: DPO, batch: PairBatch) -> Iterator[Check]:
         at_reference = algorithm.loss(batch)
     gradient = _gradient(algorithm, output.loss)  # before anything is perturbed, which graphs forbid
     yield _start(algorithm, output, at_reference)
-    yield _kl(algorithm, batch)
+    yield _kl(algorithm, algorithm.data.at(range(FEW)))
     yield _direction(algorithm, batch, gradient)
     objective: Any = algorithm.config.objective
     if getattr(objective, "sft_weight", 0) > 0:

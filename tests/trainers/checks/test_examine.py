@@ -1,0 +1,190 @@
+"""Each fault that people make is named by the right line, and a sound run passes all of them."""
+
+import dataclasses
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+import rpo.shapes
+from rpo.data.preference import PreferencePair, encode_png, pair_set
+from rpo.models.checkpoint import Checkpoint
+from rpo.objectives.preference.dpo import Dpo
+from rpo.shapes.world import draw_scene, render, sample_prompts
+from rpo.trainers.checks.examine import examine
+from rpo.trainers.checks.parts import steps_agree
+from tests.tiny import tiny_sd, tiny_sd3
+from tests.trainers.online_runs import TRAINERS, digest, grpo, learning, small_value  # noqa: F401
+from tests.trainers.pair_runs import SCORED, toy_pairs, trainer_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:the network denoises no better", "ignore:No LoRA keys")
+
+UNTRAINED = {"VAE round trip", "denoiser denoises"}
+"""What the tiny pipelines cannot pass, whose weights are random."""
+
+
+def shapes():
+    return StableDiffusionPipeline.from_pretrained(rpo.shapes.path(), safety_checker=None)
+
+
+def scenes(count=8):
+    import numpy as np
+
+    prompts = sample_prompts("train", count, seed=0)
+    images = [encode_png(render(draw_scene(one, np.random.default_rng(row)))) for row, one in enumerate(prompts)]
+    return pair_set(
+        PreferencePair(prompt.text, images[row], images[row - 1], name=f"{row}") for row, prompt in enumerate(prompts)
+    )
+
+
+def failed(trainer):
+    return {check.name for check in examine(trainer) if not check.passed}
+
+
+def dpo(folder, **changes):
+    return trainer_of(folder, **{"learning": {"learning_rate": 1e-3}} | changes)
+
+
+def test_a_sound_run_on_pairs_passes_all(tmp_path):
+    trainer = dpo(tmp_path, pipe=shapes(), pairs=scenes(), objective=Dpo(sft_weight=0.1))
+    found = examine(trainer)
+    assert [str(check) for check in found if not check.passed] == []
+    assert {"loss at the start", "chosen is favoured", "share of objective.sft_weight"} < {one.name for one in found}
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_sound_run_on_a_reward_passes_all(name, tmp_path):
+    trainer = TRAINERS[name](tmp_path, learning=learning(learning_rate=1e-3))
+    before = digest(trainer)
+    assert failed(trainer) == UNTRAINED
+    assert digest(trainer) == before
+    assert not list(tmp_path.iterdir())
+
+
+def freeze(trainer):
+    for parameter in trainer.run.policy.parameters:
+        parameter.requires_grad_(False)
+
+
+def begin_elsewhere(trainer):
+    for index, parameter in enumerate(trainer.run.policy.parameters):
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+
+
+def exchange_the_scheduler(trainer):
+    pipe = trainer.run.model.pipe
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+
+
+SWAPPED = pair_set(
+    dataclasses.replace(one, chosen_score=one.rejected_score, rejected_score=one.chosen_score) for one in SCORED
+)
+WORDLESS = pair_set((dataclasses.replace(one, prompt="") for one in toy_pairs()), allow_empty_prompts=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "alter", "expected"),
+    [
+        ({"pairs": SCORED}, None, set()),
+        ({}, freeze, {"adapter receives a gradient", "KL has its gradient", "a step lowers the loss"}),
+        ({}, begin_elsewhere, {"reference equals start", "loss at the start", "KL has its gradient"}),
+        ({}, exchange_the_scheduler, {"noise levels of the steps", "adapter file draws the same"}),
+        ({"pairs": SWAPPED}, None, {"labels"}),
+        ({"pairs": WORDLESS}, None, {"captions"}),
+        ({"pairs": toy_pairs(side=32)}, None, {"sizes"}),
+        ({"learning": {"learning_rate": 1.0}}, None, {"a step moves the policy a little"}),
+    ],
+    ids=["sound", "frozen", "not the reference", "scheduler", "swapped", "empty", "small", "too fast"],
+)
+def test_a_fault_of_a_run_on_pairs_is_named(changes, alter, expected, tmp_path):
+    trainer = dpo(tmp_path, **changes)
+    if alter is not None:
+        alter(trainer)
+    assert failed(trainer) - UNTRAINED == expected
+
+
+def test_a_loss_against_its_labels_is_named(tmp_path, monkeypatch):
+    right = Dpo.__call__
+
+    def swapped(self, pairs, statistics):
+        reference = pairs.reference and pairs.reference[::-1]
+        other = dataclasses.replace(pairs, chosen=pairs.rejected, rejected=pairs.chosen, reference=reference)
+        return right(self, other, statistics)
+
+    monkeypatch.setattr(Dpo, "__call__", swapped)
+    assert failed(dpo(tmp_path)) - UNTRAINED == {"chosen is favoured"}
+
+
+@pytest.mark.parametrize("alpha", [4.0, 8.0])
+def test_a_file_that_lost_alpha_is_named_and_harmless_where_it_is_the_rank(alpha, tmp_path, monkeypatch):
+    write = StableDiffusionPipeline.save_lora_weights
+
+    def without(*given, **named):
+        return write(*given, **{key: value for key, value in named.items() if not key.endswith("metadata")})
+
+    monkeypatch.setattr(StableDiffusionPipeline, "save_lora_weights", without)
+    trainer = dpo(tmp_path, adapter={"rank": 4, "alpha": alpha})
+    assert failed(trainer) - UNTRAINED == ({"adapter"} if alpha == 8.0 else set())
+
+
+def test_a_text_encoder_of_another_type_is_named(tmp_path):
+    pipe = tiny_sd()
+    pipe.text_encoder.to(torch.bfloat16)
+    assert failed(dpo(tmp_path, pipe=pipe)) - UNTRAINED == {"types"}
+
+
+@torch.no_grad()
+def halve_the_range(pipe):
+    """Images in [0, 1], where the autoencoder should give [-1, 1]."""
+    last = pipe.vae.decoder.conv_out
+    last.weight *= 0.5
+    last.bias.copy_(0.5 * last.bias + 0.5)
+
+
+def lose_the_scale(pipe):
+    pipe.vae.register_to_config(scaling_factor=6 * pipe.vae.config.scaling_factor)
+
+
+@pytest.mark.parametrize(
+    ("alter", "expected"),
+    [(halve_the_range, {"VAE round trip"}), (lose_the_scale, {"VAE round trip", "denoiser denoises"})],
+)
+def test_an_autoencoder_of_another_range_or_scale_is_named(alter, expected, tmp_path):
+    pipe = shapes()
+    alter(pipe)
+    assert failed(dpo(tmp_path, pipe=pipe, pairs=scenes())) == expected
+
+
+@pytest.mark.parametrize(
+    ("reward", "expected"),
+    [
+        (lambda images, prompts: torch.ones(len(images)), {"rewards vary within prompts", "a step lowers the loss"}),
+        (lambda images, prompts: images.mean(), {"preflight", "first step"}),
+    ],
+    ids=["constant", "one number for all"],
+)
+def test_a_reward_that_teaches_nothing_is_named(reward, expected, tmp_path):
+    found = failed(grpo(tmp_path, reward=reward, learning=learning(learning_rate=1e-3)))
+    assert found - UNTRAINED == expected
+
+
+def test_a_reward_that_others_drown_is_named(tmp_path):
+    rewards = {"jpeg-compressibility": 1.0, "tests.trainers.online_runs:lightness": 1e-9}
+    found = failed(grpo(tmp_path, reward=rewards, learning=learning(learning_rate=1e-3)))
+    assert found - UNTRAINED == {"reward tests.trainers.online_runs:lightness"}
+
+
+def test_statistics_of_a_run_are_left_alone(tmp_path):
+    trainer = dpo(tmp_path, objective=Dpo(normalization="time"))
+    statistics = trainer.algorithm.statistics
+    examine(trainer)
+    assert trainer.algorithm.statistics is statistics and not statistics._pending.any()
+
+
+@pytest.mark.parametrize("steps", [4, 15])
+def test_the_steps_of_a_flow_are_compared_at_the_size_that_is_drawn(steps):
+    model = Checkpoint(tiny_sd3(use_dynamic_shifting=True))
+    canvas = model.canvas_of(96)
+    assert steps_agree(model, steps, canvas).passed
+    model.pipe.scheduler = type(model.pipe.scheduler).from_config(model.pipe.scheduler.config, base_shift=0.8)
+    assert not steps_agree(model, steps, canvas).passed
