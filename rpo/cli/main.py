@@ -188,7 +188,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `rpo`; None for those of this process.
 
     Returns:
-        The exit code: 0, 1 for an untrainable set or a run with a fault, 2 for wrong input, 130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
+        The exit code: 0, 1 for an untrainable set or a run with a fault, 2 for wrong input, 130 by Ctrl-C, 143 by
+        SIGTERM, 129 by SIGHUP.
     """
     # Threads that wait by spinning take the core that a neighbour needs: by OpenMP's default, one busy neighbour costs
     # two thirds of the speed. Those that sleep at once are a tenth to a third slower alone; a short spin costs neither.

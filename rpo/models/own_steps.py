@@ -1,6 +1,7 @@
 """Where the pipeline itself would step: asked of its own call, which is ended as soon as its scheduler knows."""
 
 from functools import wraps
+from inspect import signature
 from typing import Any
 
 from diffusers import DDIMScheduler
@@ -40,8 +41,10 @@ def _asked(pipe: Any, num_steps: int, canvas: Canvas) -> Any:
     asked.set_timesteps = set_timesteps
     pipe.scheduler = asked
     try:
-        size = {"height": canvas.height, "width": canvas.width}
-        pipe("a", num_inference_steps=num_steps, output_type="latent", **size)
+        how: dict[str, Any] = {"height": canvas.height, "width": canvas.width, "output_type": "latent"}
+        if "use_resolution_binning" in signature(pipe.__call__).parameters:
+            how["use_resolution_binning"] = False  # which moves to another size
+        pipe(prompt="a", num_inference_steps=num_steps, **how)
     except _Known:
         pass
     finally:

@@ -1,4 +1,4 @@
-"""What must hold of preference training at its start: the loss of the reference, its direction, and what each term does.
+"""What must hold of preference training at its start: the reference's loss, its direction, and the share of each term.
 
 Before the first update no pair is favoured, so that the loss is what the objective gives at the reference: log 2 for
 DPO. Its gradient must lead where the chosen side's error falls relative to the rejected one's.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rpo.objectives.preference.base import squared_error
-from rpo.trainers.checks.preflight import Check, gradient_of, kl_gradient_check, norm_of
+from rpo.trainers.checks.preflight import Check, gradient_of, kl_gradient_check
 from rpo.trainers.dpo import DPO
 from rpo.trainers.pairs.batches import PairBatch
 from rpo.trainers.pairs.errors import denoise
@@ -61,7 +61,7 @@ def _kl(algorithm: DPO, batch: PairBatch) -> Check:
 
     def gradient_norm() -> float:
         apart = squared_error(denoise(algorithm.model, batch).noise_pred, reference)
-        return norm_of(_gradient(algorithm, apart.mean()))
+        return _gradient(algorithm, apart.mean()).norm().item()
 
     return kl_gradient_check(gradient_norm, algorithm.run.policy.parameters, seed=algorithm.config.seed)
 

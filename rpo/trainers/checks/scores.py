@@ -12,7 +12,9 @@ LEAST_SHARE = 0.01
 def score_checks(rollout: Rollout, weights: Mapping[str, float]) -> Iterator[Check]:
     """Of each reward by itself: whether it differs within prompts, and what part it has in the sum."""
     groups = int(rollout.group.max()) + 1
-    spreads = {name: part.view(groups, -1).std(dim=1, correction=0).mean().item() for name, part in rollout.parts.items()}
+    spreads = {
+        name: part.view(groups, -1).std(dim=1, correction=0).mean().item() for name, part in rollout.parts.items()
+    }
     weighted = {name: abs(weights[name]) * spread for name, spread in spreads.items()}
     for name, spread in spreads.items():
         if len(spreads) == 1:

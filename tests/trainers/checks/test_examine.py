@@ -13,6 +13,7 @@ from rpo.objectives.preference.dpo import Dpo
 from rpo.shapes.world import draw_scene, render, sample_prompts
 from rpo.trainers.checks.examine import examine
 from rpo.trainers.checks.parts import steps_agree
+from tests.contracts.families import FAMILIES, mostly
 from tests.tiny import tiny_sd, tiny_sd3
 from tests.trainers.online_runs import TRAINERS, digest, grpo, learning, small_value  # noqa: F401
 from tests.trainers.pair_runs import SCORED, toy_pairs, trainer_of
@@ -59,6 +60,11 @@ def test_a_sound_run_on_a_reward_passes_all(name, tmp_path):
     assert failed(trainer) == UNTRAINED
     assert digest(trainer) == before
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("family", mostly([name for name in FAMILIES if name != "stable_diffusion"]))
+def test_every_family_can_be_looked_at(family, tmp_path):
+    assert failed(dpo(tmp_path, pipe=FAMILIES[family]())) - UNTRAINED == set()
 
 
 def freeze(trainer):
@@ -125,6 +131,19 @@ def test_a_file_that_lost_alpha_is_named_and_harmless_where_it_is_the_rank(alpha
     monkeypatch.setattr(StableDiffusionPipeline, "save_lora_weights", without)
     trainer = dpo(tmp_path, adapter={"rank": 4, "alpha": alpha})
     assert failed(trainer) - UNTRAINED == ({"adapter"} if alpha == 8.0 else set())
+
+
+def test_a_loss_whose_gradient_has_the_wrong_sign_is_named(tmp_path):
+    trainer = grpo(tmp_path, learning=learning(learning_rate=1e-3))
+    right = type(trainer.algorithm).loss
+
+    def turned(self, steps):
+        output = right(self, steps)
+        return dataclasses.replace(output, loss=2 * output.loss.detach() - output.loss)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(trainer.algorithm), "loss", turned)
+        assert failed(trainer) - UNTRAINED == {"a step lowers the loss"}
 
 
 def test_a_text_encoder_of_another_type_is_named(tmp_path):
