@@ -1,4 +1,4 @@
-"""The list that `rpo doctor` prints: everything in order, each fault a line with its remedy, and nothing left behind."""
+"""The list that `rpo doctor` prints: everything in order, each fault a line with a remedy, and nothing left behind."""
 
 import json
 from collections import namedtuple
@@ -55,17 +55,17 @@ def test_a_sound_run_of_the_embedded_checkpoint_passes_all(inputs, tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "word", "name", "says"),
+    ("algorithm", "word", "expected"),
     [
-        ("grpo", "rewards={jpeg-compressibility: 0}", "settings", "other than 0"),
-        ("grpo", "rewards={no-such: 1}", "trainer", "there is no reward"),
-        ("dpo", "data.source=/nowhere", "data", "/nowhere"),
-        ("dpo", "objective.margin_from=rewards", "trainer", "has no chosen_score"),
-        ("dpo", "model.source=/nowhere", "checkpoint", "neither a folder"),
+        ("grpo", "rewards={jpeg-compressibility: 0}", ("settings", "other than 0")),
+        ("grpo", "rewards={no-such: 1}", ("trainer", "there is no reward")),
+        ("dpo", "data.source=/nowhere", ("data", "/nowhere")),
+        ("dpo", "objective.margin_from=rewards", ("trainer", "has no chosen_score")),
+        ("dpo", "model.source=/nowhere", ("checkpoint", "neither a folder")),
     ],
 )
-def test_what_is_refused_elsewhere_is_a_line_here(algorithm, word, name, says, inputs, tmp_path, capfd):  # noqa: F811
-    code, told, _ = examined(capfd, algorithm, inputs, tmp_path, word)
+def test_what_is_refused_elsewhere_is_a_line_here(algorithm, word, expected, inputs, tmp_path, capfd):  # noqa: F811
+    (name, says), (code, told, _) = expected, examined(capfd, algorithm, inputs, tmp_path, word)
     assert code == 1 and says in told[name]
     assert failed(told) - UNTRAINED == {name}
     assert ("disk" in told) == (name not in ("settings", "checkpoint"))

@@ -28,9 +28,9 @@ from rpo.trainers.checks.preflight import Check
 from rpo.trainers.checks.records import captions, record_checks
 from rpo.trainers.checks.scores import score_checks
 from rpo.trainers.dpo import DPO
+from rpo.trainers.grpo import GRPO
 from rpo.trainers.pairs.errors import denoise
 from rpo.trainers.rollouts.algorithm import OnlineAlgorithm
-from rpo.trainers.rollouts.settings import OnlineConfig
 from rpo.trainers.trainer import Algorithm, Trainer
 from rpo.training.randomness import undisturbed_randomness
 from rpo.types import Images
@@ -67,7 +67,7 @@ def looks(trainer: Trainer, folder: Path) -> dict[str, Look]:
     if isinstance(model, Checkpoint):
         canvas = shown.canvas or model.canvas
         picture = _picture(algorithm, lambda: drawn(model, prompt, shown.num_steps, canvas=canvas))
-        found = {**part_looks(model, picture, num_steps=shown.num_steps, canvas=canvas)}
+        found = part_looks(model, picture, num_steps=shown.num_steps, canvas=canvas)
         found["captions"] = lambda: [captions(model, shown.prompts)]
         if isinstance(algorithm, DPO):
             found["pairs"] = lambda: record_checks(algorithm.pairs, algorithm.canvas)
@@ -136,7 +136,9 @@ def _rollout(algorithm: OnlineAlgorithm) -> Iterator[Check]:
     small.start(run)
     batch, guidance = next(small.batches(0)), algorithm.config.guidance_scale
     assert small.collector.rollout is not None
-    yield from score_checks(small.collector.rollout, rollouts.rewards.weights)
+    yield from score_checks(
+        small.collector.rollout, rollouts.rewards.weights, are_normalised=isinstance(algorithm, GRPO)
+    )
     first = FirstBatch(
         run,
         lambda: small.loss(batch).loss,
@@ -148,7 +150,6 @@ def _rollout(algorithm: OnlineAlgorithm) -> Iterator[Check]:
 
 def _small(algorithm: OnlineAlgorithm, rewards: WeightedRewards, prompts: tuple[str, ...]) -> OnlineAlgorithm:
     config: Any = algorithm.config
-    assert isinstance(config, OnlineConfig)
     rollout = replace(
         config.rollout,
         prompts=min(config.rollout.prompts, PROMPTS) * algorithm.run.processes.count,

@@ -157,7 +157,12 @@ def _kl_gradient(subject: Subject, steps: Steps) -> Check:
         noise_pred, _ = replayed(model, steps, kernel, guidance_scale=guidance)
         return norm_of(gradient_of(step_cost(model, noise_pred, reference, steps, kernel).mean(), parameters))
 
-    return kl_gradient_check(gradient_norm, parameters, seed=subject.config.seed)
+    return kl_gradient_check(
+        gradient_norm,
+        parameters,
+        seed=subject.config.seed,
+        starts_elsewhere=subject.config.adapter.reference == "base",
+    )
 
 
 def _loss_gradient(subject: Subject, rollout: Rollout, steps: Steps, some: Steps) -> list[Check]:

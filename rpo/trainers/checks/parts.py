@@ -3,7 +3,7 @@
 Loading refuses what is certainly wrong. Here is what may be meant, or is seen on a picture alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -94,7 +94,7 @@ def steps_agree(model: Checkpoint, num_steps: int, canvas: Canvas) -> Check:
 
 def part_looks(
     model: Checkpoint, picture: Callable[[], Images], *, num_steps: int, canvas: Canvas
-) -> dict[str, Callable[[], list[Check]]]:
+) -> dict[str, Callable[[], Iterable[Check]]]:
     """All of them, by what a person calls them.
 
     Args:

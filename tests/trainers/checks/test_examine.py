@@ -7,16 +7,20 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 import rpo.shapes
+from rpo.adapters.lora import load_lora
 from rpo.data.preference import PreferencePair, encode_png, pair_set
 from rpo.models.checkpoint import Checkpoint
 from rpo.objectives.preference.dpo import Dpo
+from rpo.objectives.preference.kto import Kto
+from rpo.objectives.preference.mapo import Mapo
+from rpo.objectives.preference.region import RegionConfig
 from rpo.shapes.world import draw_scene, render, sample_prompts
 from rpo.trainers.checks.examine import examine
 from rpo.trainers.checks.parts import steps_agree
 from tests.contracts.families import FAMILIES, mostly
 from tests.tiny import tiny_sd, tiny_sd3
 from tests.trainers.online_runs import TRAINERS, digest, grpo, learning, small_value  # noqa: F401
-from tests.trainers.pair_runs import SCORED, toy_pairs, trainer_of
+from tests.trainers.pair_runs import SCORED, edits, toy_pairs, trainer_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:the network denoises no better", "ignore:No LoRA keys")
 
@@ -72,9 +76,9 @@ def freeze(trainer):
         parameter.requires_grad_(False)
 
 
-def begin_elsewhere(trainer):
+def begin_elsewhere(trainer, far=0.1):
     for index, parameter in enumerate(trainer.run.policy.parameters):
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+        parameter.data += far * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
 
 
 def exchange_the_scheduler(trainer):
@@ -107,6 +111,35 @@ def test_a_fault_of_a_run_on_pairs_is_named(changes, alter, expected, tmp_path):
     if alter is not None:
         alter(trainer)
     assert failed(trainer) - UNTRAINED == expected
+
+
+@pytest.mark.parametrize("reference", ["start", "base"])
+def test_going_on_from_a_lora_is_no_fault(reference, tmp_path):
+    first = dpo(tmp_path / "first")
+    begin_elsewhere(first, 0.01)
+    model = Checkpoint(tiny_sd())
+    load_lora(model, first.save(tmp_path / "lora"))
+    trainer = dpo(tmp_path / "second", pipe=model, adapter={"rank": 4, "reference": reference})
+    found = {check.name: check for check in examine(trainer)}
+    assert {name for name, check in found.items() if not check.passed} == UNTRAINED
+    assert ("goes on from a LoRA" in found["reference equals start"].detail) == (reference == "base")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"adapter": {"train": "full"}, "learning": {"learning_rate": 1e-5}},
+        {"learning": {"learning_rate": 1e-3, "mixed_precision": "bf16"}},
+        {"objective": Dpo(reference_weight=0, sft_weight=0.2, winner_preserving=0.9)},
+        {"objective": Dpo(sft_weight=0.5, context="reference"), "draws_per_pair": 4},
+        {"objective": Kto()},
+        {"objective": Mapo()},
+        {"pairs": edits(), "region": RegionConfig()},
+    ],
+    ids=["full", "bf16", "no reference", "kept errors", "kto", "mapo", "region"],
+)
+def test_whatever_is_trained_passes(changes, tmp_path):
+    assert failed(dpo(tmp_path, **changes)) == UNTRAINED
 
 
 def test_a_loss_against_its_labels_is_named(tmp_path, monkeypatch):
@@ -188,9 +221,13 @@ def test_a_reward_that_teaches_nothing_is_named(reward, expected, tmp_path):
 
 
 def test_a_reward_that_others_drown_is_named(tmp_path):
-    rewards = {"jpeg-compressibility": 1.0, "tests.trainers.online_runs:lightness": 1e-9}
-    found = failed(grpo(tmp_path, reward=rewards, learning=learning(learning_rate=1e-3)))
-    assert found - UNTRAINED == {"reward tests.trainers.online_runs:lightness"}
+    """Weights count by the spreads they meet; GRPO brings both to one spread first."""
+    rewards = {"jpeg-compressibility": 1.0, "tests.trainers.online_runs:lightness": 1e-6}
+    for name in ("score_as_action", "grpo"):
+        found = failed(TRAINERS[name](tmp_path, reward=rewards, learning=learning(learning_rate=1e-3)))
+        assert found - UNTRAINED == {"reward tests.trainers.online_runs:lightness"}
+        rewards = {name: 1.0 for name in rewards}
+    assert not failed(grpo(tmp_path, reward=rewards, learning=learning(learning_rate=1e-3))) - UNTRAINED
 
 
 def test_statistics_of_a_run_are_left_alone(tmp_path):
