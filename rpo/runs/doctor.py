@@ -73,11 +73,11 @@ class _Visit:
         trainer = None if algorithm is None else self._make("trainer", lambda: _trainer(model, algorithm), _of_trainer)
         if config.held_out is not None:
             self._make("held-out prompts", lambda: _held_out(config, algorithm), lambda _: "none is trained on")
-        every = (
-            looks(trainer, self._folder / "lora")
-            if trainer is not None
-            else part_looks(model, lambda: drawn(model, "a", STEPS), num_steps=STEPS, canvas=model.canvas)
-        )
+        if trainer is not None:
+            every = looks(trainer, self._folder / "lora")
+        else:  # the checkpoint can be looked at all the same
+            canvas = model.canvas
+            every = part_looks(model, lambda: drawn(model, "a", STEPS, canvas=canvas), num_steps=STEPS, canvas=canvas)
         for name, look in every.items():
             self._look(name, look)
         self._look("disk", lambda: disk_checks(config, model, trainer, None if planned is None else planned[1]))

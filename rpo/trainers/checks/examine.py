@@ -6,7 +6,6 @@ they were; what an algorithm draws and scores is a small rollout of its own.
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,9 @@ from rpo.trainers.dpo import DPO
 from rpo.trainers.grpo import GRPO
 from rpo.trainers.pairs.errors import denoise
 from rpo.trainers.rollouts.algorithm import OnlineAlgorithm
-from rpo.trainers.trainer import Algorithm, Trainer
+from rpo.trainers.trainer import Trainer
 from rpo.training.randomness import undisturbed_randomness
-from rpo.types import Images
+from rpo.types import Canvas, Images
 
 Look = Callable[[], Iterable[Check]]
 
@@ -66,11 +65,16 @@ def looks(trainer: Trainer, folder: Path) -> dict[str, Look]:
     found, prompt = dict[str, Look](), shown.rows[0]
     if isinstance(model, Checkpoint):
         canvas = shown.canvas or model.canvas
-        picture = _picture(algorithm, lambda: drawn(model, prompt, shown.num_steps, canvas=canvas))
+
+        def picture() -> Images:
+            if isinstance(algorithm, DPO):
+                return _chosen(algorithm)
+            return drawn(model, prompt, shown.num_steps, canvas=canvas)
+
         found = part_looks(model, picture, num_steps=shown.num_steps, canvas=canvas)
         found["captions"] = lambda: [captions(model, shown.prompts)]
-        if isinstance(algorithm, DPO):
-            found["pairs"] = lambda: record_checks(algorithm.pairs, algorithm.canvas)
+    if isinstance(algorithm, DPO):
+        found["pairs"] = lambda: record_checks(algorithm.pairs, algorithm.canvas)
     found["preflight"] = algorithm.checks
     if isinstance(algorithm, DPO):
         found["first step"] = lambda: _pairs(algorithm)
@@ -81,21 +85,16 @@ def looks(trainer: Trainer, folder: Path) -> dict[str, Look]:
     return {name: _undisturbed(trainer, look) for name, look in found.items()}
 
 
-def drawn(model: Checkpoint, prompt: str, num_steps: int, **how: Any) -> Images:
+def drawn(model: Checkpoint, prompt: str, num_steps: int, *, canvas: Canvas) -> Images:
     """One image without guidance."""
-    return generate(model, [prompt], seed=0, num_steps=num_steps, guidance_scale=1.0, **how)
+    return generate(model, [prompt], seed=0, num_steps=num_steps, guidance_scale=1.0, canvas=canvas)
 
 
-def _picture(algorithm: Algorithm[Any], otherwise: Callable[[], Images]) -> Callable[[], Images]:
-    """A picture such as is learnt from: of the pairs, where there are pairs."""
-    if not isinstance(algorithm, DPO):
-        return otherwise
-
-    def chosen() -> Images:
-        how = PairTransform(algorithm.canvas)
-        return latent_requests(algorithm.pairs[0], how, how.draw(seed=0, pair_index=0, draw_index=0))[0].load()[None]
-
-    return chosen
+def _chosen(algorithm: DPO) -> Images:
+    """The first of the images that are preferred, as it is trained on."""
+    how = PairTransform(algorithm.canvas)
+    request, _ = latent_requests(algorithm.pairs[0], how, how.draw(seed=0, pair_index=0, draw_index=0))
+    return request.load()[None]
 
 
 def _undisturbed(trainer: Trainer, look: Look) -> Look:
@@ -107,26 +106,18 @@ def _undisturbed(trainer: Trainer, look: Look) -> Look:
 
 
 def _pairs(algorithm: DPO) -> Iterator[Check]:
-    batch = next(algorithm.batches(0))
-    with _fresh_statistics(algorithm):
-        first = FirstBatch(
-            algorithm.run,
-            lambda: algorithm.loss(batch).loss,
-            lambda: denoise(algorithm.model, batch).noise_pred,
-        )
+    """The first micro-batch; running statistics see nothing of it."""
+    batch, statistics = next(algorithm.batches(0)), algorithm.statistics
+    algorithm.statistics = None if statistics is None else statistics.fresh()
+    first = FirstBatch(
+        algorithm.run, lambda: algorithm.loss(batch).loss, lambda: denoise(algorithm.model, batch).noise_pred
+    )
+    try:
         yield starts_at_reference(first)
         yield from preference_checks(algorithm, batch)
         yield from first_step(first)
-
-
-@contextmanager
-def _fresh_statistics(algorithm: DPO) -> Iterator[None]:
-    kept = algorithm.statistics
-    algorithm.statistics = None if kept is None else kept.fresh()
-    try:
-        yield
     finally:
-        algorithm.statistics = kept
+        algorithm.statistics = statistics
 
 
 def _rollout(algorithm: OnlineAlgorithm) -> Iterator[Check]:

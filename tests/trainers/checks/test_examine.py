@@ -19,7 +19,7 @@ from rpo.trainers.checks.examine import examine
 from rpo.trainers.checks.parts import steps_agree
 from tests.contracts.families import FAMILIES, mostly
 from tests.tiny import tiny_sd, tiny_sd3
-from tests.trainers.online_runs import TRAINERS, digest, grpo, learning, small_value  # noqa: F401
+from tests.trainers.online_runs import TRAINERS, digest, grpo, learning, score_as_action, small_value  # noqa: F401
 from tests.trainers.pair_runs import SCORED, edits, toy_pairs, trainer_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:the network denoises no better", "ignore:No LoRA keys")
@@ -221,13 +221,11 @@ def test_a_reward_that_teaches_nothing_is_named(reward, expected, tmp_path):
 
 
 def test_a_reward_that_others_drown_is_named(tmp_path):
-    """Weights count by the spreads they meet; GRPO brings both to one spread first."""
-    rewards = {"jpeg-compressibility": 1.0, "tests.trainers.online_runs:lightness": 1e-6}
-    for name in ("score_as_action", "grpo"):
-        found = failed(TRAINERS[name](tmp_path, reward=rewards, learning=learning(learning_rate=1e-3)))
-        assert found - UNTRAINED == {"reward tests.trainers.online_runs:lightness"}
-        rewards = {name: 1.0 for name in rewards}
-    assert not failed(grpo(tmp_path, reward=rewards, learning=learning(learning_rate=1e-3))) - UNTRAINED
+    """By the spread of what its weight makes of it; GRPO brings all rewards to one spread first."""
+    names, few = ("jpeg-compressibility", "tests.trainers.online_runs:lightness"), learning(learning_rate=1e-3)
+    for make, weight, expected in ((score_as_action, 1e-6, {f"reward {names[1]}"}), (grpo, 1.0, set())):
+        trainer = make(tmp_path, reward=dict(zip(names, (1.0, weight), strict=True)), learning=few)
+        assert failed(trainer) - UNTRAINED == expected
 
 
 def test_statistics_of_a_run_are_left_alone(tmp_path):
