@@ -17,7 +17,7 @@ from rpo.types import Latents
 EQUAL = 1e-5
 """How far two predictions of the same weights may be apart, of the largest number in them."""
 
-FAR = 0.2
+FAR = 0.1
 """A step that moves predictions by more than this part of them is no small step."""
 
 SHORTER = 0.1
