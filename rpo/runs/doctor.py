@@ -72,7 +72,7 @@ class _Visit:
         algorithm = self._make("data", lambda: algorithm_of(replace(config, output=str(self._folder))), _of_data)
         trainer = None if algorithm is None else self._make("trainer", lambda: _trainer(model, algorithm), _of_trainer)
         if config.held_out is not None:
-            self._make("held-out prompts", lambda: _held_out(config, algorithm), lambda _: "none is trained on")
+            self._make("held-out prompts", lambda: _held_out(config, trainer), lambda _: "none is trained on")
         if trainer is not None:
             every = looks(trainer, self._folder / "lora")
         else:  # the checkpoint can be looked at all the same
@@ -110,10 +110,10 @@ def _trainer(model: Checkpoint, algorithm: Algorithm[Any]) -> Trainer:
     return trainer
 
 
-def _held_out(config: Any, algorithm: Algorithm[Any] | None) -> HeldOut:
+def _held_out(config: Any, trainer: Trainer | None) -> HeldOut:
     held_out = HeldOut(config.held_out)
-    if algorithm is not None and hasattr(algorithm, "run"):
-        held_out.refuse_trained(algorithm.previewed().prompts)
+    if trainer is not None:
+        held_out.refuse_trained(trainer.algorithm.previewed().prompts)
     return held_out
 
 
@@ -123,7 +123,7 @@ def _of_model(model: Checkpoint) -> str:
 
 def _of_data(algorithm: Algorithm[Any]) -> str:
     if not isinstance(algorithm, DPO):
-        return "prompts and rewards"
+        return f"{len(algorithm.prompts)} prompts" if isinstance(algorithm, OnlineAlgorithm) else "given"
     notes = left_out(algorithm.pairs)
     return f"{len(algorithm.pairs)} pairs of {len(algorithm.pairs.prompts)} prompts" + (f"; {notes}" if notes else "")
 

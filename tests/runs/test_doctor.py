@@ -58,6 +58,7 @@ def test_a_sound_run_of_the_embedded_checkpoint_passes_all(inputs, tmp_path, cap
     ("algorithm", "word", "expected"),
     [
         ("grpo", "rewards={jpeg-compressibility: 0}", ("settings", "other than 0")),
+        ("grpo", "held_out={prompts: PROMPTS, reward: jpeg-compressibility}", ("held-out prompts", "are trained on")),
         ("grpo", "rewards={no-such: 1}", ("trainer", "there is no reward")),
         ("dpo", "data.source=/nowhere", ("data", "/nowhere")),
         ("dpo", "objective.margin_from=rewards", ("trainer", "has no chosen_score")),
@@ -65,6 +66,7 @@ def test_a_sound_run_of_the_embedded_checkpoint_passes_all(inputs, tmp_path, cap
     ],
 )
 def test_what_is_refused_elsewhere_is_a_line_here(algorithm, word, expected, inputs, tmp_path, capfd):  # noqa: F811
+    word = word.replace("PROMPTS", str(inputs / "prompts.txt"))
     (name, says), (code, told, _) = expected, examined(capfd, algorithm, inputs, tmp_path, word)
     assert code == 1 and says in told[name]
     assert failed(told) - UNTRAINED == {name}

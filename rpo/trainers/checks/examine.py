@@ -14,7 +14,7 @@ import torch
 
 from rpo.data.encodings import latent_requests
 from rpo.data.transform import PairTransform
-from rpo.errors import InputError
+from rpo.errors import SURROUNDINGS, InputError
 from rpo.models.checkpoint import Checkpoint
 from rpo.rewards import WeightedRewards
 from rpo.sampling.sample import generate
@@ -55,6 +55,8 @@ def guarded(name: str, look: Look) -> Iterator[Check]:
     try:
         yield from look()
     except (InputError, OSError, torch.OutOfMemoryError) as error:
+        if isinstance(error, OSError) and error.errno not in SURROUNDINGS:
+            raise  # a defect of rpo keeps its traceback
         advice = "lower learning.micro_batch, or see `rpo plan`" if isinstance(error, torch.OutOfMemoryError) else ""
         yield Check(name, False, " ".join(str(error).split()), advice)
 

@@ -17,7 +17,7 @@ from rpo.objectives.preference.region import RegionConfig
 from rpo.shapes.world import draw_scene, render, sample_prompts
 from rpo.trainers.checks.examine import examine
 from rpo.trainers.checks.parts import steps_agree
-from tests.contracts.families import FAMILIES, mostly
+from tests.contracts.families import FAMILIES
 from tests.tiny import tiny_sd, tiny_sd3
 from tests.trainers.online_runs import TRAINERS, digest, grpo, learning, score_as_action, small_value  # noqa: F401
 from tests.trainers.pair_runs import SCORED, edits, toy_pairs, trainer_of
@@ -66,7 +66,9 @@ def test_a_sound_run_on_a_reward_passes_all(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("family", mostly([name for name in FAMILIES if name != "stable_diffusion"]))
+@pytest.mark.parametrize(
+    "family", [name if name == "sd3" else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
 def test_every_family_can_be_looked_at(family, tmp_path):
     assert failed(dpo(tmp_path, pipe=FAMILIES[family]())) - UNTRAINED == set()
 
@@ -129,12 +131,12 @@ def test_going_on_from_a_lora_is_no_fault(reference, tmp_path):
     "changes",
     [
         {"adapter": {"train": "full"}, "learning": {"learning_rate": 1e-5}},
-        {"learning": {"learning_rate": 1e-3, "mixed_precision": "bf16"}},
+        pytest.param({"learning": {"learning_rate": 1e-3, "mixed_precision": "bf16"}}, marks=pytest.mark.slow),
         {"objective": Dpo(reference_weight=0, sft_weight=0.2, winner_preserving=0.9)},
         {"objective": Dpo(sft_weight=0.5, context="reference"), "draws_per_pair": 4},
-        {"objective": Kto()},
-        {"objective": Mapo()},
-        {"pairs": edits(), "region": RegionConfig()},
+        pytest.param({"objective": Kto()}, marks=pytest.mark.slow),
+        pytest.param({"objective": Mapo()}, marks=pytest.mark.slow),
+        pytest.param({"pairs": edits(), "region": RegionConfig()}, marks=pytest.mark.slow),
     ],
     ids=["full", "bf16", "no reference", "kept errors", "kto", "mapo", "region"],
 )
