@@ -1,0 +1,107 @@
+"""Aspect-ratio buckets: images of about one shape are trained at one size, so that little is cut and nothing enlarged.
+
+A bucket is a canvas whose sides are multiples of a step and whose area is at most that of the nominal canvas. An image
+is shrunk to cover its bucket and never enlarged; one of less area has a bucket of less area. The two sides of a pair
+share one: of two sizes it is the bucket of the largest image that fits into both.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rpo.data.preference import SIDES, PreferencePair, recalled_pairs
+from rpo.errors import InputError
+from rpo.types import Canvas
+
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Which pairs of a set are trained at which size."""
+
+    canvases: tuple[Canvas, ...]
+    members: tuple[Sequence[int], ...]
+    """Pairs of each canvas, by their place in the set."""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Pairs of each canvas."""
+        return tuple(map(len, self.members))
+
+    @property
+    def of_pair(self) -> list[int]:
+        """The bucket of each pair."""
+        found = [0] * sum(self.counts)
+        for bucket, members in enumerate(self.members):
+            for pair in members:
+                found[pair] = bucket
+        return found
+
+    def notes(self, group: int = 1) -> list[str]:
+        """What a person should know of them; `group` pairs are trained together, which are of one bucket."""
+        sized = sorted(zip(self.counts, self.canvases, strict=True), reverse=True)
+        shown = [f"{canvas} ({count})" for count, canvas in sized]
+        middle = [f"{len(shown) - 2} more"] if len(shown) > 2 else []  # noqa: PLR2004
+        noun = "bucket" if len(shown) == 1 else "buckets, largest and smallest"
+        lines = [f"{len(shown)} {noun}: {', '.join((*shown[:1], *middle, *shown[1:][-1:]))}"]
+        few = [one for one, count in zip(self.canvases, self.counts, strict=True) if count < group]
+        if few:
+            lines.append(
+                f"{len(few)} of them have fewer pairs than the {group} that are trained together, so that a pair may "
+                f"be there twice: {', '.join(map(str, few[:_SHOWN]))}{' …' if len(few) > _SHOWN else ''}"
+            )
+        return lines
+
+
+_SHOWN = 5
+
+
+def one_bucket(count: int, canvas: Canvas) -> Buckets:
+    """All of so many pairs, cut to one canvas."""
+    return Buckets((canvas,), (range(count),))
+
+
+def make_buckets(pairs: Iterable[PreferencePair], canvas: Canvas, step: int) -> Buckets:
+    """The buckets of a set; looks at the header of every image that is not known yet.
+
+    Raises `InputError` naming the first pair whose images are smaller than any bucket.
+    """
+    members: dict[Canvas, list[int]] = defaultdict(list)
+    for index, pair in enumerate(recalled_pairs(pairs)):
+        first, second = (pair.facts(side).size for side in SIDES)
+        size = min(first[0], second[0]), min(first[1], second[1])
+        found = bucket_of(size, canvas, step)
+        if found is None:
+            raise InputError(
+                f"{pair.name}: {size[0]}x{size[1]} px are less than the smallest bucket, {step}x{step}, and images are "
+                f"not enlarged; remove the pair, give a smaller bucket_step, or leave bucket_step out"
+            )
+        members[found].append(index)
+    return Buckets(tuple(sorted(members)), tuple(members[one] for one in sorted(members)))
+
+
+def bucket_of(size: Size, canvas: Canvas, step: int) -> Canvas | None:
+    """The bucket of an image, the one that uses most of it; None if the image is smaller than all.
+
+    Example:
+        >>> bucket_of((1600, 900), Canvas(512, 512), 64)
+        Canvas(height=384, width=640)
+    """
+    (width, height), most = size, canvas.height * canvas.width
+    scale = min(1.0, math.sqrt(most / (width * height)))
+    low = Canvas(int(height * scale) // step * step, int(width * scale) // step * step)
+    near = [Canvas(low.height + down, low.width + right) for down in (0, step) for right in (0, step)]
+    longest = most // step // step * step  # of a strip that is one step narrow
+    near += [Canvas(step, min(width // step * step, longest)), Canvas(min(height // step * step, longest), step)]
+    fitting = [
+        one for one in near if step <= one.height <= height and step <= one.width <= width and math.prod(one) <= most
+    ]
+
+    def used(one: Canvas) -> tuple[float, int]:
+        shape, of_image = one.width * height, width * one.height
+        return math.prod(one) * (min(shape, of_image) / max(shape, of_image)), math.prod(one)
+
+    return max(fitting, key=used, default=None)
