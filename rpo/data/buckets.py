@@ -42,11 +42,13 @@ class Buckets:
 
     def notes(self, group: int = 1) -> list[str]:
         """What a person should know of them; `group` pairs are trained together, which are of one bucket."""
-        sized = sorted(zip(self.counts, self.canvases, strict=True), reverse=True)
-        shown = [f"{canvas} ({count})" for count, canvas in sized]
-        middle = [f"{len(shown) - 2} more"] if len(shown) > 2 else []  # noqa: PLR2004
-        noun = "bucket" if len(shown) == 1 else "buckets, largest and smallest"
-        lines = [f"{len(shown)} {noun}: {', '.join((*shown[:1], *middle, *shown[1:][-1:]))}"]
+        sized = sorted(zip(self.counts, self.canvases, strict=True))
+        (fewest, small), (most, large) = sized[0], sized[-1]
+        lines = [
+            f"{len(sized)} buckets (height x width): {large} has most pairs ({most}), {small} fewest ({fewest})"
+            if len(sized) > 1
+            else f"1 bucket (height x width): {large} ({most} pairs)"
+        ]
         few = [one for one, count in zip(self.canvases, self.counts, strict=True) if count < group]
         if few:
             lines.append(
@@ -76,8 +78,8 @@ def make_buckets(pairs: Iterable[PreferencePair], canvas: Canvas, step: int) -> 
         found = bucket_of(size, canvas, step)
         if found is None:
             raise InputError(
-                f"{pair.name}: {size[0]}x{size[1]} px are less than the smallest bucket, {step}x{step}, and images are "
-                f"not enlarged; remove the pair, give a smaller bucket_step, or leave bucket_step out"
+                f"{pair.name}: {size[0]} px wide and {size[1]} high is less than the smallest bucket, {step}x{step}, and "
+                f"images are not enlarged; remove the pair, give a smaller bucket_step, or leave bucket_step out"
             )
         members[found].append(index)
     return Buckets(tuple(sorted(members)), tuple(members[one] for one in sorted(members)))

@@ -57,16 +57,16 @@ def test_a_set_is_divided_and_both_sides_of_a_pair_go_together():
     }
     assert buckets.of_pair == [2, 1, 0, 2]
     assert buckets.notes(2) == [
-        "3 buckets, largest and smallest: 64x64 (2), 1 more, 32x32 (1)",
+        "3 buckets (height x width): 64x64 has most pairs (2), 32x32 fewest (1)",
         "2 of them have fewer pairs than the 2 that are trained together, so that a pair may be there twice: "
         "32x32, 32x64",
     ]
-    assert one_bucket(4, Canvas(64, 64)).notes(2) == ["1 bucket: 64x64 (4)"]
+    assert one_bucket(4, Canvas(64, 64)).notes(2) == ["1 bucket (height x width): 64x64 (4 pairs)"]
 
 
 def test_an_image_smaller_than_every_bucket_is_named():
     small = pair(0, chosen=png(0, (40, 20)), rejected=png(1, (40, 20)), name="small")
     with pytest.raises(
-        ValueError, match="^small: 40x20 px are less than the smallest bucket, 32x32, and images are not"
+        ValueError, match="^small: 40 px wide and 20 high is less than the smallest bucket, 32x32, and images"
     ):
         make_buckets([small], Canvas(64, 64), 32)

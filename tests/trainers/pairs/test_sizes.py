@@ -117,9 +117,9 @@ def test_the_doubt_of_a_prompt_is_measured_at_every_size(tmp_path):
 
 def test_the_plan_says_the_buckets(tmp_path):
     plan = of(tmp_path, **FOUR).plan()
-    assert "4 buckets, largest and smallest: 64x64 (4), 2 more, 32x48 (1)" in plan
+    assert "4 buckets (height x width): 64x64 has most pairs (4), 32x48 fewest (1)" in plan
     assert "2 of them have fewer pairs than the 2 that are trained together" in plan
-    assert "bucket" not in trainer_of(tmp_path / "one").plan()
+    assert "buckets" not in trainer_of(tmp_path / "one").plan()
 
 
 @pytest.mark.parametrize("step", [12, 20, 128])
