@@ -5,10 +5,10 @@ is shrunk to cover its bucket and never enlarged; one of less area has a bucket 
 share one: of two sizes it is the bucket of the largest image that fits into both.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from rpo.data.preference import SIDES, PreferencePair, recalled_pairs
 from rpo.errors import InputError
@@ -78,32 +78,32 @@ def make_buckets(pairs: Iterable[PreferencePair], canvas: Canvas, step: int) -> 
         found = bucket_of(size, canvas, step)
         if found is None:
             raise InputError(
-                f"{pair.name}: {size[0]} px wide and {size[1]} high is less than the smallest bucket, {step}x{step}, and "
-                f"images are not enlarged; remove the pair, give a smaller bucket_step, or leave bucket_step out"
+                f"{pair.name}: {size[0]} px wide and {size[1]} high is less than the smallest bucket, {step}x{step}, "
+                f"and images are not enlarged; remove the pair, give a smaller bucket_step, or leave bucket_step out"
             )
         members[found].append(index)
     return Buckets(tuple(sorted(members)), tuple(members[one] for one in sorted(members)))
 
 
+@lru_cache(maxsize=4096)
 def bucket_of(size: Size, canvas: Canvas, step: int) -> Canvas | None:
     """The bucket of an image, the one that uses most of it; None if the image is smaller than all.
+
+    For each length of the short side it is the longest that neither area nor image forbids; what is used is the share
+    of the image that is left where it is cut to the bucket's shape, times the bucket's area.
 
     Example:
         >>> bucket_of((1600, 900), Canvas(512, 512), 64)
         Canvas(height=384, width=640)
     """
     (width, height), most = size, canvas.height * canvas.width
-    scale = min(1.0, math.sqrt(most / (width * height)))
-    low = Canvas(int(height * scale) // step * step, int(width * scale) // step * step)
-    near = [Canvas(low.height + down, low.width + right) for down in (0, step) for right in (0, step)]
-    longest = most // step // step * step  # of a strip that is one step narrow
-    near += [Canvas(step, min(width // step * step, longest)), Canvas(min(height // step * step, longest), step)]
-    fitting = [
-        one for one in near if step <= one.height <= height and step <= one.width <= width and math.prod(one) <= most
-    ]
-
-    def used(one: Canvas) -> tuple[float, int]:
-        shape, of_image = one.width * height, width * one.height
-        return math.prod(one) * (min(shape, of_image) / max(shape, of_image)), math.prod(one)
-
-    return max(fitting, key=used, default=None)
+    if height > width:
+        turned = bucket_of((height, width), canvas, step)
+        return turned and Canvas(turned.width, turned.height)
+    best, widest = None, width // step * step
+    for high in range(step, height + 1, step):
+        wide = min(widest, most // high // step * step)
+        if wide >= step:
+            left = min(wide * height, width * high) / max(wide * height, width * high)
+            best = max(best or (0.0,), (round(high * wide * left / most, 3), left, high, wide))
+    return Canvas(*best[2:]) if best else None

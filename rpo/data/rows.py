@@ -56,17 +56,24 @@ class RowFiles:
 
 def open_rows(path: Path, split: str) -> RowFiles | None:
     """The rows of a file, or of the files of a split in a folder; None for what only `datasets` can open."""
-    if not path.is_dir():
-        opened = _READERS.get(path.suffix) if path.is_file() else None
-        if path.is_file() and path.name.endswith((".tar.gz", ".tgz")):
-            raise InputError(f"{path} is compressed, so that no image can be found in it by its place; gunzip it")
-        if opened is None:
-            return None
-        require_split(path, split, ONLY_SPLIT)
-        return RowFiles(path, path.parent, opened(path))
+    return _of_folder(path, split) if path.is_dir() else _of_file(path, split)
+
+
+def _of_file(path: Path, split: str) -> RowFiles | None:
+    if path.name.endswith((".tar.gz", ".tgz")) and path.is_file():
+        raise InputError(f"{path} is compressed, so that no image can be found in it by its place; gunzip it")
+    if path.suffix not in _READERS or not path.is_file():
+        return None
+    require_split(path, split, ONLY_SPLIT)
+    return RowFiles(path, path.parent, _READERS[path.suffix](path))
+
+
+def _of_folder(path: Path, split: str) -> RowFiles | None:
     for name in (METADATA, "metadata.csv"):
         if (path / name).is_file():
-            return open_rows(path / name, split)
+            return _of_file(path / name, split)
+    if any(path.glob("*.parquet")):
+        return None
     if sides := sides_in(path):
         require_split(path, split, ONLY_SPLIT)
         return RowFiles(path, path, paired_images(path, sides))

@@ -6,6 +6,8 @@ import pytest
 
 from rpo.data.check import check_pairs
 from rpo.data.readers import read_pairs, scan
+from rpo.data.rows import open_rows
+from rpo.data.writers import write_parquet
 from tests.data.samples import pair, png, write_file
 
 
@@ -147,3 +149,10 @@ def test_two_forms_in_one_row_that_may_contradict_each_other_are_refused():
     with pytest.raises(ValueError, match=r"^pairs\[0\]: has the columns of 2 forms, native and pickapic"):
         read_pairs([{**both, "label_0": 1}])
     assert read_pairs([{**both, "label_0": 1}], form="pickapic")[0].chosen == png(1)
+
+
+def test_a_folder_with_parquet_is_read_by_datasets_whatever_lies_beside_it(tmp_path):
+    write_parquet(tmp_path / "set" / "a.parquet", [pair(0), pair(1)])
+    assert keys(read_pairs(tmp_path / "set", cache_dir=tmp_path / "cache")) == EXPECTED
+    write_file(tmp_path / "set" / "log.jsonl", b"not a pair")
+    assert open_rows(tmp_path / "set", "train") is None
