@@ -199,20 +199,19 @@ def _number(row: Row, column: str, name: str, kind: type[int] | type[float] = fl
     return kind(value)
 
 
+_TO_METADATA = "write metadata.jsonl in its folder, a line a pair, with prompt, chosen_file_name and rejected_file_name"
 _BY_COLUMNS = (
-    ("HPDv2", {"image_path", "human_preference"}, "of image_path the one whose human_preference is 1 is chosen"),
-    ("HPDv2 (ranked)", {"image_path", "rank"}, "of two images of image_path the chosen one has the lower rank"),
-    ("InvokeAI", {"image_0", "image_1", "prefer_0", "prefer_1"}, "the chosen image is the one whose prefer_ is true"),
+    ("HPDv2", {"image_path", "human_preference"}, f"{_TO_METADATA}: the chosen image has human_preference 1"),
+    ("HPDv2 (ranked)", {"image_path", "rank"}, f"{_TO_METADATA}: of two images the chosen one has the lower rank"),
+    ("InvokeAI", {"image_0", "image_1", "prefer_0", "prefer_1"}, f"{_TO_METADATA}: the chosen image's prefer_ is true"),
+    ("WebDataset", {"__key__"}, "download its tar files, and give their folder"),
 )
-"""Name of the tool or set, columns that give it away, and which image is the chosen one."""
+"""Name of the tool or set, columns that give it away, and what to do with it."""
 
 
 def _foreign_columns(columns: Collection[str]) -> str:
     """What a table with these columns is and what to do with it; empty for one that nobody knows."""
-    for name, marks, which in _BY_COLUMNS:
+    for name, marks, advice in _BY_COLUMNS:
         if marks <= set(columns):
-            return (
-                f"this is a set of {name}, which is not read as it is; write metadata.jsonl in its folder, a line a "
-                f"pair, with prompt, chosen_file_name and rejected_file_name: {which}"
-            )
+            return f"this is a set of {name}, which is not read as it is; {advice}"
     return ""

@@ -136,8 +136,8 @@ def win_lose(folder):
 @pytest.mark.parametrize(
     ("make", "name", "advice"),
     [
-        (hpdv2, "HPDv2", "the one whose human_preference is 1 is chosen"),
-        (invoke, "InvokeAI", "the chosen image is the one whose prefer_ is true"),
+        (hpdv2, "HPDv2", "the chosen image has human_preference 1"),
+        (invoke, "InvokeAI", "the chosen image's prefer_ is true"),
     ],
 )
 def test_sets_of_other_tools_are_named_with_what_to_do(tmp_path, make, name, advice):
@@ -150,6 +150,9 @@ def test_sets_of_other_tools_are_named_with_what_to_do(tmp_path, make, name, adv
 def test_a_table_of_another_tool_is_named(tmp_path):
     rows = {"caption": ["p"], "image_0": [png(0)], "image_1": [png(1)], "prefer_0": [True], "prefer_1": [False]}
     with pytest.raises(ValueError, match="this is a set of InvokeAI"):
+        read_pairs(datasets.Dataset.from_dict(rows))
+    rows = {"__key__": ["a"], "chosen.png": [png(0)], "rejected.png": [png(1)], "txt": ["p"]}
+    with pytest.raises(ValueError, match="this is a set of WebDataset.*download its tar files"):
         read_pairs(datasets.Dataset.from_dict(rows))
 
 
