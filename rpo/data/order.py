@@ -15,6 +15,8 @@ from functools import lru_cache
 from typing import final
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from rpo.randomness import keyed_generator
 
@@ -42,8 +44,11 @@ class GroupedOrder:
     def __init__(self, counts: Sequence[int], group: int, seed: int) -> None:
         """Order `counts[b]` items of each kind b in groups of `group`."""
         self.counts, self.group, self.seed = tuple(counts), group, seed
-        self._groups: tuple[int, list[tuple[int, int]]] = (-1, [])  # of the epoch that was asked last
-        self._items: dict[int, tuple[int, tuple[int, ...]]] = {}  # the same of each kind
+        self._groups = (
+            0,
+            torch.empty(0, 2, dtype=torch.long, device="cpu"),
+        )  # of the epoch that was asked last: its first, and all
+        self._items: dict[int, tuple[int, tuple[int, ...]]] = {}  # of each kind: its epoch, and the order in it
 
     def visit(self, position: int) -> tuple[int, int, int]:
         """Which kind the run visits at `position`, which item of it, and in which of the kind's epochs."""
@@ -57,17 +62,29 @@ class GroupedOrder:
 
     def _group(self, group: int) -> tuple[int, int]:
         """The kind of a group, and how many groups that kind had before it."""
+        if len(self.counts) == 1:
+            return 0, group
+        first, drawn = self._groups
+        if not first <= group < first + len(drawn):
+            first, drawn = self._groups = self._epoch_of(group)
+        kind, own = drawn[group - first].tolist()
+        return kind, own
+
+    def _epoch_of(self, group: int) -> tuple[int, Int[Tensor, "groups 2"]]:
+        """The first group of the epoch that has this one, and kind and number of each of its groups."""
         epoch = group * self.group // sum(self.counts)  # this one or a later one
         while sum(self._had(epoch + 1)) <= group:
             epoch += 1
-        had, known = self._had(epoch), self._groups
-        if known[0] != epoch:
-            numbers = [range(*some) for some in zip(had, self._had(epoch + 1), strict=True)]
-            kinds = [kind for kind, own in enumerate(numbers) for _ in own]
-            left = list(map(iter, numbers))
-            order = (kinds[one] for one in _permutation(len(kinds), "groups", self.seed, epoch))
-            known = self._groups = epoch, [(kind, next(left[kind])) for kind in order]
-        return known[1][group - sum(had)]
+        numbers = [
+            torch.arange(*some, device="cpu") for some in zip(self._had(epoch), self._had(epoch + 1), strict=True)
+        ]
+        kinds = torch.cat([torch.full_like(some, kind) for kind, some in enumerate(numbers)])
+        order = _permutation(len(kinds), "groups", self.seed, epoch)
+        kinds = kinds[torch.tensor(order, device="cpu")]
+        own = torch.empty_like(kinds)
+        for kind, some in enumerate(numbers):
+            own[kinds == kind] = some
+        return sum(self._had(epoch)), torch.stack([kinds, own], dim=1)
 
     def _had(self, epochs: int) -> list[int]:
         """Groups of each kind in the first epochs."""

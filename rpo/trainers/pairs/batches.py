@@ -204,6 +204,7 @@ class PairBatches:
         timestep, eps, chosen_noise, rejected_noise = map(torch.stack, zip(*randomness, strict=True))
         captions = [self._caption(pair, draw) for pair, draw in visits]
         device = self.model.device
+        told = torch.tensor([one.told for one in (*chosen, *rejected)], dtype=torch.float32, device="cpu")
         embeds = {name: uploaded(one, device) for name, one in self.embeddings.embed([*captions, ""]).items()}
         return PairBatch(
             uploaded(mean + std * torch.cat([chosen_noise, rejected_noise]), device),
@@ -213,7 +214,7 @@ class PairBatches:
                 {name: one[:-1] for name, one in embeds.items()},
                 {name: one[-1:].expand(len(visits), *one.shape[1:]) for name, one in embeds.items()},
             ),
-            uploaded(torch.tensor([request.told for request in (*chosen, *rejected)], dtype=torch.float32), device),
+            uploaded(told, device),
             tuple(self.pairs[pair].name for pair, _ in visits),
             tuple(self._identity(pair, draw) for pair, draw in visits),
             tuple(pair for pair, _ in visits),
