@@ -91,7 +91,7 @@ def data_check(args: argparse.Namespace) -> int:
     """Read a pair set and say what it is; 1 if it cannot be trained on."""
     from rpo.data.check import check_pairs, format_report
 
-    report = check_pairs(args.path, split=args.split, model=args.model)
+    report = check_pairs(args.path, split=args.split, model=args.model, buckets=args.buckets)
     print(format_report(report))
     return 0 if report.is_trainable else 1
 
@@ -107,6 +107,8 @@ def _takes_pairs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="folder, file or hub id of a pair set")
     parser.add_argument("--split", metavar="NAME", default="train", help="of a set with several (default train)")
     parser.add_argument("--model", metavar="PATH", help="checkpoint (folder, id, shapes) whose cut captions count")
+    help_of_buckets = "side and bucket_step of a run whose buckets are told, such as 1024 64"
+    parser.add_argument("--buckets", metavar=("SIDE", "STEP"), type=int, nargs=2, help=help_of_buckets)
 
 
 def _takes_plan(parser: argparse.ArgumentParser) -> None:

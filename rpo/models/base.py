@@ -207,7 +207,8 @@ class Family(Protocol):
     def forward(self, pipe: Any, network: Any, x_t: Latents, timestep: Tensor, embedding: Embedding) -> Latents:
         """The network's output: what `prediction_type` says, for a timestep in `[0, num_train_timesteps]`.
 
-        Where guidance is embedded, its scale is in the embedding, as "guidance", one number per sample.
+        Where guidance is embedded, its scale is in the embedding, as "guidance", one number per sample. In training the
+        sizes of images may be there too; see `Conditioning.told`.
         """
         ...
 

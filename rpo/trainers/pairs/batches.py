@@ -1,11 +1,12 @@
 """From a preference set to the micro-batches of a preference trainer, each a function of its position in the run alone.
 
 Position p of the run is one *visit*: a pair, and a draw for it (mirroring, time, noise, whether the caption is
-dropped). The two sides of a pair share all of these. With `draws_per_pair` the draws repeat from then on, so that what
+dropped). The two sides of a pair share all of these. The micro-batches of one moment, on all processes, are of one
+bucket of sizes. With `draws_per_pair` the draws repeat from then on, so that what
 depends on them alone, the reference's errors, can be computed once and used again in later epochs and in other runs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -15,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from rpo.data.buckets import Buckets
 from rpo.data.cache import Memory
 from rpo.data.encodings import (
     DifferenceRequest,
@@ -24,7 +26,7 @@ from rpo.data.encodings import (
     PairDifferences,
     latent_requests,
 )
-from rpo.data.order import visit
+from rpo.data.order import GroupedOrder
 from rpo.data.preference import PairSet, require_two_images
 from rpo.data.transform import PairTransform, caption_dropped
 from rpo.devices import uploaded
@@ -32,7 +34,7 @@ from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
 from rpo.randomness import keyed_generator
 from rpo.trainers.dpo_config import DPOConfig
-from rpo.types import Canvas, Conditioning
+from rpo.types import Conditioning
 
 MIDWAY = -1
 """Number of the draw that no visit has: the pair as it is looked at before training."""
@@ -51,6 +53,11 @@ class UpdateShare:
     process: int = 0
     processes: int = 1
 
+    @property
+    def at_once(self) -> int:
+        """Pairs in the micro-batches of all processes."""
+        return self.micro_batch * self.processes
+
 
 @dataclass(frozen=True)
 class PairBatch:
@@ -64,6 +71,8 @@ class PairBatch:
     """The time that both sides of a pair share."""
     conditioning: Conditioning
     """One row per pair."""
+    sizes: Float[Tensor, "twice_batch 6"]
+    """What `Conditioning.told` tells of each image."""
     names: tuple[str, ...]
     """What a person calls the records."""
     draws: tuple[str, ...]
@@ -89,14 +98,15 @@ def share_of(pairs_per_update: int, micro_batch: int, process: int, processes: i
 
 
 def pair_batches(
-    model: Checkpoint, pairs: PairSet, config: DPOConfig, share: UpdateShare, canvas: Canvas, *, folder: Path
+    model: Checkpoint, pairs: PairSet, config: DPOConfig, share: UpdateShare, buckets: Buckets, *, folder: Path
 ) -> "PairBatches":
     """The stream that settings describe, with its caches in `folder`."""
-    memory, (_, height, width) = Memory(), model.latent_shape(canvas)
+    memory = Memory()
     return PairBatches(
         model,
         pairs,
-        transform=PairTransform(canvas, crop=config.crop, flip=config.flip),
+        buckets=buckets,
+        transforms=[PairTransform(canvas, crop=config.crop, flip=config.flip) for canvas in buckets.canvases],
         share=share,
         latents=LatentCache(
             folder,
@@ -116,7 +126,7 @@ def pair_batches(
         caption_dropout=config.caption_dropout,
         draws_per_pair=config.draws_per_pair,
         seed=config.seed,
-        differences=None if config.region is None else PairDifferences(folder, grid=(height, width), memory=memory),
+        differences=None if config.region is None else PairDifferences(folder, cell=model.cell, memory=memory),
     )
 
 
@@ -129,7 +139,8 @@ class PairBatches:
         model: Checkpoint,
         pairs: PairSet,
         *,
-        transform: PairTransform,
+        buckets: Buckets,
+        transforms: Sequence[PairTransform],
         share: UpdateShare,
         latents: LatentCache,
         embeddings: EmbeddingCache,
@@ -142,12 +153,14 @@ class PairBatches:
 
         Args:
             model: Encodes what the caches do not have, and says where batches go.
+            transforms: One for each bucket.
             draws_per_pair: How many draws a pair has before they repeat; None for a new one at each visit.
             differences: Of the two images of a pair, if batches are to say where they differ.
         """
         self.model = model
         self.pairs = pairs
-        self.transform = transform
+        self.buckets = buckets
+        self.transforms = transforms
         self.share = share
         self.latents = latents
         self.embeddings = embeddings
@@ -155,16 +168,17 @@ class PairBatches:
         self.draws_per_pair = draws_per_pair
         self.seed = seed
         self.differences = differences
+        self._bucket_of = buckets.of_pair
+        self._order = GroupedOrder(buckets.counts, share.at_once, seed)
         self._two_images: set[int] = set()
 
     def __call__(self, first_update: int) -> Iterator[PairBatch]:
         """The micro-batches of this process from update `first_update` (0 is the first) on, without end."""
         share = self.share
-        step = share.micro_batch * share.processes
-        position = first_update * share.accumulate * step + share.process * share.micro_batch
+        position = first_update * share.accumulate * share.at_once + share.process * share.micro_batch
         while True:
             yield self.at(range(position, position + share.micro_batch))
-            position += step
+            position += share.at_once
 
     def at(self, positions: Sequence[int]) -> PairBatch:
         """The micro-batch of the visits at `positions`."""
@@ -173,6 +187,13 @@ class PairBatches:
     def midway(self, pairs: Sequence[int]) -> PairBatch:
         """One draw of each of `pairs` at the middle of the times, with its caption: apart from the run's own draws."""
         return self._batch([(pair, MIDWAY) for pair in pairs])
+
+    def by_size(self, pairs: Iterable[int]) -> list[list[int]]:
+        """The pairs of each bucket that has some, in order."""
+        sized: list[list[int]] = [[] for _ in self.transforms]
+        for pair in pairs:
+            sized[self._bucket_of[pair]].append(pair)
+        return [some for some in sized if some]
 
     def _batch(self, visits: Sequence[tuple[int, int]]) -> PairBatch:
         requests = [self._requests(pair, draw) for pair, draw in visits]
@@ -183,6 +204,7 @@ class PairBatches:
         timestep, eps, chosen_noise, rejected_noise = map(torch.stack, zip(*randomness, strict=True))
         captions = [self._caption(pair, draw) for pair, draw in visits]
         device = self.model.device
+        told = torch.tensor([one.told for one in (*chosen, *rejected)], dtype=torch.float32, device="cpu")
         embeds = {name: uploaded(one, device) for name, one in self.embeddings.embed([*captions, ""]).items()}
         return PairBatch(
             uploaded(mean + std * torch.cat([chosen_noise, rejected_noise]), device),
@@ -192,6 +214,7 @@ class PairBatches:
                 {name: one[:-1] for name, one in embeds.items()},
                 {name: one[-1:].expand(len(visits), *one.shape[1:]) for name, one in embeds.items()},
             ),
+            uploaded(told, device),
             tuple(self.pairs[pair].name for pair, _ in visits),
             tuple(self._identity(pair, draw) for pair, draw in visits),
             tuple(pair for pair, _ in visits),
@@ -200,39 +223,55 @@ class PairBatches:
 
     def fill_caches(self, updates: int, *, progress: bool) -> None:
         """Encode what a run of `updates` will visit and the caches lack; goes on where a killed call stopped."""
-        share = self.share
-        visits = updates * share.accumulate * share.micro_batch * share.processes
-        if not self.transform.flip and self.transform.crop == "center":
-            visits = min(visits, len(self.pairs))  # every draw of a pair has the same pixels
-        requests: dict[LatentRequest, None] = {}
-        couples: dict[DifferenceRequest, int] = {}
-        prompts, encoded = {"": None}, self.latents.encoded
-        for pair, draw in map(self._visit, range(visits)):
-            if pair % share.processes != share.process:  # not dealt by position: a pair's draws share their latents
+        prompts, encoded, draws = {"": None}, self.latents.encoded, dict[int, int]()
+        requests: list[dict[LatentRequest, None]] = [{} for _ in self.transforms]
+        couples: list[dict[DifferenceRequest, int]] = [{} for _ in self.transforms]
+        for pair, draw in self._visits(updates):
+            if pair % self.share.processes != self.share.process:  # by pair: its draws share their latents
                 continue
-            both = self._requests(pair, draw)
-            requests |= dict.fromkeys(both)
+            both, bucket = self._requests(pair, draw), self._bucket_of[pair]
+            requests[bucket] |= dict.fromkeys(both)
             if self.differences is not None:
-                couples[self.differences.request(self.pairs[pair], *both)] = pair
+                couples[bucket][self.differences.request(self.pairs[pair], *both)] = pair
             prompts[self.pairs[pair].prompt] = None
-        with tqdm(total=len(requests), desc="encoding images", unit="image", disable=not progress) as bar:
-            # Those of neighbouring pairs first and together: an image is read once for its latents and all its pairs.
-            ordered = sorted(couples, key=couples.__getitem__)
-            for start in range(0, len(ordered), COUPLES_AT_ONCE):
-                self._fill_both(ordered[start : start + COUPLES_AT_ONCE])
-                bar.update(min(2 * COUPLES_AT_ONCE, len(requests) - bar.n))
-            self.latents.prefetch(list(requests), progress=lambda done, _: bar.update(done - bar.n))
+            draws[pair] = draw
+        with tqdm(total=sum(map(len, requests)), desc="encoding images", unit="image", disable=not progress) as bar:
+            for some, pairs in zip(requests, couples, strict=True):  # what is encoded together is of one size
+                self._fill(list(some), sorted(pairs, key=pairs.__getitem__), bar)
         self.embeddings.prefetch(list(prompts))
         if self.latents.encoded > encoded:
-            first = dict(map(self._visit, range(visits)))
-            self._compare([visit for visit in first.items() if visit[0] % share.processes == share.process])
+            self._compare(draws)
 
-    def _compare(self, visits: Sequence[tuple[int, int]]) -> None:
+    def _visits(self, updates: int) -> Iterable[tuple[int, int]]:
+        """The visits of a run; of pairs whose draws all have the same pixels the first ones."""
+        visits = map(self._visit, range(updates * self.share.accumulate * self.share.at_once))
+        if any(one.flip or one.crop != "center" for one in self.transforms):
+            return visits
+        first: dict[int, int] = {}
+        for pair, draw in visits:
+            first.setdefault(pair, draw)
+            if len(first) == len(self.pairs):
+                break
+        return first.items()
+
+    def _fill(self, requests: Sequence[LatentRequest], couples: Sequence[DifferenceRequest], bar: tqdm) -> None:
+        """Encode images of one size; those of neighbouring pairs together, so that an image is read once for all."""
+        start = bar.n
+        if self.differences is not None:
+            for first in range(0, len(couples), COUPLES_AT_ONCE):
+                some = couples[first : first + COUPLES_AT_ONCE]
+                self.latents.prefetch([request for couple in some for request in (couple.chosen, couple.rejected)])
+                self.differences.prefetch(some)
+                bar.update(min(2 * COUPLES_AT_ONCE, start + len(requests) - bar.n))
+        self.latents.prefetch(requests, progress=lambda done, _: bar.update(start + done - bar.n))
+
+    def _compare(self, draws: Mapping[int, int]) -> None:
         """Refuse pairs of one image now rather than when they are visited; their latents are there already."""
-        for start in range(0, len(visits), COUPLES_AT_ONCE):
-            some = visits[start : start + COUPLES_AT_ONCE]
-            chosen, rejected = zip(*(self._requests(pair, draw) for pair, draw in some), strict=True)
-            self._refuse_one_image([pair for pair, _ in some], self.latents.moments([*chosen, *rejected])[0])
+        for pairs in self.by_size(draws):
+            for start in range(0, len(pairs), COUPLES_AT_ONCE):
+                some = pairs[start : start + COUPLES_AT_ONCE]
+                chosen, rejected = zip(*(self._requests(pair, draws[pair]) for pair in some), strict=True)
+                self._refuse_one_image(some, self.latents.moments([*chosen, *rejected])[0])
 
     def _refuse_one_image(self, pairs: Sequence[int], mean: Tensor) -> None:
         """Refuse a pair of one image; only one whose two sides are encoded alike, as two crops may be, is decoded."""
@@ -241,18 +280,16 @@ class PairBatches:
                 require_two_images(self.pairs[pair])
                 self._two_images.add(pair)
 
-    def _fill_both(self, couples: Sequence[DifferenceRequest]) -> None:
-        assert self.differences is not None
-        self.latents.prefetch([request for couple in couples for request in (couple.chosen, couple.rejected)])
-        self.differences.prefetch(couples)
-
     def _visit(self, position: int) -> tuple[int, int]:
-        pair, epoch = visit(len(self.pairs), self.seed, position)
-        return pair, epoch if self.draws_per_pair is None else epoch % self.draws_per_pair
+        bucket, place, epoch = self._order.visit(position)
+        return self.buckets.members[bucket][
+            place
+        ], epoch if self.draws_per_pair is None else epoch % self.draws_per_pair
 
     def _requests(self, pair: int, draw: int) -> tuple[LatentRequest, LatentRequest]:
-        how = self.transform.draw(seed=self.seed, pair_index=pair, draw_index=max(draw, 0))
-        chosen, rejected = latent_requests(self.pairs[pair], self.transform, how)
+        transform = self.transforms[self._bucket_of[pair]]
+        how = transform.draw(seed=self.seed, pair_index=pair, draw_index=max(draw, 0))
+        chosen, rejected = latent_requests(self.pairs[pair], transform, how)
         if self.differences is None:
             return chosen, rejected
         return self.differences.remembering(chosen), self.differences.remembering(rejected)
@@ -281,4 +318,5 @@ class PairBatches:
 
     def _identity(self, pair: int, draw: int) -> str:
         chosen, rejected = self._requests(pair, draw)
-        return repr((self.seed, pair, draw, self._caption(pair, draw), chosen, rejected))
+        told = chosen.told, rejected.told
+        return repr((self.seed, pair, draw, self._caption(pair, draw), chosen, rejected, told))
