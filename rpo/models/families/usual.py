@@ -1,5 +1,6 @@
 """What most families have in common, so that the file of one says only what it does in its own way."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,11 +8,11 @@ import torch
 
 from rpo.errors import InputError
 from rpo.models import latents as autoencoder
-from rpo.models.base import Guidance, guided
+from rpo.models.base import Edits, Guidance, guided
 from rpo.types import Embedding, Images, Latents
 
 
-class UsualFamily:
+class UsualFamily(ABC):
     """A transformer on the latents of an `AutoencoderKL`, guided by a second call without the prompt.
 
     A family adds its `name`, `pipelines`, `parts`, and `schedule`, `context`, `embed` and `forward`. What its pipeline
@@ -31,6 +32,8 @@ class UsualFamily:
     guidance: Guidance = "cfg"
     guidance_argument = "guidance_scale"
     guidance_offset = 0.0
+    edits: Edits = "never"
+    text_sees = False
     packs = 1
 
     def refuse(self, pipe: Any) -> None:
@@ -65,6 +68,18 @@ class UsualFamily:
         """As the network's configuration says."""
         size = self._config(pipe)["sample_size"]
         return (size, size) if isinstance(size, int) else size
+
+    @abstractmethod
+    def embed(self, pipe: Any, prompts: list[str], device: torch.device) -> Embedding:
+        """Each family's own."""
+
+    def embed_with(self, pipe: Any, prompts: list[str], originals: Images, device: torch.device) -> Embedding:
+        """As without one, for encoders that see none."""
+        return self.embed(pipe, prompts, device)
+
+    def shown(self, pipe: Any, latents: Latents) -> Latents:
+        """The latents themselves."""
+        return latents
 
     def encode(self, pipe: Any, images: Images) -> tuple[Latents, Latents]:
         """Scaled by the autoencoder's configuration."""
