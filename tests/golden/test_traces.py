@@ -10,16 +10,18 @@ from tests.golden.traces import FILE, TOLERANCE, TRACES, portable, trace
 KNOWN = json.loads(FILE.read_text())
 
 
-SMALL_DENOMINATOR = "value/explained_variance"
-"""Of a value that hardly learnt, divided by the little that returns vary: other processors are 2e-3 off."""
+LOOSER = {"directions": 5, "value/explained_variance": 10}
+"""What other processors round further apart, in tolerances: where Adam moves weights whose gradient is nearly 0, by
+8e-4 of all, and what is divided by how little the returns of a run vary, by 2e-3."""
 
 
 def near(known, tolerance=TOLERANCE):
     """`known`, its numbers to a tolerance."""
     if isinstance(known, dict):
-        return {name: near(one, (10 if SMALL_DENOMINATOR in name else 1) * TOLERANCE) for name, one in known.items()}
+        times = {name: next((by for part, by in LOOSER.items() if part in name), 1) for name in known}
+        return {name: near(one, times[name] * TOLERANCE) for name, one in known.items()}
     if isinstance(known, list):
-        return [near(value) for value in known]
+        return [near(value, tolerance) for value in known]
     return pytest.approx(known, rel=tolerance, abs=tolerance) if isinstance(known, float) else known
 
 
