@@ -43,7 +43,8 @@ def tiny_seeing_qwen() -> Qwen2_5_VLForConditionalGeneration:
 def processor_of(tokenizer: Qwen2Tokenizer) -> Qwen2VLProcessor:
     """Without its constructor, which asks for the video processor's class, and that for torchvision."""
     processor = Qwen2VLProcessor.__new__(Qwen2VLProcessor)
-    processor.image_processor, processor.tokenizer, processor.video_processor = Qwen2VLImageProcessorPil(), tokenizer, None
+    processor.image_processor, processor.tokenizer = Qwen2VLImageProcessorPil(), tokenizer
+    processor.video_processor = None
     processor.image_token, processor.video_token = VISION[1], VISION[3]
     processor.image_token_id, processor.video_token_id = map(tokenizer.convert_tokens_to_ids, (VISION[1], VISION[3]))
     processor.chat_template = None

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from rpo.data.preference import PreferencePair, Side
+from rpo.data.preference import Picture, PreferencePair
 from rpo.errors import InputError
 from rpo.types import Canvas
 
@@ -108,7 +108,7 @@ class PairTransform:
             values = values[:, ::-1]
         return torch.from_numpy(values.copy()).permute(2, 0, 1).contiguous().float() / 255
 
-    def load(self, pair: PreferencePair, side: Side, window: Window) -> Float[Tensor, "3 height width"]:
+    def load(self, pair: PreferencePair, side: Picture, window: Window) -> Float[Tensor, "3 height width"]:
         """Read, decode and cut one image of a pair."""
         return self.pixels(pair.decode(side), window)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rpo.errors import InputError
 from rpo.models import latents as autoencoder
-from rpo.models.base import ORIGINAL, Family, Guidance
+from rpo.models.base import ORIGINAL, DiffusionModel, Family, Guidance
 from rpo.models.captions import count_cut
 from rpo.models.distilled import ASSISTANT, refuse_distilled
 from rpo.models.execution import Attention, call, prepare_denoiser
@@ -367,3 +367,12 @@ class Checkpoint:
     def _vocabulary(self, encoder: str) -> dict[str, Any]:
         tokenizer = self.pipe.components[encoder.replace("text_encoder", "tokenizer")]
         return {"vocab": tokenizer.get_vocab(), "max_length": tokenizer.model_max_length}
+
+
+def refuse_editor(model: DiffusionModel, what: str) -> None:
+    """Refuse a model that edits images, for what has prompts alone."""
+    if isinstance(model, Checkpoint) and model.family.edits == "always":
+        raise InputError(
+            f"{model.family.name} edits images, but {what} has prompts alone; expected a text-to-image model: an "
+            "editor learns from pairs of edits (`rpo train dpo`), and is judged by its edits"
+        )

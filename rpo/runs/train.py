@@ -14,6 +14,7 @@ from rpo.data.readers import read_pairs
 from rpo.errors import InputError
 from rpo.evaluation.held_out import HeldOut, Judged
 from rpo.files.text import write_text
+from rpo.models.checkpoint import refuse_editor
 from rpo.reports.training import Findings, write_training_report
 from rpo.runs.train_config import (
     DPORunConfig,
@@ -73,6 +74,7 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
     held_out = None if config.held_out is None else HeldOut(config.held_out)
     trainer = Trainer(load_model(config.model), algorithm)
     if held_out is not None:
+        refuse_editor(trainer.run.model, "held_out")
         held_out.refuse_trained(algorithm.previewed().prompts)
     with trainer.claim(resume=resume):
         if trainer.run.processes.is_main:

@@ -156,6 +156,7 @@ def generate(
     spacing: SpacingName = "checkpoint",
     batch_size: int = 16,
     canvas: Canvas | None = None,
+    originals: Images | None = None,
     progress: str | None = None,
 ) -> Images:
     """Images of every prompt, on the CPU in float32, those of one prompt beside each other.
@@ -172,6 +173,7 @@ def generate(
         spacing: See `solving`.
         batch_size: Images at once; changes speed and memory, not images (but for float error).
         canvas: Size of the images; by default the checkpoint's own.
+        originals: The image that each prompt edits, as large as the canvas, in [0, 1]; for an editing model.
         progress: Label of a progress bar; None for none.
 
     Raises:
@@ -182,10 +184,13 @@ def generate(
     images = torch.empty(0, dtype=torch.float32)
     for start in range(0, max(len(jobs), 1), batch_size):  # without prompts, encoding refuses them
         batch = jobs[start : start + batch_size]
+        rows = [prompt for prompt, _ in batch]
+        texts, edited = [prompts[row] for row in rows], None if originals is None else originals[rows]
+        cond = model.encode_prompts(texts) if edited is None else model.encode_prompts(texts, originals=edited)
         grid, kernel = solving(model, num_steps, solver=solver, spacing=spacing, eta=eta, canvas=canvas)
         trajectory = sample(
             model,
-            model.encode_prompts([prompts[prompt] for prompt, _ in batch]),
+            cond,
             grid,
             kernel,
             guidance_scale=guidance_scale,

@@ -34,7 +34,7 @@ from rpo.trainers.checks.preflight import Check, gradient_check
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.trainers.pairs.batches import PairBatch, PairBatches, pair_batches, share_of
 from rpo.trainers.pairs.errors import Reference, denoise
-from rpo.trainers.pairs.facts import PairFacts, pair_facts, require_scores
+from rpo.trainers.pairs.facts import PairFacts, pair_facts, require_originals, require_scores
 from rpo.trainers.pairs.guard import ErrorGuard
 from rpo.trainers.pairs.running_statistics import RunningStatistics
 from rpo.trainers.preview import PreviewOf
@@ -82,6 +82,7 @@ class DPO(Algorithm[PairBatch]):
         self.canvas = self.model.canvas_of(config.resolution)
         self.num_dims = torch.Size(self.model.latent_shape(self.canvas)).numel()
         require_scores(self.pairs, objective)
+        require_originals(self.pairs, self.model.family.edits, self.model.family.name)
         self.beta = objective.beta or objective.default_beta(self.num_dims)
         self.facts = PairFacts()
         self._guard = ErrorGuard(**config.error_limits, starts_at_zero=objective.starts_at_zero)
@@ -191,9 +192,8 @@ class DPO(Algorithm[PairBatch]):
 
     def previewed(self) -> PreviewOf:
         """The first prompts of the set, by a second-order solver at the pipeline's usual guidance."""
-        return PreviewOf(
-            self.pairs.prompts, PREVIEW_STEPS, usual_guidance(self.model), solver="dpm_solver", canvas=self.canvas
-        )
+        guidance, shown = usual_guidance(self.model), {"solver": "dpm_solver", "canvas": self.canvas}
+        return PreviewOf(self.pairs.prompts, PREVIEW_STEPS, guidance, originals=self.data.first_originals, **shown)
 
 
 PREVIEW_STEPS = 15

@@ -1,7 +1,6 @@
 """What most families have in common, so that the file of one says only what it does in its own way."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from rpo.models.base import Edits, Guidance, guided
 from rpo.types import Embedding, Images, Latents
 
 
-class UsualFamily(ABC):
+class UsualFamily:
     """A transformer on the latents of an `AutoencoderKL`, guided by a second call without the prompt.
 
     A family adds its `name`, `pipelines`, `parts`, and `schedule`, `context`, `embed` and `forward`. What its pipeline
@@ -21,6 +20,7 @@ class UsualFamily(ABC):
 
     denoiser = "transformer"
     parts: Mapping[str, str]
+    embed: Callable[[Any, list[str], torch.device], Embedding]
     text_encoders: tuple[str, ...] = ("text_encoder",)
     prompts_per_call = 256
     load_options: Mapping[str, Any] = {}
@@ -68,10 +68,6 @@ class UsualFamily(ABC):
         """As the network's configuration says."""
         size = self._config(pipe)["sample_size"]
         return (size, size) if isinstance(size, int) else size
-
-    @abstractmethod
-    def embed(self, pipe: Any, prompts: list[str], device: torch.device) -> Embedding:
-        """Each family's own."""
 
     def embed_with(self, pipe: Any, prompts: list[str], originals: Images, device: torch.device) -> Embedding:
         """As without one, for encoders that see none."""

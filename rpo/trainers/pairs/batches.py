@@ -19,20 +19,24 @@ from rpo.data.cache import Memory
 from rpo.data.encodings import (
     DifferenceRequest,
     EmbeddingCache,
+    InstructionRequest,
     LatentCache,
     LatentRequest,
     PairDifferences,
+    TextRequest,
     latent_requests,
+    original_request,
 )
 from rpo.data.order import visit
 from rpo.data.preference import PairSet, require_two_images
-from rpo.data.transform import PairTransform, caption_dropped
+from rpo.data.transform import PairTransform, TransformDraw, caption_dropped
 from rpo.devices import uploaded
 from rpo.errors import InputError
+from rpo.models.base import ORIGINAL
 from rpo.models.checkpoint import Checkpoint
 from rpo.randomness import keyed_generator
 from rpo.trainers.dpo_config import DPOConfig
-from rpo.types import Canvas, Conditioning
+from rpo.types import Canvas, Conditioning, Images, Latents
 
 MIDWAY = -1
 """Number of the draw that no visit has: the pair as it is looked at before training."""
@@ -177,26 +181,57 @@ class PairBatches:
     def _batch(self, visits: Sequence[tuple[int, int]]) -> PairBatch:
         requests = [self._requests(pair, draw) for pair, draw in visits]
         chosen, rejected = zip(*requests, strict=True)
-        mean, std = self.latents.moments([*chosen, *rejected])
+        originals = self._originals(visits)
+        mean, std = self.latents.moments([*chosen, *rejected, *originals])
+        (mean, shown), std = mean.tensor_split([2 * len(visits)]), std[: 2 * len(visits)]
         self._refuse_one_image([pair for pair, _ in visits], mean)
         randomness = [self._noise(pair, draw, mean.shape[1:]) for pair, draw in visits]
         timestep, eps, chosen_noise, rejected_noise = map(torch.stack, zip(*randomness, strict=True))
-        captions = [self._caption(pair, draw) for pair, draw in visits]
         device = self.model.device
-        embeds = {name: uploaded(one, device) for name, one in self.embeddings.embed([*captions, ""]).items()}
         return PairBatch(
             uploaded(mean + std * torch.cat([chosen_noise, rejected_noise]), device),
             uploaded(eps, device),
             uploaded(timestep, device),
-            Conditioning(
-                {name: one[:-1] for name, one in embeds.items()},
-                {name: one[-1:].expand(len(visits), *one.shape[1:]) for name, one in embeds.items()},
-            ),
+            self._conditioning([self._caption(pair, draw) for pair, draw in visits], originals, shown),
             tuple(self.pairs[pair].name for pair, _ in visits),
             tuple(self._identity(pair, draw) for pair, draw in visits),
             tuple(pair for pair, _ in visits),
             self._difference(visits),
         )
+
+    def _conditioning(
+        self, captions: Sequence[str], originals: Sequence[LatentRequest], latents: Latents
+    ) -> Conditioning:
+        """What captions say, and what the network is shown of the images that they edit, by their latents."""
+        count, device = len(captions), self.model.device
+        nothing = [""] * (count if self._sees(originals) else 1)
+        texts = [*self._told(captions, originals), *self._told(nothing, originals)]
+        embeds = {name: uploaded(one, device) for name, one in self.embeddings.embed(texts).items()}
+        shown = {ORIGINAL: self.model.shown(uploaded(latents, device))} if originals else {}
+        return Conditioning(
+            {name: one[:count] for name, one in embeds.items()} | shown,
+            {name: one[count:].expand(count, *one.shape[1:]) for name, one in embeds.items()} | shown,
+        )
+
+    def first_originals(self, prompts: Sequence[str]) -> Images | None:
+        """The image that the first pair of each prompt edits, in [0, 1]; None where pairs are no edits."""
+        first = {pair.prompt: index for index, pair in reversed(list(enumerate(self.pairs)))}
+        found = self._originals([(first[prompt], 0) for prompt in prompts])
+        return torch.stack([one.load() for one in found]) if found else None
+
+    def _sees(self, originals: Sequence[LatentRequest]) -> bool:
+        return bool(originals) and self.model.family.text_sees
+
+    def _told(self, captions: Sequence[str], originals: Sequence[LatentRequest]) -> list[TextRequest]:
+        """What to ask the text encoders, which may have to see the image, too."""
+        if not self._sees(originals):
+            return list(captions)
+        return [InstructionRequest(*one) for one in zip(captions, originals, strict=True)]
+
+    def _originals(self, visits: Sequence[tuple[int, int]]) -> list[LatentRequest]:
+        """The images that pairs are edits of; none where they are no edits."""
+        edited = [visit for visit in visits if self.pairs[visit[0]].original is not None]
+        return [original_request(self.pairs[pair], self.transform, self._how(pair, draw)) for pair, draw in edited]
 
     def fill_caches(self, updates: int, *, progress: bool) -> None:
         """Encode what a run of `updates` will visit and the caches lack; goes on where a killed call stopped."""
@@ -206,15 +241,16 @@ class PairBatches:
             visits = min(visits, len(self.pairs))  # every draw of a pair has the same pixels
         requests: dict[LatentRequest, None] = {}
         couples: dict[DifferenceRequest, int] = {}
-        prompts, encoded = {"": None}, self.latents.encoded
+        texts, encoded = dict[TextRequest, None](), self.latents.encoded
         for pair, draw in map(self._visit, range(visits)):
             if pair % share.processes != share.process:  # not dealt by position: a pair's draws share their latents
                 continue
-            both = self._requests(pair, draw)
-            requests |= dict.fromkeys(both)
+            both, originals = self._requests(pair, draw), self._originals([(pair, draw)])
+            requests |= dict.fromkeys((*both, *originals))
             if self.differences is not None:
                 couples[self.differences.request(self.pairs[pair], *both)] = pair
-            prompts[self.pairs[pair].prompt] = None
+            for caption in (self.pairs[pair].prompt, ""):
+                texts |= dict.fromkeys(self._told([caption], originals))
         with tqdm(total=len(requests), desc="encoding images", unit="image", disable=not progress) as bar:
             # Those of neighbouring pairs first and together: an image is read once for its latents and all its pairs.
             ordered = sorted(couples, key=couples.__getitem__)
@@ -222,7 +258,7 @@ class PairBatches:
                 self._fill_both(ordered[start : start + COUPLES_AT_ONCE])
                 bar.update(min(2 * COUPLES_AT_ONCE, len(requests) - bar.n))
             self.latents.prefetch(list(requests), progress=lambda done, _: bar.update(done - bar.n))
-        self.embeddings.prefetch(list(prompts))
+        self.embeddings.prefetch(list(texts))
         if self.latents.encoded > encoded:
             first = dict(map(self._visit, range(visits)))
             self._compare([visit for visit in first.items() if visit[0] % share.processes == share.process])
@@ -250,9 +286,11 @@ class PairBatches:
         pair, epoch = visit(len(self.pairs), self.seed, position)
         return pair, epoch if self.draws_per_pair is None else epoch % self.draws_per_pair
 
+    def _how(self, pair: int, draw: int) -> TransformDraw:
+        return self.transform.draw(seed=self.seed, pair_index=pair, draw_index=max(draw, 0))
+
     def _requests(self, pair: int, draw: int) -> tuple[LatentRequest, LatentRequest]:
-        how = self.transform.draw(seed=self.seed, pair_index=pair, draw_index=max(draw, 0))
-        chosen, rejected = latent_requests(self.pairs[pair], self.transform, how)
+        chosen, rejected = latent_requests(self.pairs[pair], self.transform, self._how(pair, draw))
         if self.differences is None:
             return chosen, rejected
         return self.differences.remembering(chosen), self.differences.remembering(rejected)
@@ -280,5 +318,5 @@ class PairBatches:
         return "" if is_dropped else self.pairs[pair].prompt
 
     def _identity(self, pair: int, draw: int) -> str:
-        chosen, rejected = self._requests(pair, draw)
-        return repr((self.seed, pair, draw, self._caption(pair, draw), chosen, rejected))
+        images = *self._requests(pair, draw), *self._originals([(pair, draw)])
+        return repr((self.seed, pair, draw, self._caption(pair, draw), *images))
