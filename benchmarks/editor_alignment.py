@@ -28,6 +28,7 @@ from rpo.config.load import load_config
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import CurateConfig, EditorConfig
 from rpo.curation.export import export
+from rpo.curation.records import Instructions
 from rpo.evaluation.comparison import compare, format_gain, format_share
 from rpo.files.text import read_text, write_text
 from rpo.models.checkpoint import Checkpoint
@@ -115,7 +116,7 @@ def held_out_cases(count: int, seed: int) -> dict[str, Any]:
     cases = [
         (domain, one.text, pixels)
         for domain, one, pixels in zip(drawn.domains, told, drawn.images, strict=True)
-        if not one.is_empty
+        if isinstance(one, Instructions) and not one.is_empty
     ]
     domains, instructions, pixels = zip(*cases, strict=True)
     return {"domains": domains, "instructions": instructions, "pixels": pixels}

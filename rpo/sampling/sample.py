@@ -184,13 +184,10 @@ def generate(
     images = torch.empty(0, dtype=torch.float32)
     for start in range(0, max(len(jobs), 1), batch_size):  # without prompts, encoding refuses them
         batch = jobs[start : start + batch_size]
-        rows = [prompt for prompt, _ in batch]
-        texts, edited = [prompts[row] for row in rows], None if originals is None else originals[rows]
-        cond = model.encode_prompts(texts) if edited is None else model.encode_prompts(texts, originals=edited)
         grid, kernel = solving(model, num_steps, solver=solver, spacing=spacing, eta=eta, canvas=canvas)
         trajectory = sample(
             model,
-            cond,
+            _encoded(model, prompts, [prompt for prompt, _ in batch], originals),
             grid,
             kernel,
             guidance_scale=guidance_scale,
@@ -204,3 +201,8 @@ def generate(
         bar.update(len(batch))
     bar.close()
     return images
+
+
+def _encoded(model: DiffusionModel, prompts: Sequence[str], rows: list[int], originals: Images | None) -> Conditioning:
+    texts = [prompts[row] for row in rows]
+    return model.encode_prompts(texts) if originals is None else model.encode_prompts(texts, originals=originals[rows])
