@@ -29,6 +29,7 @@ from rpo.curation.curate import curate
 from rpo.curation.curate_config import CurateConfig, EditorConfig
 from rpo.curation.export import export
 from rpo.curation.records import Instructions
+from rpo.data.readers import read_pairs
 from rpo.evaluation.comparison import compare, format_gain, format_share
 from rpo.files.text import read_text, write_text
 from rpo.models.checkpoint import Checkpoint
@@ -79,7 +80,7 @@ def result_of(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     )
     trained = run(config, resume=(folder / "dpo" / "run.yaml").is_file())
     cases = held_out_cases(args.held_out, seed)
-    judged = {"pairs": sum(1 for _ in (pairs / "metadata.jsonl").open()), "updates": trained.trained.updates}
+    judged: dict[str, Any] = {"pairs": len(read_pairs(pairs)), "updates": trained.trained.updates}
     judged |= {"domains": cases["domains"], "instructions": cases["instructions"]}
     for name, lora in {"before": None, "after": trained.saved / WEIGHT_FILE}.items():
         judged[name] = verdicts(cases, lora, seed)

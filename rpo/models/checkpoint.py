@@ -11,7 +11,7 @@ from os import PathLike
 from typing import Any, Literal, final
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModularPipeline
 from torch import Tensor
 
 from rpo.errors import InputError
@@ -21,7 +21,7 @@ from rpo.models.captions import count_cut
 from rpo.models.distilled import ASSISTANT, refuse_distilled
 from rpo.models.execution import Attention, call, prepare_denoiser
 from rpo.models.fingerprint import hash_adapters, hash_network
-from rpo.models.loading import family_of, load_pipeline
+from rpo.models.loading import family_of, load_pipeline, plain
 from rpo.models.plain import refuse_altered, refuse_strange
 from rpo.models.sound import check_prediction_type, check_weights
 from rpo.process.schedule import Process
@@ -50,19 +50,25 @@ class Checkpoint:
     """
 
     def __init__(
-        self, pipe: DiffusionPipeline, *, compute_dtype: torch.dtype | None = None, allow_distilled: bool = False
+        self,
+        pipe: DiffusionPipeline | ModularPipeline,
+        *,
+        compute_dtype: torch.dtype | None = None,
+        allow_distilled: bool = False,
     ):
         """View `pipe` as a diffusion model.
 
         Args:
-            pipe: Any text-to-image pipeline of a known family. It is not changed, except that its networks are frozen
-                and put in evaluation mode, and that it can carry a LoRA, which few classes of diffusers cannot.
+            pipe: Any pipeline of a known family, also a modular one with its components. It is not changed, except that
+                its networks are frozen and put in evaluation mode, and that it can carry a LoRA, which few classes of
+                diffusers cannot.
             compute_dtype: What the denoiser computes in; by default the type of its weights. bfloat16 over float32
                 weights is mixed precision.
             allow_distilled: Take a checkpoint that draws in a few steps of another process as it is.
 
         Raises `InputError` if `pipe` is of another family, or is not what it says; see `check`.
         """
+        pipe = plain(pipe)
         self.family: Family = family_of(pipe)
         self.allow_distilled = allow_distilled
         refuse_altered(pipe, self.family)
