@@ -67,11 +67,11 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
         config: Which algorithm is told by its class; see `rpo.runs.train_config`.
         resume: Continue a killed run in the same folder.
     """
+    _require_deployment(config)
     algorithm = algorithm_of(config)
     folder = Path(algorithm.config.output)
     if not resume:
         refuse_used(folder)
-    _require_deployment(config)
     held_out = None if config.held_out is None else HeldOut(config.held_out)
     trainer = Trainer(load_model(config.model), algorithm)
     if held_out is not None:
