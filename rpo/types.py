@@ -73,7 +73,7 @@ class Canvas(NamedTuple):
 
 Embedding = Mapping[str, Tensor]
 """What text encoders say of prompts: named tensors, one row per prompt. Every family has "tokens", `[prompts, tokens,
-dim]`; some have more, such as "pooled"."""
+dim]`; some have more, such as "pooled". A trainer may add "sizes", one row per image; see `Conditioning.told`."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,13 @@ class Conditioning:
     def to(self, device: torch.device | str) -> "Conditioning":
         """The same on another device."""
         return self._each(lambda one: one.to(device))
+
+    def told(self, sizes: Float[Tensor, "batch 6"]) -> "Conditioning":
+        """The same with "sizes": height and width of each original image, top and left of its crop, its own again.
+
+        For families whose network is told of them; without, it is told of images that were drawn at this size.
+        """
+        return Conditioning({**self.prompt, "sizes": sizes}, {**self.negative, "sizes": sizes})
 
     def only_negative(self) -> "Conditioning":
         """The conditioning whose prompt is what guidance pushes away from."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rpo.data.order import epoch_order
+from rpo.data.order import GroupedOrder, epoch_order
 from rpo.models.checkpoint import Checkpoint
 from rpo.process.continuous import jittered_times
 from rpo.process.schedule import RectifiedFlow
@@ -40,6 +40,7 @@ def test_images_are_those_of_any_default_type(dtype: torch.dtype) -> None:
 
 DRAWS: list[Callable[[], object]] = [
     lambda: epoch_order.__wrapped__(9, 1, 2),
+    lambda: list(map(GroupedOrder([5, 3], 2, 1).visit, range(30))),
     lambda: jittered_times(RectifiedFlow(), 6, keyed_generator("here"), jitter=0.5).tolist(),
 ]
 

@@ -54,6 +54,16 @@ def plan(settings: str, args: argparse.Namespace) -> None:
         print(f"{found}\n\nto fit {args.memory}: {', '.join(changes) or 'nothing to change'}")
 
 
+def doctor(settings: str, args: argparse.Namespace) -> int:
+    """Look for everything that is wrong with such a run; 1 if something is."""
+    from rpo.config.load import load_config
+    from rpo.runs import train_config
+    from rpo.runs.doctor import doctor as examine
+
+    found = examine(lambda: load_config(getattr(train_config, settings), *config_and_overrides(args)))
+    return int(not all(check.passed for check in found))
+
+
 def align(args: argparse.Namespace) -> None:
     """Go through rounds of curation and training."""
     _align(*config_and_overrides(args), resume=args.resume)
@@ -81,7 +91,7 @@ def data_check(args: argparse.Namespace) -> int:
     """Read a pair set and say what it is; 1 if it cannot be trained on."""
     from rpo.data.check import check_pairs, format_report
 
-    report = check_pairs(args.path, split=args.split, model=args.model)
+    report = check_pairs(args.path, split=args.split, model=args.model, buckets=args.buckets)
     print(format_report(report))
     return 0 if report.is_trainable else 1
 
@@ -97,6 +107,8 @@ def _takes_pairs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="folder, file or hub id of a pair set")
     parser.add_argument("--split", metavar="NAME", default="train", help="of a set with several (default train)")
     parser.add_argument("--model", metavar="PATH", help="checkpoint (folder, id, shapes) whose cut captions count")
+    help_of_buckets = "side and bucket_step of a run whose buckets are told, such as 1024 64"
+    parser.add_argument("--buckets", metavar=("SIDE", "STEP"), type=int, nargs=2, help=help_of_buckets)
 
 
 def _takes_plan(parser: argparse.ArgumentParser) -> None:
@@ -131,6 +143,15 @@ COMMANDS = {
         )
         for name, (cls, _) in ALGORITHMS.items()
     },
+    **{
+        f"doctor {name}": Command(
+            f"say what is wrong with a run of `rpo train {name}`, in under a minute; trains nothing",
+            partial(takes_config, is_run=False),
+            partial(doctor, cls),
+            f"rpo.runs.train_config:{cls}",
+        )
+        for name, (cls, _) in ALGORITHMS.items()
+    },
     **CURATE,
     "align": Command(
         "rounds of drawing, curating and training: Rich Preference Optimization from end to end",
@@ -152,6 +173,7 @@ COMMANDS = {
 GROUPS = {
     "train": "train a checkpoint",
     "plan": "parameters, memory, disk and cost of a run, before any weight is read",
+    "doctor": "all that is wrong with a run, a line each with its remedy, before it is started",
     "curate": "make preference pairs that say why; `rpo curate CONFIG` is `rpo curate run CONFIG`",
     "data": "look at preference data",
     "shapes": "the embedded model",
@@ -168,7 +190,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `rpo`; None for those of this process.
 
     Returns:
-        The exit code: 0, 1 for an untrainable set, 2 for wrong input, 130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
+        The exit code: 0, 1 for an untrainable set or a run with a fault, 2 for wrong input, 130 by Ctrl-C, 143 by
+        SIGTERM, 129 by SIGHUP.
     """
     # Threads that wait by spinning take the core that a neighbour needs: by OpenMP's default, one busy neighbour costs
     # two thirds of the speed. Those that sleep at once are a tenth to a third slower alone; a short spin costs neither.

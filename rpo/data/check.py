@@ -41,6 +41,8 @@ class CheckReport:
     """How many captions the text encoder cuts, in a sentence."""
     faults: list[str]
     """Rows that are no record."""
+    buckets: str = ""
+    """The sizes that it would be trained at, in a sentence."""
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     """(width, height) to number of images."""
     changes: Counter[str] = field(default_factory=Counter)
@@ -75,12 +77,18 @@ class _Look:
 
 
 def check_pairs(
-    source: PairSource, *, split: str = "train", model: str | None = None, progress: Progress | None = None
+    source: PairSource,
+    *,
+    split: str = "train",
+    model: str | None = None,
+    buckets: tuple[int, int] | None = None,
+    progress: Progress | None = None,
 ) -> CheckReport:
     """Read a whole set and say what it is and what is wrong with it.
 
     Args:
         model: Checkpoint whose tokenizer counts the captions that are too long; None counts words.
+        buckets: Sides of the canvas and `bucket_step` of a run, whose buckets are told.
     """
     found = scan(source, split=split)
     words = [len(pair.prompt.split()) for pair in found.pairs] or [0]
@@ -96,11 +104,24 @@ def check_pairs(
         faults=found.faults,
     )
     names: dict[bytes, str] = {}
+    sound: list[PreferencePair] = []
     for done, (pair, look) in enumerate(_looks(found.pairs), start=1):
         _take(report, pair, look, names)
+        sound += [] if look.errors else [pair]
         if progress is not None:
             progress(done, len(found.pairs))
+    report.buckets = _buckets(sound, *buckets) if buckets else ""
     return report
+
+
+def _buckets(pairs: Sequence[PreferencePair], side: int, step: int) -> str:
+    from rpo.data.buckets import make_buckets  # not at the top: it loads torch
+    from rpo.types import Canvas
+
+    try:
+        return "; ".join(make_buckets(pairs, Canvas(side, side), step).notes())
+    except ValueError as error:
+        return str(error)
 
 
 def _looks(pairs: Sequence[PreferencePair]) -> Iterator[tuple[PreferencePair, _Look]]:
@@ -172,6 +193,7 @@ def format_report(report: CheckReport) -> str:
         "records": f"{report.records}" + (f"; left out: {left_out}" if left_out else ""),
         "prompts": f"{report.distinct_prompts} distinct, {least} to {most} words (median {middle:g})",
         "images": f"{sizes or 'none'}{more_sizes}",
+        "buckets": report.buckets,
         "margins": _margins(report.margins),
         "captions": report.long_captions,
         "decoded": ", ".join(f"{count} {what}" for what, count in report.changes.most_common()),

@@ -1,14 +1,12 @@
 """From the columns of somebody's table to a preference record: one function per known form.
 
-Preference sets of other tools are not read. Each is named, so that the advice is one that helps, and nothing is trained
-on that was half understood.
+A set of another form is named where it is known, so that the advice is one that helps, and nothing is trained on that
+was half understood.
 """
 
 import math
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 from rpo.data.image_facts import ImageSource
@@ -17,7 +15,7 @@ from rpo.errors import InputError
 from rpo.files.text import text_fault
 
 Row = Mapping[str, object]
-FormName = Literal["native", "files", "pickapic"]
+FormName = Literal["native", "files", "pickapic", "rapidata", "rapidata_weighted", "hpdv3"]
 AnyForm = FormName | Literal["auto"]
 """The form that a caller says a table has; "auto" looks at the columns."""
 
@@ -82,7 +80,22 @@ FORMS: dict[FormName, Form] = {
     "native": Form(("prompt",), ("chosen", "rejected"), _OPTIONAL, "original"),
     "files": Form(("prompt",), ("chosen_file_name", "rejected_file_name"), _OPTIONAL, "original_file_name"),
     "pickapic": Form(("caption", "label_0"), ("jpg_0", "jpg_1"), ("has_label", "label_1")),
+    "rapidata": Form(("prompt", "votes_image1", "votes_image2"), ("image1", "image2"), ()),
+    "rapidata_weighted": Form(
+        ("prompt", "weighted_results_image1_preference", "weighted_results_image2_preference"),
+        ("image1", "image2"),
+        (),
+    ),
+    "hpdv3": Form(("prompt",), ("path1", "path2"), ()),
 }
+"""By name; of HPDv3 the first image is the preferred one, of Rapidata's the one with more votes."""
+
+_NOT_TEXT = ("prompt", "caption", "source", "key", "has_label")
+NUMERIC = {
+    *NUMBERS,
+    *{column for form in FORMS.values() for column in form.text + form.optional} - {*_NOT_TEXT, *DETAIL_COLUMNS},
+}
+"""Columns of numbers."""
 
 
 def recognise(columns: Collection[str], origin: str, form: AnyForm = "auto") -> FormName:
@@ -114,6 +127,8 @@ def parse(form: FormName, row: Row, image_of: Callable[[str], ImageSource], *, n
     """The record that a row holds, or why it holds none."""
     if form == "pickapic":
         return _parse_pickapic(row, image_of, name)
+    if form.startswith("rapidata"):
+        return _parse_votes(form, row, image_of, name)
     images = FORMS[form].images
     details: dict[str, str | int | float] = {}
     for column in DETAIL_COLUMNS:
@@ -152,6 +167,19 @@ def _parse_pickapic(row: Row, image_of: Callable[[str], ImageSource], name: str)
     return PreferencePair(prompt, image_of(chosen), image_of(rejected), source="pickapic", name=name)
 
 
+def _parse_votes(
+    form: FormName, row: Row, image_of: Callable[[str], ImageSource], name: str
+) -> PreferencePair | Dropped:
+    (prompt, *columns), images = FORMS[form].text, FORMS[form].images
+    first, second = votes = [_number(row, column, name) for column in columns]
+    if None in votes or first == second:
+        return Dropped("unlabelled" if None in votes else "tie")
+    (less, rejected), (more, chosen) = sorted(zip(votes, images, strict=True))
+    return PreferencePair(
+        _text(row, prompt, name), image_of(chosen), image_of(rejected), more, less, source="rapidata", name=name
+    )
+
+
 def _text(row: Row, column: str, name: str) -> str:
     value = row.get(column)
     if not isinstance(value, str):
@@ -177,57 +205,17 @@ def _number(row: Row, column: str, name: str, kind: type[int] | type[float] = fl
 
 _TO_METADATA = "write metadata.jsonl in its folder, a line a pair, with prompt, chosen_file_name and rejected_file_name"
 _BY_COLUMNS = (
-    ("HPDv2", {"image_path", "human_preference"}, "of image_path the one whose human_preference is 1 is chosen"),
-    ("HPDv2 (ranked)", {"image_path", "rank"}, "of two images of image_path the chosen one has the lower rank"),
-    ("HPDv3", {"path1", "path2"}, "unpack its images; by its card path1 is the chosen one and path2 the rejected"),
-    ("InvokeAI", {"image_0", "image_1", "prefer_0", "prefer_1"}, "the chosen image is the one whose prefer_ is true"),
-    ("WebDataset", {"__key__"}, "unpack the tar files; the images of a pair have one key"),
+    ("HPDv2", {"image_path", "human_preference"}, f"{_TO_METADATA}: the chosen image has human_preference 1"),
+    ("HPDv2 (ranked)", {"image_path", "rank"}, f"{_TO_METADATA}: of two images the chosen one has the lower rank"),
+    ("InvokeAI", {"image_0", "image_1", "prefer_0", "prefer_1"}, f"{_TO_METADATA}: the chosen image's prefer_ is true"),
+    ("WebDataset", {"__key__"}, "download its tar files, and give their folder"),
 )
-"""Name of the tool or set, columns that give it away, and which image is the chosen one."""
-
-_FOLDERS = (("win", "lose"), ("winner", "loser"), ("winners", "losers"), ("chosen", "rejected"), ("good", "bad"))
-_TABLES = (".csv", ".tsv", ".xlsx", ".txt")
-_KEY = re.compile(rb'"([A-Za-z_0-9]+)"\s*:')
-_LOOK = 1 << 16  # bytes of a JSON file in which the keys of its first object are
+"""Name of the tool or set, columns that give it away, and what to do with it."""
 
 
 def _foreign_columns(columns: Collection[str]) -> str:
     """What a table with these columns is and what to do with it; empty for one that nobody knows."""
-    for name, marks, which in _BY_COLUMNS:
+    for name, marks, advice in _BY_COLUMNS:
         if marks <= set(columns):
-            return f"this is a set of {name}, which is not read as it is; {_TO_METADATA}: {which}"
+            return f"this is a set of {name}, which is not read as it is; {advice}"
     return ""
-
-
-def foreign_source(path: Path) -> str:
-    """The same of a file or folder on this disk, as far as its name and first bytes tell."""
-    if path.is_dir():
-        return _foreign_folder(path)
-    if path.suffix == ".tar" or path.name.endswith((".tar.gz", ".tgz")):
-        return _foreign_columns(("__key__",))
-    if path.suffix == ".json" and path.is_file():
-        known = _foreign_columns(_first_keys(path))
-        return known or f"this is a JSON file, which is not read as it is; {_TO_METADATA}"
-    if path.suffix in _TABLES and path.is_file():
-        return f"this is a {path.suffix} file, which is not read as it is; {_TO_METADATA}, or save the table as parquet"
-    return ""
-
-
-def _foreign_folder(path: Path) -> str:
-    inside = {child.name.lower(): child for child in path.iterdir()}
-    for sides in _FOLDERS:
-        if all(side in inside and inside[side].is_dir() for side in sides):
-            return (
-                f"this is a folder of {sides[0]}/ and {sides[1]}/, which does not say what belongs together; "
-                f"{_TO_METADATA}: two images of one name make a pair, its prompt is the caption beside the one in "
-                f"{sides[0]}/"
-            )
-    if any(name.endswith(".tar") for name in inside):
-        return _foreign_columns(("__key__",))
-    files = (child for name, child in sorted(inside.items()) if name.endswith(".json") and child.is_file())
-    return next((known for file in files if (known := _foreign_columns(_first_keys(file)))), "")
-
-
-def _first_keys(path: Path) -> set[str]:
-    with path.open("rb") as file:
-        return {key.decode("ascii") for key in _KEY.findall(file.read(_LOOK))}

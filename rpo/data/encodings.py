@@ -45,6 +45,8 @@ class LatentRequest:
     """Reads the pixels; called only when they must be encoded."""
     name: str = field(compare=False, repr=False)
     """What messages call it."""
+    told: tuple[int, ...] = field(compare=False, repr=False)
+    """Sizes of image, window and canvas; see `PairTransform.told`."""
 
 
 def latent_requests(
@@ -55,7 +57,12 @@ def latent_requests(
     windows = transform.windows(facts[0].size, facts[1].size, draw)
     first, second = (
         LatentRequest(
-            one.digest, transform.key, window, partial(transform.load, pair, side, window), f"{pair.name} ({side})"
+            one.digest,
+            transform.key,
+            window,
+            load=partial(transform.load, pair, side, window),
+            name=f"{pair.name} ({side})",
+            told=transform.told(one.size, window),
         )
         for side, one, window in zip(SIDES, facts, windows, strict=True)
     )
@@ -64,10 +71,16 @@ def latent_requests(
 
 def original_request(pair: PreferencePair, transform: PairTransform, draw: TransformDraw) -> LatentRequest:
     """What to ask for the image that a pair's two are edits of: cut as they are."""
-    sizes = pair.facts("chosen").size, pair.facts("original").size
-    _, window = transform.windows(*sizes, draw)
-    load, digest = partial(transform.load, pair, "original", window), pair.facts("original").digest
-    return LatentRequest(digest, transform.key, window, load, f"{pair.name} (original)")
+    facts = pair.facts("original")
+    _, window = transform.windows(pair.facts("chosen").size, facts.size, draw)
+    return LatentRequest(
+        facts.digest,
+        transform.key,
+        window,
+        load=partial(transform.load, pair, "original", window),
+        name=f"{pair.name} (original)",
+        told=transform.told(facts.size, window),
+    )
 
 
 @dataclass(frozen=True)
@@ -194,10 +207,11 @@ class DifferenceRequest:
 
 
 def grid_difference(
-    first: Float[Tensor, "3 height width"], second: Float[Tensor, "3 height width"], *, grid: tuple[int, int]
+    first: Float[Tensor, "3 height width"], second: Float[Tensor, "3 height width"], *, cell: int
 ) -> Float[Tensor, "h w"]:
     """Absolute difference of two images in [0, 1], mean over channels and over the area of each cell of a grid."""
     difference = (first - second).abs().mean(dim=0)
+    grid = [side // cell for side in difference.shape]
     return F.interpolate(difference[None, None], size=grid, mode="area")[0, 0]
 
 
@@ -210,14 +224,18 @@ class PairDifferences(TensorCache[DifferenceRequest]):
     as long as memory allows, and pairs that share an image are best asked for one after the other.
 
     Example:
-        >>> differences = PairDifferences("cache", grid=(64, 64))
+        >>> differences = PairDifferences("cache", cell=8)
         >>> differences.of([differences.request(pair, *latent_requests(pair, transform, draw))])
     """
 
-    def __init__(self, folder: str | Path, *, grid: tuple[int, int], memory: Memory | None = None) -> None:
-        """Open or create `differences.sqlite` in a folder; decoded images lie in the memory, too."""
+    def __init__(self, folder: str | Path, *, cell: int, memory: Memory | None = None) -> None:
+        """Open or create `differences.sqlite` in a folder; decoded images lie in the memory, too.
+
+        Args:
+            cell: Pixels along a side of one cell of the latents.
+        """
         super().__init__(Path(folder) / "differences.sqlite", memory=memory)
-        self._grid = grid
+        self._cell = cell
 
     def request(self, pair: PreferencePair, chosen: LatentRequest, rejected: LatentRequest) -> DifferenceRequest:
         """What to ask for one use of a pair, whose images are requested by `remembering`."""
@@ -239,13 +257,13 @@ class PairDifferences(TensorCache[DifferenceRequest]):
         return self.fetch(requests)
 
     def _key_of(self, request: DifferenceRequest) -> bytes:
-        return hashlib.sha256(f"{self._grid}/{request!r}".encode()).digest()
+        return hashlib.sha256(f"{self._cell}/{request!r}".encode()).digest()
 
     def _name_of(self, request: DifferenceRequest) -> str:
         return f"{request.chosen.name} against {request.rejected.name}"
 
     def _encode(self, read: Sequence[DifferenceRequest]) -> Tensor:
-        return torch.stack([grid_difference(one.chosen.load(), one.rejected.load(), grid=self._grid) for one in read])
+        return torch.stack([grid_difference(one.chosen.load(), one.rejected.load(), cell=self._cell) for one in read])
 
     def _load(self, request: LatentRequest) -> Float[Tensor, "3 height width"]:
         if (small := self._memory.get(request)) is not None:

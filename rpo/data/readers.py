@@ -1,10 +1,11 @@
-"""Finding preference records: a folder with `metadata.jsonl`, parquet, Pick-a-Pic, any `datasets` id.
+"""Finding preference records: folders and files on this disk, tables and ids of `datasets`, rows of a program.
 
 `scan` reads everything and collects what is wrong with single records; `read_pairs` is `scan` and refuses a set in
 which anything is wrong. Rows without a preference (ties, unlabelled ones) are left out and counted: a tie that is kept
 would count as a win of its first image.
 """
 
+import atexit
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,19 +13,20 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 import numpy as np
 from filelock import FileLock
 from PIL.Image import Image
 
-from rpo.data.columns import FORMS, AnyForm, Dropped, FormName, Row, foreign_source, ignored, parse, recognise
+from rpo.data.columns import FORMS, AnyForm, Dropped, FormName, Row, ignored, parse, recognise
 from rpo.data.image_facts import ImageSource
-from rpo.data.own_files import own_file
 from rpo.data.pixels import rgb
 from rpo.data.preference import PairSet, PreferencePair, counted, encode_png, recalled_pairs, require_sound
+from rpo.data.rows import RowFiles, lines_of, open_rows, require_split
 from rpo.data.tables import (
-    ONLY_SPLIT,
     Cell,
     Home,
     encoded_bytes,
@@ -33,16 +35,17 @@ from rpo.data.tables import (
     home_of_table,
     open_stream,
     open_table,
-    require_split,
 )
 from rpo.data.writers import METADATA, RecordFolder
 from rpo.errors import InputError
-from rpo.files.whole import append_line, mend_last_line, numbered_lines, parse_line, read_lines
+from rpo.files.whole import append_line, mend_last_line, read_lines
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
 
-PairSource: TypeAlias = "str | Path | PairSet | Dataset | DatasetDict | Sequence[Mapping[str, object] | PreferencePair]"
+PairSource: TypeAlias = (
+    "str | Path | PairSet | Dataset | DatasetDict | IterableDataset | Sequence[Mapping[str, object] | PreferencePair]"
+)
 """What holds pairs: a folder, a file, a hub id; or, from a program, a set, a table, a list of rows or of records."""
 
 _LEFT_OUT = "left_out.jsonl"
@@ -88,13 +91,13 @@ def read_pairs(
     """Read a preference set, and refuse it if any of its records is not sound.
 
     Args:
-        source: A folder with `metadata.jsonl`, a `.jsonl` or `.parquet` file, a folder of parquet files, a table saved
-            by `datasets`, a `datasets` id; or, from a program, a table of `datasets` or a list of rows, whose images
-            may be PIL's.
+        source: A folder with `metadata.jsonl` or `metadata.csv`, of `chosen` and `rejected` images, of `.jsonl`,
+            `.tar` or parquet files; such a file, or a `.json` list; a table saved by `datasets`, a `datasets` id; or,
+            from a program, a table of `datasets` or a list of rows, whose images may be PIL's.
         split: Which split of a source that has several.
-        form: The columns to expect: "native" (prompt, chosen, rejected), "files" (prompt, chosen_file_name,
-            rejected_file_name) or "pickapic" (caption, jpg_0, jpg_1, label_0); "auto" looks.
-        limit: Read only the first rows of the source; ties count as rows.
+        form: The columns to expect, by a name of `rpo.data.columns.FORMS`: "native" (prompt, chosen, rejected),
+            "files" (prompt, chosen_file_name, rejected_file_name), "pickapic" …; "auto" looks.
+        limit: Read only the first rows of the source; ties count as rows. An `IterableDataset` needs one.
         streaming: Take the first `limit` rows of a remote source without downloading the rest. They are kept in a
             local folder, and a later call goes on where an earlier one ended.
         cache_dir: Where downloads and streamed rows are kept; None for the place where `datasets` keeps its own.
@@ -154,23 +157,18 @@ def scan(
     if isinstance(source, PairSet):
         return Scan(source.origin, list(source)[:limit], [], Counter(source.dropped), source.ignored_columns)
     if not isinstance(source, str | Path):
-        return _scan_given(source, split, form, limit)
-    path = Path(source)
-    metadata = path / METADATA if path.is_dir() else path
-    if metadata.suffix == ".jsonl" and metadata.is_file():
-        require_split(metadata, split, ONLY_SPLIT)
+        return _scan_given(source, split, form, limit, cache_dir)
+    if files := open_rows(Path(source), split):
         if streaming:
-            raise InputError(f"{metadata} is on this disk already; expected a remote source; do not stream it")
-        return _scan_jsonl(metadata, form, limit)
-    if foreign := foreign_source(path):
-        raise InputError(f"{source}: {foreign}")
+            raise InputError(f"{files.origin} is on this disk already; expected a remote source; do not stream it")
+        return _scan_rows(files, form, limit)
     if streaming:
         return _scan_stream(source, split, form, limit, cache_dir)
     table = open_table(source, split=split, cache_dir=cache_dir)
     return _scan_table(table, str(source), form, limit, home_of(source, cache_dir))
 
 
-def _scan_given(source: object, split: str, form: AnyForm, limit: int | None) -> Scan:
+def _scan_given(source: object, split: str, form: AnyForm, limit: int | None, cache_dir: str | Path | None) -> Scan:
     """What a program hands in: a table of `datasets`, or a list of rows or records."""
     if isinstance(source, Sequence) and not isinstance(source, bytes):
         found, columns = Scan("pairs"), set[str]()
@@ -180,12 +178,16 @@ def _scan_given(source: object, split: str, form: AnyForm, limit: int | None) ->
     import datasets  # not at the top: it takes most of a second to load
 
     table = source
-    if isinstance(source, datasets.DatasetDict):
+    if isinstance(source, datasets.DatasetDict | datasets.IterableDatasetDict):
         splits = cast("Mapping[str, Dataset]", source)
         require_split("the table", split, *splits)
         table = splits[split]
     if isinstance(table, datasets.Dataset):
         return _scan_table(encoded_images(table), "the table", form, limit, home_of_table(table))
+    if isinstance(table, datasets.IterableDataset):
+        most, folder = _limit_of("the table", limit), mkdtemp(prefix="given-", dir=_streams(cache_dir))
+        atexit.register(rmtree, folder, ignore_errors=True)  # nothing tells whether the next one is the same
+        return _scan_copy(encoded_images(table), Path(folder) / "rows", form, most, "the table", home_of_table(table))
     raise InputError(
         f"pairs are a {type(source).__name__}; expected a folder, a file, a hub id, a Dataset, or a list of rows with "
         "prompt, chosen and rejected; give one of these"
@@ -213,29 +215,19 @@ def _given(row: object, name: str, form: AnyForm, unused: set[str]) -> Preferenc
     return parse(found_form, columns, image_of, name=name)
 
 
-def _scan_jsonl(path: Path, form: AnyForm, limit: int | None) -> Scan:
+def _scan_rows(files: RowFiles, form: AnyForm, limit: int | None) -> Scan:
     columns: set[str] = set()
 
-    def read(text: str, name: str) -> PreferencePair | Dropped:
-        row = parse_line(text, name)
+    def read(name: str, row_of: Callable[[], Row]) -> PreferencePair | Dropped:
+        row = row_of()
         found_form = recognise(row, name, form)
         columns.update(ignored(row, found_form))
-        return parse(found_form, row, partial(_named_file, row, path.parent, name), name=name)
+        return parse(found_form, row, partial(files.image_of, row, name), name=name)
 
-    found = Scan(str(path))
-    for name, text in islice(numbered_lines(path), limit):
-        found.take(partial(read, text, name))
+    found = Scan(str(files.origin))
+    for name, row_of in islice(files.rows, limit):
+        found.take(partial(read, name, row_of))
     return replace(found, ignored_columns=tuple(sorted(columns)))
-
-
-def _named_file(row: Row, folder: Path, name: str, column: str) -> Path:
-    file_name = row[column]
-    if not isinstance(file_name, str) or not file_name:
-        raise InputError(f"{name}: {column} is {file_name!r}; expected a file name; mend or remove the record")
-    try:
-        return own_file(folder, file_name)
-    except ValueError as error:
-        raise InputError(f"{name}: {column} {error}") from error
 
 
 def _scan_table(table: "Dataset", origin: str, form: AnyForm, limit: int | None, home: Home) -> Scan:
@@ -254,27 +246,45 @@ def _scan_table(table: "Dataset", origin: str, form: AnyForm, limit: int | None,
 def _scan_stream(
     source: str | Path, split: str, form: AnyForm, limit: int | None, cache_dir: str | Path | None
 ) -> Scan:
-    """The first rows of a remote source, brought onto this disk so that training can index them.
+    """The first rows of a remote source; a later call goes on where an earlier one of the same version ended."""
+    most = _limit_of(source, limit)
+    rows, fingerprint = open_stream(source, split=split, cache_dir=cache_dir)
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", str(source)).strip("-")[-60:]
+    folder = _streams(cache_dir) / f"{slug}-{fingerprint}"
+    return _scan_copy(rows, folder, form, most, str(source), home_of(source, cache_dir))
+
+
+def _limit_of(origin: object, limit: int | None) -> int:
+    if limit is None:
+        raise InputError(
+            f"{origin}: read row by row without a limit; expected the number of rows to keep; give limit=…"
+        )
+    return limit
+
+
+def _streams(cache_dir: str | Path | None) -> Path:
+    import datasets  # not at the top: it takes most of a second to load
+
+    streams = Path(datasets.config.HF_DATASETS_CACHE) / "rpo_streams" if cache_dir is None else Path(cache_dir)
+    streams.mkdir(parents=True, exist_ok=True)
+    return streams
+
+
+def _scan_copy(rows: "IterableDataset", place: Path, form: AnyForm, limit: int, origin: str, home: Home) -> Scan:
+    """The first rows of what can only be iterated over, brought onto this disk so that training can index them.
 
     Each row leaves one line, with its number in the source: in `metadata.jsonl` if it is a record, in `left_out.jsonl`
     with the reason if it is not. The largest number says where to go on, so an interrupted call loses nothing. The
     folder's name covers the version of the source: when that changes, a new folder is begun.
     """
-    if limit is None:
-        raise InputError(f"{source}: streaming=True without a limit; expected the number of rows to keep; give limit=…")
-    rows, fingerprint = open_stream(source, split=split, cache_dir=cache_dir)
-    columns = rows.column_names or list(next(iter(rows)))
-    found_form = recognise(columns, str(source), form)
-    import datasets  # not at the top: it takes most of a second to load
-
-    streams = Path(datasets.config.HF_DATASETS_CACHE) / "rpo_streams" if cache_dir is None else Path(cache_dir)
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", str(source)).strip("-")[-60:]
-    folder = streams / f"{slug}-{fingerprint}-{found_form}"
+    columns = rows.column_names or list(next(iter(rows), {}))
+    found_form = recognise(columns, origin, form)
+    folder = place.with_name(f"{place.name}-{found_form}")
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):  # the ranks of one training run read the same source at once
-        _copy(rows, folder, found_form, limit, str(source), home_of(source, cache_dir))
-    kept = _scan_jsonl(folder / METADATA, "files", limit=None)
-    found = Scan(str(source), [pair for pair in kept.pairs if _row_number(pair.details) < limit])
+        _copy(rows, folder, found_form, limit, origin, home)
+    kept = _scan_rows(lines_of(folder / METADATA), "files", limit=None)
+    found = Scan(origin, [pair for pair in kept.pairs if _row_number(pair.details) < limit])
     for row in read_lines(folder / _LEFT_OUT):
         if _row_number(row) < limit:
             found.faults.extend([str(row["fault"])] if "fault" in row else [])

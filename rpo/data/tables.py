@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+from PIL.Image import Image
+
 from rpo.data.image_facts import stamp_of
 from rpo.data.own_files import is_own, own_file, read_regular
+from rpo.data.pixels import rgb
+from rpo.data.preference import encode_png
+from rpo.data.rows import ONLY_SPLIT, require_split
 from rpo.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,9 +23,6 @@ if TYPE_CHECKING:
 # `datasets` is imported where it is used: it takes most of a second to load.
 
 Table = TypeVar("Table", "Dataset", "IterableDataset")
-
-ONLY_SPLIT = "train"
-"""What the one split of a file or folder is called that has no others."""
 
 _MADE_BY_THE_CALLER = (None, "generator", "imagefolder")  # builders whose cells name no file of somebody else's choice
 
@@ -51,7 +54,7 @@ def home_of(source: str | Path, cache_dir: str | Path | None) -> Home:
     return Home(None, (repository, unpacked), str(source))
 
 
-def home_of_table(table: "Dataset") -> Home:
+def home_of_table(table: "Dataset | IterableDataset") -> Home:
     """The same of a table that the caller opened: any path from the root, unless a file of cells said it."""
     is_callers = table.info.builder_name in _MADE_BY_THE_CALLER
     return Home(None, (Path(Path.cwd().anchor),) if is_callers else ())
@@ -93,14 +96,6 @@ def open_stream(source: str | Path, *, split: str, cache_dir: str | Path | None)
     # `hash` covers the commit of a hub id and the dates of local files.
     version = f"{builder.dataset_name} {builder.config_id} {builder.hash} {split}"
     return encoded_images(rows), hashlib.sha256(version.encode()).hexdigest()[:16]
-
-
-def require_split(source: object, split: str, *known: str) -> None:
-    """Refuse a split that a source does not have: reading another would train on what should be held out."""
-    if split not in known:
-        raise InputError(
-            f"{source}: there is no split {split!r}; expected one of {', '.join(dict.fromkeys(known))}; name one"
-        )
 
 
 def encoded_images(table: Table) -> Table:
@@ -159,7 +154,9 @@ def _stamp_of_bytes(table: "Dataset", column: str) -> str | None:
 
 
 def encoded_bytes(value: object, home: Home) -> bytes:
-    """The encoded image that the value of a cell stands for: its bytes, or the file that it names."""
+    """The encoded image that the value of a cell stands for: its pixels or bytes, or the file that it names."""
+    if isinstance(value, Image):
+        return encode_png(np.asarray(rgb(value)))
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if not value or not isinstance(value, str | bytes):

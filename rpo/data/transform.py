@@ -108,6 +108,11 @@ class PairTransform:
             values = values[:, ::-1]
         return torch.from_numpy(values.copy()).permute(2, 0, 1).contiguous().float() / 255
 
+    def told(self, size: Size, window: Window) -> tuple[int, ...]:
+        """What SDXL is told of an image of `size`: its height and width, the window's top and left, and the canvas."""
+        left = self._scaled(size)[0] - self.canvas.width - window.left if window.flip else window.left
+        return *size[::-1], window.top, left, *self.canvas
+
     def load(self, pair: PreferencePair, side: Picture, window: Window) -> Float[Tensor, "3 height width"]:
         """Read, decode and cut one image of a pair."""
         return self.pixels(pair.decode(side), window)

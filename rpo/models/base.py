@@ -227,7 +227,8 @@ class Family(Protocol):
         """The network's output: what `prediction_type` says, for a timestep in `[0, num_train_timesteps]`.
 
         Where guidance is embedded, its scale is in the embedding, as "guidance", one number per sample. What is shown
-        of an image that is edited is there as `ORIGINAL`.
+        of an image that is edited is there as `ORIGINAL`. In training the sizes of images may be there too; see
+        `Conditioning.told`.
         """
         ...
 

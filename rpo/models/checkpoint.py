@@ -179,13 +179,23 @@ class Checkpoint:
         (height, width), cell = self.family.native(self.pipe), self.family.cell(self.pipe)
         return Canvas(height * cell, width * cell)
 
+    @property
+    def cell(self) -> int:
+        """Pixels along a side of one cell of the latents."""
+        return self.family.cell(self.pipe)
+
+    @property
+    def side_unit(self) -> int:
+        """Pixels of which the sides of an image have to be multiples: what a cell, or a patch of them, covers."""
+        return self.cell * self.family.patch(self.pipe)
+
     def canvas_of(self, size: int | Sequence[int] | None) -> Canvas:
         """The canvas that a setting asks for: a side, (height, width), or nothing for the native one.
 
         Raises `InputError` if a side does not divide by what one cell of the denoiser covers.
         """
         height, width = self.canvas if size is None else (size, size) if isinstance(size, int) else size
-        factor = self.family.cell(self.pipe) * self.family.patch(self.pipe)
+        factor = self.side_unit
         if height < factor or width < factor or height % factor or width % factor:
             raise InputError(
                 f"the size is {Canvas(height, width)}, but this checkpoint needs sides that are multiples of {factor}; "

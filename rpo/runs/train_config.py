@@ -23,10 +23,11 @@ class DataConfig:
     """Which preference pairs are trained on."""
 
     source: str = ""
-    """Folder, .jsonl or parquet file, or the id of a data set on the hub; see `rpo data check`."""
+    """Folder or file (.jsonl, .csv, .json, .tar, parquet) of pairs, or the id of a data set on the hub; see
+    `rpo data check`."""
 
     split: Text = "train"
-    """Of a data set with several."""
+    """Of a set with several."""
 
     limit: Count | None = None
     """At most this many rows are read; nothing means all."""

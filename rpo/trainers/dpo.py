@@ -22,8 +22,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import final
 
-import torch
-
 from rpo.data.preference import left_out, pairs_identity
 from rpo.data.readers import PairSource, pairs_from
 from rpo.errors import InputError
@@ -37,6 +35,7 @@ from rpo.trainers.pairs.errors import Reference, denoise
 from rpo.trainers.pairs.facts import PairFacts, pair_facts, require_originals, require_scores
 from rpo.trainers.pairs.guard import ErrorGuard
 from rpo.trainers.pairs.running_statistics import RunningStatistics
+from rpo.trainers.pairs.sizes import sizes_of
 from rpo.trainers.preview import PreviewOf
 from rpo.trainers.trainer import Algorithm, Run
 from rpo.training.state import Stateful
@@ -49,7 +48,7 @@ class DPO(Algorithm[PairBatch]):
 
     Attributes:
         pairs: The set.
-        beta: The beta in force, worked out from the latents' size if the settings leave it open.
+        beta: The beta in force at the nominal size, worked out from it if the settings leave it open.
     """
 
     config: DPOConfig
@@ -77,14 +76,12 @@ class DPO(Algorithm[PairBatch]):
         if not isinstance(run.model, Checkpoint):
             raise InputError(f"the model is a {type(run.model).__name__}, but pairs are images; give a pipeline")
         self.model = run.model
-        processes, micro_batch = run.processes, config.learning.micro_batch
-        self.share = share_of(config.pairs_per_update, micro_batch, processes.index, processes.count)
-        self.canvas = self.model.canvas_of(config.resolution)
-        self.num_dims = torch.Size(self.model.latent_shape(self.canvas)).numel()
+        micro_batch, (process, processes) = config.learning.micro_batch, (run.processes.index, run.processes.count)
+        self.share = share_of(config.pairs_per_update, micro_batch, process, processes)
+        self.sizes = sizes_of(self.model, self.pairs, config, self.share.at_once)
         require_scores(self.pairs, objective)
         require_originals(self.pairs, self.model.family.edits, self.model.family.name)
-        self.beta = objective.beta or objective.default_beta(self.num_dims)
-        self.facts = PairFacts()
+        self.beta, self.facts = objective.beta or objective.default_beta(self.sizes.num_dims), PairFacts()
         self._guard = ErrorGuard(**config.error_limits, starts_at_zero=objective.starts_at_zero)
         bins, device = objective.bins, run.policy.parameters[0].device
         self.statistics = RunningStatistics(bins, decay=objective.decay, device=device) if bins else None
@@ -106,7 +103,7 @@ class DPO(Algorithm[PairBatch]):
     @cached_property
     def data(self) -> PairBatches:
         """The micro-batches; their caches are opened here, so that a refused run opens none."""
-        return pair_batches(self.model, self.pairs, self.config, self.share, self.canvas, folder=self._cache)
+        return pair_batches(self.model, self.pairs, self.config, self.share, self.sizes.buckets, folder=self._cache)
 
     def batches(self, first_update: int) -> Iterator[PairBatch]:
         """This process's micro-batches from an update on."""
@@ -122,14 +119,16 @@ class DPO(Algorithm[PairBatch]):
         mask = None if region is None or batch.difference is None else region.mask(batch.difference).repeat(2, 1, 1, 1)
         errors_of_reference, at_reference = self.reference.of(batch, mask)
         denoised = denoise(self.model, batch, mask)  # x_t, prediction and target of both sides
+        num_dims = batch.eps[0].numel()
+        beta = self.beta * (objective.default_beta(num_dims) / objective.default_beta(self.sizes.num_dims))
         chosen, rejected = denoised.errors(objective.reduction).chunk(2)
         compared = Comparison(
             chosen,
             rejected,
             errors_of_reference,
             time=batch.timestep / self.model.num_train_timesteps,
-            beta=self.beta,
-            num_dims=self.num_dims,
+            beta=beta,
+            num_dims=num_dims,
             residuals=denoised.residuals,
             **self.facts.of(batch, chosen),
         )
@@ -140,7 +139,7 @@ class DPO(Algorithm[PairBatch]):
         if region.anchor == 0 or at_reference is None:
             return output
         predictions = denoised.noise_pred, at_reference.noise_pred
-        return region.anchored(output, squared_error(*predictions, 1 - mask, reduction=objective.reduction), self.beta)
+        return region.anchored(output, squared_error(*predictions, 1 - mask, reduction=objective.reduction), beta)
 
     def prepare(self) -> None:
         """Encode what the run visits, and measure what the objective needs of the pairs."""
@@ -176,14 +175,16 @@ class DPO(Algorithm[PairBatch]):
 
     def plan(self) -> list[str]:
         """Sizes, epochs, and beta as it counts."""
-        config, objective = self.config, self.config.objective
+        config, objective, dims = self.config, self.config.objective, self.sizes.num_dims
         epochs = config.learning.updates * config.pairs_per_update / len(self.pairs)
-        ratio = self.beta / objective.default_beta(self.num_dims)
-        lines = [
-            f"{len(self.pairs)} pairs at {self.canvas} px, {epochs:.1f} epochs",
-            f"{objective.kind}: beta {self.beta:g} over {self.num_dims} dimensions, {ratio:.2g} times the paper's",
+        ratio = self.beta / objective.default_beta(dims)
+        return [
+            f"{len(self.pairs)} pairs at {self.sizes.canvas} px, {epochs:.1f} epochs",
+            f"{objective.kind}: beta {self.beta:g} over {dims} dimensions, {ratio:.2g} times the paper's",
+            *self.sizes.notes,
+            *self.model.notes_on(self.pairs.prompts),
+            left_out(self.pairs),
         ]
-        return lines + [note for note in (*self.model.notes_on(self.pairs.prompts), left_out(self.pairs)) if note]
 
     @cached_property
     def identity(self) -> dict[str, str]:
@@ -192,9 +193,8 @@ class DPO(Algorithm[PairBatch]):
 
     def previewed(self) -> PreviewOf:
         """The first prompts of the set, by a second-order solver at the pipeline's usual guidance."""
-        guidance, shown = usual_guidance(self.model), {"solver": "dpm_solver", "canvas": self.canvas}
+        guidance, shown = usual_guidance(self.model), {"solver": "dpm_solver", "canvas": self.sizes.canvas}
         return PreviewOf(self.pairs.prompts, PREVIEW_STEPS, guidance, originals=self.data.first_originals, **shown)
 
 
-PREVIEW_STEPS = 15
-"""Of DPM-Solver++, with which a preview shows what 30 to 50 steps of others would."""
+PREVIEW_STEPS = 15  # of DPM-Solver++, with which a preview shows what 30 to 50 steps of others would

@@ -46,6 +46,11 @@ class DPOConfig(TrainingConfig):
     resolution: Side | tuple[Side, Side] | None = None
     """Size of the training images in pixels: a side, or [height, width]; nothing means the checkpoint's own."""
 
+    bucket_step: Count | None = None
+    """Train images in the shape that they have, in buckets of about one shape whose sides are multiples of so many
+    pixels and whose area is at most that of `resolution`; none is enlarged. 64, or 32. Nothing crops every image to
+    one canvas."""
+
     crop: Literal["center", "random"] = "center"
     """Which part of an image of another shape is used; the same for both sides of a pair of equal sizes."""
 

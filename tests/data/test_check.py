@@ -189,3 +189,20 @@ def test_a_terminal_that_cannot_show_a_caption_ends_nothing(tmp_path):
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, capture_output=True, env=environment, cwd=ROOT, check=False)
     assert (done.returncode, b"\\u5b66" in done.stdout) == (0, True)
+
+
+def test_the_buckets_of_a_run_are_told(tmp_path, capsys):
+    sizes = [(64, 64), (64, 64), (64, 32)]
+    write_pairs(
+        tmp_path, [pair(i, chosen=png(2 * i, one), rejected=png(2 * i + 1, one)) for i, one in enumerate(sizes)]
+    )
+    assert check_pairs(tmp_path, buckets=(64, 32)).buckets == (
+        "2 buckets (height x width): 64x64 has most pairs (2), 32x64 fewest (1)"
+    )
+    main(["data", "check", str(tmp_path), "--buckets", "64", "64"])
+    assert (
+        "  buckets    metadata.jsonl:3: 64 px wide and 32 high is less than the smallest bucket"
+        in capsys.readouterr().out
+    )
+    main(["data", "check", str(tmp_path)])
+    assert "  buckets " not in capsys.readouterr().out

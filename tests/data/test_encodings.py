@@ -32,11 +32,11 @@ def test_a_difference_is_the_mean_over_channels_and_cells():
     first = torch.zeros(3, 16, 16)
     second = first.clone()
     second[0, :4, :8] = 0.6
-    assert grid_difference(first, second, grid=(2, 2)).flatten().tolist() == pytest.approx([0.1, 0, 0, 0])
+    assert grid_difference(first, second, cell=8).flatten().tolist() == pytest.approx([0.1, 0, 0, 0])
 
 
 def test_an_edited_cell_is_found_through_crop_and_mirror(tmp_path):
-    differences = PairDifferences(tmp_path, grid=(4, 4))
+    differences = PairDifferences(tmp_path, cell=8)
     pair = PreferencePair("a", image(0, patch=(8, 16)), image(0), name="pair 0")
     plain, mirrored = (asked(differences, pair, TransformDraw(flip=flip))[0] for flip in (False, True))
     expected = torch.zeros(4, 4)
@@ -51,7 +51,7 @@ def test_no_image_is_decoded_twice_and_a_second_run_decodes_none(tmp_path, monke
     monkeypatch.setattr(PairTransform, "load", lambda *args: decoded.update([args[2]]) or load(*args))
     source, edits = image(0), [image(0, patch=(8 * row, 0)) for row in range(3)]
     pairs = [PreferencePair("a", edit, source, name=f"pair {row}") for row, edit in enumerate(edits)]
-    differences = PairDifferences(tmp_path, grid=(4, 4))
+    differences = PairDifferences(tmp_path, cell=8)
     requests, images = zip(*[asked(differences, pair) for pair in pairs], strict=True)
     for both in images:  # as the latent cache does
         for one in both:
@@ -59,21 +59,21 @@ def test_no_image_is_decoded_twice_and_a_second_run_decodes_none(tmp_path, monke
     first = differences.of(requests)
     assert decoded == {"chosen": 3, "rejected": 1}
     decoded.clear()
-    again = PairDifferences(tmp_path, grid=(4, 4))
+    again = PairDifferences(tmp_path, cell=8)
     assert torch.equal(again.of([asked(again, pair)[0] for pair in pairs]), first)
     assert not decoded
 
 
 def test_remembered_pixels_are_those_that_were_read(tmp_path):
     pair = PreferencePair("a", image(0), image(1), name="pair 0")
-    _, (chosen, _) = asked(PairDifferences(tmp_path, grid=(4, 4)), pair)
+    _, (chosen, _) = asked(PairDifferences(tmp_path, cell=8), pair)
     fresh = latent_requests(pair, TRANSFORM, TransformDraw())[0].load()
     assert torch.equal(chosen.load(), fresh)
     assert torch.equal(chosen.load(), fresh)
 
 
 def test_memory_is_bounded_and_what_left_it_is_read_again(tmp_path):
-    differences = PairDifferences(tmp_path, grid=(4, 4), memory=Memory(0))
+    differences = PairDifferences(tmp_path, cell=8, memory=Memory(0))
     pair = PreferencePair("a", image(0), image(1), name="pair 0")
     request, (chosen, _) = asked(differences, pair)
     chosen.load()
@@ -86,4 +86,4 @@ def test_two_sizes_are_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"pairs.jsonl:7: the chosen image is 32x32, the rejected one 40x40; expected one size"
     ):
-        asked(PairDifferences(tmp_path, grid=(4, 4)), pair)
+        asked(PairDifferences(tmp_path, cell=8), pair)

@@ -65,8 +65,37 @@ def test_a_table_of_datasets_is_read_as_it_is(tmp_path):
     assert check_pairs(table).is_trainable
     with pytest.raises(ValueError, match=r"there is no split 'valid'; expected one of train, test"):
         read_pairs(datasets.DatasetDict(train=table, test=table), split="valid")
-    with pytest.raises(ValueError, match="^pairs are a IterableDataset; expected"):
-        read_pairs(table.to_iterable_dataset())
+
+
+def test_rows_that_can_only_be_iterated_over_are_copied_up_to_a_limit(tmp_path):
+    rows = [{"prompt": f"p{i}", "chosen": noise(2 * i), "rejected": noise(2 * i + 1), "more": i} for i in range(4)]
+    features = datasets.Features(
+        prompt=datasets.Value("string"),
+        chosen=datasets.Image(),
+        rejected=datasets.Image(),
+        more=datasets.Value("int64"),
+    )
+    whole = datasets.Dataset.from_list(rows, features=features)
+    for table in (whole.to_iterable_dataset(), datasets.IterableDataset.from_generator(lambda: iter(rows))):
+        pairs = read_pairs(table, limit=3, cache_dir=tmp_path)
+        assert [record.key for record in pairs] == [record.key for record in read_pairs(whole, limit=3)]
+        assert pairs.ignored_columns == ("more",)
+        assert shows(read_pairs(table, limit=3, cache_dir=tmp_path)[1], "rejected", 3)
+        with pytest.raises(ValueError, match="^the table: read row by row without a limit"):
+            read_pairs(table)
+    splits = datasets.IterableDatasetDict(train=whole.to_iterable_dataset(), test=whole.to_iterable_dataset())
+    assert len(read_pairs(splits, split="test", limit=2, cache_dir=tmp_path)) == 2
+
+
+def test_a_broken_row_of_an_iterable_table_is_one_fault(tmp_path):
+    rows = [
+        {"prompt": "p", "chosen": noise(0), "rejected": noise(1)},
+        {"prompt": "q", "chosen": b"x", "rejected": b"y"},
+    ]
+    table = datasets.IterableDataset.from_generator(lambda: iter(rows))
+    with pytest.raises(ValueError, match="^the table row 1: the chosen image .* cannot be decoded"):
+        read_pairs(table, limit=2, cache_dir=tmp_path)
+    assert read_pairs(table, limit=2, cache_dir=tmp_path, skip_faulty=True).dropped == {"faulty": 1}
 
 
 def test_a_table_that_the_caller_made_may_name_the_callers_files_and_a_loaded_one_may_not(tmp_path):
@@ -93,10 +122,6 @@ def hpdv2(folder):
     return write_file(folder / "train.json", json.dumps(rows).encode())
 
 
-def hpdv3(folder):
-    return write_file(folder / "HPDv3" / "train.json", b'[{"prompt": "p", "path1": "a.jpg", "path2": "b.jpg"}]').parent
-
-
 def invoke(folder):
     row = {"prompt": "p", "image_0": "a.png", "image_1": "b.png", "prefer_0": True, "prefer_1": False}
     return write_file(folder / "invoke" / "metadata.jsonl", json.dumps(row).encode()).parent
@@ -108,21 +133,11 @@ def win_lose(folder):
     return folder / "pairs"
 
 
-def shards(folder):
-    return write_file(folder / "shards" / "000.tar", b"").parent
-
-
 @pytest.mark.parametrize(
     ("make", "name", "advice"),
     [
-        (hpdv2, "HPDv2", "the one whose human_preference is 1 is chosen"),
-        (hpdv3, "HPDv3", "path1 is the chosen one"),
-        (invoke, "InvokeAI", "the chosen image is the one whose prefer_ is true"),
-        (win_lose, "win/ and lose/", "two images of one name make a pair"),
-        (shards, "WebDataset", "unpack the tar files"),
-        (lambda folder: write_file(folder / "a.tar", b""), "WebDataset", "unpack the tar files"),
-        (lambda folder: write_file(folder / "a.csv", b"a"), "a .csv file", "save the table as parquet"),
-        (lambda folder: write_file(folder / "a.json", b"{}"), "a JSON file", "write metadata.jsonl"),
+        (hpdv2, "HPDv2", "the chosen image has human_preference 1"),
+        (invoke, "InvokeAI", "the chosen image's prefer_ is true"),
     ],
 )
 def test_sets_of_other_tools_are_named_with_what_to_do(tmp_path, make, name, advice):
@@ -135,6 +150,9 @@ def test_sets_of_other_tools_are_named_with_what_to_do(tmp_path, make, name, adv
 def test_a_table_of_another_tool_is_named(tmp_path):
     rows = {"caption": ["p"], "image_0": [png(0)], "image_1": [png(1)], "prefer_0": [True], "prefer_1": [False]}
     with pytest.raises(ValueError, match="this is a set of InvokeAI"):
+        read_pairs(datasets.Dataset.from_dict(rows))
+    rows = {"__key__": ["a"], "chosen.png": [png(0)], "rejected.png": [png(1)], "txt": ["p"]}
+    with pytest.raises(ValueError, match="this is a set of WebDataset.*download its tar files"):
         read_pairs(datasets.Dataset.from_dict(rows))
 
 

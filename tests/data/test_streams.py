@@ -107,7 +107,7 @@ def test_streaming_needs_a_limit(source):
     with pytest.raises(ValueError) as error:
         stream(source, None)
     assert str(error.value) == (
-        f"{source}: streaming=True without a limit; expected the number of rows to keep; give limit=…"
+        f"{source}: read row by row without a limit; expected the number of rows to keep; give limit=…"
     )
 
 

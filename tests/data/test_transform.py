@@ -149,3 +149,20 @@ def test_a_rate_that_is_none_is_refused(rate):
     with pytest.raises(ValueError) as error:
         caption_dropped(seed=0, pair_index=0, draw_index=0, rate=rate)
     assert str(error.value) == f"caption dropping rate is {rate}; expected 0 to 1; Diffusion-DPO takes 0.2"
+
+
+@pytest.mark.parametrize("size", [(40, 30), (16, 16), (20, 50)])
+def test_what_is_told_of_a_window_finds_its_pixels(size):
+    """In the image as it is seen: scaled, and mirrored before it is cut, as in SDXL's own training."""
+    transform, image = PairTransform(Canvas(16, 24), crop="random", flip=True), noise(0, size)
+    width = max(24, 16 * size[0] // size[1])
+    scaled = image.resize((width, 24 * size[1] // size[0] if width == 24 else 16), Image.Resampling.BILINEAR)
+    mirrored = set()
+    for draw_index in range(12):
+        window, _ = transform.windows(size, size, transform.draw(seed=0, pair_index=0, draw_index=draw_index))
+        height, width, top, left, *canvas = transform.told(size, window)
+        assert (width, height) == size and canvas == [16, 24]
+        seen = scaled.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if window.flip else scaled
+        assert torch.equal(transform.pixels(image, window), expected(seen.crop((left, top, left + 24, top + 16))))
+        mirrored.add(window.flip)
+    assert mirrored == {False, True}

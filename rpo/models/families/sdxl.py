@@ -1,8 +1,8 @@
 """SDXL and its fine-tunes: a UNet that predicts noise or v, two CLIP text encoders, and three sizes beside the prompt.
 
-The UNet is told how large the original image was, where it was cropped, and how large the image is to be. rpo tells it
-what the pipeline tells it when people draw: the image's own size, twice, and no crop. So what is learnt is learnt for
-that, whatever the training images came from.
+The UNet is told how large the original image was, where it was cropped, and how large the image is to be. Of a training
+image that is what was done to it ("sizes", as in the training of SDXL); of one that is drawn it is what the pipeline
+tells when people draw: the image's own size, twice, and no crop.
 
 The autoencoder of the first release overflows in float16; its configuration says so (`force_upcast`), and it then
 computes in float32, as in the pipeline.
@@ -64,7 +64,10 @@ class StableDiffusionXL(UsualFamily):
     def forward(self, pipe: Any, network: Any, x_t: Latents, timestep: Tensor, embedding: Embedding) -> Latents:
         """One call of the UNet."""
         tokens, pooled = embedding["tokens"], embedding["pooled"]
-        height, width = (side * pipe.vae_scale_factor for side in x_t.shape[-2:])
-        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=tokens.dtype, device="cpu")
-        added = {"text_embeds": pooled, "time_ids": sizes.to(x_t.device, non_blocking=True).expand(len(x_t), -1)}
+        sizes = embedding.get("sizes")
+        if sizes is None:
+            height, width = (side * pipe.vae_scale_factor for side in x_t.shape[-2:])
+            sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=tokens.dtype, device="cpu")
+        sizes = sizes.to(x_t.device, tokens.dtype, non_blocking=True).expand(len(x_t), -1)
+        added = {"text_embeds": pooled, "time_ids": sizes}
         return network(x_t, timestep, encoder_hidden_states=tokens, added_cond_kwargs=added).sample

@@ -72,20 +72,44 @@ def gradient_check(loss: Tensor, parameters: Sequence[nn.Parameter], *, is_lora:
     )
 
 
+def kl_gradient_check(
+    gradient_norm: Callable[[], float], parameters: Sequence[nn.Parameter], *, seed: int, starts_elsewhere: bool
+) -> Check:
+    """Whether the distance from the reference has its least there, and a slope elsewhere.
+
+    Args:
+        starts_elsewhere: Whether training goes on from a LoRA that the reference is without.
+    """
+    at_reference = gradient_norm()
+    with perturbed(parameters, seed=seed):
+        off_reference = gradient_norm()
+    return Check(
+        "KL has its gradient",
+        0 < off_reference < float("inf") and (starts_elsewhere or at_reference <= ZERO * off_reference),
+        f"norm {at_reference:.2g} at the {'start' if starts_elsewhere else 'reference'}, {off_reference:.2g} off it",
+        "it should be 0 at the reference and not off it: start from the checkpoint itself, without another adapter, "
+        "and check that the adapter's layers are trainable",
+    )
+
+
 @contextmanager
 def perturbed(parameters: Sequence[nn.Parameter], *, seed: int) -> Iterator[None]:
     """Inside, every parameter is moved by noise; afterwards all are bit for bit what they were."""
-    kept = [parameter.detach().clone() for parameter in parameters]
-    squares = sum(float(value.double().square().sum()) for value in kept)
-    scale = PERTURBATION * (squares / sum(value.numel() for value in kept)) ** 0.5
+    squares = sum(float(parameter.detach().double().square().sum()) for parameter in parameters)
+    scale = PERTURBATION * (squares / sum(parameter.numel() for parameter in parameters)) ** 0.5
     generator = keyed_generator("preflight perturbation", seed)
+    with undone(parameters):
+        for parameter in parameters:
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32, device="cpu")
+            parameter.data.add_(scale * noise.to(parameter))
+        yield
+
+
+@contextmanager
+def undone(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Afterwards, every parameter is bit for bit what it was, errors or not."""
+    kept = [parameter.detach().clone() for parameter in parameters]
     try:
-        with torch.no_grad():
-            for parameter in parameters:
-                parameter.add_(
-                    scale
-                    * torch.randn(parameter.shape, generator=generator, dtype=torch.float32, device="cpu").to(parameter)
-                )
         yield
     finally:
         with torch.no_grad():

@@ -1,11 +1,12 @@
 """From a preference set to the micro-batches of a preference trainer, each a function of its position in the run alone.
 
 Position p of the run is one *visit*: a pair, and a draw for it (mirroring, time, noise, whether the caption is
-dropped). The two sides of a pair share all of these. With `draws_per_pair` the draws repeat from then on, so that what
+dropped). The two sides of a pair share all of these. The micro-batches of one moment, on all processes, are of one
+bucket of sizes. With `draws_per_pair` the draws repeat from then on, so that what
 depends on them alone, the reference's errors, can be computed once and used again in later epochs and in other runs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -15,11 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from rpo.data.buckets import Buckets
 from rpo.data.cache import Memory
 from rpo.data.encodings import (
     DifferenceRequest,
     EmbeddingCache,
-    InstructionRequest,
     LatentCache,
     LatentRequest,
     PairDifferences,
@@ -27,16 +28,16 @@ from rpo.data.encodings import (
     latent_requests,
     original_request,
 )
-from rpo.data.order import visit
+from rpo.data.order import GroupedOrder
 from rpo.data.preference import PairSet, require_two_images
 from rpo.data.transform import PairTransform, TransformDraw, caption_dropped
 from rpo.devices import uploaded
 from rpo.errors import InputError
-from rpo.models.base import ORIGINAL
 from rpo.models.checkpoint import Checkpoint
 from rpo.randomness import keyed_generator
 from rpo.trainers.dpo_config import DPOConfig
-from rpo.types import Canvas, Conditioning, Images, Latents
+from rpo.trainers.pairs.conditions import PairConditions
+from rpo.types import Conditioning, Images
 
 MIDWAY = -1
 """Number of the draw that no visit has: the pair as it is looked at before training."""
@@ -55,6 +56,11 @@ class UpdateShare:
     process: int = 0
     processes: int = 1
 
+    @property
+    def at_once(self) -> int:
+        """Pairs in the micro-batches of all processes."""
+        return self.micro_batch * self.processes
+
 
 @dataclass(frozen=True)
 class PairBatch:
@@ -68,6 +74,8 @@ class PairBatch:
     """The time that both sides of a pair share."""
     conditioning: Conditioning
     """One row per pair."""
+    sizes: Float[Tensor, "twice_batch 6"]
+    """What `Conditioning.told` tells of each image."""
     names: tuple[str, ...]
     """What a person calls the records."""
     draws: tuple[str, ...]
@@ -93,14 +101,15 @@ def share_of(pairs_per_update: int, micro_batch: int, process: int, processes: i
 
 
 def pair_batches(
-    model: Checkpoint, pairs: PairSet, config: DPOConfig, share: UpdateShare, canvas: Canvas, *, folder: Path
+    model: Checkpoint, pairs: PairSet, config: DPOConfig, share: UpdateShare, buckets: Buckets, *, folder: Path
 ) -> "PairBatches":
     """The stream that settings describe, with its caches in `folder`."""
-    memory, (_, height, width) = Memory(), model.latent_shape(canvas)
+    memory = Memory()
     return PairBatches(
         model,
         pairs,
-        transform=PairTransform(canvas, crop=config.crop, flip=config.flip),
+        buckets=buckets,
+        transforms=[PairTransform(canvas, crop=config.crop, flip=config.flip) for canvas in buckets.canvases],
         share=share,
         latents=LatentCache(
             folder,
@@ -120,7 +129,7 @@ def pair_batches(
         caption_dropout=config.caption_dropout,
         draws_per_pair=config.draws_per_pair,
         seed=config.seed,
-        differences=None if config.region is None else PairDifferences(folder, grid=(height, width), memory=memory),
+        differences=None if config.region is None else PairDifferences(folder, cell=model.cell, memory=memory),
     )
 
 
@@ -133,7 +142,8 @@ class PairBatches:
         model: Checkpoint,
         pairs: PairSet,
         *,
-        transform: PairTransform,
+        buckets: Buckets,
+        transforms: Sequence[PairTransform],
         share: UpdateShare,
         latents: LatentCache,
         embeddings: EmbeddingCache,
@@ -146,29 +156,33 @@ class PairBatches:
 
         Args:
             model: Encodes what the caches do not have, and says where batches go.
+            transforms: One for each bucket.
             draws_per_pair: How many draws a pair has before they repeat; None for a new one at each visit.
             differences: Of the two images of a pair, if batches are to say where they differ.
         """
         self.model = model
         self.pairs = pairs
-        self.transform = transform
+        self.buckets = buckets
+        self.transforms = transforms
         self.share = share
         self.latents = latents
         self.embeddings = embeddings
+        self.conditions = PairConditions(model, embeddings)
         self.caption_dropout = caption_dropout
         self.draws_per_pair = draws_per_pair
         self.seed = seed
         self.differences = differences
+        self._bucket_of = buckets.of_pair
+        self._order = GroupedOrder(buckets.counts, share.at_once, seed)
         self._two_images: set[int] = set()
 
     def __call__(self, first_update: int) -> Iterator[PairBatch]:
         """The micro-batches of this process from update `first_update` (0 is the first) on, without end."""
         share = self.share
-        step = share.micro_batch * share.processes
-        position = first_update * share.accumulate * step + share.process * share.micro_batch
+        position = first_update * share.accumulate * share.at_once + share.process * share.micro_batch
         while True:
             yield self.at(range(position, position + share.micro_batch))
-            position += step
+            position += share.at_once
 
     def at(self, positions: Sequence[int]) -> PairBatch:
         """The micro-batch of the visits at `positions`."""
@@ -178,97 +192,99 @@ class PairBatches:
         """One draw of each of `pairs` at the middle of the times, with its caption: apart from the run's own draws."""
         return self._batch([(pair, MIDWAY) for pair in pairs])
 
+    def by_size(self, pairs: Iterable[int]) -> list[list[int]]:
+        """The pairs of each bucket that has some, in order."""
+        sized: list[list[int]] = [[] for _ in self.transforms]
+        for pair in pairs:
+            sized[self._bucket_of[pair]].append(pair)
+        return [some for some in sized if some]
+
     def _batch(self, visits: Sequence[tuple[int, int]]) -> PairBatch:
         requests = [self._requests(pair, draw) for pair, draw in visits]
         chosen, rejected = zip(*requests, strict=True)
-        originals = self._originals(visits)
+        originals = [one for visit in visits for one in self._originals(*visit)]
         mean, std = self.latents.moments([*chosen, *rejected, *originals])
         (mean, shown), std = mean.tensor_split([2 * len(visits)]), std[: 2 * len(visits)]
         self._refuse_one_image([pair for pair, _ in visits], mean)
         randomness = [self._noise(pair, draw, mean.shape[1:]) for pair, draw in visits]
         timestep, eps, chosen_noise, rejected_noise = map(torch.stack, zip(*randomness, strict=True))
         device = self.model.device
+        told = torch.tensor([one.told for one in (*chosen, *rejected)], dtype=torch.float32, device="cpu")
         return PairBatch(
             uploaded(mean + std * torch.cat([chosen_noise, rejected_noise]), device),
             uploaded(eps, device),
             uploaded(timestep, device),
-            self._conditioning([self._caption(pair, draw) for pair, draw in visits], originals, shown),
+            self.conditions.of([self._caption(pair, draw) for pair, draw in visits], originals, shown),
+            uploaded(told, device),
             tuple(self.pairs[pair].name for pair, _ in visits),
             tuple(self._identity(pair, draw) for pair, draw in visits),
             tuple(pair for pair, _ in visits),
             self._difference(visits),
         )
 
-    def _conditioning(
-        self, captions: Sequence[str], originals: Sequence[LatentRequest], latents: Latents
-    ) -> Conditioning:
-        """What captions say, and what the network is shown of the images that they edit, by their latents."""
-        count, device = len(captions), self.model.device
-        nothing = [""] * (count if self._sees(originals) else 1)
-        texts = [*self._told(captions, originals), *self._told(nothing, originals)]
-        embeds = {name: uploaded(one, device) for name, one in self.embeddings.embed(texts).items()}
-        shown = {ORIGINAL: self.model.shown(uploaded(latents, device))} if originals else {}
-        return Conditioning(
-            {name: one[:count] for name, one in embeds.items()} | shown,
-            {name: one[count:].expand(count, *one.shape[1:]) for name, one in embeds.items()} | shown,
-        )
-
     def first_originals(self, prompts: Sequence[str]) -> Images | None:
         """The image that the first pair of each prompt edits, in [0, 1]; None where pairs are no edits."""
         first = {pair.prompt: index for index, pair in reversed(list(enumerate(self.pairs)))}
-        found = self._originals([(first[prompt], 0) for prompt in prompts])
-        return torch.stack([one.load() for one in found]) if found else None
+        found = [one.load() for prompt in prompts for one in self._originals(first[prompt], 0)]
+        return torch.stack(found) if found else None
 
-    def _sees(self, originals: Sequence[LatentRequest]) -> bool:
-        return bool(originals) and self.model.family.text_sees
-
-    def _told(self, captions: Sequence[str], originals: Sequence[LatentRequest]) -> list[TextRequest]:
-        """What to ask the text encoders, which may have to see the image, too."""
-        if not self._sees(originals):
-            return list(captions)
-        return [InstructionRequest(*one) for one in zip(captions, originals, strict=True)]
-
-    def _originals(self, visits: Sequence[tuple[int, int]]) -> list[LatentRequest]:
-        """The images that pairs are edits of; none where they are no edits."""
-        edited = [visit for visit in visits if self.pairs[visit[0]].original is not None]
-        return [original_request(self.pairs[pair], self.transform, self._how(pair, draw)) for pair, draw in edited]
+    def _originals(self, pair: int, draw: int) -> list[LatentRequest]:
+        """The image that a pair's two are edits of; none where they are no edits."""
+        one = self.pairs[pair]
+        return [] if one.original is None else [original_request(one, *self._how(pair, draw))]
 
     def fill_caches(self, updates: int, *, progress: bool) -> None:
         """Encode what a run of `updates` will visit and the caches lack; goes on where a killed call stopped."""
-        share = self.share
-        visits = updates * share.accumulate * share.micro_batch * share.processes
-        if not self.transform.flip and self.transform.crop == "center":
-            visits = min(visits, len(self.pairs))  # every draw of a pair has the same pixels
-        requests: dict[LatentRequest, None] = {}
-        couples: dict[DifferenceRequest, int] = {}
-        texts, encoded = dict[TextRequest, None](), self.latents.encoded
-        for pair, draw in map(self._visit, range(visits)):
-            if pair % share.processes != share.process:  # not dealt by position: a pair's draws share their latents
+        texts, encoded, draws = dict[TextRequest, None](), self.latents.encoded, dict[int, int]()
+        requests: list[dict[LatentRequest, None]] = [{} for _ in self.transforms]
+        couples: list[dict[DifferenceRequest, int]] = [{} for _ in self.transforms]
+        for pair, draw in self._visits(updates):
+            if pair % self.share.processes != self.share.process:  # by pair: its draws share their latents
                 continue
-            both, originals = self._requests(pair, draw), self._originals([(pair, draw)])
-            requests |= dict.fromkeys((*both, *originals))
+            both, originals, bucket = self._requests(pair, draw), self._originals(pair, draw), self._bucket_of[pair]
+            requests[bucket] |= dict.fromkeys((*both, *originals))
             if self.differences is not None:
-                couples[self.differences.request(self.pairs[pair], *both)] = pair
+                couples[bucket][self.differences.request(self.pairs[pair], *both)] = pair
             for caption in (self.pairs[pair].prompt, ""):
-                texts |= dict.fromkeys(self._told([caption], originals))
-        with tqdm(total=len(requests), desc="encoding images", unit="image", disable=not progress) as bar:
-            # Those of neighbouring pairs first and together: an image is read once for its latents and all its pairs.
-            ordered = sorted(couples, key=couples.__getitem__)
-            for start in range(0, len(ordered), COUPLES_AT_ONCE):
-                self._fill_both(ordered[start : start + COUPLES_AT_ONCE])
-                bar.update(min(2 * COUPLES_AT_ONCE, len(requests) - bar.n))
-            self.latents.prefetch(list(requests), progress=lambda done, _: bar.update(done - bar.n))
-        self.embeddings.prefetch(list(texts))
+                texts |= dict.fromkeys(self.conditions.requests([caption], originals))
+            draws[pair] = draw
+        with tqdm(total=sum(map(len, requests)), desc="encoding images", unit="image", disable=not progress) as bar:
+            for some, pairs in zip(requests, couples, strict=True):  # what is encoded together is of one size
+                self._fill(list(some), sorted(pairs, key=pairs.__getitem__), bar)
+        self.conditions.prefetch(list(texts))
         if self.latents.encoded > encoded:
-            first = dict(map(self._visit, range(visits)))
-            self._compare([visit for visit in first.items() if visit[0] % share.processes == share.process])
+            self._compare(draws)
 
-    def _compare(self, visits: Sequence[tuple[int, int]]) -> None:
+    def _visits(self, updates: int) -> Iterable[tuple[int, int]]:
+        """The visits of a run; of pairs whose draws all have the same pixels the first ones."""
+        visits = map(self._visit, range(updates * self.share.accumulate * self.share.at_once))
+        if any(one.flip or one.crop != "center" for one in self.transforms):
+            return visits
+        first: dict[int, int] = {}
+        for pair, draw in visits:
+            first.setdefault(pair, draw)
+            if len(first) == len(self.pairs):
+                break
+        return first.items()
+
+    def _fill(self, requests: Sequence[LatentRequest], couples: Sequence[DifferenceRequest], bar: tqdm) -> None:
+        """Encode images of one size; those of neighbouring pairs together, so that an image is read once for all."""
+        start = bar.n
+        if self.differences is not None:
+            for first in range(0, len(couples), COUPLES_AT_ONCE):
+                some = couples[first : first + COUPLES_AT_ONCE]
+                self.latents.prefetch([request for couple in some for request in (couple.chosen, couple.rejected)])
+                self.differences.prefetch(some)
+                bar.update(min(2 * COUPLES_AT_ONCE, start + len(requests) - bar.n))
+        self.latents.prefetch(requests, progress=lambda done, _: bar.update(start + done - bar.n))
+
+    def _compare(self, draws: Mapping[int, int]) -> None:
         """Refuse pairs of one image now rather than when they are visited; their latents are there already."""
-        for start in range(0, len(visits), COUPLES_AT_ONCE):
-            some = visits[start : start + COUPLES_AT_ONCE]
-            chosen, rejected = zip(*(self._requests(pair, draw) for pair, draw in some), strict=True)
-            self._refuse_one_image([pair for pair, _ in some], self.latents.moments([*chosen, *rejected])[0])
+        for pairs in self.by_size(draws):
+            for start in range(0, len(pairs), COUPLES_AT_ONCE):
+                some = pairs[start : start + COUPLES_AT_ONCE]
+                chosen, rejected = zip(*(self._requests(pair, draws[pair]) for pair in some), strict=True)
+                self._refuse_one_image(some, self.latents.moments([*chosen, *rejected])[0])
 
     def _refuse_one_image(self, pairs: Sequence[int], mean: Tensor) -> None:
         """Refuse a pair of one image; only one whose two sides are encoded alike, as two crops may be, is decoded."""
@@ -277,20 +293,18 @@ class PairBatches:
                 require_two_images(self.pairs[pair])
                 self._two_images.add(pair)
 
-    def _fill_both(self, couples: Sequence[DifferenceRequest]) -> None:
-        assert self.differences is not None
-        self.latents.prefetch([request for couple in couples for request in (couple.chosen, couple.rejected)])
-        self.differences.prefetch(couples)
-
     def _visit(self, position: int) -> tuple[int, int]:
-        pair, epoch = visit(len(self.pairs), self.seed, position)
-        return pair, epoch if self.draws_per_pair is None else epoch % self.draws_per_pair
+        bucket, place, epoch = self._order.visit(position)
+        draw = epoch if self.draws_per_pair is None else epoch % self.draws_per_pair
+        return self.buckets.members[bucket][place], draw
 
-    def _how(self, pair: int, draw: int) -> TransformDraw:
-        return self.transform.draw(seed=self.seed, pair_index=pair, draw_index=max(draw, 0))
+    def _how(self, pair: int, draw: int) -> tuple[PairTransform, TransformDraw]:
+        transform = self.transforms[self._bucket_of[pair]]
+        return transform, transform.draw(seed=self.seed, pair_index=pair, draw_index=max(draw, 0))
 
     def _requests(self, pair: int, draw: int) -> tuple[LatentRequest, LatentRequest]:
-        chosen, rejected = latent_requests(self.pairs[pair], self.transform, self._how(pair, draw))
+        transform, how = self._how(pair, draw)
+        chosen, rejected = latent_requests(self.pairs[pair], transform, how)
         if self.differences is None:
             return chosen, rejected
         return self.differences.remembering(chosen), self.differences.remembering(rejected)
@@ -318,5 +332,5 @@ class PairBatches:
         return "" if is_dropped else self.pairs[pair].prompt
 
     def _identity(self, pair: int, draw: int) -> str:
-        images = *self._requests(pair, draw), *self._originals([(pair, draw)])
-        return repr((self.seed, pair, draw, self._caption(pair, draw), *images))
+        images = *self._requests(pair, draw), *self._originals(pair, draw)
+        return repr((self.seed, pair, draw, self._caption(pair, draw), *images, [one.told for one in images]))

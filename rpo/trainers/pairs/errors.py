@@ -6,7 +6,7 @@ instead of two forwards and one backward.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
@@ -53,7 +53,8 @@ def denoise(model: DiffusionModel, batch: PairBatch, mask: Tensor | None = None)
     """One denoiser forward on both sides of every pair: x_t = alpha x_0 + sigma eps, and what it is taken for."""
     timestep, eps = torch.cat([batch.timestep, batch.timestep]), torch.cat([batch.eps, batch.eps])
     node: Node = model.node(timestep)
-    cond = batch.conditioning.select(torch.arange(len(timestep), device=timestep.device) % len(batch.timestep))
+    rows = torch.arange(len(timestep), device=timestep.device) % len(batch.timestep)
+    cond = batch.conditioning.select(rows).told(batch.sizes)
     x_t = add_noise(batch.x_0, eps, node)
     target = from_x0_eps(batch.x_0, eps, node, model.prediction_type)
     return Denoised(model.predict(x_t, timestep, cond), target, mask)
@@ -127,11 +128,10 @@ class Reference:
 
     def mid_time(self, batches: PairBatches, processes: Processes) -> Float[Tensor, " pairs"]:
         """Its error at mid-time, mean over the two sides of each pair; the same on every process and when resumed."""
-        own = list(range(processes.index, len(batches.pairs), processes.count))
+        sized = batches.by_size(range(processes.index, len(batches.pairs), processes.count))
         size, kept = batches.share.micro_batch, self._errors_by("mid-time")
         known: dict[int, float] = {}
-        for start in range(0, len(own), size):
-            some: Sequence[int] = own[start : start + size]
+        for some in (own[start : start + size] for own in sized for start in range(0, len(own), size)):
             both = kept.of(batches.midway(some), lambda batch: self.denoise(batch).errors()).view(2, -1).mean(dim=0)
             known |= dict(zip(some, both.tolist(), strict=True))
         everyone = {index: value for part in processes.gather(known) for index, value in part.items()}

@@ -38,6 +38,11 @@ class OnlineAlgorithm(Algorithm[Steps]):
         self._given = rewards, prompts
 
     @property
+    def prompts(self) -> Sequence[str]:
+        """What images are drawn of."""
+        return self._given[1]
+
+    @property
     def skips_clean_end(self) -> bool:
         """Whether a last step to perfectly clean data cannot be learnt: the DDIM step adds no noise to it."""
         return self.config.rollout.has_density and self.config.rollout.ends_without_noise

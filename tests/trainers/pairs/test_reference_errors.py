@@ -21,6 +21,7 @@ def batch_of(*draws):
         latents,
         timestep,
         Conditioning({"tokens": embeds}, {"tokens": embeds}),
+        torch.zeros(2 * len(draws), 6),
         draws,
         draws,
     )

@@ -1,0 +1,98 @@
+"""WebDataset: tar files in which the members of one key are one pair, read by their place and never unpacked.
+
+The key of `dir/000123.chosen.png` is `dir/000123`, its column `chosen`. Columns of images are read where they lie when
+somebody asks for them; `.json` has further columns, and `.txt` or `.caption` the prompt.
+"""
+
+import json
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from rpo.data.image_facts import stamp_of
+from rpo.errors import InputError
+from rpo.files.text import decode_text
+
+_TEXTS = ("txt", "caption", "text")
+_BLOCK = 512  # of a tar file: a header, and the zeros after the last member
+
+
+@dataclass(frozen=True)
+class TarMember:
+    """A file inside a tar file, read when it is called."""
+
+    path: Path
+    name: str
+    start: int
+    size: int
+
+    def __call__(self) -> bytes:
+        """Its bytes."""
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            data = file.read(self.size)
+        if len(data) != self.size:
+            raise InputError(f"{self.path} ends within {self.name}; expected a whole tar file; fetch it again")
+        return data
+
+
+@stamp_of.register
+def _(member: TarMember) -> str:
+    shard = stamp_of(member.path)
+    return shard and f"{shard}|{member.start}|{member.size}"
+
+
+def tar_rows(path: Path) -> Iterator[tuple[str, Callable[[], Mapping[str, object]]]]:
+    """Name and reader of each key, in the order of their first members; looks at headers only."""
+    keys: dict[str, list[TarMember]] = {}
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                if member.isreg() and not member.issparse():
+                    place = TarMember(path, member.name, member.offset_data, member.size)
+                    keys.setdefault(_split(member.name)[0], []).append(place)
+            if TarMember(path, "its end", archive.offset, min(_BLOCK, path.stat().st_size - archive.offset))().strip(
+                b"\0"
+            ):
+                raise tarfile.ReadError(f"a damaged header at byte {archive.offset}")
+    except tarfile.TarError as error:
+        raise InputError(
+            f"{path}: no whole tar file ({error}); expected a shard of WebDataset; fetch it again"
+        ) from error
+    for key, members in keys.items():
+        yield (name := f"{path.name}:{key}"), partial(_row, members, name)
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Key and column of a member: the name up to the first dot of its last part, and what follows."""
+    folder, slash, last = name.rpartition("/")
+    key, _, column = last.partition(".")
+    return f"{folder}{slash}{key}", column
+
+
+def _row(members: list[TarMember], name: str) -> Mapping[str, object]:
+    row: dict[str, object] = {}
+    for member in members:
+        column = _split(member.name)[1].lower()
+        if column == "json":
+            found = _json(member, name)
+        elif column in _TEXTS:
+            found = {"prompt": decode_text(member(), f"{name} ({column})").strip()}
+        else:
+            found = {column.rpartition(".")[0] or column: member}
+        if twice := sorted(found.keys() & row.keys()):
+            raise InputError(f"{name}: has {twice[0]} twice; expected one member for each; mend or remove the key")
+        row |= found
+    return row
+
+
+def _json(member: TarMember, name: str) -> dict[str, object]:
+    try:
+        found = json.loads(decode_text(member(), f"{name} (json)"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{name}: its json is none ({error}); expected an object; mend or remove the key") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{name}: its json is a {type(found).__name__}; expected an object; mend or remove the key")
+    return found
