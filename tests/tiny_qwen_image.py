@@ -16,16 +16,16 @@ WORDS = (*sorted(ByteLevel.alphabet()), "<|endoftext|>", "<|im_start|>", "<|im_e
 SCHEDULER = {"use_dynamic_shifting": True, "shift": 1.0, "base_shift": 0.5, "max_shift": 0.9, "shift_terminal": 0.02}
 
 
-def tiny_qwen() -> Qwen2_5_VLForConditionalGeneration:
+def tiny_qwen(words: int = len(WORDS), **config: int) -> Qwen2_5_VLForConditionalGeneration:
     """Two layers that read, and one that could see."""
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": TEXT_DIM}
     text = {
-        **{"vocab_size": len(WORDS), "hidden_size": TEXT_DIM, "intermediate_size": 64, "num_hidden_layers": 2},
+        **{"vocab_size": words, "hidden_size": TEXT_DIM, "intermediate_size": 64, "num_hidden_layers": 2},
         **{"bos_token_id": None, "eos_token_id": None},
         **{"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3},
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1]},
     }
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **config))
 
 
 def tiny_qwen_vae() -> AutoencoderKLQwenImage:

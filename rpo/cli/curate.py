@@ -90,7 +90,10 @@ def takes_export(parser: argparse.ArgumentParser) -> None:
     """Declare what `rpo curate export` accepts."""
     takes_run_folder(parser)
     parser.add_argument(
-        "--form", choices=("native", "parquet", "pickapic"), default="native", help="what is written (default native)"
+        "--form",
+        choices=("native", "parquet", "pickapic", "edits"),
+        default="native",
+        help="what is written; edits is for an editing model (default native)",
     )
     parser.add_argument("--to", metavar="DIR", type=Path, help="folder to write (default: export/FORM in the run)")
     parser.add_argument("--licence", metavar="ID", help="licence of the data set, for its card")

@@ -149,7 +149,9 @@ def _stages(
     stage = instructions_stage(folder, instructor, instruct_sound=config.instruct_sound)
     yield stage, {**instructor.identity, "instruct_sound": str(config.instruct_sound)}
     editor, seed = components.editor or load_editor(config.editor), config.editor.seed
-    yield edits_stage(folder, editor, seed), {**editor.identity, "licence": editor.licence, "seed": str(seed)}
+    tries = config.editor.edits_per_image
+    identity = {**editor.identity, "licence": editor.licence, "seed": str(seed), "edits_per_image": str(tries)}
+    yield edits_stage(folder, editor, seed, tries), identity
     scorer = _scorer(config, critic)
     scorer.load()
     yield scores_stage(folder, scorer, config), _scores_identity(config)

@@ -183,6 +183,10 @@ class EditorConfig:
     batch_size: Count = 4
     """Images edited at once."""
 
+    edits_per_image: Count = 1
+    """By the same instruction, from different noise. Two or more are also ordered among each other: pairs that an
+    editor learns from (`rpo curate export --form edits`)."""
+
     seed: Seed = 0
     """Of the edits; each image has a generator of its own made of it and of the record."""
 

@@ -7,13 +7,10 @@ have been made has an outcome: kept with a label, or dropped for one reason.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from rpo.curation.curate_config import DecideConfig
 from rpo.curation.records import Critique, Edit, History, Instructions, Outcome, Reason, Scores
 from rpo.errors import InputError
-
-Kind = Literal["source", "edit"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +18,8 @@ class Candidate:
     """An image that may be a side of a pair."""
 
     record: str
-    kind: Kind
+    kind: str
+    """"source", "edit", or "edit-1" and so on for further ones."""
     scores: Mapping[str, float]
     """By each reward that filters."""
 
@@ -43,14 +41,24 @@ def edit_of(history: History) -> Candidate | None:
     return None if scores is None else Candidate(history.source.id, "edit", scores)
 
 
+def edits_of(history: History) -> list[Candidate]:
+    """All edits of a record that have been scored."""
+    edit, scores = edit_of(history), history.scores
+    if edit is None or not isinstance(scores, Scores):
+        return []
+    numbered = enumerate(scores.others, start=1)
+    return [edit, *(Candidate(edit.record, f"edit-{number}", one) for number, one in numbered)]
+
+
 def outcomes_of(record: History, rules: DecideConfig) -> list[Outcome]:
-    """What becomes of an edit and its own source."""
+    """What becomes of an edit and its own source, and of several edits."""
     source, edit = source_of(record), edit_of(record)
     if edit is None:
         return [Outcome(source.name, f"{record.source.id}/edit", reason=why_not_edited(record))]
+    among = _ordered(edits_of(record), rules)
     if reason := outside_window(record, rules):
-        return [Outcome(source.name, edit.name, reason=reason)]
-    return [compare(source, edit, rules)]
+        return [Outcome(source.name, edit.name, reason=reason), *among]
+    return [compare(source, edit, rules), *among]
 
 
 def outcomes_across(first: History, second: History, rules: DecideConfig) -> list[Outcome]:
@@ -71,10 +79,13 @@ def outcomes_across(first: History, second: History, rules: DecideConfig) -> lis
 
 def outcomes_of_siblings(records: Sequence[History], rules: DecideConfig) -> list[Outcome]:
     """What becomes of the model's own images of one prompt: best against worst, second best against second, ..."""
+    return _ordered([source for source in map(source_of, records) if source.scores], rules)
+
+
+def _ordered(images: Sequence[Candidate], rules: DecideConfig) -> list[Outcome]:
     leading = next(iter(rules.rewards))
-    images = [source for source in map(source_of, records) if source.scores]
-    images.sort(key=lambda image: -image.scores[leading])
-    couples = zip(images[: len(images) // 2], reversed(images), strict=False)
+    ranked = sorted(images, key=lambda image: -image.scores[leading])
+    couples = zip(ranked[: len(ranked) // 2], reversed(ranked), strict=False)
     return [compare(worse, better, rules) for better, worse in couples]
 
 

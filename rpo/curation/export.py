@@ -1,7 +1,8 @@
 """Curated pairs for training and for others: every pair with how it came to be.
 
-Three forms: "native" is a folder of images with `metadata.jsonl`, "parquet" the same as a table, "pickapic" a table
-with the columns of Pick-a-Pic. Each appears whole or not at all, in the order of the plan, with a card beside it.
+Four forms: "native" is a folder of images with `metadata.jsonl`, "parquet" the same as a table, "pickapic" a table
+with the columns of Pick-a-Pic; "edits" is such a folder for an editing model: source, instruction, better and worse
+edit. Each appears whole or not at all, in the order of the plan, with a card beside it.
 
 An upload to the Hugging Face Hub is a plan first, which lists every file that would be sent; nothing else is sent.
 """
@@ -10,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,7 @@ from typing import Literal
 from huggingface_hub import DatasetCard, HfApi
 
 from rpo.curation.card import shown_model, write_dataset_card
-from rpo.curation.decide import Candidate, edit_of, source_of
+from rpo.curation.decide import Candidate, edits_of, source_of
 from rpo.curation.records import Critique, History, Instructions, Outcome, Scores, histories, history_of
 from rpo.curation.status import RunStatus, status_of
 from rpo.curation.store.folder import RunFolder, StageName
@@ -30,7 +31,7 @@ from rpo.files.text import write_text
 from rpo.files.whole import replace_folder
 from rpo.publishing.publish import CARD, PlannedFile, PublishPlan, carry_out, check_repo_id
 
-ExportForm = Literal["native", "parquet", "pickapic"]
+ExportForm = Literal["native", "parquet", "pickapic", "edits"]
 
 PAIRS_PER_FILE = 5000
 """Rows of one parquet file: at 512 pixels about 4 GB."""
@@ -82,7 +83,12 @@ def export(
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    num_pairs = _write(partial, form, pairs_of(folder))
+    num_pairs = _write(partial, form, edits_of_one(folder) if form == "edits" else pairs_of(folder))
+    if not num_pairs:
+        raise InputError(
+            f"{folder.path} has no two edits of one image that are ordered; expected several of each: curate with "
+            "editor.edits_per_image: 2 or more"
+        )
     write_dataset_card(partial, folder, status, form, licence)
     write_text(partial / MARK, json.dumps({"form": form, "pairs": num_pairs}) + "\n")
     replace_folder(partial, target)
@@ -137,6 +143,18 @@ def pairs_of(run: RunFolder) -> Iterator[PreferencePair]:
                     yield pair
 
 
+def edits_of_one(run: RunFolder) -> Iterator[PreferencePair]:
+    """The pairs whose sides are edits of one image by one instruction, which becomes the prompt."""
+    common = _common_details(run)
+    for history in histories(run):
+        told, source = history.instructions, run.image_path(history.source.image)
+        for outcome in history.outcomes or ():
+            sides = [name.partition("/") for name in (outcome.first, outcome.second)]
+            are_own = all(record == history.source.id and kind != "source" for record, _, kind in sides)
+            if outcome.chosen and are_own and isinstance(told, Instructions):
+                yield replace(_pair(run, history, outcome, common), prompt=told.text, original=source)
+
+
 _Side = tuple[History, Candidate]
 """A record, and the image of it that is in a pair."""
 
@@ -162,20 +180,21 @@ def _pair(run: RunFolder, history: History, outcome: Outcome, common: dict[str, 
 
 def _details(history: History, outcome: Outcome, chosen: _Side, rejected: _Side) -> dict[str, str | float]:
     (winner, better), (loser, worse) = chosen, rejected
-    told = winner if better.kind == "edit" else loser
+    is_edit = {one.name: one.kind != "source" for one in (better, worse)}
+    told = winner if is_edit[better.name] else loser
     details: dict[str, str | float] = {
         "record": history.source.id,
-        "chosen_is": better.kind,
-        "rejected_is": worse.kind,
+        "chosen_is": "edit" if is_edit[better.name] else "source",
+        "rejected_is": "edit" if is_edit[worse.name] else "source",
         "label_source": outcome.label,
     }
     if isinstance(told.critique, Critique):
         details["critique"] = told.critique.model_dump_json()
-    if "edit" in (better.kind, worse.kind) and isinstance(told.instructions, Instructions):
+    if any(is_edit.values()) and isinstance(told.instructions, Instructions):
         details["edit_instruction"] = told.instructions.text
     if better.scores and worse.scores:
         details["scores"] = json.dumps({"chosen": dict(better.scores), "rejected": dict(worse.scores)})
-    is_own = winner.source.id == loser.source.id
+    is_own = winner.source.id == loser.source.id and not all(is_edit.values())
     if is_own and isinstance(told.scores, Scores) and told.scores.distance is not None:
         details["distance"] = told.scores.distance
     return details
@@ -184,7 +203,8 @@ def _details(history: History, outcome: Outcome, chosen: _Side, rejected: _Side)
 def _side(run: RunFolder, history: History, name: str) -> _Side:
     record, _, kind = name.partition("/")
     own = history if record == history.source.id else history_of(run, record)
-    return own, source_of(own) if kind == "source" else edit_of(own) or Candidate(record, "edit", {})
+    edits = {edit.kind: edit for edit in edits_of(own)}
+    return own, source_of(own) if kind == "source" else edits.get(kind, Candidate(record, kind, {}))
 
 
 def _common_details(run: RunFolder) -> dict[str, str]:
@@ -197,7 +217,7 @@ def _common_details(run: RunFolder) -> dict[str, str]:
 
 def _write(folder: Path, form: ExportForm, pairs: Iterator[PreferencePair]) -> int:
     """Write pairs as they come, and return how many they were."""
-    if form == "native":
+    if form in ("native", "edits"):
         return write_pairs(folder, pairs)
     write = write_parquet if form == "parquet" else write_pickapic
     files: list[Path] = []

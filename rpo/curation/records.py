@@ -229,6 +229,8 @@ class Edit:
     image: str
     """Its sha256."""
     seed: int
+    others: Sequence[str] = ()
+    """The sha256 of further ones by the same instruction."""
 
 
 @dataclass(frozen=True)
@@ -244,6 +246,8 @@ class Scores:
     """Cosine of the embeddings of the similarity model, where one is asked."""
     evaluation: Mapping[str, float]
     """By the reward that evaluates: "source", and "edit" where there is one; never used for a decision."""
+    others: Sequence[Mapping[str, float]] = ()
+    """Of further edits, by each reward that filters."""
 
 
 @dataclass(frozen=True)
@@ -280,10 +284,12 @@ class History:
     """What was decided."""
 
     def image_of(self, kind: str) -> str | None:
-        """The sha256 of "source" or "edit", if there is such an image."""
+        """The sha256 of "source", "edit", or "edit-1" and so on, if there is such an image."""
         if kind == "source":
             return self.source.image
-        return self.edit.image if isinstance(self.edit, Edit) else None
+        if not isinstance(self.edit, Edit):
+            return None
+        return self.edit.image if kind == "edit" else self.edit.others[int(kind.removeprefix("edit-")) - 1]
 
     @property
     def own_outcome(self) -> Outcome | None:

@@ -37,6 +37,13 @@ class ToScore:
     edit: Image | None
     critique: Critique | None = None
     """Of the source, where it is known."""
+    others: Sequence[Image] = ()
+    """Further edits."""
+
+    @property
+    def numbered(self) -> list[tuple[int, Image]]:
+        """Further edits with their numbers, from 1."""
+        return list(enumerate(self.others, start=1))
 
 
 @final
@@ -81,16 +88,18 @@ class Scorer:
 
     def _score(self, items: Sequence[ToScore]) -> list[Scores | Fault]:
         edited = {index: item for index, item in enumerate(items) if item.edit is not None}
-        images = [*(item.source for item in items), *(item.edit for item in edited.values() if item.edit is not None)]
-        captions = [item.caption for item in [*items, *edited.values()]]
-        places = [{"source": index} for index in range(len(items))]
-        for place, index in enumerate(edited, start=len(items)):
-            places[index]["edit"] = place
+        further = [(index, f"edit-{number}", one) for index, item in edited.items() for number, one in item.numbered]
+        shown = [(index, "source", item.source) for index, item in enumerate(items)]
+        shown += [(index, "edit", item.edit) for index, item in edited.items() if item.edit is not None] + further
+        images, captions = [image for _, _, image in shown], [items[index].caption for index, _, _ in shown]
+        places: list[dict[str, int]] = [{} for _ in items]
+        for place, (index, kind, _) in enumerate(shown):
+            places[index][kind] = place
         filtered: dict[str, Sequence[float | Fault]] = {
             name: self._ask(reward, images, captions, name) for name, reward in self.filters.items()
         }
         if self.critic is not None:
-            known = [item.critique for item in items] + [None] * len(edited)
+            known = [item.critique for item in items] + [None] * (len(shown) - len(items))
             filtered = {CRITIC: critic_marks(self.critic, images, captions, known), **filtered}
         judged = self._ask(self.evaluation, images, captions, "evaluation") if self.evaluation is not None else None
         pairs = [(items[index].source, images[places[index]["edit"]]) for index in edited]
@@ -180,7 +189,8 @@ def _joined(
         return Scores(scores["source"], None, None, None, evaluation)
     if similarity is not None and not math.isfinite(similarity):
         return Fault("invalid", f"the similarity of source and edit is {similarity}; expected a finite number")
-    return Scores(scores["source"], scores["edit"], distance(item.source, item.edit), similarity, evaluation)
+    others = [scores[f"edit-{number}"] for number, _ in item.numbered]
+    return Scores(scores["source"], scores["edit"], distance(item.source, item.edit), similarity, evaluation, others)
 
 
 def check_filters(config: DecideConfig, evaluation: str, critic: str) -> None:

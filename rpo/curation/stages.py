@@ -83,7 +83,7 @@ def instructions_stage(folder: RunFolder, instructor: Instructor, *, instruct_so
     return _stage("instructions", "instructor", instructor, load, keep, wants)
 
 
-def edits_stage(folder: RunFolder, editor: Editor, seed: int) -> Stage:
+def edits_stage(folder: RunFolder, editor: Editor, seed: int, edits_per_image: int = 1) -> Stage:
     """Carry out the instructions; an edit of another size than its source is a fault."""
 
     def wants(record: str) -> bool:
@@ -94,16 +94,21 @@ def edits_stage(folder: RunFolder, editor: Editor, seed: int) -> Stage:
         own_seed = int(hashlib.sha256(f"edit/{seed}/{record}".encode()).hexdigest()[:12], 16)
         return _image(folder, record), result_of(folder, "instructions", record).text, own_seed
 
-    def keep(record: str, asked: tuple[Image, str, int], answer: Image) -> Row | Fault:
-        source, _, own_seed = asked
-        if fault := _wrong_type(answer, Image):
-            return fault
-        if (answer.size, answer.mode) != (source.size, "RGB"):
-            found, wanted = (f"{one.mode} {one.size[0]}x{one.size[1]}" for one in (answer, source))
-            return Fault("invalid", f"the edit is {found}; expected {wanted}, as its source is")
-        return {"image": folder.save_image(answer), "seed": own_seed}
+    def ask(items: Sequence[tuple[Image, str, int]]) -> Sequence[Any]:
+        images, texts, seeds = map(list, zip(*items, strict=True))
+        tries = [editor(images, texts, [one + number for one in seeds]) for number in range(edits_per_image)]
+        return tries[0] if edits_per_image == 1 else [list(one) for one in zip(*tries, strict=True)]
 
-    return _stage("edits", "editor", editor, load, keep, wants)
+    def keep(record: str, asked: tuple[Image, str, int], answer: Any) -> Row | Fault:
+        source, _, own_seed = asked
+        tries = [one if (fault := _wrong_edit(one, source)) is None else fault for one in _listed(answer)]
+        good = [folder.save_image(one) for one in tries if isinstance(one, Image)]
+        if not good:
+            return tries[0]
+        return {"image": good[0], "seed": own_seed} | ({"others": good[1:]} if len(good) > 1 else {})
+
+    who = in_words("editor", editor.identity)
+    return Stage("edits", editor.batch_size, editor.concurrency, load, ask, keep, wants, component=who)
 
 
 def scores_stage(folder: RunFolder, scorer: Scorer, config: CurateConfig) -> Stage[ToScore, Scores]:
@@ -119,7 +124,9 @@ def scores_stage(folder: RunFolder, scorer: Scorer, config: CurateConfig) -> Sta
         known = history_of(folder, record)
         edited = folder.load_image(known.edit.image, known.source.name) if isinstance(known.edit, Edit) else None
         critique = known.critique if isinstance(known.critique, Critique) else None
-        return ToScore(known.source.caption, _image(folder, record), edited, critique)
+        others = known.edit.others if isinstance(known.edit, Edit) else ()
+        further = tuple(folder.load_image(one, known.source.name) for one in others)
+        return ToScore(known.source.caption, _image(folder, record), edited, critique, further)
 
     def keep(record: str, asked: ToScore, answer: Scores) -> Row:
         return asdict(answer)
@@ -173,6 +180,20 @@ def _source(folder: RunFolder, record: str) -> Source:
 def _image(folder: RunFolder, record: str) -> Image:
     source = _source(folder, record)
     return folder.load_image(source.image, source.name)
+
+
+def _listed(answer: object) -> Sequence[Any]:
+    return answer if isinstance(answer, list) else [answer]
+
+
+def _wrong_edit(answer: Any, source: Image) -> Fault | None:
+    """The fault of an editor that gave something else than an image like its source; None if it did not."""
+    if fault := _wrong_type(answer, Image):
+        return fault
+    if (answer.size, answer.mode) == (source.size, "RGB"):
+        return None
+    found, wanted = (f"{one.mode} {one.size[0]}x{one.size[1]}" for one in (answer, source))
+    return Fault("invalid", f"the edit is {found}; expected {wanted}, as its source is")
 
 
 def _wrong_type(answer: object, wanted: type) -> Fault | None:

@@ -12,7 +12,7 @@ from statistics import median
 
 from PIL.Image import Image
 
-from rpo.data.preference import SIDES, PreferencePair, counted, pair_key
+from rpo.data.preference import PreferencePair, counted, pair_key
 from rpo.data.readers import PairSource, scan
 from rpo.models.captions import cut_captions, kept_tokens, load_tokenizer, surely_cut
 
@@ -137,7 +137,7 @@ def _look(pair: PreferencePair) -> _Look:
     images: list[Image] = []
     changes: list[str] = []
     errors: list[str] = []
-    for side in SIDES:
+    for side in pair.pictures:
         try:
             seen = pair.seen(side)
         except ValueError as error:
@@ -147,7 +147,7 @@ def _look(pair: PreferencePair) -> _Look:
         changes += seen.changes
         if not errors:
             pair.facts(side)  # hashed here, beside other threads
-    is_same = len(images) == len(SIDES) and images[0] == images[1]
+    is_same = len(images) == len(pair.pictures) and images[0] == images[1]
     return _Look(tuple(image.size for image in images), tuple(changes), tuple(errors), is_same)
 
 
@@ -160,11 +160,12 @@ def _take(report: CheckReport, pair: PreferencePair, look: _Look, names: dict[by
     report.changes.update(look.changes)
     if look.errors:
         return
-    if look.sizes[0] != look.sizes[1]:
+    if len(set(look.sizes)) > 1:
         shown = " and ".join(f"{width}x{height}" for width, height in look.sizes)
         report.mismatched_sizes.append(f"{pair.name} ({shown})")
-    digests = [pair.facts(side).digest for side in SIDES]
-    key, swapped = (bytes.fromhex(pair_key(pair.prompt, *order)) for order in (digests, digests[::-1]))
+    chosen, rejected, *original = (pair.facts(one).digest for one in pair.pictures)
+    orders = (chosen, rejected), (rejected, chosen)
+    key, swapped = (bytes.fromhex(pair_key(pair.prompt, *order, *original)) for order in orders)
     if look.is_same:
         report.same_image.append(pair.name)
     elif swapped in names:

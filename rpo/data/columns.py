@@ -58,6 +58,8 @@ class Form:
     text: tuple[str, ...]
     images: tuple[str, str]
     optional: tuple[str, ...]
+    original: str = ""
+    """Where the image is that both others are edits of; for pairs of edits."""
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -75,8 +77,8 @@ class Dropped:
 _TIE = 0.5  # as label_0 of Pick-a-Pic
 _OPTIONAL = ("chosen_score", "rejected_score", "source", "seed", "key", *DETAIL_COLUMNS)
 FORMS: dict[FormName, Form] = {
-    "native": Form(("prompt",), ("chosen", "rejected"), _OPTIONAL),
-    "files": Form(("prompt",), ("chosen_file_name", "rejected_file_name"), _OPTIONAL),
+    "native": Form(("prompt",), ("chosen", "rejected"), _OPTIONAL, "original"),
+    "files": Form(("prompt",), ("chosen_file_name", "rejected_file_name"), _OPTIONAL, "original_file_name"),
     "pickapic": Form(("caption", "label_0"), ("jpg_0", "jpg_1"), ("has_label", "label_1")),
     "rapidata": Form(("prompt", "votes_image1", "votes_image2"), ("image1", "image2"), ()),
     "rapidata_weighted": Form(
@@ -117,7 +119,8 @@ def recognise(columns: Collection[str], origin: str, form: AnyForm = "auto") -> 
 
 def ignored(columns: Iterable[str], form: FormName) -> tuple[str, ...]:
     """The columns that reading this form makes no use of."""
-    return tuple(sorted(set(columns) - set(FORMS[form].required) - set(FORMS[form].optional)))
+    known = FORMS[form]
+    return tuple(sorted(set(columns) - {*known.required, *known.optional, known.original}))
 
 
 def parse(form: FormName, row: Row, image_of: Callable[[str], ImageSource], *, name: str) -> PreferencePair | Dropped:
@@ -143,6 +146,7 @@ def parse(form: FormName, row: Row, image_of: Callable[[str], ImageSource], *, n
         source=_text(row, "source", name) if row.get("source") is not None else "",
         seed=_number(row, "seed", name, int),
         details=details,
+        original=image_of(FORMS[form].original) if row.get(FORMS[form].original) is not None else None,
         name=name,
     )
 

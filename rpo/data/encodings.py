@@ -69,6 +69,32 @@ def latent_requests(
     return first, second
 
 
+def original_request(pair: PreferencePair, transform: PairTransform, draw: TransformDraw) -> LatentRequest:
+    """What to ask for the image that a pair's two are edits of: cut as they are."""
+    facts = pair.facts("original")
+    _, window = transform.windows(pair.facts("chosen").size, facts.size, draw)
+    return LatentRequest(
+        facts.digest,
+        transform.key,
+        window,
+        load=partial(transform.load, pair, "original", window),
+        name=f"{pair.name} (original)",
+        told=transform.told(facts.size, window),
+    )
+
+
+@dataclass(frozen=True)
+class InstructionRequest:
+    """A prompt that is encoded together with the image that it edits."""
+
+    prompt: str
+    original: LatentRequest
+
+
+TextRequest = str | InstructionRequest
+"""What is asked of the text encoders."""
+
+
 @final
 class LatentCache(TensorCache[LatentRequest]):
     """Posterior moments of images.
@@ -111,7 +137,7 @@ class LatentCache(TensorCache[LatentRequest]):
 
 
 @final
-class EmbeddingCache(TensorCache[str]):
+class EmbeddingCache(TensorCache[TextRequest]):
     """Embeddings of prompts; an entry is all tensors of a prompt in a row, whose names and shapes are kept once.
 
     Example:
@@ -119,13 +145,11 @@ class EmbeddingCache(TensorCache[str]):
         >>> embeds = cache.embed(["a red circle", ""])
     """
 
-    def __init__(
-        self, folder: str | Path, *, encode: Callable[[list[str]], Embedding], model_key: str, **options: Any
-    ) -> None:
+    def __init__(self, folder: str | Path, *, encode: Callable[..., Embedding], model_key: str, **options: Any) -> None:
         """Open or create `embeddings.sqlite` in a folder.
 
         Args:
-            encode: Prompts to their embeddings.
+            encode: Prompts, and the image of each where one is asked with them, to their embeddings.
             model_key: Fingerprint of all that determines `encode`: tokenizer, weights, the type it computes in.
             options: Those of every `TensorCache`.
         """
@@ -133,7 +157,7 @@ class EmbeddingCache(TensorCache[str]):
         self._encode_prompts, self._model_key = encode, model_key
         self._shapes: dict[str, torch.Size] = {}
 
-    def embed(self, prompts: Sequence[str]) -> Embedding:
+    def embed(self, prompts: Sequence[TextRequest]) -> Embedding:
         """The embedding of each prompt in order, on the CPU; what is missing is encoded and kept."""
         rows = self.fetch(prompts)
         if not self._shapes:
@@ -142,20 +166,26 @@ class EmbeddingCache(TensorCache[str]):
         parts = rows.split([shape.numel() for shape in self._shapes.values()], dim=1)
         return {name: part.view(-1, *shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
-    def _key_of(self, request: str) -> bytes:
-        return _key("embeddings", self._model_key, self._dtype, request)
+    def _key_of(self, request: TextRequest) -> bytes:
+        return _key("embeddings", self._model_key, self._dtype, request if isinstance(request, str) else repr(request))
 
-    def _name_of(self, request: str) -> str:
-        return repr(request)
+    def _name_of(self, request: TextRequest) -> str:
+        return repr(request) if isinstance(request, str) else f"{request.prompt!r} for {request.original.name}"
 
-    def _encode(self, read: Sequence[str]) -> Tensor:
+    def _encode(self, read: Sequence[TextRequest]) -> Tensor:
         starts = range(0, len(read), self._batch_size)
-        batches = [self._encode_prompts(list(read[start : start + self._batch_size])) for start in starts]
+        batches = [self._embedded(read[start : start + self._batch_size]) for start in starts]
         if not self._shapes:
             self._shapes = {name: one.shape[1:] for name, one in batches[0].items()}
             written = list(json.dumps(self._shapes).encode())  # a store keeps numbers: the characters of JSON
             self._store.save({self._shapes_key: torch.tensor(written, dtype=torch.float64)})
         return torch.cat([torch.cat([one[name].flatten(1).cpu() for name in self._shapes], dim=1) for one in batches])
+
+    def _embedded(self, some: Sequence[TextRequest]) -> Embedding:
+        seen = [one for one in some if isinstance(one, InstructionRequest)]
+        if not seen:
+            return self._encode_prompts(some)
+        return self._encode_prompts([one.prompt for one in seen], torch.stack([one.original.load() for one in seen]))
 
     @property
     def _shapes_key(self) -> bytes:

@@ -22,6 +22,9 @@ from rpo.files.text import text_fault
 Side = Literal["chosen", "rejected"]
 SIDES: tuple[Side, Side] = ("chosen", "rejected")
 
+Picture = Literal["chosen", "rejected", "original"]
+"""A side, or the image that both sides are edits of."""
+
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
@@ -44,9 +47,11 @@ class PreferencePair:
     """Seed that the images were sampled with."""
     details: Mapping[str, str | int | float] = field(default_factory=dict, hash=False)
     """Further provenance, named as in `rpo.data.columns.DETAIL_COLUMNS`."""
+    original: ImageSource | None = field(default=None, repr=False)
+    """The image of which both sides are edits, by the instruction that is then the prompt."""
     name: str = field(default="", compare=False)
     """What a person calls the record ("metadata.jsonl:17"); every error about it begins so."""
-    _facts: dict[Side, ImageFacts] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _facts: dict[Picture, ImageFacts] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def margin(self) -> float | None:
@@ -56,25 +61,30 @@ class PreferencePair:
         return self.chosen_score - self.rejected_score
 
     @property
-    def key(self) -> str:
-        """Identity of the record: sha256 of the prompt and of both images' bytes, in this order."""
-        return pair_key(self.prompt, self.facts("chosen").digest, self.facts("rejected").digest)
+    def pictures(self) -> tuple[Picture, ...]:
+        """The images that it has."""
+        return SIDES if self.original is None else (*SIDES, "original")
 
-    def encoded(self, side: Side) -> bytes:
+    @property
+    def key(self) -> str:
+        """Identity of the record: sha256 of the prompt and of all images' bytes, in this order."""
+        return pair_key(self.prompt, *(self.facts(one).digest for one in self.pictures))
+
+    def encoded(self, side: Picture) -> bytes:
         """The encoded bytes of one image; an `InputError` if it is missing or cannot be read."""
         return read_image(self._source(side), self._image_name(side))
 
-    def facts(self, side: Side) -> ImageFacts:
+    def facts(self, side: Picture) -> ImageFacts:
         """Content hash and size of one image, read once from its bytes and header; an `InputError` if it is none."""
         if side not in self._facts:
             self._facts[side] = facts_of(self.encoded(side), self._image_name(side))
         return self._facts[side]
 
-    def decode(self, side: Side) -> Image.Image:
+    def decode(self, side: Picture) -> Image.Image:
         """The pixels of one image as a viewer shows them: upright, RGB; raises as `seen` does."""
         return self.seen(side).image
 
-    def seen(self, side: Side) -> Seen:
+    def seen(self, side: Picture) -> Seen:
         """The pixels of one image, and what had to be done to show them.
 
         An `InputError` if it is missing or corrupt, or was changed since its content hash was taken.
@@ -88,10 +98,13 @@ class PreferencePair:
             )
         return seen
 
-    def _source(self, side: Side) -> ImageSource:
-        return self.chosen if side == "chosen" else self.rejected
+    def _source(self, side: Picture) -> ImageSource:
+        source = {"chosen": self.chosen, "rejected": self.rejected, "original": self.original}[side]
+        if source is None:
+            raise InputError(f"{self.name}: there is no original image; expected the one that was edited; give it")
+        return source
 
-    def _image_name(self, side: Side) -> str:
+    def _image_name(self, side: Picture) -> str:
         source = self._source(side)
         place = str(source) if isinstance(source, str | Path) else "stored in the record"
         return f"{self.name or 'a nameless record'}: the {side} image ({place})"
@@ -134,7 +147,7 @@ class PairSet:
 
 def recalled_pairs(pairs: Iterable[PreferencePair]) -> Iterator[PreferencePair]:
     """Pairs in order, each told what is known of its images; what is learnt of them on the way is kept."""
-    return recalled(pairs, lambda pair: ((pair._facts, side, pair._source(side)) for side in SIDES))
+    return recalled(pairs, lambda pair: ((pair._facts, one, pair._source(one)) for one in pair.pictures))
 
 
 def counted(dropped: Mapping[str, int]) -> str:
@@ -186,12 +199,13 @@ def require_sound(pair: PreferencePair, *, allow_size_mismatch: bool, allow_empt
         return  # without a comparison there is no need to read every image before the first step
     if pair.facts("chosen").digest == pair.facts("rejected").digest:
         raise _same_image(pair.name)
-    chosen, rejected = (pair.facts(side).size for side in SIDES)
-    if chosen != rejected:
+    sizes = {one: pair.facts(one).size for one in pair.pictures}
+    if len(set(sizes.values())) > 1:
+        (width, height), *others = sizes.values()
+        shown = "".join(f", the {one} one {w}x{h}" for one, (w, h) in zip(pair.pictures[1:], others, strict=True))
         raise InputError(
-            f"{pair.name}: the chosen image is {chosen[0]}x{chosen[1]}, the rejected one {rejected[0]}x{rejected[1]}; "
-            "expected two images of one size; resize them, or pass allow_size_mismatch=True to let the transform "
-            "bring both to one size"
+            f"{pair.name}: the chosen image is {width}x{height}{shown}; expected images of one size; resize them, or "
+            "pass allow_size_mismatch=True to let the transform bring them to one size"
         )
 
 
@@ -205,23 +219,25 @@ def _same_image(name: str) -> InputError:
     return InputError(f"{name}: the two images are one and the same; expected a better and a worse one; remove it")
 
 
-def pair_key(prompt: str, chosen_digest: str, rejected_digest: str) -> str:
-    """Identity of a record from its prompt and the content hashes of its two images."""
+def pair_key(prompt: str, *digests: str) -> str:
+    """Identity of a record from its prompt and the content hashes of its images: chosen, rejected, original."""
     text = hashlib.sha256(prompt.encode("utf-8")).hexdigest()
-    return hashlib.sha256(f"{text}{chosen_digest}{rejected_digest}".encode()).hexdigest()
+    return hashlib.sha256("".join((text, *digests)).encode()).hexdigest()
 
 
 def pairs_identity(pairs: PairSet) -> dict[str, str]:
     """What a set consists of, in order, as text by name: prompts, the images of each side, scores."""
     for pair in recalled_pairs(pairs):
-        for side in SIDES:
-            pair.facts(side)
+        for one in pair.pictures:
+            pair.facts(one)
     parts: dict[str, Iterable[str]] = {
         "prompts of the pairs": (hashlib.sha256(pair.prompt.encode()).hexdigest() for pair in pairs),
         "chosen images": (pair.facts("chosen").digest for pair in pairs),
         "rejected images": (pair.facts("rejected").digest for pair in pairs),
         "scores of the pairs": (f"{pair.chosen_score} {pair.rejected_score}\n" for pair in pairs),
     }
+    if any(pair.original is not None for pair in pairs):
+        parts["original images"] = (pair.facts("original").digest for pair in pairs if pair.original is not None)
     return {"pairs": str(len(pairs))} | {name: digest_of("".join(part).encode())[:16] for name, part in parts.items()}
 
 

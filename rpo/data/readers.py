@@ -234,11 +234,12 @@ def _scan_table(table: "Dataset", origin: str, form: AnyForm, limit: int | None,
     found_form = recognise(table.column_names, origin, form)
     columns = FORMS[found_form]
     found = Scan(origin, ignored_columns=ignored(table.column_names, found_form))
-    images = {column: table.select_columns([column]) for column in columns.images}
+    pictures = [column for column in (*columns.images, columns.original) if column in table.column_names]
+    images = {column: table.select_columns([column]) for column in pictures}
     text = [column for column in table.column_names if column in columns.text + columns.optional]
     for index, row in enumerate(islice(table.select_columns(text), limit)):  # no image is read here
         cells = {column: Cell(image, index, column, home) for column, image in images.items()}
-        found.take(partial(parse, found_form, row, cells.__getitem__, name=f"{origin} row {index}"))
+        found.take(partial(parse, found_form, {**cells, **row}, cells.__getitem__, name=f"{origin} row {index}"))
     return found
 
 

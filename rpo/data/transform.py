@@ -17,7 +17,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from rpo.data.preference import PreferencePair, Side
+from rpo.data.preference import Picture, PreferencePair
 from rpo.errors import InputError
 from rpo.types import Canvas
 
@@ -113,7 +113,7 @@ class PairTransform:
         left = self._scaled(size)[0] - self.canvas.width - window.left if window.flip else window.left
         return *size[::-1], window.top, left, *self.canvas
 
-    def load(self, pair: PreferencePair, side: Side, window: Window) -> Float[Tensor, "3 height width"]:
+    def load(self, pair: PreferencePair, side: Picture, window: Window) -> Float[Tensor, "3 height width"]:
         """Read, decode and cut one image of a pair."""
         return self.pixels(pair.decode(side), window)
 

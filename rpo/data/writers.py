@@ -9,14 +9,14 @@ as they came, which keeps their content hash and with it every cache entry.
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from rpo.data.columns import DETAIL_COLUMNS, NUMBERS
-from rpo.data.preference import SIDES, PreferencePair, Side
+from rpo.data.preference import SIDES, Picture, PreferencePair, Side
 from rpo.errors import InputError
 from rpo.files.whole import append_line, mend_last_line, read_lines, written_whole
 
@@ -40,12 +40,12 @@ class RecordFolder:
         mend_last_line(self.metadata)
 
     def append(self, pair: PreferencePair) -> None:
-        """Keep one record: both images as they are encoded, then its line."""
+        """Keep one record: its images as they are encoded, then its line."""
         columns = _plain_columns(pair)
-        files = {f"{side}_file_name": self._keep_image(pair, side) for side in SIDES}
+        files = {f"{one}_file_name": self._keep_image(pair, one) for one in pair.pictures}
         append_line(self.metadata, {"prompt": pair.prompt, **files, **columns, "key": pair.key})
 
-    def _keep_image(self, pair: PreferencePair, side: Side) -> str:
+    def _keep_image(self, pair: PreferencePair, side: Picture) -> str:
         digest, data = pair.facts(side).digest, pair.encoded(side)
         with Image.open(BytesIO(data)) as image:
             extension = (image.format or "png").lower()
@@ -84,21 +84,28 @@ def _plain_columns(pair: PreferencePair) -> dict[str, str | int | float]:
 
 
 def write_parquet(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
-    """Write records as one parquet file with `datasets` features: prompt, chosen and rejected (Image), and the rest."""
+    """Write records as one parquet file with `datasets` features: prompt, chosen and rejected (Image), and the rest.
+
+    Edits have a column `original`, too, if the first record is one.
+    """
     import datasets
 
+    records = iter(pairs)
+    first = next(records, None)
     text, number = datasets.Value("string"), datasets.Value("float64")
     features = {"prompt": text, "chosen": datasets.Image(), "rejected": datasets.Image()}
+    features |= {} if first is None or first.original is None else {"original": datasets.Image()}
     features |= {"chosen_score": number, "rejected_score": number, "source": text, "seed": datasets.Value("int64")}
     types = {str: text, int: datasets.Value("int64"), float: number}
     features |= {column: types[NUMBERS.get(column, str)] for column in DETAIL_COLUMNS}
-    _write(path, datasets.Features(features).arrow_schema, pairs, _row)
+    every = records if first is None else chain([first], records)
+    _write(path, datasets.Features(features).arrow_schema, every, _row)
 
 
 def _row(pair: PreferencePair, number: int) -> dict[str, object]:
     columns = _plain_columns(pair)
     details = {name: NUMBERS.get(name, str)(columns[name]) for name in pair.details if name in columns}
-    images = {side: {"bytes": pair.encoded(side), "path": None} for side in SIDES}
+    images = {one: {"bytes": pair.encoded(one), "path": None} for one in pair.pictures}
     return {"prompt": pair.prompt, **columns, **images, **details}
 
 

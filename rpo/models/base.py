@@ -19,6 +19,12 @@ Guidance = Literal["cfg", "embedded"]
 """How a model is guided: by a second call of the network, without the prompt, or by a number that the network is told.
 The scale 1 is no guidance for the first, and the least that the second has learnt."""
 
+Edits = Literal["never", "always", "may"]
+"""Whether a model draws from an image, which it edits, beside the prompt, which says how."""
+
+ORIGINAL = "original"
+"""Name, among the tensors of an embedding, of what the network is shown of the image that it edits."""
+
 
 @runtime_checkable
 class DiffusionModel(Protocol):
@@ -68,8 +74,10 @@ class DiffusionModel(Protocol):
         """Schedule values at one training timestep per sample, shaped to broadcast over latents."""
         ...
 
-    def encode_prompts(self, prompts: Sequence[str], *, negative_prompt: str = "") -> Conditioning:
-        """Conditioning of each prompt; a repeated prompt is encoded once."""
+    def encode_prompts(
+        self, prompts: Sequence[str], *, negative_prompt: str = "", originals: Images | None = None
+    ) -> Conditioning:
+        """Conditioning of each prompt, and of the image that it edits; a repeated prompt is encoded once."""
         ...
 
     def predict(self, x_t: Latents, timestep: Tensor, cond: Conditioning, guidance_scale: float = 1.0) -> Latents:
@@ -163,6 +171,9 @@ class Family(Protocol):
     """What the pipeline's own call names the scale."""
     guidance_offset: float
     """What is to be added to the pipeline's scale to make it rpo's, whose 1 is no guidance."""
+    edits: Edits
+    text_sees: bool
+    """Whether the text encoders of an editor see the image that is edited."""
 
     def refuse(self, pipe: Any) -> None:
         """Refuse a pipeline of the right class that is another kind of model, such as an inpainting one."""
@@ -204,11 +215,20 @@ class Family(Protocol):
         """Embeddings of prompts as the pipeline itself makes them; of "" what it takes for no prompt."""
         ...
 
+    def embed_with(self, pipe: Any, prompts: list[str], originals: Images, device: torch.device) -> Embedding:
+        """The same where the text encoders see the image, one per prompt, in [0, 1]."""
+        ...
+
+    def shown(self, pipe: Any, latents: Latents) -> Latents:
+        """What the network is shown of an image that it edits, of the mean of its scaled latents."""
+        ...
+
     def forward(self, pipe: Any, network: Any, x_t: Latents, timestep: Tensor, embedding: Embedding) -> Latents:
         """The network's output: what `prediction_type` says, for a timestep in `[0, num_train_timesteps]`.
 
-        Where guidance is embedded, its scale is in the embedding, as "guidance", one number per sample. In training the
-        sizes of images may be there too; see `Conditioning.told`.
+        Where guidance is embedded, its scale is in the embedding, as "guidance", one number per sample. What is shown
+        of an image that is edited is there as `ORIGINAL`. In training the sizes of images may be there too; see
+        `Conditioning.told`.
         """
         ...
 

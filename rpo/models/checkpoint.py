@@ -11,17 +11,17 @@ from os import PathLike
 from typing import Any, Literal, final
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModularPipeline
 from torch import Tensor
 
 from rpo.errors import InputError
 from rpo.models import latents as autoencoder
-from rpo.models.base import Family, Guidance
+from rpo.models.base import ORIGINAL, DiffusionModel, Family, Guidance
 from rpo.models.captions import count_cut
 from rpo.models.distilled import ASSISTANT, refuse_distilled
 from rpo.models.execution import Attention, call, prepare_denoiser
 from rpo.models.fingerprint import hash_adapters, hash_network
-from rpo.models.loading import family_of, load_pipeline
+from rpo.models.loading import family_of, load_pipeline, plain
 from rpo.models.plain import refuse_altered, refuse_strange
 from rpo.models.sound import check_prediction_type, check_weights
 from rpo.process.schedule import Process
@@ -50,19 +50,25 @@ class Checkpoint:
     """
 
     def __init__(
-        self, pipe: DiffusionPipeline, *, compute_dtype: torch.dtype | None = None, allow_distilled: bool = False
+        self,
+        pipe: DiffusionPipeline | ModularPipeline,
+        *,
+        compute_dtype: torch.dtype | None = None,
+        allow_distilled: bool = False,
     ):
         """View `pipe` as a diffusion model.
 
         Args:
-            pipe: Any text-to-image pipeline of a known family. It is not changed, except that its networks are frozen
-                and put in evaluation mode, and that it can carry a LoRA, which few classes of diffusers cannot.
+            pipe: Any pipeline of a known family, also a modular one with its components. It is not changed, except that
+                its networks are frozen and put in evaluation mode, and that it can carry a LoRA, which few classes of
+                diffusers cannot.
             compute_dtype: What the denoiser computes in; by default the type of its weights. bfloat16 over float32
                 weights is mixed precision.
             allow_distilled: Take a checkpoint that draws in a few steps of another process as it is.
 
         Raises `InputError` if `pipe` is of another family, or is not what it says; see `check`.
         """
+        pipe = plain(pipe)
         self.family: Family = family_of(pipe)
         self.allow_distilled = allow_distilled
         refuse_altered(pipe, self.family)
@@ -228,33 +234,57 @@ class Checkpoint:
         return self.schedule.node(timestep)
 
     @torch.no_grad()
-    def embed(self, prompts: Sequence[str]) -> Embedding:
+    def embed(self, prompts: Sequence[str], originals: Images | None = None) -> Embedding:
         """Text embeddings, exactly as the pipeline makes them; every prompt given is encoded.
 
         Prompts longer than the text encoder's context are cut with the pipeline's own warning.
+
+        Args:
+            originals: The image that each prompt edits, for text encoders that see it.
         """
         context, most = self.family.context(self.pipe), self.family.prompts_per_call
         if context.refuses_longer:
             count_cut(self.pipe, context, prompts)
-        chunks = [list(prompts[start : start + most]) for start in range(0, len(prompts), most)]
-        parts = [self.family.embed(self.pipe, chunk, self.device) for chunk in chunks]
+        parts: list[Embedding] = []
+        for start in range(0, len(prompts), most):
+            some = list(prompts[start : start + most])
+            if originals is None or not self.family.text_sees:
+                parts.append(self.family.embed(self.pipe, some, self.device))
+            else:
+                seen = originals[start : start + most].to(self.device)
+                parts.append(self.family.embed_with(self.pipe, some, seen, self.device))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def encode_prompts(self, prompts: Sequence[str], *, negative_prompt: str = "") -> Conditioning:
-        """Conditioning of each prompt; a repeated prompt is encoded once.
+    def shown(self, latents: Latents) -> Latents:
+        """What the network is shown of an image that it edits, of the mean of its scaled latents."""
+        return self.family.shown(self.pipe, latents)
+
+    def encode_prompts(
+        self, prompts: Sequence[str], *, negative_prompt: str = "", originals: Images | None = None
+    ) -> Conditioning:
+        """Conditioning of each prompt, and of the image that it edits; a repeated prompt is encoded once.
 
         Args:
             prompts: One per image; may be empty strings.
-            negative_prompt: What guidance moves away from, for every image.
+            negative_prompt: What guidance moves away from, for every image; it has the original, too.
+            originals: The image that each prompt edits, in [0, 1], as large as what is drawn; for an editing model.
 
-        Raises `InputError` if there is no prompt, or one is not a string.
+        Raises `InputError` if there is no prompt, or one is not a string, or the model edits images and has none.
         """
+        if self.family.edits == ("always" if originals is None else "never"):
+            raise InputError(
+                f"{self.family.name} {'edits images' if originals is None else 'edits no images'}, but "
+                f"{'none was given' if originals is None else 'some were given'} beside the prompts; expected "
+                f"{'one for each prompt: give originals' if originals is None else 'prompts alone'}"
+            )
         strangers = [prompt for prompt in prompts if not isinstance(prompt, str)]
         if isinstance(prompts, str) or not len(prompts) or strangers:
             what = f"a {type(strangers[0]).__name__} among them" if strangers else repr(prompts)
             raise InputError(
                 f"prompts are {what}, but a non-empty list of strings is needed; give one string per image"
             )
+        if originals is not None:
+            return self._encode_edits(prompts, negative_prompt, originals)
         distinct = list(dict.fromkeys([negative_prompt, *prompts]))
         embeds = self.embed(distinct)
         row_of = {prompt: row for row, prompt in enumerate(distinct)}
@@ -263,6 +293,11 @@ class Checkpoint:
             {name: one[rows] for name, one in embeds.items()},
             {name: one[:1].expand(len(prompts), *one.shape[1:]) for name, one in embeds.items()},
         )
+
+    def _encode_edits(self, prompts: Sequence[str], negative_prompt: str, originals: Images) -> Conditioning:
+        shown = {ORIGINAL: self.shown(self.encode_moments(originals)[0])}
+        texts = (self.embed(some, originals) for some in (prompts, [negative_prompt] * len(prompts)))
+        return Conditioning(*({**one, **shown} for one in texts))
 
     def notes_on(self, prompts: Sequence[str]) -> list[str]:
         """What a plan has to say of prompts: those that the text encoders cut."""
@@ -348,3 +383,12 @@ class Checkpoint:
     def _vocabulary(self, encoder: str) -> dict[str, Any]:
         tokenizer = self.pipe.components[encoder.replace("text_encoder", "tokenizer")]
         return {"vocab": tokenizer.get_vocab(), "max_length": tokenizer.model_max_length}
+
+
+def refuse_editor(model: DiffusionModel, what: str) -> None:
+    """Refuse a model that edits images, for what has prompts alone."""
+    if isinstance(model, Checkpoint) and model.family.edits == "always":
+        raise InputError(
+            f"{model.family.name} edits images, but {what} has prompts alone; expected a text-to-image model: an "
+            "editor learns from pairs of edits (`rpo train dpo`), and is judged by its edits"
+        )

@@ -8,15 +8,25 @@ import torch
 from diffusers.models.attention_processor import XFormersAttnProcessor
 from torch import Tensor
 
-from rpo.models.base import Family
+from rpo.models.base import ORIGINAL, Family
 from rpo.models.config import Attention
-from rpo.types import Embedding, Latents
+from rpo.types import Embedding, Images, Latents
 
 
 def computing_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
     """Inside, matrix products and convolutions are of this type; of float32 nothing is changed."""
     is_mixed = dtype != torch.float32
     return torch.autocast(device.type, dtype=dtype if is_mixed else None, enabled=is_mixed)
+
+
+def embedded(
+    family: Family, pipe: Any, prompts: list[str], device: torch.device, originals: Images | None = None
+) -> Embedding:
+    """What a denoiser is told of prompts, and of the images that they edit, on the autoencoder's device."""
+    if originals is None:
+        return family.embed(pipe, prompts, device)
+    shown = family.shown(pipe, family.encode(pipe, originals)[0])
+    return {**family.embed_with(pipe, prompts, originals, device), ORIGINAL: shown}
 
 
 def call(

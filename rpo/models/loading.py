@@ -7,7 +7,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModularPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError, safe_open
 
@@ -15,6 +15,7 @@ from rpo.errors import InputError
 from rpo.models.base import Family
 from rpo.models.distilled import refuse_distilled
 from rpo.models.families import FAMILIES, family_named, family_of_file
+from rpo.models.modular import is_modular_folder, load_modular, usual_class, usual_pipeline
 from rpo.models.packaged import folder_of
 
 SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt")
@@ -32,8 +33,8 @@ def load_pipeline(
     allow_distilled: bool = False,
 ) -> Any:
     """Load a pipeline from a folder, a hub id, a single file, or take one as it is; see `Checkpoint.load`."""
-    if isinstance(source, DiffusionPipeline):
-        family_of(source)
+    if isinstance(source, DiffusionPipeline | ModularPipeline):
+        family_of(source := plain(source))
         return source
     source = folder_of(source)
     path = Path(source)
@@ -41,6 +42,8 @@ def load_pipeline(
         refuse_distilled(path.name)
     if path.is_file():
         return _load_single_file(path, dtype=dtype, config=config)
+    if is_modular_folder(path):
+        return _load_modular(path, dtype=dtype)
     if path.is_dir():
         family = check_folder(path, variant=variant)
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
@@ -55,6 +58,29 @@ def load_pipeline(
         raise InputError(f"'{source}' does not load as a {family.name} pipeline: {error}") from error
     check_nothing_missing(pipe, family, path)
     return pipe
+
+
+def plain(pipe: Any) -> Any:
+    """The usual pipeline of a modular one's components; any other as it is."""
+    if not isinstance(pipe, ModularPipeline):
+        return pipe
+    family = _known("the pipeline", type(pipe).__name__)
+    missing = [name for name in (*family.parts, "scheduler") if pipe.components.get(name) is None]
+    if missing:
+        raise InputError(
+            f"the {type(pipe).__name__} has no {', '.join(missing)}; expected its components: call "
+            "pipe.load_components(dtype=torch.bfloat16)"
+        )
+    return usual_pipeline(pipe, family.pipelines[0])
+
+
+def _load_modular(folder: Path, *, dtype: torch.dtype) -> Any:
+    try:
+        return plain(load_modular(folder, dtype=dtype))
+    except LOAD_ERRORS as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"'{folder}' does not load as a modular pipeline: {error}") from error
 
 
 def _load_single_file(path: Path, *, dtype: torch.dtype, config: str | PathLike[str] | None) -> Any:
@@ -100,7 +126,7 @@ def family_of(pipe: Any) -> Family:
 
 def _known(what: str, class_name: str, *, is_itself: bool = False) -> Family:
     """The family of a pipeline class, or of the text-to-image pipeline itself alone."""
-    family = family_named(class_name)
+    family = family_named(usual_class(class_name))
     if family is None or (is_itself and class_name != family.pipelines[0]):
         known = ", ".join(family.pipelines[0] for family in FAMILIES)
         is_pipeline = "Pipeline" in class_name

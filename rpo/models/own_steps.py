@@ -6,8 +6,10 @@ from typing import Any
 
 from diffusers import DDIMScheduler
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
+from rpo.models.families import family_named
 from rpo.types import Canvas, Grid
 
 
@@ -41,12 +43,21 @@ def _asked(pipe: Any, num_steps: int, canvas: Canvas) -> Any:
     asked.set_timesteps = set_timesteps
     pipe.scheduler = asked
     try:
-        how: dict[str, Any] = {"height": canvas.height, "width": canvas.width, "output_type": "latent"}
-        if "use_resolution_binning" in signature(pipe.__call__).parameters:
-            how["use_resolution_binning"] = False  # which moves to another size
-        pipe(prompt="a", num_inference_steps=num_steps, **how)
+        pipe(prompt="a", num_inference_steps=num_steps, output_type="latent", **_of_size(pipe, canvas))
     except _Known:
         pass
     finally:
         pipe.scheduler = kept
     return asked
+
+
+def _of_size(pipe: Any, canvas: Canvas) -> dict[str, Any]:
+    """The words by which the call is about that very size, and a grey image for one that edits."""
+    words = {"height": canvas.height, "width": canvas.width, "max_area": canvas.height * canvas.width}
+    words |= dict.fromkeys(("use_resolution_binning", "_auto_resize"), False)  # which move to another size
+    known = signature(pipe.__call__).parameters
+    found: dict[str, Any] = {name: one for name, one in words.items() if name in known}
+    family = family_named(type(pipe).__name__)
+    if family is not None and family.edits == "always":
+        found["image"] = Image.new("RGB", (canvas.width, canvas.height), "grey")
+    return found

@@ -4,7 +4,7 @@ from os import PathLike
 
 from rpo.plugins import load_plugin
 
-PACKAGED = {"shapes": "rpo.shapes:path"}
+PACKAGED = {"shapes": "rpo.shapes:path", "shapes-editor": "rpo.shapes:editor_path"}
 """What gives the folder of each."""
 
 

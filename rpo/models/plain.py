@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from rpo.errors import InputError
 from rpo.models import latents as autoencoder
-from rpo.models.base import Family
-from rpo.models.execution import call
+from rpo.models.base import ORIGINAL, Family
+from rpo.models.execution import call, embedded
 
 PROBE_SIDE, IMAGE_LATENT_SIDE = 16, 4
 """Sides of the latents that the UNet and the VAE are probed with: small, but they pass every level."""
@@ -100,17 +100,18 @@ def probe(pipe: Any, family: Family, compute_dtype: torch.dtype) -> Mapping[str,
     generator = torch.Generator("cpu").manual_seed(0)
     x_t = torch.randn(1, channels, side, side, generator=generator, dtype=torch.float32, device="cpu")
     # A compiled network would be compiled for a size that nobody asks for again.
-    with torch.compiler.set_stance("force_eager"):
-        embedding = family.embed(pipe, [PROBE_PROMPT], vae.device)
+    with torch.compiler.set_stance("force_eager"), autoencoder.widened(vae, is_on=family.widens_autoencoder):
+        pixels = side * family.cell(pipe)
+        grey = torch.full((1, 3, pixels, pixels), 0.5, device=vae.device) if family.edits == "always" else None
+        embedding = embedded(family, pipe, [PROBE_PROMPT], vae.device, grey)
         timestep = torch.full((1,), pipe.scheduler.config["num_train_timesteps"] // 2)
         noise_pred = call(
             family, pipe, pipe.components[family.denoiser], x_t, timestep, embedding, compute_dtype=compute_dtype
         )
         latents = x_t[:, :, :IMAGE_LATENT_SIDE, :IMAGE_LATENT_SIDE]
-        with autoencoder.widened(vae, is_on=family.widens_autoencoder):
-            image = family.decode(pipe, latents.to(vae.device))
-            encoded, _ = family.encode(pipe, image.clamp(0, 1))
-    texts = torch.cat([one.flatten() for one in embedding.values()])
+        image = family.decode(pipe, latents.to(vae.device))
+        encoded, _ = family.encode(pipe, image.clamp(0, 1))
+    texts = torch.cat([one.flatten() for name, one in embedding.items() if name != ORIGINAL])
     return {
         ", ".join(name for name in family.text_encoders if pipe.components[name] is not None): texts.float(),
         family.denoiser: noise_pred,

@@ -13,7 +13,7 @@ from torch import nn
 from rpo.errors import InputError
 from rpo.models import latents as autoencoder
 from rpo.models.base import Family, Schedule
-from rpo.models.execution import call
+from rpo.models.execution import call, embedded
 from rpo.models.plain import parts_of, probe_side
 from rpo.models.schedules import PREDICTION_TYPES
 from rpo.process.prediction import add_noise, from_x0_eps
@@ -108,10 +108,11 @@ def prediction_errors(
     image = nn.functional.interpolate(colours, size, mode="bilinear", align_corners=True)
     timestep = torch.tensor([int(part * schedule.num_train_timesteps) for part in MID_TIMES])
     with torch.compiler.set_stance("force_eager"), autoencoder.widened(pipe.vae, is_on=family.widens_autoencoder):
-        x_0 = family.encode(pipe, image.to(pipe.vae.device))[0].cpu().expand(count, -1, -1, -1)
+        image = image.to(pipe.vae.device)
+        x_0 = family.encode(pipe, image)[0].cpu().expand(count, -1, -1, -1)
         eps = torch.randn(x_0.shape, generator=generator, dtype=torch.float32, device="cpu")
         node = schedule.node(timestep)
-        embedding = family.embed(pipe, [""], pipe.vae.device)
+        embedding = embedded(family, pipe, [""], pipe.vae.device, image if family.edits == "always" else None)
         rows = {name: one.expand(count, *one.shape[1:]) for name, one in embedding.items()}
         network, x_t = pipe.components[family.denoiser], add_noise(x_0, eps, node)
         noise_pred = call(family, pipe, network, x_t, timestep, rows, compute_dtype=compute_dtype).cpu()

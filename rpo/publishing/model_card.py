@@ -73,6 +73,8 @@ class CardFacts:
     """Hub ids of the data."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """Hyper-parameters; nested ones are joined by dots, those that are None or name a folder are left out."""
+    edits: bool = False
+    """Whether it draws from an image beside the prompt."""
     call: Mapping[str, float | str] = field(default_factory=dict)
     """Arguments that the model is meant to be called with, as in `guidance_scale`."""
     results: Mapping[str, tuple[PairedComparison, ...]] = field(default_factory=dict)
@@ -117,7 +119,7 @@ def is_hub_id(name: str | None) -> bool:
 
 
 def _header(card: CardFacts, images: list[str], *, is_lora: bool) -> ModelCardData:
-    tags = ["text-to-image", "diffusers", *(["lora", "template:sd-lora"] if is_lora else []), "rpo", *card.tags]
+    tags = [_task(card), "diffusers", *(["lora", "template:sd-lora"] if is_lora else []), "rpo", *card.tags]
     optional = {
         "license_name": card.license_name,
         "license_link": card.license_link,
@@ -129,7 +131,7 @@ def _header(card: CardFacts, images: list[str], *, is_lora: bool) -> ModelCardDa
     return ModelCardData(
         base_model=card.base_model if is_hub_id(card.base_model) else None,
         library_name="diffusers",
-        pipeline_tag="text-to-image",
+        pipeline_tag=_task(card),
         license=license_of(card),
         tags=list(dict.fromkeys(tags)),
         **{name: value for name, value in optional.items() if value},
@@ -168,8 +170,10 @@ def _base(card: CardFacts) -> str:
 def _snippet(card: CardFacts, lora: LoraFile | None) -> str:
     base = card.base_expression or _quoted(card.base_model if is_hub_id(card.base_model) else "path/to/the/base")
     source = base if lora else _quoted(PLACEHOLDER)
-    lines = [*card.imports, "from diffusers import AutoPipelineForText2Image", ""]
-    lines.append(f"pipe = AutoPipelineForText2Image.from_pretrained({source})")
+    loader = "DiffusionPipeline" if card.edits else "AutoPipelineForText2Image"
+    lines = [*card.imports, f"from diffusers import {loader}"]
+    lines += ["from diffusers.utils import load_image"] if card.edits else []
+    lines += ["", f"pipe = {loader}.from_pretrained({source})"]
     if lora:
         lines += [
             *card.preparation,
@@ -178,7 +182,12 @@ def _snippet(card: CardFacts, lora: LoraFile | None) -> str:
         ]
     prompt = card.samples[0].prompt if card.samples else "your prompt"
     arguments = "".join(f", {name}={value!r}" for name, value in card.call.items())
-    return "\n".join([*lines, f"image = pipe(prompt={prompt!r}{arguments}).images[0]"])
+    image = ', image=load_image("source.png")' if card.edits else ""
+    return "\n".join([*lines, f"image = pipe(prompt={prompt!r}{image}{arguments}).images[0]"])
+
+
+def _task(card: CardFacts) -> str:
+    return "image-to-image" if card.edits else "text-to-image"
 
 
 def _quoted(text: str | None) -> str:

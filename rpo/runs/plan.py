@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rpo.adapters.lora import add_lora
 from rpo.errors import InputError
-from rpo.models.execution import call
+from rpo.models.execution import call, embedded
 from rpo.models.latents import IMAGES_PER_DECODE
 from rpo.models.plain import parts_of
 from rpo.models.unloaded import DEPENDS_ON_CONTENT, pretend, unloaded_pipeline
@@ -156,7 +156,8 @@ def _plan(config: Config) -> Plan:
     with mode:
         latent, time, image = torch.randn(1, *shape), torch.full((1,), 500), torch.rand(1, 3, *canvas)
         with torch.no_grad():
-            embedding = family.embed(pipe, ["a"], torch.device("cpu"))
+            original = image if family.edits == "always" else None
+            embedding = embedded(family, pipe, ["a"], torch.device("cpu"), original)
             drawing, encoding, decoding = (
                 footprint(one)
                 for one in (forward, lambda: family.encode(pipe, image), lambda: family.decode(pipe, latent))

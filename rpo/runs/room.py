@@ -8,6 +8,7 @@ import torch
 
 from rpo.devices import device_named
 from rpo.errors import InputError
+from rpo.models.base import ORIGINAL
 from rpo.models.checkpoint import Checkpoint
 from rpo.runs.plan import Plan, plan
 from rpo.runs.train_config import DPORunConfig
@@ -62,9 +63,11 @@ def disk_checks(config: Any, model: Checkpoint, trainer: Trainer | None, planned
 def cache_bytes(config: DPORunConfig, model: Checkpoint, algorithm: DPO) -> float:
     """Mean and deviation of the latents of every image that is visited, and the embedding of every prompt."""
     pairs = min(config.learning.updates * config.pairs_per_update, len(algorithm.pairs))
-    images = 2 * pairs * (2 if config.flip else 1)
-    embedding = sum(one.numel() * one.element_size() for one in model.embed(["a"]).values())
-    return images * 2 * 4.0 * algorithm.num_dims + min(pairs, len(algorithm.pairs.prompts)) * embedding
+    images = len(algorithm.pairs[0].pictures) * pairs * (2 if config.flip else 1)
+    told = algorithm.data.midway([0]).conditioning.prompt
+    embedding = sum(one.nbytes for name, one in told.items() if name != ORIGINAL)
+    texts = 2 * pairs if model.family.text_sees else min(pairs, len(algorithm.pairs.prompts))
+    return images * 2 * 4.0 * algorithm.sizes.num_dims + texts * embedding
 
 
 def _place(folder: str) -> Path:

@@ -14,6 +14,7 @@ from rpo.data.readers import read_pairs
 from rpo.errors import InputError
 from rpo.evaluation.held_out import HeldOut, Judged
 from rpo.files.text import write_text
+from rpo.models.checkpoint import refuse_editor
 from rpo.reports.training import Findings, write_training_report
 from rpo.runs.train_config import (
     DPORunConfig,
@@ -66,6 +67,7 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
         config: Which algorithm is told by its class; see `rpo.runs.train_config`.
         resume: Continue a killed run in the same folder.
     """
+    _require_deployment(config)
     algorithm = algorithm_of(config)
     folder = Path(algorithm.config.output)
     if not resume:
@@ -73,6 +75,7 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
     held_out = None if config.held_out is None else HeldOut(config.held_out)
     trainer = Trainer(load_model(config.model), algorithm)
     if held_out is not None:
+        refuse_editor(trainer.run.model, "held_out")
         held_out.refuse_trained(algorithm.previewed().prompts)
     with trainer.claim(resume=resume):
         if trainer.run.processes.is_main:
@@ -81,6 +84,18 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
         saved = trainer.save()
     result = RunResult(trained, saved)
     return _judged_and_reported(trainer, config, result, held_out) if trainer.run.processes.is_main else result
+
+
+def _require_deployment(config: RunConfig) -> None:
+    """Refuse to judge a distilled checkpoint by the pipeline's usual steps, which are those of the base."""
+    held_out, model = config.held_out, config.model
+    if held_out is None or not (model.assistant or model.allow_distilled):
+        return
+    if missing := [f"held_out.{one}" for one in ("num_steps", "guidance_scale") if getattr(held_out, one) is None]:
+        raise InputError(
+            f"{' and '.join(missing)} is not given, but the checkpoint was distilled and must be judged as it is used; "
+            "expected the steps and the guidance of deployment, such as held_out.num_steps=4 held_out.guidance_scale=1"
+        )
 
 
 def algorithm_of(config: RunConfig) -> Algorithm[Any]:

@@ -156,6 +156,7 @@ def generate(
     spacing: SpacingName = "checkpoint",
     batch_size: int = 16,
     canvas: Canvas | None = None,
+    originals: Images | None = None,
     progress: str | None = None,
 ) -> Images:
     """Images of every prompt, on the CPU in float32, those of one prompt beside each other.
@@ -172,6 +173,7 @@ def generate(
         spacing: See `solving`.
         batch_size: Images at once; changes speed and memory, not images (but for float error).
         canvas: Size of the images; by default the checkpoint's own.
+        originals: The image that each prompt edits, as large as the canvas, in [0, 1]; for an editing model.
         progress: Label of a progress bar; None for none.
 
     Raises:
@@ -185,7 +187,7 @@ def generate(
         grid, kernel = solving(model, num_steps, solver=solver, spacing=spacing, eta=eta, canvas=canvas)
         trajectory = sample(
             model,
-            model.encode_prompts([prompts[prompt] for prompt, _ in batch]),
+            _encoded(model, prompts, [prompt for prompt, _ in batch], originals),
             grid,
             kernel,
             guidance_scale=guidance_scale,
@@ -199,3 +201,8 @@ def generate(
         bar.update(len(batch))
     bar.close()
     return images
+
+
+def _encoded(model: DiffusionModel, prompts: Sequence[str], rows: list[int], originals: Images | None) -> Conditioning:
+    texts = [prompts[row] for row in rows]
+    return model.encode_prompts(texts) if originals is None else model.encode_prompts(texts, originals=originals[rows])

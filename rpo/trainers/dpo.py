@@ -32,7 +32,7 @@ from rpo.trainers.checks.preflight import Check, gradient_check
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.trainers.pairs.batches import PairBatch, PairBatches, pair_batches, share_of
 from rpo.trainers.pairs.errors import Reference, denoise
-from rpo.trainers.pairs.facts import PairFacts, pair_facts, require_scores
+from rpo.trainers.pairs.facts import PairFacts, pair_facts, require_originals, require_scores
 from rpo.trainers.pairs.guard import ErrorGuard
 from rpo.trainers.pairs.running_statistics import RunningStatistics
 from rpo.trainers.pairs.sizes import sizes_of
@@ -80,6 +80,7 @@ class DPO(Algorithm[PairBatch]):
         self.share = share_of(config.pairs_per_update, micro_batch, process, processes)
         self.sizes = sizes_of(self.model, self.pairs, config, self.share.at_once)
         require_scores(self.pairs, objective)
+        require_originals(self.pairs, self.model.family.edits, self.model.family.name)
         self.beta, self.facts = objective.beta or objective.default_beta(self.sizes.num_dims), PairFacts()
         self._guard = ErrorGuard(**config.error_limits, starts_at_zero=objective.starts_at_zero)
         bins, device = objective.bins, run.policy.parameters[0].device
@@ -192,9 +193,8 @@ class DPO(Algorithm[PairBatch]):
 
     def previewed(self) -> PreviewOf:
         """The first prompts of the set, by a second-order solver at the pipeline's usual guidance."""
-        return PreviewOf(
-            self.pairs.prompts, PREVIEW_STEPS, usual_guidance(self.model), solver="dpm_solver", canvas=self.sizes.canvas
-        )
+        guidance, shown = usual_guidance(self.model), {"solver": "dpm_solver", "canvas": self.sizes.canvas}
+        return PreviewOf(self.pairs.prompts, PREVIEW_STEPS, guidance, originals=self.data.first_originals, **shown)
 
 
 PREVIEW_STEPS = 15  # of DPM-Solver++, with which a preview shows what 30 to 50 steps of others would

@@ -44,6 +44,7 @@ def card_of(model: DiffusionModel, method: str, config: Any, *, is_lora: bool) -
     return CardFacts(
         base_model=name or None,
         preparation=lora_preparation(model),
+        edits=isinstance(model, Checkpoint) and model.family.edits == "always",
         method=method,
         description=OTHER_BASE if is_other else "",
         settings=asdict(config),

@@ -1,6 +1,6 @@
 """Previews: the same prompts from the same noise, drawn every so often, as one image grid a person can look at."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -10,7 +10,7 @@ from PIL import Image
 
 from rpo.models.base import DiffusionModel
 from rpo.sampling.sample import SolverName, generate
-from rpo.types import Canvas
+from rpo.types import Canvas, Images
 
 PREVIEWS = "previews"
 """Where they lie in a run's folder."""
@@ -29,6 +29,8 @@ class PreviewOf:
     guidance_scale: float
     solver: SolverName = "ddim"
     canvas: Canvas | None = None
+    originals: Callable[[Sequence[str]], Images | None] = lambda prompts: None
+    """The images that prompts edit; of an editing model."""
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -38,7 +40,7 @@ class PreviewOf:
 
 @final
 class Preview:
-    """Writes `update-000020.png` and so on: one row per prompt."""
+    """Writes `update-000020.png` and so on: one row per prompt, which begins with the image that is edited, if any."""
 
     def __init__(self, model: DiffusionModel, shown: PreviewOf, folder: Path, *, every: int, seed: int):
         """Prepare."""
@@ -49,9 +51,11 @@ class Preview:
         """Draw the grid of an update, if it is due."""
         if update % self._every:
             return
+        originals = self._shown.originals(self._shown.rows)
         images = generate(
             self._model,
             self._shown.rows,
+            originals=originals,
             seed=self._seed,
             images_per_prompt=IMAGES,
             num_steps=self._shown.num_steps,
@@ -59,7 +63,8 @@ class Preview:
             solver=self._shown.solver,
             canvas=self._shown.canvas,
         )
-        rows = [torch.cat(list(row), dim=2) for row in images.split(IMAGES)]
+        given = [()] * len(self._shown.rows) if originals is None else [(one,) for one in originals]
+        rows = [torch.cat([*first, *row], dim=2) for first, row in zip(given, images.split(IMAGES), strict=True)]
         pixels = (torch.cat(rows, dim=1).permute(1, 2, 0) * 255).round().byte().numpy()
         self._folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(self._folder / f"update-{update:06d}.png")

@@ -77,10 +77,14 @@ def normalised(pipe, latents):
 
 UNPACKED = {
     "FluxPipeline": unpacked,
+    "FluxKontextPipeline": unpacked,
     "ChromaPipeline": unpacked,
     "Flux2KleinPipeline": lambda pipe, latents, canvas: normalised(pipe, latents)[0],
     "Krea2Pipeline": lambda pipe, latents, canvas: pipe._unpack_latents(latents, *canvas)[:, :, 0],
-    "QwenImagePipeline": lambda *given: unpacked(*given)[:, :, 0],
+    **dict.fromkeys(
+        ("QwenImagePipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline"),
+        lambda *given: unpacked(*given)[:, :, 0],
+    ),
 }
 """From a pipeline, its own latents and their canvas to `[batch, c, h, w]`, by class."""
 
@@ -112,7 +116,7 @@ ENCODED = {
 """Mean and standard deviation of an image's latents as the pipeline has them, by class of the autoencoder."""
 
 
-def drawn_by(pipe, prompts, *, canvas, guidance, num_steps, generators, output_type="latent"):
+def drawn_by(pipe, prompts, *, canvas, guidance, num_steps, generators, output_type="latent", **words):
     """What the pipeline's own call gives, by its own scheduler, to first order, or DDIM where it has betas."""
     config = pipe.scheduler.config
     if config.get("use_flow_sigmas"):
@@ -120,15 +124,16 @@ def drawn_by(pipe, prompts, *, canvas, guidance, num_steps, generators, output_t
     elif "beta_schedule" in config:
         pipe.scheduler = DDIMScheduler.from_config(config, clip_sample=False)
     family = family_named(type(pipe).__name__)
-    options = {family.guidance_argument: guidance - family.guidance_offset}
+    options = {family.guidance_argument: guidance - family.guidance_offset, **words}
+    known = signature(pipe.__call__).parameters
     if family.guidance_argument == "true_cfg_scale":
         options["negative_prompt"] = [""] * len(prompts)
-    if "use_resolution_binning" in signature(pipe.__call__).parameters:
+    if "use_resolution_binning" in known:
         options["use_resolution_binning"] = False
+    if "height" in known:  # an editor may take it from its image
+        options |= {"height": canvas.height, "width": canvas.width}
     given = pipe(
         prompt=list(prompts),  # some pipelines write into it
-        height=canvas.height,
-        width=canvas.width,
         num_inference_steps=num_steps,
         generator=generators,
         output_type=output_type,

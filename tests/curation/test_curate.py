@@ -9,8 +9,12 @@ from functools import partial
 import pytest
 
 from rpo.curation.curate import curate
-from rpo.curation.records import Critique, Edit, Fault, Unavailable, histories
+from rpo.curation.curate_config import EditorConfig
+from rpo.curation.export import export
+from rpo.curation.records import Critique, Edit, Fault, Unavailable, histories, history_of, result_of
 from rpo.curation.store.folder import STAGES, RunFolder
+from rpo.data.readers import read_pairs
+from rpo.errors import InputError
 from rpo.interrupts import Terminated
 from tests.curation.fakes import (
     FakeCritic,
@@ -245,3 +249,36 @@ def test_a_refused_resume_changes_nothing(source, tmp_path):
     for message, (other, components) in cases.items():
         assert_refused(tmp_path / "run", message, partial(curate, other, resume=True, components=components))
     assert_refused(tmp_path / "run", "holds a run already", partial(curate, config, components=fakes()))
+
+
+def test_several_edits_of_an_image_are_ordered_and_become_pairs_for_an_editor(tmp_path):
+    config = config_of(tmp_path / "run", image_folder(tmp_path / "source", 12))
+    one, several = finished(config), replace(config, output=str(tmp_path / "several"))
+    folder = finished(replace(several, editor=EditorConfig(edits_per_image=4)))
+    for record in one.stages["edits"]:
+        first, others = (run.stages["edits"][record] for run in (one, folder))
+        if "fault" in first:
+            continue
+        assert first["image"] == others["image"]  # what was there alone is the first of several
+        scores = result_of(folder, "scores", record)
+        marks = [one["tests.curation.fakes:brightness"] for one in (scores.edit, *scores.others)]
+        ranked = sorted(range(4), key=lambda number: -marks[number])
+        names = [f"{record}/edit" + (f"-{number}" if number else "") for number in ranked]
+        own, *among = result_of(folder, "decisions", record)
+        assert {own.first, own.second} == {f"{record}/source", f"{record}/edit"}
+        assert [(two.chosen, two.rejected) for two in among] == [(names[0], names[3]), (names[1], names[2])]
+    pairs = list(read_pairs(export(folder.path, "edits").path))
+    edited = [row for row in folder.stages["edits"].rows() if "image" in row]
+    assert len(pairs) == 2 * len(edited) > 0
+    for pair in pairs:
+        history = history_of(folder, str(pair.details["record"]))
+        assert pair.prompt == history.instructions.text
+        assert pair.facts("original").digest == history.source.image
+        assert pair.margin > 0
+        assert pair.details["chosen_is"] == pair.details["rejected_is"] == "edit"
+
+
+def test_pairs_for_an_editor_need_several_edits(tmp_path):
+    folder = finished(config_of(tmp_path / "run", image_folder(tmp_path / "source", 6)))
+    with pytest.raises(InputError, match="edits_per_image: 2 or more"):
+        export(folder.path, "edits")

@@ -19,10 +19,11 @@ from rpo.curation.judge import load_judge
 from rpo.curation.records import Unavailable
 from rpo.errors import InputError
 from tests.curation.fakes import FakeCritic, FakeEditor, FakeInstructor, fakes, image_folder
-from tests.curation.tiny_editors import tiny_controlnet, tiny_instruct_pix2pix
+from tests.curation.tiny_editors import tiny_controlnet
 from tests.curation.vlm.tiny_vlm import save_tiny_vlm
 from tests.rewards.clip_models import save_clip
 from tests.tiny import save_tiny_sd
+from tests.tiny_editors import tiny_pix2pix
 
 HERE = __name__
 
@@ -54,7 +55,7 @@ def models(tmp_path_factory):
     makers: dict[str, Callable[[Path], object]] = {
         "vlm": save_tiny_vlm,
         "clip": save_clip,
-        "ip2p": lambda path: tiny_instruct_pix2pix().save_pretrained(path),
+        "ip2p": lambda path: tiny_pix2pix().save_pretrained(path),
         "controlnet": lambda path: tiny_controlnet().save_pretrained(path),
         "base": lambda path: save_tiny_sd(path),
     }

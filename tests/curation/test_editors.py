@@ -14,22 +14,22 @@ from rpo.curation.curate_config import EditorConfig
 from rpo.curation.editors import families
 from rpo.curation.editors.families import FAMILIES as KNOWN
 from rpo.curation.editors.pipeline_editor import EditSettings, PipelineEditor, licence_of, place
-from tests.curation import tiny_editors
-from tests.curation.tiny_editors import ready
+from tests import tiny_editors
+from tests.curation.tiny_editors import ready, tiny_controlnet, tiny_controlnet_pipeline
 from tests.tiny import save_tiny_sd
 from tests.tiny_flux2_klein import tiny_flux2_klein
 
 SMALL = EditSettings(28, 2.5, max_area=64 * 64)
 FAMILIES = {
-    "instruct_pix2pix": (tiny_editors.tiny_instruct_pix2pix, KNOWN["instruct_pix2pix"]),
-    "controlnet": (tiny_editors.tiny_controlnet_pipeline, KNOWN["controlnet"]),
+    "instruct_pix2pix": (tiny_editors.tiny_pix2pix, KNOWN["instruct_pix2pix"]),
+    "controlnet": (tiny_controlnet_pipeline, KNOWN["controlnet"]),
     "kontext": (
         tiny_editors.tiny_kontext,
         replace(KNOWN["kontext"], defaults=lambda pipe: EditSettings(28, 2.5, max_area=64 * 64)),
     ),
     "flux2_klein": (tiny_flux2_klein, KNOWN["flux2_klein"]),
-    "qwen_edit_plus": (tiny_editors.tiny_qwen_edit, KNOWN["qwen_edit"]),
-    "qwen_edit": (lambda: tiny_editors.tiny_qwen_edit(QwenImageEditPipeline), KNOWN["qwen_edit"]),
+    "qwen_edit_plus": (tiny_editors.tiny_qwen_edit_plus, KNOWN["qwen_edit"]),
+    "qwen_edit": (tiny_editors.tiny_qwen_edit, KNOWN["qwen_edit"]),
 }
 INSTRUCTIONS = ["make it red", "make it blue", "add a hat"]
 
@@ -115,7 +115,7 @@ def test_licences_are_known_read_from_the_card_or_empty(tmp_path: Path):
 
 def test_an_editor_is_loaded_from_a_folder(tmp_path: Path):
     folder = tmp_path / "editor"
-    tiny_editors.tiny_instruct_pix2pix().save_pretrained(folder)
+    tiny_editors.tiny_pix2pix().save_pretrained(folder)
     config = EditorConfig(kind="instruct_pix2pix", model=str(folder), num_steps=1, device="cpu", batch_size=3)
     editor = load_editor(config)
     assert editor.batch_size == 3 and editor.concurrency == 1 and len(editor.identity["revision"]) == 64
@@ -125,8 +125,8 @@ def test_an_editor_is_loaded_from_a_folder(tmp_path: Path):
 
 
 FOLDERS = {
-    "shapes": tiny_editors.tiny_instruct_pix2pix,
-    "instruct_pix2pix": tiny_editors.tiny_instruct_pix2pix,
+    "shapes": tiny_editors.tiny_pix2pix,
+    "instruct_pix2pix": tiny_editors.tiny_pix2pix,
     "kontext": tiny_editors.tiny_kontext,
     "flux2_klein": tiny_flux2_klein,
 }
@@ -163,7 +163,7 @@ def test_both_versions_of_qwen_are_known_by_their_class(pipeline_class, tmp_path
 
 def test_controlnet_takes_a_base_of_your_own(tmp_path: Path):
     base = save_tiny_sd(tmp_path / "base")
-    tiny_editors.tiny_controlnet().save_pretrained(tmp_path / "net")
+    tiny_controlnet().save_pretrained(tmp_path / "net")
     config = EditorConfig(kind="controlnet", model=str(tmp_path / "net"), base_model=str(base), num_steps=1)
     editor = load_editor(config)
     assert editor.identity["base_model"] == str(base) and len(editor.identity["base_revision"]) == 64

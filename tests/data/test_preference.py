@@ -131,8 +131,8 @@ def test_two_sizes_are_refused_by_default():
     with pytest.raises(ValueError) as error:
         pair_set([record])
     assert str(error.value) == (
-        "metadata.jsonl:5: the chosen image is 16x16, the rejected one 8x12; expected two images of one size; "
-        "resize them, or pass allow_size_mismatch=True to let the transform bring both to one size"
+        "metadata.jsonl:5: the chosen image is 16x16, the rejected one 8x12; expected images of one size; "
+        "resize them, or pass allow_size_mismatch=True to let the transform bring them to one size"
     )
     assert len(pair_set([record], allow_size_mismatch=True)) == 1
 

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from operator import attrgetter
 
 import datasets
@@ -149,3 +150,23 @@ def test_lines_can_be_read_by_a_person(tmp_path):
     assert list(row) == ["prompt", "chosen_file_name", "rejected_file_name", "seed", "key"]
     assert "grüner" in (tmp_path / "metadata.jsonl").read_text()
     assert time.time() - (tmp_path / row["chosen_file_name"]).stat().st_mtime < 60
+
+
+@pytest.mark.parametrize("form", ["folder", "parquet"])
+def test_the_image_that_a_pair_edits_is_kept(tmp_path, form):
+    edited = [replace(pair(index), original=pair(index + 10).chosen) for index in range(3)]
+    if form == "folder":
+        write_pairs(tmp_path, edited)
+        kept = read_pairs(tmp_path)
+    else:
+        write_parquet(tmp_path / "pairs.parquet", edited)
+        kept = read_pairs(tmp_path / "pairs.parquet")
+    assert [one.encoded("original") for one in kept] == [one.encoded("original") for one in edited]
+    assert [one.key for one in kept] == [one.key for one in edited]
+    assert kept[0].key != pair(0).key
+    assert not kept.ignored_columns
+
+
+def test_pairs_of_edits_and_others_in_one_folder(tmp_path):
+    write_pairs(tmp_path, [pair(0), replace(pair(1), original=pair(2).chosen)])
+    assert [one.original is None for one in read_pairs(tmp_path)] == [True, False]

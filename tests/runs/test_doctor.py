@@ -134,4 +134,4 @@ def test_what_is_told_of_caches_is_what_is_encoded(tmp_path):
     data = trainer.algorithm.data
     trainer.algorithm.prepare()
     embeddings = data.embeddings.embed(trainer.algorithm.pairs.prompts)["tokens"]
-    assert told == data.latents.encoded * 2 * 4 * trainer.algorithm.num_dims + embeddings.nbytes
+    assert told == data.latents.encoded * 2 * 4 * trainer.algorithm.sizes.num_dims + embeddings.nbytes

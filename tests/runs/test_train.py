@@ -12,6 +12,7 @@ from rpo.adapters.lora_file import WEIGHT_FILE
 from rpo.cli.main import main
 from rpo.config.load import load_config
 from rpo.data.writers import write_pairs
+from rpo.errors import InputError
 from rpo.evaluation.held_out import HeldOutConfig
 from rpo.models.config import ModelConfig
 from rpo.runs.train import run
@@ -221,3 +222,17 @@ def test_a_folder_in_use_is_refused_before_anything_is_encoded(inputs, tmp_path)
     with pytest.raises(ValueError, match="already holds a run; expected a new folder"):
         trainer.train()
     assert encoded == []
+
+
+@pytest.mark.parametrize("changes", [{"num_steps": 4}, {"guidance_scale": 1.0}, {}])
+@pytest.mark.parametrize("model", [{"allow_distilled": True}, {"assistant": "undo.safetensors"}])
+def test_a_distilled_checkpoint_is_judged_by_the_steps_of_its_deployment(model, changes, tmp_path):
+    config = DPORunConfig(
+        output=str(tmp_path / "run"),
+        model=ModelConfig(**model),
+        held_out=HeldOutConfig(**changes),
+        data=DataConfig("x"),
+    )
+    with pytest.raises(InputError, match=r"held_out\.(num_steps|guidance_scale).* distilled"):
+        run(config)
+    assert not (tmp_path / "run").exists()

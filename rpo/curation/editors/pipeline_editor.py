@@ -62,7 +62,11 @@ class EditorFamily:
 
 @final
 class PipelineEditor:
-    """Edits images by a diffusers pipeline."""
+    """Edits images by a diffusers pipeline.
+
+    Attributes:
+        pipe: The pipeline.
+    """
 
     concurrency: int = 1
     licence: str
@@ -78,7 +82,7 @@ class PipelineEditor:
             config: Its settings; what is None there is what the family recommends.
             folder: Where the weights came from, if that is not what the model is called.
         """
-        self._pipe = pipe
+        self.pipe = pipe
         self._family = family
         self._settings = _settings(family, pipe, config)
         model = config.model or family.model
@@ -116,7 +120,7 @@ class PipelineEditor:
     def _edit(self, images: list[Image], instructions: list[str], noise: list[torch.Generator]) -> Sequence[Image]:
         """Edit images of one size."""
         is_one = self._family.is_one_by_one
-        pipe: Any = self._pipe
+        pipe: Any = self.pipe
         return pipe(
             prompt=instructions[0] if is_one else instructions,
             image=images[0] if is_one else images,

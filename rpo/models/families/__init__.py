@@ -5,11 +5,14 @@ from collections.abc import Iterable
 from rpo.models.base import Family
 from rpo.models.families.chroma import Chroma
 from rpo.models.families.flux1 import Flux1
+from rpo.models.families.flux1_kontext import Flux1Kontext
 from rpo.models.families.flux2_klein import Flux2Klein
+from rpo.models.families.instruct_pix2pix import InstructPix2Pix
 from rpo.models.families.krea2 import Krea2
 from rpo.models.families.lumina2 import Lumina2
 from rpo.models.families.pixart_sigma import PixArtSigma
 from rpo.models.families.qwen_image import QwenImage
+from rpo.models.families.qwen_image_edit import QwenImageEdit, QwenImageEditPlus
 from rpo.models.families.sana import Sana
 from rpo.models.families.sd3 import StableDiffusion3
 from rpo.models.families.sdxl import StableDiffusionXL
@@ -18,12 +21,16 @@ from rpo.models.families.z_image import ZImage
 
 FAMILIES: tuple[Family, ...] = (
     StableDiffusion(),
+    InstructPix2Pix(),
     StableDiffusionXL(),
     StableDiffusion3(),
     Flux1(),
+    Flux1Kontext(),
     Chroma(),
     Flux2Klein(),
     QwenImage(),
+    QwenImageEdit(),
+    QwenImageEditPlus(),
     Krea2(),
     ZImage(),
     Lumina2(),

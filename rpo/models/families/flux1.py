@@ -2,24 +2,24 @@
 
 Guidance was distilled into the network, so that one call does what takes others two, and nothing is pushed away from.
 CLIP gives only a summary of its 77 tokens; T5 reads 512. FLUX.1 [schnell], of the same classes, is told no scale.
+FLUX.1 Kontext is this one with the image to edit among its tokens.
 """
 
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rpo.errors import InputError
-from rpo.models.base import Guidance, TextContext
-from rpo.models.families.packed import TWO_STREAM_LAYERS, PackedFamily, no_positions, pack, positions, unpack
+from rpo.models.base import ORIGINAL, Guidance, TextContext
+from rpo.models.families.packed import TWO_STREAM_LAYERS, PackedFamily, no_positions, unpack, with_original
 from rpo.types import Embedding, Latents
 
 T5_TOKENS = 512
 """As in the pipeline's own call."""
 
 
-@final
 class Flux1(PackedFamily):
     """The family of `FluxPipeline`."""
 
@@ -51,13 +51,14 @@ class Flux1(PackedFamily):
 
     def forward(self, pipe: Any, network: Any, x_t: Latents, timestep: Tensor, embedding: Embedding) -> Latents:
         """One call of the transformer, which is told the time from 0 to 1."""
+        image, places = with_original(x_t, embedding.get(ORIGINAL))
         tokens = network(
-            hidden_states=pack(x_t),
+            hidden_states=image,
             timestep=timestep.expand(len(x_t)).to(x_t.dtype) / 1000,
             guidance=embedding["guidance"],
             encoder_hidden_states=embedding["tokens"],
             pooled_projections=embedding["pooled"],
             txt_ids=no_positions(embedding["tokens"]),
-            img_ids=positions(x_t),
+            img_ids=places,
         ).sample
         return unpack(tokens, x_t)

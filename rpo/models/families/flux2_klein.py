@@ -1,7 +1,8 @@
 """FLUX.2 [klein] base: a transformer that predicts flow, three hidden layers of Qwen3 as its text, 16 x 16 px cells.
 
 A cell of the latents is 2 x 2 of the autoencoder's, and has mean 0 and variance 1 by the batch norm inside that. A
-prompt is put into Qwen3's chat template; no mask travels with its 512 tokens, for the network attends to all.
+prompt is put into Qwen3's chat template; no mask travels with its 512 tokens, for the network attends to all. The same
+network edits: an image to edit comes after its own tokens.
 """
 
 from collections.abc import Mapping
@@ -12,13 +13,16 @@ from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from rpo.models import latents as autoencoder
-from rpo.models.base import TextContext
+from rpo.models.base import ORIGINAL, Edits, TextContext
 from rpo.models.families.usual import UsualFamily
 from rpo.models.schedules import FlowSchedule, even_sigmas
 from rpo.types import Embedding, Images, Latents
 
 TOKENS = 512
 """As in the pipeline's own call."""
+
+FIRST_ORIGINAL = 10
+"""Number of the first image that is edited, where the image itself has 0."""
 
 MANY_TOKENS = 4300
 """Above, the shift does not depend on the number of steps."""
@@ -34,6 +38,7 @@ class Flux2Klein(UsualFamily):
     single_file_key = "double_stream_modulation_img."
     lora_targets = (*UsualFamily.lora_targets, "to_qkv_mlp_proj")
     prompts_per_call = 16
+    edits: Edits = "may"
 
     def schedule(self, pipe: Any) -> FlowSchedule:
         """Rectified flow on even sigmas, shifted by the numbers of tokens and steps."""
@@ -61,15 +66,19 @@ class Flux2Klein(UsualFamily):
         return {"tokens": tokens}
 
     def forward(self, pipe: Any, network: Any, x_t: Latents, timestep: Tensor, embedding: Embedding) -> Latents:
-        """One call of the transformer, which is told the time from 0 to 1."""
+        """One call of the transformer, which is told the time from 0 to 1; what is edited comes after x_t."""
+        image, places = x_t.flatten(2).mT, _places(x_t)
+        if (original := embedding.get(ORIGINAL)) is not None:
+            image = torch.cat([image, original.flatten(2).mT], dim=1)
+            places = torch.cat([places, _places(original, which=FIRST_ORIGINAL)])
         tokens = network(
-            hidden_states=x_t.flatten(2).mT,
+            hidden_states=image,
             timestep=timestep.expand(len(x_t)).to(x_t.dtype) / 1000,
             encoder_hidden_states=embedding["tokens"],
-            txt_ids=_places(1, 1, 1, embedding["tokens"].shape[1], device=x_t.device),
-            img_ids=_places(1, *x_t.shape[-2:], 1, device=x_t.device),
+            txt_ids=_grid(1, 1, 1, embedding["tokens"].shape[1], device=x_t.device),
+            img_ids=places,
         ).sample
-        return tokens.mT.unflatten(2, x_t.shape[-2:])
+        return tokens[:, : x_t[0, 0].numel()].mT.unflatten(2, x_t.shape[-2:])
 
     def encode(self, pipe: Any, images: Images) -> tuple[Latents, Latents]:
         """Normalised by the autoencoder's batch norm."""
@@ -89,8 +98,14 @@ def log_shift(num_steps: int, tokens: int) -> float:
     return many if tokens > MANY_TOKENS else many + (many - few) / 190 * (num_steps - 200)
 
 
-def _places(*sides: int, device: torch.device) -> Tensor:
-    """(image, row, column, word) of every token, `[n, 4]`."""
+def _places(latents: Latents, *, which: int = 0) -> Tensor:
+    """(image, row, column, word) of every token of an image, `[n, 4]`."""
+    places = _grid(1, *latents.shape[-2:], 1, device=latents.device)
+    places[:, 0] = which
+    return places
+
+
+def _grid(*sides: int, device: torch.device) -> Tensor:
     return torch.cartesian_prod(*(torch.arange(side, device=device) for side in sides))
 
 

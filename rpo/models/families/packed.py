@@ -42,15 +42,24 @@ def pack(x_t: Latents) -> Tensor:
 
 
 def unpack(tokens: Tensor, like: Latents) -> Latents:
-    """The way back, to the height and width of `like`."""
-    height, width = like.shape[-2:]
-    return pixel_shuffle(tokens.mT.unflatten(2, (height // 2, width // 2)), 2)
+    """The way back, to the height and width of `like`; what comes after its tokens is left out."""
+    height, width = (side // 2 for side in like.shape[-2:])
+    return pixel_shuffle(tokens[:, : height * width].mT.unflatten(2, (height, width)), 2)
 
 
 def positions(x_t: Latents) -> Tensor:
     """(0, row, column) of every token of an image."""
     sides = (1, x_t.shape[-2] // 2, x_t.shape[-1] // 2)
     return torch.cartesian_prod(*(torch.arange(side, dtype=torch.float32, device=x_t.device) for side in sides))
+
+
+def with_original(x_t: Latents, original: Latents | None) -> tuple[Tensor, Tensor]:
+    """Tokens and positions of an image, and after them those of the image that it is an edit of, told by a 1."""
+    if original is None:
+        return pack(x_t), positions(x_t)
+    second = positions(original)
+    second[:, 0] = 1
+    return torch.cat([pack(x_t), pack(original)], dim=1), torch.cat([positions(x_t), second])
 
 
 def no_positions(tokens: Tensor) -> Tensor:

@@ -6,13 +6,13 @@ own prediction back, token by token.
 """
 
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rpo.models.base import TextContext, guided
+from rpo.models.base import ORIGINAL, TextContext, guided
 from rpo.models.families.one_frame import OneFrameFamily
 from rpo.models.families.packed import pack, unpack
 from rpo.types import Embedding, Latents
@@ -21,7 +21,6 @@ TOKENS = 512
 """As in the pipeline's own call."""
 
 
-@final
 class QwenImage(OneFrameFamily):
     """The family of `QwenImagePipeline`."""
 
@@ -39,18 +38,17 @@ class QwenImage(OneFrameFamily):
     def embed(self, pipe: Any, prompts: list[str], device: torch.device) -> Embedding:
         """Qwen2.5-VL's last hidden states, zero where a prompt has ended, and where it has not."""
         tokens, mask = pipe.encode_prompt(prompts, device, max_sequence_length=TOKENS)
-        mask = tokens.new_ones(tokens.shape[:2]) if mask is None else mask
-        missing = TOKENS - tokens.shape[1]
-        return {"tokens": pad(tokens, (0, 0, 0, missing)), "mask": pad(mask, (0, missing)).bool()}
+        return filled(tokens, mask, TOKENS)
 
     def forward(self, pipe: Any, network: Any, x_t: Latents, timestep: Tensor, embedding: Embedding) -> Latents:
         """One call of the transformer, which is told the time from 0 to 1."""
+        images = [x_t, *(one for name, one in embedding.items() if name == ORIGINAL)]
         tokens = network(
-            hidden_states=pack(x_t),
+            hidden_states=torch.cat([pack(one) for one in images], dim=1),
             timestep=timestep.expand(len(x_t)).to(x_t.dtype) / 1000,
             encoder_hidden_states=embedding["tokens"],
             encoder_hidden_states_mask=embedding["mask"],
-            img_shapes=[[(1, x_t.shape[-2] // 2, x_t.shape[-1] // 2)]] * len(x_t),
+            img_shapes=[[(1, one.shape[-2] // 2, one.shape[-1] // 2) for one in images]] * len(x_t),
         ).sample
         return unpack(tokens, x_t)
 
@@ -59,3 +57,10 @@ class QwenImage(OneFrameFamily):
         tokens, prompt = pack(guided(negative_pred, prompt_pred, guidance_scale)), pack(prompt_pred)
         norms = prompt.norm(dim=-1, keepdim=True) / tokens.norm(dim=-1, keepdim=True)
         return unpack(tokens * norms, prompt_pred)
+
+
+def filled(tokens: Tensor, mask: Tensor | None, length: int) -> Embedding:
+    """Tokens filled up with zeros to one length, and which of them count."""
+    mask = tokens.new_ones(tokens.shape[:2]) if mask is None else mask
+    missing = length - tokens.shape[1]
+    return {"tokens": pad(tokens, (0, 0, 0, missing)), "mask": pad(mask, (0, missing)).bool()}

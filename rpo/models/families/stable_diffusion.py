@@ -1,7 +1,10 @@
-"""Stable Diffusion 1.x and 2.x: a UNet that predicts noise or v, one CLIP text encoder."""
+"""Stable Diffusion 1.x and 2.x: a UNet that predicts noise or v, one CLIP text encoder.
+
+InstructPix2Pix is one of these that sees an image, too, and says only that.
+"""
 
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +19,6 @@ OTHER_DENOISERS = {8: "an instruct-pix2pix UNet (an editor)", 9: "an inpainting 
 """UNets of the same shape but for their input channels, which need more than a prompt."""
 
 
-@final
 class StableDiffusion(UsualFamily):
     """The family of `StableDiffusionPipeline`."""
 
@@ -28,9 +30,12 @@ class StableDiffusion(UsualFamily):
     load_options: Mapping[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
     lora_dialect = "diffusers"
 
+    images_in = 1
+    """Latents that the UNet takes side by side."""
+
     def refuse(self, pipe: Any) -> None:
         """Refuse inpainting and editing UNets, those of SDXL, and guidance-distilled ones."""
-        refuse_other_unets(pipe, addition_embed_type=None)
+        refuse_other_unets(pipe, addition_embed_type=None, images_in=self.images_in)
 
     def schedule(self, pipe: Any) -> DiscreteSchedule:
         """The betas of the pipeline's scheduler."""
@@ -49,14 +54,15 @@ class StableDiffusion(UsualFamily):
         return network(x_t, timestep, encoder_hidden_states=embedding["tokens"]).sample
 
 
-def refuse_other_unets(pipe: Any, *, addition_embed_type: str | None) -> None:
-    """Refuse a UNet that needs more than a noisy latent, a timestep and the family's own embeddings."""
-    config, latent_channels = pipe.unet.config, pipe.vae.config["latent_channels"]
-    if config["in_channels"] != latent_channels:
+def refuse_other_unets(pipe: Any, *, addition_embed_type: str | None, images_in: int = 1) -> None:
+    """Refuse a UNet that needs more than its latents, a timestep and the family's own embeddings."""
+    config, expected = pipe.unet.config, images_in * pipe.vae.config["latent_channels"]
+    if config["in_channels"] != expected:
         kind = OTHER_DENOISERS.get(config["in_channels"], "another kind of UNet")
         raise InputError(
-            f"the UNet takes {config['in_channels']} channels: {kind}, but a text-to-image UNet takes "
-            f"{latent_channels}; use the text-to-image checkpoint that it was made from"
+            f"the UNet takes {config['in_channels']} channels: {kind}, but that of a {type(pipe).__name__} takes "
+            f"{expected}; load the checkpoint with the pipeline class of its model_index.json, or use the "
+            "text-to-image checkpoint that it was made from"
         )
     if config["addition_embed_type"] != addition_embed_type:
         raise InputError(

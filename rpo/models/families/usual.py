@@ -1,13 +1,13 @@
 """What most families have in common, so that the file of one says only what it does in its own way."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from rpo.errors import InputError
 from rpo.models import latents as autoencoder
-from rpo.models.base import Guidance, guided
+from rpo.models.base import Edits, Guidance, guided
 from rpo.types import Embedding, Images, Latents
 
 
@@ -20,6 +20,7 @@ class UsualFamily:
 
     denoiser = "transformer"
     parts: Mapping[str, str]
+    embed: Callable[[Any, list[str], torch.device], Embedding]
     text_encoders: tuple[str, ...] = ("text_encoder",)
     prompts_per_call = 256
     load_options: Mapping[str, Any] = {}
@@ -31,6 +32,8 @@ class UsualFamily:
     guidance: Guidance = "cfg"
     guidance_argument = "guidance_scale"
     guidance_offset = 0.0
+    edits: Edits = "never"
+    text_sees = False
     packs = 1
 
     def refuse(self, pipe: Any) -> None:
@@ -65,6 +68,14 @@ class UsualFamily:
         """As the network's configuration says."""
         size = self._config(pipe)["sample_size"]
         return (size, size) if isinstance(size, int) else size
+
+    def embed_with(self, pipe: Any, prompts: list[str], originals: Images, device: torch.device) -> Embedding:
+        """As without one, for encoders that see none."""
+        return self.embed(pipe, prompts, device)
+
+    def shown(self, pipe: Any, latents: Latents) -> Latents:
+        """The latents themselves."""
+        return latents
 
     def encode(self, pipe: Any, images: Images) -> tuple[Latents, Latents]:
         """Scaled by the autoencoder's configuration."""

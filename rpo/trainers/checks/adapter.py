@@ -7,6 +7,8 @@ pipeline, and the image drawn again.
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from rpo.adapters.lora import load_lora
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.plain import fresh_pipeline, probe_side
@@ -55,5 +57,6 @@ def adapter_checks(run: Run, model: Checkpoint, prompt: str, folder: Path) -> It
 
 def _drawn(model: Checkpoint, prompt: str) -> Images:
     side = probe_side(model.pipe, model.family) * model.family.cell(model.pipe)
-    guidance = usual_guidance(model)
-    return generate(model, [prompt], seed=0, num_steps=STEPS, guidance_scale=guidance, canvas=Canvas(side, side))
+    grey = torch.full((1, 3, side, side), 0.5) if model.family.edits == "always" else None
+    drawing = {"num_steps": STEPS, "guidance_scale": usual_guidance(model), "canvas": Canvas(side, side)}
+    return generate(model, [prompt], seed=0, originals=grey, **drawing)

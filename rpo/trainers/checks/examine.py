@@ -76,7 +76,7 @@ def looks(trainer: Trainer, folder: Path) -> dict[str, Look]:
         found = part_looks(model, picture, num_steps=shown.num_steps, canvas=canvas)
         found["captions"] = lambda: [captions(model, shown.prompts)]
     if isinstance(algorithm, DPO):
-        found["pairs"] = lambda: record_checks(algorithm.pairs, algorithm.canvas)
+        found["pairs"] = lambda: record_checks(algorithm.pairs, algorithm.sizes, algorithm.share.at_once)
     found["preflight"] = algorithm.checks
     if isinstance(algorithm, DPO):
         found["first step"] = lambda: _pairs(algorithm)
@@ -94,7 +94,8 @@ def drawn(model: Checkpoint, prompt: str, num_steps: int, *, canvas: Canvas) -> 
 
 def _chosen(algorithm: DPO) -> Images:
     """The first of the images that are preferred, as it is trained on."""
-    how = PairTransform(algorithm.canvas)
+    buckets = algorithm.sizes.buckets
+    how = PairTransform(buckets.canvases[buckets.of_pair[0]])
     request, _ = latent_requests(algorithm.pairs[0], how, how.draw(seed=0, pair_index=0, draw_index=0))
     return request.load()[None]
 

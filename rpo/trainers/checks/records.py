@@ -8,6 +8,7 @@ from typing import TypeVar
 from rpo.data.preference import SIDES, PairSet, require_two_images
 from rpo.models.checkpoint import Checkpoint
 from rpo.trainers.checks.preflight import Check
+from rpo.trainers.pairs.sizes import Sizes
 from rpo.types import Canvas
 
 Thing = TypeVar("Thing")
@@ -21,10 +22,10 @@ MANY = 0.5
 """A fault that more than this part of a set has is told as a failure."""
 
 
-def record_checks(pairs: PairSet, canvas: Canvas) -> Iterator[Check]:
-    """Labels, then sizes, then the images themselves, which may be refused."""
+def record_checks(pairs: PairSet, trained: Sizes, at_once: int) -> Iterator[Check]:
+    """Labels, then sizes, then the images themselves, which may be refused; so many pairs are trained together."""
     yield labels(pairs)
-    yield sizes(pairs, canvas)
+    yield sizes(pairs, trained.canvas) if not trained.notes else buckets(trained, at_once)
     opened = spread_over(pairs.pairs, OPENED)
     for pair in opened:
         require_two_images(pair)
@@ -59,6 +60,19 @@ def sizes(pairs: PairSet, canvas: Canvas) -> Check:
         small <= MANY * found.total(),
         f"{told}{more}; trained at {canvas}, for which {small / found.total():.1%} are too small",
         f"images are enlarged to {canvas} and blur is learnt: set resolution to the size that most images have",
+    )
+
+
+def buckets(trained: Sizes, at_once: int) -> Check:
+    """Whether every bucket has more than one pair to be trained together."""
+    counts = trained.buckets.counts
+    alone = [str(one) for one, count in zip(trained.buckets.canvases, counts, strict=True) if count == 1]
+    return Check(
+        "buckets",
+        at_once == 1 or not alone,
+        "; ".join(trained.notes),
+        "a pair that is alone in its bucket is trained beside copies of itself: give a larger bucket_step, or leave "
+        f"out the pairs of {', '.join(alone)}",
     )
 
 

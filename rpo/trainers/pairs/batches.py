@@ -24,17 +24,20 @@ from rpo.data.encodings import (
     LatentCache,
     LatentRequest,
     PairDifferences,
+    TextRequest,
     latent_requests,
+    original_request,
 )
 from rpo.data.order import GroupedOrder
 from rpo.data.preference import PairSet, require_two_images
-from rpo.data.transform import PairTransform, caption_dropped
+from rpo.data.transform import PairTransform, TransformDraw, caption_dropped
 from rpo.devices import uploaded
 from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
 from rpo.randomness import keyed_generator
 from rpo.trainers.dpo_config import DPOConfig
-from rpo.types import Conditioning
+from rpo.trainers.pairs.conditions import PairConditions
+from rpo.types import Conditioning, Images
 
 MIDWAY = -1
 """Number of the draw that no visit has: the pair as it is looked at before training."""
@@ -164,6 +167,7 @@ class PairBatches:
         self.share = share
         self.latents = latents
         self.embeddings = embeddings
+        self.conditions = PairConditions(model, embeddings)
         self.caption_dropout = caption_dropout
         self.draws_per_pair = draws_per_pair
         self.seed = seed
@@ -198,22 +202,19 @@ class PairBatches:
     def _batch(self, visits: Sequence[tuple[int, int]]) -> PairBatch:
         requests = [self._requests(pair, draw) for pair, draw in visits]
         chosen, rejected = zip(*requests, strict=True)
-        mean, std = self.latents.moments([*chosen, *rejected])
+        originals = [one for visit in visits for one in self._originals(*visit)]
+        mean, std = self.latents.moments([*chosen, *rejected, *originals])
+        (mean, shown), std = mean.tensor_split([2 * len(visits)]), std[: 2 * len(visits)]
         self._refuse_one_image([pair for pair, _ in visits], mean)
         randomness = [self._noise(pair, draw, mean.shape[1:]) for pair, draw in visits]
         timestep, eps, chosen_noise, rejected_noise = map(torch.stack, zip(*randomness, strict=True))
-        captions = [self._caption(pair, draw) for pair, draw in visits]
         device = self.model.device
         told = torch.tensor([one.told for one in (*chosen, *rejected)], dtype=torch.float32, device="cpu")
-        embeds = {name: uploaded(one, device) for name, one in self.embeddings.embed([*captions, ""]).items()}
         return PairBatch(
             uploaded(mean + std * torch.cat([chosen_noise, rejected_noise]), device),
             uploaded(eps, device),
             uploaded(timestep, device),
-            Conditioning(
-                {name: one[:-1] for name, one in embeds.items()},
-                {name: one[-1:].expand(len(visits), *one.shape[1:]) for name, one in embeds.items()},
-            ),
+            self.conditions.of([self._caption(pair, draw) for pair, draw in visits], originals, shown),
             uploaded(told, device),
             tuple(self.pairs[pair].name for pair, _ in visits),
             tuple(self._identity(pair, draw) for pair, draw in visits),
@@ -221,24 +222,36 @@ class PairBatches:
             self._difference(visits),
         )
 
+    def first_originals(self, prompts: Sequence[str]) -> Images | None:
+        """The image that the first pair of each prompt edits, in [0, 1]; None where pairs are no edits."""
+        first = {pair.prompt: index for index, pair in reversed(list(enumerate(self.pairs)))}
+        found = [one.load() for prompt in prompts for one in self._originals(first[prompt], 0)]
+        return torch.stack(found) if found else None
+
+    def _originals(self, pair: int, draw: int) -> list[LatentRequest]:
+        """The image that a pair's two are edits of; none where they are no edits."""
+        one = self.pairs[pair]
+        return [] if one.original is None else [original_request(one, *self._how(pair, draw))]
+
     def fill_caches(self, updates: int, *, progress: bool) -> None:
         """Encode what a run of `updates` will visit and the caches lack; goes on where a killed call stopped."""
-        prompts, encoded, draws = {"": None}, self.latents.encoded, dict[int, int]()
+        texts, encoded, draws = dict[TextRequest, None](), self.latents.encoded, dict[int, int]()
         requests: list[dict[LatentRequest, None]] = [{} for _ in self.transforms]
         couples: list[dict[DifferenceRequest, int]] = [{} for _ in self.transforms]
         for pair, draw in self._visits(updates):
             if pair % self.share.processes != self.share.process:  # by pair: its draws share their latents
                 continue
-            both, bucket = self._requests(pair, draw), self._bucket_of[pair]
-            requests[bucket] |= dict.fromkeys(both)
+            both, originals, bucket = self._requests(pair, draw), self._originals(pair, draw), self._bucket_of[pair]
+            requests[bucket] |= dict.fromkeys((*both, *originals))
             if self.differences is not None:
                 couples[bucket][self.differences.request(self.pairs[pair], *both)] = pair
-            prompts[self.pairs[pair].prompt] = None
+            for caption in (self.pairs[pair].prompt, ""):
+                texts |= dict.fromkeys(self.conditions.requests([caption], originals))
             draws[pair] = draw
         with tqdm(total=sum(map(len, requests)), desc="encoding images", unit="image", disable=not progress) as bar:
             for some, pairs in zip(requests, couples, strict=True):  # what is encoded together is of one size
                 self._fill(list(some), sorted(pairs, key=pairs.__getitem__), bar)
-        self.embeddings.prefetch(list(prompts))
+        self.conditions.prefetch(list(texts))
         if self.latents.encoded > encoded:
             self._compare(draws)
 
@@ -282,13 +295,15 @@ class PairBatches:
 
     def _visit(self, position: int) -> tuple[int, int]:
         bucket, place, epoch = self._order.visit(position)
-        return self.buckets.members[bucket][
-            place
-        ], epoch if self.draws_per_pair is None else epoch % self.draws_per_pair
+        draw = epoch if self.draws_per_pair is None else epoch % self.draws_per_pair
+        return self.buckets.members[bucket][place], draw
+
+    def _how(self, pair: int, draw: int) -> tuple[PairTransform, TransformDraw]:
+        transform = self.transforms[self._bucket_of[pair]]
+        return transform, transform.draw(seed=self.seed, pair_index=pair, draw_index=max(draw, 0))
 
     def _requests(self, pair: int, draw: int) -> tuple[LatentRequest, LatentRequest]:
-        transform = self.transforms[self._bucket_of[pair]]
-        how = transform.draw(seed=self.seed, pair_index=pair, draw_index=max(draw, 0))
+        transform, how = self._how(pair, draw)
         chosen, rejected = latent_requests(self.pairs[pair], transform, how)
         if self.differences is None:
             return chosen, rejected
@@ -317,6 +332,5 @@ class PairBatches:
         return "" if is_dropped else self.pairs[pair].prompt
 
     def _identity(self, pair: int, draw: int) -> str:
-        chosen, rejected = self._requests(pair, draw)
-        told = chosen.told, rejected.told
-        return repr((self.seed, pair, draw, self._caption(pair, draw), chosen, rejected, told))
+        images = *self._requests(pair, draw), *self._originals(pair, draw)
+        return repr((self.seed, pair, draw, self._caption(pair, draw), *images, [one.told for one in images]))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rpo.data.preference import PairSet
 from rpo.errors import InputError
+from rpo.models.base import Edits
 from rpo.objectives.preference import Objective
 from rpo.objectives.preference.context_scale import mallows_scale
 from rpo.objectives.preference.dpo import Dpo
@@ -37,6 +38,23 @@ class PairFacts:
         rows = list(batch.pairs)
         found = {"score_gap": self.score_gaps, "context_scale": self.context_scale}
         return {name: None if values is None else values[rows].to(like) for name, values in found.items()}
+
+
+def require_originals(pairs: PairSet, edits: Edits, family: str) -> None:
+    """Refuse pairs of edits for a model that edits nothing, and the reverse; reads no image."""
+    edited = [pair.name for pair in pairs if pair.original is not None]
+    others = [pair.name for pair in pairs if pair.original is None]
+    if edited and edits == "never":
+        raise InputError(
+            f"{edited[0]} (and {len(edited) - 1} more of {len(pairs)}) has an original that its images are edits of, "
+            f"but {family} edits nothing; give pairs of images that a prompt describes, or train an editing model"
+        )
+    if others and (edited or edits == "always"):
+        raise InputError(
+            f"{others[0]} (and {len(others) - 1} more of {len(pairs)}) has no original, but "
+            f"{'others have' if edited else f'{family} edits images'}; give the image that its two are edits of as "
+            "`original` (`original_file_name` in metadata.jsonl), or leave the record out"
+        )
 
 
 def require_scores(pairs: PairSet, objective: Objective) -> None:

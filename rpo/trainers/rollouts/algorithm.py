@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 
+from rpo.models.checkpoint import refuse_editor
 from rpo.rewards import RewardLike
 from rpo.trainers.checks.preflight import Check
 from rpo.trainers.preview import PreviewOf
@@ -49,6 +50,7 @@ class OnlineAlgorithm(Algorithm[Steps]):
     def start(self, run: Run) -> None:
         """Take the model, and refuse rewards and prompts that cannot be trained on."""
         super().start(run)
+        refuse_editor(run.model, "what is drawn in training")
         self.collector = Collector(
             run, *self._given, self.config, skips_clean_end=self.skips_clean_end, replays=self.replays
         )

@@ -18,6 +18,8 @@ from rpo.shapes.world import draw_scene, render, sample_prompts
 from rpo.trainers.checks.examine import examine
 from rpo.trainers.checks.parts import steps_agree
 from tests.contracts.families import FAMILIES
+from tests.contracts.test_editors import EDITORS
+from tests.contracts.test_editors import edits as edited_pairs
 from tests.tiny import tiny_sd, tiny_sd3
 from tests.trainers.online_runs import TRAINERS, digest, grpo, learning, score_as_action, small_value  # noqa: F401
 from tests.trainers.pair_runs import SCORED, edits, toy_pairs, trainer_of
@@ -244,3 +246,24 @@ def test_the_steps_of_a_flow_are_compared_at_the_size_that_is_drawn(steps):
     assert steps_agree(model, steps, canvas).passed
     model.pipe.scheduler = type(model.pipe.scheduler).from_config(model.pipe.scheduler.config, base_shift=0.8)
     assert not steps_agree(model, steps, canvas).passed
+
+
+def test_a_pair_that_is_alone_in_its_bucket_is_named(tmp_path):
+    wide = [dataclasses.replace(one, name=f"wide {row}") for row, one in enumerate(of_size(96, 48, 4))]
+    alone = dpo(tmp_path / "alone", pairs=pair_set([*wide, *of_size(48, 96, 1)]), bucket_step=16, resolution=64)
+    found = {check.name: check for check in examine(alone)}
+    assert not found["buckets"].passed and "80x48" in found["buckets"].advice
+    some = dpo(tmp_path / "some", pairs=pair_set([*wide, *of_size(48, 96, 2)]), bucket_step=16, resolution=64)
+    assert failed(some) <= UNTRAINED
+
+
+def of_size(width, height, count):
+    noise = torch.randint(256, (count, 2, height, width, 3), generator=torch.Generator().manual_seed(width)).byte()
+    return [PreferencePair(f"{width} {row}", *map(encode_png, both)) for row, both in enumerate(noise.numpy())]
+
+
+@pytest.mark.parametrize("name", ["instruct_pix2pix", "flux1_kontext"])
+def test_a_sound_run_of_an_editor_passes_all(name, tmp_path):
+    make, _ = EDITORS[name]
+    trainer = dpo(tmp_path, pipe=make(), pairs=edited_pairs(), resolution=64)
+    assert failed(trainer) <= UNTRAINED
