@@ -6,7 +6,8 @@ trained is trained on the caller's pipeline.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from os import PathLike
 from typing import Any, Literal, final
 
@@ -18,9 +19,11 @@ from rpo.errors import InputError
 from rpo.models import latents as autoencoder
 from rpo.models.base import Family, Guidance
 from rpo.models.captions import count_cut
+from rpo.models.config import FrozenBase
 from rpo.models.distilled import ASSISTANT, refuse_distilled
 from rpo.models.execution import Attention, call, prepare_denoiser
 from rpo.models.fingerprint import hash_adapters, hash_network
+from rpo.models.frozen import at_hand, check_frozen_base, device_of, dtype_of, offload
 from rpo.models.loading import family_of, load_pipeline
 from rpo.models.plain import refuse_altered, refuse_strange
 from rpo.models.sound import check_prediction_type, check_weights
@@ -78,7 +81,7 @@ class Checkpoint:
         self.prediction_type: PredictionType = self.schedule.prediction_type
         self.num_train_timesteps: int = self.schedule.num_train_timesteps
         self.process: Process = self.schedule.process
-        self.weight_dtype: torch.dtype = next(self.denoiser.parameters()).dtype
+        self.weight_dtype: torch.dtype = dtype_of(self.denoiser)
         self.compute_dtype = compute_dtype or self.weight_dtype
         for network in (self.denoiser, self.vae, *self.text_encoders.values()):
             network.requires_grad_(False).eval()
@@ -111,7 +114,7 @@ class Checkpoint:
         revision: str | None = None,
         variant: str | None = None,
         attention: Attention = "sdpa",
-        channels_last: bool = False,
+        frozen_base: FrozenBase = "whole",
         compile_denoiser: bool = False,
         allow_distilled: bool = False,
     ) -> "Checkpoint":
@@ -129,20 +132,22 @@ class Checkpoint:
             variant: File variant, such as "fp16".
             attention: "sdpa" (torch's own, the default) or "xformers"; the latter falls back to the former with a
                 warning where its kernels do not run.
-            channels_last: Memory format of the denoiser; helps convolutions on CUDA tensor cores.
+            frozen_base: How what is not trained lies in memory; see `ModelConfig`.
             compile_denoiser: Compile the denoiser with `torch.compile` on first use; pays off in long runs on CUDA.
             allow_distilled: See the constructor.
 
         Raises `InputError` if the source is no checkpoint of a known family, or is incomplete.
         """
         told = {"config": config, "revision": revision, "variant": variant, "allow_distilled": allow_distilled}
-        pipe = load_pipeline(source, dtype=dtype, **told)
+        check_frozen_base(frozen_base, torch.device(device))
+        pipe = load_pipeline(source, dtype=dtype, frozen_base=frozen_base, **told)
+        if frozen_base == "offload":
+            offload(pipe.components[family_of(pipe).denoiser], torch.device(device))
         model = cls(pipe.to(device), compute_dtype=compute_dtype, allow_distilled=allow_distilled)
         prepare_denoiser(
             model.denoiser,
             compute_dtype=model.compute_dtype,
             attention=attention,
-            channels_last=channels_last,
             compile_denoiser=compile_denoiser,
         )
         return model
@@ -164,8 +169,8 @@ class Checkpoint:
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
-        return next(self.denoiser.parameters()).device
+        """Where the networks compute."""
+        return device_of(self.denoiser)
 
     @property
     def canvas(self) -> Canvas:
@@ -227,7 +232,8 @@ class Checkpoint:
         if context.refuses_longer:
             count_cut(self.pipe, context, prompts)
         chunks = [list(prompts[start : start + most]) for start in range(0, len(prompts), most)]
-        parts = [self.family.embed(self.pipe, chunk, self.device) for chunk in chunks]
+        with at_hand(self.text_encoders.values(), self.device):
+            parts = [self.family.embed(self.pipe, chunk, self.device) for chunk in chunks]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def encode_prompts(self, prompts: Sequence[str], *, negative_prompt: str = "") -> Conditioning:
@@ -294,14 +300,29 @@ class Checkpoint:
         Raises `InputError` if the images are not RGB in [0, 1], or their sides do not divide by a cell of the latents.
         """
         autoencoder.check_images(images, self.family.cell(self.pipe))
-        with autoencoder.widened(self.vae, is_on=self.family.widens_autoencoder):
+        with at_hand([self.vae], self.device), self._widened():
             return self.family.encode(self.pipe, images.to(self.device))
 
     def decode(self, latents: Latents) -> Images:
         """Images in [0, 1], float32, of scaled latents; with a gradient where the latents ask for one."""
         is_followed = torch.is_grad_enabled() and latents.requires_grad
-        with torch.set_grad_enabled(is_followed), autoencoder.widened(self.vae, is_on=self.family.widens_autoencoder):
+        with torch.set_grad_enabled(is_followed), at_hand([self.vae], self.device), self._widened():
             return self.family.decode(self.pipe, latents).clamp(0, 1)
+
+    def _widened(self) -> AbstractContextManager[None]:
+        return autoencoder.widened(self.vae, is_on=self.family.widens_autoencoder)
+
+    @contextmanager
+    def denoiser_alone(self) -> Iterator[None]:
+        """Inside, text encoders and autoencoder wait on the CPU, and come for each call that needs them."""
+        networks = [self.vae, *self.text_encoders.values()]
+        for network in networks:
+            network.to("cpu")
+        try:
+            yield
+        finally:
+            for network in networks:
+                network.to(self.device)
 
     def fingerprint(self, part: Literal["denoiser", "vae", "text"]) -> str:
         """A hash of everything that determines what one part computes: weights, types, configuration, tokenizer.

@@ -1,6 +1,7 @@
 """From a source a person names to a pipeline of a known family, refused at the door when it is none or incomplete."""
 
 import re
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from safetensors import SafetensorError, safe_open
 
 from rpo.errors import InputError
 from rpo.models.base import Family
+from rpo.models.config import FrozenBase
 from rpo.models.distilled import refuse_distilled
 from rpo.models.families import FAMILIES, family_named, family_of_file
+from rpo.models.frozen import LIBRARY, quantization
 from rpo.models.packaged import folder_of
 
 SINGLE_FILE_SUFFIXES = (".safetensors", ".ckpt")
@@ -30,8 +33,15 @@ def load_pipeline(
     revision: str | None = None,
     variant: str | None = None,
     allow_distilled: bool = False,
+    frozen_base: FrozenBase = "whole",
 ) -> Any:
     """Load a pipeline from a folder, a hub id, a single file, or take one as it is; see `Checkpoint.load`."""
+    is_loaded = isinstance(source, DiffusionPipeline)
+    if frozen_base in LIBRARY and (is_loaded or Path(folder_of(source)).is_file()):
+        raise InputError(
+            f"model.frozen_base is {frozen_base}, which is made while a folder is loaded, but the source is a "
+            f"{type(source).__name__ if is_loaded else 'single file'}; give a diffusers folder or hub id, or whole"
+        )
     if isinstance(source, DiffusionPipeline):
         family_of(source)
         return source
@@ -47,14 +57,22 @@ def load_pipeline(
         raise InputError(f"'{source}' is neither a folder, a file nor a hub id; give a path that exists or owner/name")
     else:
         family = stated_family(source, revision)
+    stated = DiffusionPipeline.load_config(source, revision=revision)
+    few_bits = quantization(frozen_base, quantized_parts(family, stated), dtype)
     try:
         pipe = getattr(diffusers, family.pipelines[0]).from_pretrained(
-            source, dtype=dtype, revision=revision, variant=variant, **family.load_options
+            source, dtype=dtype, revision=revision, variant=variant, **family.load_options, **few_bits
         )
     except LOAD_ERRORS as error:
         raise InputError(f"'{source}' does not load as a {family.name} pipeline: {error}") from error
     check_nothing_missing(pipe, family, path)
     return pipe
+
+
+def quantized_parts(family: Family, stated: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and library of what is worth quantising: the denoiser, and text encoders larger than CLIP's."""
+    names = [family.denoiser, *(name for name in family.text_encoders if "CLIP" not in str(stated[name][1]))]
+    return [(name, stated[name][0]) for name in names if stated[name][0] is not None]
 
 
 def _load_single_file(path: Path, *, dtype: torch.dtype, config: str | PathLike[str] | None) -> Any:

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rpo.adapters.lora import add_lora
 from rpo.errors import InputError
+from rpo.models.config import HALF_TYPES
 from rpo.models.execution import call
 from rpo.models.latents import IMAGES_PER_DECODE
 from rpo.models.plain import parts_of
@@ -145,7 +146,7 @@ def _plan(config: Config) -> Plan:
         pretend(network, mode)
     canvas = _canvas(pipe, family, config)
     shape = family.latent_channels(pipe), *(side // family.cell(pipe) for side in canvas)
-    compute_dtype = getattr(torch, config.model.compute_dtype or config.model.dtype)
+    compute_dtype = getattr(torch, HALF_TYPES.get(config.learning.mixed_precision) or config.model.dtype)
 
     def forward() -> Any:
         return call(family, pipe, denoiser, latent, time, embedding, compute_dtype=compute_dtype)
@@ -213,7 +214,9 @@ def bytes_of(text: str) -> float:
 
 
 def _half(config: Config) -> Config:
-    return replace(config, model=replace(config.model, dtype="bfloat16", compute_dtype=None))
+    return replace(
+        config, model=replace(config.model, dtype="bfloat16"), learning=replace(config.learning, mixed_precision="no")
+    )
 
 
 def _checkpointed(config: Config) -> Config:

@@ -71,7 +71,7 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
     if not resume:
         refuse_used(folder)
     held_out = None if config.held_out is None else HeldOut(config.held_out)
-    trainer = Trainer(load_model(config.model), algorithm)
+    trainer = Trainer(load_model(config.model, mixed_precision=algorithm.config.learning.mixed_precision), algorithm)
     if held_out is not None:
         held_out.refuse_trained(algorithm.previewed().prompts)
     with trainer.claim(resume=resume):

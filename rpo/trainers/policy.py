@@ -94,7 +94,7 @@ class FullPolicy:
         if half:
             raise InputError(
                 f"full fine-tuning needs float32 weights, but they are {half[0]}; load the model with "
-                "dtype=torch.float32 and compute_dtype=torch.bfloat16 for mixed precision, or train a LoRA"
+                "dtype=torch.float32 (and learning.mixed_precision: bf16), or train a LoRA"
             )
         self.model = model
         self._frozen = copy.deepcopy(model.denoiser)

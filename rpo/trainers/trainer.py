@@ -175,8 +175,8 @@ class Trainer:
         """The settings of the loop, as they come to."""
         learning = self.run.config.learning
         _, accumulate = self.algorithm.division
-        loop = learning.loop(accumulate=accumulate, seed=self.run.config.seed)
-        return loop.scaled() if is_float16(self.run.model) else loop
+        is_scaled = is_float16(self.run.model)
+        return learning.loop(accumulate=accumulate, seed=self.run.config.seed, scale_loss=is_scaled)
 
     def plan(self) -> str:
         """What the run comes to, in a few lines."""

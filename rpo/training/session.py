@@ -47,7 +47,7 @@ class Session(Generic[B]):
             params,
             _optimizer(params, loop),
             ema_decay=loop.ema_decay,
-            is_scaled=loop.mixed_precision == "fp16",
+            is_scaled=loop.scale_loss,
             objects=objects,
         )
         self._seconds_before, self._started = 0.0, time.perf_counter()

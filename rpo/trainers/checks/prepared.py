@@ -8,12 +8,11 @@ from rpo.adapters.lora import refuse_adapter, start_adapters
 from rpo.errors import InputError
 from rpo.models.base import DiffusionModel
 from rpo.models.checkpoint import Checkpoint
-from rpo.training.loop_config import LearningSpeed
+from rpo.models.config import HALF_TYPES
+from rpo.trainers.settings import LearningConfig
 
-HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-
-def prepared_model(given: Any, learning: LearningSpeed) -> DiffusionModel:
+def prepared_model(given: Any, learning: LearningConfig) -> DiffusionModel:
     """A pipeline as a model that can be trained; a model of another kind decides about its precision itself."""
     model = given if isinstance(given, DiffusionModel) else Checkpoint(given)  # which refuses what is no pipeline
     if not isinstance(model, Checkpoint):
@@ -32,8 +31,10 @@ def prepared_model(given: Any, learning: LearningSpeed) -> DiffusionModel:
             start_adapters(part, name)  # training may go on from them
         else:
             refuse_adapter(part, name)
-    wanted = HALF_TYPES.get(learning.mixed_precision)
-    if wanted in (None, model.compute_dtype):
+    if learning.mixed_precision == "no":
+        return model
+    wanted = getattr(torch, HALF_TYPES[learning.mixed_precision])
+    if wanted == model.compute_dtype:
         return model
     if model.compute_dtype != torch.float32:
         raise InputError(

@@ -1,0 +1,148 @@
+"""How the frozen base lies in memory: whole, in few bits, or in the CPU's memory but for the layer that computes.
+
+Bits and hooks are diffusers' own. Adapters are added afterwards and stay what they are: float32, on the device. Parts
+that are not asked for can wait on the CPU, and come for the one call that needs them.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import transformers
+from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig, TorchAoConfig
+from diffusers.hooks import apply_group_offloading
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+
+from rpo.errors import InputError
+from rpo.models.config import FrozenBase
+
+LIBRARY = {"int8": "torchao", "nf4": "bitsandbytes"}
+"""What quantises to so many bits."""
+
+OFFLOADING = "group_offloading"
+"""What diffusers calls its hook."""
+
+
+def check_frozen_base(kind: FrozenBase, device: torch.device) -> None:
+    """Refuse what cannot be done here, before any weight is read."""
+    needed = LIBRARY.get(kind)
+    if needed is not None and find_spec(needed) is None:
+        raise InputError(
+            f"model.frozen_base is {kind}, but {needed} is not installed; pip install 'rpo[lowbit]', or give whole"
+        )
+    if kind in ("nf4", "offload") and device.type == "cpu":
+        raise InputError(
+            f"model.frozen_base is {kind}, but the device is the CPU, which "
+            f"{'has no kernels for it in diffusers' if kind == 'nf4' else 'layers would be fetched from'}; expected a "
+            "GPU: give int8 or whole"
+        )
+
+
+def quantization(kind: FrozenBase, parts: Iterable[tuple[str, str]], dtype: torch.dtype) -> dict[str, Any]:
+    """What `from_pretrained` is told.
+
+    Args:
+        kind: Of how many bits.
+        parts: To quantise: name, and library that has its class.
+        dtype: Of all other weights.
+    """
+    if kind not in LIBRARY:
+        return {}
+    if kind == "int8":
+        bits = import_module("torchao.quantization").Int8WeightOnlyConfig()
+        made = {
+            library: cls(bits)
+            for library, cls in (("diffusers", TorchAoConfig), ("transformers", transformers.TorchAoConfig))
+        }
+    else:
+        made = {
+            library: cls(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+            for library, cls in (("diffusers", BitsAndBytesConfig), ("transformers", transformers.BitsAndBytesConfig))
+        }
+    mapping = {name: made[library] for name, library in parts}
+    return {"quantization_config": PipelineQuantizationConfig(quant_mapping=mapping)}
+
+
+def is_quantized(tensor: Tensor) -> bool:
+    """Whether a weight is kept in few bits."""
+    return is_traceable_wrapper_subclass(tensor) or hasattr(tensor, "quant_state")
+
+
+def stored(tensor: Tensor) -> list[Tensor]:
+    """The plain tensors that a weight is made of; of most, itself."""
+    if is_traceable_wrapper_subclass(tensor):
+        names, _ = tensor.__tensor_flatten__()
+        return [inner for name in names for inner in stored(getattr(tensor, name))]
+    return [tensor.detach(), *_scales(tensor)]
+
+
+def _scales(tensor: Tensor) -> list[Tensor]:
+    state = getattr(tensor, "quant_state", None)
+    return [] if state is None else [state.absmax]
+
+
+def stored_bytes(network: nn.Module) -> int:
+    """Bytes of all weights as they lie in memory."""
+    return sum(one.nbytes for tensor in network.parameters() for one in stored(tensor))
+
+
+def dtype_of(network: nn.Module) -> torch.dtype:
+    """Of a network's weights that are not quantised."""
+    return next(one.dtype for one in network.parameters() if one.is_floating_point())
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network computes, which of an offloaded one is not where its weights lie."""
+    return vars(network).get("computes_on") or next(network.parameters()).device
+
+
+def quantized_like(network: nn.Module, fresh: nn.Module) -> None:
+    """Put linear layers of few bits in the place of a fresh network's, with the weights of another's."""
+    for name, layer in network.named_modules():
+        base: Any = getattr(layer, "base_layer", layer)
+        if isinstance(base, nn.Linear) and type(base) is not nn.Linear and hasattr(base.weight, "quant_state"):
+            options = {"bias": base.bias is not None, "compute_dtype": base.compute_dtype}
+            made = type(base)(base.in_features, base.out_features, quant_type=base.weight.quant_type, **options)
+            made.weight, made.bias = base.weight, base.bias
+            fresh.set_submodule(name, made)
+
+
+def offload(network: Any, device: torch.device) -> None:
+    """Keep a network's layers on the CPU, and have each come to the device for its own computation.
+
+    Done before an adapter is added, whose layers stay. Without streams: they fetch ahead in the order of a forward,
+    which a backward that recomputes does not follow.
+    """
+    network.to("cpu")
+    apply_group_offloading(network, onload_device=device, offload_type="leaf_level")
+    network.computes_on = device
+
+
+def is_offloaded(network: nn.Module) -> bool:
+    """Whether `offload` was done to it, and no other hook of diffusers."""
+    registries = (vars(module).get("_diffusers_hook") for module in network.modules())
+    return "computes_on" in vars(network) and all(set(one.hooks) <= {OFFLOADING} for one in registries if one)
+
+
+def recomputed(module: nn.Module, *args: Any) -> Any:
+    """Gradient checkpointing that runs a block to its end: offloaded layers leave the device when they are done."""
+    with set_checkpoint_early_stop(False):
+        return checkpoint(module.__call__, *args, use_reentrant=False)
+
+
+@contextmanager
+def at_hand(networks: Iterable[Any], device: torch.device) -> Iterator[None]:
+    """Inside, networks that wait elsewhere are on the device."""
+    waiting = [(one, where) for one in networks if (where := device_of(one)) != device]
+    for network, _ in waiting:
+        network.to(device)
+    try:
+        yield
+    finally:
+        for network, where in waiting:
+            network.to(where)
