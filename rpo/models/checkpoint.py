@@ -6,8 +6,8 @@ trained is trained on the caller's pipeline.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from os import PathLike
 from typing import Any, Literal, final
 
@@ -23,7 +23,7 @@ from rpo.models.config import FrozenBase
 from rpo.models.distilled import ASSISTANT, refuse_distilled
 from rpo.models.execution import Attention, call, prepare_denoiser
 from rpo.models.fingerprint import hash_adapters, hash_network
-from rpo.models.frozen import at_hand, check_frozen_base, device_of, dtype_of, offload
+from rpo.models.frozen import at_hand, check_frozen_base, device_of, dtype_of, elsewhere, offload
 from rpo.models.loading import family_of, load_pipeline
 from rpo.models.plain import refuse_altered, refuse_strange
 from rpo.models.sound import check_prediction_type, check_weights
@@ -312,17 +312,9 @@ class Checkpoint:
     def _widened(self) -> AbstractContextManager[None]:
         return autoencoder.widened(self.vae, is_on=self.family.widens_autoencoder)
 
-    @contextmanager
-    def denoiser_alone(self) -> Iterator[None]:
+    def denoiser_alone(self) -> AbstractContextManager[None]:
         """Inside, text encoders and autoencoder wait on the CPU, and come for each call that needs them."""
-        networks = [self.vae, *self.text_encoders.values()]
-        for network in networks:
-            network.to("cpu")
-        try:
-            yield
-        finally:
-            for network in networks:
-                network.to(self.device)
+        return elsewhere([self.vae, *self.text_encoders.values()])
 
     def fingerprint(self, part: Literal["denoiser", "vae", "text"]) -> str:
         """A hash of everything that determines what one part computes: weights, types, configuration, tokenizer.

@@ -4,7 +4,7 @@ Bits and hooks are diffusers' own. Adapters are added afterwards and stay what t
 that are not asked for can wait on the CPU, and come for the one call that needs them.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -23,6 +23,9 @@ from rpo.models.config import FrozenBase
 
 LIBRARY = {"int8": "torchao", "nf4": "bitsandbytes"}
 """What quantises to so many bits."""
+
+WAITING = torch.device("cpu")
+"""Where parts are that are not asked for."""
 
 OFFLOADING = "group_offloading"
 """What diffusers calls its hook."""
@@ -54,7 +57,7 @@ def quantization(kind: FrozenBase, parts: Iterable[tuple[str, str]], dtype: torc
     if kind not in LIBRARY:
         return {}
     if kind == "int8":
-        bits = import_module("torchao.quantization").Int8WeightOnlyConfig()
+        bits: Any = import_module("torchao.quantization").Int8WeightOnlyConfig()
         made = {
             library: cls(bits)
             for library, cls in (("diffusers", TorchAoConfig), ("transformers", transformers.TorchAoConfig))
@@ -101,15 +104,19 @@ def device_of(network: nn.Module) -> torch.device:
     return vars(network).get("computes_on") or next(network.parameters()).device
 
 
-def quantized_like(network: nn.Module, fresh: nn.Module) -> None:
-    """Put linear layers of few bits in the place of a fresh network's, with the weights of another's."""
+def quantized_like(network: nn.Module, fresh: nn.Module) -> list[str]:
+    """Put fresh layers of 4 bits, with a network's weights, in the place of another's; the names of these layers."""
+    found: list[str] = []
     for name, layer in network.named_modules():
         base: Any = getattr(layer, "base_layer", layer)
-        if isinstance(base, nn.Linear) and type(base) is not nn.Linear and hasattr(base.weight, "quant_state"):
-            options = {"bias": base.bias is not None, "compute_dtype": base.compute_dtype}
-            made = type(base)(base.in_features, base.out_features, quant_type=base.weight.quant_type, **options)
+        if isinstance(base, nn.Linear) and hasattr(base.weight, "quant_state") and ".base_layer" not in name:
+            options = {"compute_dtype": base.compute_dtype, "quant_type": base.weight.quant_type}
+            cls: Any = type(base)
+            made = cls(base.in_features, base.out_features, bias=base.bias is not None, device="meta", **options)
             made.weight, made.bias = base.weight, base.bias
             fresh.set_submodule(name, made)
+            found.append(name)
+    return found
 
 
 def offload(network: Any, device: torch.device) -> None:
@@ -138,11 +145,24 @@ def recomputed(module: nn.Module, *args: Any) -> Any:
 @contextmanager
 def at_hand(networks: Iterable[Any], device: torch.device) -> Iterator[None]:
     """Inside, networks that wait elsewhere are on the device."""
-    waiting = [(one, where) for one in networks if (where := device_of(one)) != device]
-    for network, _ in waiting:
-        network.to(device)
+    with _moved([network for network in networks if device_of(network) != device], device):
+        yield
+
+
+@contextmanager
+def elsewhere(networks: Iterable[Any]) -> Iterator[None]:
+    """Inside, networks wait on the CPU."""
+    with _moved([network for network in networks if device_of(network) != WAITING], WAITING):
+        yield
+
+
+@contextmanager
+def _moved(networks: Sequence[Any], device: torch.device) -> Iterator[None]:
+    before = [device_of(network) for network in networks]
     try:
+        for network in networks:
+            network.to(device)
         yield
     finally:
-        for network, where in waiting:
+        for network, where in zip(networks, before, strict=True):
             network.to(where)

@@ -140,10 +140,11 @@ def _fresh(network: Any) -> nn.Module:
     config = network.config
     with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
         fresh = type(network).from_config(_stated(config)) if isinstance(config, Mapping) else type(network)(config)
-    quantized_like(network, fresh)
+    shared = tuple(f"{name}." for name in quantized_like(network, fresh))
     state = {name.replace(".base_layer", ""): tensor for name, tensor in network.state_dict().items()}
     # Fused projections stay in a network after they were unfused, without a part in what it computes.
-    fresh.load_state_dict({name: state[name] for name in fresh.state_dict() if name in state}, assign=True)
+    used = [name for name in fresh.state_dict() if name in state and not name.startswith(shared)]
+    fresh.load_state_dict({name: state[name] for name in used}, assign=True, strict=not shared)
     buffers = {name.replace(".base_layer", ""): tensor for name, tensor in network.named_buffers()}
     for name, _ in fresh.named_buffers():
         if name not in state:  # one that no file has

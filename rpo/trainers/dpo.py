@@ -17,6 +17,7 @@ weights errors by where the two images differ.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -148,6 +149,10 @@ class DPO(Algorithm[PairBatch]):
         self.facts = pair_facts(
             self.pairs, self.config.objective, lambda: self.reference.mid_time(self.data, self.run.processes)
         )
+
+    def running(self) -> AbstractContextManager[None]:
+        """Where all is encoded, a GPU keeps the denoiser alone."""
+        return self.model.denoiser_alone() if self.config.encode_ahead else nullcontext()
 
     def checks(self) -> list[Check]:
         """Whether the loss reaches what is trained; statistics and guard see nothing of it."""

@@ -6,7 +6,7 @@ are here, once; an algorithm says what micro-batches are and what is descended. 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -106,6 +106,10 @@ class Algorithm(ABC, Generic[B]):
 
     def prepare(self) -> None:
         """What is done once before the first update, such as encoding."""
+
+    def running(self) -> AbstractContextManager[None]:
+        """Around all that comes after `prepare`."""
+        return nullcontext()
 
     def checks(self) -> list[Check]:
         """What must hold for a run to learn; asked before its first update."""
@@ -216,16 +220,21 @@ class Trainer:
             algorithm.prepare()
             run.model.denoiser.train(run.config.adapter.gradient_checkpointing)  # which diffusers does in training mode
             try:
-                preview = self._preview()
-                if not (resume and checkpoints(self.folder)):
-                    if run.config.preflight:
-                        say = tqdm.write if run.shows_progress else None
-                        preflight(algorithm.checks, say=say, device=run.model.device)
-                    with run.policy.deployed():
-                        preview(0)
-                return self._fit(preview, resume=resume)
+                return self._run(resume=resume)
             finally:
                 run.model.denoiser.eval()
+
+    def _run(self, *, resume: bool) -> TrainResult:
+        run, algorithm = self.run, self.algorithm
+        with algorithm.running():
+            preview = self._preview()
+            if not (resume and checkpoints(self.folder)):
+                if run.config.preflight:
+                    say = tqdm.write if run.shows_progress else None
+                    preflight(algorithm.checks, say=say, device=run.model.device)
+                with run.policy.deployed():
+                    preview(0)
+            return self._fit(preview, resume=resume)
 
     def _fit(self, preview: Callable[[int], None], *, resume: bool) -> TrainResult:
         algorithm = self.algorithm

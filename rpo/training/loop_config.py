@@ -20,6 +20,7 @@ from rpo.config.ranges import (
 from rpo.config.settings import settings
 from rpo.errors import InputError
 from rpo.from_environment import as_written
+from rpo.training.optimizer import OptimizerName
 
 
 @settings
@@ -40,6 +41,9 @@ class LearningSpeed:
     """Where the gradient is clipped, over all parameters together. 0.1 to 1; `inf` switches clipping off."""
     weight_decay: NotNegative = 0.0
     """AdamW's pull of the weights to zero, times the learning rate. 0 to 0.01; in a LoRA it pulls to the base model."""
+    optimizer: OptimizerName = "adamw"
+    """AdamW with float32 moments, or with 8-bit ones ("adamw8bit", `pip install 'rpo[lowbit]'`): worth it where all
+    weights are trained."""
     ema_decay: Annotated[float, Range(above=0, below=1)] | None = None
     """Keep an exponential average of the parameters with this decay, which `fit` leaves in them at its end. 0.99 for
     hundreds of updates, 0.9999 for many thousands; nothing for none."""

@@ -10,10 +10,12 @@ from rpo.models.base import DiffusionModel
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.config import HALF_TYPES
 from rpo.trainers.settings import LearningConfig
+from rpo.training.optimizer import check_optimizer
 
 
 def prepared_model(given: Any, learning: LearningConfig) -> DiffusionModel:
     """A pipeline as a model that can be trained; a model of another kind decides about its precision itself."""
+    check_optimizer(learning.optimizer)
     model = given if isinstance(given, DiffusionModel) else Checkpoint(given)  # which refuses what is no pipeline
     if not isinstance(model, Checkpoint):
         if learning.mixed_precision != "no":
