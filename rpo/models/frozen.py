@@ -94,6 +94,26 @@ def stored_bytes(network: nn.Module) -> int:
     return sum(one.nbytes for tensor in network.parameters() for one in stored(tensor))
 
 
+def planned_bytes(network: nn.Module, kind: FrozenBase) -> int:
+    """What `stored_bytes` will be once a network that is not quantised is: those of linear layers, by their scales."""
+    whole = stored_bytes(network)
+    if kind not in LIBRARY:
+        return whole
+    kept = network.get_output_embeddings() if isinstance(network, transformers.PreTrainedModel) else None
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear) and layer is not kept:
+            count = layer.weight.numel()
+            scales = layer.out_features * 5 if kind == "int8" else 4 * -(-count // 64)
+            whole += scales + (count if kind == "int8" else -(-count // 2)) - layer.weight.nbytes
+    return whole
+
+
+def fetched_bytes(network: Any) -> int:
+    """The most of an offloaded network that is on the device at once: a block that is recomputed."""
+    names = network._no_split_modules or ()
+    return max((stored_bytes(one) for one in network.modules() if type(one).__name__ in names), default=0)
+
+
 def dtype_of(network: nn.Module) -> torch.dtype:
     """Of a network's weights that are not quantised."""
     return next(one.dtype for one in network.parameters() if one.is_floating_point())

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
+from torch.utils._pytree import tree_map_only
 
 from rpo.errors import InputError
 from rpo.models.base import Family
@@ -80,3 +81,8 @@ def pretend(network: nn.Module, mode: FakeTensorMode) -> None:
         for name, one in module._buffers.items():
             if one is not None:
                 module._buffers[name] = FakeTensor(mode, one.to("meta"), cpu)
+        for name, one in vars(module).items():  # tables that some classes keep beside their buffers
+            if isinstance(one, torch.Tensor | list | tuple):
+                vars(module)[name] = tree_map_only(
+                    torch.Tensor, lambda each: FakeTensor(mode, each, cpu) if each.is_meta else each, one
+                )

@@ -10,6 +10,7 @@ Costs are in U, one latent through the denoiser forward.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rpo.adapters.lora import add_lora
 from rpo.errors import InputError
-from rpo.models.config import HALF_TYPES
+from rpo.models.config import HALF_TYPES, FrozenBase
 from rpo.models.execution import call
+from rpo.models.frozen import LIBRARY, fetched_bytes, planned_bytes
 from rpo.models.latents import IMAGES_PER_DECODE
+from rpo.models.loading import quantized_parts
 from rpo.models.plain import parts_of
 from rpo.models.unloaded import DEPENDS_ON_CONTENT, pretend, unloaded_pipeline
 from rpo.runs.train_config import DPORunConfig
@@ -27,13 +30,14 @@ from rpo.trainers.checks.footprint import Footprint, footprint
 from rpo.trainers.checks.memory import readable_bytes
 from rpo.trainers.preview import IMAGES, PROMPTS
 from rpo.training.loop_config import LoopConfig
-from rpo.types import Canvas
+from rpo.training.optimizer import MOMENTS
+from rpo.types import Canvas, Embedding
 
 Config = Any
 """The settings of a run, of whatever algorithm; see `rpo.runs.train_config`."""
 
-GRADIENT_AND_MOMENTS = 4 + 8
-"""Bytes per trained parameter beside the weight itself: AdamW in float32."""
+WEIGHT_AND_GRADIENT = 4 + 4
+"""Bytes per trained parameter, both float32."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,12 @@ class Plan:
 
     parts: dict[str, tuple[int, int]]
     """Parameters and bytes of each part."""
+    fetched: int | None
+    """Bytes of the denoiser that are on the device at once, if it is offloaded."""
+    waiting: tuple[str, ...]
+    """Parts that leave the device while updates run."""
+    moments: int
+    """Bytes of the optimiser per trained parameter."""
     trained: int
     """Parameters that an update moves."""
     canvas: Canvas
@@ -63,10 +73,11 @@ class Plan:
     """Of one update, in U: drawing, reference and training."""
     updates: int
 
-    @property
-    def weights(self) -> int:
-        """Of all parts."""
-        return sum(size for _, size in self.parts.values())
+    def weights(self, *away: str) -> int:
+        """Bytes on the device of all parts but those."""
+        denoiser = next(iter(self.parts))
+        sizes = {name: size for name, (_, size) in self.parts.items() if name not in away}
+        return sum((sizes if self.fetched is None else sizes | {denoiser: self.fetched}).values())
 
     @property
     def backward(self) -> float:
@@ -76,13 +87,15 @@ class Plan:
     @property
     def peaks(self) -> dict[str, int]:
         """The most that is held at once, by what is going on."""
-        rest = self.weights + self.trained * 4
-        optimised = rest + self.trained * GRADIENT_AND_MOMENTS
+        rest = self.weights() + self.trained * 4
+        trained = self.trained * (WEIGHT_AND_GRADIENT + self.moments)
+        running = self.weights(*self.waiting) + trained
+        decoding = self.weights(*(name for name in self.waiting if name != "vae")) + trained
         found = {"at rest": rest, "encoding an image": rest + self.encode.peak}
         if self.drawn:
-            found[f"drawing, {self.drawn} latents at once"] = optimised + self.drawn * self.forward.peak
-            found[f"decoding {self.decoded} images"] = optimised + self.decoded * self.decode.peak
-        return found | {f"an update, {self.rows} latents at once": optimised + self.rows * self.update.peak}
+            found[f"drawing, {self.drawn} latents at once"] = running + self.drawn * self.forward.peak
+            found[f"decoding {self.decoded} images"] = decoding + self.decoded * self.decode.peak
+        return found | {f"an update, {self.rows} latents at once": running + self.rows * self.update.peak}
 
     @property
     def peak(self) -> int:
@@ -98,6 +111,10 @@ class Plan:
         ]
         lines += [f"  {'trained':{wide}}  {self.trained:>14,}", "", "memory, the most at once"]
         lines += [f"  {name:{wide}}  {readable_bytes(size)}" for name, size in self.peaks.items()]
+        if self.waiting:
+            lines += [f"  ({', '.join(self.waiting)} wait on the CPU while updates run)"]
+        if self.fetched is not None:
+            lines += ["  (the denoiser waits there, too, but for the block that computes)"]
         total = self.cost * self.updates
         lines += [
             "",
@@ -109,7 +126,8 @@ class Plan:
             "",
             "disk",
             f"  {'result':{wide}}  {readable_bytes(self.trained * 4)}",
-            f"  {'a checkpoint':{wide}}  {readable_bytes(self.trained * 12)}, {LoopConfig.keep_checkpoints} are kept",
+            f"  {'a checkpoint':{wide}}  {readable_bytes(self.trained * (4 + self.moments))}, of which "
+            f"{LoopConfig.keep_checkpoints} are kept",
         ]
         return "\n".join(lines)
 
@@ -117,7 +135,7 @@ class Plan:
 def plan(config: Config) -> Plan:
     """Count what a run of these settings needs; takes seconds to a minute, and a gigabyte at most.
 
-    Raises `InputError` for a family whose networks look into their numbers, which are not there.
+    Raises `InputError` where networks look into numbers, which are not there.
     """
     try:
         return _plan(config)
@@ -133,7 +151,10 @@ def _plan(config: Config) -> Plan:
     dtype = getattr(torch, config.model.dtype)
     pipe, family = unloaded_pipeline(config.model.source, dtype=dtype, revision=config.model.revision)
     networks: dict[str, Any] = {name: network for name, network in parts_of(pipe, family).items()}
-    parts = {name: _counted(network) for name, network in networks.items()}
+    model = config.model
+    few_bits = dict(quantized_parts(family, pipe.config)) if model.frozen_base in LIBRARY else {}
+    parts = {name: _counted(one, model.frozen_base if name in few_bits else "whole") for name, one in networks.items()}
+    fetched = fetched_bytes(networks[family.denoiser]) if model.frozen_base == "offload" else None
     adapter, denoiser = config.adapter, networks[family.denoiser]
     if adapter.train == "lora":
         family.enable_lora(pipe)
@@ -156,19 +177,23 @@ def _plan(config: Config) -> Plan:
 
     with mode:
         latent, time, image = torch.randn(1, *shape), torch.full((1,), 500), torch.rand(1, 3, *canvas)
-        with torch.no_grad():
-            embedding = family.embed(pipe, ["a"], torch.device("cpu"))
-            drawing, encoding, decoding = (
-                footprint(one)
-                for one in (forward, lambda: family.encode(pipe, image), lambda: family.decode(pipe, latent))
-            )
-        if adapter.gradient_checkpointing:
-            denoiser.enable_gradient_checkpointing()
-            denoiser.train()
-        updating = footprint(update)
+    embedding = _embedding(pipe, family, mode, dtype)
+    with torch.no_grad():
+        drawing = footprint(forward)
+        with mode:
+            encoding = footprint(lambda: family.encode(pipe, image))
+            decoding = footprint(lambda: family.decode(pipe, latent))
+    if adapter.gradient_checkpointing:
+        denoiser.enable_gradient_checkpointing()
+        denoiser.train()
+    updating = footprint(update)
     rows, drawn, decoded, cost = _counts(config, updating.flops / drawing.flops, guided=family.guidance == "cfg")
+    is_alone = isinstance(config, DPORunConfig) and config.encode_ahead
     return Plan(
         parts,
+        fetched,
+        tuple(name for name in parts if name != family.denoiser) if is_alone else (),
+        MOMENTS[config.learning.optimizer],
         trained,
         canvas,
         drawing,
@@ -183,6 +208,20 @@ def _plan(config: Config) -> Plan:
     )
 
 
+def _embedding(pipe: Any, family: Any, mode: FakeTensorMode, dtype: torch.dtype) -> Embedding:
+    """Of a prompt as long as the family takes; a mask is no fake, for some networks look where a prompt ends."""
+    try:
+        with mode, torch.no_grad():
+            found = family.embed(pipe, ["a"], torch.device("cpu"))
+    except DEPENDS_ON_CONTENT:
+        length, width = family.context(pipe).max_length, pipe.text_encoder.config.get_text_config().hidden_size
+        with mode:
+            found = {"tokens": torch.zeros(1, length, width, dtype=dtype), "mask": torch.ones(1, length)}
+    if "mask" in found:
+        return found | {"mask": torch.ones(found["mask"].shape, dtype=torch.bool)}
+    return found
+
+
 def to_fit(config: Config, memory: float) -> tuple[list[str], Plan]:
     """The fewest of the usual changes, in their order, with which a run needs no more than so many bytes; and its plan.
 
@@ -194,8 +233,8 @@ def to_fit(config: Config, memory: float) -> tuple[list[str], Plan]:
         if found.peak <= memory:
             break
         changed = change(config)
-        if changed != config:
-            config, found = changed, plan(changed)
+        if changed != config and (smaller := plan(changed)).peak < WORTHWHILE * found.peak:
+            config, found = changed, smaller
             changes.append(name)
     if found.peak > memory:
         raise InputError(
@@ -231,18 +270,38 @@ def _drawn_one_by_one(config: Config) -> Config:
     return replace(config, rollout=replace(config.rollout, batch_size=1)) if hasattr(config, "rollout") else config
 
 
+def _ahead(config: Config) -> Config:
+    return replace(config, encode_ahead=True) if isinstance(config, DPORunConfig) else config
+
+
+def _frozen(kind: FrozenBase, config: Config) -> Config:
+    can_be = config.adapter.train == "lora" and (kind != "offload" or config.adapter.gradient_checkpointing)
+    return replace(config, model=replace(config.model, frozen_base=kind)) if can_be else config
+
+
+def _eight_bits(config: Config) -> Config:
+    return replace(config, learning=replace(config.learning, optimizer="adamw8bit"))
+
+
 CHANGES: dict[str, Callable[[Any], Config]] = {
+    "encode_ahead: true": _ahead,
     "model.dtype: bfloat16": _half,
     "learning.micro_batch: 1": _one_by_one,
     "rollout.batch_size: 1": _drawn_one_by_one,
+    "learning.optimizer: adamw8bit": _eight_bits,
     "adapter.gradient_checkpointing: true": _checkpointed,
+    "model.frozen_base: int8": partial(_frozen, "int8"),
+    "model.frozen_base: nf4": partial(_frozen, "nf4"),
+    "model.frozen_base: offload": partial(_frozen, "offload"),
 }
 """What makes a run smaller, from what costs least to what costs most."""
 
+WORTHWHILE = 0.98
+"""A change that leaves more of the peak than this is not made."""
 
-def _counted(network: Any) -> tuple[int, int]:
-    tensors = list(network.parameters())
-    return sum(one.numel() for one in tensors), sum(one.numel() * one.element_size() for one in tensors)
+
+def _counted(network: Any, kind: FrozenBase) -> tuple[int, int]:
+    return sum(one.numel() for one in network.parameters()), planned_bytes(network, kind)
 
 
 def _canvas(pipe: Any, family: Any, config: Any) -> Canvas:
