@@ -1,8 +1,10 @@
 """What `rpo plan` tells of checkpoints at their real size, against torch's own counters and against real updates.
 
     python benchmarks/real_size.py count                                  # FLOPs and bytes; a minute, no weights
-    python benchmarks/real_size.py update --size sd15 --resolution 256    # LoRA-DPO through the public Trainer
-    python benchmarks/real_size.py update --size sdxl --resolution 256 --dtype bfloat16 --checkpointing
+    python benchmarks/real_size.py update --size sd15 --resolution 256 --dtype bfloat16    # by the public Trainer
+    python benchmarks/real_size.py update --size sdxl --resolution 512 --dtype bfloat16
+    python benchmarks/real_size.py write --size sdxl --folder runs/sdxl    # configurations alone, then
+    rpo plan dpo configs/dpo_sdxl_12gb.yaml model.source=runs/sdxl
 
 Weights are random: they do not change what an update costs. Prints one JSON object. Needs Linux for the peak of memory
 on the CPU, which is the largest resident set since the checkpoint was built, less what the process had before.
@@ -34,20 +36,24 @@ from rpo.trainers.dpo_config import DPOConfig
 from rpo.trainers.trainer import Trainer
 from rpo.training.log import read_metrics
 
-SIDE = {"sd15": 512, "sdxl": 1024, "sd35_medium": 1024}
+SIDE = {"sd15": 512, "sdxl": 1024, "sd35_medium": 1024, "flux1_dev": 1024}
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["count", "update"])
+    parser.add_argument("what", choices=["count", "update", "write"])
     parser.add_argument("--size", choices=SIZES, help="of which checkpoint; `count` takes all by default")
     parser.add_argument("--resolution", type=int, help="pixels along a side; the checkpoint's own by default")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--updates", type=int, default=2)
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
+    parser.add_argument("--folder", type=Path, help="where `write` writes to")
     args = parser.parse_args()
+    if args.what == "write":
+        write_configs(SIZES[args.size], args.folder)
+        return
     if args.what == "count":
         found = {size: count(size, args.resolution) for size in SIZES if args.size in (None, size)}
     else:
@@ -90,7 +96,13 @@ def torch_flops(size: Architecture, side: int) -> int:
         network = getattr(diffusers, cls)(**config)
         latent, time = torch.empty(1, config.get("in_channels", 4), side // 8, side // 8), torch.empty(1)
         if cls == "SD3Transformer2DModel":
-            told = {"encoder_hidden_states": torch.empty(1, 77 + 256, 4096), "pooled_projections": torch.empty(1, 2048)}
+            told: dict[str, Any] = {"encoder_hidden_states": torch.empty(1, 77 + 256, 4096)}
+            told["pooled_projections"] = torch.empty(1, 2048)
+        elif cls == "FluxTransformer2DModel":
+            latent = torch.empty(1, (side // 16) ** 2, 64)
+            told = {"encoder_hidden_states": torch.empty(1, 512, 4096), "pooled_projections": torch.empty(1, 768)}
+            told |= {"txt_ids": torch.empty(512, 3), "img_ids": torch.empty(latent.shape[1], 3)}
+            told |= {"guidance": torch.empty(1)}
         else:
             told = {"encoder_hidden_states": torch.empty(1, 77, config["cross_attention_dim"])}
             if config.get("addition_embed_type"):

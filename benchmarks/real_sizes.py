@@ -146,6 +146,27 @@ SIZES = {
             "text_encoder_3": 4_762_310_656,
         },
     ),
+    "flux1_dev": Architecture(
+        "FluxPipeline",
+        ("transformer", "FluxTransformer2DModel", {"guidance_embeds": True}),
+        VAE
+        | {
+            "latent_channels": 16,
+            "scaling_factor": 0.3611,
+            "shift_factor": 0.1159,
+            "use_quant_conv": False,
+            "use_post_quant_conv": False,
+            "sample_size": 1024,
+        },
+        (CLIP_L, T5_XXL),
+        ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "use_dynamic_shifting": True}),
+        {
+            "transformer": 11_901_408_320,
+            "vae": 83_819_683,
+            "text_encoder": 123_060_480,
+            "text_encoder_2": 4_762_310_656,
+        },
+    ),
 }
 
 

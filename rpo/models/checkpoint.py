@@ -23,7 +23,7 @@ from rpo.models.config import FrozenBase
 from rpo.models.distilled import ASSISTANT, refuse_distilled
 from rpo.models.execution import Attention, call, prepare_denoiser
 from rpo.models.fingerprint import hash_adapters, hash_network
-from rpo.models.frozen import at_hand, check_frozen_base, device_of, dtype_of, elsewhere, offload
+from rpo.models.frozen import WAITING, check_frozen_base, device_of, dtype_of, moved, offload
 from rpo.models.loading import family_of, load_pipeline
 from rpo.models.plain import refuse_altered, refuse_strange
 from rpo.models.sound import check_prediction_type, check_weights
@@ -123,18 +123,10 @@ class Checkpoint:
         Args:
             source: A pipeline, a diffusers folder, a hub id, a single `.safetensors` / `.ckpt` file, or "shapes" for
                 the checkpoint inside this package.
-            device: Where to put it.
-            dtype: Of all weights. A half type halves memory; adapters stay float32 all the same.
-            compute_dtype: See the constructor.
+            compute_dtype: What the denoiser computes in; see the constructor.
             config: For a single file, a diffusers folder or hub id that tells its architecture (its family's first
                 release by default).
-            revision: Of a hub id.
-            variant: File variant, such as "fp16".
-            attention: "sdpa" (torch's own, the default) or "xformers"; the latter falls back to the former with a
-                warning where its kernels do not run.
-            frozen_base: How what is not trained lies in memory; see `ModelConfig`.
-            compile_denoiser: Compile the denoiser with `torch.compile` on first use; pays off in long runs on CUDA.
-            allow_distilled: See the constructor.
+            compile_denoiser: `compile` of `ModelConfig`, where all others are told, too.
 
         Raises `InputError` if the source is no checkpoint of a known family, or is incomplete.
         """
@@ -232,7 +224,7 @@ class Checkpoint:
         if context.refuses_longer:
             count_cut(self.pipe, context, prompts)
         chunks = [list(prompts[start : start + most]) for start in range(0, len(prompts), most)]
-        with at_hand(self.text_encoders.values(), self.device):
+        with moved(self.text_encoders.values(), self.device):
             parts = [self.family.embed(self.pipe, chunk, self.device) for chunk in chunks]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -300,13 +292,13 @@ class Checkpoint:
         Raises `InputError` if the images are not RGB in [0, 1], or their sides do not divide by a cell of the latents.
         """
         autoencoder.check_images(images, self.family.cell(self.pipe))
-        with at_hand([self.vae], self.device), self._widened():
+        with moved([self.vae], self.device), self._widened():
             return self.family.encode(self.pipe, images.to(self.device))
 
     def decode(self, latents: Latents) -> Images:
         """Images in [0, 1], float32, of scaled latents; with a gradient where the latents ask for one."""
         is_followed = torch.is_grad_enabled() and latents.requires_grad
-        with torch.set_grad_enabled(is_followed), at_hand([self.vae], self.device), self._widened():
+        with torch.set_grad_enabled(is_followed), moved([self.vae], self.device), self._widened():
             return self.family.decode(self.pipe, latents).clamp(0, 1)
 
     def _widened(self) -> AbstractContextManager[None]:
@@ -314,7 +306,7 @@ class Checkpoint:
 
     def denoiser_alone(self) -> AbstractContextManager[None]:
         """Inside, text encoders and autoencoder wait on the CPU, and come for each call that needs them."""
-        return elsewhere([self.vae, *self.text_encoders.values()])
+        return moved([self.vae, *self.text_encoders.values()], WAITING)
 
     def fingerprint(self, part: Literal["denoiser", "vae", "text"]) -> str:
         """A hash of everything that determines what one part computes: weights, types, configuration, tokenizer.

@@ -57,7 +57,7 @@ class ModelConfig:
     attention: Attention = "sdpa"
     """"sdpa" (torch's own), or "xformers", which falls back to sdpa with a warning where it does not run."""
     compile: bool = False
-    """Compile the denoiser on first use; pays off in runs of thousands of updates on CUDA."""
+    """Compile the denoiser on first use, block by block where its class allows that; pays off in long runs on CUDA."""
 
     @property
     def deployed(self) -> "ModelConfig":

@@ -51,9 +51,8 @@ def prepare_denoiser(
 
     Args:
         compute_dtype: What it computes in. xformers is probed in this type: newer GPUs have no kernel for float32.
-        compile_denoiser: Compile it on first use: one of each kind of repeated block, where its class names them, or
-            else its whole forward, which takes far longer. In place, so that parameter names stay those of the
-            checkpoint.
+        compile_denoiser: Compile it on first use: its repeated blocks, where its class names them, or else its whole
+            forward, which takes far longer. In place, so that parameters keep their names.
     """
     if attention == "xformers":
         fault = xformers_fault(denoiser.device, compute_dtype)

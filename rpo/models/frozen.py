@@ -4,15 +4,14 @@ Bits and hooks are diffusers' own. Adapters are added afterwards and stay what t
 that are not asked for can wait on the CPU, and come for the one call that needs them.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-import transformers
-from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig, TorchAoConfig
+from diffusers import PipelineQuantizationConfig
 from diffusers.hooks import apply_group_offloading
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -27,9 +26,6 @@ LIBRARY = {"int8": "torchao", "nf4": "bitsandbytes"}
 WAITING = torch.device("cpu")
 """Where parts are that are not asked for."""
 
-OFFLOADING = "group_offloading"
-"""What diffusers calls its hook."""
-
 
 def check_frozen_base(kind: FrozenBase, device: torch.device) -> None:
     """Refuse what cannot be done here, before any weight is read."""
@@ -39,35 +35,19 @@ def check_frozen_base(kind: FrozenBase, device: torch.device) -> None:
             f"model.frozen_base is {kind}, but {needed} is not installed; pip install 'rpo[lowbit]', or give whole"
         )
     if kind in ("nf4", "offload") and device.type == "cpu":
-        raise InputError(
-            f"model.frozen_base is {kind}, but the device is the CPU, which "
-            f"{'has no kernels for it in diffusers' if kind == 'nf4' else 'layers would be fetched from'}; expected a "
-            "GPU: give int8 or whole"
-        )
+        raise InputError(f"model.frozen_base is {kind}, but the device is the CPU; expected a GPU: give int8 or whole")
 
 
 def quantization(kind: FrozenBase, parts: Iterable[tuple[str, str]], dtype: torch.dtype) -> dict[str, Any]:
-    """What `from_pretrained` is told.
-
-    Args:
-        kind: Of how many bits.
-        parts: To quantise: name, and library that has its class.
-        dtype: Of all other weights.
-    """
+    """What `from_pretrained` is told of parts, each a name and the library of its class; `dtype` is of all else."""
     if kind not in LIBRARY:
         return {}
     if kind == "int8":
-        bits: Any = import_module("torchao.quantization").Int8WeightOnlyConfig()
-        made = {
-            library: cls(bits)
-            for library, cls in (("diffusers", TorchAoConfig), ("transformers", transformers.TorchAoConfig))
-        }
+        cls, options = "TorchAoConfig", {"quant_type": import_module("torchao.quantization").Int8WeightOnlyConfig()}
     else:
-        made = {
-            library: cls(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-            for library, cls in (("diffusers", BitsAndBytesConfig), ("transformers", transformers.BitsAndBytesConfig))
-        }
-    mapping = {name: made[library] for name, library in parts}
+        cls = "BitsAndBytesConfig"
+        options = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    mapping = {name: getattr(import_module(library), cls)(**options) for name, library in parts}
     return {"quantization_config": PipelineQuantizationConfig(quant_mapping=mapping)}
 
 
@@ -81,12 +61,8 @@ def stored(tensor: Tensor) -> list[Tensor]:
     if is_traceable_wrapper_subclass(tensor):
         names, _ = tensor.__tensor_flatten__()
         return [inner for name in names for inner in stored(getattr(tensor, name))]
-    return [tensor.detach(), *_scales(tensor)]
-
-
-def _scales(tensor: Tensor) -> list[Tensor]:
     state = getattr(tensor, "quant_state", None)
-    return [] if state is None else [state.absmax]
+    return [tensor.detach()] if state is None else [tensor.detach(), state.absmax]
 
 
 def stored_bytes(network: nn.Module) -> int:
@@ -94,12 +70,12 @@ def stored_bytes(network: nn.Module) -> int:
     return sum(one.nbytes for tensor in network.parameters() for one in stored(tensor))
 
 
-def planned_bytes(network: nn.Module, kind: FrozenBase) -> int:
+def planned_bytes(network: Any, kind: FrozenBase) -> int:
     """What `stored_bytes` will be once a network that is not quantised is: those of linear layers, by their scales."""
     whole = stored_bytes(network)
     if kind not in LIBRARY:
         return whole
-    kept = network.get_output_embeddings() if isinstance(network, transformers.PreTrainedModel) else None
+    kept = getattr(network, "get_output_embeddings", lambda: None)()
     for layer in network.modules():
         if isinstance(layer, nn.Linear) and layer is not kept:
             count = layer.weight.numel()
@@ -129,10 +105,9 @@ def quantized_like(network: nn.Module, fresh: nn.Module) -> list[str]:
     found: list[str] = []
     for name, layer in network.named_modules():
         base: Any = getattr(layer, "base_layer", layer)
-        if isinstance(base, nn.Linear) and hasattr(base.weight, "quant_state") and ".base_layer" not in name:
-            options = {"compute_dtype": base.compute_dtype, "quant_type": base.weight.quant_type}
-            cls: Any = type(base)
-            made = cls(base.in_features, base.out_features, bias=base.bias is not None, device="meta", **options)
+        if hasattr(getattr(base, "weight", None), "quant_state") and ".base_layer" not in name:
+            options = {"compute_dtype": base.compute_dtype, "quant_type": base.weight.quant_type, "device": "meta"}
+            made = type(base)(base.in_features, base.out_features, bias=base.bias is not None, **options)
             made.weight, made.bias = base.weight, base.bias
             fresh.set_submodule(name, made)
             found.append(name)
@@ -153,7 +128,7 @@ def offload(network: Any, device: torch.device) -> None:
 def is_offloaded(network: nn.Module) -> bool:
     """Whether `offload` was done to it, and no other hook of diffusers."""
     registries = (vars(module).get("_diffusers_hook") for module in network.modules())
-    return "computes_on" in vars(network) and all(set(one.hooks) <= {OFFLOADING} for one in registries if one)
+    return "computes_on" in vars(network) and all(set(one.hooks) <= {"group_offloading"} for one in registries if one)
 
 
 def recomputed(module: nn.Module, *args: Any) -> Any:
@@ -163,26 +138,13 @@ def recomputed(module: nn.Module, *args: Any) -> Any:
 
 
 @contextmanager
-def at_hand(networks: Iterable[Any], device: torch.device) -> Iterator[None]:
-    """Inside, networks that wait elsewhere are on the device."""
-    with _moved([network for network in networks if device_of(network) != device], device):
-        yield
-
-
-@contextmanager
-def elsewhere(networks: Iterable[Any]) -> Iterator[None]:
-    """Inside, networks wait on the CPU."""
-    with _moved([network for network in networks if device_of(network) != WAITING], WAITING):
-        yield
-
-
-@contextmanager
-def _moved(networks: Sequence[Any], device: torch.device) -> Iterator[None]:
-    before = [device_of(network) for network in networks]
+def moved(networks: Iterable[Any], device: torch.device) -> Iterator[None]:
+    """Inside, networks are on a device; those that were not go back to where they were, errors or not."""
+    before = [(network, where) for network in networks if (where := device_of(network)) != device]
     try:
-        for network in networks:
+        for network, _ in before:
             network.to(device)
         yield
     finally:
-        for network, where in zip(networks, before, strict=True):
+        for network, where in before:
             network.to(where)

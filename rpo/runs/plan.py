@@ -8,9 +8,7 @@ rows of a call, which one row is measured for. What kernels take for a moment, t
 Costs are in U, one latent through the denoiser forward.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rpo.adapters.lora import add_lora
 from rpo.errors import InputError
-from rpo.models.config import HALF_TYPES, FrozenBase
+from rpo.models.config import HALF_TYPES
 from rpo.models.execution import call
 from rpo.models.frozen import LIBRARY, fetched_bytes, planned_bytes
 from rpo.models.latents import IMAGES_PER_DECODE
@@ -63,10 +61,10 @@ class Plan:
     """Of one image to its latents."""
     decode: Footprint
     """Of one latent to its image."""
-    drawn: int
-    """Latents in one call while drawing."""
     rows: int
     """Latents in one call of an update."""
+    drawn: int
+    """Latents in one call while drawing."""
     decoded: int
     """Images that the autoencoder draws at once."""
     cost: float
@@ -133,51 +131,38 @@ class Plan:
 
 
 def plan(config: Config) -> Plan:
-    """Count what a run of these settings needs; takes seconds to a minute, and a gigabyte at most.
-
-    Raises `InputError` where networks look into numbers, which are not there.
-    """
-    try:
-        return _plan(config)
-    except DEPENDS_ON_CONTENT as error:
-        raise InputError(
-            f"{config.model.source} cannot be planned: what its networks compute depends on the words of a prompt "
-            f"({error}); expected one of the other families: run `rpo train` with learning.updates=1, and watch the "
-            "device's memory"
-        ) from error
-
-
-def _plan(config: Config) -> Plan:
-    dtype = getattr(torch, config.model.dtype)
-    pipe, family = unloaded_pipeline(config.model.source, dtype=dtype, revision=config.model.revision)
-    networks: dict[str, Any] = {name: network for name, network in parts_of(pipe, family).items()}
-    model = config.model
-    few_bits = dict(quantized_parts(family, pipe.config)) if model.frozen_base in LIBRARY else {}
-    parts = {name: _counted(one, model.frozen_base if name in few_bits else "whole") for name, one in networks.items()}
-    fetched = fetched_bytes(networks[family.denoiser]) if model.frozen_base == "offload" else None
-    adapter, denoiser = config.adapter, networks[family.denoiser]
+    """Count what a run of these settings needs; takes seconds to a minute, and a gigabyte at most."""
+    model, adapter, dtype = config.model, config.adapter, getattr(torch, config.model.dtype)
+    pipe, family = unloaded_pipeline(model.source, dtype=dtype, revision=model.revision)
+    networks: dict[str, Any] = dict(parts_of(pipe, family))
+    small = dict(quantized_parts(family, pipe.config)) if model.frozen_base in LIBRARY else {}
+    parts = {
+        name: (
+            sum(weights.numel() for weights in one.parameters()),
+            planned_bytes(one, model.frozen_base if name in small else "whole"),
+        )
+        for name, one in networks.items()
+    }
+    denoiser = networks[family.denoiser]
+    fetched = fetched_bytes(denoiser) if model.frozen_base == "offload" else None
     if adapter.train == "lora":
         family.enable_lora(pipe)
         add_lora(denoiser, rank=adapter.rank, target_modules=adapter.target_modules or family.lora_targets)
     else:
         denoiser.requires_grad_(True)
-    trained = sum(one.numel() for one in denoiser.parameters() if one.requires_grad)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     for network in networks.values():
         pretend(network, mode)
     canvas = _canvas(pipe, family, config)
     shape = family.latent_channels(pipe), *(side // family.cell(pipe) for side in canvas)
-    compute_dtype = getattr(torch, HALF_TYPES.get(config.learning.mixed_precision) or config.model.dtype)
+    compute_dtype = getattr(torch, HALF_TYPES.get(config.learning.mixed_precision) or model.dtype)
+    with mode:
+        latent, time, image = torch.randn(1, *shape), torch.full((1,), 500), torch.rand(1, 3, *canvas)
+    embedding = _embedding(pipe, family, mode, dtype)
 
     def forward() -> Any:
         return call(family, pipe, denoiser, latent, time, embedding, compute_dtype=compute_dtype)
 
-    def update() -> None:
-        forward().square().mean().backward()
-
-    with mode:
-        latent, time, image = torch.randn(1, *shape), torch.full((1,), 500), torch.rand(1, 3, *canvas)
-    embedding = _embedding(pipe, family, mode, dtype)
     with torch.no_grad():
         drawing = footprint(forward)
         with mode:
@@ -186,24 +171,17 @@ def _plan(config: Config) -> Plan:
     if adapter.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()
         denoiser.train()
-    updating = footprint(update)
-    rows, drawn, decoded, cost = _counts(config, updating.flops / drawing.flops, guided=family.guidance == "cfg")
+    updating = footprint(lambda: forward().square().mean().backward())
     is_alone = isinstance(config, DPORunConfig) and config.encode_ahead
     return Plan(
         parts,
         fetched,
         tuple(name for name in parts if name != family.denoiser) if is_alone else (),
         MOMENTS[config.learning.optimizer],
-        trained,
+        sum(one.numel() for one in denoiser.parameters() if one.requires_grad),
         canvas,
-        drawing,
-        updating,
-        encoding,
-        decoding,
-        drawn,
-        rows,
-        decoded,
-        cost,
+        *(drawing, updating, encoding, decoding),
+        *_counts(config, updating.flops / drawing.flops, guided=family.guidance == "cfg"),
         config.learning.updates,
     )
 
@@ -223,25 +201,36 @@ def _embedding(pipe: Any, family: Any, mode: FakeTensorMode, dtype: torch.dtype)
 
 
 def to_fit(config: Config, memory: float) -> tuple[list[str], Plan]:
-    """The fewest of the usual changes, in their order, with which a run needs no more than so many bytes; and its plan.
+    """The usual changes, in their order, with which a run needs no more than so many bytes; and its plan.
 
     Raises `InputError` if all of them are not enough.
     """
-    changes: list[str] = []
+    changes: dict[str, Any] = {}
     found = plan(config)
-    for name, change in CHANGES.items():
+    for key, value in CHANGES:
         if found.peak <= memory:
             break
-        changed = change(config)
+        changed = config if key.startswith("model.") and config.adapter.train == "full" else _with(config, key, value)
         if changed != config and (smaller := plan(changed)).peak < WORTHWHILE * found.peak:
             config, found = changed, smaller
-            changes.append(name)
+            changes[key] = value
     if found.peak > memory:
         raise InputError(
-            f"the run needs {readable_bytes(found.peak)} with all of {', '.join(CHANGES)}, but there are "
+            f"the run needs {readable_bytes(found.peak)} with all of {', '.join(map(_told, CHANGES))}, but there are "
             f"{readable_bytes(memory)}; expected less: take a smaller checkpoint or resolution, or a larger card"
         )
-    return changes, found
+    return [_told(one) for one in changes.items()], found
+
+
+def _with(config: Any, key: str, value: Any) -> Any:
+    name, _, rest = key.partition(".")
+    if not hasattr(config, name):
+        return config
+    return replace(config, **{name: _with(getattr(config, name), rest, value) if rest else value})
+
+
+def _told(change: tuple[str, Any]) -> str:
+    return f"{change[0]}: {'true' if change[1] is True else change[1]}"
 
 
 def bytes_of(text: str) -> float:
@@ -252,56 +241,21 @@ def bytes_of(text: str) -> float:
     return float(number) * 1024 ** (3 if unit == "GB" else 2)
 
 
-def _half(config: Config) -> Config:
-    return replace(
-        config, model=replace(config.model, dtype="bfloat16"), learning=replace(config.learning, mixed_precision="no")
-    )
-
-
-def _checkpointed(config: Config) -> Config:
-    return replace(config, adapter=replace(config.adapter, gradient_checkpointing=True))
-
-
-def _one_by_one(config: Config) -> Config:
-    return replace(config, learning=replace(config.learning, micro_batch=1))
-
-
-def _drawn_one_by_one(config: Config) -> Config:
-    return replace(config, rollout=replace(config.rollout, batch_size=1)) if hasattr(config, "rollout") else config
-
-
-def _ahead(config: Config) -> Config:
-    return replace(config, encode_ahead=True) if isinstance(config, DPORunConfig) else config
-
-
-def _frozen(kind: FrozenBase, config: Config) -> Config:
-    can_be = config.adapter.train == "lora" and (kind != "offload" or config.adapter.gradient_checkpointing)
-    return replace(config, model=replace(config.model, frozen_base=kind)) if can_be else config
-
-
-def _eight_bits(config: Config) -> Config:
-    return replace(config, learning=replace(config.learning, optimizer="adamw8bit"))
-
-
-CHANGES: dict[str, Callable[[Any], Config]] = {
-    "encode_ahead: true": _ahead,
-    "model.dtype: bfloat16": _half,
-    "learning.micro_batch: 1": _one_by_one,
-    "rollout.batch_size: 1": _drawn_one_by_one,
-    "learning.optimizer: adamw8bit": _eight_bits,
-    "adapter.gradient_checkpointing: true": _checkpointed,
-    "model.frozen_base: int8": partial(_frozen, "int8"),
-    "model.frozen_base: nf4": partial(_frozen, "nf4"),
-    "model.frozen_base: offload": partial(_frozen, "offload"),
-}
+CHANGES: tuple[tuple[str, Any], ...] = (
+    ("encode_ahead", True),
+    ("model.dtype", "bfloat16"),
+    ("learning.micro_batch", 1),
+    ("rollout.batch_size", 1),
+    ("learning.optimizer", "adamw8bit"),
+    ("adapter.gradient_checkpointing", True),
+    ("model.frozen_base", "int8"),
+    ("model.frozen_base", "nf4"),
+    ("model.frozen_base", "offload"),
+)
 """What makes a run smaller, from what costs least to what costs most."""
 
 WORTHWHILE = 0.98
 """A change that leaves more of the peak than this is not made."""
-
-
-def _counted(network: Any, kind: FrozenBase) -> tuple[int, int]:
-    return sum(one.numel() for one in network.parameters()), planned_bytes(network, kind)
 
 
 def _canvas(pipe: Any, family: Any, config: Any) -> Canvas:

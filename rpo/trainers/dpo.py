@@ -12,8 +12,7 @@ reference too.
 
 Differs from the authors' code: mirroring is shared by the two sides of a pair; v-prediction and flow checkpoints are
 trained on their own target; the latents' posterior and the prompts are encoded once; and training stops when the chosen
-side is forgotten. `config.objective` is another member of the family (`rpo.objectives.preference`), `config.region`
-weights errors by where the two images differ.
+side is forgotten. `config.objective` is another member of the family, `config.region` says where errors count.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,7 +37,7 @@ from rpo.trainers.pairs.errors import Reference, denoise
 from rpo.trainers.pairs.facts import PairFacts, pair_facts, require_scores
 from rpo.trainers.pairs.guard import ErrorGuard
 from rpo.trainers.pairs.running_statistics import RunningStatistics
-from rpo.trainers.preview import PreviewOf
+from rpo.trainers.preview import DPM_STEPS, PreviewOf
 from rpo.trainers.trainer import Algorithm, Run
 from rpo.training.state import Stateful
 from rpo.types import StepOutput
@@ -197,9 +196,5 @@ class DPO(Algorithm[PairBatch]):
     def previewed(self) -> PreviewOf:
         """The first prompts of the set, by a second-order solver at the pipeline's usual guidance."""
         return PreviewOf(
-            self.pairs.prompts, PREVIEW_STEPS, usual_guidance(self.model), solver="dpm_solver", canvas=self.canvas
+            self.pairs.prompts, DPM_STEPS, usual_guidance(self.model), solver="dpm_solver", canvas=self.canvas
         )
-
-
-PREVIEW_STEPS = 15
-"""Of DPM-Solver++, with which a preview shows what 30 to 50 steps of others would."""

@@ -9,7 +9,7 @@ from rpo.adapters.lora import reference
 from rpo.errors import InputError
 from rpo.models import frozen
 from rpo.models.checkpoint import Checkpoint
-from rpo.models.frozen import at_hand, check_frozen_base, is_quantized, offload, stored_bytes
+from rpo.models.frozen import check_frozen_base, is_quantized, moved, offload, stored_bytes
 from rpo.models.plain import parts_of
 from tests.contracts.families import FAMILIES
 from tests.tiny import tiny_sd
@@ -43,7 +43,7 @@ def test_what_is_loaded_already_cannot_be_quantised(tmp_path, monkeypatch):
         Checkpoint.load(tmp_path / "one.safetensors", frozen_base="int8")
 
 
-@pytest.fixture(params=["stable_diffusion", "sd3", "flux1"])
+@pytest.fixture(params=["stable_diffusion", "sd3"])
 def folder(request, tmp_path):
     FAMILIES[request.param]().save_pretrained(tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
@@ -182,11 +182,11 @@ class Elsewhere(torch.nn.Module):
 def test_what_waits_comes_for_a_call_and_goes_again_even_after_an_error():
     sent = []
     waiting, near = Elsewhere(sent), torch.nn.Linear(1, 1)
-    with at_hand([waiting, near], CPU):
+    with moved([waiting, near], CPU):
         assert sent == ["cpu"]
-        with at_hand([waiting], CPU):
+        with moved([waiting], CPU):
             assert sent == ["cpu"]
     assert sent == ["cpu", "meta"]
-    with pytest.raises(ZeroDivisionError), at_hand([waiting], CPU):
+    with pytest.raises(ZeroDivisionError), moved([waiting], CPU):
         1 / 0  # noqa: B018
     assert sent[2:] == ["cpu", "meta"]

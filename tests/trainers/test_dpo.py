@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rpo.data.preference import PreferencePair, encode_png, pair_set
-from rpo.models import frozen
+from rpo.models import checkpoint
 from rpo.models.checkpoint import Checkpoint
 from rpo.objectives.preference.base import beta_for_dims
 from rpo.objectives.preference.dpo import Dpo
@@ -285,7 +285,7 @@ def test_what_is_encoded_for_leaves_the_device_while_updates_run(tmp_path, monke
     """The CPU plays the GPU: networks note where they are sent, and what waits does so on a device of another name."""
     pipe, sent = tiny_sd(), []
     trainer = trainer_of(tmp_path, pipe=pipe, encode_ahead=is_ahead, preview_every=3, preflight=True)
-    monkeypatch.setattr(frozen, "WAITING", torch.device("meta"))
+    monkeypatch.setattr(checkpoint, "WAITING", torch.device("meta"))
     for name in ("vae", "text_encoder"):
         network = pipe.components[name]
 
