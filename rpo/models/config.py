@@ -41,10 +41,9 @@ class ModelConfig:
     dtype: DType = "float32"
     """Of all weights. bfloat16 (float16 on older GPUs) halves memory; adapters stay float32."""
     frozen_base: FrozenBase = "whole"
-    """How what a LoRA leaves as it is lies in memory. int8 and nf4 quantise the linear layers of the denoiser, and of
-    text encoders larger than CLIP's, to 8 or 4 bits (`pip install 'rpo[lowbit]'`; nf4 needs a GPU). offload keeps the
-    denoiser's layers in the CPU's memory and fetches each when it computes: exact, slow, and of use only with
-    `adapter.gradient_checkpointing`."""
+    """How what a LoRA leaves as it is lies in memory. int8 and nf4 quantise linear layers of the denoiser, and of text
+    encoders larger than CLIP's (`pip install 'rpo[lowbit]'`; nf4 needs a GPU). offload fetches each layer of the denoiser
+    from the CPU's memory when it computes: exact, slow, and only with `adapter.gradient_checkpointing`."""
     device: Text = "auto"
     """"auto" takes this process's GPU when there is one."""
     single_file_config: Text | None = None

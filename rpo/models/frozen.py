@@ -29,11 +29,9 @@ WAITING = torch.device("cpu")
 
 def check_frozen_base(kind: FrozenBase, device: torch.device) -> None:
     """Refuse what cannot be done here, before any weight is read."""
-    needed = LIBRARY.get(kind)
-    if needed is not None and find_spec(needed) is None:
-        raise InputError(
-            f"model.frozen_base is {kind}, but {needed} is not installed; pip install 'rpo[lowbit]', or give whole"
-        )
+    if kind in LIBRARY and find_spec(LIBRARY[kind]) is None:
+        told = f"model.frozen_base is {kind}, but {LIBRARY[kind]} is not installed"
+        raise InputError(f"{told}; pip install 'rpo[lowbit]', or give whole")
     if kind in ("nf4", "offload") and device.type == "cpu":
         raise InputError(f"model.frozen_base is {kind}, but the device is the CPU; expected a GPU: give int8 or whole")
 

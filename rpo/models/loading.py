@@ -36,11 +36,10 @@ def load_pipeline(
     frozen_base: FrozenBase = "whole",
 ) -> Any:
     """Load a pipeline from a folder, a hub id, a single file, or take one as it is; see `Checkpoint.load`."""
-    is_loaded = isinstance(source, DiffusionPipeline)
-    if frozen_base in LIBRARY and (is_loaded or Path(folder_of(source)).is_file()):
+    if frozen_base in LIBRARY and (isinstance(source, DiffusionPipeline) or Path(folder_of(source)).is_file()):
         raise InputError(
-            f"model.frozen_base is {frozen_base}, which is made while a folder is loaded, but the source is a "
-            f"{type(source).__name__ if is_loaded else 'single file'}; give a diffusers folder or hub id, or whole"
+            f"model.frozen_base is {frozen_base}, which is made while a folder is loaded, but the source is a single "
+            "file or a pipeline; give a diffusers folder or hub id, or whole"
         )
     if isinstance(source, DiffusionPipeline):
         family_of(source)

@@ -146,8 +146,8 @@ def make_policy(model: DiffusionModel, adapter: AdapterConfig, *, seed: int) -> 
     is_away = is_diffusers and is_offloaded(model.denoiser)
     if is_away and not adapter.gradient_checkpointing:
         raise InputError(
-            "the denoiser is offloaded, but adapter.gradient_checkpointing is false, so that what backward needs would "
-            "hold all of its layers on the device; give adapter.gradient_checkpointing: true"
+            "the denoiser is offloaded, but adapter.gradient_checkpointing is false, so that backward would need all "
+            "layers on the device at once; give adapter.gradient_checkpointing: true"
         )
     if is_diffusers and adapter.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing(recomputed if is_away else None)
@@ -155,8 +155,8 @@ def make_policy(model: DiffusionModel, adapter: AdapterConfig, *, seed: int) -> 
         refuse_adapter(model.denoiser, model.family.denoiser)
         if is_away or any(map(is_quantized, model.denoiser.parameters())):
             raise InputError(
-                "all weights are to be trained (adapter.train: full), but those of the denoiser are quantised or "
-                "offloaded, which what stays frozen can be; give model.frozen_base: whole, or adapter.train: lora"
+                "adapter.train: full trains all weights, but the denoiser's are quantised or offloaded; give "
+                "model.frozen_base: whole, or adapter.train: lora"
             )
     if not is_diffusers or adapter.train == "full":
         return FullPolicy(model)

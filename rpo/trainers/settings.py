@@ -41,9 +41,8 @@ class LearningConfig(LearningSpeed):
     """What goes through the denoiser at once in training, pairs or moments; lower it when memory runs out."""
 
     mixed_precision: MixedPrecision = "no"
-    """What the denoiser of a float32 model computes in, while its weights stay float32; "no" computes in their type. It
-    is an error for weights of the other half type. Where float16 is computed, the loss is scaled against underflow, and
-    updates whose gradient overflows are skipped and logged."""
+    """What the denoiser of a float32 model computes in; "no" computes in the type of the weights, and weights of the
+    other half type are an error. In float16 the loss is scaled, and updates whose gradient overflows are skipped."""
 
     def loop(self, *, accumulate: int, seed: int, scale_loss: bool = False) -> LoopConfig:
         """The settings of the loop."""

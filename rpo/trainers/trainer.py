@@ -13,6 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Generic, TypeVar, final
 
+import torch
 from tqdm.auto import tqdm
 
 from rpo.config.load import to_yaml
@@ -20,7 +21,7 @@ from rpo.files.text import write_text
 from rpo.models.base import DiffusionModel
 from rpo.publishing.publish import PublishPlan, publish, write_model_card
 from rpo.trainers.checks.preflight import Check, preflight
-from rpo.trainers.checks.prepared import is_float16, prepared_model
+from rpo.trainers.checks.prepared import computes_in, prepared_model
 from rpo.trainers.identity import base_identity, card_of, settings_identity
 from rpo.trainers.policy import Policy, make_policy
 from rpo.trainers.preview import PREVIEWS, Preview, PreviewOf
@@ -179,7 +180,7 @@ class Trainer:
         """The settings of the loop, as they come to."""
         learning = self.run.config.learning
         _, accumulate = self.algorithm.division
-        is_scaled = is_float16(self.run.model)
+        is_scaled = computes_in(self.run.model, torch.float16)
         return learning.loop(accumulate=accumulate, seed=self.run.config.seed, scale_loss=is_scaled)
 
     def plan(self) -> str:
@@ -220,21 +221,17 @@ class Trainer:
             algorithm.prepare()
             run.model.denoiser.train(run.config.adapter.gradient_checkpointing)  # which diffusers does in training mode
             try:
-                return self._run(resume=resume)
+                with algorithm.running():
+                    preview = self._preview()
+                    if not (resume and checkpoints(self.folder)):
+                        if run.config.preflight:
+                            say = tqdm.write if run.shows_progress else None
+                            preflight(algorithm.checks, say=say, device=run.model.device)
+                        with run.policy.deployed():
+                            preview(0)
+                    return self._fit(preview, resume=resume)
             finally:
                 run.model.denoiser.eval()
-
-    def _run(self, *, resume: bool) -> TrainResult:
-        run, algorithm = self.run, self.algorithm
-        with algorithm.running():
-            preview = self._preview()
-            if not (resume and checkpoints(self.folder)):
-                if run.config.preflight:
-                    say = tqdm.write if run.shows_progress else None
-                    preflight(algorithm.checks, say=say, device=run.model.device)
-                with run.policy.deployed():
-                    preview(0)
-            return self._fit(preview, resume=resume)
 
     def _fit(self, preview: Callable[[int], None], *, resume: bool) -> TrainResult:
         algorithm = self.algorithm

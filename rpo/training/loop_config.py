@@ -42,8 +42,7 @@ class LearningSpeed:
     weight_decay: NotNegative = 0.0
     """AdamW's pull of the weights to zero, times the learning rate. 0 to 0.01; in a LoRA it pulls to the base model."""
     optimizer: OptimizerName = "adamw"
-    """AdamW with float32 moments, or with 8-bit ones ("adamw8bit", `pip install 'rpo[lowbit]'`): worth it where all
-    weights are trained."""
+    """AdamW with float32 moments, or 8-bit ones (`pip install 'rpo[lowbit]'`): worth it where all weights are trained."""
     ema_decay: Annotated[float, Range(above=0, below=1)] | None = None
     """Keep an exponential average of the parameters with this decay, which `fit` leaves in them at its end. 0.99 for
     hundreds of updates, 0.9999 for many thousands; nothing for none."""
@@ -89,8 +88,7 @@ class LoopConfig(LearningSpeed):
     adam_eps: Positive = 1e-8
     """AdamW's guard against division by zero. 1e-8 to 1e-6."""
     scale_loss: bool = False
-    """Scale the loss against underflow, for a model that computes in float16; updates whose gradient overflows are
-    skipped and logged."""
+    """Scale the loss, for a model that computes in float16; updates whose gradient overflows are skipped and logged."""
     keep_checkpoints: Count = 2
     """Checkpoints that stay on the disk, at least 1. With 2 there is one to go back to if the newest is damaged."""
     log_every: Count = 1

@@ -19,10 +19,8 @@ MOMENTS: dict[OptimizerName, int] = {"adamw": 8, "adamw8bit": 2}
 def check_optimizer(name: OptimizerName) -> None:
     """Refuse what is not installed, before anything is done for a run."""
     if name == "adamw8bit" and find_spec("bitsandbytes") is None:
-        raise InputError(
-            "learning.optimizer is adamw8bit, but bitsandbytes is not installed; pip install 'rpo[lowbit]', or give "
-            "adamw"
-        )
+        told = "learning.optimizer is adamw8bit, but bitsandbytes is not installed"
+        raise InputError(f"{told}; pip install 'rpo[lowbit]', or give adamw")
 
 
 def make_optimizer(params: Sequence[nn.Parameter], name: OptimizerName, **options: Any) -> torch.optim.Optimizer:

@@ -30,7 +30,7 @@ from rpo.trainers.checks.preflight import (
     norm_of,
     perturbed,
 )
-from rpo.trainers.checks.prepared import is_half
+from rpo.trainers.checks.prepared import computes_in
 from rpo.trainers.rollouts.costs import step_cost
 from rpo.trainers.rollouts.draw import Rollout, Rollouts, training_kernel
 from rpo.trainers.rollouts.settings import OnlineConfig
@@ -138,7 +138,7 @@ def _ratio(subject: Subject, steps: Steps) -> Check:
     _, transition = replayed(model, steps, kernel, guidance_scale=subject.config.guidance_scale)
     ratio = ((transition.log_prob(steps.x_s) - steps["log_prob"]) / transition.num_dims).exp()
     error = (ratio - 1).abs().max().item()
-    tolerance = HALF_RATIO_TOLERANCE if is_half(model) else RATIO_TOLERANCE
+    tolerance = HALF_RATIO_TOLERANCE if computes_in(model, torch.float16, torch.bfloat16) else RATIO_TOLERANCE
     return Check(
         "ratio 1 on replay",
         error <= tolerance,

@@ -33,9 +33,7 @@ def prepared_model(given: Any, learning: LearningConfig) -> DiffusionModel:
             start_adapters(part, name)  # training may go on from them
         else:
             refuse_adapter(part, name)
-    if learning.mixed_precision == "no":
-        return model
-    wanted = getattr(torch, HALF_TYPES[learning.mixed_precision])
+    wanted = getattr(torch, HALF_TYPES.get(learning.mixed_precision, ""), model.compute_dtype)
     if wanted == model.compute_dtype:
         return model
     if model.compute_dtype != torch.float32:
@@ -46,11 +44,6 @@ def prepared_model(given: Any, learning: LearningConfig) -> DiffusionModel:
     return Checkpoint(model.pipe, compute_dtype=wanted, allow_distilled=model.allow_distilled)
 
 
-def is_float16(model: DiffusionModel) -> bool:
-    """Whether losses have to be scaled against underflow."""
-    return isinstance(model, Checkpoint) and model.compute_dtype == torch.float16
-
-
-def is_half(model: DiffusionModel) -> bool:
-    """Whether the denoiser computes in half precision."""
-    return isinstance(model, Checkpoint) and model.compute_dtype in (torch.float16, torch.bfloat16)
+def computes_in(model: DiffusionModel, *types: torch.dtype) -> bool:
+    """Whether the denoiser computes in one of these types: in float16, losses are scaled against underflow."""
+    return isinstance(model, Checkpoint) and model.compute_dtype in types
