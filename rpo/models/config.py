@@ -42,8 +42,8 @@ class ModelConfig:
     """Of all weights. bfloat16 (float16 on older GPUs) halves memory; adapters stay float32."""
     frozen_base: FrozenBase = "whole"
     """How what a LoRA leaves as it is lies in memory. int8 and nf4 quantise linear layers of the denoiser, and of text
-    encoders larger than CLIP's (`pip install 'rpo[lowbit]'`; nf4 needs a GPU). offload fetches each layer of the denoiser
-    from the CPU's memory when it computes: exact, slow, and only with `adapter.gradient_checkpointing`."""
+    encoders larger than CLIP's (`pip install 'rpo[lowbit]'`; nf4 needs a GPU). offload fetches its layers from the
+    CPU's memory when it computes: exact, slow, and only with `adapter.gradient_checkpointing`."""
     device: Text = "auto"
     """"auto" takes this process's GPU when there is one."""
     single_file_config: Text | None = None

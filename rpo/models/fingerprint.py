@@ -61,7 +61,7 @@ def describe_schedule(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def is_of_checkpoint(network: nn.Module, name: str, part: str) -> bool | None:
-    """Whether a network has the weights of the checkpoint that it says it comes from; adapters and few bits are left out.
+    """Whether a network has the weights of the checkpoint that it says it comes from; adapters do not count.
 
     Returns:
         None where the checkpoint is neither on the disk nor in the Hub's cache: nothing is fetched.

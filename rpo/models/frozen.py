@@ -69,7 +69,7 @@ def stored_bytes(network: nn.Module) -> int:
 
 
 def planned_bytes(network: Any, kind: FrozenBase) -> int:
-    """What `stored_bytes` will be once a network that is not quantised is: those of linear layers, by their scales."""
+    """What `stored_bytes` of a network will be once it is quantised: a scale per row, or per 64 weights of 4 bits."""
     whole = stored_bytes(network)
     if kind not in LIBRARY:
         return whole

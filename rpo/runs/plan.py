@@ -246,6 +246,7 @@ CHANGES: tuple[tuple[str, Any], ...] = (
     ("model.dtype", "bfloat16"),
     ("learning.micro_batch", 1),
     ("rollout.batch_size", 1),
+    ("preview_every", 0),
     ("learning.optimizer", "adamw8bit"),
     ("adapter.gradient_checkpointing", True),
     ("model.frozen_base", "int8"),

@@ -42,7 +42,7 @@ class LearningSpeed:
     weight_decay: NotNegative = 0.0
     """AdamW's pull of the weights to zero, times the learning rate. 0 to 0.01; in a LoRA it pulls to the base model."""
     optimizer: OptimizerName = "adamw"
-    """AdamW with float32 moments, or 8-bit ones (`pip install 'rpo[lowbit]'`): worth it where all weights are trained."""
+    """AdamW with float32 moments, or 8-bit ones (`pip install 'rpo[lowbit]'`), which pay where all weights train."""
     ema_decay: Annotated[float, Range(above=0, below=1)] | None = None
     """Keep an exponential average of the parameters with this decay, which `fit` leaves in them at its end. 0.99 for
     hundreds of updates, 0.9999 for many thousands; nothing for none."""
