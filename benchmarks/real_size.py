@@ -7,13 +7,15 @@
     rpo plan dpo configs/dpo_sdxl_12gb.yaml model.source=runs/sdxl
 
 Weights are random: they do not change what an update costs. Prints one JSON object. Needs Linux for the peak of memory
-on the CPU, which is the largest resident set since the checkpoint was built, less what the process had before.
+on the CPU, which is the largest resident set since the checkpoint was built, less what the process had before; with
+MALLOC_MMAP_THRESHOLD_=65536 in the environment, what is let go is given back, and gaps of the allocator do not count.
 """
 
 import argparse
 import json
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from rpo.adapters.lora_file import WEIGHT_FILE
 from rpo.config.load import load_config
 from rpo.data.preference import pair_set
 from rpo.models.checkpoint import Checkpoint
-from rpo.runs.plan import Plan, plan
+from rpo.runs.plan import plan
 from rpo.runs.train_config import DPORunConfig, part_of
 from rpo.trainers.dpo import DPO
 from rpo.trainers.dpo_config import DPOConfig
@@ -61,19 +63,18 @@ def main() -> None:
     print(json.dumps(found, indent=2))
 
 
-def planned(folder: Path, size: str, words: list[str]) -> tuple[DPORunConfig, Plan]:
-    """The settings of a run on one pair an update, and its plan."""
+def settings(folder: Path, size: str, words: list[str]) -> DPORunConfig:
+    """Of a run on one pair an update."""
     write_configs(SIZES[size], folder)
     words = [f"model.source={folder}", "pairs_per_update=1", "learning.micro_batch=1", "preview_every=0", *words]
-    config = load_config(DPORunConfig, None, words)
-    return config, plan(config)
+    return load_config(DPORunConfig, None, words)
 
 
 def count(size: str, resolution: int | None) -> dict[str, Any]:
     """FLOPs of one forward by plan and by torch on the meta device, and the parameters of each part."""
     side = resolution or SIDE[size]
     with tempfile.TemporaryDirectory() as folder:
-        _, found = planned(Path(folder), size, [f"resolution={side}", "model.dtype=bfloat16"])
+        found = plan(settings(Path(folder), size, [f"resolution={side}", "model.dtype=bfloat16"]))
     counted = torch_flops(SIZES[size], side)
     parameters = {name: number for name, (number, _) in found.parts.items()}
     return {
@@ -121,7 +122,8 @@ def update(args: argparse.Namespace) -> dict[str, Any]:
         words += [f"adapter.gradient_checkpointing={str(args.checkpointing).lower()}", f"output={folder}/run"]
         words += ["max_chosen_error_ratio=.inf", "max_rejected_error_ratio=.inf", "preflight=false"]
         words += [f"learning.checkpoint_every={args.updates}", "learning.progress=false"]
-        config, told = planned(Path(folder) / "configs", args.size, words)
+        config = settings(Path(folder) / "configs", args.size, words)
+        told = plan(replace(config, encode_ahead=on_gpu))  # from the CPU nothing leaves
         forget_peak_memory(torch.device(args.device))
         before, began = resident("VmRSS"), time.perf_counter()
         model = Checkpoint(built(SIZES[args.size], getattr(torch, args.dtype)).to(args.device))
