@@ -34,8 +34,7 @@ from rpo.types import Canvas, Embedding
 Config = Any
 """The settings of a run, of whatever algorithm; see `rpo.runs.train_config`."""
 
-WEIGHT_AND_GRADIENT = 4 + 4
-"""Bytes per trained parameter, both float32."""
+WEIGHT_AND_GRADIENT = 4 + 4  # bytes per trained parameter
 
 
 @dataclass(frozen=True)
@@ -109,10 +108,8 @@ class Plan:
         ]
         lines += [f"  {'trained':{wide}}  {self.trained:>14,}", "", "memory, the most at once"]
         lines += [f"  {name:{wide}}  {readable_bytes(size)}" for name, size in self.peaks.items()]
-        if self.waiting:
-            lines += [f"  ({', '.join(self.waiting)} wait on the CPU while updates run)"]
-        if self.fetched is not None:
-            lines += ["  (the denoiser waits there, too, but for the block that computes)"]
+        lines += [f"  ({', '.join(self.waiting)} wait on the CPU while updates run)"] if self.waiting else []
+        lines += [] if self.fetched is None else ["  (so does the denoiser, but for the block that computes)"]
         total = self.cost * self.updates
         lines += [
             "",

@@ -115,7 +115,7 @@ def test_what_leaves_the_device_does_not_count_while_updates_run(checkpoint):
     assert offloaded.fetched is not None
     assert 0 < offloaded.fetched < denoiser
     assert offloaded.peaks["at rest"] == whole.peaks["at rest"] - denoiser + offloaded.fetched
-    assert "waits there, too" in str(offloaded)
+    assert "so does the denoiser" in str(offloaded)
 
 
 def test_what_to_change_is_said_in_the_order_of_what_it_costs(checkpoint):
