@@ -74,8 +74,9 @@ def planned_bytes(network: Any, kind: FrozenBase) -> int:
     if kind not in LIBRARY:
         return whole
     kept = getattr(network, "get_output_embeddings", lambda: None)()
-    for layer in network.modules():
-        if isinstance(layer, nn.Linear) and layer is not kept:
+    wide = getattr(network, "_keep_in_fp32_modules", None) if kind == "nf4" else None  # which bitsandbytes leaves
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Linear) and layer is not kept and not set(name.split(".")) & set(wide or ()):
             count = layer.weight.numel()
             scales = layer.out_features * 5 if kind == "int8" else 4 * -(-count // 64)
             whole += scales + (count if kind == "int8" else -(-count // 2)) - layer.weight.nbytes
