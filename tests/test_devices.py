@@ -38,7 +38,7 @@ def test_a_command_says_so_in_one_line(command, word, tmp_path, capsys) -> None:
 def test_half_precision_without_units_for_it_is_told(amx, weights, compute, monkeypatch, capfd) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(Checkpoint, "load", lambda *_, **__: None)
-    load_model(ModelConfig(device="cpu", dtype=weights, compute_dtype=compute))
+    load_model(ModelConfig(device="cpu", dtype=weights), mixed_precision="fp16" if compute else "no")
     half = compute or weights
     told = f"{half} on this CPU is several times slower than float32" in "".join(capfd.readouterr())
     assert told == (not amx and half != "float32")

@@ -34,6 +34,7 @@ from rpo.adapters.stack import factors_of, settings_of
 from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.distilled import ASSISTANT
+from rpo.models.frozen import device_of
 from rpo.models.plain import fresh_pipeline, probe
 from rpo.randomness import plain_defaults
 from rpo.types import Latents
@@ -100,7 +101,7 @@ def add_lora(
         use_adapters(adapter_layers(network), [*beside, ADAPTER])
         network.requires_grad_(False)
     for parameter in trained:
-        parameter.data = parameter.data.float()
+        parameter.data = parameter.data.to(device_of(network), torch.float32)
         parameter.requires_grad_(True)
     return trained
 
@@ -116,7 +117,7 @@ def train_adapters(network: AdapterHost, names: Sequence[str], *, beside: Sequen
     network.add_adapter(config, adapter_name=ADAPTER)
     for name, factor in ((name, dict(network.named_modules())[name]) for name in factors):
         for part, value in zip((factor.lora_A, factor.lora_B), factors[name], strict=True):
-            part[ADAPTER].weight.data = value.to(part[ADAPTER].weight.device)
+            part[ADAPTER].weight.data = value.to(device_of(network))
     use_adapters(adapter_layers(network), [*beside, ADAPTER])
     network.requires_grad_(False)
     for parameter in lora_parameters(network):

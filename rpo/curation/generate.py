@@ -20,6 +20,7 @@ from rpo.curation.sources import Planned, SourcePlan, planned
 from rpo.data.pixels import to_pixels
 from rpo.data.prompts import read_prompts
 from rpo.models.checkpoint import Checkpoint
+from rpo.models.frozen import LIBRARY
 from rpo.models.usual import usual_guidance, usual_steps
 from rpo.sampling.sample import image_generator, sample, solving
 
@@ -69,11 +70,12 @@ class Drawer:
         """Read the checkpoint, on the CPU, to know its fingerprint: a run that has its images needs no more of it."""
         self._config = config
         self._named = config.model.deployed
-        on_cpu = replace(self._named, device="cpu", attention="sdpa", compile=False, channels_last=False)
+        on_cpu = replace(self._named, device="cpu", attention="sdpa", compile=False, frozen_base="whole")
         model = load_model(on_cpu)
         self.num_steps = usual_steps(model, config.num_steps)
         self.guidance_scale = usual_guidance(model, config.guidance_scale)
         parts = [model.fingerprint("denoiser"), model.fingerprint("vae"), model.fingerprint("text")]
+        parts += [self._named.frozen_base] if self._named.frozen_base in LIBRARY else []
         if config.model.lora is not None:
             parts.append(inspect_lora(config.model.lora).key)
         self.fingerprint = hashlib.sha256("/".join(parts).encode()).hexdigest()

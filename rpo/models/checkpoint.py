@@ -7,6 +7,7 @@ trained is trained on the caller's pipeline.
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from os import PathLike
 from typing import Any, Literal, final
 
@@ -18,9 +19,11 @@ from rpo.errors import InputError
 from rpo.models import latents as autoencoder
 from rpo.models.base import ORIGINAL, DiffusionModel, Family, Guidance
 from rpo.models.captions import count_cut
+from rpo.models.config import FrozenBase
 from rpo.models.distilled import ASSISTANT, refuse_distilled
 from rpo.models.execution import Attention, call, prepare_denoiser
 from rpo.models.fingerprint import hash_adapters, hash_network
+from rpo.models.frozen import WAITING, check_frozen_base, device_of, dtype_of, moved, offload
 from rpo.models.loading import family_of, load_pipeline, plain
 from rpo.models.plain import refuse_altered, refuse_strange
 from rpo.models.sound import check_prediction_type, check_weights
@@ -84,7 +87,7 @@ class Checkpoint:
         self.prediction_type: PredictionType = self.schedule.prediction_type
         self.num_train_timesteps: int = self.schedule.num_train_timesteps
         self.process: Process = self.schedule.process
-        self.weight_dtype: torch.dtype = next(self.denoiser.parameters()).dtype
+        self.weight_dtype: torch.dtype = dtype_of(self.denoiser)
         self.compute_dtype = compute_dtype or self.weight_dtype
         for network in (self.denoiser, self.vae, *self.text_encoders.values()):
             network.requires_grad_(False).eval()
@@ -117,7 +120,7 @@ class Checkpoint:
         revision: str | None = None,
         variant: str | None = None,
         attention: Attention = "sdpa",
-        channels_last: bool = False,
+        frozen_base: FrozenBase = "whole",
         compile_denoiser: bool = False,
         allow_distilled: bool = False,
     ) -> "Checkpoint":
@@ -126,29 +129,23 @@ class Checkpoint:
         Args:
             source: A pipeline, a diffusers folder, a hub id, a single `.safetensors` / `.ckpt` file, or "shapes" for
                 the checkpoint inside this package.
-            device: Where to put it.
-            dtype: Of all weights. A half type halves memory; adapters stay float32 all the same.
-            compute_dtype: See the constructor.
+            compute_dtype: What the denoiser computes in; see the constructor.
             config: For a single file, a diffusers folder or hub id that tells its architecture (its family's first
                 release by default).
-            revision: Of a hub id.
-            variant: File variant, such as "fp16".
-            attention: "sdpa" (torch's own, the default) or "xformers"; the latter falls back to the former with a
-                warning where its kernels do not run.
-            channels_last: Memory format of the denoiser; helps convolutions on CUDA tensor cores.
-            compile_denoiser: Compile the denoiser with `torch.compile` on first use; pays off in long runs on CUDA.
-            allow_distilled: See the constructor.
+            compile_denoiser: `compile` of `ModelConfig`, where all others are told, too.
 
         Raises `InputError` if the source is no checkpoint of a known family, or is incomplete.
         """
         told = {"config": config, "revision": revision, "variant": variant, "allow_distilled": allow_distilled}
-        pipe = load_pipeline(source, dtype=dtype, **told)
+        check_frozen_base(frozen_base, torch.device(device))
+        pipe = load_pipeline(source, dtype=dtype, frozen_base=frozen_base, **told)
+        if frozen_base == "offload":
+            offload(pipe.components[family_of(pipe).denoiser], torch.device(device))
         model = cls(pipe.to(device), compute_dtype=compute_dtype, allow_distilled=allow_distilled)
         prepare_denoiser(
             model.denoiser,
             compute_dtype=model.compute_dtype,
             attention=attention,
-            channels_last=channels_last,
             compile_denoiser=compile_denoiser,
         )
         return model
@@ -170,8 +167,8 @@ class Checkpoint:
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
-        return next(self.denoiser.parameters()).device
+        """Where the networks compute."""
+        return device_of(self.denoiser)
 
     @property
     def canvas(self) -> Canvas:
@@ -246,13 +243,14 @@ class Checkpoint:
         if context.refuses_longer:
             count_cut(self.pipe, context, prompts)
         parts: list[Embedding] = []
-        for start in range(0, len(prompts), most):
-            some = list(prompts[start : start + most])
-            if originals is None or not self.family.text_sees:
-                parts.append(self.family.embed(self.pipe, some, self.device))
-            else:
-                seen = originals[start : start + most].to(self.device)
-                parts.append(self.family.embed_with(self.pipe, some, seen, self.device))
+        with moved(self.text_encoders.values(), self.device):
+            for start in range(0, len(prompts), most):
+                some = list(prompts[start : start + most])
+                if originals is None or not self.family.text_sees:
+                    parts.append(self.family.embed(self.pipe, some, self.device))
+                else:
+                    seen = originals[start : start + most].to(self.device)
+                    parts.append(self.family.embed_with(self.pipe, some, seen, self.device))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def shown(self, latents: Latents) -> Latents:
@@ -339,14 +337,21 @@ class Checkpoint:
         Raises `InputError` if the images are not RGB in [0, 1], or their sides do not divide by a cell of the latents.
         """
         autoencoder.check_images(images, self.family.cell(self.pipe))
-        with autoencoder.widened(self.vae, is_on=self.family.widens_autoencoder):
+        with moved([self.vae], self.device), self._widened():
             return self.family.encode(self.pipe, images.to(self.device))
 
     def decode(self, latents: Latents) -> Images:
         """Images in [0, 1], float32, of scaled latents; with a gradient where the latents ask for one."""
         is_followed = torch.is_grad_enabled() and latents.requires_grad
-        with torch.set_grad_enabled(is_followed), autoencoder.widened(self.vae, is_on=self.family.widens_autoencoder):
+        with torch.set_grad_enabled(is_followed), moved([self.vae], self.device), self._widened():
             return self.family.decode(self.pipe, latents).clamp(0, 1)
+
+    def _widened(self) -> AbstractContextManager[None]:
+        return autoencoder.widened(self.vae, is_on=self.family.widens_autoencoder)
+
+    def denoiser_alone(self) -> AbstractContextManager[None]:
+        """Inside, text encoders and autoencoder wait on the CPU, and come for each call that needs them."""
+        return moved([self.vae, *self.text_encoders.values()], WAITING)
 
     def fingerprint(self, part: Literal["denoiser", "vae", "text"]) -> str:
         """A hash of everything that determines what one part computes: weights, types, configuration, tokenizer.

@@ -1,7 +1,7 @@
 """Which checkpoint a run from a file trains or draws with, and how it is loaded; see `rpo.adapters.loading`."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from rpo.config.ranges import Text
 from rpo.config.settings import settings
@@ -11,10 +11,22 @@ Attention = Literal["sdpa", "xformers"]
 
 DType = Literal["float32", "bfloat16", "float16"]
 
+MixedPrecision = Literal["no", "bf16", "fp16"]
+
+HALF_TYPES: dict[str, DType] = {"bf16": "bfloat16", "fp16": "float16"}
+"""What is computed in, by the kind of mixed precision."""
+
+FrozenBase = Literal["whole", "int8", "nf4", "offload"]
+
 
 @settings
 class ModelConfig:
     """Which checkpoint is trained, and how it runs."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        "compute_dtype": "what a float32 model computes in is learning.mixed_precision now",
+        "channels_last": "convolutions on CUDA have that memory format now without being told",
+    }
 
     source: Text = "shapes"
     """Folder, hub id, single .safetensors / .ckpt file, or "shapes" for the checkpoint inside the package."""
@@ -28,8 +40,10 @@ class ModelConfig:
     """Train a checkpoint that was distilled to a few steps as it is, which undoes it in the long run."""
     dtype: DType = "float32"
     """Of all weights. bfloat16 (float16 on older GPUs) halves memory; adapters stay float32."""
-    compute_dtype: DType | None = None
-    """What the denoiser computes in; nothing means `dtype`. bfloat16 over float32 weights is mixed precision."""
+    frozen_base: FrozenBase = "whole"
+    """How what a LoRA leaves as it is lies in memory. int8 and nf4 quantise linear layers of the denoiser, and of text
+    encoders larger than CLIP's (`pip install 'rpo[lowbit]'`; nf4 needs a GPU). offload fetches its layers from the
+    CPU's memory when it computes: exact, slow, and only with `adapter.gradient_checkpointing`."""
     device: Text = "auto"
     """"auto" takes this process's GPU when there is one."""
     single_file_config: Text | None = None
@@ -41,10 +55,8 @@ class ModelConfig:
     """File variant, such as "fp16"."""
     attention: Attention = "sdpa"
     """"sdpa" (torch's own), or "xformers", which falls back to sdpa with a warning where it does not run."""
-    channels_last: bool = False
-    """Memory format of the denoiser; faster convolutions on CUDA."""
     compile: bool = False
-    """Compile the denoiser on first use; pays off in runs of thousands of updates on CUDA."""
+    """Compile the denoiser on first use, block by block where its class allows that; pays off in long runs on CUDA."""
 
     @property
     def deployed(self) -> "ModelConfig":

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rpo.models.base import ORIGINAL, Family
 from rpo.models.config import Attention
+from rpo.models.frozen import device_of, dtype_of
 from rpo.types import Embedding, Images, Latents
 
 
@@ -41,12 +42,12 @@ def call(
     guidance_scale: float = 1.0,
 ) -> Latents:
     """One call of a denoiser of the pipeline, in float32 again; the scale is told to one that is guided by it."""
-    weight = next(network.parameters())
-    told = {name: one.to(weight.dtype) if one.is_floating_point() else one for name, one in embedding.items()}
+    dtype, device = dtype_of(network), device_of(network)
+    told = {name: one.to(dtype) if one.is_floating_point() else one for name, one in embedding.items()}
     if family.guidance == "embedded":
-        told["guidance"] = torch.full((len(x_t),), guidance_scale, dtype=weight.dtype, device=weight.device)
-    with computing_in(compute_dtype, weight.device):
-        return family.forward(pipe, network, x_t.to(weight), timestep.to(weight.device), told).float()
+        told["guidance"] = torch.full((len(x_t),), guidance_scale, dtype=dtype, device=device)
+    with computing_in(compute_dtype, device):
+        return family.forward(pipe, network, x_t.to(device, dtype), timestep.to(device), told).float()
 
 
 def prepare_denoiser(
@@ -54,15 +55,14 @@ def prepare_denoiser(
     *,
     compute_dtype: torch.dtype,
     attention: Attention = "sdpa",
-    channels_last: bool = False,
     compile_denoiser: bool = False,
 ) -> None:
-    """Set up how `denoiser` runs, in place.
+    """Set up how `denoiser` runs, in place; convolutions on CUDA get the memory format that they are fastest in.
 
     Args:
         compute_dtype: What it computes in. xformers is probed in this type: newer GPUs have no kernel for float32.
-        compile_denoiser: Compile its forward on first use. In place, so that parameter names stay those of the
-            checkpoint.
+        compile_denoiser: Compile it on first use: its repeated blocks, where its class names them, or else its whole
+            forward, which takes far longer. In place, so that parameters keep their names.
     """
     if attention == "xformers":
         fault = xformers_fault(denoiser.device, compute_dtype)
@@ -70,9 +70,11 @@ def prepare_denoiser(
             denoiser.set_attn_processor(XFormersAttnProcessor())
         else:
             warnings.warn(f"xformers was asked for but does not run here ({fault}); using torch's SDPA", stacklevel=2)
-    if channels_last:
+    if denoiser.device.type == "cuda" and denoiser.config.get("block_out_channels"):
         denoiser.to(memory_format=torch.channels_last)
-    if compile_denoiser:
+    if compile_denoiser and denoiser._repeated_blocks:
+        denoiser.compile_repeated_blocks()
+    elif compile_denoiser:
         denoiser.compile()
 
 

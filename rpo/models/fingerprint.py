@@ -11,6 +11,8 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from rpo.models.frozen import is_quantized, stored
+
 SCHEDULE = (
     "num_train_timesteps",
     "beta_schedule",
@@ -35,7 +37,8 @@ def hash_network(network: nn.Module, config: Mapping[str, Any], extra: Mapping[s
     digest = hashlib.sha256(json.dumps([described, extra], sort_keys=True, default=str).encode())
     for name, tensor in _base_tensors(network):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes_of(tensor))
+        for part in stored(tensor):
+            digest.update(_bytes_of(part))
     return digest.hexdigest()
 
 
@@ -68,7 +71,8 @@ def is_of_checkpoint(network: nn.Module, name: str, part: str) -> bool | None:
         stems = (f"{part}/diffusion_pytorch_model{variant}.safetensors" for variant in ("", ".fp16"))
         cached = [try_to_load_from_cache(name, stem) for stem in stems]
         files = [Path(file) for file in cached if isinstance(file, str)]
-    base = dict(_base_tensors(network))
+    few_bits = {name.replace(".base_layer", "") for name, one in network.named_parameters() if is_quantized(one)}
+    base = {name: tensor for name, tensor in _base_tensors(network) if name not in few_bits}
     found = [_has_weights_of(base, file) for file in files]
     return None if not found else any(found)
 

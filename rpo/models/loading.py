@@ -1,6 +1,7 @@
 """From a source a person names to a pipeline of a known family, refused at the door when it is none or incomplete."""
 
 import re
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from safetensors import SafetensorError, safe_open
 
 from rpo.errors import InputError
 from rpo.models.base import Family
+from rpo.models.config import FrozenBase
 from rpo.models.distilled import refuse_distilled
 from rpo.models.families import FAMILIES, family_named, family_of_file
+from rpo.models.frozen import LIBRARY, quantization
 from rpo.models.modular import is_modular_folder, load_modular, usual_class, usual_pipeline
 from rpo.models.packaged import folder_of
 
@@ -31,8 +34,15 @@ def load_pipeline(
     revision: str | None = None,
     variant: str | None = None,
     allow_distilled: bool = False,
+    frozen_base: FrozenBase = "whole",
 ) -> Any:
     """Load a pipeline from a folder, a hub id, a single file, or take one as it is; see `Checkpoint.load`."""
+    is_made = isinstance(source, DiffusionPipeline | ModularPipeline)
+    if frozen_base in LIBRARY and (is_made or Path(folder_of(source)).is_file()):
+        raise InputError(
+            f"model.frozen_base is {frozen_base}, which is made while a folder is loaded, but the source is a single "
+            "file or a pipeline; give a diffusers folder or hub id, or whole"
+        )
     if isinstance(source, DiffusionPipeline | ModularPipeline):
         family_of(source := plain(source))
         return source
@@ -50,9 +60,11 @@ def load_pipeline(
         raise InputError(f"'{source}' is neither a folder, a file nor a hub id; give a path that exists or owner/name")
     else:
         family = stated_family(source, revision)
+    stated = DiffusionPipeline.load_config(source, revision=revision)
+    few_bits = quantization(frozen_base, quantized_parts(family, stated), dtype)
     try:
         pipe = getattr(diffusers, family.pipelines[0]).from_pretrained(
-            source, dtype=dtype, revision=revision, variant=variant, **family.load_options
+            source, dtype=dtype, revision=revision, variant=variant, **family.load_options, **few_bits
         )
     except LOAD_ERRORS as error:
         raise InputError(f"'{source}' does not load as a {family.name} pipeline: {error}") from error
@@ -81,6 +93,12 @@ def _load_modular(folder: Path, *, dtype: torch.dtype) -> Any:
         if isinstance(error, InputError):
             raise
         raise InputError(f"'{folder}' does not load as a modular pipeline: {error}") from error
+
+
+def quantized_parts(family: Family, stated: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and library of what is worth quantising: the denoiser, and text encoders larger than CLIP's."""
+    names = [family.denoiser, *(name for name in family.text_encoders if "CLIP" not in str(stated[name][1]))]
+    return [(name, stated[name][0]) for name in names if stated[name][0] is not None]
 
 
 def _load_single_file(path: Path, *, dtype: torch.dtype, config: str | PathLike[str] | None) -> Any:

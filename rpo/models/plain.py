@@ -17,6 +17,7 @@ from rpo.errors import InputError
 from rpo.models import latents as autoencoder
 from rpo.models.base import ORIGINAL, Family
 from rpo.models.execution import call, embedded
+from rpo.models.frozen import device_of, is_offloaded, offload, quantized_like
 
 PROBE_SIDE, IMAGE_LATENT_SIDE = 16, 4
 """Sides of the latents that the UNet and the VAE are probed with: small, but they pass every level."""
@@ -38,7 +39,8 @@ def refuse_altered(pipe: Any, family: Family) -> None:
         for find in (_compiled, partial(_of_another_class, family), _switched, _hooked_or_patched):
             if (fault := find(part, network)) is not None:
                 raise InputError(f"{fault[0]}; expected the plain network, for that is what others load: {fault[1]}")
-        for device in sorted({str(tensor.device) for tensor in network.parameters()}):
+        places = {device_of(network)} if is_offloaded(network) else {one.device for one in network.parameters()}
+        for device in sorted(map(str, places)):
             devices[part if device != "meta" else f"{part} (not loaded)"] = device
     if len(set(devices.values())) > 1 or "meta" in devices.values():
         told = ", ".join(f"{part} on {device}" for part, device in devices.items())
@@ -139,14 +141,18 @@ def _fresh(network: Any) -> nn.Module:
     config = network.config
     with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
         fresh = type(network).from_config(_stated(config)) if isinstance(config, Mapping) else type(network)(config)
+    shared = tuple(f"{name}." for name in quantized_like(network, fresh))
     state = {name.replace(".base_layer", ""): tensor for name, tensor in network.state_dict().items()}
     # Fused projections stay in a network after they were unfused, without a part in what it computes.
-    fresh.load_state_dict({name: state[name] for name in fresh.state_dict() if name in state}, assign=True)
+    used = [name for name in fresh.state_dict() if name in state and not name.startswith(shared)]
+    fresh.load_state_dict({name: state[name] for name in used}, assign=True, strict=not shared)
     buffers = {name.replace(".base_layer", ""): tensor for name, tensor in network.named_buffers()}
     for name, _ in fresh.named_buffers():
         if name not in state:  # one that no file has
             owner, _, last = name.rpartition(".")
             fresh.get_submodule(owner).register_buffer(last, buffers[name], persistent=False)
+    if is_offloaded(network):
+        offload(fresh, device_of(network))
     return fresh.eval()
 
 
@@ -196,13 +202,14 @@ def _switched(part: str, network: Any) -> Fault:
 
 
 def _hooked_or_patched(part: str, network: nn.Module) -> Fault:
+    is_ours = is_offloaded(network)  # rpo's own hooks, which replace forwards
     for name, module in network.named_modules():
         registry = vars(module).get("_diffusers_hook")
-        if registry is not None and registry.hooks:
+        if registry is not None and registry.hooks and not is_ours:
             return (
                 f"pipe.{part} has diffusers' hooks {', '.join(registry.hooks)} at '{name}'",
                 "load the checkpoint again and leave out enable_layerwise_casting, enable_group_offload or caching; "
-                "dtype=torch.bfloat16 saves memory, too",
+                "dtype=torch.bfloat16 and model.frozen_base save memory, too",
             )
         if vars(module).get("_hf_hook") is not None:
             return (
@@ -210,7 +217,7 @@ def _hooked_or_patched(part: str, network: nn.Module) -> Fault:
                 'call pipe.remove_all_hooks() and pipe.to("cuda"), or load it without device_map and offloading',
             )
     for name, module in network.named_modules():
-        if "forward" in vars(module):
+        if "forward" in vars(module) and not (is_ours and "_diffusers_hook" in vars(module)):
             return (
                 f"the forward of pipe.{part}{name and '.' + name} was replaced by hand (token merging, tiling, "
                 "caching, a wrapper)",

@@ -14,6 +14,7 @@ from rpo.errors import InputError
 from rpo.models import latents as autoencoder
 from rpo.models.base import Family, Schedule
 from rpo.models.execution import call, embedded
+from rpo.models.frozen import is_quantized, stored
 from rpo.models.plain import parts_of, probe_side
 from rpo.models.schedules import PREDICTION_TYPES
 from rpo.process.prediction import add_noise, from_x0_eps
@@ -37,7 +38,7 @@ def check_weights(pipe: Any, family: Family) -> None:
     types = {  # those of an adapter may be wider
         tensor.dtype: name
         for name, tensor in network.named_parameters()
-        if ".lora_" not in name and not any(one in name for one in wide)
+        if ".lora_" not in name and tensor.is_floating_point() and not any(one in name for one in wide)
     }
     if len(types) > 1:
         told = ", ".join(f"{name} is {dtype}" for dtype, name in types.items())
@@ -55,15 +56,16 @@ def check_weights(pipe: Any, family: Family) -> None:
 
 
 def _check_network(part: str, network: nn.Module) -> None:
-    tensors = {name: tensor.detach() for name, tensor in network.named_parameters() if tensor.numel()}
+    tensors = {name: tensor for name, tensor in network.named_parameters() if tensor.numel()}
     for name, tensor in tensors.items():
-        if tensor.dtype not in WEIGHT_TYPES:
+        if tensor.dtype not in WEIGHT_TYPES and not is_quantized(tensor):
             raise InputError(
                 f"{part}.{name} is {tensor.dtype}, but float32, bfloat16 or float16 weights are needed; load the "
-                "checkpoint without quantisation, with dtype=torch.bfloat16 to save memory"
+                "checkpoint without quantisation, with dtype=torch.bfloat16 or model.frozen_base to save memory"
             )
-    largest = torch.stack([tensor.abs().max().float() for tensor in tensors.values()]).cpu()
-    broken = [name for name, value in zip(tensors, largest.tolist(), strict=True) if not math.isfinite(value)]
+    parts = [(name, part) for name, tensor in tensors.items() for part in stored(tensor) if part.is_floating_point()]
+    largest = torch.stack([part.abs().max().float() for _, part in parts]).cpu()
+    broken = [name for (name, _), value in zip(parts, largest.tolist(), strict=True) if not math.isfinite(value)]
     if broken:
         raise InputError(
             f"{part}.{broken[0]} has numbers that are not finite, in {len(broken)} tensor"

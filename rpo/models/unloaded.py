@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
+from torch.utils._pytree import tree_map_only
 
 from rpo.errors import InputError
 from rpo.models.base import Family
@@ -77,6 +78,7 @@ def pretend(network: nn.Module, mode: FakeTensorMode) -> None:
             if one is not None:
                 fake = FakeTensor(mode, one.data, cpu)
                 module._parameters[name] = nn.Parameter(fake, requires_grad=one.requires_grad)
-        for name, one in module._buffers.items():
-            if one is not None:
-                module._buffers[name] = FakeTensor(mode, one.to("meta"), cpu)
+        for held in (module._buffers, vars(module)):  # where some classes keep tables, too
+            for name, one in held.items():
+                if isinstance(one, torch.Tensor | list | tuple):
+                    held[name] = tree_map_only(torch.Tensor, lambda each: FakeTensor(mode, each.to("meta"), cpu), one)

@@ -153,7 +153,7 @@ class _Rounds:
         if self.shows:
             tqdm.write(f"{status_of(curated)}\n  to leaf through: {curated / 'pairs.html'}\n")
         pairs = self._pooled(number)
-        model = load_model(self._after(number - 1))
+        model = load_model(self._after(number - 1), mixed_precision=self.config.dpo.learning.mixed_precision)
         seed = self.config.dpo.seed + self.config.seed + number - 1
         trainer = Trainer(model, DPO(pairs, replace(self.config.dpo, output=str(place / "dpo"), seed=seed)))
         with self._timed("train the LoRA"):

@@ -8,7 +8,6 @@ rows of a call, which one row is measured for. What kernels take for a moment, t
 Costs are in U, one latent through the denoiser forward.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +16,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rpo.adapters.lora import add_lora
 from rpo.errors import InputError
-from rpo.models.execution import call, embedded
+from rpo.models.base import ORIGINAL
+from rpo.models.config import HALF_TYPES
+from rpo.models.execution import call
+from rpo.models.frozen import LIBRARY, fetched_bytes, planned_bytes
 from rpo.models.latents import IMAGES_PER_DECODE
+from rpo.models.loading import quantized_parts
 from rpo.models.plain import parts_of
 from rpo.models.unloaded import DEPENDS_ON_CONTENT, pretend, unloaded_pipeline
 from rpo.runs.train_config import DPORunConfig
@@ -26,13 +29,13 @@ from rpo.trainers.checks.footprint import Footprint, footprint
 from rpo.trainers.checks.memory import readable_bytes
 from rpo.trainers.preview import IMAGES, PROMPTS
 from rpo.training.loop_config import LoopConfig
-from rpo.types import Canvas
+from rpo.training.optimizer import MOMENTS
+from rpo.types import Canvas, Embedding
 
 Config = Any
 """The settings of a run, of whatever algorithm; see `rpo.runs.train_config`."""
 
-GRADIENT_AND_MOMENTS = 4 + 8
-"""Bytes per trained parameter beside the weight itself: AdamW in float32."""
+WEIGHT_AND_GRADIENT = 4 + 4  # bytes per trained parameter
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,12 @@ class Plan:
 
     parts: dict[str, tuple[int, int]]
     """Parameters and bytes of each part."""
+    fetched: int | None
+    """Bytes of the denoiser that are on the device at once, if it is offloaded."""
+    waiting: tuple[str, ...]
+    """Parts that leave the device while updates run."""
+    moments: int
+    """Bytes of the optimiser per trained parameter."""
     trained: int
     """Parameters that an update moves."""
     canvas: Canvas
@@ -52,20 +61,21 @@ class Plan:
     """Of one image to its latents."""
     decode: Footprint
     """Of one latent to its image."""
-    drawn: int
-    """Latents in one call while drawing."""
     rows: int
     """Latents in one call of an update."""
+    drawn: int
+    """Latents in one call while drawing."""
     decoded: int
     """Images that the autoencoder draws at once."""
     cost: float
     """Of one update, in U: drawing, reference and training."""
     updates: int
 
-    @property
-    def weights(self) -> int:
-        """Of all parts."""
-        return sum(size for _, size in self.parts.values())
+    def weights(self, *away: str) -> int:
+        """Bytes on the device of all parts but those."""
+        denoiser = next(iter(self.parts))
+        sizes = {name: size for name, (_, size) in self.parts.items() if name not in away}
+        return sum((sizes if self.fetched is None else sizes | {denoiser: self.fetched}).values())
 
     @property
     def backward(self) -> float:
@@ -75,13 +85,15 @@ class Plan:
     @property
     def peaks(self) -> dict[str, int]:
         """The most that is held at once, by what is going on."""
-        rest = self.weights + self.trained * 4
-        optimised = rest + self.trained * GRADIENT_AND_MOMENTS
+        rest = self.weights() + self.trained * 4
+        trained = self.trained * (WEIGHT_AND_GRADIENT + self.moments)
+        running = self.weights(*self.waiting) + trained
+        decoding = self.weights(*(name for name in self.waiting if name != "vae")) + trained
         found = {"at rest": rest, "encoding an image": rest + self.encode.peak}
         if self.drawn:
-            found[f"drawing, {self.drawn} latents at once"] = optimised + self.drawn * self.forward.peak
-            found[f"decoding {self.decoded} images"] = optimised + self.decoded * self.decode.peak
-        return found | {f"an update, {self.rows} latents at once": optimised + self.rows * self.update.peak}
+            found[f"drawing, {self.drawn} latents at once"] = running + self.drawn * self.forward.peak
+            found[f"decoding {self.decoded} images"] = decoding + self.decoded * self.decode.peak
+        return found | {f"an update, {self.rows} latents at once": running + self.rows * self.update.peak}
 
     @property
     def peak(self) -> int:
@@ -97,6 +109,8 @@ class Plan:
         ]
         lines += [f"  {'trained':{wide}}  {self.trained:>14,}", "", "memory, the most at once"]
         lines += [f"  {name:{wide}}  {readable_bytes(size)}" for name, size in self.peaks.items()]
+        lines += [f"  ({', '.join(self.waiting)} wait on the CPU while updates run)"] if self.waiting else []
+        lines += [] if self.fetched is None else ["  (so does the denoiser, but for the block that computes)"]
         total = self.cost * self.updates
         lines += [
             "",
@@ -108,101 +122,120 @@ class Plan:
             "",
             "disk",
             f"  {'result':{wide}}  {readable_bytes(self.trained * 4)}",
-            f"  {'a checkpoint':{wide}}  {readable_bytes(self.trained * 12)}, {LoopConfig.keep_checkpoints} are kept",
+            f"  {'a checkpoint':{wide}}  {readable_bytes(self.trained * (4 + self.moments))}, of which "
+            f"{LoopConfig.keep_checkpoints} are kept",
         ]
         return "\n".join(lines)
 
 
 def plan(config: Config) -> Plan:
-    """Count what a run of these settings needs; takes seconds to a minute, and a gigabyte at most.
-
-    Raises `InputError` for a family whose networks look into their numbers, which are not there.
-    """
-    try:
-        return _plan(config)
-    except DEPENDS_ON_CONTENT as error:
+    """Count what a run of these settings needs; takes seconds to a minute, and a gigabyte at most."""
+    model, adapter, dtype = config.model, config.adapter, getattr(torch, config.model.dtype)
+    pipe, family = unloaded_pipeline(model.source, dtype=dtype, revision=model.revision)
+    if family.text_sees:
         raise InputError(
-            f"{config.model.source} cannot be planned: what its networks compute depends on the words of a prompt "
-            f"({error}); expected one of the other families: run `rpo train` with learning.updates=1, and watch the "
-            "device's memory"
-        ) from error
-
-
-def _plan(config: Config) -> Plan:
-    dtype = getattr(torch, config.model.dtype)
-    pipe, family = unloaded_pipeline(config.model.source, dtype=dtype, revision=config.model.revision)
-    networks: dict[str, Any] = {name: network for name, network in parts_of(pipe, family).items()}
-    parts = {name: _counted(network) for name, network in networks.items()}
-    adapter, denoiser = config.adapter, networks[family.denoiser]
+            f"{model.source} cannot be planned: what its text encoders take depends on the image that is edited; "
+            "expected another family: run `rpo train` with learning.updates=1, and watch the device's memory"
+        )
+    networks: dict[str, Any] = dict(parts_of(pipe, family))
+    small = dict(quantized_parts(family, pipe.config)) if model.frozen_base in LIBRARY else {}
+    parts = {
+        name: (
+            sum(weights.numel() for weights in one.parameters()),
+            planned_bytes(one, model.frozen_base if name in small else "whole"),
+        )
+        for name, one in networks.items()
+    }
+    denoiser = networks[family.denoiser]
+    fetched = fetched_bytes(denoiser) if model.frozen_base == "offload" else None
     if adapter.train == "lora":
         family.enable_lora(pipe)
         add_lora(denoiser, rank=adapter.rank, target_modules=adapter.target_modules or family.lora_targets)
     else:
         denoiser.requires_grad_(True)
-    trained = sum(one.numel() for one in denoiser.parameters() if one.requires_grad)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     for network in networks.values():
         pretend(network, mode)
     canvas = _canvas(pipe, family, config)
     shape = family.latent_channels(pipe), *(side // family.cell(pipe) for side in canvas)
-    compute_dtype = getattr(torch, config.model.compute_dtype or config.model.dtype)
+    compute_dtype = getattr(torch, HALF_TYPES.get(config.learning.mixed_precision) or model.dtype)
+    with mode:
+        latent, time, image = torch.randn(1, *shape), torch.full((1,), 500), torch.rand(1, 3, *canvas)
+    embedding = _embedding(pipe, family, mode, dtype)
+    if family.edits == "always":
+        embedding = {**embedding, ORIGINAL: latent}
 
     def forward() -> Any:
         return call(family, pipe, denoiser, latent, time, embedding, compute_dtype=compute_dtype)
 
-    def update() -> None:
-        forward().square().mean().backward()
-
-    with mode:
-        latent, time, image = torch.randn(1, *shape), torch.full((1,), 500), torch.rand(1, 3, *canvas)
-        with torch.no_grad():
-            original = image if family.edits == "always" else None
-            embedding = embedded(family, pipe, ["a"], torch.device("cpu"), original)
-            drawing, encoding, decoding = (
-                footprint(one)
-                for one in (forward, lambda: family.encode(pipe, image), lambda: family.decode(pipe, latent))
-            )
-        if adapter.gradient_checkpointing:
-            denoiser.enable_gradient_checkpointing()
-            denoiser.train()
-        updating = footprint(update)
-    rows, drawn, decoded, cost = _counts(config, updating.flops / drawing.flops, guided=family.guidance == "cfg")
+    with torch.no_grad():
+        drawing = footprint(forward)
+        with mode:
+            encoding = footprint(lambda: family.encode(pipe, image))
+            decoding = footprint(lambda: family.decode(pipe, latent))
+    if adapter.gradient_checkpointing:
+        denoiser.enable_gradient_checkpointing()
+        denoiser.train()
+    updating = footprint(lambda: forward().square().mean().backward())
+    is_alone = isinstance(config, DPORunConfig) and config.encode_ahead
     return Plan(
         parts,
-        trained,
+        fetched,
+        tuple(name for name in parts if name != family.denoiser) if is_alone else (),
+        MOMENTS[config.learning.optimizer],
+        sum(one.numel() for one in denoiser.parameters() if one.requires_grad),
         canvas,
-        drawing,
-        updating,
-        encoding,
-        decoding,
-        drawn,
-        rows,
-        decoded,
-        cost,
+        *(drawing, updating, encoding, decoding),
+        *_counts(config, updating.flops / drawing.flops, guided=family.guidance == "cfg"),
         config.learning.updates,
     )
 
 
+def _embedding(pipe: Any, family: Any, mode: FakeTensorMode, dtype: torch.dtype) -> Embedding:
+    """Of a prompt as long as the family takes; a mask is no fake, for some networks look where a prompt ends."""
+    try:
+        with mode, torch.no_grad():
+            found = family.embed(pipe, ["a"], torch.device("cpu"))
+    except DEPENDS_ON_CONTENT:
+        length, width = family.context(pipe).max_length, pipe.text_encoder.config.get_text_config().hidden_size
+        with mode:
+            found = {"tokens": torch.zeros(1, length, width, dtype=dtype), "mask": torch.ones(1, length)}
+    if "mask" in found:
+        return found | {"mask": torch.ones(found["mask"].shape, dtype=torch.bool)}
+    return found
+
+
 def to_fit(config: Config, memory: float) -> tuple[list[str], Plan]:
-    """The fewest of the usual changes, in their order, with which a run needs no more than so many bytes; and its plan.
+    """The usual changes, in their order, with which a run needs no more than so many bytes; and its plan.
 
     Raises `InputError` if all of them are not enough.
     """
-    changes: list[str] = []
+    changes: dict[str, Any] = {}
     found = plan(config)
-    for name, change in CHANGES.items():
+    for key, value in CHANGES:
         if found.peak <= memory:
             break
-        changed = change(config)
-        if changed != config:
-            config, found = changed, plan(changed)
-            changes.append(name)
+        changed = config if key.startswith("model.") and config.adapter.train == "full" else _with(config, key, value)
+        if changed != config and (smaller := plan(changed)).peak < WORTHWHILE * found.peak:
+            config, found = changed, smaller
+            changes[key] = value
     if found.peak > memory:
         raise InputError(
-            f"the run needs {readable_bytes(found.peak)} with all of {', '.join(CHANGES)}, but there are "
+            f"the run needs {readable_bytes(found.peak)} with all of {', '.join(map(_told, CHANGES))}, but there are "
             f"{readable_bytes(memory)}; expected less: take a smaller checkpoint or resolution, or a larger card"
         )
-    return changes, found
+    return [_told(one) for one in changes.items()], found
+
+
+def _with(config: Any, key: str, value: Any) -> Any:
+    name, _, rest = key.partition(".")
+    if not hasattr(config, name):
+        return config
+    return replace(config, **{name: _with(getattr(config, name), rest, value) if rest else value})
+
+
+def _told(change: tuple[str, Any]) -> str:
+    return f"{change[0]}: {'true' if change[1] is True else change[1]}"
 
 
 def bytes_of(text: str) -> float:
@@ -213,34 +246,22 @@ def bytes_of(text: str) -> float:
     return float(number) * 1024 ** (3 if unit == "GB" else 2)
 
 
-def _half(config: Config) -> Config:
-    return replace(config, model=replace(config.model, dtype="bfloat16", compute_dtype=None))
-
-
-def _checkpointed(config: Config) -> Config:
-    return replace(config, adapter=replace(config.adapter, gradient_checkpointing=True))
-
-
-def _one_by_one(config: Config) -> Config:
-    return replace(config, learning=replace(config.learning, micro_batch=1))
-
-
-def _drawn_one_by_one(config: Config) -> Config:
-    return replace(config, rollout=replace(config.rollout, batch_size=1)) if hasattr(config, "rollout") else config
-
-
-CHANGES: dict[str, Callable[[Any], Config]] = {
-    "model.dtype: bfloat16": _half,
-    "learning.micro_batch: 1": _one_by_one,
-    "rollout.batch_size: 1": _drawn_one_by_one,
-    "adapter.gradient_checkpointing: true": _checkpointed,
-}
+CHANGES: tuple[tuple[str, Any], ...] = (
+    ("encode_ahead", True),
+    ("model.dtype", "bfloat16"),
+    ("learning.micro_batch", 1),
+    ("rollout.batch_size", 1),
+    ("preview_every", 0),
+    ("learning.optimizer", "adamw8bit"),
+    ("adapter.gradient_checkpointing", True),
+    ("model.frozen_base", "int8"),
+    ("model.frozen_base", "nf4"),
+    ("model.frozen_base", "offload"),
+)
 """What makes a run smaller, from what costs least to what costs most."""
 
-
-def _counted(network: Any) -> tuple[int, int]:
-    tensors = list(network.parameters())
-    return sum(one.numel() for one in tensors), sum(one.numel() * one.element_size() for one in tensors)
+WORTHWHILE = 0.98
+"""A change that leaves more of the peak than this is not made."""
 
 
 def _canvas(pipe: Any, family: Any, config: Any) -> Canvas:

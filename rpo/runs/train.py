@@ -73,7 +73,7 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
     if not resume:
         refuse_used(folder)
     held_out = None if config.held_out is None else HeldOut(config.held_out)
-    trainer = Trainer(load_model(config.model), algorithm)
+    trainer = Trainer(load_model(config.model, mixed_precision=algorithm.config.learning.mixed_precision), algorithm)
     if held_out is not None:
         refuse_editor(trainer.run.model, "held_out")
         held_out.refuse_trained(algorithm.previewed().prompts)

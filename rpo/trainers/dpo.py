@@ -12,11 +12,11 @@ reference too.
 
 Differs from the authors' code: mirroring is shared by the two sides of a pair; v-prediction and flow checkpoints are
 trained on their own target; the latents' posterior and the prompts are encoded once; and training stops when the chosen
-side is forgotten. `config.objective` is another member of the family (`rpo.objectives.preference`), `config.region`
-weights errors by where the two images differ.
+side is forgotten. `config.objective` is another member of the family, `config.region` says where errors count.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +36,7 @@ from rpo.trainers.pairs.facts import PairFacts, pair_facts, require_originals, r
 from rpo.trainers.pairs.guard import ErrorGuard
 from rpo.trainers.pairs.running_statistics import RunningStatistics
 from rpo.trainers.pairs.sizes import sizes_of
-from rpo.trainers.preview import PreviewOf
+from rpo.trainers.preview import DPM_STEPS, PreviewOf
 from rpo.trainers.trainer import Algorithm, Run
 from rpo.training.state import Stateful
 from rpo.types import StepOutput
@@ -149,6 +149,10 @@ class DPO(Algorithm[PairBatch]):
             self.pairs, self.config.objective, lambda: self.reference.mid_time(self.data, self.run.processes)
         )
 
+    def running(self) -> AbstractContextManager[None]:
+        """Where all is encoded, a GPU keeps the denoiser alone."""
+        return self.model.denoiser_alone() if self.config.encode_ahead else nullcontext()
+
     def checks(self) -> list[Check]:
         """Whether the loss reaches what is trained; statistics and guard see nothing of it."""
         statistics, self.statistics = self.statistics, None if self.statistics is None else self.statistics.fresh()
@@ -176,10 +180,9 @@ class DPO(Algorithm[PairBatch]):
     def plan(self) -> list[str]:
         """Sizes, epochs, and beta as it counts."""
         config, objective, dims = self.config, self.config.objective, self.sizes.num_dims
-        epochs = config.learning.updates * config.pairs_per_update / len(self.pairs)
-        ratio = self.beta / objective.default_beta(dims)
+        visits, ratio = config.learning.updates * config.pairs_per_update, self.beta / objective.default_beta(dims)
         return [
-            f"{len(self.pairs)} pairs at {self.sizes.canvas} px, {epochs:.1f} epochs",
+            f"{len(self.pairs)} pairs at {self.sizes.canvas} px, {visits / len(self.pairs):.1f} epochs",
             f"{objective.kind}: beta {self.beta:g} over {dims} dimensions, {ratio:.2g} times the paper's",
             *self.sizes.notes,
             *self.model.notes_on(self.pairs.prompts),
@@ -194,7 +197,4 @@ class DPO(Algorithm[PairBatch]):
     def previewed(self) -> PreviewOf:
         """The first prompts of the set, by a second-order solver at the pipeline's usual guidance."""
         guidance, shown = usual_guidance(self.model), {"solver": "dpm_solver", "canvas": self.sizes.canvas}
-        return PreviewOf(self.pairs.prompts, PREVIEW_STEPS, guidance, originals=self.data.first_originals, **shown)
-
-
-PREVIEW_STEPS = 15  # of DPM-Solver++, with which a preview shows what 30 to 50 steps of others would
+        return PreviewOf(self.pairs.prompts, DPM_STEPS, guidance, originals=self.data.first_originals, **shown)

@@ -30,6 +30,7 @@ from rpo.files.local_paths import clean_configs
 from rpo.models.base import DiffusionModel
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.distilled import ASSISTANT
+from rpo.models.frozen import is_offloaded, is_quantized, recomputed
 from rpo.trainers.settings import AdapterConfig
 
 
@@ -94,7 +95,7 @@ class FullPolicy:
         if half:
             raise InputError(
                 f"full fine-tuning needs float32 weights, but they are {half[0]}; load the model with "
-                "dtype=torch.float32 and compute_dtype=torch.bfloat16 for mixed precision, or train a LoRA"
+                "dtype=torch.float32 (and learning.mixed_precision: bf16), or train a LoRA"
             )
         self.model = model
         self._frozen = copy.deepcopy(model.denoiser)
@@ -142,10 +143,21 @@ def make_policy(model: DiffusionModel, adapter: AdapterConfig, *, seed: int) -> 
             f"a LoRA and gradient checkpointing are things of diffusers' networks, but the model is a "
             f"{type(model).__name__}; set adapter.train: full and adapter.gradient_checkpointing: false"
         )
+    is_away = is_diffusers and is_offloaded(model.denoiser)
+    if is_away and not adapter.gradient_checkpointing:
+        raise InputError(
+            "the denoiser is offloaded, but adapter.gradient_checkpointing is false, so that backward would need all "
+            "layers on the device at once; give adapter.gradient_checkpointing: true"
+        )
     if is_diffusers and adapter.gradient_checkpointing:
-        model.denoiser.enable_gradient_checkpointing()
+        model.denoiser.enable_gradient_checkpointing(recomputed if is_away else None)
     if is_diffusers and adapter.train == "full":
         refuse_adapter(model.denoiser, model.family.denoiser)
+        if is_away or any(map(is_quantized, model.denoiser.parameters())):
+            raise InputError(
+                "adapter.train: full trains all weights, but the denoiser's are quantised or offloaded; give "
+                "model.frozen_base: whole, or adapter.train: lora"
+            )
     if not is_diffusers or adapter.train == "full":
         return FullPolicy(model)
     return LoraPolicy(model, adapter, seed=seed)

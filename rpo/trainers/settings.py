@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from rpo.config.ranges import Count, Names, Positive, Seed, Text, WholeNumber
 from rpo.config.settings import settings
+from rpo.models.config import MixedPrecision
 from rpo.training.loop_config import LearningSpeed, LoopConfig
 
 
@@ -39,10 +40,14 @@ class LearningConfig(LearningSpeed):
     micro_batch: Count = 8
     """What goes through the denoiser at once in training, pairs or moments; lower it when memory runs out."""
 
-    def loop(self, *, accumulate: int, seed: int) -> LoopConfig:
+    mixed_precision: MixedPrecision = "no"
+    """What the denoiser of a float32 model computes in; "no" computes in the type of the weights, and weights of the
+    other half type are an error. In float16 the loss is scaled, and updates whose gradient overflows are skipped."""
+
+    def loop(self, *, accumulate: int, seed: int, scale_loss: bool = False) -> LoopConfig:
         """The settings of the loop."""
         shared = {one.name: getattr(self, one.name) for one in fields(LearningSpeed)}
-        return LoopConfig(**shared, accumulate=accumulate, seed=seed)
+        return LoopConfig(**shared, accumulate=accumulate, seed=seed, scale_loss=scale_loss)
 
 
 @settings

@@ -6,13 +6,14 @@ are here, once; an algorithm says what micro-batches are and what is descended. 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, Generic, TypeVar, final
 
+import torch
 from tqdm.auto import tqdm
 
 from rpo.config.load import to_yaml
@@ -20,7 +21,7 @@ from rpo.files.text import write_text
 from rpo.models.base import DiffusionModel
 from rpo.publishing.publish import PublishPlan, publish, write_model_card
 from rpo.trainers.checks.preflight import Check, preflight
-from rpo.trainers.checks.prepared import is_float16, prepared_model
+from rpo.trainers.checks.prepared import computes_in, prepared_model
 from rpo.trainers.identity import base_identity, card_of, settings_identity
 from rpo.trainers.policy import Policy, make_policy
 from rpo.trainers.preview import PREVIEWS, Preview, PreviewOf
@@ -107,6 +108,10 @@ class Algorithm(ABC, Generic[B]):
     def prepare(self) -> None:
         """What is done once before the first update, such as encoding."""
 
+    def running(self) -> AbstractContextManager[None]:
+        """Around all that comes after `prepare`."""
+        return nullcontext()
+
     def checks(self) -> list[Check]:
         """What must hold for a run to learn; asked before its first update."""
         return []
@@ -175,8 +180,8 @@ class Trainer:
         """The settings of the loop, as they come to."""
         learning = self.run.config.learning
         _, accumulate = self.algorithm.division
-        loop = learning.loop(accumulate=accumulate, seed=self.run.config.seed)
-        return loop.scaled() if is_float16(self.run.model) else loop
+        is_scaled = computes_in(self.run.model, torch.float16)
+        return learning.loop(accumulate=accumulate, seed=self.run.config.seed, scale_loss=is_scaled)
 
     def plan(self) -> str:
         """What the run comes to, in a few lines."""
@@ -216,14 +221,15 @@ class Trainer:
             algorithm.prepare()
             run.model.denoiser.train(run.config.adapter.gradient_checkpointing)  # which diffusers does in training mode
             try:
-                preview = self._preview()
-                if not (resume and checkpoints(self.folder)):
-                    if run.config.preflight:
-                        say = tqdm.write if run.shows_progress else None
-                        preflight(algorithm.checks, say=say, device=run.model.device)
-                    with run.policy.deployed():
-                        preview(0)
-                return self._fit(preview, resume=resume)
+                with algorithm.running():
+                    preview = self._preview()
+                    if not (resume and checkpoints(self.folder)):
+                        if run.config.preflight:
+                            say = tqdm.write if run.shows_progress else None
+                            preflight(algorithm.checks, say=say, device=run.model.device)
+                        with run.policy.deployed():
+                            preview(0)
+                    return self._fit(preview, resume=resume)
             finally:
                 run.model.denoiser.eval()
 

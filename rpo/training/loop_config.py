@@ -20,6 +20,7 @@ from rpo.config.ranges import (
 from rpo.config.settings import settings
 from rpo.errors import InputError
 from rpo.from_environment import as_written
+from rpo.training.optimizer import OptimizerName
 
 
 @settings
@@ -40,9 +41,8 @@ class LearningSpeed:
     """Where the gradient is clipped, over all parameters together. 0.1 to 1; `inf` switches clipping off."""
     weight_decay: NotNegative = 0.0
     """AdamW's pull of the weights to zero, times the learning rate. 0 to 0.01; in a LoRA it pulls to the base model."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """What the denoiser of a float32 model computes in; "no" leaves it as it was loaded. With "fp16" the loss is scaled
-    against underflow, and updates whose gradient overflows are skipped and logged."""
+    optimizer: OptimizerName = "adamw"
+    """AdamW with float32 moments, or 8-bit ones (`pip install 'rpo[lowbit]'`), which pay where all weights train."""
     ema_decay: Annotated[float, Range(above=0, below=1)] | None = None
     """Keep an exponential average of the parameters with this decay, which `fit` leaves in them at its end. 0.99 for
     hundreds of updates, 0.9999 for many thousands; nothing for none."""
@@ -87,16 +87,14 @@ class LoopConfig(LearningSpeed):
     """AdamW's memory of the squared gradient. 0.95 to 0.999; lower adapts sooner in short runs."""
     adam_eps: Positive = 1e-8
     """AdamW's guard against division by zero. 1e-8 to 1e-6."""
+    scale_loss: bool = False
+    """Scale the loss, for a model that computes in float16; updates whose gradient overflows are skipped and logged."""
     keep_checkpoints: Count = 2
     """Checkpoints that stay on the disk, at least 1. With 2 there is one to go back to if the newest is damaged."""
     log_every: Count = 1
     """Updates between lines of `metrics.jsonl`; the last update always gets one. 1 to 10."""
     seed: Seed = 0
     """Seed of the global random generators (dropout) during the run; the caller's are put back after it."""
-
-    def scaled(self) -> "LoopConfig":
-        """The same for a model that computes in float16: the loss is scaled."""
-        return dataclasses.replace(self, mixed_precision="fp16")
 
 
 _FREE_TO_CHANGE = ("checkpoint_every", "keep_checkpoints", "log_every", "trackers", "progress")

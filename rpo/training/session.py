@@ -9,7 +9,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Generic, TypeVar
 
-import torch
 from torch import nn
 
 from rpo.errors import InputError
@@ -17,6 +16,7 @@ from rpo.interrupts import uninterrupted
 from rpo.training.checkpoint import checkpoint_path, checkpoints, remove_leftovers, save_checkpoint, verify_checkpoint
 from rpo.training.log import MetricLog, cut_metrics
 from rpo.training.loop_config import LoopConfig, plain
+from rpo.training.optimizer import make_optimizer
 from rpo.training.processes import Processes
 from rpo.training.randomness import seed_all, undisturbed_randomness
 from rpo.training.resume import RUN, Identity, versions
@@ -45,9 +45,16 @@ class Session(Generic[B]):
         self.identity, self.loop, self.folder, self.processes = dict(identity), loop, folder, processes
         self.state = TrainingState(
             params,
-            _optimizer(params, loop),
+            make_optimizer(
+                params,
+                loop.optimizer,
+                lr=loop.learning_rate,
+                betas=(loop.adam_beta1, loop.adam_beta2),
+                eps=loop.adam_eps,
+                weight_decay=loop.weight_decay,
+            ),
             ema_decay=loop.ema_decay,
-            is_scaled=loop.mixed_precision == "fp16",
+            is_scaled=loop.scale_loss,
             objects=objects,
         )
         self._seconds_before, self._started = 0.0, time.perf_counter()
@@ -195,16 +202,3 @@ class Session(Generic[B]):
             error.add_note(f"The last complete update could not be kept: {failure}")
         else:
             error.add_note(f"The state after {self.state.update} updates is kept in {path}; resume continues there.")
-
-
-def _optimizer(params: Sequence[nn.Parameter], loop: LoopConfig) -> torch.optim.AdamW:
-    is_cuda = params[0].device.type == "cuda"
-    return torch.optim.AdamW(
-        params,
-        lr=loop.learning_rate,
-        betas=(loop.adam_beta1, loop.adam_beta2),
-        eps=loop.adam_eps,
-        weight_decay=loop.weight_decay,
-        fused=is_cuda,
-        foreach=not is_cuda,
-    )

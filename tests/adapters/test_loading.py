@@ -28,16 +28,15 @@ def test_every_setting_reaches_the_checkpoint(monkeypatch):
         source="file.ckpt",
         allow_distilled=True,
         dtype="float32",
-        compute_dtype="float16",
         device="cpu",
         single_file_config="folder",
         revision="main",
         variant="fp16",
         attention="xformers",
-        channels_last=True,
+        frozen_base="int8",
         compile=True,
     )
-    load_model(config)
+    load_model(config, mixed_precision="fp16")
     assert asked == {
         "device": torch.device("cpu"),
         "dtype": torch.float32,
@@ -46,7 +45,7 @@ def test_every_setting_reaches_the_checkpoint(monkeypatch):
         "revision": "main",
         "variant": "fp16",
         "attention": "xformers",
-        "channels_last": True,
+        "frozen_base": "int8",
         "compile_denoiser": True,
         "allow_distilled": True,
     }

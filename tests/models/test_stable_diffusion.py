@@ -175,13 +175,9 @@ def test_xformers_degrades_to_sdpa_with_one_clear_line(tmp_path):
     assert model.predict(torch.zeros(1, 4, 8, 8), torch.tensor([5]), model.encode_prompts(["a"])).isfinite().all()
 
 
-def test_channels_last_and_compilation_keep_names_and_results(tmp_path):
+def test_compilation_keeps_names(tmp_path):
     folder = save_tiny_sd(tmp_path)
-    plain, fast = Checkpoint.load(folder), Checkpoint.load(folder, channels_last=True)
-    x_t, timestep = torch.randn(2, 4, 8, 8), torch.tensor([5, 600])
-    cond = plain.encode_prompts(["a", "b"])
-    assert torch.allclose(plain.predict(x_t, timestep, cond), fast.predict(x_t, timestep, cond), atol=1e-5)
-    compiled = Checkpoint.load(folder, compile_denoiser=True)
+    plain, compiled = Checkpoint.load(folder), Checkpoint.load(folder, compile_denoiser=True)
     assert list(compiled.denoiser.state_dict()) == list(plain.denoiser.state_dict())
 
 

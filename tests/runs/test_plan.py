@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rpo.adapters.lora import add_lora
@@ -9,10 +10,12 @@ from rpo.cli.main import main
 from rpo.config.load import load_config
 from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
+from rpo.models.frozen import stored_bytes
 from rpo.models.plain import parts_of
 from rpo.runs.plan import bytes_of, plan, to_fit
 from rpo.runs.train_config import DPORunConfig, GRPORunConfig
 from rpo.trainers.checks.footprint import PeakBytes
+from rpo.types import Canvas, Conditioning
 from tests.contracts.families import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:the network denoises no better")
@@ -54,14 +57,24 @@ def test_operations_and_memory_are_those_of_the_real_computation(checkpoint):
     trained = add_lora(model.denoiser, target_modules=model.family.lora_targets)
     assert found.trained == sum(one.numel() for one in trained)
     cond, x_t, time = model.encode_prompts(["a"]), torch.randn(1, *model.latent_shape()), torch.full((1,), 500)
-    with torch.no_grad(), FlopCounterMode(display=False) as counted, PeakBytes() as held:
-        model.predict(x_t, time, cond)
+
+    def both():
+        model.predict(x_t, time, cond).square().mean().backward()
+
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):  # which torch counts on the CPU
+            model.predict(x_t, time, cond)
+        with PeakBytes() as held:
+            model.predict(x_t, time, cond)
     assert found.forward.flops == counted.get_total_flops() > 0
     assert found.forward.peak == pytest.approx(held.peak, rel=0.05)
-    with FlopCounterMode(display=False) as counted, PeakBytes() as held:
-        model.predict(x_t, time, cond).square().mean().backward()
+    with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):
+        both()
+    with PeakBytes() as held:
+        both()
     model.denoiser.delete_adapters(["default"])
-    assert found.update.flops == counted.get_total_flops()
+    assert found.update.flops == pytest.approx(counted.get_total_flops(), rel=0.15)  # flash recomputes the scores
+    assert found.update.flops >= counted.get_total_flops()
     assert found.update.peak == pytest.approx(held.peak, rel=0.05)
 
 
@@ -77,23 +90,63 @@ def test_a_guided_rollout_counts_both_branches_and_a_frozen_one_trains_half(chec
     assert (alone.cost, alone.drawn) == (pytest.approx(6 * 5 + 6 * 5 * alone.backward), 6)
 
 
-def test_what_to_change_is_said_in_the_order_of_what_it_costs(checkpoint):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux2_klein"])
+def test_bytes_of_8_bits_are_those_of_the_loaded_checkpoint(family, dtype, tmp_path):
+    pytest.importorskip("torchao", reason="8-bit weights need torchao")
+    FAMILIES[family]().save_pretrained(tmp_path)
+    model = Checkpoint.load(tmp_path, dtype=getattr(torch, dtype), frozen_base="int8")
+    found = plan(settings(tmp_path, f"model.dtype={dtype}", "model.frozen_base=int8"))
+    held = {name: stored_bytes(part) for name, part in parts_of(model.pipe, model.family).items()}
+    assert {name: size for name, (_, size) in found.parts.items()} == held
+
+
+def test_what_leaves_the_device_does_not_count_while_updates_run(checkpoint):
     folder, _ = checkpoint
+    ahead, now = (plan(settings(folder, "preview_every=1", f"encode_ahead={one}")) for one in ("true", "false"))
+    away = {name: size for name, (_, size) in ahead.parts.items() if name not in ("unet", "transformer")}
+    for name, peak in now.peaks.items():
+        gone = sum(away.values()) if name.startswith(("an update", "drawing")) else 0
+        gone += sum(size for part, size in away.items() if part != "vae") if name.startswith("decoding") else 0
+        assert ahead.peaks[name] == peak - gone
+    words = ["adapter.gradient_checkpointing=true"]
+    whole, offloaded = (plan(settings(folder, *words, f"model.frozen_base={one}")) for one in ("whole", "offload"))
+    denoiser = next(size for name, (_, size) in whole.parts.items() if name not in away)
+    assert offloaded.fetched is not None
+    assert 0 < offloaded.fetched < denoiser
+    assert offloaded.peaks["at rest"] == whole.peaks["at rest"] - denoiser + offloaded.fetched
+    assert "so does the denoiser" in str(offloaded)
+
+
+def test_what_to_change_is_said_in_the_order_of_what_it_costs(tmp_path):
+    FAMILIES["stable_diffusion"]().save_pretrained(folder := tmp_path)
     config = settings(folder, "preview_every=0")
     whole = plan(config)
     changes, same = to_fit(config, whole.peak)
     assert (changes, same) == ([], whole)
     changes, smaller = to_fit(config, 0.5 * whole.peak)
-    assert changes[0] == "model.dtype: bfloat16"
+    assert changes == ["model.dtype: bfloat16", "learning.micro_batch: 1"]
     assert smaller.peak <= 0.5 * whole.peak
-    with pytest.raises(InputError, match=r"with all of model\.dtype.*larger card"):
+    with pytest.raises(InputError, match=r"with all of .*model\.dtype.*frozen_base.*larger card"):
         to_fit(config, 1)
 
 
-def test_what_looks_into_its_numbers_is_refused_and_packed_latents_are_planned(tmp_path):
-    FAMILIES["z_image"]().save_pretrained(tmp_path / "z_image")
-    with pytest.raises(InputError, match="cannot be planned.*learning.updates=1"):
-        plan(settings(tmp_path / "z_image"))
+@pytest.mark.parametrize("family", ["qwen_image", "z_image", "lumina2"])
+def test_networks_that_look_where_a_prompt_ends_are_planned_for_the_longest(family, tmp_path):
+    FAMILIES[family]().save_pretrained(tmp_path)
+    words = ["resolution=64", "adapter.gradient_checkpointing=true"]
+    found, model = plan(settings(tmp_path, *words)), Checkpoint.load(tmp_path)
+    embedding = dict(model.encode_prompts(["a"]).prompt)
+    embedding["mask"] = torch.ones_like(embedding["mask"], dtype=torch.bool)
+    x_t, time = torch.randn(1, *model.latent_shape(Canvas(64, 64))), torch.full((1,), 500)
+    add_lora(model.denoiser, target_modules=model.family.lora_targets)
+    with torch.no_grad(), FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):
+        model.predict(x_t, time, Conditioning(embedding, embedding))
+    assert found.forward.flops == pytest.approx(counted.get_total_flops(), rel=0.05)
+    assert found.backward > 2
+
+
+def test_packed_latents_are_planned(tmp_path):
     FAMILIES["flux1"]().save_pretrained(tmp_path / "flux1")
     found = plan(load_config(GRPORunConfig, None, [f"model.source={tmp_path / 'flux1'}", "rollout.guidance_scale=4"]))
     assert found.drawn == GRPORunConfig().rollout.images  # told the scale, in one call
@@ -109,3 +162,18 @@ def test_it_is_printed_and_what_cannot_be_planned_is_one_line(checkpoint, tmp_pa
     assert "single file" in capsys.readouterr().err
     with pytest.raises(InputError, match="'24' is needed|is '24'"):
         bytes_of("24")
+
+
+def test_recomputing_saves_in_the_plan_what_it_saves(tmp_path):
+    """Counters of operations can keep what is recomputed alive: the plan's does not."""
+    FAMILIES["sd3"]().save_pretrained(tmp_path)
+    found = plan(settings(tmp_path, "adapter.gradient_checkpointing=true"))
+    model = Checkpoint.load(tmp_path)
+    add_lora(model.denoiser, target_modules=model.family.lora_targets)
+    model.denoiser.enable_gradient_checkpointing()
+    model.denoiser.train()
+    cond, x_t, time = model.encode_prompts(["a"]), torch.randn(1, *model.latent_shape()), torch.full((1,), 500)
+    with PeakBytes() as held:
+        model.predict(x_t, time, cond).square().mean().backward()
+    assert found.update.peak == pytest.approx(held.peak, rel=0.05)
+    assert found.update.peak < plan(settings(tmp_path)).update.peak

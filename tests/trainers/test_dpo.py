@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rpo.data.preference import PreferencePair, encode_png, pair_set
+from rpo.models import checkpoint
 from rpo.models.checkpoint import Checkpoint
 from rpo.objectives.preference.base import beta_for_dims
 from rpo.objectives.preference.dpo import Dpo
@@ -277,3 +278,26 @@ def test_encoding_on_first_use_changes_nothing(tmp_path):
     lazy.train()
     assert sum(rows) == 16
     assert torch.equal(weights(lazy), ahead)
+
+
+@pytest.mark.parametrize("is_ahead", [True, False])
+def test_what_is_encoded_for_leaves_the_device_while_updates_run(tmp_path, monkeypatch, is_ahead):
+    """The CPU plays the GPU: networks note where they are sent, and what waits does so on a device of another name."""
+    pipe, sent = tiny_sd(), []
+    trainer = trainer_of(tmp_path, pipe=pipe, encode_ahead=is_ahead, preview_every=3, preflight=True)
+    monkeypatch.setattr(checkpoint, "WAITING", torch.device("meta"))
+    for name in ("vae", "text_encoder"):
+        network = pipe.components[name]
+
+        def to(device, network=network, name=name):
+            sent.append((name, str(device)))
+            vars(network)["computes_on"] = torch.device(device)
+
+        monkeypatch.setattr(network, "to", to)
+    pipe.unet.register_forward_pre_hook(lambda *_: sent.append("update") if torch.is_grad_enabled() else None)
+    trainer.train()
+    drawn = [("text_encoder", "cpu"), ("text_encoder", "meta"), ("vae", "cpu"), ("vae", "meta")]
+    gone, back = ([(name, where) for name in ("vae", "text_encoder")] for where in ("meta", "cpu"))
+    updates = ["update"] * (sent.count("update") - 3)  # the preflight has some, too
+    expected = [*gone, *updates, *drawn, *["update"] * 3, *drawn, *back]
+    assert sent == (expected if is_ahead else [one for one in expected if one == "update"])

@@ -144,7 +144,7 @@ def test_fp16_overflow_is_skipped_and_a_nan_loss_is_not(tmp_path):
         output = plain(batch)
         return StepOutput(OverflowAbove.apply(output.loss), output.sample_losses, output.metrics)
 
-    loop = dataclasses.replace(LOOP, mixed_precision="fp16", ema_decay=0.5)
+    loop = dataclasses.replace(LOOP, scale_loss=True, ema_decay=0.5)
     start, after = values(model), []
     run(tmp_path / "a", loop=loop, model=model, loss_fn=loss_fn, on_update=lambda *_: after.append(values(model)))
     lines = read_metrics(tmp_path / "a")
@@ -160,7 +160,7 @@ def test_fp16_overflow_is_skipped_and_a_nan_loss_is_not(tmp_path):
 
 
 def test_fp16_gradient_that_no_scale_can_save_is_an_error(tmp_path):
-    loop = dataclasses.replace(LOOP, updates=50, mixed_precision="fp16")
+    loop = dataclasses.replace(LOOP, updates=50, scale_loss=True)
     model = toy_model()
     plain = plain_loss(model)
 

@@ -71,7 +71,7 @@ def test_the_last_update_is_logged_and_saved_whatever_the_cadence(tmp_path):
 
 def test_fp16_scaling_changes_nothing_but_the_range(tmp_path):
     plain, _ = run(tmp_path / "a")
-    scaled, _ = run(tmp_path / "b", loop=dataclasses.replace(LOOP, mixed_precision="fp16"))
+    scaled, _ = run(tmp_path / "b", loop=dataclasses.replace(LOOP, scale_loss=True))
     assert equal(values(plain), values(scaled))  # a power of two is exact
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields, is_dataclass
 import torch
 from torch import Tensor
 
-GRADIENT, MOMENTS, AVERAGE = 4, 8, 4
-"""Bytes per trained parameter: float32 gradient, AdamW's two moments, and the average where one is kept."""
+GRADIENT, AVERAGE = 4, 4
+"""Bytes per trained parameter: float32 gradient, and the average where one is kept."""
 
 KIB = 1024
 

@@ -16,7 +16,6 @@ from rpo.sampling.sample import Keep
 from rpo.trainers.checks.memory import (
     AVERAGE,
     GRADIENT,
-    MOMENTS,
     MemoryEstimate,
     SavedBytes,
     free_bytes,
@@ -31,12 +30,13 @@ from rpo.trainers.checks.preflight import (
     kl_gradient_check,
     norm_of,
 )
-from rpo.trainers.checks.prepared import is_half
+from rpo.trainers.checks.prepared import computes_in
 from rpo.trainers.rollouts.costs import step_cost
 from rpo.trainers.rollouts.draw import Rollout, Rollouts, training_kernel
 from rpo.trainers.rollouts.settings import OnlineConfig
 from rpo.trainers.rollouts.steps import Steps, choose_steps, replayed, steps_of
 from rpo.trainers.trainer import Run
+from rpo.training.optimizer import MOMENTS
 from rpo.types import StepOutput
 
 PROMPTS, IMAGES, POINTS = 2, 4, 8
@@ -138,7 +138,7 @@ def _ratio(subject: Subject, steps: Steps) -> Check:
     _, transition = replayed(model, steps, kernel, guidance_scale=subject.config.guidance_scale)
     ratio = ((transition.log_prob(steps.x_s) - steps["log_prob"]) / transition.num_dims).exp()
     error = (ratio - 1).abs().max().item()
-    tolerance = HALF_RATIO_TOLERANCE if is_half(model) else RATIO_TOLERANCE
+    tolerance = HALF_RATIO_TOLERANCE if computes_in(model, torch.float16, torch.bfloat16) else RATIO_TOLERANCE
     return Check(
         "ratio 1 on replay",
         error <= tolerance,
@@ -187,6 +187,7 @@ def _loss_gradient(subject: Subject, rollout: Rollout, steps: Steps, some: Steps
 
 def _memory(subject: Subject, rollout: Rollout, steps: Steps, *, graph: float) -> Check:
     settings, num_steps = subject.config, subject.images * subject.trained_steps
+    learning = settings.learning
     estimate = MemoryEstimate(
         image=tensor_bytes(rollout.trajectory) / rollout.num_images,
         images=subject.images,
@@ -194,7 +195,7 @@ def _memory(subject: Subject, rollout: Rollout, steps: Steps, *, graph: float) -
         steps=num_steps,
         graph=graph,
         rows=num_steps if settings.steps.keep_graph else subject.micro_batch,
-        parameter=GRADIENT + MOMENTS + (AVERAGE if settings.learning.ema_decay is not None else 0),
+        parameter=GRADIENT + MOMENTS[learning.optimizer] + (0 if learning.ema_decay is None else AVERAGE),
         parameters=sum(parameter.numel() for parameter in subject.run.policy.parameters),
     )
     free = free_bytes(subject.run.model.device)

@@ -8,13 +8,14 @@ from rpo.adapters.lora import refuse_adapter, start_adapters
 from rpo.errors import InputError
 from rpo.models.base import DiffusionModel
 from rpo.models.checkpoint import Checkpoint
-from rpo.training.loop_config import LearningSpeed
+from rpo.models.config import HALF_TYPES
+from rpo.trainers.settings import LearningConfig
+from rpo.training.optimizer import check_optimizer
 
-HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-
-def prepared_model(given: Any, learning: LearningSpeed) -> DiffusionModel:
+def prepared_model(given: Any, learning: LearningConfig) -> DiffusionModel:
     """A pipeline as a model that can be trained; a model of another kind decides about its precision itself."""
+    check_optimizer(learning.optimizer)
     model = given if isinstance(given, DiffusionModel) else Checkpoint(given)  # which refuses what is no pipeline
     if not isinstance(model, Checkpoint):
         if learning.mixed_precision != "no":
@@ -32,8 +33,8 @@ def prepared_model(given: Any, learning: LearningSpeed) -> DiffusionModel:
             start_adapters(part, name)  # training may go on from them
         else:
             refuse_adapter(part, name)
-    wanted = HALF_TYPES.get(learning.mixed_precision)
-    if wanted in (None, model.compute_dtype):
+    wanted = getattr(torch, HALF_TYPES.get(learning.mixed_precision, ""), model.compute_dtype)
+    if wanted == model.compute_dtype:
         return model
     if model.compute_dtype != torch.float32:
         raise InputError(
@@ -43,11 +44,6 @@ def prepared_model(given: Any, learning: LearningSpeed) -> DiffusionModel:
     return Checkpoint(model.pipe, compute_dtype=wanted, allow_distilled=model.allow_distilled)
 
 
-def is_float16(model: DiffusionModel) -> bool:
-    """Whether losses have to be scaled against underflow."""
-    return isinstance(model, Checkpoint) and model.compute_dtype == torch.float16
-
-
-def is_half(model: DiffusionModel) -> bool:
-    """Whether the denoiser computes in half precision."""
-    return isinstance(model, Checkpoint) and model.compute_dtype in (torch.float16, torch.bfloat16)
+def computes_in(model: DiffusionModel, *types: torch.dtype) -> bool:
+    """Whether the denoiser computes in one of these types: in float16, losses are scaled against underflow."""
+    return isinstance(model, Checkpoint) and model.compute_dtype in types

@@ -5,17 +5,18 @@ import torch
 from diffusers import CogView4Pipeline
 from diffusers.models.attention_processor import AttnProcessor
 from peft import LoHaConfig, LoraConfig, inject_adapter_in_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rpo.models.checkpoint import Checkpoint
 from rpo.trainers.checks.prepared import prepared_model
-from rpo.training.loop_config import LearningSpeed
+from rpo.trainers.settings import LearningConfig
 from tests.analytic.closed_forms import PRINTED
 from tests.analytic.linear_quadratic import Case
 from tests.tiny import tiny_sd
 from tests.trainers.online_runs import endpoint, grpo, score_as_action
 from tests.trainers.pair_runs import trainer_of as dpo
 
-PLAIN, BF16, FP16 = (LearningSpeed(mixed_precision=name) for name in ("no", "bf16", "fp16"))
+PLAIN, BF16, FP16 = (LearningConfig(mixed_precision=name) for name in ("no", "bf16", "fp16"))
 
 
 TRAINERS = (dpo, grpo, score_as_action, endpoint)
@@ -100,6 +101,32 @@ def test_mixed_precision_is_what_the_unet_computes_in(is_viewed):
     assert pipe.unet.conv_in.weight.dtype == torch.float32
 
 
+class Products(TorchDispatchMode):
+    """The types of what matrix products, convolutions and attention multiply, inside a network."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.types, self.is_inside = set(), False
+        network.register_forward_pre_hook(lambda *_: setattr(self, "is_inside", True))
+        network.register_forward_hook(lambda *_: setattr(self, "is_inside", False))
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.__name__
+        if self.is_inside and any(word in name for word in ("mm", "convolution", "attention")):
+            self.types |= {one.dtype for one in args if isinstance(one, torch.Tensor) and one.is_floating_point()}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("asked", "computed"), [("no", torch.float32), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize("make", [dpo, grpo])
+def test_all_products_of_a_training_run_are_of_the_type_that_is_asked_for(tmp_path, make, asked, computed):
+    trainer = make(tmp_path, learning={"mixed_precision": asked, "updates": 1, "progress": False})
+    with Products(trainer.run.model.denoiser) as products:
+        trainer.train()
+    assert products.types == {computed}
+    assert {one.dtype for one in trainer.run.model.denoiser.parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     ("dtype", "loop"), [(torch.float16, BF16), (torch.bfloat16, FP16)], ids=["bf16 on float16", "fp16 on bfloat16"]
 )
@@ -117,8 +144,8 @@ def test_a_model_of_another_kind_decides_about_its_precision():
 
 @pytest.mark.parametrize(
     ("compute_dtype", "asked", "counts"),
-    [(torch.float32, "no", "no"), (torch.float16, "no", "fp16"), (torch.float16, "fp16", "fp16")],
+    [(torch.float32, "no", False), (torch.float32, "fp16", True), (torch.float16, "no", True)],
 )
 def test_the_loss_is_scaled_where_float16_is_computed(tmp_path, compute_dtype, asked, counts):
     model = Checkpoint(tiny_sd(), compute_dtype=compute_dtype)
-    assert dpo(tmp_path, pipe=model, learning={"mixed_precision": asked}).loop.mixed_precision == counts
+    assert dpo(tmp_path, pipe=model, learning={"mixed_precision": asked}).loop.scale_loss == counts
