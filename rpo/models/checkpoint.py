@@ -246,7 +246,7 @@ class Checkpoint:
         with moved(self.text_encoders.values(), self.device):
             for start in range(0, len(prompts), most):
                 some = list(prompts[start : start + most])
-                if originals is None or not self.family.text_sees:
+                if originals is None:
                     parts.append(self.family.embed(self.pipe, some, self.device))
                 else:
                     seen = originals[start : start + most].to(self.device)
@@ -270,11 +270,8 @@ class Checkpoint:
         Raises `InputError` if there is no prompt, or one is not a string, or the model edits images and has none.
         """
         if self.family.edits == ("always" if originals is None else "never"):
-            raise InputError(
-                f"{self.family.name} {'edits images' if originals is None else 'edits no images'}, but "
-                f"{'none was given' if originals is None else 'some were given'} beside the prompts; expected "
-                f"{'one for each prompt: give originals' if originals is None else 'prompts alone'}"
-            )
+            told = "images, but none was given" if originals is None else "no images, but some were given"
+            raise InputError(f"{self.family.name} edits {told}; expected `originals` beside prompts of editors alone")
         strangers = [prompt for prompt in prompts if not isinstance(prompt, str)]
         if isinstance(prompts, str) or not len(prompts) or strangers:
             what = f"a {type(strangers[0]).__name__} among them" if strangers else repr(prompts)

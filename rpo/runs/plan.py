@@ -132,11 +132,6 @@ def plan(config: Config) -> Plan:
     """Count what a run of these settings needs; takes seconds to a minute, and a gigabyte at most."""
     model, adapter, dtype = config.model, config.adapter, getattr(torch, config.model.dtype)
     pipe, family = unloaded_pipeline(model.source, dtype=dtype, revision=model.revision)
-    if family.text_sees:
-        raise InputError(
-            f"{model.source} cannot be planned: what its text encoders take depends on the image that is edited; "
-            "expected another family: run `rpo train` with learning.updates=1, and watch the device's memory"
-        )
     networks: dict[str, Any] = dict(parts_of(pipe, family))
     small = dict(quantized_parts(family, pipe.config)) if model.frozen_base in LIBRARY else {}
     parts = {
@@ -193,6 +188,11 @@ def plan(config: Config) -> Plan:
 
 def _embedding(pipe: Any, family: Any, mode: FakeTensorMode, dtype: torch.dtype) -> Embedding:
     """Of a prompt as long as the family takes; a mask is no fake, for some networks look where a prompt ends."""
+    if family.text_sees:
+        raise InputError(
+            f"{family.name} cannot be planned: what its text encoders take depends on the image that is edited; "
+            "expected another family: run `rpo train` with learning.updates=1, and watch the device's memory"
+        )
     try:
         with mode, torch.no_grad():
             found = family.embed(pipe, ["a"], torch.device("cpu"))

@@ -70,7 +70,7 @@ class UsualFamily:
         return (size, size) if isinstance(size, int) else size
 
     def embed_with(self, pipe: Any, prompts: list[str], originals: Images, device: torch.device) -> Embedding:
-        """As without one, for encoders that see none."""
+        """No family's text encoders see an image, but those that say so."""
         return self.embed(pipe, prompts, device)
 
     def shown(self, pipe: Any, latents: Latents) -> Latents:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 import torch
 
 from rpo.models.checkpoint import Checkpoint
-from rpo.models.own_steps import own_sigmas
 from rpo.models.plain import parts_of
 from rpo.models.sound import prediction_errors
+from rpo.trainers.checks.own_steps import own_sigmas
 from rpo.trainers.checks.preflight import Check
 from rpo.types import Canvas, Images
 

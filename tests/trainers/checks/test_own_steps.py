@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from rpo.models.checkpoint import Checkpoint
-from rpo.models.own_steps import own_sigmas
+from rpo.trainers.checks.own_steps import own_sigmas
 from rpo.types import Canvas
 from tests.contracts.families import VARIANTS, mostly
 from tests.tiny import tiny_sd
