@@ -43,7 +43,12 @@ class Sampling:
     spacing: Literal["checkpoint", "uniform"] = "checkpoint"
 
     def draw(
-        self, model: DiffusionModel, prompts: Sequence[str], *, batch_size: int = 64, progress: str | None = None
+        self,
+        model: DiffusionModel,
+        prompts: Sequence[str],
+        *,
+        batch_size: int | None = None,
+        progress: str | None = None,
     ) -> Images:
         """A model's images of the prompts, those of one prompt beside each other."""
         from rpo.models.usual import usual_guidance, usual_steps  # not at the top: the settings are described without
@@ -196,8 +201,8 @@ class HeldOutConfig:
     guidance_scale: GuidanceScale | None = None
     """Nothing is the pipeline's own, 7.5 for Stable Diffusion. 2 for shapes."""
 
-    batch_size: Count = 64
-    """Images at once; changes the speed only."""
+    batch_size: Count | None = None
+    """Images at once, which changes speed and memory alone; nothing is 64 small ones, 16 of 512 px, 4 of 1024."""
 
     seed: Seed = 0
     """Of the prompts' draw and of the noise; the same one makes two models comparable."""

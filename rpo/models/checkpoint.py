@@ -341,7 +341,8 @@ class Checkpoint:
         """Images in [0, 1], float32, of scaled latents; with a gradient where the latents ask for one."""
         is_followed = torch.is_grad_enabled() and latents.requires_grad
         with torch.set_grad_enabled(is_followed), moved([self.vae], self.device), self._widened():
-            return self.family.decode(self.pipe, latents).clamp(0, 1)
+            chunks = latents.split(autoencoder.images_per_decode(latents[0, 0].numel() * self.cell**2))
+            return torch.cat([self.family.decode(self.pipe, some) for some in chunks]).clamp(0, 1)
 
     def _widened(self) -> AbstractContextManager[None]:
         return autoencoder.widened(self.vae, is_on=self.family.widens_autoencoder)

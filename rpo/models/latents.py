@@ -10,8 +10,13 @@ from torch import Tensor
 from rpo.errors import InputError
 from rpo.types import Images, Latents
 
-IMAGES_PER_DECODE = 32
-"""Latents that go through the VAE decoder at once: its activations are the largest of the whole pipeline."""
+IMAGES_PER_DECODE, PIXELS_PER_DECODE = 32, 8 * 512 * 512
+"""What goes through the VAE decoder at once, at most: its activations are the largest of the whole pipeline."""
+
+
+def images_per_decode(pixels: int) -> int:
+    """Images of so many pixels that are decoded at once."""
+    return max(1, min(IMAGES_PER_DECODE, PIXELS_PER_DECODE // pixels))
 
 
 def encode(vae: Any, images: Images) -> tuple[Latents, Latents]:
@@ -26,8 +31,7 @@ def decode(vae: Any, latents: Latents) -> Images:
     """Images of scaled latents, float32, about [0, 1]: not cut off."""
     shift, scale = _shift_and_scale(vae, latents)
     unscaled = latents / scale if shift is None else latents / scale + shift
-    chunks = [vae.decode(chunk).sample for chunk in unscaled.to(vae.dtype).split(IMAGES_PER_DECODE)]
-    return torch.cat(chunks).float() / 2 + 0.5
+    return vae.decode(unscaled.to(vae.dtype)).sample.float() / 2 + 0.5
 
 
 def _shift_and_scale(vae: Any, like: Tensor) -> tuple[Tensor | float | None, Tensor | float]:

@@ -20,11 +20,12 @@ from rpo.models.base import ORIGINAL
 from rpo.models.config import HALF_TYPES
 from rpo.models.execution import call
 from rpo.models.frozen import LIBRARY, fetched_bytes, planned_bytes
-from rpo.models.latents import IMAGES_PER_DECODE
+from rpo.models.latents import images_per_decode
 from rpo.models.loading import quantized_parts
 from rpo.models.plain import parts_of
 from rpo.models.unloaded import DEPENDS_ON_CONTENT, pretend, unloaded_pipeline
 from rpo.runs.train_config import DPORunConfig
+from rpo.sampling.sample import images_at_once
 from rpo.trainers.checks.footprint import Footprint, footprint
 from rpo.trainers.checks.memory import readable_bytes
 from rpo.trainers.preview import IMAGES, PROMPTS
@@ -181,7 +182,7 @@ def plan(config: Config) -> Plan:
         sum(one.numel() for one in denoiser.parameters() if one.requires_grad),
         canvas,
         *(drawing, updating, encoding, decoding),
-        *_counts(config, updating.flops / drawing.flops, guided=family.guidance == "cfg"),
+        *_counts(config, canvas, updating.flops / drawing.flops, guided=family.guidance == "cfg"),
         config.learning.updates,
     )
 
@@ -272,15 +273,16 @@ def _canvas(pipe: Any, family: Any, config: Any) -> Canvas:
     return Canvas(size, size) if isinstance(size, int) else Canvas(*size)
 
 
-def _counts(config: Any, backward: float, *, guided: bool) -> tuple[int, int, int, float]:
+def _counts(config: Any, canvas: Canvas, backward: float, *, guided: bool) -> tuple[int, int, int, float]:
     """Latents in one call of an update and of drawing, images decoded at once, and the U of an update."""
+    pixels = canvas.height * canvas.width
     if isinstance(config, DPORunConfig):
-        previewed = PROMPTS * IMAGES if config.preview_every else 0
+        previewed = min(PROMPTS * IMAGES, images_at_once(canvas)) if config.preview_every else 0
         latents = 2 * config.pairs_per_update
         return (
             2 * config.learning.micro_batch,
             previewed * (2 if guided else 1),
-            previewed,
+            min(previewed, images_per_decode(pixels)),
             latents * (config.objective.needs_reference + backward),
         )
     rollout, steps = config.rollout, config.steps
@@ -291,6 +293,6 @@ def _counts(config: Any, backward: float, *, guided: bool) -> tuple[int, int, in
     return (
         config.learning.micro_batch * trained_both,
         min(rollout.batch_size, rollout.images) * both,
-        min(IMAGES_PER_DECODE, rollout.images),
+        min(images_per_decode(pixels), rollout.images),
         (drawn + trained * backward * trained_both) / steps.updates_per_rollout,
     )

@@ -154,7 +154,7 @@ def generate(
     eta: float = 0.0,
     solver: SolverName = "ddim",
     spacing: SpacingName = "checkpoint",
-    batch_size: int = 16,
+    batch_size: int | None = None,
     canvas: Canvas | None = None,
     originals: Images | None = None,
     progress: str | None = None,
@@ -171,7 +171,7 @@ def generate(
         eta: 0 is deterministic DDIM, 1 ancestral sampling.
         solver: See `solving`; DPM-Solver++ needs half of the steps.
         spacing: See `solving`.
-        batch_size: Images at once; changes speed and memory, not images (but for float error).
+        batch_size: Images at once, by default as `images_at_once` has it; changes no image (but for float error).
         canvas: Size of the images; by default the checkpoint's own.
         originals: The image that each prompt edits, as large as the canvas, in [0, 1]; for an editing model.
         progress: Label of a progress bar; None for none.
@@ -182,6 +182,7 @@ def generate(
     jobs = [(prompt, image) for prompt in range(len(prompts)) for image in range(images_per_prompt)]
     bar = tqdm(total=len(jobs), desc=progress, unit="image", disable=progress is None, dynamic_ncols=True)
     images = torch.empty(0, dtype=torch.float32)
+    batch_size = batch_size or images_at_once(canvas or model.canvas)
     for start in range(0, max(len(jobs), 1), batch_size):  # without prompts, encoding refuses them
         batch = jobs[start : start + batch_size]
         grid, kernel = solving(model, num_steps, solver=solver, spacing=spacing, eta=eta, canvas=canvas)
@@ -201,6 +202,11 @@ def generate(
         bar.update(len(batch))
     bar.close()
     return images
+
+
+def images_at_once(canvas: Canvas) -> int:
+    """Images that are drawn together when nobody says how many: 64 small ones, 16 of 512 px, 4 of 1024."""
+    return max(1, min(64, 16 * 512 * 512 // (canvas.height * canvas.width)))
 
 
 def _encoded(model: DiffusionModel, prompts: Sequence[str], rows: list[int], originals: Images | None) -> Conditioning:
