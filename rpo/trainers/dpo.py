@@ -18,7 +18,7 @@ weights errors by where the two images differ.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import final
 
@@ -193,8 +193,8 @@ class DPO(Algorithm[PairBatch]):
 
     def previewed(self) -> PreviewOf:
         """The first prompts of the set, by a second-order solver at the pipeline's usual guidance."""
-        guidance, shown = usual_guidance(self.model), {"solver": "dpm_solver", "canvas": self.sizes.canvas}
-        return PreviewOf(self.pairs.prompts, PREVIEW_STEPS, guidance, originals=self.data.first_originals, **shown)
+        canvas, originals = self.sizes.canvas, partial(self.sizes.first_originals, self.pairs)
+        return PreviewOf(self.pairs.prompts, PREVIEW_STEPS, usual_guidance(self.model), "dpm_solver", canvas, originals)
 
 
 PREVIEW_STEPS = 15  # of DPM-Solver++, with which a preview shows what 30 to 50 steps of others would
