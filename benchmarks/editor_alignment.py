@@ -15,6 +15,7 @@ What is finished in the folder is not made again; a run that was killed goes on.
 import argparse
 import json
 import statistics
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from rpo.curation.curate import curate
 from rpo.curation.curate_config import CurateConfig, EditorConfig
 from rpo.curation.export import export
 from rpo.curation.records import Instructions
+from rpo.data.preference import PairSet
 from rpo.data.readers import read_pairs
 from rpo.evaluation.comparison import compare, format_gain, format_share
 from rpo.files.text import read_text, write_text
@@ -82,6 +84,7 @@ def result_of(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     cases = held_out_cases(args.held_out, seed)
     judged: dict[str, Any] = {"pairs": len(read_pairs(pairs)), "updates": trained.trained.updates}
     judged |= {"domains": cases["domains"], "instructions": cases["instructions"]}
+    judged["labels"] = labels(read_pairs(pairs))
     for name, lora in {"before": None, "after": trained.saved / WEIGHT_FILE}.items():
         judged[name] = verdicts(cases, lora, seed)
     write_text(folder / "judged.json", json.dumps(judged) + "\n")
@@ -139,6 +142,17 @@ def verdicts(cases: dict[str, Any], lora: Path | None, seed: int) -> list[bool]:
     return found
 
 
+def labels(pairs: PairSet) -> dict[str, int]:
+    """How often the chosen and the rejected edit are right, by the truth."""
+    found: Counter[str] = Counter()
+    for pair in pairs:
+        source, *sides = (np.asarray(pair.decode(one)) for one in ("original", "chosen", "rejected"))
+        verdicts = [carries_out(source, side, pair.prompt) for side in sides]
+        are_right = ["right" if one.is_done and one.is_rest_unchanged else "wrong" for one in verdicts]
+        found[f"chosen {are_right[0]}, rejected {are_right[1]}"] += 1
+    return dict(found)
+
+
 def table(found: dict[int, dict[str, Any]]) -> list[str]:
     """Shares of instructions carried out, seed by seed, with intervals; instructions are what cases resemble by."""
     lines = ["| seed | pairs | | images | before | after | gain |", "|---|---|---|---|---|---|---|"]
@@ -152,6 +166,7 @@ def table(found: dict[int, dict[str, Any]]) -> list[str]:
             gains.setdefault(domain, []).append(row.gain.value)
             shares = f"{format_share(row.before)} | {format_share(row.after)} | {format_gain(row.gain)}"
             lines.append(f"| {seed} | {one['pairs']} | {domain.replace('_', '-')} | {len(rows)} | {shares} |")
+    lines[:0] = [f"pairs of seed {seed}: {one['labels']}" for seed, one in found.items()]
     for domain, values in gains.items():
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         mean = f"{100 * statistics.mean(values):+.1f} ± {100 * spread:.1f}"

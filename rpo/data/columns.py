@@ -152,8 +152,10 @@ def parse(form: FormName, row: Row, image_of: Callable[[str], ImageSource], *, n
 
 
 def _parse_pickapic(row: Row, image_of: Callable[[str], ImageSource], name: str) -> PreferencePair | Dropped:
-    label = _number(row, "label_0", name)
-    if row.get("has_label") is False or label is None:
+    label, has_label = _number(row, "label_0", name), row.get("has_label")
+    if has_label not in (None, True, False):
+        raise InputError(f"{name}: has_label is {has_label!r}; expected true or false; mend or remove the row")
+    if label is None or has_label in (False, 0):
         return Dropped("unlabelled")
     if label == _TIE:
         return Dropped("tie")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from rpo.data.own_files import own_file
+from rpo.data.own_files import is_hidden, own_file
 from rpo.errors import InputError
 from rpo.files.text import read_text
 
@@ -42,8 +42,9 @@ def paired_images(folder: Path, sides: tuple[str, str]) -> Iterator[tuple[str, C
 def _by_name(folder: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in _IMAGES:
-            found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+        name = path.relative_to(folder)
+        if path.suffix.lower() in _IMAGES and not is_hidden(name.as_posix()):
+            found.setdefault(name.with_suffix("").as_posix(), []).append(path)
     return found
 
 

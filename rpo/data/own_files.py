@@ -43,6 +43,11 @@ def _homes(folder: Path) -> tuple[str, ...]:
     return (str(home), *(str(one.parent / "blobs") for one in snapshots))
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a name is one that systems and editors leave behind: ._1.png, .DS_Store, __MACOSX, .ipynb_checkpoints."""
+    return any(part == "__MACOSX" or (part.startswith(".") and part.strip(".")) for part in name.split("/"))
+
+
 def read_regular(path: str | Path) -> bytes:
     """The bytes of a regular file; a pipe or a device might never end."""
     mode = Path(path).stat().st_mode

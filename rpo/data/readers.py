@@ -22,13 +22,14 @@ from filelock import FileLock
 from PIL.Image import Image
 
 from rpo.data.columns import FORMS, AnyForm, Dropped, FormName, Row, ignored, parse, recognise
-from rpo.data.image_facts import ImageSource
+from rpo.data.image_facts import ImageSource, read_image
 from rpo.data.pixels import rgb
 from rpo.data.preference import PairSet, PreferencePair, counted, encode_png, recalled_pairs, require_sound
 from rpo.data.rows import RowFiles, lines_of, open_rows, require_split
 from rpo.data.tables import (
     Cell,
     Home,
+    empty_cells,
     encoded_bytes,
     encoded_images,
     home_of,
@@ -236,9 +237,12 @@ def _scan_table(table: "Dataset", origin: str, form: AnyForm, limit: int | None,
     found = Scan(origin, ignored_columns=ignored(table.column_names, found_form))
     pictures = [column for column in (*columns.images, columns.original) if column in table.column_names]
     images = {column: table.select_columns([column]) for column in pictures}
+    unedited = empty_cells(images[columns.original], columns.original) if columns.original in images else ()
     text = [column for column in table.column_names if column in columns.text + columns.optional]
     for index, row in enumerate(islice(table.select_columns(text), limit)):  # no image is read here
         cells = {column: Cell(image, index, column, home) for column, image in images.items()}
+        if index in unedited:
+            del cells[columns.original]
         found.take(partial(parse, found_form, {**cells, **row}, cells.__getitem__, name=f"{origin} row {index}"))
     return found
 
@@ -310,7 +314,11 @@ def _copy(rows: "IterableDataset", folder: Path, form: FormName, limit: int, ori
 
 def _keep(records: RecordFolder, form: FormName, row: Row, name: str, home: Home, number: int) -> str | None:
     """Store one row; if it holds no preference, say why instead."""
-    found = parse(form, row, lambda column: encoded_bytes(row[column], home), name=name)
+
+    def image_of(column: str) -> bytes:
+        return read_image(partial(encoded_bytes, row[column], home), f"{name}: {column}")
+
+    found = parse(form, row, image_of, name=name)
     if isinstance(found, Dropped):
         return found.reason
     records.append(replace(found, details={**found.details, "source_row": number}))

@@ -7,6 +7,7 @@ one is one fault and no more. What its columns say of images are names of files 
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from pathlib import Path
 from rpo.data.columns import NUMERIC
 from rpo.data.image_facts import ImageSource
 from rpo.data.image_folders import paired_images, sides_in
-from rpo.data.own_files import own_file
+from rpo.data.own_files import is_hidden, own_file
 from rpo.data.tar_shards import TarMember, tar_rows
 from rpo.data.writers import METADATA
 from rpo.errors import InputError
@@ -60,28 +61,44 @@ def open_rows(path: Path, split: str) -> RowFiles | None:
 
 
 def _of_file(path: Path, split: str) -> RowFiles | None:
-    if path.name.endswith((".tar.gz", ".tgz")) and path.is_file():
+    suffix = path.suffix.lower()
+    if path.name.lower().endswith((".tar.gz", ".tgz")) and path.is_file():
         raise InputError(f"{path} is compressed, so that no image can be found in it by its place; gunzip it")
-    if path.suffix not in _READERS or not path.is_file():
+    if suffix not in _READERS or not path.is_file():
         return None
     require_split(path, split, ONLY_SPLIT)
-    return RowFiles(path, path.parent, _READERS[path.suffix](path))
+    return RowFiles(path, path.parent, _READERS[suffix](path))
 
 
 def _of_folder(path: Path, split: str) -> RowFiles | None:
-    for name in (METADATA, "metadata.csv"):
-        if (path / name).is_file():
-            return _of_file(path / name, split)
-    if any(path.glob("*.parquet")):
+    if tables := [name for name in (METADATA, "metadata.csv") if (path / name).is_file()]:
+        return _of_file(path / _only(path, tables), split)
+    files: dict[str, list[Path]] = {".parquet": [], ".tar": [], ".jsonl": []}
+    for file in sorted(path.iterdir()):
+        if file.suffix.lower() in files and not is_hidden(file.name) and file.is_file():
+            files[file.suffix.lower()].append(file)
+    if files.pop(".parquet"):
         return None
-    if sides := sides_in(path):
+    sides, listed = sides_in(path), path / f"{split}.json"
+    found = [suffix for suffix, some in files.items() if some] + [f"{one}/" for one in (sides or ())[:1]]
+    kind = _only(path, [*found, listed.name] if listed.is_file() else found)
+    if kind in files:
+        some = _of_split(path, files[kind], split)
+        return RowFiles(path, path, (row for file in some for row in _READERS[kind](file)))
+    if sides:
         require_split(path, split, ONLY_SPLIT)
         return RowFiles(path, path, paired_images(path, sides))
-    for suffix in (".tar", ".jsonl"):
-        if files := _of_split(path, sorted(path.glob(f"*{suffix}")), split):
-            return RowFiles(path, path, (row for file in files for row in _READERS[suffix](file)))
-    file = path / f"{split}.json"
-    return RowFiles(path, path, _json_rows(file)) if file.is_file() else None
+    return RowFiles(path, path, _json_rows(listed)) if kind else None
+
+
+def _only(folder: Path, found: Sequence[str]) -> str:
+    """The one way in which a folder holds pairs, if there is one."""
+    if len(found) > 1:
+        raise InputError(
+            f"{folder}: holds pairs in {len(found)} ways, {' and '.join(found)}, which may contradict each other; "
+            "expected one; move the others away, or give the file that counts"
+        )
+    return found[0] if found else ""
 
 
 def lines_of(path: Path) -> RowFiles:
@@ -115,9 +132,13 @@ def _lines(path: Path) -> Iterator[NamedRow]:
 
 
 def _csv_rows(path: Path) -> Iterator[NamedRow]:
-    table = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    table = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     name = path.name
     try:
+        if twice := [column for column, count in Counter(table.fieldnames or ()).items() if count > 1 and column]:
+            raise InputError(
+                f"{path}: has the column {twice[0]} twice; expected one of each name; rename or remove one"
+            )
         for cells in table:
             yield (name := f"{path.name}:{table.line_num}"), partial(_plain, cells, name)
     except csv.Error as error:
@@ -125,15 +146,17 @@ def _csv_rows(path: Path) -> Iterator[NamedRow]:
 
 
 def _plain(cells: Mapping[str | None, str | None], name: str) -> Row:
-    """The cells that are not empty; numbers as such, for a CSV has text alone."""
+    """The cells; numbers as such, for a CSV has text alone, and what is empty as nothing, or as an empty caption."""
     if None in cells:
         raise InputError(f"{name}: has more cells than the header names; expected as many; put quotes around commas")
-    return {column: _value(column, text) for column, text in cells.items() if column and text}
+    return {column: _value(column, text) for column, text in cells.items() if column}
 
 
-def _value(column: str, text: str) -> object:
+def _value(column: str, text: str | None) -> object:
+    if not text:
+        return text if column in ("prompt", "caption") else None
     if column == "has_label":
-        return text.lower() != "false"
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
     try:
         return text if column not in NUMERIC else int(text) if text.lstrip("-").isdigit() else float(text)
     except ValueError:
@@ -143,7 +166,7 @@ def _value(column: str, text: str) -> object:
 def _json_rows(path: Path) -> Iterator[NamedRow]:
     try:
         rows = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}); expected a list of objects; mend it") from error
     if not isinstance(rows, list):
         raise InputError(f"{path}: a JSON {type(rows).__name__}; expected a list of objects, a pair each; write one")

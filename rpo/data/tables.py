@@ -153,6 +153,20 @@ def _stamp_of_bytes(table: "Dataset", column: str) -> str | None:
     return f"{table._fingerprint}|{dates}"
 
 
+def empty_cells(table: "Dataset", column: str) -> set[int]:
+    """The rows that have no image in a column, of which none is read."""
+    import pyarrow
+    from pyarrow import compute
+
+    rows = list[bool]()
+    for batch in table.with_format("arrow").iter(1000):
+        cells = batch.column(column)
+        is_split = pyarrow.types.is_struct(cells.type)
+        parts = [compute.struct_field(cells, one.name) for one in cells.type] if is_split else [cells]
+        rows += map(all, zip(*(part.is_null().to_pylist() for part in parts), strict=True))
+    return {row for row, is_empty in enumerate(rows) if is_empty}
+
+
 def encoded_bytes(value: object, home: Home) -> bytes:
     """The encoded image that the value of a cell stands for: its pixels or bytes, or the file that it names."""
     if isinstance(value, Image):

@@ -4,7 +4,6 @@ The key of `dir/000123.chosen.png` is `dir/000123`, its column `chosen`. Columns
 somebody asks for them; `.json` has further columns, and `.txt` or `.caption` the prompt.
 """
 
-import json
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,8 +11,10 @@ from functools import partial
 from pathlib import Path
 
 from rpo.data.image_facts import stamp_of
+from rpo.data.own_files import is_hidden
 from rpo.errors import InputError
 from rpo.files.text import decode_text
+from rpo.files.whole import parse_line
 
 _TEXTS = ("txt", "caption", "text")
 _BLOCK = 512  # of a tar file: a header, and the zeros after the last member
@@ -50,7 +51,7 @@ def tar_rows(path: Path) -> Iterator[tuple[str, Callable[[], Mapping[str, object
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
-                if member.isreg() and not member.issparse():
+                if member.isreg() and not member.issparse() and not is_hidden(member.name):
                     place = TarMember(path, member.name, member.offset_data, member.size)
                     keys.setdefault(_split(member.name)[0], []).append(place)
             if TarMember(path, "its end", archive.offset, min(_BLOCK, path.stat().st_size - archive.offset))().strip(
@@ -77,7 +78,7 @@ def _row(members: list[TarMember], name: str) -> Mapping[str, object]:
     for member in members:
         column = _split(member.name)[1].lower()
         if column == "json":
-            found = _json(member, name)
+            found = parse_line(decode_text(member(), f"{name} (json)"), f"{name} (json)")
         elif column in _TEXTS:
             found = {"prompt": decode_text(member(), f"{name} ({column})").strip()}
         else:
@@ -86,13 +87,3 @@ def _row(members: list[TarMember], name: str) -> Mapping[str, object]:
             raise InputError(f"{name}: has {twice[0]} twice; expected one member for each; mend or remove the key")
         row |= found
     return row
-
-
-def _json(member: TarMember, name: str) -> dict[str, object]:
-    try:
-        found = json.loads(decode_text(member(), f"{name} (json)"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{name}: its json is none ({error}); expected an object; mend or remove the key") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{name}: its json is a {type(found).__name__}; expected an object; mend or remove the key")
-    return found

@@ -186,5 +186,10 @@ def _write(
     numbered = enumerate(pairs)
     with written_whole(Path(path)) as partial, pq.ParquetWriter(partial, schema) as writer:
         while rows := [row_of(pair, number) for number, pair in islice(numbered, _PARQUET_ROWS)]:
+            if strangers := {name for row in rows for name in row if name not in schema.names}:
+                raise InputError(
+                    f"{path}: the first record has no {', '.join(sorted(strangers))}, but others have; expected one "
+                    "kind of records; write those with and without it apart"
+                )
             columns = [pa.array([row.get(field.name) for row in rows], type=field.type) for field in schema]
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))

@@ -63,7 +63,7 @@ def parse_line(text: str, name: str) -> dict[str, object]:
     """The object that one line holds."""
     try:
         row = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{name}: not JSON ({error}); expected one object a line; mend or remove the line") from error
     if not isinstance(row, dict):
         raise InputError(f"{name}: a JSON {type(row).__name__}; expected one object a line; mend or remove the line")

@@ -17,11 +17,12 @@ from typing import Any, TypeVar, final
 from rpo.adapters.loading import load_model
 from rpo.data.preference import left_out
 from rpo.evaluation.held_out import HeldOut
-from rpo.models.checkpoint import Checkpoint
+from rpo.models.checkpoint import Checkpoint, refuse_editor
 from rpo.runs.room import disk_checks, memory_check
-from rpo.runs.train import algorithm_of
+from rpo.runs.train import algorithm_of, require_deployment
 from rpo.runs.train_config import RunConfig
-from rpo.trainers.checks.examine import drawn, guarded, looks
+from rpo.trainers.checks.adapter import drawn
+from rpo.trainers.checks.examine import guarded, looks
 from rpo.trainers.checks.parts import part_looks
 from rpo.trainers.checks.preflight import Check
 from rpo.trainers.dpo import DPO
@@ -72,7 +73,7 @@ class _Visit:
         algorithm = self._make("data", lambda: algorithm_of(replace(config, output=str(self._folder))), _of_data)
         trainer = None if algorithm is None else self._make("trainer", lambda: _trainer(model, algorithm), _of_trainer)
         if config.held_out is not None:
-            self._make("held-out prompts", lambda: _held_out(config, trainer), lambda _: "none is trained on")
+            self._make("held-out prompts", lambda: _held_out(config, model, trainer), lambda _: "none is trained on")
         if trainer is not None:
             every = looks(trainer, self._folder / "lora")
         else:  # the checkpoint can be looked at all the same
@@ -110,7 +111,9 @@ def _trainer(model: Checkpoint, algorithm: Algorithm[Any]) -> Trainer:
     return trainer
 
 
-def _held_out(config: Any, trainer: Trainer | None) -> HeldOut:
+def _held_out(config: Any, model: Checkpoint, trainer: Trainer | None) -> HeldOut:
+    require_deployment(config)
+    refuse_editor(model, "held_out")
     held_out = HeldOut(config.held_out)
     if trainer is not None:
         held_out.refuse_trained(trainer.algorithm.previewed().prompts)

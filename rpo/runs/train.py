@@ -67,7 +67,7 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
         config: Which algorithm is told by its class; see `rpo.runs.train_config`.
         resume: Continue a killed run in the same folder.
     """
-    _require_deployment(config)
+    require_deployment(config)
     algorithm = algorithm_of(config)
     folder = Path(algorithm.config.output)
     if not resume:
@@ -86,7 +86,7 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
     return _judged_and_reported(trainer, config, result, held_out) if trainer.run.processes.is_main else result
 
 
-def _require_deployment(config: RunConfig) -> None:
+def require_deployment(config: RunConfig) -> None:
     """Refuse to judge a distilled checkpoint by the pipeline's usual steps, which are those of the base."""
     held_out, model = config.held_out, config.model
     if held_out is None or not (model.assistant or model.allow_distilled):

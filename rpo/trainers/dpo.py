@@ -18,7 +18,7 @@ side is forgotten. `config.objective` is another member of the family, `config.r
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import final
 
@@ -196,5 +196,5 @@ class DPO(Algorithm[PairBatch]):
 
     def previewed(self) -> PreviewOf:
         """The first prompts of the set, by a second-order solver at the pipeline's usual guidance."""
-        guidance, shown = usual_guidance(self.model), {"solver": "dpm_solver", "canvas": self.sizes.canvas}
-        return PreviewOf(self.pairs.prompts, DPM_STEPS, guidance, originals=self.data.first_originals, **shown)
+        canvas, originals = self.sizes.canvas, partial(self.sizes.first_originals, self.pairs)
+        return PreviewOf(self.pairs.prompts, DPM_STEPS, usual_guidance(self.model), "dpm_solver", canvas, originals)

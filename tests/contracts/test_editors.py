@@ -3,6 +3,7 @@
 `pytest -m contracts` runs this for all of them.
 """
 
+from dataclasses import replace
 from inspect import signature
 
 import pytest
@@ -116,8 +117,8 @@ def test_a_saved_lora_edits_the_same_in_stock_diffusers(editor, tmp_path):
     assert (ours - before).abs().max() > 1e-3
 
 
-def edits(count=4, side=64):
-    images = torch.randint(256, (count, 3, side, side, 3), generator=torch.Generator().manual_seed(0)).byte().numpy()
+def edits(count=4, side=(64, 64)):
+    images = torch.randint(256, (count, 3, *side, 3), generator=torch.Generator().manual_seed(0)).byte().numpy()
     return pair_set(
         [
             PreferencePair(
@@ -131,11 +132,11 @@ def edits(count=4, side=64):
     )
 
 
-def trained(make, folder, *, updates, resume=False, **changes):
+def trained(make, folder, *, updates, resume=False, pairs=None, **changes):
     trainer = pair_runs.trainer_of(
         folder,
         pipe=make(),
-        pairs=edits(),
+        pairs=pairs or edits(),
         updates=updates,
         pairs_per_update=2,
         learning={"micro_batch": 2, "checkpoint_every": 1},
@@ -163,6 +164,16 @@ def test_the_first_images_that_are_edited_are_shown_beside_the_previews(tmp_path
         assert grid.size == (5 * 64, 2 * 64)
         left = grid.crop((0, 0, 64, 64))
     assert left.tobytes() == edits()[0].decode("original").tobytes()
+
+
+def test_previews_of_edits_in_buckets_are_drawn_at_the_canvas(tmp_path):
+    wide = [replace(pair, prompt="edit 2") for pair in edits(side=(48, 96))]
+    trained(tiny_pix2pix, tmp_path, updates=1, preview_every=1, bucket_step=16, pairs=pair_set([*edits(), *wide]))
+    with Image.open(tmp_path / "previews" / "update-000001.png") as grid:
+        assert grid.size == (5 * 64, 3 * 64)
+        left = grid.crop((0, 128, 64, 192))
+    scaled = wide[0].decode("original").resize((128, 64), Image.Resampling.BILINEAR)
+    assert left.tobytes() == scaled.crop((32, 0, 96, 64)).tobytes()
 
 
 def test_pairs_that_are_no_edits_are_refused_by_an_editor_and_the_reverse(tmp_path):

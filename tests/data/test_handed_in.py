@@ -98,6 +98,33 @@ def test_a_broken_row_of_an_iterable_table_is_one_fault(tmp_path):
     assert read_pairs(table, limit=2, cache_dir=tmp_path, skip_faulty=True).dropped == {"faulty": 1}
 
 
+def test_a_cell_without_an_image_names_the_row(tmp_path):
+    table = datasets.IterableDataset.from_generator(
+        lambda: iter([{"prompt": "p", "chosen": None, "rejected": noise(1)}])
+    )
+    with pytest.raises(ValueError, match="^the table row 0: chosen cannot be read .the cell holds nothing"):
+        read_pairs(table, limit=1, cache_dir=tmp_path)
+
+
+def test_a_row_without_an_original_is_no_edit(tmp_path):
+    rows = {"prompt": ["a", "b", "c"], "original": [None, noise(4), None]}
+    rows |= {side: [noise(2 * row + place) for row in range(3)] for place, side in enumerate(("chosen", "rejected"))}
+    image = datasets.Image()
+    features = datasets.Features(prompt=datasets.Value("string"), original=image, chosen=image, rejected=image)
+    table = datasets.Dataset.from_dict(rows, features=features)
+    table.to_parquet(tmp_path / "a.parquet")
+    for source in (table, tmp_path / "a.parquet", table.to_iterable_dataset()):
+        pairs = read_pairs(source, limit=3, cache_dir=tmp_path)
+        assert [record.original is None for record in pairs] == [True, False, True]
+    assert [record.original is None for record in read_pairs(table.select([1, 0]))] == [False, True]
+
+
+@pytest.mark.parametrize("has_label", [False, np.bool_(False), 0])
+def test_a_row_without_a_label_is_left_out_however_that_is_said(has_label):
+    row = {"caption": "p", "jpg_0": noise(0), "jpg_1": noise(1), "label_0": 1}
+    assert len(read_pairs([row, row | {"has_label": has_label}])) == 1
+
+
 def test_a_table_that_the_caller_made_may_name_the_callers_files_and_a_loaded_one_may_not(tmp_path):
     path = write_file(tmp_path / "a.png", png(0))
     made = datasets.Dataset.from_dict({"prompt": ["p"], "chosen": [str(path)], "rejected": [png(1)]})

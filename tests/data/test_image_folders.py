@@ -47,6 +47,13 @@ def test_what_does_not_belong_together_is_named_and_can_be_skipped(tmp_path):
     assert [record.key for record in read_pairs(tmp_path, skip_faulty=True)] == [pair(0).key]
 
 
+def test_what_a_system_left_behind_is_no_image(tmp_path):
+    folders(tmp_path)
+    for name in ("._0.png", ".ipynb_checkpoints/0.png", "__MACOSX/0.png"):
+        write_file(tmp_path / "chosen" / name, b"\0\5")
+    assert len(read_pairs(tmp_path)) == 2
+
+
 def test_an_image_outside_the_folder_is_not_read(tmp_path):
     folders(tmp_path / "set")
     outside = write_file(tmp_path / "secret.png", png(8))

@@ -62,7 +62,9 @@ def test_captions_of_a_table_may_hold_commas_line_ends_and_digits(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("p,images/0.png", r"^metadata.csv:2: found the columns chosen_file_name, prompt; expected"),
+        ("p,images/0.png", r"^metadata.csv:2: rejected_file_name is None; expected a file name"),
+        ("p,,images/1.png,", r"^metadata.csv:2: chosen_file_name is None; expected a file name"),
+        (",images/0.png,images/1.png,", r"^metadata.csv:2: the prompt is empty"),
         ("p,images/0.png,images/1.png,5,6", "^metadata.csv:2: has more cells than the header names"),
         ("p,images/0.png,images/1.png,much", "^metadata.csv:2: seed is 'much'; expected a whole number"),
         ("p,images/0.png,../1.png,", "^metadata.csv:2: rejected_file_name '../1.png' leads out of the set's folder"),
@@ -75,6 +77,41 @@ def test_a_broken_row_of_a_table_is_named_and_can_be_skipped(tmp_path, line, mes
     with pytest.raises(ValueError, match=message):
         read_pairs(tmp_path)
     assert keys(read_pairs(tmp_path, skip_faulty=True)) == EXPECTED[1:]
+
+
+def test_empty_cells_are_an_empty_caption_or_nothing(tmp_path):
+    text = "prompt,image1,image2,votes_image1,votes_image2\n{},images/0.png,images/1.png,{},1\n"
+    rows = text.format("", 2) + text.format("p", "").splitlines()[1]
+    write_file(images(tmp_path) / "votes.CSV", rows.encode())
+    pairs = read_pairs(tmp_path / "votes.CSV", allow_empty_prompts=True)
+    assert pairs.prompts == ("",) and pairs.dropped == {"unlabelled": 1}
+
+
+@pytest.mark.parametrize(("word", "dropped"), [("True", 0), ("1", 0), ("False", 1), ("0", 1)])
+def test_a_label_that_a_table_says_is_none_is_none(tmp_path, word, dropped):
+    rows = "caption,jpg_0,jpg_1,label_0,has_label\np,images/0.png,images/1.png,1,{}\n"
+    text = rows.format(word) + rows.format("no").splitlines()[1]
+    found = scan(write_file(images(tmp_path) / "a.csv", text.encode()))
+    assert found.dropped["unlabelled"] == dropped and len(found.pairs) == 1 - dropped
+    assert found.faults == ["a.csv:3: has_label is 'no'; expected true or false; mend or remove the row"]
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "x.tar", "train.json", "win/"])
+def test_a_folder_that_holds_pairs_in_two_ways_is_refused(tmp_path, name):
+    first = "metadata.jsonl" if name == "metadata.csv" else "x.jsonl"
+    write_file(images(tmp_path) / first, lines(row(0)))
+    write_file(tmp_path / name / ".keep", b"") if name == "win/" else write_file(tmp_path / name, b"")
+    (tmp_path / "lose").mkdir()
+    with pytest.raises(ValueError, match=r"holds pairs in 2 ways, .*; move the others away, or give the file"):
+        read_pairs(tmp_path)
+    assert keys(read_pairs(tmp_path / first)) == EXPECTED[:1]
+
+
+def test_hidden_files_and_folders_of_such_names_are_no_shards(tmp_path):
+    write_file(images(tmp_path) / "part-0.JSONL", lines(row(0)))
+    write_file(tmp_path / "._part-0.jsonl", b"\0\5")
+    (tmp_path / "part-1.jsonl").mkdir()
+    assert keys(read_pairs(tmp_path)) == EXPECTED[:1]
 
 
 def test_several_files_of_lines_are_one_set_in_the_order_of_their_names(tmp_path):
@@ -124,6 +161,10 @@ def test_a_list_may_have_the_columns_of_any_form(tmp_path):
         ("a.json", b"{}", "a.json: a JSON dict; expected a list of objects"),
         ("a.json", b"[", "a.json: not JSON"),
         ("a.csv", b"prompt\n\xff\n", "a.csv, line 2, byte 1: the text is not UTF-8"),
+        ("a.csv", b'prompt,chosen\n"p,a\nq,b\n', "a.csv, after a.csv: no CSV"),
+        ("a.csv", b"prompt,prompt,chosen\np,q,a\n", "a.csv: has the column prompt twice"),
+        ("a.JSON", b"[" * 100_000, "a.JSON: not JSON"),
+        ("a.jsonl", b'{"prompt": ' + b"[" * 100_000, "^a.jsonl:1: not JSON"),
         ("a.tar.gz", b"", "a.tar.gz is compressed"),
     ],
 )

@@ -59,6 +59,12 @@ def test_images_lie_where_they_are_until_they_are_asked_for(tmp_path, monkeypatc
         pairs[0].encoded("chosen")
 
 
+def test_what_a_system_left_behind_is_no_member(tmp_path):
+    hidden = {name: b"\0\5" for name in ("./._a.chosen.png", "__MACOSX/._a.chosen.png", "set/.DS_Store")}
+    pairs = read_pairs(shard(tmp_path / "a.tar", hidden | of_pair(0, "./a") | of_pair(1, "../b")))
+    assert [record.key for record in pairs] == [pair(0).key, pair(1).key]
+
+
 def test_columns_of_other_forms_are_read_too(tmp_path):
     members = {"a.jpg_0.png": png(1), "a.jpg_1.jpg": png(0), "a.json": b'{"caption": "prompt 0", "label_0": 0}'}
     assert read_pairs(shard(tmp_path / "a.tar", members))[0].key == pair(0).key
@@ -67,8 +73,8 @@ def test_columns_of_other_forms_are_read_too(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"a.json": b"{"}, "^s.tar:a: its json is none"),
-        ({"a.json": b"[]"}, "^s.tar:a: its json is a list"),
+        ({"a.json": b"{"}, r"^s.tar:a \(json\): not JSON"),
+        ({"a.json": b"[]"}, r"^s.tar:a \(json\): a JSON list"),
         ({"a.json": b'{"seed": 1}'}, "^s.tar:a: found the columns chosen, rejected, seed; expected"),
         ({"a.txt": b"twice"}, "^s.tar:a: has prompt twice"),
         ({"a.chosen.jpg": png(3)}, "^s.tar:a: has chosen twice"),

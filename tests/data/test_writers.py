@@ -170,3 +170,11 @@ def test_the_image_that_a_pair_edits_is_kept(tmp_path, form):
 def test_pairs_of_edits_and_others_in_one_folder(tmp_path):
     write_pairs(tmp_path, [pair(0), replace(pair(1), original=pair(2).chosen)])
     assert [one.original is None for one in read_pairs(tmp_path)] == [True, False]
+
+
+def test_a_parquet_loses_no_original(tmp_path):
+    plain, edit, path = pair(0), replace(pair(1), original=pair(2).chosen), tmp_path / "a.parquet"
+    with pytest.raises(ValueError, match="the first record has no original, but others have"):
+        write_parquet(path, [plain, edit])
+    write_parquet(path, [edit, plain])
+    assert [one.original is None for one in read_pairs(path)] == [False, True]

@@ -15,6 +15,7 @@ from rpo.runs.room import available_bytes, cache_bytes, memory_check
 from rpo.runs.train_config import DPORunConfig
 from tests.runs.test_train import ALGORITHMS, inputs, words  # noqa: F401
 from tests.tiny import tiny_sd
+from tests.tiny_editors import tiny_pix2pix
 from tests.trainers.online_runs import small_value  # noqa: F401
 from tests.trainers.pair_runs import toy_pairs, trainer_of
 
@@ -71,6 +72,19 @@ def test_what_is_refused_elsewhere_is_a_line_here(algorithm, word, expected, inp
     assert code == 1 and says in told[name]
     assert failed(told) - UNTRAINED == {name}
     assert ("disk" in told) == (name not in ("settings", "checkpoint"))
+
+
+def test_what_an_editor_and_a_distilled_checkpoint_are_refused_for_is_a_line(inputs, tmp_path, capfd):  # noqa: F811
+    tiny_pix2pix().save_pretrained(tmp_path / "editor")
+    held_out = "held_out={prompts: shapes, reward: jpeg-compressibility}"
+    editor = [f"model.source={tmp_path / 'editor'}", "data.source=/nowhere", held_out]
+    _, told, _ = examined(capfd, "dpo", inputs, tmp_path, *editor)
+    assert failed(told) - UNTRAINED == {"data", "held-out prompts"}
+    assert "InstructPix2Pix edits images" in told["held-out prompts"] and "off by" in told["VAE round trip"]
+    _, told, _ = examined(
+        capfd, "dpo", inputs, tmp_path, "data.source=/nowhere", held_out, "model.allow_distilled=true"
+    )
+    assert "held_out.num_steps and held_out.guidance_scale is not given" in told["held-out prompts"]
 
 
 def with_overflow(pipe):

@@ -57,6 +57,11 @@ def adapter_checks(run: Run, model: Checkpoint, prompt: str, folder: Path) -> It
 
 def _drawn(model: Checkpoint, prompt: str) -> Images:
     side = probe_side(model.pipe, model.family) * model.family.cell(model.pipe)
-    grey = torch.full((1, 3, side, side), 0.5) if model.family.edits == "always" else None
-    drawing = {"num_steps": STEPS, "guidance_scale": usual_guidance(model), "canvas": Canvas(side, side)}
+    return drawn(model, prompt, STEPS, canvas=Canvas(side, side), guidance_scale=usual_guidance(model))
+
+
+def drawn(model: Checkpoint, prompt: str, num_steps: int, *, canvas: Canvas, guidance_scale: float = 1.0) -> Images:
+    """One image; an editor's is an edit of grey."""
+    grey = torch.full((1, 3, *canvas), 0.5) if model.family.edits == "always" else None
+    drawing = {"num_steps": num_steps, "guidance_scale": guidance_scale, "canvas": canvas}
     return generate(model, [prompt], seed=0, originals=grey, **drawing)

@@ -17,9 +17,8 @@ from rpo.data.transform import PairTransform
 from rpo.errors import SURROUNDINGS, InputError
 from rpo.models.checkpoint import Checkpoint
 from rpo.rewards import WeightedRewards
-from rpo.sampling.sample import generate
 from rpo.sampling.step import predict
-from rpo.trainers.checks.adapter import adapter_checks
+from rpo.trainers.checks.adapter import adapter_checks, drawn
 from rpo.trainers.checks.first_step import FirstBatch, first_step, starts_at_reference
 from rpo.trainers.checks.parts import part_looks
 from rpo.trainers.checks.preference import preference_checks
@@ -32,7 +31,7 @@ from rpo.trainers.pairs.errors import denoise
 from rpo.trainers.rollouts.algorithm import OnlineAlgorithm
 from rpo.trainers.trainer import Trainer
 from rpo.training.randomness import undisturbed_randomness
-from rpo.types import Canvas, Images
+from rpo.types import Images
 
 Look = Callable[[], Iterable[Check]]
 
@@ -85,11 +84,6 @@ def looks(trainer: Trainer, folder: Path) -> dict[str, Look]:
     if isinstance(model, Checkpoint):
         found["adapter"] = lambda: adapter_checks(trainer.run, model, prompt, folder)
     return {name: _undisturbed(trainer, look) for name, look in found.items()}
-
-
-def drawn(model: Checkpoint, prompt: str, num_steps: int, *, canvas: Canvas) -> Images:
-    """One image without guidance."""
-    return generate(model, [prompt], seed=0, num_steps=num_steps, guidance_scale=1.0, canvas=canvas)
 
 
 def _chosen(algorithm: DPO) -> Images:

@@ -29,7 +29,9 @@ def record_checks(pairs: PairSet, trained: Sizes, at_once: int) -> Iterator[Chec
     opened = spread_over(pairs.pairs, OPENED)
     for pair in opened:
         require_two_images(pair)
-    yield Check("images decode", True, f"{2 * len(opened)} of {2 * len(pairs)} were, and no pair is one image twice")
+        pair.decode(pair.pictures[-1])
+    some, whole = (sum(len(pair.pictures) for pair in found) for found in (opened, pairs))
+    yield Check("images decode", True, f"{some} of {whole} were, and no pair is one image twice")
 
 
 def labels(pairs: PairSet) -> Check:

@@ -37,7 +37,7 @@ from rpo.models.checkpoint import Checkpoint
 from rpo.randomness import keyed_generator
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.trainers.pairs.conditions import PairConditions
-from rpo.types import Conditioning, Images
+from rpo.types import Conditioning
 
 MIDWAY = -1
 """Number of the draw that no visit has: the pair as it is looked at before training."""
@@ -221,12 +221,6 @@ class PairBatches:
             tuple(pair for pair, _ in visits),
             self._difference(visits),
         )
-
-    def first_originals(self, prompts: Sequence[str]) -> Images | None:
-        """The image that the first pair of each prompt edits, in [0, 1]; None where pairs are no edits."""
-        first = {pair.prompt: index for index, pair in reversed(list(enumerate(self.pairs)))}
-        found = [one.load() for prompt in prompts for one in self._originals(first[prompt], 0)]
-        return torch.stack(found) if found else None
 
     def _originals(self, pair: int, draw: int) -> list[LatentRequest]:
         """The image that a pair's two are edits of; none where they are no edits."""

@@ -1,15 +1,18 @@
 """The sizes that a run over pairs trains at: one canvas for all, or the buckets that its settings ask for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from rpo.data.buckets import Buckets, make_buckets, one_bucket
+from rpo.data.encodings import original_request
 from rpo.data.preference import PairSet
+from rpo.data.transform import PairTransform, TransformDraw
 from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
 from rpo.trainers.dpo_config import DPOConfig
-from rpo.types import Canvas
+from rpo.types import Canvas, Images
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,13 @@ class Sizes:
     buckets: Buckets
     notes: list[str]
     """What a plan has to say of buckets."""
+
+    def first_originals(self, pairs: PairSet, prompts: Sequence[str]) -> Images | None:
+        """The image that the first pair of each prompt edits, cut to the canvas; None where pairs are no edits."""
+        first = {pair.prompt: pair for pair in reversed(pairs.pairs)}
+        edited = [first[prompt] for prompt in prompts if first[prompt].original is not None]
+        found = [original_request(one, PairTransform(self.canvas), TransformDraw()).load() for one in edited]
+        return torch.stack(found) if found else None
 
 
 def sizes_of(model: Checkpoint, pairs: PairSet, config: DPOConfig, at_once: int) -> Sizes:

@@ -8,7 +8,8 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 import rpo.shapes
 from rpo.adapters.lora import load_lora
-from rpo.data.preference import PreferencePair, encode_png, pair_set
+from rpo.data.buckets import one_bucket
+from rpo.data.preference import PairSet, PreferencePair, encode_png, pair_set
 from rpo.models.checkpoint import Checkpoint
 from rpo.objectives.preference.dpo import Dpo
 from rpo.objectives.preference.kto import Kto
@@ -17,6 +18,9 @@ from rpo.objectives.preference.region import RegionConfig
 from rpo.shapes.world import draw_scene, render, sample_prompts
 from rpo.trainers.checks.examine import examine
 from rpo.trainers.checks.parts import steps_agree
+from rpo.trainers.checks.records import record_checks
+from rpo.trainers.pairs.sizes import Sizes
+from rpo.types import Canvas
 from tests.contracts.families import FAMILIES
 from tests.contracts.test_editors import EDITORS
 from tests.contracts.test_editors import edits as edited_pairs
@@ -255,6 +259,14 @@ def test_a_pair_that_is_alone_in_its_bucket_is_named(tmp_path):
     assert not found["buckets"].passed and "80x48" in found["buckets"].advice
     some = dpo(tmp_path / "some", pairs=pair_set([*wide, *of_size(48, 96, 2)]), bucket_step=16, resolution=64)
     assert failed(some) <= UNTRAINED
+
+
+def test_an_image_that_is_edited_is_decoded_too():
+    *whole, last = edited_pairs()
+    pairs = PairSet((dataclasses.replace(last, original=last.original[:-4000]), *whole))
+    sizes = Sizes(Canvas(64, 64), 256, one_bucket(4, Canvas(64, 64)), [])
+    with pytest.raises(ValueError, match="^3: the original image .* cannot be decoded"):
+        list(record_checks(pairs, sizes, 1))
 
 
 def of_size(width, height, count):
