@@ -19,7 +19,7 @@ from rpo.curation.curate_config import SourceConfig
 from rpo.curation.sources import Planned, SourcePlan, planned
 from rpo.data.pixels import to_pixels
 from rpo.data.prompts import read_prompts
-from rpo.models.checkpoint import Checkpoint
+from rpo.models.checkpoint import Checkpoint, refuse_editor
 from rpo.models.frozen import LIBRARY
 from rpo.models.usual import usual_guidance, usual_steps
 from rpo.sampling.sample import image_generator, sample, solving
@@ -71,7 +71,7 @@ class Drawer:
         self._config = config
         self._named = config.model.deployed
         on_cpu = replace(self._named, device="cpu", attention="sdpa", compile=False, frozen_base="whole")
-        model = load_model(on_cpu)
+        refuse_editor(model := load_model(on_cpu), "what is drawn for pairs")
         self.num_steps = usual_steps(model, config.num_steps)
         self.guidance_scale = usual_guidance(model, config.guidance_scale)
         parts = [model.fingerprint("denoiser"), model.fingerprint("vae"), model.fingerprint("text")]

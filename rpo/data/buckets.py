@@ -69,8 +69,12 @@ def one_bucket(count: int, canvas: Canvas) -> Buckets:
 def make_buckets(pairs: Iterable[PreferencePair], canvas: Canvas, step: int) -> Buckets:
     """The buckets of a set; looks at the header of every image that is not known yet.
 
-    Raises `InputError` naming the first pair whose images are smaller than any bucket.
+    Raises `InputError` naming the first pair whose images are smaller than any bucket, or the step of none.
     """
+    if not 1 <= step <= min(canvas):
+        raise InputError(
+            f"bucket_step is {step}; expected 1 to {min(canvas)}, the shorter side of {canvas}; give 64 or 32"
+        )
     members: dict[Canvas, list[int]] = defaultdict(list)
     for index, pair in enumerate(recalled_pairs(pairs)):
         first, second = (pair.facts(side).size for side in SIDES)

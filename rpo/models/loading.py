@@ -89,9 +89,7 @@ def plain(pipe: Any) -> Any:
 def _load_modular(folder: Path, *, dtype: torch.dtype) -> Any:
     try:
         return plain(load_modular(folder, dtype=dtype))
-    except LOAD_ERRORS as error:
-        if isinstance(error, InputError):
-            raise
+    except (*LOAD_ERRORS, AttributeError) as error:  # the last for a class that diffusers does not have
         raise InputError(f"'{folder}' does not load as a modular pipeline: {error}") from error
 
 

@@ -40,7 +40,7 @@ from rpo.files.lock import sole_owner
 from rpo.files.text import write_text
 from rpo.files.whole import append_line, mend_last_line, read_lines
 from rpo.interrupts import ended_in_order
-from rpo.models.checkpoint import Checkpoint
+from rpo.models.checkpoint import Checkpoint, refuse_editor
 from rpo.models.config import ModelConfig
 from rpo.models.usual import call_of
 from rpo.publishing.model_card import CardFacts, write_model_card
@@ -229,7 +229,7 @@ class _Rounds:
         if source.kind == "generate":
             texts["prompts"] = read_prompts(source.prompts, seed=source.seed + self.config.seed)
         told = {name: hashlib.sha256(repr(found).encode()).hexdigest()[:16] for name, found in texts.items()}
-        model = load_model(source.model)
+        refuse_editor(model := load_model(source.model), "what is drawn in rounds")
         return base_identity(model) | told, lora_preparation(model)
 
     def _place(self, number: int) -> Path:

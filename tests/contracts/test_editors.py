@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from rpo.adapters.lora import add_lora, lora_parameters, save_lora
+from rpo.cli.main import main
 from rpo.data.preference import PreferencePair, encode_png, pair_set
 from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
@@ -189,6 +190,14 @@ def test_pairs_that_are_no_edits_are_refused_by_an_editor_and_the_reverse(tmp_pa
 def test_what_draws_from_prompts_alone_refuses_an_editor(algorithm, tmp_path):
     with pytest.raises(InputError, match="InstructPix2Pix edits images, but what is drawn in training has prompts"):
         online_runs.TRAINERS[algorithm](tmp_path, pipe=tiny_pix2pix())
+
+
+@pytest.mark.parametrize("command", ["align", "curate"])
+def test_what_is_drawn_for_pairs_has_prompts_alone_too(command, tmp_path, capsys):
+    model = f"{'curate.' if command == 'align' else ''}source.model.source=shapes-editor"
+    words = [command, f"configs/{command}_shapes.yaml", "--output", str(tmp_path / "out"), model]
+    assert main(words) == 2
+    assert "edits images, but what is drawn" in capsys.readouterr().err
 
 
 def test_originals_go_with_editors_alone():

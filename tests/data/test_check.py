@@ -191,6 +191,12 @@ def test_a_terminal_that_cannot_show_a_caption_ends_nothing(tmp_path):
     assert (done.returncode, b"\\u5b66" in done.stdout) == (0, True)
 
 
+@pytest.mark.parametrize("step", [0, -8, 128])
+def test_a_step_of_no_buckets_is_told(tmp_path, step):
+    write_pairs(tmp_path, [pair(0)])
+    assert check_pairs(tmp_path, buckets=(64, step)).buckets.startswith(f"bucket_step is {step}; expected 1 to 64")
+
+
 def test_the_buckets_of_a_run_are_told(tmp_path, capsys):
     sizes = [(64, 64), (64, 64), (64, 32)]
     write_pairs(

@@ -55,6 +55,17 @@ def test_a_folder_with_one_is_loaded(tmp_path):
     assert model.fingerprint("denoiser") == Checkpoint(usual).fingerprint("denoiser")
 
 
+def test_a_broken_folder_is_named(tmp_path):
+    modular("ZImageModularPipeline", tiny_z_image()).save_pretrained(str(tmp_path / "a"))
+    folder, index = (tmp_path / "a").rename(tmp_path / "b"), tmp_path / "b/modular_model_index.json"
+    (folder / "transformer/diffusion_pytorch_model.safetensors").write_bytes(b"cut")
+    with pytest.raises(InputError, match="b' does not load as a modular pipeline: .* has no transformer"):
+        Checkpoint.load(folder)
+    index.write_text(index.read_text().replace('"ZImageModularPipeline', '"NoModularPipeline'))
+    with pytest.raises(InputError, match="b' does not load as a modular pipeline: .* no attribute NoModularPipeline"):
+        Checkpoint.load(folder)
+
+
 def test_one_whose_components_are_not_loaded_says_how():
     with pytest.raises(InputError, match=r"has no transformer, vae, .*load_components"):
         Checkpoint(diffusers.ZImageModularPipeline())

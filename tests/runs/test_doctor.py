@@ -129,7 +129,8 @@ def test_a_broken_reward_hides_nothing_else(inputs, tmp_path, capfd, monkeypatch
     words = ["rewards={'tests.runs.test_doctor:lightless': 1.0}"]
     code, told, _ = examined(capfd, "grpo", inputs, tmp_path, *words)
     assert code == 1 and failed(told) - UNTRAINED == {"preflight", "first step", "memory plan"}
-    assert "raised RuntimeError: no light" in told["preflight"] and "are in /" not in told["preflight"]
+    for name in ("preflight", "first step"):
+        assert "raised RuntimeError: no light" in told[name] and "are in /" not in told[name]
     assert "1 KiB are free" in told["memory plan"] and "disk" in told
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
 

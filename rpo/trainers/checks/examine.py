@@ -122,6 +122,7 @@ def _rollout(algorithm: OnlineAlgorithm) -> Iterator[Check]:
     rollouts, run = algorithm.collector.rollouts, algorithm.run
     small = _small(algorithm, rollouts.rewards, rollouts.prompts)
     small.start(run)
+    small.collector.rollouts.evidence = None  # a run's folder is not written to
     batch, guidance = next(small.batches(0)), algorithm.config.guidance_scale
     assert small.collector.rollout is not None
     yield from score_checks(
