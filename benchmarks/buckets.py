@@ -137,7 +137,7 @@ class Run:
 
 def resident() -> float:
     """MiB of this process in memory."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text("utf-8").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / MIB
 
 

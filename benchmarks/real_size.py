@@ -190,7 +190,7 @@ def clock(*, on_gpu: bool) -> float:
 
 def resident(what: str) -> int:
     """Bytes of this process by the kernel's name for them: VmRSS now, VmHWM at most."""
-    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    lines = Path("/proc/self/status").read_text("utf-8").split("\n")
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
 
 

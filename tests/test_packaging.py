@@ -1,5 +1,6 @@
 """What an installation gets: the wheel, its metadata, and the constraints it is tested with."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -96,10 +97,14 @@ def test_constraints_pin_all_that_is_needed_and_match_the_bounds() -> None:
 def test_declared_requirements_are_those_that_are_imported() -> None:
     declared = {Requirement(text).name.lower().replace("-", "_") for text in PROJECT["dependencies"]}
     optional = {Requirement(text).name.lower() for extra in EXTRAS.values() for text in extra}
-    imports = re.compile(r"^\s*(?:from|import) (\w+)", re.MULTILINE)
     found: set[str] = set()
-    for path in (ROOT / "rpo").rglob("*.py"):
-        found |= set(imports.findall(path.read_text()))
+    for node in (
+        node for path in (ROOT / "rpo").rglob("*.py") for node in ast.walk(ast.parse(path.read_text("utf-8")))
+    ):
+        if isinstance(node, ast.Import):
+            found |= {one.name.partition(".")[0] for one in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(str(node.module).partition(".")[0])
     needed = {BROUGHT_BY.get(name, name) for name in found - sys.stdlib_module_names - {"rpo"} - (optional - declared)}
     assert needed == declared
 

@@ -124,7 +124,7 @@ def leaves_encoding_open(call: ast.Call) -> bool:
     if name not in ("open", "fdopen", "NamedTemporaryFile"):
         return False
     owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
-    if owner in ("Image", "os", "fsspec") and name == "open":
+    if owner in ("Image", "os", "fsspec", "tarfile") and name == "open":
         return False
     place = 0 if owner and owner != "os" else 1
     modes = [*call.args[place : place + 1], *(word.value for word in call.keywords if word.arg == "mode")]
@@ -143,6 +143,7 @@ def leaves_encoding_open(call: ast.Call) -> bool:
         ("p.write_text(x)", True),
         ("write_text(p, x)", False),
         ("Image.open(p)", False),
+        ("tarfile.open(p, 'w')", False),
     ],
 )
 def test_what_leaves_the_encoding_open_is_seen(code, is_open):

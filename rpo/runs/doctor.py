@@ -17,6 +17,7 @@ from typing import Any, TypeVar, final
 from rpo.adapters.loading import load_model
 from rpo.data.preference import left_out
 from rpo.evaluation.held_out import HeldOut
+from rpo.files.text import lines
 from rpo.models.checkpoint import Checkpoint, refuse_editor
 from rpo.runs.room import disk_checks, memory_check
 from rpo.runs.train import algorithm_of, require_deployment
@@ -132,4 +133,4 @@ def _of_data(algorithm: Algorithm[Any]) -> str:
 
 
 def _of_trainer(trainer: Trainer) -> str:
-    return trainer.plan().splitlines()[0]
+    return lines(trainer.plan())[0]

@@ -8,6 +8,7 @@ import torch
 
 from rpo.devices import device_named
 from rpo.errors import InputError
+from rpo.files.text import read_lines_of
 from rpo.models.base import ORIGINAL
 from rpo.models.checkpoint import Checkpoint
 from rpo.runs.plan import Plan, plan
@@ -42,7 +43,7 @@ def available_bytes(device: torch.device) -> float | None:
     """What can still be had on a GPU, or on this machine; None where nobody can say."""
     if device.type != "cpu" or not MEMORY_OF_THE_MACHINE.is_file():
         return free_bytes(device)
-    words = next(line for line in MEMORY_OF_THE_MACHINE.read_text().splitlines() if line.startswith("MemAvailable"))
+    words = next(line for _, line in read_lines_of(MEMORY_OF_THE_MACHINE) if line.startswith("MemAvailable"))
     return float(words.split()[1]) * 1024
 
 

@@ -39,7 +39,7 @@ class Moody:
         return [Fault("parse_error", "no JSON", "prose") if one in self.nonsense else one for one in items]
 
 
-IDS = [f"{index:02}" for index in range(3 * PATIENCE)]
+IDS = [f"{index:02}" for index in range(5 * PATIENCE)]
 
 
 def in_chunks(ids, size):
@@ -62,7 +62,9 @@ def test_what_raises_on_one_record_after_the_other_stops_the_run(tmp_path, chunk
     )
     with pytest.raises(ValueError, match=message):
         run(tmp_path, [first, stage("decisions")], in_chunks(IDS, chunk))
-    assert PATIENCE <= len(broken.asked) - num_answered < PATIENCE + 2 * concurrency, "what was in flight, and no more"
+    # What was in flight, and what threads took up before this one, on a busy machine, had heard of the last fault.
+    more = 1 if concurrency == 1 else 4 * concurrency
+    assert PATIENCE <= len(broken.asked) - num_answered <= PATIENCE + more
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
