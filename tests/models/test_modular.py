@@ -41,6 +41,7 @@ def test_it_predicts_as_the_usual_pipeline(name):
     assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_what_is_trained_is_trained_on_its_components(tmp_path):
     pipe = modular("FluxModularPipeline", tiny_flux1())
     pair_runs.trained(tmp_path, pipe=pipe)
