@@ -53,7 +53,11 @@ class QwenImage(OneFrameFamily):
         return unpack(tokens, x_t)
 
     def guided(self, negative_pred: Latents, prompt_pred: Latents, guidance_scale: float) -> Latents:
-        """Classifier-free guidance of the prompt's length: each token has the norm that it has without."""
+        """Classifier-free guidance of the prompt's length: each token has the norm that it has without.
+
+        Sums of another memory layout round in another way, and a replay would not be what was drawn.
+        """
+        negative_pred, prompt_pred = negative_pred.contiguous(), prompt_pred.contiguous()
         tokens, prompt = pack(guided(negative_pred, prompt_pred, guidance_scale)), pack(prompt_pred)
         norms = prompt.norm(dim=-1, keepdim=True) / tokens.norm(dim=-1, keepdim=True)
         return unpack(tokens * norms, prompt_pred)
