@@ -41,10 +41,8 @@ import inspect, json, sys, torch, diffusers
 told = json.loads(sys.argv[1])
 assert "rpo" not in sys.modules
 pipe = getattr(diffusers, told["kind"]).from_pretrained(told["folder"], **told["options"])
-if hasattr(pipe, "load_lora_weights"):
-    pipe.load_lora_weights(told["lora"])
-else:
-    pipe.transformer.load_lora_adapter(told["lora"], prefix="transformer")
+exec(told["preparation"])
+pipe.load_lora_weights(told["lora"])
 config = pipe.scheduler.config
 if config.get("use_flow_sigmas"):
     pipe.scheduler = type(pipe.scheduler).from_config(config, solver_order=1)
@@ -108,6 +106,7 @@ def test_what_was_trained_is_drawn_without_rpo(family, algorithm, pairs, tmp_pat
         "kind": type(pipe).__name__,
         "folder": str(folder),
         "lora": str(output / "lora"),
+        "preparation": "\n".join(kind.lora_preparation),
         "options": dict(kind.load_options),
         "seeds": [seed.initial_seed() for seed in seeds],
         "call": call,
