@@ -81,7 +81,7 @@ def test_a_second_order_solver_ends_near_a_fine_euler(family):
     fine = drawn(model, canvas=NATIVE, guidance=1.0, num_steps=200)
     solver = BlackBoxSolver(model, 12, canvas=NATIVE)
     coarse = drawn(model, canvas=NATIVE, guidance=1.0, num_steps=12)
-    assert (drawn(model, canvas=NATIVE, guidance=1.0, kernel=solver) - fine).norm() < 0.8 * (coarse - fine).norm()
+    assert (drawn(model, canvas=NATIVE, guidance=1.0, kernel=solver) - fine).norm() < 0.7 * (coarse - fine).norm()
 
 
 @variants
