@@ -19,6 +19,7 @@ from rpo import __version__
 from rpo.cli.command import Command, config_and_overrides, overrides, takes_config, takes_run
 from rpo.cli.configs import configurations, show_config, takes_name
 from rpo.cli.curate import CURATE
+from rpo.cli.publish import PUBLISH
 from rpo.errors import SURROUNDINGS, InputError
 from rpo.interrupts import Terminated, ended_in_order
 
@@ -153,6 +154,7 @@ COMMANDS = {
         for name, (cls, _) in ALGORITHMS.items()
     },
     **CURATE,
+    **PUBLISH,
     "align": Command(
         "rounds of drawing, curating and training: Rich Preference Optimization from end to end",
         takes_config,

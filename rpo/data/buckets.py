@@ -2,7 +2,7 @@
 
 A bucket is a canvas whose sides are multiples of a step and whose area is at most that of the nominal canvas. An image
 is shrunk to cover its bucket and never enlarged; one of less area has a bucket of less area. The two sides of a pair
-share one: of two sizes it is the bucket of the largest image that fits into both.
+share one: of two sizes it is the bucket of the largest image that fits into both, and into the one that they edit.
 """
 
 from collections import defaultdict
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from rpo.data.preference import SIDES, PreferencePair, recalled_pairs
+from rpo.data.preference import PreferencePair, recalled_pairs
 from rpo.errors import InputError
 from rpo.types import Canvas
 
@@ -71,14 +71,10 @@ def make_buckets(pairs: Iterable[PreferencePair], canvas: Canvas, step: int) -> 
 
     Raises `InputError` naming the first pair whose images are smaller than any bucket, or the step of none.
     """
-    if not 1 <= step <= min(canvas):
-        raise InputError(
-            f"bucket_step is {step}; expected 1 to {min(canvas)}, the shorter side of {canvas}; give 64 or 32"
-        )
+    require_step(canvas, step)
     members: dict[Canvas, list[int]] = defaultdict(list)
     for index, pair in enumerate(recalled_pairs(pairs)):
-        first, second = (pair.facts(side).size for side in SIDES)
-        size = min(first[0], second[0]), min(first[1], second[1])
+        size = common_size(pair)
         found = bucket_of(size, canvas, step)
         if found is None:
             raise InputError(
@@ -87,6 +83,20 @@ def make_buckets(pairs: Iterable[PreferencePair], canvas: Canvas, step: int) -> 
             )
         members[found].append(index)
     return Buckets(tuple(sorted(members)), tuple(members[one] for one in sorted(members)))
+
+
+def require_step(canvas: Canvas, step: int) -> None:
+    """Refuse a step of which no bucket within a canvas can be made."""
+    if not 1 <= step <= min(canvas):
+        raise InputError(
+            f"bucket_step is {step}; expected 1 to {min(canvas)}, the shorter side of {canvas}; give 64 or 32"
+        )
+
+
+def common_size(pair: PreferencePair) -> Size:
+    """The largest that fits into all images of a pair, the edited one included, so that none is enlarged."""
+    widths, heights = zip(*(pair.facts(one).size for one in pair.pictures), strict=True)
+    return min(widths), min(heights)
 
 
 @lru_cache(maxsize=4096)

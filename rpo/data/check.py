@@ -51,6 +51,8 @@ class CheckReport:
     """Images that are missing or corrupt."""
     empty_prompts: list[str] = field(default_factory=list)
     mismatched_sizes: list[str] = field(default_factory=list)
+    too_small: list[str] = field(default_factory=list)
+    """Records of which an image is below every bucket, where buckets were asked for."""
     duplicates: list[str] = field(default_factory=list)
     """Records that repeat an earlier one."""
     conflicts: list[str] = field(default_factory=list)
@@ -61,8 +63,11 @@ class CheckReport:
     @property
     def is_trainable(self) -> bool:
         """Whether `read_pairs` accepts the set as it is and no image will fail later."""
-        broken = self.faults or self.unreadable or self.empty_prompts or self.mismatched_sizes or self.same_image
-        return self.records > 0 and not broken
+        broken = (
+            *(self.faults, self.unreadable, self.empty_prompts),
+            *(self.mismatched_sizes, self.too_small, self.same_image),
+        )
+        return self.records > 0 and not any(broken)
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,8 @@ def check_pairs(
     Args:
         model: Checkpoint whose tokenizer counts the captions that are too long; None counts words.
         buckets: Sides of the canvas and `bucket_step` of a run, whose buckets are told.
+
+    Raises `InputError` if there can be no buckets of such a step.
     """
     found = scan(source, split=split)
     words = [len(pair.prompt.split()) for pair in found.pairs] or [0]
@@ -110,18 +117,30 @@ def check_pairs(
         sound += [] if look.errors else [pair]
         if progress is not None:
             progress(done, len(found.pairs))
-    report.buckets = _buckets(sound, *buckets) if buckets else ""
+    if buckets:
+        _sort_into_buckets(report, sound, *buckets)
     return report
 
 
-def _buckets(pairs: Sequence[PreferencePair], side: int, step: int) -> str:
-    from rpo.data.buckets import make_buckets  # not at the top: it loads torch
+def _sort_into_buckets(report: CheckReport, pairs: Sequence[PreferencePair], side: int, step: int) -> None:
+    from rpo.data.buckets import (  # not at the top: torch comes with it
+        bucket_of,
+        common_size,
+        make_buckets,
+        require_step,
+    )
     from rpo.types import Canvas
 
-    try:
-        return "; ".join(make_buckets(pairs, Canvas(side, side), step).notes())
-    except ValueError as error:
-        return str(error)
+    canvas = Canvas(side, side)
+    require_step(canvas, step)
+    fitting: list[PreferencePair] = []
+    for pair in pairs:
+        width, height = common_size(pair)
+        if bucket_of((width, height), canvas, step) is None:
+            report.too_small.append(f"{pair.name} ({width}x{height})")
+        else:
+            fitting.append(pair)
+    report.buckets = "; ".join(make_buckets(fitting, canvas, step).notes()) if fitting else "none"
 
 
 def _looks(pairs: Sequence[PreferencePair]) -> Iterator[tuple[PreferencePair, _Look]]:
@@ -204,6 +223,7 @@ def format_report(report: CheckReport) -> str:
         "unreadable images": report.unreadable,
         "empty prompts": report.empty_prompts,
         "pairs of two sizes": report.mismatched_sizes,
+        "pairs smaller than every bucket": report.too_small,
         "duplicates": report.duplicates,
         "conflicting preferences": report.conflicts,
         "chosen and rejected are one image": report.same_image,

@@ -54,16 +54,29 @@ def tar_rows(path: Path) -> Iterator[tuple[str, Callable[[], Mapping[str, object
                 if member.isreg() and not member.issparse() and not is_hidden(member.name):
                     place = TarMember(path, member.name, member.offset_data, member.size)
                     keys.setdefault(_split(member.name)[0], []).append(place)
-            if TarMember(path, "its end", archive.offset, min(_BLOCK, path.stat().st_size - archive.offset))().strip(
-                b"\0"
-            ):
-                raise tarfile.ReadError(f"a damaged header at byte {archive.offset}")
+            _require_end(path, archive.offset)
     except tarfile.TarError as error:
         raise InputError(
             f"{path}: no whole tar file ({error}); expected a shard of WebDataset; fetch it again"
         ) from error
     for key, members in keys.items():
         yield (name := f"{path.name}:{key}"), partial(_row, members, name)
+
+
+def _require_end(path: Path, offset: int) -> None:
+    """Refuse a shard that is cut where a member ends, which a reader of tar files takes for its end.
+
+    A whole one ends in blocks of zeros; what follows them, as in shards that were joined, would not be read either.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        if len(block := file.read(_BLOCK)) < _BLOCK:
+            raise tarfile.ReadError(f"it is cut at byte {offset}")
+        if block.strip(b"\0"):
+            raise tarfile.ReadError(f"a damaged header at byte {offset}")
+        while block := file.read(1 << 20):
+            if block.strip(b"\0"):
+                raise tarfile.ReadError(f"there is more behind its end, at byte {offset}; unpack joined shards")
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -57,6 +57,8 @@ class PairedComparison:
     after: Interval
     gain: Interval
     outcomes: tuple[int, ...]
+    is_share: bool = True
+    """Whether the numbers are shares of images, rather than scores."""
 
 
 def accuracy_by(holds: ArrayLike, labels: Sequence[str], *, groups: Sequence[object]) -> list[Accuracy]:
@@ -98,6 +100,7 @@ def mean_comparison(
         after=paired_gain(zero, after, groups=groups, seed=seed),
         gain=paired_gain(before, after, groups=groups, seed=seed),
         outcomes=(),
+        is_share=False,
     )
 
 

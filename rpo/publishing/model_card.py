@@ -18,21 +18,17 @@ from huggingface_hub.utils import validate_repo_id
 
 from rpo.adapters.lora_file import WEIGHT_FILE, LoraFile, inspect_lora
 from rpo.evaluation.comparison import PairedComparison, format_gain, format_share
+from rpo.evaluation.intervals import Interval
 from rpo.files.local_paths import shown_path, without_paths
 from rpo.files.whole import write_whole
 from rpo.from_environment import as_written
+from rpo.publishing.licenses import License, license_of_base
+from rpo.publishing.methods import METHODS
 
 TEMPLATES = Path(__file__).parents[1] / "reports" / "templates"
 
 PLACEHOLDER = "OWNER/NAME"
 """Stands in the load snippet for a repository that has no name yet; `publish` puts the name there."""
-
-KNOWN_LICENSES = {
-    "CompVis/stable-diffusion-v1-4": "creativeml-openrail-m",
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
-    "stabilityai/stable-diffusion-xl-base-1.0": "openrail++",
-}
-"""Licences of well-known bases, which everything derived from them inherits."""
 
 SAMPLE_SIDE = 256
 """Samples smaller than this are enlarged by a whole factor, pixel by pixel: the Hub's gallery would blur them."""
@@ -71,6 +67,8 @@ class CardFacts:
     """What it was trained on: how many pairs, where they come from, who or what judged them."""
     datasets: tuple[str, ...] = ()
     """Hub ids of the data."""
+    identity: Mapping[str, str] = field(default_factory=dict)
+    """What identifies data and base, by name: counts and hashes."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """Hyper-parameters; nested ones are joined by dots, those that are None or name a folder are left out."""
     edits: bool = False
@@ -85,7 +83,7 @@ class CardFacts:
     samples_note: str = ""
     """How the samples were chosen."""
     license: str | None = None
-    """Licence id of the Hub; that of a well-known base is filled in."""
+    """Licence id of the Hub; that of a base which is well known, or whose folder has a card, is filled in."""
     license_name: str | None = None
     license_link: str | None = None
     """Both for the licence "other"."""
@@ -120,9 +118,11 @@ def is_hub_id(name: str | None) -> bool:
 
 def _header(card: CardFacts, images: list[str], *, is_lora: bool) -> ModelCardData:
     tags = [_task(card), "diffusers", *(["lora", "template:sd-lora"] if is_lora else []), "rpo", *card.tags]
+    known = license_of_base(card.base_model) or License("")
+    licence = License(card.license, card.license_name, card.license_link) if card.license else known
     optional = {
-        "license_name": card.license_name,
-        "license_link": card.license_link,
+        "license_name": licence.name,
+        "license_link": licence.link,
         "datasets": list(card.datasets),
         "widget": [
             {"text": sample.prompt, "output": {"url": url}} for sample, url in zip(card.samples, images, strict=True)
@@ -132,15 +132,10 @@ def _header(card: CardFacts, images: list[str], *, is_lora: bool) -> ModelCardDa
         base_model=card.base_model if is_hub_id(card.base_model) else None,
         library_name="diffusers",
         pipeline_tag=_task(card),
-        license=license_of(card),
+        license=licence.id or None,
         tags=list(dict.fromkeys(tags)),
         **{name: value for name, value in optional.items() if value},
     )
-
-
-def license_of(card: CardFacts) -> str | None:
-    """The licence given, or else that of a well-known base."""
-    return card.license or KNOWN_LICENSES.get(card.base_model or "")
 
 
 def _body(card: CardFacts, lora: LoraFile | None) -> str:
@@ -149,7 +144,8 @@ def _body(card: CardFacts, lora: LoraFile | None) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"share": format_share, "gain": format_gain, "cell": _cell}
+    environment.filters |= {"cell": _cell}
+    environment.globals |= {"shown": _shown, "method": METHODS.get(card.method)}
     text = environment.get_template("model_card.md.j2").render(
         card=card,
         lora=lora,
@@ -200,6 +196,18 @@ def _flat(settings: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
             yield from _flat(value, f"{prefix}{name}.")
         elif value is not None and not name.endswith(_LOCAL_SETTINGS):
             yield shown_path(f"{prefix}{name}"), without_paths(as_written(value))
+
+
+def _shown(row: PairedComparison) -> tuple[str, str, str]:
+    """Both models' numbers and the gain: shares in per cent, or scores in the judge's own unit."""
+    if row.is_share:
+        return format_share(row.before), format_share(row.after), format_gain(row.gain)
+    return _score(row.before), _score(row.after), _score(row.gain, sign="+")
+
+
+def _score(one: Interval, sign: str = "") -> str:
+    value, low, high = (format(number, f"{sign}.4g") for number in (one.value, one.low, one.high))
+    return f"{value} [{low}, {high}]"
 
 
 def _cell(value: object) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import HfApi, ModelCard
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora
@@ -29,6 +29,9 @@ CARD = "README.md"
 
 TRAINING_STATE = re.compile(r"(^|/)(checkpoint-\d+|optimizer|random_states|scaler\b)|\.(pt|pth|bin|ckpt|pkl|pickle)$")
 """Paths that have no place beside published weights: state of a training run, and pickles, which can run code."""
+
+HTTP_ERROR = HfHubHTTPError.__bases__[0]
+"""What the library raises by which the Hub's client asks: of answers, and of connections that fail."""
 
 _STEPS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
@@ -61,7 +64,7 @@ class PublishPlan:
         lines.append(f"  {format_size(sum(file.size_bytes for file in self.files)):>10}  in {len(self.files)} files")
         lines += [f"note: {note}" for note in self.notes]
         if not self.url:
-            lines.append("to upload it, log in with `hf auth login` and publish again with push=True")
+            lines.append("to upload it, log in with `hf auth login` and publish again with --push (push=True)")
         return "\n".join(lines)
 
 
@@ -92,6 +95,21 @@ def publish(
     return carry_out(plan, folder, "model", token=token, api=api or HfApi()) if push else plan
 
 
+def publishable(run: str | os.PathLike[str]) -> Path:
+    """The folder of a run that is published: the LoRA or the pipeline in it, or itself if it is one.
+
+    Raises `InputError` if there is neither.
+    """
+    places = [Path(run) / "lora" / WEIGHT_FILE, Path(run) / "pipeline" / "model_index.json"]
+    places += [Path(run) / WEIGHT_FILE, Path(run) / "model_index.json"]
+    if found := next((place.parent for place in places if place.is_file()), None):
+        return found
+    raise InputError(
+        f"{run} holds no result: no lora/{WEIGHT_FILE} and no pipeline; expected the folder of a run that has ended, "
+        "or of a LoRA; finish it with --resume, or give another folder"
+    )
+
+
 def format_size(size_bytes: int) -> str:
     """Bytes as people write them: `812 B`, `3.1 MiB`."""
     found = [f"{size_bytes / step:.1f} {unit}" for step, unit in _STEPS if size_bytes >= step]
@@ -101,7 +119,25 @@ def format_size(size_bytes: int) -> str:
 def carry_out(
     plan: PublishPlan, folder: Path, repo_type: Literal["model", "dataset"], *, token: str | None, api: HfApi
 ) -> PublishPlan:
-    """Upload what a plan lists, with its repository named in the card."""
+    """Upload what a plan lists, with its repository named in the card.
+
+    Raises `InputError` if the Hub refuses or cannot be reached; it may be repeated, and sends no file twice.
+    """
+    try:
+        return _uploaded(plan, folder, repo_type, token=token, api=api)
+    except (HTTP_ERROR, RuntimeError) as error:
+        cause = error.__cause__ if isinstance(error, RuntimeError) else error  # of a large file, the client wraps it
+        if not isinstance(cause, HTTP_ERROR):
+            raise
+        raise InputError(
+            f"{plan.repo_id} was not uploaded whole: {cause}; expected the Hub to take it; see `hf auth whoami`, your "
+            "rights and the network, and publish again: what has arrived is not sent again"
+        ) from error
+
+
+def _uploaded(
+    plan: PublishPlan, folder: Path, repo_type: Literal["model", "dataset"], *, token: str | None, api: HfApi
+) -> PublishPlan:
     url = str(api.create_repo(plan.repo_id, token=token, private=plan.private, repo_type=repo_type, exist_ok=True))
     # The Hub leaves an existing repository as visible as it is, whatever was asked for.
     if plan.private and not api.repo_info(plan.repo_id, repo_type=repo_type, token=token).private:

@@ -25,13 +25,15 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from rpo.adapters.loading import load_model
+from rpo.curation.card import shown_model
 from rpo.curation.curate import Components, check_settings, curate
 from rpo.curation.export import export
 from rpo.curation.page import write_page
 from rpo.curation.score import check_filters, is_verifier
 from rpo.curation.sources import plan_import
 from rpo.curation.status import RunStatus, status_of
-from rpo.data.preference import PairSet, pair_set
+from rpo.curation.store.folder import RunFolder
+from rpo.data.preference import PairSet, pair_set, pairs_identity
 from rpo.data.prompts import read_prompts
 from rpo.data.readers import read_pairs
 from rpo.errors import InputError
@@ -43,6 +45,7 @@ from rpo.interrupts import ended_in_order
 from rpo.models.checkpoint import Checkpoint, refuse_editor
 from rpo.models.config import ModelConfig
 from rpo.models.usual import call_of
+from rpo.publishing.measured import measured
 from rpo.publishing.model_card import CardFacts, write_model_card
 from rpo.reports.rounds import draw_rounds, format_rounds
 from rpo.runs.align_config import AlignConfig
@@ -51,6 +54,7 @@ from rpo.runs.settings import keep_settings, require_same_settings
 from rpo.trainers.dpo import DPO
 from rpo.trainers.identity import base_identity, lora_preparation
 from rpo.trainers.trainer import Trainer
+from rpo.training.resume import versions
 
 ROUNDS, STAGES = "rounds.jsonl", "stages.jsonl"
 
@@ -159,9 +163,11 @@ class _Rounds:
         with self._timed("train the LoRA"):
             trained = trainer.train(resume=trainer.folder.exists())
         trainer.save(place / "lora")
-        write_model_card(place / "lora", self._card(number, len(pairs), model))
-        judged = self._judged(number)
-        gains = judged.gains_over(self._judged(0))
+        card = self._card(number, pairs, model)
+        write_model_card(place / "lora", card)
+        base, judged = self._judged(0), self._judged(number)
+        write_model_card(place / "lora", measured(card, base, judged, self.config.held_out.reward))
+        gains = judged.gains_over(base)
         return {
             "round": number,
             "yield": _yield(status_of(curated)),
@@ -205,7 +211,14 @@ class _Rounds:
         judged.write(file)
         return judged
 
-    def _card(self, number: int, num_pairs: int, model: Checkpoint) -> CardFacts:
+    def _licence_of_edits(self, number: int) -> str:
+        """Of the editor whose images were trained on, if it is known."""
+        edits = RunFolder(self._place(number) / "curate").identity_of("edits")
+        if not (licence := edits.get("licence")):
+            return ""
+        return f"Trained on images by the editor `{shown_model(edits.get('model', ''))}`, whose licence is: {licence}."
+
+    def _card(self, number: int, pairs: PairSet, model: Checkpoint) -> CardFacts:
         source = self.config.curate.source
         base = source.model.source
         is_embedded = base == "shapes"
@@ -215,10 +228,13 @@ class _Rounds:
             base_expression="rpo.shapes.path()" if is_embedded else "",
             imports=("import rpo.shapes",) if is_embedded else (),
             preparation=lora_preparation(model),
-            data=f"{num_pairs} pairs of the model's own images and edits of them, made in {number} round(s) of "
+            data=f"{len(pairs)} pairs of the model's own images and edits of them, made in {number} round(s) of "
             "critique, instruction and edit, kept where "
             f"{' and '.join(self.config.curate.decide.rewards)} found them better.",
+            license_notes=self._licence_of_edits(number),
+            identity=pairs_identity(pairs),
             settings=asdict(self.config.dpo),
+            versions=versions(),
             call=call_of(model, num_steps=source.num_steps, guidance_scale=source.guidance_scale, eta=source.eta),
         )
 

@@ -132,6 +132,11 @@ class Plan:
 def plan(config: Config) -> Plan:
     """Count what a run of these settings needs; takes seconds to a minute, and a gigabyte at most."""
     model, adapter, dtype = config.model, config.adapter, getattr(torch, config.model.dtype)
+    if adapter.train == "full" and model.dtype != "float32":
+        raise InputError(
+            f"adapter.train: full needs float32 weights, but model.dtype is {model.dtype}; give model.dtype: float32 "
+            "(and learning.mixed_precision: bf16), or adapter.train: lora"
+        )
     pipe, family = unloaded_pipeline(model.source, dtype=dtype, revision=model.revision)
     networks: dict[str, Any] = dict(parts_of(pipe, family))
     small = dict(quantized_parts(family, pipe.config)) if model.frozen_base in LIBRARY else {}
@@ -290,8 +295,10 @@ def _counts(config: Any, canvas: Canvas, backward: float, *, guided: bool) -> tu
     trained_both = 2 if guided and config.guidance_scale > 1 and not steps.freeze_negative else 1
     trained = rollout.images * (steps.train_steps or rollout.num_steps) * steps.passes
     drawn = rollout.images * rollout.num_steps * both
+    # With `keep_graph` the graphs of all trained steps are there at once.
+    rows = trained if steps.keep_graph else config.learning.micro_batch
     return (
-        config.learning.micro_batch * trained_both,
+        rows * trained_both,
         min(rollout.batch_size, rollout.images) * both,
         min(images_per_decode(pixels), rollout.images),
         (drawn + trained * backward * trained_both) / steps.updates_per_rollout,

@@ -1,7 +1,7 @@
 """A run from a file, by whatever algorithm: load, train, save, judge, report."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,11 @@ from rpo.data.prompts import read_prompts
 from rpo.data.readers import read_pairs
 from rpo.errors import InputError
 from rpo.evaluation.held_out import HeldOut, Judged
+from rpo.files.local_paths import shown_path
 from rpo.files.text import write_text
 from rpo.models.checkpoint import refuse_editor
+from rpo.publishing.measured import measured
+from rpo.publishing.model_card import CardFacts, write_model_card
 from rpo.reports.training import Findings, write_training_report
 from rpo.runs.train_config import (
     DPORunConfig,
@@ -121,6 +124,21 @@ def algorithm_of(config: RunConfig) -> Algorithm[Any]:
     return algorithm(config.rewards, read_prompts(config.prompts, seed=own.seed), own)
 
 
+def _card(trainer: Trainer, config: RunConfig, base: Judged, aligned: Judged) -> CardFacts:
+    """The model's card, with what was measured on held-out prompts, and images of some of them."""
+    assert config.held_out is not None
+    return measured(replace(trainer.card(), data=data_in_words(config)), base, aligned, config.held_out.reward)
+
+
+def data_in_words(config: RunConfig) -> str:
+    """What a run learns from, without a path of this machine."""
+    if isinstance(config, DPORunConfig):
+        return f"preference pairs, `{shown_path(config.data.source)}`."
+    assert isinstance(config, RewardRunConfig)
+    rewards = " and ".join(f"`{shown_path(name)}` × {weight:g}" for name, weight in config.rewards.items())
+    return f"the model's own images of the prompts `{shown_path(config.prompts)}`, by the reward {rewards}."
+
+
 def _judged_and_reported(trainer: Trainer, config: RunConfig, result: RunResult, held_out: HeldOut | None) -> RunResult:
     seconds = {"train": float(read_metrics(trainer.folder)[-1]["seconds"])}
     progress, began, base, aligned = trainer.run.shows_progress, time.perf_counter(), None, None
@@ -131,6 +149,7 @@ def _judged_and_reported(trainer: Trainer, config: RunConfig, result: RunResult,
         with policy.deployed():
             aligned = held_out.judge(model, progress="aligned" if progress else None)
         seconds["judge base and aligned model"] = time.perf_counter() - began
+        write_model_card(result.saved, _card(trainer, config, base, aligned))
         if progress:
             tqdm.write(aligned.gain_in_words(base))
     if not config.report:

@@ -82,7 +82,11 @@ class DPO(Algorithm[PairBatch]):
         require_scores(self.pairs, objective)
         require_originals(self.pairs, self.model.family.edits, self.model.family.name)
         self.beta, self.facts = objective.beta or objective.default_beta(self.sizes.num_dims), PairFacts()
-        self._guard = ErrorGuard(**config.error_limits, starts_at_zero=objective.starts_at_zero)
+        self._guard = ErrorGuard(
+            **config.error_limits,
+            starts_at_zero=objective.starts_at_zero,
+            starts_at_reference=run.policy.starts_at_reference,
+        )
         bins, device = objective.bins, run.policy.parameters[0].device
         self.statistics = RunningStatistics(bins, decay=objective.decay, device=device) if bins else None
 

@@ -1,7 +1,7 @@
 """What a run is made of, as far as it decides the result: a resumed run must be made of the same."""
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +10,7 @@ from rpo.models.base import DiffusionModel
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.fingerprint import describe_schedule, hash_network, is_of_checkpoint
 from rpo.publishing.publish import CardFacts
+from rpo.training.resume import versions
 
 OTHER_BASE = (
     "The base that this LoRA was trained on is **not** the checkpoint named here: its denoiser has other weights, as "
@@ -31,11 +32,14 @@ def lora_preparation(model: DiffusionModel) -> tuple[str, ...]:
     return model.family.lora_preparation if isinstance(model, Checkpoint) else ()
 
 
-def card_of(model: DiffusionModel, method: str, config: Any, *, is_lora: bool) -> CardFacts:
+def card_of(
+    model: DiffusionModel, method: str, config: Any, *, is_lora: bool, identity: Mapping[str, str] | None = None
+) -> CardFacts:
     """What a trainer knows of what it trained, for the model card.
 
     Args:
         is_lora: Whether the base stays, so that the file needs it.
+        identity: What identifies its data.
     """
     name, is_other = "", False
     if isinstance(model, Checkpoint):
@@ -47,7 +51,9 @@ def card_of(model: DiffusionModel, method: str, config: Any, *, is_lora: bool) -
         edits=isinstance(model, Checkpoint) and model.family.edits == "always",
         method=method,
         description=OTHER_BASE if is_other else "",
+        identity=identity or {},
         settings=asdict(config),
+        versions=versions(),
     )
 
 

@@ -41,6 +41,8 @@ class LoraPolicy:
     Attributes:
         model: The model it moves.
         parameters: What the optimiser updates, float32.
+        starts_at_reference: Whether it is its reference before the first update: not where it starts from LoRAs and the
+            reference is the base.
     """
 
     def __init__(self, model: Checkpoint, adapter: AdapterConfig, *, seed: int):
@@ -50,7 +52,7 @@ class LoraPolicy:
         if ASSISTANT in carried:
             _require_denoiser_alone(model, "would stay in use when people draw; give one", only=ASSISTANT)
         kept = [name for name in carried if adapter.reference == "start" or name == ASSISTANT]
-        self._start = tuple(kept)
+        self._start, self.starts_at_reference = tuple(kept), len(kept) == len(carried)
         if moved := [name for name in carried if name not in kept]:
             why = "the reference would keep, but adapter.reference is base; give adapter.reference: start, or one"
             _require_denoiser_alone(model, why)
@@ -102,7 +104,7 @@ class FullPolicy:
         model.denoiser.requires_grad_(True)
         self.parameters: list[nn.Parameter] = list(model.denoiser.parameters())
 
-    note = ""
+    note, starts_at_reference = "", True
 
     def deployed(self) -> AbstractContextManager[None]:
         """Nothing is left out."""

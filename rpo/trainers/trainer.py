@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from rpo.config.load import to_yaml
 from rpo.files.text import write_text
 from rpo.models.base import DiffusionModel
-from rpo.publishing.publish import PublishPlan, publish, write_model_card
+from rpo.publishing.publish import CardFacts, PublishPlan, publish, write_model_card
 from rpo.trainers.checks.preflight import Check, preflight
 from rpo.trainers.checks.prepared import computes_in, prepared_model
 from rpo.trainers.identity import base_identity, card_of, settings_identity
@@ -275,13 +275,18 @@ class Trainer:
             InputError: If the file of a LoRA does not reproduce the live model, or the adapter changes nothing.
         """
         run, config = self.run, self.run.config
-        is_lora = config.adapter.train == "lora"
-        place = Path(folder) if folder else self.folder / ("lora" if is_lora else "pipeline")
+        place = Path(folder) if folder else self.folder / ("lora" if config.adapter.train == "lora" else "pipeline")
         if run.processes.is_main:
             run.policy.save(place)
             write_text(place / "training_config.yaml", to_yaml(config, for_others=True))
-            write_model_card(place, card_of(run.model, self.algorithm.title, config, is_lora=is_lora))
+            write_model_card(place, self.card())
         return place
+
+    def card(self) -> CardFacts:
+        """What is known of what was trained, for its model card; `replace` adds to it."""
+        run, algorithm = self.run, self.algorithm
+        is_lora = run.config.adapter.train == "lora"
+        return card_of(run.model, algorithm.title, run.config, is_lora=is_lora, identity=algorithm.identity)
 
     def publish(self, repo_id: str, *, push: bool = False, private: bool = True) -> PublishPlan:
         """Save and say what publishing would upload; upload it with `push=True`.

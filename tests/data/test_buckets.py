@@ -64,6 +64,11 @@ def test_a_set_is_divided_and_both_sides_of_a_pair_go_together():
     assert one_bucket(4, Canvas(64, 64)).notes(2) == ["1 bucket (height x width): 64x64 (4 pairs)"]
 
 
+def test_the_edited_image_counts_too():
+    edits = pair(0, chosen=png(0, (64, 64)), rejected=png(1, (64, 64)), original=png(2, (64, 32)))
+    assert make_buckets([edits], Canvas(64, 64), 16).canvases == (Canvas(32, 64),)
+
+
 def test_an_image_smaller_than_every_bucket_is_named():
     small = pair(0, chosen=png(0, (40, 20)), rejected=png(1, (40, 20)), name="small")
     with pytest.raises(

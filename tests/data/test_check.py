@@ -12,6 +12,7 @@ from rpo.cli.main import main
 from rpo.data.check import check_pairs, format_report
 from rpo.data.preference import pair_set
 from rpo.data.writers import write_pairs
+from rpo.errors import InputError
 from tests.data.samples import pair, png, write_file
 
 ROOT = Path(__file__).parents[2]
@@ -194,7 +195,8 @@ def test_a_terminal_that_cannot_show_a_caption_ends_nothing(tmp_path):
 @pytest.mark.parametrize("step", [0, -8, 128])
 def test_a_step_of_no_buckets_is_told(tmp_path, step):
     write_pairs(tmp_path, [pair(0)])
-    assert check_pairs(tmp_path, buckets=(64, step)).buckets.startswith(f"bucket_step is {step}; expected 1 to 64")
+    with pytest.raises(InputError, match=f"bucket_step is {step}; expected 1 to 64"):
+        check_pairs(tmp_path, buckets=(64, step))
 
 
 def test_the_buckets_of_a_run_are_told(tmp_path, capsys):
@@ -205,10 +207,11 @@ def test_the_buckets_of_a_run_are_told(tmp_path, capsys):
     assert check_pairs(tmp_path, buckets=(64, 32)).buckets == (
         "2 buckets (height x width): 64x64 has most pairs (2), 32x64 fewest (1)"
     )
-    main(["data", "check", str(tmp_path), "--buckets", "64", "64"])
-    assert (
-        "  buckets    metadata.jsonl:3: 64 px wide and 32 high is less than the smallest bucket"
-        in capsys.readouterr().out
-    )
+    assert main(["data", "check", str(tmp_path), "--buckets", "64", "32"]) == 0
+    capsys.readouterr()
+    assert main(["data", "check", str(tmp_path), "--buckets", "64", "64"]) == 1
+    told = capsys.readouterr().out
+    assert "  buckets    1 bucket (height x width): 64x64 (2 pairs)" in told
+    assert "  pairs smaller than every bucket: 1\n    metadata.jsonl:3 (64x32)" in told
     main(["data", "check", str(tmp_path)])
     assert "  buckets " not in capsys.readouterr().out

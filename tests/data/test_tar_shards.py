@@ -93,7 +93,15 @@ def test_a_shard_that_is_cut_or_damaged_is_named(tmp_path):
     second = TarMember(tmp_path / "s.tar", "", 0, 0)
     assert second() == b""
     place = scan(tmp_path / "s.tar").pairs[1].chosen.start - 512
-    damages = (data[:2000], data[: place + 100], data[:place] + b"x" * 512 + data[place + 512 :], b"junk" * 300, b"")
+    damages = (
+        data[:2000],
+        data[: place + 100],
+        data[:place],  # where the first pair ends
+        data[:place] + b"x" * 512 + data[place + 512 :],
+        data + data,
+        b"junk" * 300,
+        b"",
+    )
     for number, damaged in enumerate(damages):
         path = tmp_path / f"{number}.tar"
         path.write_bytes(damaged)

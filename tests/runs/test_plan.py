@@ -90,6 +90,18 @@ def test_a_guided_rollout_counts_both_branches_and_a_frozen_one_trains_half(chec
     assert (alone.cost, alone.drawn) == (pytest.approx(6 * 5 + 6 * 5 * alone.backward), 6)
 
 
+def test_a_graph_that_is_kept_is_that_of_all_trained_steps(checkpoint):
+    words = ["rollout.prompts=2", "rollout.images_per_prompt=3", "rollout.num_steps=5", "rollout.guidance_scale=1"]
+    kept = plan(settings(checkpoint[0], *words, "steps.keep_graph=true", cls=GRPORunConfig))
+    assert kept.rows == 6 * 5
+    assert kept.peaks["an update, 30 latents at once"] > 30 * kept.update.peak
+
+
+def test_full_fine_tuning_in_half_precision_is_refused_before_anything_is_counted(checkpoint):
+    with pytest.raises(InputError, match="float32"):
+        plan(settings(checkpoint[0], "adapter.train=full", "model.dtype=bfloat16"))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", ["sdxl", "sd3", "flux2_klein"])
 def test_bytes_of_8_bits_are_those_of_the_loaded_checkpoint(family, dtype, tmp_path):

@@ -46,7 +46,8 @@ def preference_checks(algorithm: DPO, batch: PairBatch) -> Iterator[Check]:
 
 def _start(algorithm: DPO, output: StepOutput, at_reference: StepOutput) -> Check:
     loss, expected = output.loss.item(), at_reference.loss.item()
-    margin = output.metrics["dpo/margin"].item() if algorithm.config.objective.starts_at_zero else 0.0
+    is_zero = algorithm.config.objective.starts_at_zero and not _starts_elsewhere(algorithm)
+    margin = output.metrics["dpo/margin"].item() if is_zero else 0.0
     is_equal = abs(loss - expected) <= 1e-3 * abs(expected) + 1e-6
     return Check(
         "loss at the start",
@@ -59,7 +60,7 @@ def _start(algorithm: DPO, output: StepOutput, at_reference: StepOutput) -> Chec
 
 
 def _starts_elsewhere(algorithm: DPO) -> bool:
-    return algorithm.config.adapter.reference == "base"
+    return not algorithm.run.policy.starts_at_reference
 
 
 def _kl(algorithm: DPO, batch: PairBatch) -> Check:

@@ -3,8 +3,8 @@
 DPO only asks that the gap grows. When a run breaks, the errors of both sides climb together, the rejected one faster:
 the loss falls and the implicit accuracy rises while images turn to noise. The number that shows it is a side's error
 against the reference's. A chosen side above 1.5 is forgotten; a rejected side that is pushed out of all proportion
-takes the sampler with it, the chosen side still in place. Objectives without a reference are held against their own
-first updates.
+takes the sampler with it, the chosen side still in place. Objectives without a reference, and runs that do not start at
+theirs, are held against their own first updates.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ START_TOLERANCE = 0.1
 rounding."""
 
 OWN_START = 10
-"""Updates whose mean stands in for the reference's error where nothing asks the reference."""
+"""Updates whose mean stands in for the reference's error where nothing asks the reference, or it is elsewhere."""
 
 MEANS = {
     "chosen": "from here on the policy forgets both sides; raise beta, lower the learning rate, or give sft_weight",
@@ -32,16 +32,20 @@ MEANS = {
 class ErrorGuard:
     """Says why training must end, or nothing; smooths over updates, and can be saved and resumed."""
 
-    def __init__(self, *, chosen: float, rejected: float, starts_at_zero: bool = True):
-        """Start where policy and reference are equal.
+    def __init__(
+        self, *, chosen: float, rejected: float, starts_at_zero: bool = True, starts_at_reference: bool = True
+    ):
+        """Start with nothing seen.
 
         Args:
             chosen: Where the chosen side's smoothed error, in units of the reference's, ends training.
             rejected: The same of the rejected side.
             starts_at_zero: Whether the first margin must be 0, as it is with the whole reference in the objective.
+            starts_at_reference: Whether the policy is its reference before the first update.
         """
         self._limits = {"chosen": chosen, "rejected": rejected}
-        self._starts_at_zero = starts_at_zero
+        self._starts_at_zero = starts_at_zero and starts_at_reference
+        self._starts_at_reference = starts_at_reference
         self._own_start = dict.fromkeys(self._limits, 0.0)
         self._ratio = dict.fromkeys(self._limits, 1.0)
         self._seen = 0
@@ -63,15 +67,18 @@ class ErrorGuard:
         self._ratio[side] = SMOOTHING * self._ratio[side] + (1 - SMOOTHING) * ratio
         if self._ratio[side] <= self._limits[side]:
             return None
-        other = "the reference's" if f"dpo/reference_{side}_error" in metrics else "that of the first updates"
+        other = "the reference's" if self._has_baseline(side, metrics) else "that of the first updates"
         return (
             f"the {side} side's error has risen to {self._ratio[side]:.2f} times {other} (limit "
             f"{self._limits[side]:g}): {MEANS[side]}, and train anew"
         )
 
+    def _has_baseline(self, side: str, metrics: dict[str, float]) -> bool:
+        return self._starts_at_reference and f"dpo/reference_{side}_error" in metrics
+
     def _baseline(self, side: str, metrics: dict[str, float]) -> float:
-        if (name := f"dpo/reference_{side}_error") in metrics:
-            return metrics[name]
+        if self._has_baseline(side, metrics):
+            return metrics[f"dpo/reference_{side}_error"]
         if self._seen <= OWN_START:
             self._own_start[side] += (metrics[f"dpo/{side}_error"] - self._own_start[side]) / self._seen
         return self._own_start[side]

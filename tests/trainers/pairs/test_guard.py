@@ -41,6 +41,15 @@ def test_it_holds_a_run_without_reference_against_its_own_start():
     assert "has risen to 1.54 times that of the first updates (limit 1.5)" in answers[2]
 
 
+def test_a_run_that_starts_off_its_reference_is_held_against_its_own_start():
+    start = EVEN | REFERENCE | {"dpo/margin": 3.0, "dpo/chosen_error": 2.0}
+    guard = ErrorGuard(chosen=1.5, rejected=4.0, starts_at_reference=False)
+    assert [guard(start) for _ in range(OWN_START)] == [None] * OWN_START
+    answers = [guard(start | {"dpo/chosen_error": 6.0}) for _ in range(4)]
+    assert answers[:2] == [None, None]
+    assert "1.54 times that of the first updates" in answers[2]
+
+
 def spiky_run(margin_cap, guard=None):
     """Both errors at the end, in units of the reference's, of a toy whose rejected side is steep in what moves both.
 
