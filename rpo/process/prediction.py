@@ -48,6 +48,13 @@ def from_x0_eps(
     return eps - x_0
 
 
+def x0_slope(node: Node, prediction_type: PredictionType) -> Tensor:
+    """|∂x0_hat / ∂noise_pred| at x_t, in the shape of the node."""
+    if prediction_type == "epsilon":
+        return node.sigma / node.alpha
+    return node.sigma / node.sigma if prediction_type == "sample" else node.sigma
+
+
 def add_noise(
     x_0: Float[Tensor, "batch c h w"], eps: Float[Tensor, "batch c h w"], node: Node
 ) -> Float[Tensor, "batch c h w"]:

@@ -37,6 +37,21 @@ METHODS = {
         "of a whole image: `L = E_{t,ε} A · KL(q(x_s | x_t, x_0) ‖ p(x_s | x_t))`",
         "https://arxiv.org/abs/2006.11239",
     ),
+    **{
+        name: (
+            "noises drawn images afresh, and fits what the network says there by what they are worth: "
+            f"`gradient = E Jᵀ[a (v̄ - v*) + Σ b (v - v_anchor)]` with {name}'s a and b",
+            f"https://arxiv.org/abs/{paper}",
+        )
+        for name, paper in {
+            "DiffusionNFT": "2509.16117",
+            "AWM": "2509.25050",
+            "RAM": "2605.10759",
+            "RVM": "2608.23664",
+            "DGPO": "2510.08425",
+            "REBEL": "2404.16767",
+        }.items()
+    },
     "Rich Preference Optimization": (
         "lets a critic say what is wrong with the model's own images, an editor mend it and judges compare, and then "
         "trains on the pairs by Diffusion-DPO: `L = -log σ(-β/2 [(e_w - e_w,ref) - (e_l - e_l,ref)])`",

@@ -30,7 +30,7 @@ CARD = "README.md"
 TRAINING_STATE = re.compile(r"(^|/)(checkpoint-\d+|optimizer|random_states|scaler\b)|\.(pt|pth|bin|ckpt|pkl|pickle)$")
 """Paths that have no place beside published weights: state of a training run, and pickles, which can run code."""
 
-HTTP_ERROR = HfHubHTTPError.__bases__[0]
+HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 """What the library raises by which the Hub's client asks: of answers, and of connections that fail."""
 
 _STEPS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))

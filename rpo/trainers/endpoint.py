@@ -1,66 +1,64 @@
-"""The endpoint gradient: score as action's likelihood gradient, averaged over the paths that end in an image.
+"""Learning from whole images: what was drawn is noised afresh, and fitted by what it is worth.
 
-It needs no path, so images may come from any solver, and has far less noise; exact where the policy is the reversal of
-the noising process, as the base model and the optimum at eta 1 are. Every image is noised afresh, to times anywhere on
-the process, and each such moment gets an advantage of its own:
+It needs no path, so images may come from any solver, and a gradient at a noised moment has far less noise than that of
+a path's step. What is descended is one of two things, by `objective.kind`:
+
+score_as_action: score as action's likelihood gradient, averaged over the paths that end in an image; exact where the
+policy is the reversal of the noising process, as the base model and the optimum at eta 1 are:
 
     loss = A(t, x_t) KL( q(x_s | x_t, x_0) ‖ p_θ(x_s | x_t) ),        A = r(x_0) - baseline,
 
-where the baseline is what the other images of the prompt earned, or V(t, x_t). V has the smaller variance. Close to the
-data x_t shows how it will end, so V takes away nearly all of what r - m says there, which is noise: the step could not
-change it. And since E[A | x_t] = 0 with the right V, images that turned out badly do not push the policy away from
-everything that looked like them. On `shapes` the two trained equally well.
+where the baseline is what the other images of the prompt earned, or V(t, x_t). V has the smaller variance: close to the
+data x_t shows how it will end, so V takes away nearly all of what r - m says there, which is noise; and since
+E[A | x_t] = 0 with the right V, images that turned out badly do not push the policy away from everything that looked
+like them. On `shapes` the two trained equally well. See `rpo.trainers.rollouts.likelihood`.
 
-With a KL weight the reward of an image loses kl_weight log p(x_0) / p_reference(x_0). Of both only bounds are known,
-which miss the same where policy and reference reverse the noising process: their difference is the log-ratio.
+All others (nft, awm, ram, rvm, par, dgpo, rebel): published objectives as points of one update, see
+`rpo.objectives.endpoint.update`:
 
-    log p(x_0) / p_reference(x_0) = Σ_k KL(q ‖ p_reference) - KL(q ‖ p),    q = q(x_s | x_t, x_0)
+    gradient = E Jᵀ[ a (v̄ - v*) + Σ b (v - v_anchor) ] / D
 
-The mean of this over the policy's images is the KL of the path. The KL of the steps at noised moments has that mean,
-too, and is no function of x_0 alone: to weigh the gradient of an image with it optimises something else. The moments
-that tell the log-ratio are not the trained ones, whose noise would be in both factors of that product.
+whose old policy is a copy of the adapter that follows it slowly.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import final
 
-import torch
-from torch import Tensor
-
-from rpo.objectives.endpoint import endpoint
-from rpo.process.continuous import grid_at, jittered_times
-from rpo.process.prediction import to_x0_eps
-from rpo.process.transition import Ddim
-from rpo.randomness import keyed_generator
+from rpo.objectives.endpoint.bound import Bound, endpoint
+from rpo.objectives.endpoint.update import COPIES, Copy, Moments, Preset, Times, descend
 from rpo.rewards import RewardLike
-from rpo.sampling.step import has_negative, predict_negative
 from rpo.trainers.endpoint_config import EndpointConfig
 from rpo.trainers.rollouts.algorithm import OnlineAlgorithm
-from rpo.trainers.rollouts.draw import JITTER, Rollout, rollout_facts
-from rpo.trainers.rollouts.steps import Steps, noised_steps, per_image, replayed, transition_by
+from rpo.trainers.rollouts.compared import ranked_in_groups
+from rpo.trainers.rollouts.draw import Rollout, rollout_facts
+from rpo.trainers.rollouts.lag import OldPolicy
+from rpo.trainers.rollouts.likelihood import LikelihoodWorth
+from rpo.trainers.rollouts.noised import KERNEL, NoisedImages
+from rpo.trainers.rollouts.steps import Steps, replayed, transition_by
 from rpo.trainers.trainer import Run
-from rpo.trainers.value import returns as returns_of
-from rpo.trainers.value.inputs import ValuePoints, compared_with_others, node_time, others_mean
-from rpo.trainers.value.returns import make_value, scaled
+from rpo.trainers.value.estimator import ValueEstimator
+from rpo.trainers.value.inputs import node_time
 from rpo.training.state import Stateful
-from rpo.types import Latents, PerSample, StepOutput
+from rpo.types import Latents, StepOutput
 
 HOLD = 0.25
 """In units of `kl_weight`: how much every image is fitted whatever it is worth. On Gaussian problems a quarter to 1
 reaches the optimum, 0 drifts among policies that draw the same images, and 2 narrows what is drawn."""
 
-KERNEL = Ddim(1.0)
-"""The reverse SDE's step, in which the bound is written, whatever drew the images."""
+PATIENCE = 10
+"""Updates after which policy and old policy must differ."""
 
 
 @final
 class Endpoint(OnlineAlgorithm):
-    """Learns from a reward by the bound on the likelihood of whole images.
+    """Learns from a reward by what whole images are worth.
 
     Attributes:
-        value: V, or None where images are compared with their group.
+        likelihood: What moments are worth by the bound; None for the other objectives.
+        old: The slower copy, where the objective has one.
     """
 
     config: EndpointConfig
@@ -68,118 +66,135 @@ class Endpoint(OnlineAlgorithm):
 
     def __init__(self, rewards: RewardLike, prompts: Sequence[str], config: EndpointConfig | None = None):
         """Keep what to learn from; see `OnlineAlgorithm`."""
-        super().__init__(rewards, prompts, config or EndpointConfig())
+        super().__init__(rewards, prompts, (config or EndpointConfig()).with_times())
+
+    @property
+    def title(self) -> str:
+        """Of the objective."""
+        return self.config.objective.title
+
+    @property
+    def value(self) -> ValueEstimator | None:
+        """V, or None where images are compared with their group."""
+        return self.likelihood and self.likelihood.value
+
+    @property
+    def preset(self) -> Preset | None:
+        """The published objective, if it is one."""
+        return None if isinstance(self.config.objective, Bound) else self.config.objective
+
+    @property
+    def said(self) -> frozenset[str]:
+        """Those that the preset needs."""
+        return frozenset(self.preset.needs) if self.preset else frozenset()
+
+    @property
+    def shares_steps(self) -> bool:
+        """Whether the images of a prompt are learnt at the same times."""
+        return self.preset is not None and self.preset.times.shared
 
     @property
     def skips_clean_end(self) -> bool:
-        """Always: it learns in the DDIM step, whatever draws."""
+        """Always: nothing is learnt at perfectly clean data."""
         return True
 
     def start(self, run: Run) -> None:
-        """Take the model, and make V if images are compared with it."""
+        """Take the model, and make V, or the copy that follows the policy."""
         super().start(run)
-        uses_value = self.config.baseline == "value"
-        self.value = make_value(self.collector, self.config.value, is_differentiable=False) if uses_value else None
+        objective = self.config.objective
+        self.likelihood = self.old = None
+        self.noised = NoisedImages(self.collector, Times() if isinstance(objective, Bound) else objective.times)
+        if isinstance(objective, Bound):
+            self.likelihood = LikelihoodWorth(self.collector, self.noised, self.config, objective)
+        elif objective.lag is not None:
+            self.old = OldPolicy(run.policy.parameters, objective.lag)
 
     def collect(self, index: int) -> Steps:
-        """Draw rollout `index`, noise its images, and say what every such moment is worth; then fit V to it."""
-        config = self.config
-        if index == 0:
-            for number in range(config.value.pretrain_rollouts if self.value else 0):
-                self._learnt(self._worth(self.collector.draw(-1 - number)), returns_of.PRETRAIN_UPDATES)
-        rollout = self.collector.draw(index)
-        steps, returns, nodes = self._worth(rollout)
-        facts = {**rollout_facts(rollout, self.run.processes), "policy/kl": self.collector.measured_kl(rollout)}
-        facts |= self._learnt((steps, returns, nodes), config.value.updates)
+        """Draw rollout `index`, noise its images, and say what every such moment is worth."""
+        if index == 0 and self.likelihood:
+            self.likelihood.pretrained()
+        with self._drawing():
+            rollout = self.collector.draw(index)
+        steps, facts = self.noised.of(rollout, "trained"), rollout_facts(rollout, self.run.processes)
+        facts["policy/kl"] = self.collector.measured_kl(rollout)
+        if self.preset is not None:
+            steps = self._compared(self.preset, rollout, steps)
+        elif self.likelihood is not None:
+            steps, learnt = self.likelihood.of(rollout, steps, updates=self.config.value.updates)
+            facts |= learnt
         return replace(steps, facts={name: number.to(steps.x_t.device) for name, number in facts.items()})
 
-    def _worth(self, rollout: Rollout) -> tuple[Steps, PerSample, ValuePoints | None]:
-        """The trained moments, what came of each (its image's reward, less what its path costs), and V's inputs."""
-        config, steps = self.config, self._noised(rollout, "trained")
-        if config.freezes_negative and has_negative(self.run.model, config.guidance_scale):
-            steps = steps.knowing(negative=self._negative(steps))
-        has_moved = rollout.index >= 0  # in the rollouts before training the policy is the reference
-        if config.bound_clip is not None and has_moved:
-            steps = steps.knowing(reference_kl=self._kl(self.collector.reference(steps), steps))
-        rewards = rollout.rewards
-        if config.kl_weight > 0 and has_moved:
-            rewards = rewards - config.kl_weight * self._log_ratio(rollout)
-        returns, nodes = rewards[steps.image], None
-        if self.value is None:
-            baseline = compared_with_others(rewards, rollout.group)[steps.image]
-        else:
-            size = self.collector.batch_size
-            nodes = self.value.ask_reward(self._seen(steps, rollout), batch_size=size)
-            baseline = self.value.evaluate(nodes, batch_size=size)
-        advantage, scale = scaled((returns - baseline)[None], config.scale, self.run.processes)
-        return steps.knowing(advantage=advantage[0], cost_weight=config.kl_weight / scale[0]), returns, nodes
-
     def loss(self, steps: Steps) -> StepOutput:
-        """The bound of a micro-batch of moments, weighted by what their images are worth."""
+        """What has the gradients above, of a micro-batch of moments."""
         config, model = self.config, self.run.model
-        _, transition = replayed(model, steps, KERNEL, guidance_scale=config.guidance_scale)
+        prediction, transition = replayed(model, steps, KERNEL, guidance_scale=config.guidance_scale)
+        if (preset := self.preset) is not None:
+            moments = self._moments(steps, prediction)
+            per_moment, facts = descend(moments, preset.terms(moments))
+            return StepOutput(per_moment.mean(), per_moment.detach(), {**steps.facts, **facts})
+        assert isinstance(objective := config.objective, Bound)
         posterior = transition_by(model, steps["prediction"], steps, KERNEL)
         kl_of_posterior = posterior.kl(transition)
-        reference_kl = steps.known.get("reference_kl")
         per_step = steps.weight * endpoint(
             kl_of_posterior,
-            steps["advantage"] + config.consistency + HOLD * steps["cost_weight"],
-            reference_kl=reference_kl,
-            clip=config.bound_clip or math.inf,
+            steps["advantage"] + objective.consistency + HOLD * steps["cost_weight"],
+            reference_kl=steps.known.get("reference_kl"),
+            clip=objective.clip or math.inf,
         )
         facts = {**steps.facts, "policy/bound": (steps.weight * kl_of_posterior.detach()).mean()}
         return StepOutput(per_step.mean(), per_step.detach(), facts)
 
-    def _noised(self, rollout: Rollout, use: str) -> Steps:
-        model, config, collector = self.run.model, self.config, self.collector
-        moved = keyed_generator("times", use, config.seed, rollout.index)
-        times = jittered_times(model.process, rollout.trajectory.grid.num_steps, moved, jitter=JITTER)
-        grid = grid_at(model.process, times, device=model.device)
-        noise = [keyed_generator("noise", use, config.seed, *visit) for visit in rollout.visits]
-        kind = model.prediction_type
-        return noised_steps(
-            rollout, grid, collector.chosen, collector.stands_for, prediction_type=kind, generators=noise
+    def _drawing(self) -> AbstractContextManager[None]:
+        """Around what draws images: the old policy, where the objective has it draw."""
+        return self.old.in_place() if self.old and self.preset and self.preset.draws_with_old else nullcontext()
+
+    def _compared(self, preset: Preset, rollout: Rollout, steps: Steps) -> Steps:
+        """The moments with what a preset needs: who says what there, and what each is worth."""
+        said: dict[Copy, Latents] = {}
+        if "reference" in preset.needs:
+            said["reference"] = self.collector.reference(steps)
+        if "current" in preset.needs:
+            said["current"] = self.noised.said(steps)
+        if self.old is not None:
+            with self.old.in_place():
+                said["old"] = self.noised.said(steps)
+        weights, size = self.collector.rollouts.rewards.weights, self.config.rollout.images_per_prompt
+        advantage = ranked_in_groups(
+            rollout, weights, self.run.processes, images_per_prompt=size, ranked=preset.ranked
+        ).to(steps.x_t.device)
+        errors = {name: (one - steps["prediction"]).square().mean(dim=(1, 2, 3)) for name, one in said.items()}
+        group = rollout.group[steps.image] * rollout.trajectory.grid.num_steps + steps.step
+        return steps.knowing(worth=preset.worth(advantage[steps.image], errors, group), **said)
+
+    def _moments(self, steps: Steps, prediction: Latents) -> Moments:
+        said: dict[Copy, Latents] = {name: steps[name] for name in COPIES if name in steps}
+        return Moments(
+            prediction,
+            steps["prediction"],
+            steps.x_t,
+            steps.t,
+            node_time(self.run.model, steps.t.timestep.flatten()),
+            steps["worth"],
+            self.run.model.prediction_type,
+            said,
         )
 
-    @torch.no_grad()
-    def _current(self, steps: Steps) -> Latents:
-        guidance, size = self.config.guidance_scale, self.collector.batch_size
-        return torch.cat(
-            [replayed(self.run.model, part, KERNEL, guidance_scale=guidance)[0] for part in steps.batches(size)]
+    def after(self, update: int, metrics: dict[str, float]) -> None:
+        """Let the old policy follow."""
+        if self.old is not None:
+            self.old.follow()
+
+    def guard(self, metrics: dict[str, float]) -> str | None:
+        """Stop a run that was to be held to an old policy which the policy never left."""
+        if self.old is None or self.old.updates < PATIENCE or metrics["policy/old_deviation"] > 0:
+            return None
+        return (
+            f"after {self.old.updates} updates the policy equals its old self: nothing was learnt, or nothing holds; "
+            "look at the rewards' spread, and raise learning.learning_rate or objective.old.rise"
         )
-
-    def _negative(self, steps: Steps) -> Latents:
-        """The output under the negative conditioning, which no rollout has at these moments."""
-        parts = steps.batches(self.collector.batch_size)
-        return torch.cat([predict_negative(self.run.model, one.x_t, one.t, one.conditioning) for one in parts])
-
-    def _kl(self, prediction: Latents, steps: Steps) -> PerSample:
-        """KL of what x_0 says of the step from what a prediction says: a term of the bound on -log p(x_0)."""
-        posterior = transition_by(self.run.model, steps["prediction"], steps, KERNEL)
-        return posterior.kl(transition_by(self.run.model, prediction, steps, KERNEL))
-
-    def _log_ratio(self, rollout: Rollout) -> PerSample:
-        """The log-ratio of every image: by how much the policy's bound is the better one."""
-        steps = self._noised(rollout, "log-ratio")
-        gap = self._kl(self.collector.reference(steps), steps) - self._kl(self._current(steps), steps)
-        return per_image(steps.weight * gap / len(self.collector.chosen), steps, rollout.num_images)
-
-    def _seen(self, steps: Steps, rollout: Rollout) -> ValuePoints:
-        x0_hat, _ = to_x0_eps(self._current(steps), steps.x_t, steps.t, self.run.model.prediction_type)
-        others = others_mean(rollout.rewards, rollout.group)
-        time = node_time(self.run.model, steps.t.timestep.flatten())
-        baseline = None if others is None else others[steps.image]
-        return ValuePoints(steps.x_t, x0_hat, time, steps.conditioning.tokens, steps.prompts, baseline=baseline)
-
-    def _learnt(self, worth: tuple[Steps, PerSample, ValuePoints | None], updates: int) -> Mapping[str, Tensor]:
-        """Fit V to a rollout, after it has been used; says how good it was on it."""
-        _, returns, nodes = worth
-        if self.value is None or nodes is None:
-            return {}
-        size = self.config.value.batch_size
-        return self.value.fit(nodes, returns.view_as(self.collector.chosen), steps=updates, batch_size=size)
 
     @property
     def state(self) -> dict[str, Stateful]:
-        """The rollout in use, and V."""
-        return super().state | ({} if self.value is None else {"value": self.value})
+        """The rollout in use, V, and the old policy."""
+        kept = {"value": self.value, "old": self.old}
+        return super().state | {name: one for name, one in kept.items() if one is not None}

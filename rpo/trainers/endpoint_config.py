@@ -1,11 +1,12 @@
-"""The settings of the endpoint gradient, refused at once when no run can have them."""
+"""The settings of learning from whole images, refused at once when no run can have them."""
 
-from dataclasses import field
-from typing import Literal
+from dataclasses import field, replace
+from typing import ClassVar
 
-from rpo.config.ranges import NotNegative, Positive
 from rpo.config.settings import settings
 from rpo.errors import InputError
+from rpo.objectives.endpoint import EndpointObjective
+from rpo.objectives.endpoint.bound import Bound
 from rpo.trainers.rollouts.settings import OnlineConfig
 from rpo.trainers.value.settings import ValueConfig
 
@@ -14,24 +15,29 @@ from rpo.trainers.value.settings import ValueConfig
 class EndpointConfig(OnlineConfig):
     """Settings of `Endpoint`; what learnt fastest on `shapes` is in `configs/endpoint_shapes.yaml`."""
 
-    baseline: Literal["group", "value"] = "group"
-    """What an image's reward is compared with: the other images of its prompt, or V(t, x_t)."""
+    renamed: ClassVar[dict[str, str]] = {
+        **OnlineConfig.renamed,
+        **{name: f"it is objective.{name} now" for name in ("baseline", "scale", "consistency")},
+        "bound_clip": "it is objective.clip now",
+    }
 
-    scale: Literal["none", "batch"] = "batch"
-    """What the difference is divided by: the spread of the whole rollout, or nothing."""
-
-    consistency: NotNegative = 0.0
-    """Weight of fitting every image as it came out, whatever its reward. For a policy that
-    reverses the noising process this has no gradient on average; it holds the policy to being one. 0.1 to 0.5 where
-    `bound_clip` is not to be used; more is noisier and trains the policy on its own images."""
-
-    bound_clip: Positive | None = 0.3
-    """How far an image may be pushed or pulled, as a share of what the reference has: where the
-    bound of its likelihood has moved that far, a point says no more. 0.1 to 0.5; nothing for no limit, and then low
-    rewards push without bound until the images break (watch `policy/kl` and `loop/grad_norm` rise together)."""
+    objective: EndpointObjective = field(default_factory=Bound)
+    """What is descended: score_as_action is the bound on the likelihood of whole images; nft, awm, ram, rvm, par, dgpo
+    and rebel are published objectives, each as its authors run it."""
 
     value: ValueConfig = field(default_factory=ValueConfig)
-    """The value network, for `baseline: value`."""
+    """The value network, for `objective.baseline: value`."""
+
+    def with_times(self) -> "EndpointConfig":
+        """The same, with the times of the objective's authors where `steps` leaves them open."""
+        if isinstance(self.objective, Bound):
+            return self
+        times, steps, drawn = self.objective.times, self.steps, self.rollout.num_steps
+        window = steps.window or times.window
+        low, high = window or (0.0, 1.0)
+        eligible = sum(low <= step / drawn < high for step in range(drawn - 1))
+        count = steps.train_steps or (times.count and min(times.count, eligible))
+        return replace(self, steps=replace(steps, window=window, train_steps=count or None))
 
     def __post_init__(self) -> None:
         """Refuse settings that no run can have."""
@@ -40,8 +46,15 @@ class EndpointConfig(OnlineConfig):
                 "endpoint learns at moments that no rollout passed through: it has no ratio and no graph of a rollout; "
                 "set steps.keep_graph: false, minibatches and passes: 1"
             )
-        if self.baseline == "group":
-            self.require_group("baseline: value")
+        if not isinstance(self.objective, Bound):
+            self.require_group("objective.kind: score_as_action with objective.baseline: value")
+            if self.kl_weight > 0:
+                raise InputError(
+                    f"kl_weight is {self.kl_weight:g}, in nats of a path, but {self.objective.kind} has a trust region "
+                    "of its own; expected 0; see objective.reference_weight and objective.old"
+                )
+        elif self.objective.baseline == "group":
+            self.require_group("objective.baseline: value")
         if self.value.trace != 1:
             raise InputError(
                 f"value.trace is {self.value.trace:g}, but the moments of endpoint are no path whose next node V could "

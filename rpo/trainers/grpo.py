@@ -18,11 +18,12 @@ from typing import final
 
 import torch
 
-from rpo.objectives.advantages import MAX_ADVANTAGE, group_normalize
+from rpo.objectives.advantages import MAX_ADVANTAGE
 from rpo.objectives.policy_gradient import clipped_surrogate
 from rpo.rewards import RewardLike
 from rpo.trainers.grpo_config import GRPOConfig
 from rpo.trainers.rollouts.algorithm import OnlineAlgorithm
+from rpo.trainers.rollouts.compared import compared_in_groups
 from rpo.trainers.rollouts.costs import step_cost
 from rpo.trainers.rollouts.draw import Rollout
 from rpo.trainers.rollouts.prompt_history import PromptHistory
@@ -74,11 +75,11 @@ class GRPO(OnlineAlgorithm):
 
     def _compared(self, name: str, rollout: Rollout) -> PerSample:
         """How the images of this process compare with those of all."""
-        processes = self.run.processes
+        processes, config = self.run.processes, self.config
+        if config.baseline == "group":
+            size = config.rollout.images_per_prompt
+            return compared_in_groups(rollout, name, processes, images_per_prompt=size, scale=config.scale)
         rewards = processes.join(rollout.parts[name])
-        if self.config.baseline == "group":
-            group = torch.arange(len(rewards), device=rewards.device) // self.config.rollout.images_per_prompt
-            return processes.own(group_normalize(rewards, group, scale=self.config.scale))
         prompts = [prompt for part in processes.gather(rollout.prompts) for prompt in part]
         return processes.own(self.histories[name].advantages(rewards, prompts))
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rpo.objectives.endpoint.bound import Bound
 from rpo.process.continuous import running_cost
 from rpo.process.schedule import RectifiedFlow
 from rpo.process.transition import Ddim, EulerMaruyama, Kernel
@@ -240,7 +241,9 @@ def score_as_action(
 
 def endpoint(case: Case, folder: Path, *, model: ToyModel | None = None, **settings: Any) -> Any:
     """The same by the endpoint gradient, with no limit to how far an image is pushed."""
-    config = EndpointConfig(**shared(case, folder) | {"scale": "none", "bound_clip": None} | settings)
+    own = {name: settings.pop(name) for name in ("baseline", "scale", "consistency", "clip") if name in settings}
+    objective = Bound(**{"scale": "none", "clip": None} | own)
+    config = EndpointConfig(**shared(case, folder) | {"objective": objective} | settings)
     return Trainer(model or case.model(), Endpoint(ImageReward(case.problem.quadratic), ["x"], config))
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from rpo.objectives.endpoint import endpoint as loss_of_endpoint
+from rpo.objectives.endpoint.bound import endpoint as loss_of_endpoint
 from rpo.process.prediction import add_noise, to_x0_eps
 from rpo.trainers.endpoint import HOLD
 from rpo.trainers.rollouts.settings import StepsConfig
@@ -56,7 +56,7 @@ def test_it_is_the_exact_gradient_at_the_reference(tmp_path, case):
 def test_at_the_reference_the_clip_holds_nothing_back(tmp_path):
     case, gradients = AT_REFERENCE["vp"], []
     for clip in (None, 0.3):
-        trainer = endpoint(case, tmp_path / str(clip), rows=1000, num_steps=50, bound_clip=clip)
+        trainer = endpoint(case, tmp_path / str(clip), rows=1000, num_steps=50, clip=clip)
         move(trainer, case)
         gradients.append(gradient(trainer, trainer.algorithm.loss, 0))
     assert error(gradients[1], gradients[0]) < 1e-5
@@ -153,7 +153,7 @@ def test_at_the_tilted_law_every_image_is_worth_the_same(tmp_path, case):
 
 def test_the_kl_that_is_logged_is_that_of_the_path(tmp_path):
     case = AT_REFERENCE["vp"]
-    trainer = at_the_optimum(case, tmp_path, bound_clip=0.3)
+    trainer = at_the_optimum(case, tmp_path, clip=0.3)
     with torch.no_grad():
         logged = trainer.algorithm.loss(trainer.algorithm.collect(0)).metrics["policy/kl"].item()
     steps = steps_of(trainer.run.model, double(trainer.run.model.grid(1000)), case.kernel())

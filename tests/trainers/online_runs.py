@@ -5,6 +5,7 @@ import hashlib
 import pytest
 import torch
 
+from rpo.objectives.endpoint.bound import Bound
 from rpo.trainers.endpoint import Endpoint
 from rpo.trainers.endpoint_config import EndpointConfig
 from rpo.trainers.grpo import GRPO
@@ -52,6 +53,9 @@ def score_as_action(folder, *, pipe=None, reward="jpeg-compressibility", **chang
 
 
 def endpoint(folder, *, pipe=None, reward="jpeg-compressibility", **changes):
+    """By the bound, whose own settings stand beside the others; or by the `objective` given."""
+    own = {name: changes.pop(name) for name in ("baseline", "scale", "consistency", "clip") if name in changes}
+    changes = {"objective": Bound(**own)} | changes
     config = EndpointConfig(**settings(folder, **{"value": VALUE} | changes))
     return Trainer(pipe or tiny_sd(), Endpoint(reward, PROMPTS, config))
 

@@ -163,12 +163,12 @@ def test_what_a_path_costs_is_summed_over_its_steps_of_which_some_are_asked(tmp_
 
 
 def test_the_bound_is_clipped_by_what_the_reference_has(tmp_path):
-    trainer = made(tmp_path, bound_clip=0.2)
+    trainer = made(tmp_path, clip=0.2)
     steps, _ = collected(trainer)
     with trainer.run.policy.reference():
         expected = bound(trainer, steps)
     assert torch.allclose(steps["reference_kl"], expected, rtol=1e-3)
-    assert "reference_kl" not in collected(made(tmp_path, bound_clip=None))[0]
+    assert "reference_kl" not in collected(made(tmp_path, clip=None))[0]
 
 
 def test_an_image_alone_is_compared_with_a_value_or_refused(tmp_path):

@@ -131,7 +131,7 @@ def test_pathwise_follows_the_slope_of_the_value_and_pays_for_the_step(tmp_path)
 
 
 def test_the_endpoint_weighs_the_bound_by_worth_consistency_and_hold(tmp_path):
-    trainer, steps = prepared(endpoint, tmp_path, kl_weight=2.0, consistency=0.4, bound_clip=None)
+    trainer, steps = prepared(endpoint, tmp_path, kl_weight=2.0, consistency=0.4, clip=None)
     now, posterior, _ = transitions(trainer, steps)
     weight = steps["advantage"] + 0.4 + HOLD * steps["cost_weight"]
     expected = STEPS * (weight * distance(posterior, now)).mean()
@@ -139,7 +139,7 @@ def test_the_endpoint_weighs_the_bound_by_worth_consistency_and_hold(tmp_path):
 
 
 def test_an_endpoint_logs_its_bound_for_whole_paths(tmp_path):
-    trainer, steps = prepared(endpoint, tmp_path, bound_clip=0.3)
+    trainer, steps = prepared(endpoint, tmp_path, clip=0.3)
     now, posterior, _ = transitions(trainer, steps)
     bound = STEPS * distance(posterior, now).mean().item()
     assert trainer.algorithm.loss(steps).metrics["policy/bound"].item() == pytest.approx(bound, rel=1e-3)

@@ -63,6 +63,8 @@ class Subject:
     """Images of a rollout, of this process."""
     trained_steps: int
     micro_batch: int
+    said: frozenset[str] = frozenset()
+    """Predictions besides the policy's own that the loss asks for, by name."""
 
 
 def online_checks(subject: Subject) -> list[Check]:
@@ -173,6 +175,8 @@ def _loss_gradient(subject: Subject, rollout: Rollout, steps: Steps, some: Steps
     direction = torch.randn(some.x_t.shape, generator=generator, dtype=torch.float32, device="cpu").to(some.x_t.device)
     # Some losses are flat where the policy predicts what the rollout did, so the rollout gets another prediction.
     prepared = some.knowing(
+        **dict.fromkeys(subject.said, some["prediction"]),
+        worth=signs,
         advantage=signs,
         cost_weight=torch.zeros_like(signs),
         slope=direction,

@@ -26,6 +26,9 @@ class OnlineAlgorithm(Algorithm[Steps]):
     replays = True
     """Whether the rollouts' own steps are what is learnt from."""
 
+    shares_steps = False
+    """Whether all images of a prompt are learnt at the same steps."""
+
     def __init__(self, rewards: RewardLike, prompts: Sequence[str], config: OnlineConfig):
         """Keep what to learn from.
 
@@ -43,6 +46,11 @@ class OnlineAlgorithm(Algorithm[Steps]):
         return self._given[1]
 
     @property
+    def said(self) -> frozenset[str]:
+        """Predictions besides the policy's own that the loss asks for, by name."""
+        return frozenset()
+
+    @property
     def skips_clean_end(self) -> bool:
         """Whether a last step to perfectly clean data cannot be learnt: the DDIM step adds no noise to it."""
         return self.config.rollout.has_density and self.config.rollout.ends_without_noise
@@ -52,7 +60,12 @@ class OnlineAlgorithm(Algorithm[Steps]):
         super().start(run)
         refuse_editor(run.model, "what is drawn in training")
         self.collector = Collector(
-            run, *self._given, self.config, skips_clean_end=self.skips_clean_end, replays=self.replays
+            run,
+            *self._given,
+            self.config,
+            skips_clean_end=self.skips_clean_end,
+            replays=self.replays,
+            shares_steps=self.shares_steps,
         )
         self._batches = self.collector.batches(self.collect)
 
@@ -79,7 +92,7 @@ class OnlineAlgorithm(Algorithm[Steps]):
 
     def checks(self) -> list[Check]:
         """Those of the rollouts."""
-        return self.collector.checks(self.loss)
+        return self.collector.checks(self.loss, said=self.said)
 
     @property
     def state(self) -> dict[str, Stateful]:

@@ -49,15 +49,17 @@ class Collector:
         *,
         skips_clean_end: bool,
         replays: bool,
+        shares_steps: bool = False,
     ):
         """Check everything that can be checked before the first rollout.
 
         Args:
             skips_clean_end: Whether a last step to perfectly clean data cannot be learnt: DDIM's adds no noise.
             replays: Whether the rollouts' own steps are what is learnt from.
+            shares_steps: Whether all images of a prompt are learnt at the same steps.
         """
         self.run, self.config = run, config
-        self._skips_clean_end, self._replays = skips_clean_end, replays
+        self._skips_clean_end, self._replays, self._shares_steps = skips_clean_end, replays, shares_steps
         self.rollouts = Rollouts(
             run.model,
             prompts,
@@ -154,10 +156,13 @@ class Collector:
             grid = grid_at(process, uniform_times(process, grid.num_steps))
         generator, skips = keyed_generator("steps", config.seed, index), self._skips_clean_end
         every, stands_for = choose_steps(grid, config.rollout.images, config.steps, generator, skips_clean_end=skips)
+        if self._shares_steps:
+            size = config.rollout.images_per_prompt
+            every = every[:, ::size].repeat_interleave(size, dim=1)
         return self.run.processes.own(every, dim=1), stands_for
 
-    def checks(self, loss: Callable[[Steps], StepOutput]) -> list[Check]:
-        """What must hold before the first update."""
+    def checks(self, loss: Callable[[Steps], StepOutput], *, said: frozenset[str] = frozenset()) -> list[Check]:
+        """What must hold before the first update; `said` are the predictions that the loss asks for."""
         subject = Subject(
             self.run,
             self.config,
@@ -168,6 +173,7 @@ class Collector:
             images=self.config.rollout.images // self.run.processes.count,
             trained_steps=self.trained_steps,
             micro_batch=self.division[0],
+            said=said,
         )
         return online_checks(subject)
 

@@ -1,10 +1,39 @@
 """The endpoint gradient: what the likelihood gradient is on average over the paths that end in one image."""
 
 import math
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from rpo.config.ranges import NotNegative, Positive
+from rpo.config.settings import settings
+
+
+@settings
+class Bound:
+    """Score as action's likelihood gradient, by the bound on the likelihood of whole images."""
+
+    kind: Literal["score_as_action"] = "score_as_action"
+
+    baseline: Literal["group", "value"] = "group"
+    """What an image's reward is compared with: the other images of its prompt, or V(t, x_t)."""
+
+    scale: Literal["none", "batch"] = "batch"
+    """What the difference is divided by: the spread of the whole rollout, or nothing."""
+
+    consistency: NotNegative = 0.0
+    """Weight of fitting every image as it came out, whatever its reward. For a policy that
+    reverses the noising process this has no gradient on average; it holds the policy to being one. 0.1 to 0.5 where
+    `clip` is not to be used; more is noisier and trains the policy on its own images."""
+
+    clip: Positive | None = 0.3
+    """How far an image may be pushed or pulled, as a share of what the reference has: where the
+    bound of its likelihood has moved that far, a point says no more. 0.1 to 0.5; nothing for no limit, and then low
+    rewards push without bound until the images break (watch `policy/kl` and `loop/grad_norm` rise together)."""
+
+    title: ClassVar[str] = "Endpoint"
 
 
 def endpoint(

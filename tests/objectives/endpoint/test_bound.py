@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rpo.objectives.endpoint import endpoint
+from rpo.objectives.endpoint.bound import endpoint
 
 
 def randn(*shape, seed=0):

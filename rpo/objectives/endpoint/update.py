@@ -1,0 +1,195 @@
+"""One update under the endpoint objectives that people publish: fit a network at noised images to what these are worth.
+
+    gradient = E_{x_0, t, ε}  Jᵀ[ a (v̄ - v*) + Σ b (v - v_anchor) ] / D,        J = ∂v/∂θ
+
+x_0 is a drawn image, noised afresh to x_t; v is what the network says there, in whatever it predicts (noise, velocity),
+v* what a network would say that knows x_0, v̄ the policy's own v or that of the slower copy it draws with. The worth of
+the image is in a, the trust region in b: the anchor is that slower copy or the reference. An objective is a choice of
+these five; the factors of a and b that depend on time are its weights. D dimensions are averaged over, not summed, as
+all authors do: a and b do not depend on the size of the image.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal, Protocol, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rpo.config.ranges import NotNegative, Range
+from rpo.config.settings import settings
+from rpo.objectives.advantages import Scale
+from rpo.process.prediction import to_x0_eps, x0_slope
+from rpo.types import Latents, Node, PerSample, PredictionType
+
+Copy = Literal["old", "reference", "current"]
+"""Whose prediction it is: a slower copy of the policy, the reference, the policy before this update."""
+
+COPIES: tuple[Copy, ...] = get_args(Copy)
+
+LEAST_DISTANCE = 1e-5
+"""Below which a mean distance from x_0 weighs no more."""
+
+
+@settings
+class Lag:
+    """How the old policy follows: old ← d old + (1 - d) policy after update k, with d = min(decay, rise · k)."""
+
+    decay: Annotated[float, Range(above=0, below=1)] = 0.5
+    """How much of it stays, in the long run. Close to 1 it is the start, and the policy is held there."""
+
+    rise: Annotated[float, Range(above=0, at_most=1)] = 1e-3
+    """How fast the decay gets there, per update; before that the old policy is nearly the policy itself."""
+
+    def at(self, update: int) -> float:
+        """The decay after so many updates, from 1."""
+        return min(self.decay, self.rise * update)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """How rewards become advantages."""
+
+    scale: Scale
+    """What the difference from the group's mean is divided by."""
+    clip: float | None = 5.0
+    factor: float = 1.0
+    """By which it is multiplied afterwards."""
+
+    def __call__(self, normalized: PerSample) -> PerSample:
+        """Of rewards that are centred and scaled."""
+        return self.factor * (normalized if self.clip is None else normalized.clamp(-self.clip, self.clip))
+
+
+@dataclass(frozen=True)
+class Times:
+    """Where images are noised to."""
+
+    count: int | None = None
+    """Times for each image, drawn at random without repeating; nothing means all."""
+    window: tuple[float, float] | None = None
+    """Share of the way from noise (0) to data (1)."""
+    of_rollout: bool = False
+    """The rollout's own grid; or else one even in time, moved at random."""
+    shared: bool = False
+    """Whether the images of a prompt have times and noise in common."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Noised images and what is said there, a row each; only `prediction` has a gradient."""
+
+    prediction: Float[Tensor, "batch c h w"]
+    target: Float[Tensor, "batch c h w"]
+    """v*."""
+    x_t: Float[Tensor, "batch c h w"]
+    t: Node
+    time: Float[Tensor, " batch"]
+    """In [0, 1], 0 at the data."""
+    worth: Float[Tensor, " batch"]
+    """Of the image, as the objective's `worth` gave it."""
+    prediction_type: PredictionType
+    said: Mapping[Copy, Latents] = field(default_factory=dict[Copy, Latents])
+    """The predictions of those that the objective needs."""
+
+    def error(self, prediction: Float[Tensor, "batch c h w"]) -> PerSample:
+        """‖v - v*‖² / D."""
+        return (prediction - self.target).square().mean(dim=(1, 2, 3))
+
+    def x0_error(self, prediction: Float[Tensor, "batch c h w"]) -> tuple[PerSample, PerSample]:
+        """‖x̂_0 - x_0‖² / D, and the mean distance |x̂_0 - x_0|."""
+        said, _ = to_x0_eps(prediction, self.x_t, self.t, self.prediction_type)
+        true, _ = to_x0_eps(self.target, self.x_t, self.t, self.prediction_type)
+        gap = said - true
+        return gap.square().mean(dim=(1, 2, 3)), gap.abs().mean(dim=(1, 2, 3)).clamp(min=LEAST_DISTANCE)
+
+    @property
+    def x0_slope(self) -> PerSample:
+        """(∂x̂_0/∂v)²: what an error of v counts as one of x̂_0."""
+        return x0_slope(self.t, self.prediction_type).square().flatten()
+
+
+@dataclass(frozen=True)
+class Terms:
+    """a and b of a micro-batch, each with its weights."""
+
+    pull: Float[Tensor, " batch"]
+    """a."""
+    holds: Mapping[Copy, Float[Tensor, " batch"] | float] = field(default_factory=dict[Copy, PerSample | float])
+    """b of each anchor."""
+    from_old: bool = False
+    """Whether v̄ is that of the old policy."""
+
+
+class Preset(Protocol):
+    """A published objective."""
+
+    @property
+    def kind(self) -> str:
+        """Its name in a configuration."""
+        ...
+
+    title: ClassVar[str]
+    """What a person calls it."""
+    ranked: ClassVar[Ranked]
+    times: ClassVar[Times]
+    draws_with_old: ClassVar[bool]
+    """Whether images are drawn by the old policy."""
+
+    @property
+    def needs(self) -> frozenset[Copy]:
+        """Whose predictions it asks for."""
+        ...
+
+    @property
+    def lag(self) -> Lag | None:
+        """How the old policy follows, if there is one."""
+        ...
+
+    def worth(self, advantage: PerSample, errors: Mapping[str, PerSample], group: Int[Tensor, " batch"]) -> PerSample:
+        """What each moment is worth, where that depends on the others of its group.
+
+        Args:
+            errors: ‖v - v*‖² / D of those that are needed.
+            group: Equal for the images of one prompt at one time.
+        """
+        ...
+
+    def terms(self, moments: Moments) -> Terms:
+        """A and b."""
+        ...
+
+
+def descend(moments: Moments, terms: Terms) -> tuple[PerSample, dict[str, Tensor]]:
+    """What has the gradient above, by moment, and how large its parts are: its value means nothing.
+
+    Returns:
+        The surrogate Σ v · sg[a (v̄ - v*) + Σ b (v - v_anchor)] / D; and the root mean squares of both parts.
+    """
+    now = moments.prediction.detach()
+    pulled = moments.said["old"] if terms.from_old else now
+    pull = _rows(terms.pull) * (pulled - moments.target)
+    hold = torch.zeros_like(pull)
+    for anchor, weight in terms.holds.items():
+        hold = hold + _rows(weight) * (now - moments.said[anchor])
+    surrogate = ((pull + hold).detach() * moments.prediction).mean(dim=(1, 2, 3))
+    facts = {"policy/pull": pull.square().mean().sqrt(), "policy/hold": hold.square().mean().sqrt()}
+    if "old" in moments.said:
+        facts["policy/old_deviation"] = (now - moments.said["old"]).square().mean()
+    return surrogate, facts
+
+
+def group_means(values: PerSample, group: Int[Tensor, " batch"]) -> tuple[PerSample, PerSample]:
+    """For each the mean over its group, and how many are in it; labels are whole numbers of no particular order."""
+    sizes = group.bincount().to(values)
+    sums = values.new_zeros(len(sizes)).index_add(0, group, values)
+    return (sums / sizes)[group], sizes[group]
+
+
+def _rows(weight: PerSample | float) -> Tensor | float:
+    return weight[:, None, None, None] if isinstance(weight, Tensor) else weight
+
+
+ReferenceWeight = NotNegative
+"""Weight of ‖v - v_reference‖² / D against the pull."""

@@ -1,0 +1,68 @@
+"""Drawn images noised afresh, to times of which no rollout need know, and what the policy says of them there."""
+
+from typing import final
+
+import torch
+
+from rpo.objectives.endpoint.update import Times
+from rpo.process.continuous import grid_at, jittered_times
+from rpo.process.transition import Ddim
+from rpo.randomness import keyed_generator
+from rpo.sampling.step import has_negative, predict_negative
+from rpo.trainers.rollouts.collector import Collector
+from rpo.trainers.rollouts.draw import JITTER, Rollout
+from rpo.trainers.rollouts.steps import Steps, noised_steps, replayed
+from rpo.types import Grid, Latents
+
+KERNEL = Ddim(1.0)
+"""The reverse SDE's step, in which bounds are written, whatever drew the images."""
+
+
+@final
+class NoisedImages:
+    """Noises the images of a collector's rollouts."""
+
+    def __init__(self, collector: Collector, times: Times):
+        """Noise at the times that an objective asks for."""
+        self._collector, self._times = collector, times
+
+    def of(self, rollout: Rollout, use: str) -> Steps:
+        """The moments that the collector chose, by noise that is a function of the image and of what they are for."""
+        collector, model = self._collector, self._collector.run.model
+        visits = [(visit, 0) for visit, _ in rollout.visits] if self._times.shared else rollout.visits
+        noise = [keyed_generator("noise", use, collector.config.seed, *visit) for visit in visits]
+        steps = noised_steps(
+            rollout,
+            self._grid(rollout, use),
+            collector.chosen,
+            collector.stands_for,
+            prediction_type=model.prediction_type,
+            generators=noise,
+        )
+        is_guided = has_negative(model, collector.config.guidance_scale)
+        return (
+            self._with_negative(steps)
+            if use == "trained" and collector.config.freezes_negative and is_guided
+            else steps
+        )
+
+    @torch.no_grad()
+    def said(self, steps: Steps) -> Latents:
+        """The policy's guided output."""
+        model, guidance = self._collector.run.model, self._collector.config.guidance_scale
+        parts = steps.batches(self._collector.batch_size)
+        return torch.cat([replayed(model, part, KERNEL, guidance_scale=guidance)[0] for part in parts])
+
+    def _grid(self, rollout: Rollout, use: str) -> Grid:
+        process, drawn = self._collector.run.model.process, rollout.trajectory.grid
+        if self._times.of_rollout:
+            return drawn
+        moved = keyed_generator("times", use, self._collector.config.seed, rollout.index)
+        times = jittered_times(process, drawn.num_steps, moved, jitter=JITTER)
+        return grid_at(process, times, device=self._collector.run.model.device)
+
+    def _with_negative(self, steps: Steps) -> Steps:
+        """With the output under the negative conditioning, which no rollout has at these moments."""
+        model, parts = self._collector.run.model, steps.batches(self._collector.batch_size)
+        said = [predict_negative(model, one.x_t, one.t, one.conditioning) for one in parts]
+        return steps.knowing(negative=torch.cat(said))

@@ -1,0 +1,156 @@
+"""The published endpoint objectives as trainers: what they draw with and ask for, that they learn, how they resume."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rpo.errors import InputError
+from rpo.objectives.endpoint.awm import Awm
+from rpo.objectives.endpoint.dgpo import Dgpo
+from rpo.objectives.endpoint.nft import Nft
+from rpo.objectives.endpoint.par import Par
+from rpo.objectives.endpoint.ram import Ram
+from rpo.objectives.endpoint.rebel import Rebel
+from rpo.objectives.endpoint.rvm import Rvm
+from rpo.objectives.endpoint.update import Lag
+from rpo.trainers.endpoint_config import EndpointConfig
+from rpo.trainers.rollouts.lag import OldPolicy
+from rpo.trainers.rollouts.settings import RolloutConfig, StepsConfig
+from tests.run_state import metrics_of, result_of
+from tests.trainers.online_runs import endpoint, learning, lightness, moved
+
+PRESETS = {one.kind: one for one in (Nft(), Awm(), Ram(), Rvm(), Par(), Dgpo(), Rebel())}
+ROLLOUT = RolloutConfig(prompts=2, images_per_prompt=3, num_steps=5, solver="dpm_solver", eta=0.0, guidance_scale=1.0)
+presets = pytest.mark.parametrize("kind", PRESETS)
+pytestmark = pytest.mark.filterwarnings("ignore:the network denoises no better")
+
+
+def made(folder, kind, *, updates=3, rate=1e-2, **changes):
+    given = {"objective": PRESETS[kind], "rollout": ROLLOUT, "reward": lightness}
+    return endpoint(folder, learning=learning(updates, learning_rate=rate), **given | changes)
+
+
+@presets
+def test_a_killed_run_goes_on_in_the_same_bits(kind, tmp_path):
+    whole = made(tmp_path / "whole", kind, updates=4)
+    whole.train()
+    made(tmp_path / "cut", kind, updates=2).train()
+    resumed = made(tmp_path / "cut", kind, updates=4)
+    resumed.train(resume=True)
+    assert result_of(resumed) == result_of(whole)
+    assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")
+
+
+@presets
+def test_its_authors_times_stand_where_none_are_given(kind, tmp_path):
+    preset, steps = PRESETS[kind], made(tmp_path, kind).algorithm.collect(0)
+    low, high = preset.times.window or (0.0, 1.0)
+    eligible = {step for step in range(5) if low <= step / 5 < high}
+    of_image = [set(steps.step[steps.image == image].tolist()) for image in range(6)]
+    expected = min(preset.times.count, len(eligible - {4})) if preset.times.count else len(eligible)
+    assert all(one <= eligible and len(one) == expected for one in of_image)
+    noise = torch.stack([steps.x_t[steps.image == image][0] for image in range(3)])
+    if preset.times.shared:
+        assert of_image[0] == of_image[1] == of_image[2]
+    one = made(tmp_path / "given", kind, steps=StepsConfig(train_steps=1, window=(0.2, 0.6))).algorithm.collect(0)
+    assert len(one) == 6 and set(one.step.tolist()) <= {1, 2}
+    assert not torch.equal(noise[0], noise[1])
+
+
+def test_images_of_a_prompt_share_their_noise_where_they_are_compared_at_it(tmp_path):
+    trainer = made(tmp_path, "rebel")
+    steps = trainer.algorithm.collect(0)
+    images = trainer.algorithm.collector.rollout.trajectory.x_0[steps.image]
+    eps = (steps.x_t - steps.t.alpha * images) / steps.t.sigma
+    by_place = eps.view(-1, 6, *eps.shape[1:])
+    assert torch.allclose(by_place[:, 0], by_place[:, 2], atol=1e-4)
+    assert (by_place[:, 0] - by_place[:, 3]).abs().max() > 0.1
+
+
+@presets
+def test_what_it_asks_for_is_there_and_no_more(kind, tmp_path):
+    trainer = moved(made(tmp_path, kind))
+    steps, preset = trainer.algorithm.collect(0), PRESETS[kind]
+    assert {name for name in ("old", "reference", "current") if name in steps} == preset.needs
+    now = trainer.algorithm.noised.said(steps)
+    if "current" in steps:
+        assert torch.equal(steps["current"], now)
+    if "old" in steps:  # where the policy was before it was moved
+        assert (steps["old"] - now).abs().max() > 1e-3
+    if "reference" in steps and "old" in steps:
+        assert torch.allclose(steps["old"], steps["reference"], atol=1e-6)
+
+
+def test_the_old_policy_draws_where_its_authors_have_it(tmp_path):
+    """Images by the adapter as it was: those of a run whose policy was not moved."""
+    for kind, is_old in (("nft", True), ("awm", False)):
+        still, trainer = made(tmp_path / kind, kind), moved(made(tmp_path / f"{kind} moved", kind))
+        drawn = []
+        for one in (still, trainer):
+            one.algorithm.collect(0)
+            drawn.append(one.algorithm.collector.rollout.trajectory.x_0)
+        assert torch.equal(*drawn) is is_old
+
+
+@pytest.mark.parametrize("kind", ["nft", "awm", "ram", "rvm", "par", "dgpo", "rebel"])
+def test_it_learns_to_draw_lighter_images(kind, tmp_path):
+    trainer = made(
+        tmp_path,
+        kind,
+        updates=16,
+        rate=2e-2,
+        rollout=replace(ROLLOUT, images_per_prompt=6),
+        objective=replace(PRESETS[kind], **({"beta": 1.0} if kind == "dgpo" else {})),
+    )
+    trainer.train()
+    rewards = [entry["reward/mean"] for entry in metrics_of(tmp_path) if "reward/mean" in entry]
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 2 * trainer_noise(rewards)
+
+
+def trainer_noise(rewards):
+    """The standard error of a mean of five, from neighbouring differences."""
+    steps = torch.tensor(rewards).diff()
+    return (steps.std() / 2**0.5 / 5**0.5).item()
+
+
+def test_an_old_policy_changes_places_and_follows():
+    weights = [torch.nn.Parameter(torch.tensor([0.0])), torch.nn.Parameter(torch.tensor([1.0]))]
+    old = OldPolicy(weights, Lag(decay=0.5, rise=0.5))
+    with torch.no_grad():
+        weights[0] += 4
+    with pytest.raises(KeyError), old.in_place():
+        assert weights[0].item() == 0 and not torch.is_grad_enabled()
+        raise KeyError
+    assert weights[0].item() == 4
+    old.follow()
+    with old.in_place():
+        assert weights[0].item() == 2
+    other = OldPolicy(weights, Lag(decay=0.5, rise=0.5))
+    other.load_state_dict(old.state_dict())
+    other.follow()
+    with other.in_place():
+        assert (weights[0].item(), weights[1].item()) == (3, 1)
+
+
+def test_a_run_whose_old_policy_never_differs_is_ended(tmp_path):
+    ended = made(tmp_path, "nft", updates=12, objective=Nft(old=Lag(rise=1e-12))).train()
+    assert ended.updates == 10 and "equals its old self" in ended.stopped_because
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"rollout": replace(ROLLOUT, images_per_prompt=1)}, "images_per_prompt"),
+        ({"kl_weight": 0.1}, "kl_weight"),
+    ],
+)
+def test_what_no_run_can_have_is_refused(words, message):
+    with pytest.raises(InputError, match=message):
+        EndpointConfig(**{"objective": Nft(), "rollout": ROLLOUT} | words)
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.0, float("nan")])
+def test_an_old_policy_that_never_moves_or_is_the_policy_is_refused(decay):
+    with pytest.raises(InputError, match="decay"):
+        Lag(decay=decay)
