@@ -19,6 +19,8 @@ from rpo import __version__
 from rpo.cli.command import Command, config_and_overrides, overrides, takes_config, takes_run
 from rpo.cli.configs import configurations, show_config, takes_name
 from rpo.cli.curate import CURATE
+from rpo.cli.reproduce import REPRODUCE
+from rpo.cli.sample import SAMPLE
 from rpo.errors import SURROUNDINGS, InputError
 from rpo.interrupts import Terminated, ended_in_order
 
@@ -153,6 +155,8 @@ COMMANDS = {
         for name, (cls, _) in ALGORITHMS.items()
     },
     **CURATE,
+    **SAMPLE,
+    **REPRODUCE,
     "align": Command(
         "rounds of drawing, curating and training: Rich Preference Optimization from end to end",
         takes_config,

@@ -1,0 +1,141 @@
+"""The same prompts from the same noise, drawn in several ways: what a LoRA does to an image, and how much.
+
+A row is a prompt and a seed, a column a way to draw it: the base, a LoRA, a LoRA at half its strength. Image k of a
+prompt is `generate(model, [prompt], seed=seed + k)`, whatever is drawn beside it. How far a column is from another is
+the mean absolute difference of its images, as pixels in [0, 1] and as scaled latents.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from rpo.adapters.strength import at_strength
+from rpo.data.pixels import to_pixels
+from rpo.models.checkpoint import Checkpoint
+from rpo.rewards import Reward, score
+from rpo.sampling.sample import image_generator, images_at_once, sample, solving
+from rpo.types import Canvas, Images, Latents
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is drawn."""
+
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Column:
+    """How it is drawn."""
+
+    label: str
+    strengths: Mapping[str, float] = field(default_factory=dict)
+    """Of every adapter that the checkpoint carries, by name; see `rpo.adapters.strength`."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One image."""
+
+    row: int
+    column: int
+    pixels: NDArray[np.uint8]
+    """[height, width, 3]"""
+    rewards: Mapping[str, float]
+    pixel_distance: float | None = None
+    """From the same image of the column that distances are measured from; nothing where there is none."""
+    latent_distance: float | None = None
+
+
+def rows_of(prompts: Sequence[str], images: int, seed: int) -> list[Row]:
+    """So many images of each prompt, those of one beside each other; the noise of an image is that of its seed."""
+    return [Row(prompt, seed + number) for prompt in prompts for number in range(images)]
+
+
+def draw_side_by_side(
+    model: Checkpoint,
+    rows: Sequence[Row],
+    columns: Sequence[Column],
+    *,
+    num_steps: int,
+    guidance_scale: float,
+    canvas: Canvas | None = None,
+    measured_from: Column | None = None,
+    rewards: Mapping[str, Reward] | None = None,
+    batch_size: int | None = None,
+    progress: str | None = None,
+) -> Iterator[Cell]:
+    """Draw every row in every column, by deterministic DDIM (of a flow, Euler) steps.
+
+    Args:
+        model: With the adapters that the columns name.
+        num_steps: Denoising steps.
+        guidance_scale: 1 is no guidance.
+        measured_from: What distances are from; drawn too if it is none of the columns.
+        rewards: What scores the images, by name.
+        batch_size: Images at once, by default as `images_at_once` has it; changes no image (but for float error).
+        progress: Label of a progress bar; None for none.
+
+    Yields:
+        Images as they are ready: of a batch of rows, column by column.
+    """
+    size = batch_size or images_at_once(canvas or model.canvas)
+    is_extra = measured_from is not None and all(one.strengths != measured_from.strengths for one in columns)
+    bar = tqdm(
+        total=len(rows) * (len(columns) + is_extra),
+        desc=progress,
+        unit="image",
+        disable=progress is None,
+        dynamic_ncols=True,
+    )
+
+    def drawn(some: Sequence[Row], column: Column) -> tuple[Latents, Images]:
+        with at_strength(model, column.strengths):
+            grid, kernel = solving(model, num_steps, solver="ddim", eta=0.0, canvas=canvas)
+            trajectory = sample(
+                model,
+                model.encode_prompts([row.prompt for row in some]),
+                grid,
+                kernel,
+                guidance_scale=guidance_scale,
+                generators=[image_generator(row.seed, 0, 0) for row in some],
+                canvas=canvas,
+            )
+            images = model.decode(trajectory.x_0)
+        bar.update(len(some))
+        return trajectory.x_0, images
+
+    with bar:
+        for start in range(0, len(rows), size):
+            yield from _compared(rows, start, size, columns, drawn, measured_from, rewards or {})
+
+
+def _compared(
+    rows: Sequence[Row],
+    start: int,
+    size: int,
+    columns: Sequence[Column],
+    drawn: Callable[[Sequence[Row], Column], tuple[Latents, Images]],
+    measured_from: Column | None,
+    rewards: Mapping[str, Reward],
+) -> Iterator[Cell]:
+    """One batch of rows in every column."""
+    some = rows[start : start + size]
+    origin = None if measured_from is None else drawn(some, measured_from)
+    for number, column in enumerate(columns):
+        is_origin = measured_from is not None and column.strengths == measured_from.strengths
+        latents, images = origin if origin is not None and is_origin else drawn(some, column)
+        texts = [row.prompt for row in some]
+        scored = {name: score(one, images, texts, name=name).tolist() for name, one in rewards.items()}
+        pixels = to_pixels(images)
+        far: tuple[list[float | None], list[float | None]] = ([None] * len(some), [None] * len(some))
+        if origin is not None:
+            apart = np.abs(pixels.astype(np.int16) - to_pixels(origin[1])).mean((1, 2, 3)) / 255
+            far = apart.tolist(), (latents - origin[0]).abs().mean((1, 2, 3)).tolist()
+        for index in range(len(some)):
+            found = {name: values[index] for name, values in scored.items()}
+            yield Cell(start + index, number, pixels[index], found, far[0][index], far[1][index])
