@@ -1,4 +1,4 @@
-"""`rpo config`: the configurations and examples that come with the package, to start from, and what editors know of them.
+"""`rpo config`: the configurations and examples that come with the package, and what editors know of the first.
 
 They are the folders `configs` and `examples` of the repository, which a wheel has inside the package. `rpo skill` gives
 what a coding agent should read first.
@@ -155,7 +155,9 @@ CONFIG = {
     "config show": Command("print one; `rpo config NAME` is the same", takes_shown, show_config),
     "config copy": Command("write one to a file of your own", takes_copied, copy_config),
     "config schema": Command(
-        "print the JSON schema of a command's configuration, by which editors of YAML complete", takes_schema, show_schema
+        "print the JSON schema of a command's configuration, for editors of YAML",
+        takes_schema,
+        show_schema,
     ),
     "skill": Command("print what a coding agent should read to align a pipeline with rpo", takes_skill, skill),
 }

@@ -8,7 +8,7 @@ from rpo.cli.command import Command
 
 
 def reproduce(args: argparse.Namespace) -> int:
-    """Say what is different now, run, and compare; 1 if the weights, or with --check what they are made with, differ."""
+    """Say what is different now, run, and compare; 1 if the weights differ, or with --check anything."""
     from rpo.runs.reproduce import compare
     from rpo.runs.reproduce import reproduce as run_again
 
@@ -36,7 +36,9 @@ def _tell(different: Mapping[str, str]) -> None:
 
 def takes_reproduce(parser: argparse.ArgumentParser) -> None:
     """Declare what `rpo reproduce` accepts."""
-    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a finished run (train, align, quickstart)")
+    parser.add_argument(
+        "run_folder", metavar="RUN", type=Path, help="folder of a finished run of train, align, quickstart"
+    )
     parser.add_argument("--output", metavar="DIR", type=Path, help="new folder (default RUN-reproduced)")
     parser.add_argument("--check", action="store_true", help="only say what is different now; run nothing")
 

@@ -50,10 +50,10 @@ def takes_sample(parser: argparse.ArgumentParser) -> None:
     add("--compare", metavar=("A", "B"), nargs=2, default=[], help="a column for each of two LoRAs, or one and base")
     add("--reward", metavar="NAME", action="append", default=[], help="score the images (repeat for several)")
     add("--images", metavar="N", type=_count, help="of each prompt (default 4; 1 with --sweep and --compare)")
-    add("--seed", metavar="N", type=int, default=0, help="of the first image of a prompt; the next count on (default 0)")
+    add("--seed", metavar="N", type=int, default=0, help="of the first image of a prompt, and on (default 0)")
     add("--steps", metavar="N", type=_count, help="denoising steps (default: the pipeline's own)")
     add("--guidance", metavar="SCALE", type=float, help="1 is none (default: the pipeline's own)")
-    add("--size", metavar="HxW", default="", help="height and width, or one side, in pixels (default: the checkpoint's)")
+    add("--size", metavar="HxW", default="", help="height and width in pixels, or one side (default: the model's)")
     add("--output", metavar="DIR", type=Path, default=Path("runs/sample"), help="new folder (default runs/sample)")
     add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda:1 … (default auto)")
     add("--dtype", choices=get_args(DType), default="float32", help="of the weights (default float32)")
@@ -68,5 +68,5 @@ def _count(text: str) -> int:
     return int(text)
 
 
-SAMPLE = {"sample": Command("draw images, see what a LoRA does: contact sheet, sweep, comparison", takes_sample, sample)}
+SAMPLE = {"sample": Command("draw images and see what a LoRA does: sheet, sweep, comparison", takes_sample, sample)}
 """The command, by name."""

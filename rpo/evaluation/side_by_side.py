@@ -5,7 +5,7 @@ prompt is `generate(model, [prompt], seed=seed + k)`, whatever is drawn beside i
 the mean absolute difference of its images, as pixels in [0, 1] and as scaled latents.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -111,31 +111,31 @@ def draw_side_by_side(
 
     with bar:
         for start in range(0, len(rows), size):
-            yield from _compared(rows, start, size, columns, drawn, measured_from, rewards or {})
+            some = rows[start : start + size]
+            origin = drawn(some, measured_from) if measured_from else None
+            for number, column in enumerate(columns):
+                is_origin = measured_from is not None and column.strengths == measured_from.strengths
+                images = origin if origin and is_origin else drawn(some, column)
+                yield from _cells((start, number), some, images, origin, rewards or {})
 
 
-def _compared(
+def _cells(
+    place: tuple[int, int],
     rows: Sequence[Row],
-    start: int,
-    size: int,
-    columns: Sequence[Column],
-    drawn: Callable[[Sequence[Row], Column], tuple[Latents, Images]],
-    measured_from: Column | None,
+    drawn: tuple[Latents, Images],
+    origin: tuple[Latents, Images] | None,
     rewards: Mapping[str, Reward],
-) -> Iterator[Cell]:
-    """One batch of rows in every column."""
-    some = rows[start : start + size]
-    origin = None if measured_from is None else drawn(some, measured_from)
-    for number, column in enumerate(columns):
-        is_origin = measured_from is not None and column.strengths == measured_from.strengths
-        latents, images = origin if origin is not None and is_origin else drawn(some, column)
-        texts = [row.prompt for row in some]
-        scored = {name: score(one, images, texts, name=name).tolist() for name, one in rewards.items()}
-        pixels = to_pixels(images)
-        far: tuple[list[float | None], list[float | None]] = ([None] * len(some), [None] * len(some))
-        if origin is not None:
-            apart = np.abs(pixels.astype(np.int16) - to_pixels(origin[1])).mean((1, 2, 3)) / 255
-            far = apart.tolist(), (latents - origin[0]).abs().mean((1, 2, 3)).tolist()
-        for index in range(len(some)):
-            found = {name: values[index] for name, values in scored.items()}
-            yield Cell(start + index, number, pixels[index], found, far[0][index], far[1][index])
+) -> list[Cell]:
+    """What there is to say of a batch of images, whose first one has that row and column."""
+    (start, column), (latents, images), prompts = place, drawn, [row.prompt for row in rows]
+    scored = {name: score(one, images, prompts, name=name).tolist() for name, one in rewards.items()}
+    pixels, nothing = to_pixels(images), [None] * len(rows)
+    of_pixels, of_latents = nothing, nothing
+    if origin:
+        apart = np.abs(pixels.astype(np.int16) - to_pixels(origin[1])) / 255
+        of_pixels = apart.mean((1, 2, 3)).tolist()
+        of_latents = (latents - origin[0]).abs().mean((1, 2, 3)).tolist()
+    return [
+        Cell(start + one, column, pixels[one], {name: of[one] for name, of in scored.items()}, *distances)
+        for one, distances in enumerate(zip(of_pixels, of_latents, strict=True))
+    ]

@@ -119,14 +119,14 @@ def _row(
     _write(pen, words, (_MARGIN, y), _TEXT, _INK)
     _write(pen, note, (_MARGIN, y + len(words) * _line(_TEXT) + 2), _SMALL, _QUIET)
     for x, pixels in zip(places, row.images, strict=True):
-        picture.paste(Image.fromarray(reduced(pixels)), (x, y))
+        shown = Image.fromarray(reduced(pixels))
+        pen.rectangle((x - 1, y - 1, x + shown.width, y + shown.height), outline=_RULE)  # white images end somewhere
+        picture.paste(shown, (x, y))
     for x, words in zip(places, row.captions, strict=False):
         _write(pen, [words], (x, y + height + 2), _SMALL, _QUIET)
 
 
-def _write(
-    pen: ImageDraw.ImageDraw, lines: Sequence[str], at: tuple[int, int], size: int, colour: str
-) -> None:
+def _write(pen: ImageDraw.ImageDraw, lines: Sequence[str], at: tuple[int, int], size: int, colour: str) -> None:
     for number, line in enumerate(lines):
         pen.text((at[0], at[1] + number * _line(size)), line, fill=colour, font=_font(size, line))
 

@@ -7,6 +7,7 @@ things give equal bytes; a GPU, and a server that is asked, may give others.
 import hashlib
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,8 @@ def compare(folder: Path) -> dict[str, str]:
         found.append(read_made_with(folder).differences(now))
         raise _StopHere
 
-    with tempfile.TemporaryDirectory() as place:
-        try:
-            _again(folder, Path(place, "run"), stop)
-        except _StopHere:
-            pass
+    with tempfile.TemporaryDirectory() as place, suppress(_StopHere):
+        _again(folder, Path(place, "run"), stop)
     return found[0]
 
 

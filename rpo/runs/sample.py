@@ -56,7 +56,11 @@ def draw_samples(wish: Wish) -> Path:
     model = load_model(replace(wish.model, allow_distilled=True))  # drawing undoes nothing
     refuse_editor(model, "`rpo sample`")
     _refuse_unusual(model, wish)
-    canvas, steps, guidance = model.canvas_of(size), usual_steps(model, wish.steps), usual_guidance(model, wish.guidance)
+    canvas, steps, guidance = (
+        model.canvas_of(size),
+        usual_steps(model, wish.steps),
+        usual_guidance(model, wish.guidance),
+    )
     for number, lora in enumerate(ways.loras):
         load_lora(model, lora.path, name=adapter(number))
     images = wish.images or (1 if len(ways.columns) > 1 else 4)

@@ -120,6 +120,7 @@ def swept(words: str) -> list[float]:
         [0.0, 0.5, 1.0, 1.5]
     """
     name, _, numbers = words.partition("=")
+    start = end = step = Decimal(1)
     try:
         start, end, step = (Decimal(one) for one in numbers.split(":"))
         is_range = all(one.is_finite() for one in (start, end, step)) and step > 0 and end >= start
@@ -156,8 +157,9 @@ def _lora(word: str) -> Lora:
 
 def _compared(wish: Wish) -> Ways:
     if wish.loras or wish.sweep:
-        raise InputError("--compare is given with --lora or --sweep; expected it alone, as it names its LoRAs; leave "
-            "the other out")
+        raise InputError(
+            "--compare is given with --lora or --sweep; expected it alone, as it names its LoRAs; leave the other out"
+        )
     is_base = [word == BASE for word in wish.compare]
     if len(wish.compare) != 2 or all(is_base):  # noqa: PLR2004 - A and B
         raise InputError(

@@ -65,9 +65,7 @@ class RunResult:
     aligned: Judged | None = None
 
 
-def run(
-    config: RunConfig, *, resume: bool = False, tell: Callable[[MadeWith], None] = lambda now: None
-) -> RunResult:
+def run(config: RunConfig, *, resume: bool = False, tell: Callable[[MadeWith], None] = lambda now: None) -> RunResult:
     """Load, train, save, judge base and aligned model on held-out prompts, and write `report.html`.
 
     Args:

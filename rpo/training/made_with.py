@@ -83,12 +83,12 @@ def read_made_with(folder: Path) -> MadeWith:
     file = folder / MADE_WITH
     if not file.is_file():
         raise InputError(
-            f"{folder} has no {MADE_WITH}; expected the folder of a run of `rpo train`, `rpo align` or `rpo quickstart`, "
-            "which write it; give that folder"
+            f"{folder} has no {MADE_WITH}; expected that of a run of `rpo train`, `rpo align` or `rpo quickstart`, "
+            "which write it; give its folder"
         )
     try:
         found: dict[str, Any] = json.loads(read_text(file))
-        return MadeWith(**found | {"resumed_with": tuple(found["resumed_with"])})
+        return MadeWith(**{**found, "resumed_with": tuple(found["resumed_with"])})
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{file} is damaged ({error}); expected what its run wrote; restore it") from error
 

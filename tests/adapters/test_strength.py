@@ -1,4 +1,4 @@
-"""A strength multiplies B·A of every network: 0 is the base, 1 the whole adapter, bit for bit; and it is for a while."""
+"""A strength multiplies B·A of every network: 0 is the base, 1 the whole adapter, bit for bit; and is for a while."""
 
 import pytest
 import torch

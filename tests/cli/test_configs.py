@@ -1,4 +1,4 @@
-"""`rpo config` gives what configs/ and examples/ hold, from a clone and from a wheel alike; `rpo skill` what agents read."""
+"""`rpo config` gives what configs/ and examples/ hold, from a clone and from a wheel; `rpo skill` what agents read."""
 
 import json
 import runpy

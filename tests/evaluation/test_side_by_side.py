@@ -33,9 +33,7 @@ def test_rows_count_seeds_on_for_each_prompt():
 
 
 def test_an_image_is_that_of_its_prompt_and_seed_whatever_the_batch(model):
-    alone = {
-        row: to_pixels(generate(model, [row.prompt], seed=row.seed, **DRAWN))[0].astype(int) for row in ROWS
-    }
+    alone = {row: to_pixels(generate(model, [row.prompt], seed=row.seed, **DRAWN))[0].astype(int) for row in ROWS}
     for size in (1, 2, 3):
         cells = list(draw_side_by_side(model, ROWS, COLUMNS[-1:], batch_size=size, **DRAWN))
         assert [cell.row for cell in cells] == [0, 1, 2]
@@ -46,7 +44,9 @@ def test_columns_differ_by_strength_alone_and_distances_are_from_the_one_that_is
     cells = list(
         draw_side_by_side(model, ROWS, COLUMNS, measured_from=Column("base", {"lora-0": 0.0}), batch_size=2, **DRAWN)
     )
-    assert [(cell.row, cell.column) for cell in cells] == [(r, c) for rs in ((0, 1), (2,)) for c in range(3) for r in rs]
+    assert [(cell.row, cell.column) for cell in cells] == [
+        (r, c) for rs in ((0, 1), (2,)) for c in range(3) for r in rs
+    ]
     by_place = {(cell.row, cell.column): cell for cell in cells}
     for (row, column), cell in by_place.items():
         apart = np.abs(cell.pixels.astype(float) - by_place[row, 0].pixels).mean() / 255

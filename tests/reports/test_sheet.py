@@ -49,7 +49,7 @@ def test_images_form_a_grid_and_no_word_lies_on_another(captions):
 def test_a_long_prompt_is_cut_to_the_height_of_its_images():
     picture = draw_sheet(sheet(words="an extraordinarily long prompt about nothing at all " * 20))
     down, below = box(picture, COLOURS[0, 0])[1], box(picture, COLOURS[1, 0])[0]
-    assert not ink(picture)[down : below, :].any()
+    assert not ink(picture)[down:below, :].any()
     assert draw_sheet(sheet(words="字" * 300)).size == picture.size  # words without spaces are broken, too
 
 

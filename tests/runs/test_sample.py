@@ -15,7 +15,6 @@ from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.config import ModelConfig
 from rpo.runs import sample as module
-from rpo.runs.sample import draw_samples
 from rpo.runs.sample_wish import Wish, prompts_of, size_of, swept, ways_of
 from rpo.sampling.sample import generate
 from tests.adapters.test_lora import disturb
