@@ -38,7 +38,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Drawn:
     """One image."""
 
     row: int
@@ -68,7 +68,7 @@ def draw_side_by_side(
     rewards: Mapping[str, Reward] | None = None,
     batch_size: int | None = None,
     progress: str | None = None,
-) -> Iterator[Cell]:
+) -> Iterator[Drawn]:
     """Draw every row in every column, by deterministic DDIM (of a flow, Euler) steps.
 
     Args:
@@ -85,13 +85,8 @@ def draw_side_by_side(
     """
     size = batch_size or images_at_once(canvas or model.canvas)
     is_extra = measured_from is not None and all(one.strengths != measured_from.strengths for one in columns)
-    bar = tqdm(
-        total=len(rows) * (len(columns) + is_extra),
-        desc=progress,
-        unit="image",
-        disable=progress is None,
-        dynamic_ncols=True,
-    )
+    total, is_quiet = len(rows) * (len(columns) + is_extra), progress is None
+    bar = tqdm(total=total, desc=progress, unit="image", disable=is_quiet, dynamic_ncols=True)
 
     def drawn(some: Sequence[Row], column: Column) -> tuple[Latents, Images]:
         with at_strength(model, column.strengths):
@@ -125,7 +120,7 @@ def _cells(
     drawn: tuple[Latents, Images],
     origin: tuple[Latents, Images] | None,
     rewards: Mapping[str, Reward],
-) -> list[Cell]:
+) -> list[Drawn]:
     """What there is to say of a batch of images, whose first one has that row and column."""
     (start, column), (latents, images), prompts = place, drawn, [row.prompt for row in rows]
     scored = {name: score(one, images, prompts, name=name).tolist() for name, one in rewards.items()}
@@ -136,6 +131,6 @@ def _cells(
         of_pixels = apart.mean((1, 2, 3)).tolist()
         of_latents = (latents - origin[0]).abs().mean((1, 2, 3)).tolist()
     return [
-        Cell(start + one, column, pixels[one], {name: of[one] for name, of in scored.items()}, *distances)
+        Drawn(start + one, column, pixels[one], {name: of[one] for name, of in scored.items()}, *distances)
         for one, distances in enumerate(zip(of_pixels, of_latents, strict=True))
     ]

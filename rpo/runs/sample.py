@@ -25,7 +25,7 @@ from rpo.adapters.loading import load_model
 from rpo.adapters.lora import load_lora
 from rpo.adapters.lora_file import inspect_lora
 from rpo.errors import InputError
-from rpo.evaluation.side_by_side import Cell, Row, draw_side_by_side, rows_of
+from rpo.evaluation.side_by_side import Drawn, Row, draw_side_by_side, rows_of
 from rpo.files.lock import LOCK, sole_owner
 from rpo.files.text import write_text
 from rpo.files.whole import write_whole, written_whole
@@ -56,15 +56,12 @@ def draw_samples(wish: Wish) -> Path:
     model = load_model(replace(wish.model, allow_distilled=True))  # drawing undoes nothing
     refuse_editor(model, "`rpo sample`")
     _refuse_unusual(model, wish)
-    canvas, steps, guidance = (
-        model.canvas_of(size),
-        usual_steps(model, wish.steps),
-        usual_guidance(model, wish.guidance),
-    )
+    canvas, steps = model.canvas_of(size), usual_steps(model, wish.steps)
+    guidance = usual_guidance(model, wish.guidance)
     for number, lora in enumerate(ways.loras):
         load_lora(model, lora.path, name=adapter(number))
     images = wish.images or (1 if len(ways.columns) > 1 else 4)
-    found = _Found(wish, ways, rows_of(prompts, images, wish.seed), images)
+    found = _Drawing(wish, ways, rows_of(prompts, images, wish.seed), images)
     with sole_owner(wish.output):
         _begin_anew(wish.output)
         for cell in draw_side_by_side(
@@ -105,7 +102,7 @@ def draw_samples(wish: Wish) -> Path:
 
 @final
 @dataclass
-class _Found:
+class _Drawing:
     """What has been drawn so far: on the disk at once, small in memory for the sheet."""
 
     wish: Wish
@@ -121,7 +118,7 @@ class _Found:
         """Whether the columns of the sheet are seeds."""
         return self.ways.measured_from is None
 
-    def take(self, cell: Cell) -> None:
+    def take(self, cell: Drawn) -> None:
         """Write an image, and note what is known of it."""
         row, column = self.rows[cell.row], self.ways.columns[cell.column]
         words = [f"{cell.row // self.images + 1:03d}", _slug(row.prompt), f"seed-{row.seed}", _slug(column.label)]
