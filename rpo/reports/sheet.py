@@ -168,7 +168,8 @@ def _file(letters: frozenset[str]) -> str:
     usual = font_manager.findfont("DejaVu Sans")
     if not letters:
         return usual
-    found = sorted({one.fname for one in font_manager.fontManager.ttflist if one.weight in (400, "normal")} | {usual})
+    plain = [one.fname for one in font_manager.fontManager.ttflist if one.weight in (400, "normal")]
+    found = sorted({usual, *(file for file in plain if "LastResort" not in file)})  # which has boxes for everything
 
     def worth(file: str) -> tuple[int, bool]:
         has = ft2font.FT2Font(file).get_charmap()

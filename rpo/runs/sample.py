@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 import unicodedata
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -58,8 +59,10 @@ def draw_samples(wish: Wish) -> Path:
     _refuse_unusual(model, wish)
     canvas, steps = model.canvas_of(size), usual_steps(model, wish.steps)
     guidance = usual_guidance(model, wish.guidance)
-    for number, lora in enumerate(ways.loras):
-        load_lora(model, lora.path, name=adapter(number))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are meant
+        for number, lora in enumerate(ways.loras):
+            load_lora(model, lora.path, name=adapter(number))
     images = wish.images or (1 if len(ways.columns) > 1 else 4)
     found = _Drawing(wish, ways, rows_of(prompts, images, wish.seed), images)
     with sole_owner(wish.output):
