@@ -17,7 +17,7 @@ from tests.runs.test_train import inputs, words  # noqa: F401 - a fixture
 from tests.trainers.pair_runs import toy_pairs
 
 
-@pytest.fixture(scope="module", params=["dpo", "endpoint"])
+@pytest.fixture(scope="module", params=["dpo", pytest.param("endpoint", marks=pytest.mark.slow)])
 def finished(request, inputs, tmp_path_factory):  # noqa: F811
     folder = tmp_path_factory.mktemp(request.param) / "run"
     assert main(words(request.param, inputs, "epsilon", folder)) == 0
