@@ -1,4 +1,4 @@
-"""Puts the folder configs into the wheel, inside the package; all else is in pyproject.toml."""
+"""Puts configurations and examples into the wheel, inside the package; all else is in pyproject.toml."""
 
 import shutil
 from pathlib import Path
@@ -14,7 +14,9 @@ class BuildWithConfigs(build_py):
         """Copy the configurations beside the modules, unless these stay where they are."""
         super().run()
         if not self.editable_mode:
-            shutil.copytree("configs", Path(self.build_lib, "rpo", "configs"), dirs_exist_ok=True)
+            package, left_out = Path(self.build_lib, "rpo"), shutil.ignore_patterns("__pycache__", "continuous_control")
+            for folder in ("configs", "examples"):
+                shutil.copytree(folder, package / folder, dirs_exist_ok=True, ignore=left_out)
 
 
 setup(cmdclass={"build_py": BuildWithConfigs})

@@ -1,11 +1,14 @@
 """What an installation gets: the wheel, its metadata, and the constraints it is tested with."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from zipfile import ZipFile
@@ -65,6 +68,56 @@ def test_embedded_weights_are_small(part: str, mebibytes: int, wheel: ZipFile) -
         if is_asset:
             sizes[folder if folder in sizes else "checkpoint"] += info.file_size
     assert 0 < sizes[part] <= mebibytes * 2**20
+
+
+BUILT_FROM = ("rpo", "configs", "examples", "setup.py", "MANIFEST.in", "pyproject.toml", "README.md", "LICENSE")
+QUICKLY = ["source.limit=12", "source.images_per_prompt=4", "progress=false"]
+QUICKLY = [f"curate.{word}" for word in QUICKLY] + ["held_out.count=4", "dpo.pairs_per_update=8"]
+QUICKLY += [f"dpo.learning.{word}" for word in ("updates=3", "warmup_updates=0", "micro_batch=8", "progress=false")]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_new_user_finds_all_that_the_readme_names(tmp_path: Path) -> None:
+    """The whole wheel in an environment of its own, outside the source tree; what it needs is that of this one."""
+    (source := tmp_path / "source").mkdir()
+    for name in BUILT_FROM:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    build = [*pip, "wheel", str(source), "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    subprocess.run(build, check=True, capture_output=True, cwd=tmp_path)
+    made = next(tmp_path.glob("rpo-*.whl"))
+    assert made.stat().st_size <= 45e6
+    venv.create(tmp_path / "env", with_pip=False)
+    binaries = tmp_path / "env" / ("Scripts" if sys.platform == "win32" else "bin")
+    own = next((tmp_path / "env").rglob("site-packages"))
+    (own / "needed.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n")  # of a folder named so no .pth is read
+    install = [*pip, "--python", str(binaries / "python"), "install", "--no-deps", "--no-index", str(made)]
+    subprocess.run(install, check=True, capture_output=True, cwd=tmp_path)
+    shutil.rmtree(source)
+    (home := tmp_path / "home").mkdir()
+    outside = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+
+    def rpo_says(*words: str) -> str:
+        done = subprocess.run([binaries / "rpo", *words], cwd=home, capture_output=True, text=True, env=outside)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    assert Path(rpo_says("skill", "--path").strip()).is_relative_to(own)
+    assert "train_dpo.py" in rpo_says("config", "list")
+    for name in ("quickstart", "dpo_shapes", "train_dpo.py"):
+        rpo_says("config", "copy", name)
+    rpo_says("quickstart", *QUICKLY)
+    rpo_says("plan", "dpo", "dpo_shapes.yaml", "data.source=runs/quickstart/round-1/pairs")
+    lora = ["--lora", "runs/quickstart/lora"]
+    drawn = ["sample", "shapes", "--prompts", "a red circle", "--steps", "4", "--reward", "shapes"]
+    rpo_says(*drawn, *lora, "--sweep", "strength=0:1:0.5")
+    assert (home / "runs/sample/sheet.png").is_file()
+    rpo_says("reproduce", "runs/quickstart", "--check")
+    ast.parse((home / "train_dpo.py").read_text("utf-8"))
 
 
 def test_wheel_metadata(wheel: ZipFile) -> None:

@@ -166,7 +166,7 @@ def test_the_house_is_small() -> None:
     assert [f"{path} has {lines_of([path])} lines" for path in families if lines_of([path]) > 120] == []
     assert [f"{path} has {lines_of([path])} lines" for path in STORIES if lines_of([path]) > 200] == []
     assert len(list((ROOT / "rpo").glob("*.py"))) <= 8
-    assert lines_of(set(SOURCES) - families) <= 31_500  # aim: 20,500
+    assert lines_of(set(SOURCES) - families) <= 33_000  # aim: 20,500
 
 
 def test_class_names_are_unique() -> None:
@@ -187,7 +187,7 @@ def test_there_are_few_settings() -> None:
             owner = next(base for base in reversed(cls.__mro__) if name in vars(base).get("__annotations__", {}))
             if not sections and get_origin(hint) is not ClassVar:
                 values.add((owner.__name__, name))
-    assert 100 < len(values) <= 200
+    assert 100 < len(values) <= 225  # 200, and those of the endpoint objectives
 
 
 def commands() -> list[Command]:

@@ -21,9 +21,9 @@ from rpo.files.whole import written_whole
 WEIGHT_FILE = "pytorch_lora_weights.safetensors"
 """The name that `load_lora_weights` looks for first."""
 
-DOWN = (".lora.down.weight", ".lora_A.weight", ".lora_down.weight")
-UP = (".lora.up.weight", ".lora_B.weight", ".lora_up.weight")
-"""Endings of the two factors in the dialects of diffusers, peft and kohya."""
+DOWN = (".lora.down.weight", ".lora_A.weight", ".lora_down.weight", ".lora_linear_layer.down.weight")
+UP = (".lora.up.weight", ".lora_B.weight", ".lora_up.weight", ".lora_linear_layer.up.weight")
+"""Endings of the two factors in the dialects of diffusers, peft and kohya, and of diffusers for text encoders."""
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,11 @@ from pathlib import Path
 
 from rpo import __version__
 from rpo.cli.command import Command, config_and_overrides, overrides, takes_config, takes_run
-from rpo.cli.configs import configurations, show_config, takes_name
+from rpo.cli.configs import CONFIG, configurations
 from rpo.cli.curate import CURATE
 from rpo.cli.publish import PUBLISH
+from rpo.cli.reproduce import REPRODUCE
+from rpo.cli.sample import SAMPLE
 from rpo.errors import SURROUNDINGS, InputError
 from rpo.interrupts import Terminated, ended_in_order
 
@@ -155,17 +157,15 @@ COMMANDS = {
     },
     **CURATE,
     **PUBLISH,
+    **SAMPLE,
+    **REPRODUCE,
     "align": Command(
         "rounds of drawing, curating and training: Rich Preference Optimization from end to end",
         takes_config,
         align,
         "rpo.runs.align_config:AlignConfig",
     ),
-    "config": Command(
-        "print a configuration to start from, or the JSON schema of a command's; without NAME, list them",
-        takes_name,
-        show_config,
-    ),
+    **CONFIG,
     "data check": Command("say what a pair set holds and what is wrong with it", _takes_pairs, data_check),
     "shapes evaluate": Command(
         "measure the embedded model, or a LoRA of it, by its verifier", _takes_evaluation, shapes_evaluate
@@ -177,12 +177,16 @@ GROUPS = {
     "plan": "parameters, memory, disk and cost of a run, before any weight is read",
     "doctor": "all that is wrong with a run, a line each with its remedy, before it is started",
     "curate": "make preference pairs that say why; `rpo curate CONFIG` is `rpo curate run CONFIG`",
+    "config": "configurations and examples that come with rpo; `rpo config NAME` is `rpo config show NAME`",
     "data": "look at preference data",
     "shapes": "the embedded model",
 }
 
-DEFAULTS = {"curate": "run"}
+DEFAULTS = {"curate": "run", "config": "show"}
 """What a group does when none of its commands is named: `rpo curate CONFIG` is `rpo curate run CONFIG`."""
+
+ALONE = {"config": "list"}
+"""What a group does when nothing follows it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -262,7 +266,9 @@ def _parse(words: list[str]) -> argparse.Namespace:
 def _with_default(words: list[str]) -> list[str]:
     """The words with the default command of their group put in, where they name none of its commands."""
     group, *rest = words or [""]
-    if group not in DEFAULTS or not rest:
+    if not rest:
+        return [group, ALONE[group]] if group in ALONE else words
+    if group not in DEFAULTS:
         return words
     known = {name.removeprefix(f"{group} ") for name in COMMANDS}
     return words if rest[0] in known | {"-h", "--help"} else [group, DEFAULTS[group], *rest]

@@ -15,7 +15,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -54,6 +54,7 @@ from rpo.runs.settings import keep_settings, require_same_settings
 from rpo.trainers.dpo import DPO
 from rpo.trainers.identity import base_identity, lora_preparation
 from rpo.trainers.trainer import Trainer
+from rpo.training.made_with import MadeWith, keep_made_with, made_with
 from rpo.training.resume import versions
 
 ROUNDS, STAGES = "rounds.jsonl", "stages.jsonl"
@@ -74,8 +75,19 @@ class AlignResult:
     """The lines of `rounds.jsonl`: the base as round 0, then each round with its yield, its training and its scores."""
 
 
-def align(config: AlignConfig, *, resume: bool = False, components: Components | None = None) -> AlignResult:
+def align(
+    config: AlignConfig,
+    *,
+    resume: bool = False,
+    components: Components | None = None,
+    tell: Callable[[MadeWith], None] = lambda now: None,
+) -> AlignResult:
     """Run all rounds.
+
+    Args:
+        resume: Continue a killed run in the same folder.
+        components: What critic, editor and the others are instead of those that the settings name.
+        tell: Called with what the run is made with, before anything is drawn.
 
     Example:
         >>> align(AlignConfig(output="runs/align", rounds=2)).lora       # doctest: +SKIP
@@ -84,7 +96,7 @@ def align(config: AlignConfig, *, resume: bool = False, components: Components |
     held_out = _checked(config)
     with sole_owner(Path(config.output)), ended_in_order():
         require_same_settings(Path(config.output), config, resume=resume, free=FREE)
-        return _Rounds(config, held_out, components).run()
+        return _Rounds(config, held_out, components).run(tell)
 
 
 def _checked(config: AlignConfig) -> HeldOut:
@@ -118,11 +130,13 @@ class _Rounds:
         for entry in read_lines(self.folder / STAGES):
             self._took(str(entry["stage"]), float(str(entry["seconds"])))
 
-    def run(self) -> AlignResult:
+    def run(self, tell: Callable[[MadeWith], None]) -> AlignResult:
         """All that are not finished, the LoRA of the last, and the report."""
         inputs, preparation = self._start()
         _require_same_inputs(self.folder, inputs)
+        tell(now := made_with(type(self.config).__name__, inputs))
         keep_settings(self.folder, self.config)
+        keep_made_with(self.folder, now)
         done = list(read_lines(self.folder / ROUNDS))
         if not done:
             base = self._judged(0)
@@ -244,6 +258,8 @@ class _Rounds:
         source = self.config.curate.source
         if source.kind == "generate":
             texts["prompts"] = read_prompts(source.prompts, seed=source.seed + self.config.seed)
+        else:
+            texts["images"] = [item.id for item in plan_import(source).items]
         told = {name: hashlib.sha256(repr(found).encode()).hexdigest()[:16] for name, found in texts.items()}
         refuse_editor(model := load_model(source.model), "what is drawn in rounds")
         return base_identity(model) | told, lora_preparation(model)

@@ -1,6 +1,7 @@
 """A run from a file, by whatever algorithm: load, train, save, judge, report."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,11 @@ from rpo.trainers.score_as_action_config import ScoreAsActionConfig
 from rpo.trainers.trainer import Algorithm, Trainer
 from rpo.training.log import read_metrics
 from rpo.training.loop import TrainResult
+from rpo.training.made_with import MadeWith, keep_made_with, made_with
 from rpo.training.resume import refuse_used
+
+RUN = "run.yaml"
+"""The settings of a run, in its folder."""
 
 ONLINE: dict[type[RewardRunConfig], tuple[Any, Any]] = {
     GRPORunConfig: (GRPO, GRPOConfig),
@@ -63,12 +68,13 @@ class RunResult:
     aligned: Judged | None = None
 
 
-def run(config: RunConfig, *, resume: bool = False) -> RunResult:
+def run(config: RunConfig, *, resume: bool = False, tell: Callable[[MadeWith], None] = lambda now: None) -> RunResult:
     """Load, train, save, judge base and aligned model on held-out prompts, and write `report.html`.
 
     Args:
         config: Which algorithm is told by its class; see `rpo.runs.train_config`.
         resume: Continue a killed run in the same folder.
+        tell: Called with what the run is made with, before its first update.
     """
     require_deployment(config)
     algorithm = algorithm_of(config)
@@ -82,7 +88,10 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult:
         held_out.refuse_trained(algorithm.previewed().prompts)
     with trainer.claim(resume=resume):
         if trainer.run.processes.is_main:
-            write_text(folder / "run.yaml", to_yaml(config))
+            now = made_with(type(config).__name__, trainer.identity, processes=trainer.run.processes.count)
+            tell(now)
+            write_text(folder / RUN, to_yaml(config))
+            keep_made_with(folder, now)
         trained = trainer.train(resume=resume)
         saved = trainer.save()
     result = RunResult(trained, saved)

@@ -24,7 +24,7 @@ Identity = Mapping[str, str]
 RUN = "run.json"
 """The part of a checkpoint that says what run it is of."""
 
-_LIBRARIES = ("rpo", "torch", "diffusers", "peft")
+_LIBRARIES = ("rpo", "torch", "diffusers", "transformers", "peft", "accelerate")
 
 
 @contextmanager

@@ -212,7 +212,8 @@ def test_what_a_run_is_made_of_is_in_its_checkpoint_and_must_be_the_same(tmp_pat
 
 def test_other_versions_are_said_in_one_line_and_not_refused(tmp_path, capsys, monkeypatch):
     run(tmp_path, loop=dataclasses.replace(LOOP, updates=1))
-    assert set(read_part(checkpoints(tmp_path)[0], "run.json")["versions"]) == {"rpo", "torch", "diffusers", "peft"}
+    libraries = {"rpo", "torch", "diffusers", "transformers", "peft", "accelerate"}
+    assert set(read_part(checkpoints(tmp_path)[0], "run.json")["versions"]) == libraries
     run(tmp_path, loop=dataclasses.replace(LOOP, updates=2), resume=True)
     assert "versions" not in capsys.readouterr().out
     now = versions()
