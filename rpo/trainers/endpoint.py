@@ -186,7 +186,7 @@ class Endpoint(OnlineAlgorithm):
 
     def guard(self, metrics: dict[str, float]) -> str | None:
         """Stop a run that was to be held to an old policy which the policy never left."""
-        if self.old is None or self.old.updates < PATIENCE or metrics["policy/old_deviation"] > 0:
+        if self.old is None or self.old.updates != PATIENCE or self.old.differs:
             return None
         return (
             f"after {self.old.updates} updates the policy equals its old self: nothing was learnt, or nothing holds; "

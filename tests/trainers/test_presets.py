@@ -16,8 +16,11 @@ from rpo.objectives.endpoint.rvm import Rvm
 from rpo.objectives.endpoint.update import Lag
 from rpo.trainers.endpoint_config import EndpointConfig
 from rpo.trainers.rollouts.lag import OldPolicy
-from rpo.trainers.rollouts.settings import RolloutConfig, StepsConfig
-from tests.run_state import metrics_of, result_of
+from rpo.trainers.rollouts.settings import OnlineLearningConfig, RolloutConfig, StepsConfig
+from tests.analytic.closed_forms import PRINTED
+from tests.analytic.linear_quadratic import Case
+from tests.analytic.linear_quadratic import endpoint as toy_endpoint
+from tests.run_state import metrics_of
 from tests.trainers.online_runs import endpoint, learning, lightness, moved
 
 PRESETS = {one.kind: one for one in (Nft(), Awm(), Ram(), Rvm(), Par(), Dgpo(), Rebel())}
@@ -38,7 +41,8 @@ def test_a_killed_run_goes_on_in_the_same_bits(kind, tmp_path):
     made(tmp_path / "cut", kind, updates=2).train()
     resumed = made(tmp_path / "cut", kind, updates=4)
     resumed.train(resume=True)
-    assert result_of(resumed) == result_of(whole)
+    for one, other in zip(resumed.run.policy.parameters, whole.run.policy.parameters, strict=True):
+        assert torch.equal(one, other)
     assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")
 
 
@@ -93,25 +97,17 @@ def test_the_old_policy_draws_where_its_authors_have_it(tmp_path):
         assert torch.equal(*drawn) is is_old
 
 
-@pytest.mark.parametrize("kind", ["nft", "awm", "ram", "rvm", "par", "dgpo", "rebel"])
-def test_it_learns_to_draw_lighter_images(kind, tmp_path):
-    trainer = made(
-        tmp_path,
-        kind,
-        updates=16,
-        rate=2e-2,
-        rollout=replace(ROLLOUT, images_per_prompt=6),
-        objective=replace(PRESETS[kind], **({"beta": 1.0} if kind == "dgpo" else {})),
-    )
-    trainer.train()
-    rewards = [entry["reward/mean"] for entry in metrics_of(tmp_path) if "reward/mean" in entry]
-    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 2 * trainer_noise(rewards)
-
-
-def trainer_noise(rewards):
-    """The standard error of a mean of five, from neighbouring differences."""
-    steps = torch.tensor(rewards).diff()
-    return (steps.std() / 2**0.5 / 5**0.5).item()
+@presets
+def test_it_climbs_a_reward(kind, tmp_path):
+    """On a toy of one pixel, drawn from a normal law, whose reward is a parabola: by five standard errors and more."""
+    case = Case(PRINTED, (0.0, 0.0))
+    few = OnlineLearningConfig(updates=40, learning_rate=2e-2, micro_batch=4096, progress=False)
+    rollout = case.rollout(64, 10)
+    toy_endpoint(case, tmp_path, objective=PRESETS[kind], kl_weight=0.0, rollout=rollout, learning=few).train()
+    metrics = metrics_of(tmp_path)
+    first, last = (sum(one["reward/mean"] for one in some) / 5 for some in (metrics[:5], metrics[-5:]))
+    noise = metrics[0]["reward/std"] / (5 * 64) ** 0.5
+    assert last - first > 5 * noise
 
 
 def test_an_old_policy_changes_places_and_follows():

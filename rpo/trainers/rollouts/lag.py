@@ -33,6 +33,11 @@ class OldPolicy:
         self.updates += 1
         torch._foreach_lerp_(self._copies, [param.data for param in self._params], 1 - self._lag.at(self.updates))
 
+    @property
+    def differs(self) -> bool:
+        """Whether any of its weights is another than the policy's."""
+        return any(not torch.equal(*both) for both in zip(self._copies, self._params, strict=True))
+
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Inside, the policy is the old one, without gradient. Outside, it is as it was, errors or not."""
