@@ -24,7 +24,6 @@ WEIGHT_FILE = "pytorch_lora_weights.safetensors"
 """The name that `load_lora_weights` looks for first."""
 
 
-
 @dataclass(frozen=True)
 class LoraFile:
     """What a LoRA file holds."""

@@ -19,6 +19,7 @@ from rpo import __version__
 from rpo.cli.command import Command, config_and_overrides, overrides, takes_config, takes_run
 from rpo.cli.configs import configurations, show_config, takes_name
 from rpo.cli.curate import CURATE
+from rpo.cli.export import EXPORT
 from rpo.errors import SURROUNDINGS, InputError
 from rpo.interrupts import Terminated, ended_in_order
 
@@ -159,6 +160,7 @@ COMMANDS = {
         align,
         "rpo.runs.align_config:AlignConfig",
     ),
+    **EXPORT,
     "config": Command(
         "print a configuration to start from, or the JSON schema of a command's; without NAME, list them",
         takes_name,

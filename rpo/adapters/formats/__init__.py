@@ -27,6 +27,9 @@ EDITORS = {
 STOCK_KOHYA = ("StableDiffusion", "Flux", "Chroma", "QwenImage", "ZImage")
 """How the pipeline classes are called whose own loader reads kohya's files, but for SD3's."""
 
+FLUX1_WIDTH = 3072
+"""Of the layers of FLUX.1 and Chroma: written into the converter of stock diffusers."""
+
 
 def names_of(family: Family, config: Mapping[str, Any]) -> Names | None:
     """How the layers of a family's denoiser, of this configuration, are called elsewhere; None where nowhere."""
@@ -41,7 +44,9 @@ def formats_for(family: Family) -> tuple[str, ...]:
     return FORMATS[:3] if names_of(family, {}) else FORMATS[:2]
 
 
-def loads_kohya(family: Family) -> bool:
-    """Whether stock diffusers loads the family's files in kohya's dialect."""
-    kind = family.pipelines[0]
+def loads_kohya(family: Family, config: Mapping[str, Any]) -> bool:
+    """Whether stock diffusers loads files in kohya's dialect for a denoiser of this configuration."""
+    kind = EDITORS.get(family.pipelines[0], family.pipelines[0])
+    if kind in ("FluxPipeline", "ChromaPipeline"):
+        return config["num_attention_heads"] * config["attention_head_dim"] == FLUX1_WIDTH
     return kind.startswith(STOCK_KOHYA) and kind != "StableDiffusion3Pipeline"

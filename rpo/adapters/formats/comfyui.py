@@ -1,4 +1,4 @@
-"""ComfyUI's plainest dialect: the original names behind `diffusion_model.`, as ai-toolkit and musubi-tuner write them."""
+"""ComfyUI's plainest dialect: the original names behind `diffusion_model.`, as ai-toolkit has them."""
 
 from collections.abc import Mapping
 

@@ -1,6 +1,6 @@
 """kohya's dialect, which A1111, Forge and ComfyUI read, too: names with underscores, and a tensor of alpha each.
 
-    lora_unet_<layer>.lora_down.weight    lora_te1_text_model_encoder_layers_0_….lora_up.weight    ….alpha
+As in `lora_unet_<layer>.lora_down.weight`, `lora_te1_text_model_encoder_layers_0_….lora_up.weight` and `….alpha`.
 """
 
 from collections.abc import Mapping
@@ -51,7 +51,9 @@ def read(tensors: Mapping[str, Tensor], names: Names, denoiser: str, where: obje
     known = {UNET + name.replace(".", "_"): (name, True) for name in names.originals}
     known |= {UNET + name.replace(".", "_"): (name, False) for name in _ours(names)}
     encoders = {
-        f"{prefix}_{name.replace('.', '_')}": f"{part}.{name}" for part, prefix in names.encoders.items() for name in CLIP
+        f"{prefix}_{name.replace('.', '_')}": f"{part}.{name}"
+        for part, prefix in names.encoders.items()
+        for name in CLIP
     }
     refuse_unknown([name for name in found.factors if name not in known and name not in encoders], where)
     layers: Layers = {}

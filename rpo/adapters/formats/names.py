@@ -102,7 +102,7 @@ def _guessed(name: str, several: tuple[str, ...], rows: Mapping[str, int], width
 
 
 def _split_rows(down: Tensor, up: Tensor, parts: int) -> list[int]:
-    """q is as wide as what goes in; what is left is k and v, or k and v as wide, and a layer beside attention."""
+    """As wide as what goes in is q; what is left is k and v, or k and v of that width and a layer beside."""
     total, width = len(up), down.shape[1]
     if parts <= 2:  # noqa: PLR2004 - one layer, or k and v
         return [total // parts] * parts

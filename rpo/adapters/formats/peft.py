@@ -38,8 +38,8 @@ def read(tensors: Mapping[str, Tensor], file: Path, part: str) -> tuple[Layers, 
     beside = file.with_name(SETTINGS)
     if not beside.is_file():
         raise InputError(
-            f"{file} has peft's names, but there is no {SETTINGS} beside it, which says how strong it is; expected both "
-            "in one folder: give the folder that save_pretrained wrote"
+            f"{file} has peft's names, but there is no {SETTINGS} beside it, which says how strong it is; expected "
+            "both in one folder: give the folder that save_pretrained wrote"
         )
     settings = json.loads(read_text(beside))
     kind = str(settings.get("peft_type", "LORA")).upper()

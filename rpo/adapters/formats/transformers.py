@@ -12,9 +12,7 @@ FINAL, CONTEXT = "final_layer.adaLN_modulation.1", "context_block.adaLN_modulati
 
 def _under(theirs: str, ours: str, rules: Mapping[str, str]) -> dict[str, str]:
     """Rules for what is inside a block."""
-    return {
-        f"{theirs}.{one}": " ".join(f"{ours}.{name}" for name in several.split()) for one, several in rules.items()
-    }
+    return {f"{theirs}.{one}": " ".join(f"{ours}.{name}" for name in several.split()) for one, several in rules.items()}
 
 
 def _embedders(place: str, **kinds: str) -> dict[str, str]:
@@ -89,7 +87,10 @@ SD3 = {
         },
     ),
     **{"context_embedder": "context_embedder", "final_layer.linear": "proj_out", "x_embedder.proj": "pos_embed.proj"},
-    **{f"{one}_embedder.mlp.{2 * n}": f"time_text_embed.{kind}_embedder.linear_{n + 1}" for one, kind, n in SD3_EMBEDDERS},
+    **{
+        f"{one}_embedder.mlp.{2 * n}": f"time_text_embed.{kind}_embedder.linear_{n + 1}"
+        for one, kind, n in SD3_EMBEDDERS
+    },
 }
 CLIPS = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
 

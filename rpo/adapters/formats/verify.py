@@ -29,11 +29,11 @@ def loaded(pipe: Any, family: Family, folder: Path, kind: str) -> Iterator[None]
         with _by_peft(pipe, family, folder / PEFT_FOLDER):
             yield
         return
+    config = pipe.components[family.denoiser].config
     try:
-        if kind == "diffusers" or (kind == "kohya" and loads_kohya(family)):
+        if kind == "diffusers" or (kind == "kohya" and loads_kohya(family, config)):
             load_file(pipe, folder / PLACES[kind])
         else:
-            config = pipe.components[family.denoiser].config
             load_layers(pipe, family, read_lora(folder / PLACES[kind], family, config)[0])
         yield
     finally:

@@ -1,10 +1,4 @@
-"""A LoRA in a folder: one file or folder for each format.
-
-    pytorch_lora_weights.safetensors        diffusers
-    peft/                                   peft; its text encoders in folders inside
-    kohya_lora_weights.safetensors          kohya's scripts, A1111, Forge, ComfyUI
-    comfyui_lora_weights.safetensors        ComfyUI
-"""
+"""A LoRA in a folder: one file for each format, and for peft a folder, with those of text encoders in it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,7 +44,7 @@ def write_lora(
         )
     cpu = {name: (down.cpu(), up.cpu()) for name, (down, up) in layers.items()}
     names, files = names_of(family, config), list[str]()
-    for one in sorted(formats, key="peft kohya comfyui diffusers".split().index):
+    for one in sorted(formats, key=lambda one: one == "diffusers"):  # which says that all are there
         if one == "peft":
             files += _write_peft(cpu, folder, family, names)
         elif one == "diffusers":
