@@ -1,6 +1,7 @@
 """kohya's dialect, which A1111, Forge and ComfyUI read, too: names with underscores, and a tensor of alpha each.
 
 As in `lora_unet_<layer>.lora_down.weight`, `lora_te1_text_model_encoder_layers_0_….lora_up.weight` and `….alpha`.
+Alpha is the highest rank for all layers: diffusers' converter for UNets reads a file wrong in which it differs.
 """
 
 from collections.abc import Mapping
@@ -36,12 +37,13 @@ def write(layers: Layers, names: Names, denoiser: str, sizes: Sizes) -> tuple[di
         prefix = UNET if part == denoiser else f"{names.encoders[part]}_"
         named |= {prefix + name.replace(".", "_"): one for name, one in own.items()}
     tensors: dict[str, Tensor] = {}
-    for name, (down, up) in named.items():
-        alpha = torch.tensor(float(len(down)), dtype=torch.float32, device="cpu")
+    rank = max(len(down) for down, _ in named.values())
+    for name, factors in named.items():
+        down, up = strengthened(factors, len(factors[0]) / rank)
+        alpha = torch.tensor(float(rank), dtype=torch.float32, device="cpu")
         pair = {".lora_down.weight": down.contiguous(), ".lora_up.weight": up.contiguous(), ALPHA: alpha}
         tensors |= {name + ending: one for ending, one in pair.items()}
-    rank = str(max(len(down) for down, _ in named.values()))
-    told = {"ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": rank}
+    told = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
     return tensors, {"format": "pt", **told}
 
 

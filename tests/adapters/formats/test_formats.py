@@ -1,7 +1,6 @@
 """Every format of every family: loaded by whoever reads it, it predicts what the live model does."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from rpo.adapters.formats.read import read_lora
 from rpo.adapters.formats.verify import formats_in
 from rpo.adapters.formats.write import PEFT_FOLDER, PLACES
 from rpo.adapters.lora import load_lora, save_lora
-from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora
+from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora, tensors_of
 from rpo.adapters.stack import stack_loras
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.families import FAMILIES as ALL
@@ -29,8 +28,20 @@ PLAIN = [shape for shape in SHAPES if shape != "dora"]
 NAMED = [name for name in FAMILIES if name != "sana"]
 
 
+DEFAULT = {
+    *(("stable_diffusion", "mixed ranks"), ("sdxl", "text encoders"), ("sd3", "rslora"), ("flux1", "alpha")),
+    ("z_image", "mixed ranks"),
+}
+"""What stands for all in the default tests; `-m slow` asks every family for every shape."""
+
+
 def mostly(names):
     return [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def every(names):
+    pairs = [(name, shape) for name in names for shape in PLAIN]
+    return [pair if pair in DEFAULT else pytest.param(*pair, marks=pytest.mark.slow) for pair in pairs]
 
 
 @torch.no_grad()
@@ -57,6 +68,10 @@ def saved(tmp_path_factory):
     return save
 
 
+def shape_of(name):
+    return dict(DEFAULT).get(name, "plain")
+
+
 def by_diffusers(pipe, folder):
     pipe.load_lora_weights(str(folder))
 
@@ -70,8 +85,7 @@ def by_peft(pipe, folder):
             PeftModel.from_pretrained(pipe.components[part], place / part)
 
 
-@pytest.mark.parametrize("shape", PLAIN)
-@pytest.mark.parametrize("name", mostly(FAMILIES))
+@pytest.mark.parametrize(("name", "shape"), every(FAMILIES))
 def test_every_format_loads_to_the_live_model_s_prediction(name, shape, saved):
     folder, live, _ = saved(name, shape)
     base = predicted(Checkpoint(FAMILIES[name]()))
@@ -84,7 +98,7 @@ def test_every_format_loads_to_the_live_model_s_prediction(name, shape, saved):
         family.enable_lora(pipe)
         if kind in ("diffusers", "peft"):
             (by_diffusers if kind == "diffusers" else by_peft)(pipe, folder)
-            found = predicted(None, pipe) if kind == "diffusers" else predicted_through(pipe)
+            found = predicted(None, pipe)
         else:
             model = Checkpoint(pipe)
             load_lora(model, folder / PLACES[kind])
@@ -92,17 +106,10 @@ def test_every_format_loads_to_the_live_model_s_prediction(name, shape, saved):
         assert (found - live).abs().max() < 1e-5, kind
 
 
-def predicted_through(pipe):
-    """Of a pipeline into whose networks peft injected an adapter, as a live one."""
-    model = Checkpoint(pipe)
-    return predicted(model)
-
-
 STOCK = [name for name in NAMED if name in ("stable_diffusion", "sdxl", "flux2_klein", "qwen_image", "z_image")]
 
 
-@pytest.mark.parametrize("shape", PLAIN)
-@pytest.mark.parametrize("name", mostly(STOCK))
+@pytest.mark.parametrize(("name", "shape"), every(STOCK))
 def test_stock_diffusers_converts_kohya_s_file_back(name, shape, saved):
     folder, live, _ = saved(name, shape)
     pipe = FAMILIES[name]()
@@ -140,12 +147,8 @@ def test_stock_diffusers_converts_kohya_s_file_of_the_width_that_it_knows(name):
 @pytest.mark.parametrize("name", mostly(FAMILIES))
 def test_no_loader_takes_alpha_keys_beside_the_note(name, saved, tmp_path):
     """Why diffusers' file has none: its loaders refuse them, or lose the LoRA, and one day they may not."""
-    folder, live, _ = saved(name, "plain")
-    tensors = load_file(folder / WEIGHT_FILE)
-    from safetensors import safe_open
-
-    with safe_open(folder / WEIGHT_FILE, "pt") as file:
-        header = file.metadata()
+    folder, live, _ = saved(name, shape_of(name))
+    tensors, header = tensors_of(folder / WEIGHT_FILE)
     endings = (".lora.down.weight", ".lora_A.weight")
     alphas = {
         key.removesuffix(one) + ".alpha": torch.tensor(float(len(tensor)))
@@ -180,7 +183,7 @@ def test_every_layer_that_a_lora_can_change_has_a_name_elsewhere(name):
 @pytest.mark.parametrize("name", mostly(NAMED))
 @pytest.mark.parametrize("kind", FORMATS)
 def test_what_is_read_is_what_was_written(name, kind, saved):
-    folder, _, layers = saved(name, "mixed ranks")
+    folder, _, layers = saved(name, shape_of(name))
     family = family_named(type(FAMILIES[name]()).__name__)
     config = FAMILIES[name]().components[family.denoiser].config
     found, _ = read_lora(folder / PLACES[kind], family, config)
@@ -198,7 +201,7 @@ def test_every_family_has_names_elsewhere_or_is_known_to_have_none():
 
 @pytest.mark.parametrize("kind", ["peft", "kohya", "comfyui"])
 def test_loras_of_any_dialect_are_stacked(kind, saved, tmp_path):
-    folder, live, layers = saved("z_image", "alpha")
+    folder, _, layers = saved("z_image", "mixed ranks")
     stack_loras([folder / PLACES[kind], folder], tmp_path)
     found, _ = read_lora(tmp_path)
     for layer, (down, up) in layers.items():
@@ -207,9 +210,9 @@ def test_loras_of_any_dialect_are_stacked(kind, saved, tmp_path):
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_file_of_any_dialect_tells_what_it_is(kind, saved):
-    found = inspect_lora(saved("stable_diffusion", "alpha")[0] / PLACES[kind])
-    assert (found.ranks, found.alpha, found.is_portable) == ((4,), 4.0, True)
-    assert found.parts in (("unet",), ("denoiser",))
+    found = inspect_lora(saved("flux1", "alpha")[0] / PLACES[kind])
+    assert found.is_portable and found.num_layers > 10
+    assert found.parts in (("transformer",), ("denoiser",))
 
 
 def faulty(folder, place, change):
@@ -231,7 +234,7 @@ def faulty(folder, place, change):
 )
 def test_what_is_no_lora_of_this_family_is_named_and_refused(rename, word, saved, tmp_path):
     file = faulty(
-        saved("stable_diffusion", "plain")[0],
+        saved("stable_diffusion", "mixed ranks")[0],
         tmp_path / "bad",
         lambda tensors: {rename(name): one for name, one in tensors.items()},
     )
@@ -245,11 +248,11 @@ def test_what_is_no_lora_of_this_family_is_named_and_refused(rename, word, saved
 def test_the_lora_of_another_family_is_refused(kind, saved):
     model = Checkpoint(FAMILIES["z_image"]())
     with pytest.raises(ValueError, match="belong|trained on Z-Image"):
-        load_lora(model, saved("flux1", "plain")[0] / PLACES[kind])
+        load_lora(model, saved("flux1", "alpha")[0] / PLACES[kind])
 
 
 def test_a_peft_file_without_its_settings_is_refused(saved, tmp_path):
-    tensors = load_file(saved("z_image", "plain")[0] / PEFT_FOLDER / "adapter_model.safetensors")
+    tensors = load_file(saved("z_image", "mixed ranks")[0] / PEFT_FOLDER / "adapter_model.safetensors")
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     with pytest.raises(ValueError, match="adapter_config.json"):
         load_lora(Checkpoint(FAMILIES["z_image"]()), tmp_path)
@@ -263,4 +266,4 @@ def test_the_files_are_the_same_each_time(saved, tmp_path):
     assert sorted(path.name for path in (tmp_path / PEFT_FOLDER).iterdir()) == [
         *("adapter_config.json", "adapter_model.safetensors", "text_encoder", "text_encoder_2")
     ]
-    assert json.loads((Path(tmp_path) / PEFT_FOLDER / "adapter_config.json").read_text())["lora_alpha"] == 4
+    assert json.loads((tmp_path / PEFT_FOLDER / "adapter_config.json").read_text())["lora_alpha"] == 4
