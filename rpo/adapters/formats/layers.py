@@ -16,8 +16,8 @@ from rpo.errors import InputError
 Layers = dict[str, tuple[Tensor, Tensor]]
 """A and B by the part of the pipeline and diffusers' name of the layer, as in "unet.mid_block.….to_q"."""
 
-Sizes = Mapping[str, int]
-"""How many numbers the layers of a network put out, by the same names."""
+Sizes = Mapping[str, tuple[int, int]]
+"""How many numbers the layers of a network put out and take in, by the same names."""
 
 ENDINGS = {
     ".lora.down.weight": ".lora.up.weight",

@@ -44,11 +44,14 @@ def factors_of(network: nn.Module, adapters: Sequence[str]) -> dict[str, tuple[T
 
 
 def sizes_of(pipe: Any, parts: Sequence[str]) -> Sizes:
-    """How many numbers each layer of a pipeline's parts puts out, which a LoRA can adapt."""
-    sizes: dict[str, int] = {}
+    """How many numbers each layer of a pipeline's parts puts out and takes in, which a LoRA can adapt."""
+    sizes: dict[str, tuple[int, int]] = {}
     for part in parts:
         for name, one in pipe.components[part].named_modules() if pipe.components[part] is not None else ():
             if isinstance(one, nn.Linear | nn.Conv2d) and ".lora_" not in name:
-                rows = one.out_features if isinstance(one, nn.Linear) else one.out_channels
-                sizes[f"{part}.{canonical(name.removesuffix('.base_layer'))}"] = rows
+                ends = (
+                    ("out_features", "in_features") if isinstance(one, nn.Linear) else ("out_channels", "in_channels")
+                )
+                rows, columns = (int(getattr(one, end)) for end in ends)
+                sizes[f"{part}.{canonical(name.removesuffix('.base_layer'))}"] = rows, columns
     return sizes

@@ -75,7 +75,8 @@ def _joined(several: tuple[str, ...], layers: Layers, sizes: Sizes) -> tuple[Ten
     downs, ups = zip(*(layers[name] for name in given), strict=True)
     rows = {name: len(up) for name, up in zip(given, ups, strict=True)}
     missing = [name for name in several if name not in rows]
-    rows |= {name: sizes.get(name) or _guessed(name, several, rows, downs[0].shape[1]) for name in missing}
+    width = downs[0].shape[1]
+    rows |= {name: sizes[name][0] if name in sizes else _guessed(name, several, rows, width) for name in missing}
     ends = torch.tensor([0, *(rows[name] for name in several)]).cumsum(0).tolist()
     starts = dict(zip(several, ends[:-1], strict=True))
     shares = all(torch.equal(downs[0], down) for down in downs)

@@ -103,7 +103,8 @@ def _family_by_names(tensors: Mapping[str, Tensor], file: Path) -> Family | None
 
 def check_fits(layers: Layers, sizes: Sizes, where: object, base: str) -> None:
     """Refuse a LoRA of another network: one with a layer that this lacks, or has in another size."""
-    wrong = [name for name, (_, up) in layers.items() if name in sizes and len(up) != sizes[name]]
+    own = {name: (len(up), down.shape[1]) for name, (down, up) in layers.items()}
+    wrong = [name for name, one in own.items() if name in sizes and one != sizes[name]]
     parts = " and ".join(sorted({name.partition(".")[0] for name in layers}))
     missing = [name for name in layers if name not in sizes]
     if wrong or missing:

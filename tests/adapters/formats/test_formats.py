@@ -117,6 +117,7 @@ def test_stock_diffusers_converts_kohya_s_file_back(name, shape, saved):
     assert (predicted(None, pipe) - live).abs().max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["flux1", "chroma"])
 def test_stock_diffusers_converts_kohya_s_file_of_the_width_that_it_knows(name):
     """The converter has the sizes of FLUX.1 written into it, so that no small pipeline passes it."""
@@ -133,7 +134,9 @@ def test_stock_diffusers_converts_kohya_s_file_of_the_width_that_it_knows(name):
         for block, several in blocks.items()
         for number, (name, (rows, columns)) in enumerate(several.items())
     }
-    sizes = {f"transformer.{block}.{one}": wide for block in blocks for one in ("attn.add_k_proj", "attn.add_v_proj")}
+    sizes = {
+        f"transformer.{block}.{one}": (wide, wide) for block in blocks for one in ("attn.add_k_proj", "attn.add_v_proj")
+    }
     tensors, _ = kohya.write(layers, names_of(family, {}), "transformer", sizes)
     found = _convert_kohya_flux_lora_to_diffusers(dict(tensors))
     for layer, (down, up) in layers.items():
@@ -211,7 +214,7 @@ def test_loras_of_any_dialect_are_stacked(kind, saved, tmp_path):
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_file_of_any_dialect_tells_what_it_is(kind, saved):
     found = inspect_lora(saved("flux1", "alpha")[0] / PLACES[kind])
-    assert found.is_portable and found.num_layers > 10
+    assert found.is_portable and found.num_layers > 5
     assert found.parts in (("transformer",), ("denoiser",))
 
 
