@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rpo.adapters.formats.facts import DOWN, UP, alphas_of, part_of
+from rpo.adapters.formats.layers import refuse_other_kinds
 from rpo.adapters.formats.peft import WEIGHTS
 from rpo.errors import InputError
 from rpo.files.whole import written_whole
@@ -110,6 +111,7 @@ def _content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
 
 
 def _check_tensors(file: Path, tensors: Mapping[str, Tensor], downs: Mapping[str, Tensor]) -> None:
+    refuse_other_kinds(tensors, file)
     ups = {name: tensor for name, tensor in tensors.items() if name.endswith(UP)}
     if not downs or len(ups) != len(downs):
         raise InputError(

@@ -57,10 +57,10 @@ def _of_adapters(network: nn.Module, part: str) -> Iterator[Change]:
 
 def _of_networks(base: nn.Module, tuned: nn.Module, part: str) -> Iterator[Change]:
     """How the layers of one network differ from those of another."""
-    before = dict(base.named_modules())
+    before = dict(base.named_parameters())
     for name, layer in tuned.named_modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
-            change = layer.weight.detach().float() - before[name].weight.detach().float()
+            change = layer.weight.detach().float() - before[f"{name}.weight"].detach().float()
             if change.any():
                 yield f"{part}.{name}", change
 

@@ -24,7 +24,7 @@ ANY = "all"
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedLora:
     """What was written."""
 
     files: tuple[Path, ...]
@@ -41,7 +41,7 @@ def export(
     rank: int | None = None,
     base: str | PathLike[str] | None = None,
     output: str | PathLike[str] | None = None,
-) -> Exported:
+) -> ExportedLora:
     """Write the files of one format, of all, or by default of what programs of the family read.
 
     Args:
@@ -70,7 +70,7 @@ def export(
             (staging / file).replace(folder / file)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return Exported(tuple(folder / file for file in files), error, is_verified=model is not None)
+    return ExportedLora(tuple(folder / file for file in files), error, is_verified=model is not None)
 
 
 def _in_run(place: Path) -> Path:
@@ -92,7 +92,8 @@ def _layers(place: Path, model: Checkpoint | None, rank: int | None) -> tuple[La
             "it with its base; expected the base and the rank of the LoRA: give --base MODEL --rank N"
         )
     if not (is_pipeline or is_dora):
-        layers, family = read_lora(place, *((model.family, model.denoiser.config) if model else ()))
+        known = (model.family, model.denoiser.config) if model else (None, None)
+        layers, family = read_lora(place, *known)
         if family is None:
             raise InputError(
                 f"{place} has names that several families could have; expected the base, which says which: give --base "

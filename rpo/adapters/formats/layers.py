@@ -6,7 +6,7 @@ The strength alpha / rank is taken into B, so that alpha = rank: the one value o
 without a note of alpha, and with rsLoRA's alpha / sqrt(rank) no longer in sight.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -55,12 +55,7 @@ class Stored:
 
 def stored(tensors: Mapping[str, Tensor], where: object) -> Stored:
     """Sort the tensors of a LoRA file; all of them must have a meaning."""
-    for kind, marks in OTHER_KINDS.items():
-        if found := [name for name in tensors if any(mark in name for mark in marks)]:
-            raise InputError(
-                f"{where} is {kind}: it holds {found[0]}; expected a LoRA, of two factors for each layer; convert it "
-                "with the program that made it, or give another"
-            )
+    refuse_other_kinds(tensors, where)
     factors: Layers = {}
     for down, up in ENDINGS.items():
         stems = [name.removesuffix(down) for name in tensors if name.endswith(down)]
@@ -70,6 +65,16 @@ def stored(tensors: Mapping[str, Tensor], where: object) -> Stored:
     known = {stem + ending for stem in factors for ending in (*ENDINGS, *ENDINGS.values(), ALPHA)}
     refuse_unknown([name for name in tensors if name not in known and name not in marked], where)
     return Stored(factors, alphas, bool(marked))
+
+
+def refuse_other_kinds(names: Iterable[str], where: object) -> None:
+    """Refuse a file of another kind of adapter, by its name."""
+    for kind, marks in OTHER_KINDS.items():
+        if found := [name for name in names if any(mark in name for mark in marks)]:
+            raise InputError(
+                f"{where} is {kind}: it holds {found[0]}; expected a LoRA, of two factors for each layer; convert it "
+                "with the program that made it, or give another"
+            )
 
 
 def refuse_unknown(names: list[str], where: object) -> None:

@@ -48,9 +48,8 @@ def to_originals(layers: Layers, names: Names, sizes: Sizes, where: object) -> L
     places = {ours: theirs for theirs, several in names.originals.items() for ours in several}
     refuse_unknown([name for name in layers if name not in places], where)
     found: Layers = {}
-    for theirs in dict.fromkeys(places[name] for name in layers):
-        several = names.originals[theirs]
-        one = _joined(several, layers, sizes) if len(several) > 1 else layers[several[0]]
+    for theirs, several in {places[name]: names.originals[places[name]] for name in layers}.items():
+        one = layers[several[0]] if len(several) == 1 else _joined(several, layers, sizes)
         found[theirs] = _swapped(*one) if theirs in names.swapped else one
     return found
 
@@ -91,11 +90,10 @@ def _joined(several: tuple[str, ...], layers: Layers, sizes: Sizes) -> tuple[Ten
 def _guessed(name: str, several: tuple[str, ...], rows: Mapping[str, int], width: int) -> int:
     """The size of a layer that is not adapted: k and v have the same, q is as wide as what goes in, FLUX's MLP four."""
     *first, k, v = several[:3]
-    twin = {k: v, v: k}.get(name)
-    if twin in rows:
-        return rows[twin]
-    if twin is None:
+    if name not in (k, v):
         return width if name in first else 4 * width
+    if (twin := v if name == k else k) in rows:
+        return rows[twin]
     raise InputError(
         f"only {' and '.join(rows)} of {', '.join(several)} is adapted, which other programs have as one layer, and "
         f"how many numbers {name} puts out is not in the file; expected the base, which says so: give --base MODEL"
