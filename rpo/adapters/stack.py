@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rpo.adapters.formats import names_of
 from rpo.adapters.formats.diffusers import write
 from rpo.adapters.formats.read import read_lora
 from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora, put_in_order
@@ -32,9 +33,12 @@ def stack_loras(loras: Sequence[str | PathLike[str]], folder: str | PathLike[str
         raise InputError("got no LoRA to stack, but at least one is needed; give folders or files")
     stacked: defaultdict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     first_of: dict[str, Path] = {}
+    flat: set[str] = set()
     for lora in loras:
         found = inspect_lora(lora)
-        for layer, (down, up) in read_lora(lora)[0].items():
+        read, family = read_lora(lora)
+        flat |= names.flat if family and (names := names_of(family, {})) else set()
+        for layer, (down, up) in read.items():
             stacked[layer].append((down.float(), up.float()))
             first_of.setdefault(layer, found.path)
             _check_fits(layer, first_of[layer], found.path, stacked[layer])
@@ -43,7 +47,7 @@ def stack_loras(loras: Sequence[str | PathLike[str]], folder: str | PathLike[str
         for layer, some in stacked.items()
     }
     place = Path(folder) / WEIGHT_FILE
-    tensors, header = write(layers)
+    tensors, header = write(layers, flat)
     with written_whole(place) as partial:
         save_file(tensors, partial, header)
         put_in_order(partial)

@@ -145,7 +145,7 @@ def test_the_body_has_every_fact(folder):
         "Run `rpo shapes evaluate`.", "rank 4, alpha 4", "layers of unet", f"{lora.num_parameters:,} parameters",
         lora.sha256,
         "| beta | 150.0 |", "| loop.updates | 300 |", "| loop.lr | 0.0003 |", "- Knows 64 px only.",
-        "That of the base applies.", "- torch 2.13.0", "ComfyUI, Forge",
+        "That of the base applies.", "- torch 2.13.0", "ComfyUI", "models/loras", "A1111, Forge",
     ]:  # fmt: skip
         assert expected in text, expected
 

@@ -25,8 +25,8 @@ EDITORS = {
 """Editors with the network of another family."""
 
 STOCK_KOHYA = ("StableDiffusion", "Flux", "Chroma", "QwenImage")
-"""How the pipeline classes are called whose own loader reads kohya's files, but for SD3's. Z-Image's does from diffusers
-0.42 on, and before fails on alpha keys."""
+"""How the pipeline classes are called whose own loader reads kohya's files, but for SD3's. Z-Image's does, too, from
+diffusers 0.42 on, and before fails on alpha keys."""
 
 FLUX1_WIDTH = 3072
 """Of the layers of FLUX.1 and Chroma: written into the converter of stock diffusers."""

@@ -5,7 +5,7 @@ the note, too, and Z-Image's and Qwen-Image's take it for one of another program
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +17,7 @@ NOTE = "lora_adapter_metadata"
 """Where diffusers looks for the settings of the adapters in a file's header."""
 
 LEVEL = "text_model."
-"""A level of CLIP's text encoder that transformers 5 has not, older ones and all programs have."""
+"""A level of CLIP's text encoder that some classes of transformers 5 have not; older ones and other programs have."""
 
 CLIP_LAYERS = "encoder.layers."
 
@@ -26,12 +26,17 @@ IN_ENCODERS = (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight")
 OTHERWISE = (".lora_A.weight", ".lora_B.weight")
 
 
-def write(layers: Layers) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the header of the file."""
+def write(layers: Layers, flat: Collection[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the header of the file.
+
+    Args:
+        flat: Text encoders without CLIP's level `text_model`; diffusers looks for their layers' own names before 0.42.
+    """
     tensors: dict[str, Tensor] = {}
     settings: dict[str, object] = {}
     for part in dict.fromkeys(name.partition(".")[0] for name in layers):
         own = {name.partition(".")[2]: one for name, one in layers.items() if name.startswith(f"{part}.")}
+        own = {name.removeprefix(LEVEL) if part in flat else name: one for name, one in own.items()}
         endings = WITH_UNET if part == "unet" else IN_ENCODERS if part.startswith("text_encoder") else OTHERWISE
         for name, factors in own.items():
             for ending, one in zip(endings, factors, strict=True):

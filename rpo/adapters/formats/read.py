@@ -110,6 +110,6 @@ def check_fits(layers: Layers, sizes: Sizes, where: object, base: str) -> None:
     if wrong or missing:
         raise InputError(
             f"{where} adapts {len(layers)} layers of {parts}, of which this checkpoint has "
-            f"{len(layers) - len(wrong) - len(missing)} in that size, and not {(missing + wrong)[0]}; expected a LoRA "
-            f"trained on {base}: give another file, or the checkpoint that it belongs to"
+            f"{len(layers) - len(wrong) - len(missing)} in that size; expected a LoRA trained on {base}, which has no "
+            f"{(missing + wrong)[0]} like it: give another file, or the checkpoint that it belongs to"
         )

@@ -14,6 +14,7 @@ from rpo.adapters.formats.layers import Layers
 from rpo.adapters.formats.peft import SETTINGS
 from rpo.adapters.formats.read import read_lora
 from rpo.adapters.formats.write import PEFT_FOLDER, PLACES, write_lora
+from rpo.adapters.lora_file import tensors_of
 from rpo.models.base import Family
 
 
@@ -31,13 +32,19 @@ def loaded(pipe: Any, family: Family, folder: Path, kind: str) -> Iterator[None]
         return
     config = pipe.components[family.denoiser].config
     try:
-        if kind == "diffusers" or (kind == "kohya" and loads_kohya(family, config)):
+        is_stock = kind == "kohya" and loads_kohya(family, config) and not _adapts_encoders(folder / PLACES[kind])
+        if kind == "diffusers" or is_stock:
             load_file(pipe, folder / PLACES[kind])
         else:
             load_layers(pipe, family, read_lora(folder / PLACES[kind], family, config)[0])
         yield
     finally:
         pipe.unload_lora_weights()
+
+
+def _adapts_encoders(file: Path) -> bool:
+    """Whether it has text encoders, whose layers diffusers before 0.42 does not find by kohya's names."""
+    return any(name.startswith("lora_te") for name in tensors_of(file)[0])
 
 
 def load_layers(pipe: Any, family: Family, layers: Layers, *, name: str | None = None) -> None:

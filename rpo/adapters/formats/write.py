@@ -48,7 +48,7 @@ def write_lora(
         if one == "peft":
             files += _write_peft(cpu, folder, family, names)
         elif one == "diffusers":
-            files += _write_file(folder, one, *diffusers.write(cpu))
+            files += _write_file(folder, one, *diffusers.write(cpu, names.flat if names else ()))
         elif names is None:
             raise InputError(
                 f"{family.name} has no names in the format {one}, for no program that reads it knows the family; "

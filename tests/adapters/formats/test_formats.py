@@ -109,11 +109,14 @@ def test_every_format_loads_to_the_live_model_s_prediction(name, shape, saved):
 
 
 STOCK = ["stable_diffusion", "sdxl", "flux2_klein", "qwen_image"]
-STOCK += ["z_image"] * (version.parse(diffusers.__version__) >= version.parse("0.42"))
+IS_NEW = version.parse(diffusers.__version__) >= version.parse("0.42")
+STOCK += ["z_image"] * IS_NEW
 
 
 @pytest.mark.parametrize(("name", "shape"), every(STOCK))
 def test_stock_diffusers_converts_kohya_s_file_back(name, shape, saved):
+    if shape == "text encoders" and not IS_NEW:
+        pytest.skip("older diffusers do not find kohya's text encoders in transformers 5")
     folder, live, _ = saved(name, shape)
     pipe = FAMILIES[name]()
     pipe.load_lora_weights(str(folder), weight_name=PLACES["kohya"])
