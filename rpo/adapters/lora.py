@@ -6,7 +6,7 @@ The reference policy of every trainer is the same network with its adapters off:
 Adapters are switched by their own flag on a collected list of layers; peft's enable/disable pair walks the whole
 network each time and makes frozen adapters trainable again.
 
-A saved file is read back into a fresh pipeline and compared on one seeded denoise before `save_lora` returns: the most
+Saved files are read back into a fresh pipeline and compared on one seeded denoise before `save_lora` returns: the most
 common complaint about fine-tuned LoRAs anywhere is that the file changes nothing.
 """
 
@@ -22,15 +22,19 @@ from typing import Any
 
 import torch
 from diffusers import ModelMixin
-from diffusers.utils import convert_state_dict_to_diffusers, logging
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
-from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora, put_in_order
-from rpo.adapters.stack import factors_of, settings_of
+from rpo.adapters.formats import formats_for
+from rpo.adapters.formats.live import factors_of, layers_of, sizes_of
+from rpo.adapters.formats.pattern import settings_of
+from rpo.adapters.formats.read import check_fits, read_lora
+from rpo.adapters.formats.verify import formats_in, load_layers, loaded
+from rpo.adapters.formats.write import write_lora
+from rpo.adapters.lora_file import inspect_lora
 from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.distilled import ASSISTANT
@@ -231,34 +235,40 @@ def reference(
             layer._disable_adapters, layer._active_adapter = was
 
 
-def save_lora(model: Checkpoint, folder: str | PathLike[str]) -> Path:
-    """Write the adapter as a LoRA file that stock diffusers loads, and prove that it does.
+def save_lora(model: Checkpoint, folder: str | PathLike[str], *, formats: Sequence[str] | None = None) -> Path:
+    """Write the adapter as files that other programs load, and prove that they do.
 
-    Where training started from other LoRAs, the file does what all of them do together, without an assistant.
+    Where training started from other LoRAs, the files do what all of them do together, without an assistant. Alpha is
+    the rank in all of them, whatever it was: its strength is taken into B.
 
-    The file is written beside its place, verified there (see `verify_lora`) and moved in whole, so that a crash or a
-    full disk leaves an older file as it was.
+    They are written beside their place, verified there (see `verify_lora`) and moved in whole, so that a crash or a
+    full disk leaves older files as they were.
 
     Args:
-        model: The live model; adapters on its denoiser, and on its text encoders if there are any, are saved.
-        folder: Where to put `pytorch_lora_weights.safetensors`; `pipe.load_lora_weights(folder)` reads it.
+        model: The live model; adapters on its denoiser, and on its CLIP text encoders if there are any, are saved.
+        folder: Where to put `pytorch_lora_weights.safetensors`, which `pipe.load_lora_weights(folder)` reads, and what
+            `rpo.adapters.formats.write` puts beside it.
+        formats: Some of `rpo.adapters.formats.FORMATS`; by default all that programs of the family read.
 
     Returns:
-        The path of the file.
+        The path of diffusers' file, or of the last that was written.
 
     Raises `InputError` if there is no adapter, or verification fails.
         OSError: If it cannot be written, for want of space for instance.
     """
-    folder = Path(folder)
+    folder, family = Path(folder), model.family
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(f"{STAGING_PREFIX}*"):  # of a save that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=folder))
+    kinds = formats_for(family) if formats is None else formats
+    layers, sizes = layers_of(model), sizes_of(model.pipe, [family.denoiser])
     try:
-        _write(model, staging)
-        put_in_order(staging / WEIGHT_FILE)
+        files = write_lora(layers, staging, family, kinds, config=model.denoiser.config, sizes=sizes)
         verify_lora(model, staging)
-        os.replace(staging / WEIGHT_FILE, folder / WEIGHT_FILE)
+        for file in files:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staging / file, folder / file)
     except OSError as error:
         raise OSError(
             error.errno,
@@ -268,57 +278,25 @@ def save_lora(model: Checkpoint, folder: str | PathLike[str]) -> Path:
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return folder / WEIGHT_FILE
-
-
-def _write(model: Checkpoint, folder: Path) -> None:
-    told: dict[str, object] = {}
-    for part, network in ((model.family.denoiser, model.denoiser), *model.text_encoders.items()):
-        names = (one for layer in adapter_layers(network) for one in _own(layer) if one != ASSISTANT)
-        if carried := list(dict.fromkeys(names)):
-            if carried == [ADAPTER]:
-                state = get_peft_model_state_dict(network, adapter_name=ADAPTER)
-                # transformers notes the folder that the network came from.
-                settings = network.peft_config[ADAPTER].to_dict() | {"base_model_name_or_path": None}
-            else:
-                factors = factors_of(network, carried)
-                state = {f"{layer}.lora_A.weight": down for layer, (down, _) in factors.items()}
-                state |= {f"{layer}.lora_B.weight": up for layer, (_, up) in factors.items()}
-                settings = settings_of({layer: len(down) for layer, (down, _) in factors.items()})
-            if part != model.family.denoiser or model.family.lora_dialect == "diffusers":
-                state = convert_state_dict_to_diffusers(state)
-            told[f"{part}_lora_layers"] = {name: tensor.contiguous() for name, tensor in state.items()}
-            # Sets have no order: the same adapter would be another file in the next process.
-            told[f"{part}_lora_adapter_metadata"] = {
-                name: sorted(one) if isinstance(one, set) else one for name, one in settings.items()
-            }
-    if not told:
-        raise InputError("the model carries no adapter, so there is no LoRA to save; call add_lora (or train) first")
-    type(model.pipe).save_lora_weights(folder, **told, weight_name=WEIGHT_FILE)
+    return folder / files[-1]
 
 
 @torch.no_grad()
 def verify_lora(model: Checkpoint, folder: str | PathLike[str]) -> None:
-    """Load a LoRA file into a fresh pipeline and compare one seeded denoise with the live model and with the base.
+    """Load every LoRA file of a folder into a fresh pipeline and compare one seeded denoise with the live model's.
 
-    The fresh pipeline shares the frozen weights with the live one, so this costs no memory to speak of and three
-    forwards on one small latent.
+    The fresh pipeline shares the frozen weights with the live one, so this costs no memory to speak of, and two
+    forwards on one small latent beside one for each file.
     """
 
     def denoised(pipe: Any) -> Latents:
         return probe(pipe, model.family, model.compute_dtype)[model.family.denoiser]
 
     fresh = fresh_pipeline(model.pipe, model.family, without_adapters=True)
-    base_pred, level = denoised(fresh), logging.get_verbosity()
-    logging.set_verbosity_error()  # without the warning that a LoRA of the denoiser alone has none of the text encoder
-    try:
-        fresh.load_lora_weights(str(folder))
-    finally:
-        logging.set_verbosity(level)
+    base_pred = denoised(fresh)
     with without(adapter_layers(model.denoiser), ASSISTANT):
-        fresh_pred, live_pred = denoised(fresh), denoised(model.pipe)
+        live_pred = denoised(model.pipe)
     effect = (live_pred - base_pred).abs().max().item()
-    error = (fresh_pred - live_pred).abs().max().item()
     if effect == 0:
         raise InputError(
             "the adapter changes nothing: with it, a seeded denoise equals the base's bit for bit; train it before "
@@ -326,37 +304,27 @@ def verify_lora(model: Checkpoint, folder: str | PathLike[str]) -> None:
         )
     # Relative to the effect: a wrong strength is off by a factor, rounding by far less.
     tolerance = effect * (1e-3 if model.compute_dtype == torch.float32 else 5e-2) + 1e-6
-    if not error <= tolerance:
-        raise InputError(
-            f"the file does not reproduce the adapter: loaded into a fresh pipeline it is off by {error:.3g}, where "
-            f"the adapter's effect is {effect:.3g}; was the adapter changed by hand (alpha, DoRA)?"
-        )
+    for kind in formats_in(Path(folder)):
+        with loaded(fresh, model.family, Path(folder), kind):
+            error = (denoised(fresh) - live_pred).abs().max().item()
+        if not error <= tolerance:
+            raise InputError(
+                f"the file does not reproduce the adapter: loaded as {kind} into a fresh pipeline it is off by "
+                f"{error:.3g}, where the adapter's effect is {effect:.3g}; was the adapter changed by hand (alpha)?"
+            )
 
 
-def load_lora(model: Checkpoint, path: str | Path, *, name: str = "start") -> None:
-    """Load a LoRA into a checkpoint's pipeline, at full strength, beside those that it has.
+def load_lora(model: Checkpoint, path: str | PathLike[str], *, name: str = "start") -> None:
+    """Load a LoRA of any dialect into a checkpoint's pipeline, at full strength, beside those that it has.
 
     Raises `InputError` unless every layer of it is used.
     """
-    found = inspect_lora(path)
-    networks = (model.denoiser, *model.text_encoders.values())
+    file, networks = inspect_lora(path).path, (model.denoiser, *model.text_encoders.values())
+    layers, _ = read_lora(path, model.family, model.denoiser.config)
+    check_fits(layers, sizes_of(model.pipe, [model.family.denoiser, *model.text_encoders]), file, model.family.name)
     carried = list(
         dict.fromkeys(one for network in networks for layer in adapter_layers(network) for one in _own(layer))
     )
-    try:
-        model.pipe.load_lora_weights(str(found.path.parent), weight_name=found.path.name, adapter_name=name)
-        used = sum(name in _own(layer) for network in networks for layer in adapter_layers(network))
-    except RuntimeError as error:
-        if "size mismatch" not in str(error):
-            raise
-        used = 0
-    if used == found.num_layers:
-        for network in networks:
-            use_adapters(adapter_layers(network), [*carried, name])
-    else:
-        model.pipe.unload_lora_weights()
-        raise InputError(
-            f"{found.path} adapts {found.num_layers} layers of {' and '.join(found.parts)}, of which this checkpoint "
-            f"has {used} in that size; expected a LoRA trained on it: give another file, or the checkpoint that it "
-            "belongs to"
-        )
+    load_layers(model.pipe, model.family, layers, name=name)
+    for network in networks:
+        use_adapters(adapter_layers(network), [*carried, name])

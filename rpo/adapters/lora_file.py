@@ -15,20 +15,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from rpo.adapters.formats.facts import DOWN, UP, alphas_of, part_of
+from rpo.adapters.formats.layers import refuse_other_kinds
+from rpo.adapters.formats.peft import WEIGHTS
 from rpo.errors import InputError
 from rpo.files.whole import written_whole
 
 WEIGHT_FILE = "pytorch_lora_weights.safetensors"
 """The name that `load_lora_weights` looks for first."""
 
-DOWN = (".lora.down.weight", ".lora_A.weight", ".lora_down.weight", ".lora_linear_layer.down.weight")
-UP = (".lora.up.weight", ".lora_B.weight", ".lora_up.weight", ".lora_linear_layer.up.weight")
-"""Endings of the two factors in the dialects of diffusers, peft and kohya, and of diffusers for text encoders."""
-
 
 @dataclass(frozen=True)
 class LoraFile:
-    """What a LoRA file holds; `alpha` is None where the file does not say."""
+    """What a LoRA file holds."""
 
     path: Path
     sha256: str
@@ -42,26 +41,38 @@ class LoraFile:
     ranks: tuple[int, ...]
     """The ranks that occur, in rising order; usually one."""
     alpha: float | None
+    """The one alpha of all layers, if there is one."""
+    is_portable: bool
+    """Whether programs that know nothing of the metadata load it as strongly: alpha = rank, or beside each layer."""
 
-    @property
-    def is_portable(self) -> bool:
-        """Whether programs that know nothing of the metadata load it at the right strength: alpha = rank everywhere."""
-        return self.alpha is None or self.ranks == (self.alpha,)
+
+def file_of(path: str | PathLike[str]) -> Path:
+    """The file that a LoRA's path stands for: itself, or that of diffusers or of peft in a folder."""
+    place = Path(path)
+    if place.is_dir():
+        place = next((one for name in (WEIGHT_FILE, WEIGHTS) if (one := place / name).is_file()), place)
+    if not place.is_file():
+        raise InputError(f"there is no LoRA at {path}; expected a .safetensors file or a folder with {WEIGHT_FILE}")
+    return place
+
+
+def tensors_of(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and what its header tells beside them."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(f"{file} is not a complete safetensors file ({error}); save or download it again") from error
 
 
 def inspect_lora(path: str | PathLike[str]) -> LoraFile:
     """Read a LoRA file and refuse one that is damaged, is no LoRA, or changes nothing."""
-    file = Path(path) / WEIGHT_FILE if Path(path).is_dir() else Path(path)
-    if not file.is_file():
-        raise InputError(f"there is no LoRA at {path}; expected a .safetensors file or a folder with {WEIGHT_FILE}")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, it is no dict
-            metadata = opened.metadata() or {}
-    except SafetensorError as error:
-        raise InputError(f"{file} is not a complete safetensors file ({error}); save or download it again") from error
+    file = file_of(path)
+    tensors, metadata = tensors_of(file)
     downs = {name: tensor for name, tensor in tensors.items() if name.endswith(DOWN)}
     _check_tensors(file, tensors, downs)
+    alphas = alphas_of(file, tensors, metadata)
+    known = {alpha for alpha, _ in alphas}
     return LoraFile(
         path=file,
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
@@ -69,9 +80,10 @@ def inspect_lora(path: str | PathLike[str]) -> LoraFile:
         size_bytes=file.stat().st_size,
         num_parameters=sum(tensor.numel() for name, tensor in tensors.items() if name.endswith(DOWN + UP)),
         num_layers=len(downs),
-        parts=tuple(sorted({name.split(".")[0] for name in downs})),
+        parts=tuple(sorted(set(map(part_of, downs)))),
         ranks=tuple(sorted({tensor.shape[0] for tensor in downs.values()})),
-        alpha=_alpha(metadata),
+        alpha=known.pop() if len(known) == 1 else None,
+        is_portable=all(is_told for _, is_told in alphas),
     )
 
 
@@ -99,6 +111,7 @@ def _content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
 
 
 def _check_tensors(file: Path, tensors: Mapping[str, Tensor], downs: Mapping[str, Tensor]) -> None:
+    refuse_other_kinds(tensors, file)
     ups = {name: tensor for name, tensor in tensors.items() if name.endswith(UP)}
     if not downs or len(ups) != len(downs):
         raise InputError(
@@ -113,10 +126,3 @@ def _check_tensors(file: Path, tensors: Mapping[str, Tensor], downs: Mapping[str
             f"{file} changes nothing: every up factor is zero, as before the first update; train before saving, or "
             "check that the trained parameters are those that were saved"
         )
-
-
-def _alpha(metadata: Mapping[str, str]) -> float | None:
-    """The alpha that diffusers' adapter metadata tells, if it is one for all networks."""
-    settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    alphas = {float(value) for name, value in settings.items() if name.endswith(".lora_alpha")}
-    return alphas.pop() if len(alphas) == 1 else None

@@ -19,6 +19,7 @@ from rpo import __version__
 from rpo.cli.command import Command, config_and_overrides, overrides, takes_config, takes_run
 from rpo.cli.configs import CONFIG, configurations
 from rpo.cli.curate import CURATE
+from rpo.cli.export import EXPORT
 from rpo.cli.publish import PUBLISH
 from rpo.cli.reproduce import REPRODUCE
 from rpo.cli.sample import SAMPLE
@@ -166,6 +167,7 @@ COMMANDS = {
         "rpo.runs.align_config:AlignConfig",
     ),
     **CONFIG,
+    **EXPORT,
     "data check": Command("say what a pair set holds and what is wrong with it", _takes_pairs, data_check),
     "shapes evaluate": Command(
         "measure the embedded model, or a LoRA of it, by its verifier", _takes_evaluation, shapes_evaluate

@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from rpo.adapters.formats.write import PLACES
 from rpo.adapters.lora_file import WEIGHT_FILE, LoraFile, inspect_lora
 from rpo.evaluation.comparison import PairedComparison, format_gain, format_share
 from rpo.evaluation.intervals import Interval
@@ -99,7 +100,8 @@ def write_model_card(folder: str | os.PathLike[str], card: CardFacts) -> Path:
     lora = None if (folder / "model_index.json").is_file() else inspect_lora(folder)
     images = _save_samples(folder, card.samples)
     data = _header(card, images, is_lora=lora is not None)
-    content = f"---\n{data.to_yaml()}\n---\n\n{_body(card, lora)}"
+    others = [name for name, place in PLACES.items() if (folder / place).exists()]
+    content = f"---\n{data.to_yaml()}\n---\n\n{_body(card, lora, others)}"
     path = folder / "README.md"
     write_whole(path, ModelCard(content).content)
     return path
@@ -138,7 +140,7 @@ def _header(card: CardFacts, images: list[str], *, is_lora: bool) -> ModelCardDa
     )
 
 
-def _body(card: CardFacts, lora: LoraFile | None) -> str:
+def _body(card: CardFacts, lora: LoraFile | None, formats: list[str]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -149,6 +151,8 @@ def _body(card: CardFacts, lora: LoraFile | None) -> str:
     text = environment.get_template("model_card.md.j2").render(
         card=card,
         lora=lora,
+        formats=formats,
+        places=PLACES,
         base=_base(card),
         is_hub_id=is_hub_id(card.base_model),
         snippet=_snippet(card, lora),

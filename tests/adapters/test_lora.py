@@ -5,10 +5,10 @@ import os
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from rpo.adapters.formats import write
 from rpo.adapters.lora import (
     adapter_layers,
     add_lora,
@@ -135,7 +135,7 @@ def test_the_file_says_what_the_adapter_is(tmp_path):
     path = save_lora(model_with_lora(rank=2, alpha=4.0), tmp_path)
     assert path == tmp_path / WEIGHT_FILE
     with safe_open(path, "pt") as file:
-        assert '"unet.lora_alpha": 4' in file.metadata()["lora_adapter_metadata"]
+        assert '"unet.lora_alpha": 2' in file.metadata()["lora_adapter_metadata"]  # alpha is taken into B
         assert all(name.startswith("unet.") for name in file.keys())  # noqa: SIM118
 
 
@@ -192,11 +192,12 @@ def test_a_full_disk_keeps_the_older_file(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(StableDiffusionPipeline, "save_lora_weights", full)
+    monkeypatch.setattr(write, "save_file", full)
     with pytest.raises(OSError, match="the LoRA was not saved .No space left on device.*an earlier file untouched"):
         save_lora(model, tmp_path)
     assert (tmp_path / WEIGHT_FILE).read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == [WEIGHT_FILE]
+    names = [write.KOHYA_FILE, write.PEFT_FOLDER, WEIGHT_FILE]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_a_second_adapter_is_refused():

@@ -145,7 +145,7 @@ def test_the_body_has_every_fact(folder):
         "Run `rpo shapes evaluate`.", "rank 4, alpha 4", "layers of unet", f"{lora.num_parameters:,} parameters",
         lora.sha256,
         "| beta | 150.0 |", "| loop.updates | 300 |", "| loop.lr | 0.0003 |", "- Knows 64 px only.",
-        "That of the base applies.", "- torch 2.13.0", "ComfyUI, Forge",
+        "That of the base applies.", "- torch 2.13.0", "ComfyUI", "models/loras", "A1111, Forge",
     ]:  # fmt: skip
         assert expected in text, expected
 
@@ -272,14 +272,15 @@ def test_a_dry_run_lists_every_file_and_touches_no_network(folder):
     plan = publish(folder, "me/model", api=hub)
     assert hub.calls == [] and plan.url is None and plan.private
     assert [file.path for file in plan.files] == [
-        *("README.md", "images/0.png", "images/1.png", WEIGHT_FILE, "training_config.yaml"),
+        *("README.md", "images/0.png", "images/1.png", "kohya_lora_weights.safetensors"),
+        *("peft/adapter_config.json", "peft/adapter_model.safetensors", WEIGHT_FILE, "training_config.yaml"),
     ]
     assert all(file.size_bytes == (folder / file.path).stat().st_size for file in plan.files)
     assert plan.notes == ("left out, being hidden: .token",)
     assert (folder / "README.md").read_bytes() == before
     text = str(plan)
     assert text.startswith("dry run: nothing was sent; would go to me/model (private)")
-    assert all(file.path in text for file in plan.files) and "push=True" in text and "in 5 files" in text
+    assert all(file.path in text for file in plan.files) and "push=True" in text and "in 8 files" in text
 
 
 def test_the_plan_names_what_the_card_lacks(folder):

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import rpo.adapters.lora
+from rpo.adapters.formats import write
 from rpo.adapters.lora_file import WEIGHT_FILE
 from rpo.data.readers import read_pairs
 from rpo.data.writers import write_pairs
@@ -103,15 +103,15 @@ def while_removing(_):
 
 def while_writing_lora(_):
     """When half of the file is written."""
-    save = StableDiffusionPipeline.save_lora_weights
+    save = write.save_file
 
-    def save_half(folder, **options):
-        save(folder, **options)
-        file = Path(folder) / WEIGHT_FILE
-        os.truncate(file, file.stat().st_size // 2)
-        die()
+    def save_half(tensors, file, header):
+        save(tensors, file, header)
+        if file.name == WEIGHT_FILE:
+            os.truncate(file, file.stat().st_size // 2)
+            die()
 
-    StableDiffusionPipeline.save_lora_weights = save_half
+    write.save_file = save_half
 
 
 def while_verifying_lora(_):
@@ -224,6 +224,10 @@ def test_an_undisturbed_run_encodes_each_image_once_and_leaves_nothing_temporary
         "cache/latents.sqlite",
         "cache/reference_errors.sqlite",
         "lora/README.md",
+        "lora/kohya_lora_weights.safetensors",
+        "lora/peft",
+        "lora/peft/adapter_config.json",
+        "lora/peft/adapter_model.safetensors",
         f"lora/{WEIGHT_FILE}",
         "lora/training_config.yaml",
     ]

@@ -7,6 +7,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 import rpo.shapes
+from rpo.adapters import lora
 from rpo.adapters.lora import load_lora
 from rpo.data.buckets import one_bucket
 from rpo.data.preference import PairSet, PreferencePair, encode_png, pair_set
@@ -164,12 +165,10 @@ def test_a_loss_against_its_labels_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("alpha", [4.0, 8.0])
 def test_a_file_that_lost_alpha_is_named_and_harmless_where_it_is_the_rank(alpha, tmp_path, monkeypatch):
-    write = StableDiffusionPipeline.save_lora_weights
-
-    def without(*given, **named):
-        return write(*given, **{key: value for key, value in named.items() if not key.endswith("metadata")})
-
-    monkeypatch.setattr(StableDiffusionPipeline, "save_lora_weights", without)
+    read = lora.layers_of
+    monkeypatch.setattr(
+        lora, "layers_of", lambda model: {name: (down, up * 4.0 / alpha) for name, (down, up) in read(model).items()}
+    )
     trainer = dpo(tmp_path, adapter={"rank": 4, "alpha": alpha})
     assert failed(trainer) - UNTRAINED == ({"adapter"} if alpha == 8.0 else set())
 
