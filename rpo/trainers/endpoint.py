@@ -22,7 +22,7 @@ that tell the log-ratio are not the trained ones, whose noise would be in both f
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import final
 
@@ -38,7 +38,8 @@ from rpo.rewards import RewardLike
 from rpo.sampling.step import has_negative, predict_negative
 from rpo.trainers.endpoint_config import EndpointConfig
 from rpo.trainers.rollouts.algorithm import OnlineAlgorithm
-from rpo.trainers.rollouts.draw import JITTER, Rollout, rollout_facts
+from rpo.trainers.rollouts.draw import JITTER, OnImages, Rollout, rollout_facts
+from rpo.trainers.rollouts.prompts import PromptSource
 from rpo.trainers.rollouts.steps import Steps, noised_steps, per_image, replayed, transition_by
 from rpo.trainers.trainer import Run
 from rpo.trainers.value import returns as returns_of
@@ -66,9 +67,16 @@ class Endpoint(OnlineAlgorithm):
     config: EndpointConfig
     replays = False
 
-    def __init__(self, rewards: RewardLike, prompts: Sequence[str], config: EndpointConfig | None = None):
+    def __init__(
+        self,
+        rewards: RewardLike,
+        prompts: PromptSource,
+        config: EndpointConfig | None = None,
+        *,
+        on_images: OnImages | None = None,
+    ):
         """Keep what to learn from; see `OnlineAlgorithm`."""
-        super().__init__(rewards, prompts, config or EndpointConfig())
+        super().__init__(rewards, prompts, config or EndpointConfig(), on_images=on_images)
 
     @property
     def skips_clean_end(self) -> bool:
