@@ -154,7 +154,7 @@ def hand_over(network: AdapterHost) -> None:
 
     One that was never trained, B = 0, is taken out. Nothing is computed, so that predictions keep their bits.
     """
-    layers = [layer for layer in adapter_layers(network) if ADAPTER in _own(layer)]
+    layers: list[Any] = [layer for layer in adapter_layers(network) if ADAPTER in _own(layer)]
     if layers and not any(layer.lora_B[ADAPTER].weight.any() for layer in layers):
         others = {name for layer in adapter_layers(network) for name in _own(layer)} - {ADAPTER}
         network.delete_adapters([ADAPTER]) if others else network.unload_lora()
@@ -163,8 +163,7 @@ def hand_over(network: AdapterHost) -> None:
         name = f"{EARLIER}-{number}"
         network.peft_config[name] = network.peft_config.pop(ADAPTER)
         for layer in layers:
-            holders: list[Any] = [*vars(layer).values(), *layer._modules.values()]
-            for holder in holders:
+            for holder in (*vars(layer).values(), *layer._modules.values()):
                 if isinstance(holder, dict | nn.ModuleDict | nn.ParameterDict) and ADAPTER in holder:
                     holder[name] = holder.pop(ADAPTER)
             layer._active_adapter = [name if one == ADAPTER else one for one in layer.active_adapters]

@@ -46,6 +46,11 @@ class OnlineAlgorithm(Algorithm[Steps]):
         self._given, self._on_images = (rewards, prompts), on_images
 
     @property
+    def prompts(self) -> PromptSource:
+        """What images are drawn of, as it was given."""
+        return self._given[1]
+
+    @property
     def skips_clean_end(self) -> bool:
         """Whether a last step to perfectly clean data cannot be learnt: the DDIM step adds no noise to it."""
         return self.config.rollout.has_density and self.config.rollout.ends_without_noise
@@ -92,8 +97,8 @@ class OnlineAlgorithm(Algorithm[Steps]):
     @property
     def state(self) -> dict[str, Stateful]:
         """The rollout in use, and where in their source the prompts are."""
-        prompts = self.collector.rollouts.prompts
-        return {"batches": self._batches} | ({"prompts": prompts} if isinstance(prompts, DrawnPrompts) else {})
+        kept, prompts = dict[str, Stateful](batches=self._batches), self.collector.rollouts.prompts
+        return {**kept, "prompts": prompts} if isinstance(prompts, DrawnPrompts) else kept
 
     @property
     def identity(self) -> dict[str, str]:

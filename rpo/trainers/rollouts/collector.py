@@ -103,10 +103,11 @@ class Collector:
 
         self.rollout = None  # its graphs, before the next one's are made
         rollout = self.rollouts.draw(index, keep)
-        if self._info_names is None:
-            self._info_names = self.run.processes.gather(tuple(rollout.info))[0]
+        names = self._info_names
+        if names is None:
+            names = self._info_names = self.run.processes.gather(tuple(rollout.info))[0]
         # Every update logs the same names, on every process, whatever a reward says this time.
-        self.rollout = replace(rollout, info={name: rollout.info.get(name, math.nan) for name in self._info_names})
+        self.rollout = replace(rollout, info={name: rollout.info.get(name, math.nan) for name in names})
         self.chosen, self.stands_for = self._choose(self.rollout.trajectory.grid, index)
         return self.rollout
 

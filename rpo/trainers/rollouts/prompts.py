@@ -62,11 +62,8 @@ def prompts_from(given: PromptSource | Prompts, seed: int) -> Prompts:
     """What a caller gave, to be visited."""
     if isinstance(given, ListedPrompts | DrawnPrompts):
         return given
-    is_iterable = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
-    if is_iterable and isinstance(given, Sized):
-        return ListedPrompts(given)
-    if is_iterable:
-        return DrawnPrompts(iter(given), seed)
+    if isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping):
+        return ListedPrompts(given) if isinstance(given, Sized) else DrawnPrompts(iter(given), seed)
     if callable(given):
         return DrawnPrompts(iter(given, object()), seed)
     raise InputError(
