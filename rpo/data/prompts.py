@@ -25,21 +25,21 @@ TABLES = (".csv", ".tsv", ".json", ".yaml", ".yml", ".parquet", ".arrow", ".xlsx
 """Files whose lines are something else than prompts."""
 
 
-class Prompt(str):
+class AnnotatedPrompt(str):
     """A prompt that carries what else is known of it, such as the answer that a reward looks for.
 
     It is a text to all that takes texts, so that the rest travels with it to the rewards. The text may be empty, for
     images of no prompt.
 
     Example:
-        >>> prompt = Prompt("three cats", {"count": 3})
+        >>> prompt = AnnotatedPrompt("three cats", {"count": 3})
         >>> prompt == "three cats", metadata_of(prompt), metadata_of("a dog")
         (True, {'count': 3}, {})
     """
 
     metadata: Any
 
-    def __new__(cls, text: str, metadata: Any = None) -> "Prompt":
+    def __new__(cls, text: str, metadata: Any = None) -> "AnnotatedPrompt":
         """Take the text and its metadata, which is kept as JSON gives it back (tuples as lists); {} by default."""
         made = super().__new__(cls, text)
         try:
@@ -54,7 +54,7 @@ class Prompt(str):
 
 def metadata_of(prompt: str) -> Any:
     """What else is known of a prompt; {} if nothing."""
-    return prompt.metadata if isinstance(prompt, Prompt) else {}
+    return prompt.metadata if isinstance(prompt, AnnotatedPrompt) else {}
 
 
 def caption_of(prompt: str) -> str:
@@ -75,13 +75,13 @@ def as_prompt(given: object, name: str) -> str:
         )
     if fault := text_fault(text):
         raise InputError(f"{name} {fault}, but plain text is needed; mend it")
-    is_meant = text == "" and (isinstance(text, Prompt) or pair is given)
+    is_meant = text == "" and (isinstance(text, AnnotatedPrompt) or pair is given)
     if not text.strip() and not is_meant:
         raise InputError(
-            f"{name} is {text!r}, but a text that is not empty is needed; remove it, or give Prompt('') if an image of "
-            "no prompt is meant"
+            f"{name} is {text!r}, but a text that is not empty is needed; remove it, or give AnnotatedPrompt('') "
+            "if an image of no prompt is meant"
         )
-    return Prompt(text, metadata) if pair is given else text
+    return AnnotatedPrompt(text, metadata) if pair is given else text
 
 
 def read_prompts(source: str, *, seed: int) -> list[str]:
@@ -118,4 +118,4 @@ def _of_row(row: Mapping[Any, Any], name: str) -> str:
     if fault := text_fault(prompt) or ("" if prompt.strip() else "is empty"):
         raise InputError(f"{name}: the prompt {fault}; expected what an image should show; mend the line")
     known = {key: value for key, value in row.items() if key != KEY}
-    return Prompt(prompt, known) if known else prompt
+    return AnnotatedPrompt(prompt, known) if known else prompt

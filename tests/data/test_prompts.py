@@ -8,7 +8,7 @@ import pickle
 import pytest
 
 from rpo.data import prompts as module
-from rpo.data.prompts import Prompt, caption_of, metadata_of, read_prompts
+from rpo.data.prompts import AnnotatedPrompt, caption_of, metadata_of, read_prompts
 from rpo.shapes.prompts import DRAWN_BY_NAME, KINDS, parse_prompt, prompts
 
 
@@ -50,7 +50,7 @@ def test_lines_keep_what_else_is_known(tmp_path):
 
 
 def test_a_prompt_is_a_text_and_travels_with_what_is_known():
-    prompt = Prompt("three cats", {"count": (3, 4)})
+    prompt = AnnotatedPrompt("three cats", {"count": (3, 4)})
     assert prompt == "three cats" and hash(prompt) == hash("three cats")
     assert pickle.loads(pickle.dumps(prompt)).metadata == prompt.metadata == {"count": [3, 4]}
     assert copy.deepcopy(prompt).metadata == prompt.metadata

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rpo.data.prompts import Prompt
+from rpo.data.prompts import AnnotatedPrompt
 from rpo.errors import InputError
 from rpo.rewards import adapt, load_reward, load_rewards
 from rpo.rewards.base import RewardError, ask, score
@@ -38,7 +38,7 @@ def test_a_wrapped_function_fails_with_the_words_of_a_bare_one():
     assert messages[0].startswith("reward 'r', image 0 ('a') and 1 more: returned 1 numbers for 2 images; expected ")
 
 
-PROMPTS = [Prompt("three cats", {"count": 3}), Prompt("a dog")]
+PROMPTS = [AnnotatedPrompt("three cats", {"count": 3}), AnnotatedPrompt("a dog")]
 
 
 def of_trl(images, prompts, metadata):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from rpo.data.prompts import Prompt, caption_of, metadata_of
+from rpo.data.prompts import AnnotatedPrompt, caption_of, metadata_of
 from rpo.errors import InputError
 from rpo.trainers.rollouts.prompts import DrawnPrompts, ListedPrompts, prompts_from
 
@@ -22,7 +22,7 @@ def counted():
 
 
 def test_a_list_may_have_texts_pairs_and_rows():
-    given = ["a", ("b", {"answer": 2}), {"prompt": "c", "word": "see"}, Prompt("d", [1])]
+    given = ["a", ("b", {"answer": 2}), {"prompt": "c", "word": "see"}, AnnotatedPrompt("d", [1])]
     found = prompts_from(given, 0).shown
     assert found == ("a", "b", "c", "d")
     assert [metadata_of(one) for one in found] == [{}, {"answer": 2}, {"word": "see"}, [1]]
@@ -119,7 +119,7 @@ def test_what_does_not_repeat_is_refused(name):
         prompts_from(OTHERS[name](), 0).load_state_dict(before.state_dict())
 
 
-@pytest.mark.parametrize("empty", [Prompt(""), ("", {})])
+@pytest.mark.parametrize("empty", [AnnotatedPrompt(""), ("", {})])
 def test_no_prompt_is_a_prompt_where_it_is_meant(empty):
     assert prompts_from([empty], 0).shown == ("",)
     assert first(lambda: empty, 2) == ("", "")
@@ -127,8 +127,8 @@ def test_no_prompt_is_a_prompt_where_it_is_meant(empty):
 
 
 REFUSED = {
-    "an empty text": ([""], r"prompt 0 is ''.*Prompt\(''\)"),
-    "a blank": (["a", Prompt("  ")], "prompt 1 is '  '"),
+    "an empty text": ([""], r"prompt 0 is ''.*AnnotatedPrompt\(''\)"),
+    "a blank": (["a", AnnotatedPrompt("  ")], "prompt 1 is '  '"),
     "an empty row": ([{"prompt": ""}], "prompt 0: the prompt is empty"),
     "a row without": ([{"text": "a"}], 'prompt 0 has no text under "prompt"'),
     "a number": ([3], "prompt 0 is 3"),
