@@ -16,6 +16,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ from rpo.types import Latents
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 """Where LoRA goes in a UNet by default, as in diffusers' own scripts; a family may name more."""
 
-ADAPTER = "default"
+ADAPTER, EARLIER = "default", "earlier"
 STAGING_PREFIX = ".saving-"
 
 AdapterHost = ModelMixin | PreTrainedModel
@@ -132,7 +133,7 @@ def train_adapters(network: AdapterHost, names: Sequence[str], *, beside: Sequen
 def start_adapters(network: nn.Module, name: str) -> tuple[str, ...]:
     """Names of the LoRAs that a network was handed over with, all of them in use.
 
-    Raises `InputError` if one is merged, switched off, no plain LoRA, or of an earlier training.
+    Raises `InputError` if one is merged, switched off, or no plain LoRA.
     """
     layers = adapter_layers(network)
     carried = dict.fromkeys(one for layer in layers for one in getattr(layer, "lora_A", {"another kind": None}))
@@ -143,7 +144,6 @@ def start_adapters(network: nn.Module, name: str) -> tuple[str, ...]:
             layer.disable_adapters or one not in layer.active_adapters for layer in layers for one in _own(layer)
         ),
         "is a DoRA": any(any(vars(layer).get("use_dora", {}).values()) for layer in layers),
-        f"is that of an earlier training, '{ADAPTER}'": ADAPTER in carried,
     }
     if fault := next((fault for fault, holds in faults.items() if holds), None):
         raise InputError(
@@ -151,6 +151,26 @@ def start_adapters(network: nn.Module, name: str) -> tuple[str, ...]:
             "pipe.unload_lora_weights(), and load the saved file if that is the start"
         )
     return tuple(carried)
+
+
+def hand_over(network: AdapterHost) -> None:
+    """Make room for an adapter to be trained: that of an earlier training gets a name of its own, and stays in use.
+
+    One that was never trained, B = 0, is taken out. Nothing is computed, so that predictions keep their bits.
+    """
+    layers: list[Any] = [layer for layer in adapter_layers(network) if ADAPTER in _own(layer)]
+    if layers and not any(layer.lora_B[ADAPTER].weight.any() for layer in layers):
+        others = {name for layer in adapter_layers(network) for name in _own(layer)} - {ADAPTER}
+        network.delete_adapters([ADAPTER]) if others else network.unload_lora()
+    elif layers:
+        number = next(number for number in count(1) if f"{EARLIER}-{number}" not in network.peft_config)
+        name = f"{EARLIER}-{number}"
+        network.peft_config[name] = network.peft_config.pop(ADAPTER)
+        for layer in layers:
+            for holder in (*vars(layer).values(), *layer._modules.values()):
+                if isinstance(holder, dict | nn.ModuleDict | nn.ParameterDict) and ADAPTER in holder:
+                    holder[name] = holder.pop(ADAPTER)
+            layer._active_adapter = [name if one == ADAPTER else one for one in layer.active_adapters]
 
 
 def _own(layer: BaseTunerLayer) -> list[str]:

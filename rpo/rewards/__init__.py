@@ -12,9 +12,21 @@ from typing import Any, cast
 
 from rpo.errors import InputError
 from rpo.plugins import load_plugin
-from rpo.rewards.base import FunctionReward, Reward, RewardError, WeightedRewards, score
+from rpo.rewards.answers import RewardError
+from rpo.rewards.base import Reward, WeightedRewards, score
+from rpo.rewards.function import FunctionReward, adapt, takes_metadata
 
-__all__ = ["REWARDS", "Reward", "RewardError", "RewardLike", "WeightedRewards", "load_reward", "load_rewards", "score"]
+__all__ = [
+    "REWARDS",
+    "Reward",
+    "RewardError",
+    "RewardLike",
+    "WeightedRewards",
+    "adapt",
+    "load_reward",
+    "load_rewards",
+    "score",
+]
 
 REWARDS = {
     "shapes": "rpo.shapes.reward:GRADED",
@@ -43,10 +55,11 @@ def load_reward(spec: SingleReward) -> Reward:
     Args:
         spec: A name of `REWARDS`; a name of `OF_CHECKPOINT`, a colon and a folder or hub id;
             "package.module:attribute"; or an object. A class is called without arguments, a function becomes a
-            `FunctionReward`, and any other callable object is taken as the reward that it is.
+            `FunctionReward`, as does what takes metadata, and any other callable object is taken as the reward that it
+            is. See `rpo.rewards.function` for how it is called.
 
     Raises:
-        ValueError: There is no such name, module or attribute, or what is there cannot be called.
+        ValueError: There is no such name, module or attribute, or what is there cannot be called, or not so.
 
     Example:
         >>> load_reward("jpeg-compressibility")
@@ -66,7 +79,11 @@ def load_reward(spec: SingleReward) -> Reward:
             f"reward {spec!r} is of type {type(found).__name__}, which cannot be called; expected something that takes "
             "(images, prompts); name a class, a function or an instance of this kind"
         )
-    return FunctionReward(found) if inspect.isroutine(found) or isinstance(found, partial) else cast(Reward, found)
+    if isinstance(found, FunctionReward):
+        return found
+    is_plain = inspect.isroutine(found) or isinstance(found, partial)
+    asks_for_metadata = takes_metadata(found)
+    return adapt(found, metadata=asks_for_metadata) if is_plain or asks_for_metadata else cast(Reward, found)
 
 
 def load_rewards(specs: RewardLike) -> WeightedRewards:

@@ -8,31 +8,25 @@ prompt and says where both are saved.
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rpo.data.pixels import to_pixels
 from rpo.data.preference import encode_png
+from rpo.data.prompts import metadata_of
 from rpo.errors import InputError
 from rpo.files.text import write_text
+from rpo.rewards.answers import Answered, RewardError, means_of, per_sample, scores_and_info
+from rpo.rewards.function import FunctionReward
 from rpo.types import Images, PerSample
-
-Answer = Tensor | NDArray[np.generic] | Sequence[float]
-"""What a reward may answer with: a tensor or an array of one dimension, or a list of numbers."""
 
 MAX_IMAGES = 8
 """Images kept of one fault; a reward that fails on a whole batch fails alike on all of it."""
-
-_REAL_KINDS = "fiub"
-"""numpy's letters for floats, integers, unsigned integers and booleans."""
 
 
 class Reward(Protocol):
@@ -43,39 +37,6 @@ class Reward(Protocol):
         ...
 
 
-class RewardError(InputError):
-    """A batch cannot be scored. A reward that knows which of its images is at fault raises it with their indices."""
-
-    def __init__(
-        self, message: str, *, indices: Sequence[int] = (), batch_size: int = 0, saved_in: Path | None = None
-    ) -> None:
-        """Say what is wrong, and with which images; no indices means the whole batch."""
-        super().__init__(message)
-        self.indices, self.batch_size, self.saved_in = tuple(indices), batch_size, saved_in
-
-
-@dataclass(frozen=True)
-class FunctionReward:
-    """What `function` says of the images and prompts, as one number per image on the images' device.
-
-    Example:
-        >>> import torch
-        >>> longest_prompt_wins = FunctionReward(lambda images, prompts: [len(prompt) for prompt in prompts])
-        >>> longest_prompt_wins(torch.zeros(2, 3, 8, 8), ["a cat", "a large cat"])
-        tensor([ 5., 11.])
-    """
-
-    function: Callable[[Images, Sequence[str]], Answer]
-    """Takes images [batch, 3, height, width] in [0, 1] and one prompt per image; higher is better."""
-
-    def __call__(self, images: Images, prompts: Sequence[str]) -> PerSample:
-        """Call the function; a gradient that its answer has is kept."""
-        answer = self.function(images, prompts)
-        values = per_sample(answer, len(images)).float().to(images.device)
-        return answer.float().to(images.device) if isinstance(answer, Tensor) and answer.requires_grad else values
-
-
-@torch.no_grad()
 def score(
     reward: Reward, images: Images, prompts: Sequence[str], *, name: str, evidence: Path | None = None
 ) -> PerSample:
@@ -95,17 +56,30 @@ def score(
         >>> score(lambda images, prompts: images.mean((1, 2, 3)), torch.ones(2, 3, 8, 8), ["a", "b"], name="light")
         tensor([1., 1.])
     """
+    return ask(reward, images, prompts, name=name, evidence=evidence).values
+
+
+@torch.no_grad()
+def ask(reward: Reward, images: Images, prompts: Sequence[str], *, name: str, evidence: Path | None = None) -> Answered:
+    """The same with what the reward says beside its scores."""
     try:
         check_batch(images, prompts)
     except RewardError as error:
         raise RewardError(f"reward {name!r}: {error}") from error
     try:
         check_range(images)
-        values = per_sample(reward(images.detach().clone(), list(prompts)), len(images))
-        check_finite(values)
+        answered = _answer(reward, images.detach().clone(), list(prompts))
+        check_finite(answered.values)
     except Exception as error:  # whatever somebody else's model raises
         raise _traced(error, images, prompts, name=name, evidence=evidence) from error
-    return values.float().to(images.device)
+    return Answered(answered.values.float().to(images.device), answered.info)
+
+
+def _answer(reward: Reward, images: Images, prompts: list[str]) -> Answered:
+    if isinstance(reward, FunctionReward):
+        return reward.answer(images, prompts)
+    scores, info = scores_and_info(reward(images, prompts))
+    return Answered(per_sample(scores, len(images)), means_of(info, len(images)))
 
 
 class WeightedRewards:
@@ -140,15 +114,22 @@ class WeightedRewards:
 
     def with_gradient(self, images: Images, prompts: Sequence[str]) -> PerSample:
         """The weighted sum with the gradient that the rewards give it; no number is checked."""
-        return self.weighted_sum({name: FunctionReward(one)(images, prompts) for name, one in self._rewards.items()})
+        every = {
+            name: one if isinstance(one, FunctionReward) else FunctionReward(one) for name, one in self._rewards.items()
+        }
+        return self.weighted_sum({name: one(images, prompts) for name, one in every.items()})
 
     def parts(self, images: Images, prompts: Sequence[str], *, evidence: Path | None = None) -> dict[str, PerSample]:
         """Every reward's own scores, unweighted.
 
         The images and prompts of an error go into a new folder in `evidence`.
         """
+        return {name: one.values for name, one in self.ask(images, prompts, evidence=evidence).items()}
+
+    def ask(self, images: Images, prompts: Sequence[str], *, evidence: Path | None = None) -> dict[str, Answered]:
+        """The same with what every reward says beside its scores."""
         return {
-            name: score(reward, images, prompts, name=name, evidence=evidence) for name, reward in self._rewards.items()
+            name: ask(reward, images, prompts, name=name, evidence=evidence) for name, reward in self._rewards.items()
         }
 
     def weighted_sum(self, parts: Mapping[str, PerSample]) -> PerSample:
@@ -189,36 +170,6 @@ def check_finite(values: Tensor) -> None:
         raise RewardError(f"{given}; {remedy}", indices=wrong, batch_size=len(values))
 
 
-def per_sample(answer: Answer, batch_size: int) -> Tensor:
-    """Read an answer as one number per image, in float64 on the CPU; whether they are finite is not asked."""
-    if isinstance(answer, Tensor) and not answer.is_complex():
-        values = answer.detach().cpu().double()
-    elif isinstance(answer, np.ndarray) and answer.dtype.kind in _REAL_KINDS:
-        values = torch.from_numpy(answer.astype(np.float64))
-    elif isinstance(answer, list | tuple):
-        values = torch.tensor([_to_float(item, index) for index, item in enumerate(answer)], dtype=torch.float64)
-    else:
-        kind = f" of {answer.dtype}" if isinstance(answer, Tensor | np.ndarray) else ""
-        raise RewardError(
-            f"returned a {type(answer).__name__}{kind}; expected one real number per image; return them as a tensor, "
-            "an array or a list"
-        )
-    if values.shape != (batch_size,):
-        given = f"{len(values)} numbers" if values.ndim == 1 else f"numbers of shape {list(values.shape)}"
-        raise RewardError(
-            f"returned {given} for {batch_size} images; expected shape [{batch_size}], one number per image in their "
-            "order; squeeze extra dimensions, and do not average over the batch"
-        )
-    return values
-
-
-def _to_float(item: object, index: int) -> float:
-    number = item.item() if isinstance(item, Tensor | np.ndarray | np.generic) and item.ndim == 0 else item
-    if isinstance(number, int | float):
-        return float(number)
-    raise RewardError(f"returned a list with a {type(item).__name__} at position {index}; expected numbers only")
-
-
 def _traced(
     error: Exception, images: Images, prompts: Sequence[str], *, name: str, evidence: Path | None
 ) -> RewardError:
@@ -250,12 +201,13 @@ def save_evidence(
 ) -> Path:
     """Write the images at fault as PNG, and in `fault.json` their prompts and what was wrong, into a new folder."""
     folder = _new_folder(parent, re.sub(r"[^\w.-]+", "_", name).strip(".") or "reward")
-    kept: list[dict[str, int | str]] = []
+    kept: list[dict[str, Any]] = []
     for index in indices[:MAX_IMAGES]:
         file = f"image_{index:03d}.png"
         (pixels,) = to_pixels(images[index : index + 1].detach().float().nan_to_num(0))
         (folder / file).write_bytes(encode_png(pixels))
-        kept.append({"index": index, "prompt": prompts[index], "file": file})
+        known = metadata_of(prompts[index])
+        kept.append({"index": index, "prompt": prompts[index], **({"metadata": known} if known else {}), "file": file})
     record = {"reward": name, "problem": problem, "images_at_fault": len(indices), "images": kept}
     write_text(folder / "fault.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     return folder

@@ -8,7 +8,7 @@ list only where nothing more can be said: wrong settings, or a checkpoint that d
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -127,7 +127,8 @@ def _of_model(model: Checkpoint) -> str:
 
 def _of_data(algorithm: Algorithm[Any]) -> str:
     if not isinstance(algorithm, DPO):
-        return f"{len(algorithm.prompts)} prompts" if isinstance(algorithm, OnlineAlgorithm) else "given"
+        prompts = algorithm.prompts if isinstance(algorithm, OnlineAlgorithm) else None
+        return f"{len(prompts)} prompts" if isinstance(prompts, Sized) else "given"
     notes = left_out(algorithm.pairs)
     return f"{len(algorithm.pairs)} pairs of {len(algorithm.pairs.prompts)} prompts" + (f"; {notes}" if notes else "")
 

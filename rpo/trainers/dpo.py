@@ -75,18 +75,14 @@ class DPO(Algorithm[PairBatch]):
         config, objective = self.config, self.config.objective
         if not isinstance(run.model, Checkpoint):
             raise InputError(f"the model is a {type(run.model).__name__}, but pairs are images; give a pipeline")
-        self.model = run.model
-        micro_batch, (process, processes) = config.learning.micro_batch, (run.processes.index, run.processes.count)
-        self.share = share_of(config.pairs_per_update, micro_batch, process, processes)
+        self.model, processes = run.model, run.processes
+        self.share = share_of(config.pairs_per_update, config.learning.micro_batch, processes.index, processes.count)
         self.sizes = sizes_of(self.model, self.pairs, config, self.share.at_once)
         require_scores(self.pairs, objective)
         require_originals(self.pairs, self.model.family.edits, self.model.family.name)
         self.beta, self.facts = objective.beta or objective.default_beta(self.sizes.num_dims), PairFacts()
-        self._guard = ErrorGuard(
-            **config.error_limits,
-            starts_at_zero=objective.starts_at_zero,
-            starts_at_reference=run.policy.starts_at_reference,
-        )
+        starts = {"starts_at_zero": objective.starts_at_zero, "starts_at_reference": run.policy.starts_at_reference}
+        self._guard = ErrorGuard(**config.error_limits, **starts)
         bins, device = objective.bins, run.policy.parameters[0].device
         self.statistics = RunningStatistics(bins, decay=objective.decay, device=device) if bins else None
 
@@ -200,5 +196,5 @@ class DPO(Algorithm[PairBatch]):
 
     def previewed(self) -> PreviewOf:
         """The first prompts of the set, by a second-order solver at the pipeline's usual guidance."""
-        canvas, originals = self.sizes.canvas, partial(self.sizes.first_originals, self.pairs)
-        return PreviewOf(self.pairs.prompts, DPM_STEPS, usual_guidance(self.model), "dpm_solver", canvas, originals)
+        shown = self.sizes.canvas, partial(self.sizes.first_originals, self.pairs)
+        return PreviewOf(self.pairs.prompts, DPM_STEPS, usual_guidance(self.model), "dpm_solver", *shown)

@@ -22,7 +22,6 @@ whose old policy is a copy of the adapter that follows it slowly.
 """
 
 import math
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import final
@@ -33,10 +32,11 @@ from rpo.rewards import RewardLike
 from rpo.trainers.endpoint_config import EndpointConfig
 from rpo.trainers.rollouts.algorithm import OnlineAlgorithm
 from rpo.trainers.rollouts.compared import ranked_in_groups
-from rpo.trainers.rollouts.draw import Rollout, rollout_facts
+from rpo.trainers.rollouts.draw import OnImages, Rollout, rollout_facts
 from rpo.trainers.rollouts.lag import OldPolicy
 from rpo.trainers.rollouts.likelihood import LikelihoodWorth
 from rpo.trainers.rollouts.noised import KERNEL, NoisedImages
+from rpo.trainers.rollouts.prompts import PromptSource
 from rpo.trainers.rollouts.steps import Steps, replayed, transition_by
 from rpo.trainers.trainer import Run
 from rpo.trainers.value.estimator import ValueEstimator
@@ -64,9 +64,16 @@ class Endpoint(OnlineAlgorithm):
     config: EndpointConfig
     replays = False
 
-    def __init__(self, rewards: RewardLike, prompts: Sequence[str], config: EndpointConfig | None = None):
+    def __init__(
+        self,
+        rewards: RewardLike,
+        prompts: PromptSource,
+        config: EndpointConfig | None = None,
+        *,
+        on_images: OnImages | None = None,
+    ):
         """Keep what to learn from; see `OnlineAlgorithm`."""
-        super().__init__(rewards, prompts, (config or EndpointConfig()).with_times())
+        super().__init__(rewards, prompts, (config or EndpointConfig()).with_times(), on_images=on_images)
 
     @property
     def title(self) -> str:
@@ -158,26 +165,16 @@ class Endpoint(OnlineAlgorithm):
         if self.old is not None:
             with self.old.in_place():
                 said["old"] = self.noised.said(steps)
-        weights, size = self.collector.rollouts.rewards.weights, self.config.rollout.images_per_prompt
-        advantage = ranked_in_groups(
-            rollout, weights, self.run.processes, images_per_prompt=size, ranked=preset.ranked
-        ).to(steps.x_t.device)
+        weights, group_size = self.collector.rollouts.rewards.weights, self.config.rollout.images_per_prompt
+        advantage = ranked_in_groups(rollout, weights, self.run.processes, group_size, preset.ranked)
         errors = {name: (one - steps["prediction"]).square().mean(dim=(1, 2, 3)) for name, one in said.items()}
         group = rollout.group[steps.image] * rollout.trajectory.grid.num_steps + steps.step
-        return steps.knowing(worth=preset.worth(advantage[steps.image], errors, group), **said)
+        return steps.knowing(worth=preset.worth(advantage.to(group.device)[steps.image], errors, group), **said)
 
     def _moments(self, steps: Steps, prediction: Latents) -> Moments:
         said: dict[Copy, Latents] = {name: steps[name] for name in COPIES if name in steps}
-        return Moments(
-            prediction,
-            steps["prediction"],
-            steps.x_t,
-            steps.t,
-            node_time(self.run.model, steps.t.timestep.flatten()),
-            steps["worth"],
-            self.run.model.prediction_type,
-            said,
-        )
+        time, kind = node_time(self.run.model, steps.t.timestep.flatten()), self.run.model.prediction_type
+        return Moments(prediction, steps["prediction"], steps.x_t, steps.t, time, steps["worth"], kind, said)
 
     def after(self, update: int, metrics: dict[str, float]) -> None:
         """Let the old policy follow."""

@@ -12,7 +12,6 @@ Differs from the papers: the loss is summed over steps, not averaged, and is tha
 normalised one by one before they are weighted, so that none drowns the others.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import final
 
@@ -25,8 +24,9 @@ from rpo.trainers.grpo_config import GRPOConfig
 from rpo.trainers.rollouts.algorithm import OnlineAlgorithm
 from rpo.trainers.rollouts.compared import compared_in_groups
 from rpo.trainers.rollouts.costs import step_cost
-from rpo.trainers.rollouts.draw import Rollout
+from rpo.trainers.rollouts.draw import OnImages, Rollout
 from rpo.trainers.rollouts.prompt_history import PromptHistory
+from rpo.trainers.rollouts.prompts import PromptSource
 from rpo.trainers.rollouts.steps import Steps, replayed
 from rpo.trainers.trainer import Run
 from rpo.training.state import Stateful
@@ -43,9 +43,16 @@ class GRPO(OnlineAlgorithm):
 
     config: GRPOConfig
 
-    def __init__(self, rewards: RewardLike, prompts: Sequence[str], config: GRPOConfig | None = None):
+    def __init__(
+        self,
+        rewards: RewardLike,
+        prompts: PromptSource,
+        config: GRPOConfig | None = None,
+        *,
+        on_images: OnImages | None = None,
+    ):
         """Keep what to learn from; see `OnlineAlgorithm`."""
-        super().__init__(rewards, prompts, config or GRPOConfig())
+        super().__init__(rewards, prompts, config or GRPOConfig(), on_images=on_images)
 
     @property
     def title(self) -> str:

@@ -1,10 +1,12 @@
 """What a run is made of, as far as it decides the result: a resumed run must be made of the same."""
 
 import hashlib
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rpo.data.prompts import metadata_of
 from rpo.from_environment import as_compared
 from rpo.models.base import DiffusionModel
 from rpo.models.checkpoint import Checkpoint
@@ -65,6 +67,8 @@ def settings_identity(config: Any, free: Collection[str]) -> dict[str, str]:
 
 
 def prompts_identity(prompts: Sequence[str]) -> dict[str, str]:
-    """Prompts in their order."""
-    digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+    """Prompts in their order, with what else is known of them."""
+    known = [metadata_of(prompt) for prompt in prompts]
+    more = "\n" + json.dumps(known, sort_keys=True) if any(known) else ""
+    digest = hashlib.sha256(("\n".join(prompts) + more).encode()).hexdigest()
     return {"prompts": f"{len(prompts)} ({digest[:12]})"}

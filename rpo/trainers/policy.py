@@ -18,6 +18,7 @@ from torch import nn
 from rpo.adapters.lora import (
     adapter_layers,
     add_lora,
+    lora_parameters,
     reference,
     refuse_adapter,
     save_lora,
@@ -52,8 +53,10 @@ class LoraPolicy:
         if ASSISTANT in carried:
             _require_denoiser_alone(model, "would stay in use when people draw; give one", only=ASSISTANT)
         kept = [name for name in carried if adapter.reference == "start" or name == ASSISTANT]
-        self._start, self.starts_at_reference = tuple(kept), len(kept) == len(carried)
-        if moved := [name for name in carried if name not in kept]:
+        self._start = tuple(kept)
+        moved = [name for name in carried if name not in kept]
+        self.starts_at_reference = not moved
+        if moved:
             why = "the reference would keep, but adapter.reference is base; give adapter.reference: start, or one"
             _require_denoiser_alone(model, why)
             self.parameters = train_adapters(network, moved, beside=kept)
@@ -76,6 +79,15 @@ class LoraPolicy:
     def reference(self) -> AbstractContextManager[None]:
         """Inside, `model` is the reference, without gradient: the base, with the LoRAs that the policy started from."""
         return reference(self.model.denoiser, self._layers, keep=self._start)
+
+    def require_in_place(self) -> None:
+        """Refuse to go on where the adapter is no longer in the network."""
+        if [*map(id, lora_parameters(self.model.denoiser))] != [*map(id, self.parameters)]:
+            raise InputError(
+                "the adapter of this trainer is no longer in its pipeline: a later trainer took it over, or it was "
+                "unloaded; expected it there; go on with the later one, or make a new trainer; save each before the "
+                "next is made"
+            )
 
     def save(self, folder: str | PathLike[str]) -> Path:
         """Write a verified LoRA file; see `save_lora`."""
@@ -105,6 +117,9 @@ class FullPolicy:
         self.parameters: list[nn.Parameter] = list(model.denoiser.parameters())
 
     note, starts_at_reference = "", True
+
+    def require_in_place(self) -> None:
+        """All weights of a network are where they are."""
 
     def deployed(self) -> AbstractContextManager[None]:
         """Nothing is left out."""

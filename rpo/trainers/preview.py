@@ -8,6 +8,7 @@ from typing import final
 import torch
 from PIL import Image
 
+from rpo.data.prompts import caption_of
 from rpo.models.base import DiffusionModel
 from rpo.sampling.sample import SolverName, generate
 from rpo.types import Canvas, Images
@@ -39,6 +40,11 @@ class PreviewOf:
     def rows(self) -> tuple[str, ...]:
         """The prompt of each row."""
         return tuple(dict.fromkeys(self.prompts))[:PROMPTS]
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """What a person reads beside each row: its prompt with what else is known of it."""
+        return tuple(map(caption_of, self.rows))
 
 
 @final

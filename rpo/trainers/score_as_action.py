@@ -20,7 +20,6 @@ for its own sampler, and x_0 keeps a memory of the initial noise (a factor α_T^
 SD 1.5), by which the result falls short of r/kl_weight's tilt of the reference.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import final
 
@@ -32,7 +31,8 @@ from rpo.process.transition import Gaussian
 from rpo.rewards import RewardLike
 from rpo.trainers.rollouts.algorithm import OnlineAlgorithm
 from rpo.trainers.rollouts.costs import step_cost
-from rpo.trainers.rollouts.draw import Rollout
+from rpo.trainers.rollouts.draw import OnImages, Rollout
+from rpo.trainers.rollouts.prompts import PromptSource
 from rpo.trainers.rollouts.steps import Steps, all_steps_of, replayed, transition_by
 from rpo.trainers.rollouts.trust_region import TrustRegion
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig
@@ -57,17 +57,18 @@ class ScoreAsAction(OnlineAlgorithm):
     def __init__(
         self,
         rewards: RewardLike,
-        prompts: Sequence[str],
+        prompts: PromptSource,
         config: ScoreAsActionConfig | None = None,
         *,
         value_network: nn.Module | None = None,
+        on_images: OnImages | None = None,
     ):
         """Keep what to learn from; see `OnlineAlgorithm`.
 
         Args:
             value_network: F of the value, from `ValuePoints` to one number each; the package's own by default.
         """
-        super().__init__(rewards, prompts, config or ScoreAsActionConfig())
+        super().__init__(rewards, prompts, config or ScoreAsActionConfig(), on_images=on_images)
         self._network = value_network
 
     def start(self, run: Run) -> None:

@@ -35,6 +35,7 @@ from rpo.training.state import Stateful
 from rpo.types import StepOutput
 
 B = TypeVar("B")
+OnUpdate = Callable[[int, dict[str, float]], object]
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,9 @@ class Algorithm(ABC, Generic[B]):
 class Trainer:
     """Aligns a pipeline by an algorithm. Afterwards the pipeline itself carries the adapter, active.
 
+    A further trainer on the same pipeline goes on from that adapter, as from any LoRA that a pipeline carries; save
+    first what is to be kept by itself.
+
     Example:
         >>> trainer = Trainer(pipe, DPO(read_pairs("pairs"), DPOConfig(output="runs/mine")))    # doctest: +SKIP
         >>> trainer.train()                                                                     # doctest: +SKIP
@@ -199,11 +203,13 @@ class Trainer:
         """Inside, the run's folder belongs to this run; refused before anything in it is touched."""
         return claimed(self.folder, self.loop, self.identity, self.run.processes, resume=resume)
 
-    def train(self, *, resume: bool = False) -> TrainResult:
+    def train(self, *, resume: bool = False, on_update: OnUpdate | None = None) -> TrainResult:
         """Run all updates.
 
         Args:
             resume: Continue a killed run in the same folder; on the CPU it ends in the same weights, bit for bit.
+            on_update: Called on the main process after every update with the number of updates done and the metrics of
+                the last, by the names of `metrics.jsonl`. It may draw random numbers without changing the run.
 
         Returns:
             How it ended; `stopped_because` is set if a guard ended it early.
@@ -215,6 +221,7 @@ class Trainer:
             InputError: The folder is in use, or holds another run already; says which and what differs.
         """
         run, algorithm = self.run, self.algorithm
+        run.policy.require_in_place()
         with self.claim(resume=resume):
             if run.shows_progress:
                 tqdm.write(self.plan())
@@ -229,17 +236,19 @@ class Trainer:
                             preflight(algorithm.checks, say=say, device=run.model.device)
                         with run.policy.deployed():
                             preview(0)
-                    return self._fit(preview, resume=resume)
+                    return self._fit(preview, on_update if run.processes.is_main else None, resume=resume)
             finally:
                 run.model.denoiser.eval()
 
-    def _fit(self, preview: Callable[[int], None], *, resume: bool) -> TrainResult:
+    def _fit(self, preview: Callable[[int], None], on_update: OnUpdate | None, *, resume: bool) -> TrainResult:
         algorithm = self.algorithm
 
         def after(update: int, metrics: dict[str, float]) -> None:
             algorithm.after(update, metrics)
             with self.run.policy.deployed():
                 preview(update)
+            if on_update is not None:
+                on_update(update, metrics)
 
         return fit(
             algorithm.batches,
@@ -275,6 +284,7 @@ class Trainer:
             InputError: If the file of a LoRA does not reproduce the live model, or the adapter changes nothing.
         """
         run, config = self.run, self.run.config
+        run.policy.require_in_place()
         place = Path(folder) if folder else self.folder / ("lora" if config.adapter.train == "lora" else "pipeline")
         if run.processes.is_main:
             run.policy.save(place)

@@ -65,6 +65,9 @@ METRICS: dict[str, str] = {
 REWARD_PARTS = "reward/"
 """What the raw score of each reward is logged under, by the name it has in the settings, where there are several."""
 
+REWARD_INFO = "info/"
+"""What the means of a reward's info are logged under, as "info/reward.name"."""
+
 HEADLINE = (
     "loop/loss",
     "dpo/implicit_accuracy",
@@ -86,7 +89,7 @@ METRICS_FILE = "metrics.jsonl"
 def check_metric_names(names: Iterable[str]) -> None:
     """Refuse a metric that nobody defined."""
     for name in names:
-        if name not in METRICS and not name.startswith(REWARD_PARTS):
+        if name not in METRICS and not name.startswith((REWARD_PARTS, REWARD_INFO)):
             raise InputError(
                 f"metric {name!r} is not defined; expected a name of METRICS in rpo/training/log.py, the nearest is "
                 f"{nearest(name, METRICS)!r}: use that, or add a line saying what {name!r} means"

@@ -1,10 +1,14 @@
 """Prompts of a text file, of JSON lines and of the embedded world; what is no source is refused."""
 
+import copy
+import doctest
 import json
+import pickle
 
 import pytest
 
-from rpo.data.prompts import read_prompts
+from rpo.data import prompts as module
+from rpo.data.prompts import AnnotatedPrompt, caption_of, metadata_of, read_prompts
 from rpo.shapes.prompts import DRAWN_BY_NAME, KINDS, parse_prompt, prompts
 
 
@@ -31,3 +35,23 @@ def test_embedded_prompts_are_balanced_and_those_of_their_split():
     assert len(drawn) == DRAWN_BY_NAME and {kinds.count(kind) for kind in KINDS} == {DRAWN_BY_NAME // len(KINDS)}
     assert set(drawn) <= {prompt.text for prompt in prompts("train")}
     assert set(read_prompts("shapes:in_domain", seed=1)) <= {prompt.text for prompt in prompts("in_domain")}
+
+
+def test_lines_keep_what_else_is_known(tmp_path):
+    lines = '{"prompt": "three cats", "count": 3, "words": ["cats"]}\n{"prompt": "a dog"}\n'
+    (tmp_path / "p.jsonl").write_text(lines)
+    found = read_prompts(str(tmp_path / "p.jsonl"), seed=0)
+    assert found == ["three cats", "a dog"]
+    assert [metadata_of(one) for one in found] == [{"count": 3, "words": ["cats"]}, {}]
+    assert caption_of(found[0]) == 'three cats  {"count": 3, "words": ["cats"]}' and caption_of(found[1]) == "a dog"
+    (tmp_path / "q.jsonl").write_text('{"prompt": "", "count": 3}\n')
+    with pytest.raises(ValueError, match="is empty"):
+        read_prompts(str(tmp_path / "q.jsonl"), seed=0)
+
+
+def test_a_prompt_is_a_text_and_travels_with_what_is_known():
+    prompt = AnnotatedPrompt("three cats", {"count": (3, 4)})
+    assert prompt == "three cats" and hash(prompt) == hash("three cats")
+    assert pickle.loads(pickle.dumps(prompt)).metadata == prompt.metadata == {"count": [3, 4]}
+    assert copy.deepcopy(prompt).metadata == prompt.metadata
+    assert doctest.testmod(module).failed == 0

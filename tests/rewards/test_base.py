@@ -99,7 +99,11 @@ BAD_ANSWERS = {
     ),
     "text": (["1", "2", "3", "4"], [0, 1, 2, 3], "returned a list with a str at position 0; expected numbers only"),
     "texts": (np.array(["1"] * 4), [0, 1, 2, 3], "returned a ndarray of <U1; expected one real number per image; "),
-    "a pair": ((torch.zeros(4), {}), [0, 1, 2, 3], "returned a list with a Tensor at position 0; expected numbers "),
+    "a pair": (
+        (torch.zeros(4), [0, 0, 0, 0]),
+        [0, 1, 2, 3],
+        "returned a list with a Tensor at position 0; expected numbers ",
+    ),
 }
 
 

@@ -9,13 +9,13 @@ import torch
 
 from rpo.errors import InputError
 from rpo.rewards import REWARDS, WeightedRewards, load_reward, load_rewards
-from rpo.rewards.base import FunctionReward
 from rpo.rewards.clip import CLIP_SCORE, PICK_SCORE
+from rpo.rewards.function import FunctionReward
 from rpo.rewards.jpeg import COMPRESSIBILITY, JpegReward
 from rpo.shapes.proxy import REWARD
 from rpo.shapes.reward import GRADED, ShapesReward
 
-FILES = ("base", "jpeg", "clip", "clip_preprocessing")
+FILES = ("base", "function", "jpeg", "clip", "clip_preprocessing")
 MODULES = ["rpo.rewards", "rpo.shapes.reward", *(f"rpo.rewards.{name}" for name in FILES)]
 WITHOUT_EXAMPLE = {"rpo.rewards.clip_preprocessing"}
 PUBLISHED = {"clip-score", "pick-score"}

@@ -43,8 +43,8 @@ def settings(folder, **changes):
     } | changes
 
 
-def grpo(folder, *, pipe=None, reward="jpeg-compressibility", **changes):
-    return Trainer(pipe or tiny_sd(), GRPO(reward, PROMPTS, GRPOConfig(**settings(folder, **changes))))
+def grpo(folder, *, pipe=None, reward="jpeg-compressibility", prompts=None, **changes):
+    return Trainer(pipe or tiny_sd(), GRPO(reward, prompts or PROMPTS, GRPOConfig(**settings(folder, **changes))))
 
 
 def score_as_action(folder, *, pipe=None, reward="jpeg-compressibility", **changes):

@@ -256,12 +256,6 @@ def test_full_fine_tuning_of_half_precision_weights_is_refused(tmp_path):
         trainer_of(tmp_path, pipe=tiny_sd(dtype=torch.bfloat16), adapter={"train": "full"})
 
 
-def test_a_pipe_that_carries_the_adapter_of_an_earlier_training_is_refused(tmp_path):
-    trainer = trained(tmp_path)
-    with pytest.raises(ValueError, match="is that of an earlier training"):
-        trainer_of(tmp_path, pipe=trainer.run.model.pipe)
-
-
 def test_training_into_an_old_run_s_folder_is_refused(tmp_path):
     trained(tmp_path)
     with pytest.raises(ValueError, match="resume"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -43,9 +44,22 @@ def contrast(images, prompts):
     return 10 * images.std(dim=(1, 2, 3))
 
 
+def drawn():
+    """The main process alone asks for it."""
+    assert os.environ.get("RANK", "0") == "0"
+    number = random.randrange(1000)
+    return f"{number} cats", {"number": number}
+
+
+def told(images, prompts, metadata):
+    assert [f"{one['number']} cats" for one in metadata] == list(prompts)
+    return corner(images, prompts), {"number": [one["number"] / 1000 for one in metadata]}
+
+
 TWO_REWARDS = {f"{__name__}:corner": 1.0, f"{__name__}:contrast": 0.5}
 RUNS = {
     "grpo": (grpo, {"reward": TWO_REWARDS, "steps": SOME, "clip": 0.1}),
+    "source": (grpo, {"reward": told, "prompts": drawn}),
     "ddpo": (grpo, {"baseline": "prompt_history", "history": 6, "kl_weight": 0.01}),
     "likelihood": (score_as_action, {"advantage": "return_minus_value", "kl_weight": 0.01}),
     "endpoint": (endpoint, {"baseline": "value", "kl_weight": 0.01, "steps": replace(SOME, minibatches=1)}),

@@ -29,6 +29,7 @@ from rpo.trainers.dpo import DPO
 from rpo.trainers.grpo import GRPO
 from rpo.trainers.pairs.errors import denoise
 from rpo.trainers.rollouts.algorithm import OnlineAlgorithm
+from rpo.trainers.rollouts.prompts import Prompts
 from rpo.trainers.trainer import Trainer
 from rpo.training.randomness import undisturbed_randomness
 from rpo.types import Images
@@ -137,7 +138,7 @@ def _rollout(algorithm: OnlineAlgorithm) -> Iterator[Check]:
     yield from first_step(first)
 
 
-def _small(algorithm: OnlineAlgorithm, rewards: WeightedRewards, prompts: tuple[str, ...]) -> OnlineAlgorithm:
+def _small(algorithm: OnlineAlgorithm, rewards: WeightedRewards, prompts: Prompts) -> OnlineAlgorithm:
     config: Any = algorithm.config
     rollout = replace(
         config.rollout,

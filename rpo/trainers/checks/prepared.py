@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from rpo.adapters.lora import refuse_adapter, start_adapters
+from rpo.adapters.lora import hand_over, refuse_adapter, start_adapters
 from rpo.errors import InputError
 from rpo.models.base import DiffusionModel
 from rpo.models.checkpoint import Checkpoint
@@ -33,6 +33,7 @@ def prepared_model(given: Any, learning: LearningConfig) -> DiffusionModel:
             start_adapters(part, name)  # training may go on from them
         else:
             refuse_adapter(part, name)
+    hand_over(model.denoiser)
     wanted = getattr(torch, HALF_TYPES.get(learning.mixed_precision, ""), model.compute_dtype)
     if wanted == model.compute_dtype:
         return model

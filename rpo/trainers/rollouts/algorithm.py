@@ -8,6 +8,8 @@ from rpo.rewards import RewardLike
 from rpo.trainers.checks.preflight import Check
 from rpo.trainers.preview import PreviewOf
 from rpo.trainers.rollouts.collector import Collector
+from rpo.trainers.rollouts.draw import OnImages
+from rpo.trainers.rollouts.prompts import DrawnPrompts, PromptSource
 from rpo.trainers.rollouts.settings import OnlineConfig
 from rpo.trainers.rollouts.steps import Steps
 from rpo.trainers.trainer import Algorithm, Run
@@ -29,20 +31,26 @@ class OnlineAlgorithm(Algorithm[Steps]):
     shares_steps = False
     """Whether all images of a prompt are learnt at the same steps."""
 
-    def __init__(self, rewards: RewardLike, prompts: Sequence[str], config: OnlineConfig):
+    def __init__(
+        self, rewards: RewardLike, prompts: PromptSource, config: OnlineConfig, *, on_images: OnImages | None = None
+    ):
         """Keep what to learn from.
 
         Args:
-            rewards: What images are worth: a name, a callable (images, prompts) → numbers, or weights by name.
-            prompts: To draw images of.
+            rewards: What images are worth: a name, a callable (images, prompts) or (images, prompts, metadata) →
+                numbers, or weights by name; see `rpo.rewards.adapt`.
+            prompts: To draw images of: a list, any iterable, or a function that gives the next prompt; each a text, or
+                (text, metadata). See `rpo.trainers.rollouts.prompts`.
             config: The settings.
+            on_images: Called on the main process with every rollout: its number, images [n, 3, h, w] in [0, 1],
+                prompts, metadata and rewards, of this process.
         """
         super().__init__(config)
-        self._given = rewards, prompts
+        self._given, self._on_images = (rewards, prompts), on_images
 
     @property
-    def prompts(self) -> Sequence[str]:
-        """What images are drawn of."""
+    def prompts(self) -> PromptSource:
+        """What images are drawn of, as it was given."""
         return self._given[1]
 
     @property
@@ -66,6 +74,7 @@ class OnlineAlgorithm(Algorithm[Steps]):
             skips_clean_end=self.skips_clean_end,
             replays=self.replays,
             shares_steps=self.shares_steps,
+            on_images=self._on_images,
         )
         self._batches = self.collector.batches(self.collect)
 
@@ -96,8 +105,9 @@ class OnlineAlgorithm(Algorithm[Steps]):
 
     @property
     def state(self) -> dict[str, Stateful]:
-        """The rollout in use."""
-        return {"batches": self._batches}
+        """The rollout in use, and where in their source the prompts are."""
+        kept, prompts = dict[str, Stateful](batches=self._batches), self.collector.rollouts.prompts
+        return {**kept, "prompts": prompts} if isinstance(prompts, DrawnPrompts) else kept
 
     @property
     def identity(self) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Draws rollouts for an algorithm, chooses the steps that are learnt from, and cuts them into micro-batches."""
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import final
@@ -17,11 +18,11 @@ from rpo.rewards import RewardLike, load_rewards
 from rpo.sampling.sample import Keep
 from rpo.trainers.checks.online import Subject, online_checks
 from rpo.trainers.checks.preflight import Check
-from rpo.trainers.identity import prompts_identity
 from rpo.trainers.preview import PreviewOf
 from rpo.trainers.rollouts.batches import StepBatches
 from rpo.trainers.rollouts.costs import measured_kl, reference_prediction
-from rpo.trainers.rollouts.draw import Rollout, Rollouts, rollout_facts, training_kernel
+from rpo.trainers.rollouts.draw import OnImages, Rollout, Rollouts, rollout_facts, training_kernel
+from rpo.trainers.rollouts.prompts import PromptSource
 from rpo.trainers.rollouts.settings import OnlineConfig
 from rpo.trainers.rollouts.steps import Steps, choose_steps, steps_of
 from rpo.trainers.trainer import Run
@@ -44,12 +45,13 @@ class Collector:
         self,
         run: Run,
         rewards: RewardLike,
-        prompts: Sequence[str],
+        prompts: PromptSource,
         config: OnlineConfig,
         *,
         skips_clean_end: bool,
         replays: bool,
         shares_steps: bool = False,
+        on_images: OnImages | None = None,
     ):
         """Check everything that can be checked before the first rollout.
 
@@ -68,7 +70,9 @@ class Collector:
             seed=config.seed,
             share=(run.processes.index, run.processes.count),
             evidence=Path(config.output) / "failed_reward",
+            on_images=on_images,
         )
+        self._info_names: tuple[str, ...] | None = None
         self.rollout: Rollout | None = None
         self.chosen: Int[Tensor, "trained images"] = torch.zeros(0, 0, dtype=torch.long)
         self.stands_for = 0.0
@@ -100,7 +104,12 @@ class Collector:
             return Keep(predictions=True, live_steps=frozenset(live), negatives=negatives)
 
         self.rollout = None  # its graphs, before the next one's are made
-        self.rollout = self.rollouts.draw(index, keep)
+        rollout = self.rollouts.draw(index, keep)
+        names = self._info_names
+        if names is None:
+            names = self._info_names = self.run.processes.gather(tuple(rollout.info))[0]
+        # Every update logs the same names, on every process, whatever a reward says this time.
+        self.rollout = replace(rollout, info={name: rollout.info.get(name, math.nan) for name in names})
         self.chosen, self.stands_for = self._choose(self.rollout.trajectory.grid, index)
         return self.rollout
 
@@ -182,7 +191,7 @@ class Collector:
         config, rollout = self.config, self.config.rollout
         rollouts = -(-config.learning.updates // config.steps.updates_per_rollout)
         return [
-            f"{len(self.rollouts.prompts)} prompts, rewards {', '.join(self.rollouts.rewards.weights)}",
+            f"{self.rollouts.prompts.described}, rewards {', '.join(self.rollouts.rewards.weights)}",
             f"rollout: {rollout.prompts} prompts × {rollout.images_per_prompt} images, {rollout.num_steps} steps "
             f"of {rollout.solver} at eta {rollout.eta:g}, guidance {rollout.guidance_scale:g}; "
             f"{rollouts:,} rollouts = {rollouts * rollout.images:,} images",
@@ -194,12 +203,14 @@ class Collector:
     def identity(self) -> dict[str, str]:
         """Prompts and rewards, as text by name; and which steps an update learns."""
         rewards = ", ".join(f"{name} × {weight:g}" for name, weight in self.rollouts.rewards.weights.items())
-        return prompts_identity(self.rollouts.prompts) | {"rewards": rewards}
+        return {**self.rollouts.prompts.identity, "rewards": rewards}
 
     def previewed(self) -> PreviewOf:
         """The first prompts, drawn with the number of steps and the guidance of the rollouts."""
         rollout = self.config.rollout
-        return PreviewOf(self.rollouts.prompts, rollout.num_steps, rollout.guidance_scale, canvas=self.rollouts.canvas)
+        return PreviewOf(
+            self.rollouts.prompts.shown, rollout.num_steps, rollout.guidance_scale, canvas=self.rollouts.canvas
+        )
 
 
 def _division(config: OnlineConfig, processes: int, trained_steps: int) -> tuple[int, int]:

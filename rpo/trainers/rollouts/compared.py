@@ -25,7 +25,7 @@ def compared_in_groups(
 
 
 def ranked_in_groups(
-    rollout: Rollout, weights: Mapping[str, float], processes: Processes, *, images_per_prompt: int, ranked: Ranked
+    rollout: Rollout, weights: Mapping[str, float], processes: Processes, images_per_prompt: int, ranked: Ranked
 ) -> PerSample:
     """The images of this process, by all rewards: each is ranked by itself before they are weighted.
 

@@ -6,18 +6,17 @@ processes; its grid is one of (seed, rollout), so all processes share it.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from rpo.data.order import visit
+from rpo.data.prompts import metadata_of
 from rpo.errors import InputError
-from rpo.files.text import text_fault
 from rpo.models.base import DiffusionModel
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.solvers import BlackBoxSolver
@@ -26,15 +25,22 @@ from rpo.process.transition import Ddim, EulerMaruyama, Kernel
 from rpo.randomness import keyed_generator
 from rpo.rewards.base import WeightedRewards
 from rpo.sampling.sample import Keep, sample
+from rpo.trainers.rollouts.prompts import Prompts, PromptSource, prompts_from
 from rpo.trainers.rollouts.settings import RolloutConfig
+from rpo.training.log import REWARD_INFO
 from rpo.training.processes import Processes
-from rpo.types import Conditioning, Grid, PerSample, Trajectory, join_conditioning
+from rpo.training.randomness import undisturbed_randomness
+from rpo.types import Conditioning, Grid, Images, PerSample, Trajectory, join_conditioning
 
 PROMPTS_KEPT = 2048
 """Embeddings at hand, the least recently drawn leave first: 1 GiB of Stable Diffusion 1.5's."""
 
 JITTER = 0.9
 """How far random spacing moves a node, in steps; below 1, so that nodes keep their order."""
+
+
+OnImages = Callable[[int, Images, tuple[str, ...], tuple[Any, ...], PerSample], object]
+"""Called with a rollout's number, its images, prompts, metadata and rewards, each with one entry per image."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,8 @@ class Rollout:
     """What a person finds each image by."""
     visits: tuple[tuple[int, int], ...]
     """(visit to a prompt, image) of each, which all of its randomness is a function of."""
+    info: dict[str, float]
+    """What the rewards say beside their scores, as means over the images, by "reward.name"."""
 
     @property
     def num_images(self) -> int:
@@ -71,6 +79,7 @@ def rollout_facts(rollout: Rollout, processes: Processes) -> dict[str, Tensor]:
         "reward/mean": rollout.rewards.mean(),
         "reward/std": processes.join(rollout.rewards).std(correction=0),
         **{f"reward/{name}": part.mean() for name, part in rollout.parts.items() if len(rollout.parts) > 1},
+        **{f"{REWARD_INFO}{name}": rollout.rewards.new_full((), mean) for name, mean in rollout.info.items()},
     }
 
 
@@ -88,22 +97,24 @@ class Rollouts:
     def __init__(
         self,
         model: DiffusionModel,
-        prompts: Sequence[str],
+        prompts: PromptSource | Prompts,
         rewards: WeightedRewards,
         config: RolloutConfig,
         *,
         seed: int,
         share: tuple[int, int] = (0, 1),
         evidence: Path | None = None,
+        on_images: OnImages | None = None,
     ):
         """Prepare.
 
         Args:
-            prompts: To draw from, in a shuffled order that visits each before it repeats one.
+            prompts: See `rpo.trainers.rollouts.prompts`.
+            on_images: Called on the main process with its images of every rollout that is trained on.
         """
-        _check_prompts(prompts)
-        self.model, self.prompts, self.rewards, self.config = model, tuple(prompts), rewards, config
-        self._seed, self.evidence = seed, evidence
+        self.model, self.rewards, self.config = model, rewards, config
+        self.prompts = prompts_from(prompts, seed)
+        self._seed, self.evidence, self._on_images = seed, evidence, on_images
         self.canvas = model.canvas_of(config.resolution) if isinstance(model, Checkpoint) else None
         self._process, processes = share
         if config.prompts % processes:
@@ -116,7 +127,7 @@ class Rollouts:
 
     def notes(self) -> list[str]:
         """What a plan has to say of the prompts: those that the text encoder cuts."""
-        notes = self.model.notes_on(self.prompts) if isinstance(self.model, Checkpoint) else []
+        notes = self.model.notes_on(self.prompts.shown) if isinstance(self.model, Checkpoint) else []
         return notes
 
     def grid(self, index: int) -> Grid:
@@ -145,7 +156,9 @@ class Rollouts:
         config, first = self.config, index * self.config.prompts + self._process * self._own_prompts
         # A rollout may visit a prompt more than once: the noise is that of the visit.
         jobs = [(first + row, image) for row in range(self._own_prompts) for image in range(config.images_per_prompt)]
-        prompts = tuple(self.prompts[visit(len(self.prompts), self._seed, place)[0]] for place, _ in jobs)
+        every = range(index * config.prompts, (index + 1) * config.prompts)
+        visited = self.prompts.visited(every, self._seed)
+        prompts = tuple(visited[place - every.start] for place, _ in jobs)
         generators = [keyed_generator("rollout", self._seed, place, image) for place, image in jobs]
         cond = self._conditioning(prompts)
         grid = self.grid(index)
@@ -165,13 +178,26 @@ class Rollouts:
             )
             chunks.append(chunk)
             images.append(self.model.decode(chunk.x_0))
-        parts = self.rewards.parts(torch.cat(images), prompts, evidence=self.evidence)
+        joined = torch.cat(images)
+        answers = self.rewards.ask(joined, prompts, evidence=self.evidence)
+        parts = {name: one.values for name, one in answers.items()}
+        info = {f"{name}.{key}": mean for name, one in answers.items() for key, mean in one.info.items()}
         total = sum(weight * parts[name] for name, weight in self.rewards.weights.items())
         assert isinstance(total, Tensor)
         group = torch.arange(self._own_prompts, device=total.device).repeat_interleave(config.images_per_prompt)
         names = tuple(f"rollout {index}, prompt {p!r}, image {job[1]}" for p, job in zip(prompts, jobs, strict=True))
+        self._tell(index, joined, prompts, total)
         trajectory = _joined(chunks, cond)
-        return Rollout(index, trajectory, tuple(chunks), prompts, group, total, parts, names, tuple(jobs))
+        return Rollout(index, trajectory, tuple(chunks), prompts, group, total, parts, names, tuple(jobs), info)
+
+    @torch.no_grad()
+    def _tell(self, index: int, images: Images, prompts: tuple[str, ...], rewards: PerSample) -> None:
+        """Show a rollout to whoever wants to see it, who may draw random numbers without changing the run."""
+        if self._on_images is None or index < 0 or self._process > 0:
+            return
+        with undisturbed_randomness(images.device):
+            known = tuple(metadata_of(prompt) for prompt in prompts)
+            self._on_images(index, images, tuple(map(str, prompts)), known, rewards.clone())
 
     def _kernel(self) -> Kernel:
         if self.config.solver == "dpm_solver":
@@ -206,20 +232,3 @@ def _joined(chunks: Sequence[Trajectory], cond: Conditioning) -> Trajectory:
         torch.cat(predictions, dim=1) if predictions else None,
         torch.cat(negatives, dim=1) if negatives else None,
     )
-
-
-def _check_prompts(prompts: Sequence[str]) -> None:
-    if isinstance(prompts, str | bytes | Mapping) or not (isinstance(prompts, Sized) and isinstance(prompts, Iterable)):
-        raise InputError(
-            f"prompts are a {type(prompts).__name__}, but a list of texts is needed; give [text, …], or list(…) of "
-            "what ends; a file is read by rpo.data.prompts.read_prompts"
-        )
-    if not len(prompts):
-        raise InputError("there are no prompts, but an online trainer draws images of some; give a list of texts")
-    for index, prompt in enumerate(prompts):
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise InputError(
-                f"prompt {index} is {prompt!r}, but a text that is not empty is needed; remove it from the prompts"
-            )
-        if fault := text_fault(prompt):
-            raise InputError(f"prompt {index} {fault}, but plain text is needed; mend it")

@@ -33,7 +33,7 @@ class PromptHistory:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        return {prompt: list(rewards) for prompt, rewards in self._rewards.items()}
+        return {str(prompt): list(rewards) for prompt, rewards in self._rewards.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a saved state."""

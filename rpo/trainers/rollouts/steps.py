@@ -107,7 +107,7 @@ class Steps:
         """All of it as plain data and tensors."""
         found = {name: value for name, value in vars(self).items() if name != "live"}
         nodes = {name: vars(self.t if name == "t" else self.s) for name in ("t", "s")}
-        texts = {"names": list(self.names), "prompts": list(self.prompts)}
+        texts = {"names": list(self.names), "prompts": list(map(str, self.prompts))}
         return {**found, **nodes, **texts, "of_images": vars(self.of_images)}
 
     @classmethod

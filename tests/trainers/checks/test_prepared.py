@@ -30,6 +30,11 @@ def text_lora(pipe):
     pipe.text_encoder.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
 
 
+def idle_text_lora(pipe):
+    text_lora(pipe)
+    pipe.text_encoder.disable_adapters()
+
+
 def unet_loha(pipe):
     inject_adapter_in_model(LoHaConfig(r=2, target_modules=["to_q"]), pipe.unet)
 
@@ -44,7 +49,7 @@ def vae_lora(pipe):
     ("alter", "message"),
     [
         (freeu, r"pipe\.disable_freeu\(\)"),
-        (text_lora, "an adapter of text_encoder is that of an earlier training.*unload_lora_weights"),
+        (idle_text_lora, "an adapter of text_encoder is switched off.*unload_lora_weights"),
     ],
 )
 def test_every_trainer_refuses_an_altered_pipeline_before_training(tmp_path, make, is_viewed, alter, message):
