@@ -27,7 +27,7 @@ def examples() -> dict[str, Path]:
     """The example scripts and notebooks by name, with their endings."""
     folder = _folder("examples")
     found = [*folder.glob("*.py"), *folder.glob("notebooks/*.ipynb")] if folder.is_dir() else []
-    return {file.name: file for file in sorted(found)}
+    return {file.name: file for file in sorted(found, key=lambda file: file.name)}
 
 
 def _folder(name: str) -> Path:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rpo.files.text import read_text
+from rpo.files.text import lines, read_text
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,6 @@ def license_of_base(base: str | None) -> License | None:
 
 def _header(card: str) -> Mapping[str, str]:
     header = re.match(r"---\s*\n(.*?)\n---", card, re.DOTALL)
-    lines = header.group(1).splitlines() if header else []
-    pairs = (line.partition(":") for line in lines if re.match(r"license(_name|_link)?:", line))
+    told = lines(header.group(1)) if header else []
+    pairs = (line.partition(":") for line in told if re.match(r"license(_name|_link)?:", line))
     return {key: value.strip().strip("\"'") for key, _, value in pairs if value.strip()}

@@ -132,11 +132,7 @@ class Plan:
 def plan(config: Config) -> Plan:
     """Count what a run of these settings needs; takes seconds to a minute, and a gigabyte at most."""
     model, adapter, dtype = config.model, config.adapter, getattr(torch, config.model.dtype)
-    if adapter.train == "full" and model.dtype != "float32":
-        raise InputError(
-            f"adapter.train: full needs float32 weights, but model.dtype is {model.dtype}; give model.dtype: float32 "
-            "(and learning.mixed_precision: bf16), or adapter.train: lora"
-        )
+    _require_float32(config)
     pipe, family = unloaded_pipeline(model.source, dtype=dtype, revision=model.revision)
     networks: dict[str, Any] = dict(parts_of(pipe, family))
     small = dict(quantized_parts(family, pipe.config)) if model.frozen_base in LIBRARY else {}
@@ -190,6 +186,15 @@ def plan(config: Config) -> Plan:
         *_counts(config, canvas, updating.flops / drawing.flops, guided=family.guidance == "cfg"),
         config.learning.updates,
     )
+
+
+def _require_float32(config: Config) -> None:
+    """Refuse all weights in half precision, which training would refuse after they were loaded."""
+    if config.adapter.train == "full" and config.model.dtype != "float32":
+        raise InputError(
+            f"adapter.train: full needs float32 weights, but model.dtype is {config.model.dtype}; give model.dtype: "
+            "float32 (and learning.mixed_precision: bf16), or adapter.train: lora"
+        )
 
 
 def _embedding(pipe: Any, family: Any, mode: FakeTensorMode, dtype: torch.dtype) -> Embedding:

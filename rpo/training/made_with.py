@@ -109,8 +109,8 @@ def _commit(package: Path) -> str:
     """The commit that the package is checked out from or was installed from; empty where there is none."""
 
     def git(*words: str) -> str:
-        found = subprocess.run(["git", *words], cwd=package, capture_output=True, text=True, check=True, timeout=30)
-        return found.stdout.strip()
+        found = subprocess.run(["git", *words], cwd=package, capture_output=True, check=True, timeout=30)
+        return found.stdout.decode("utf-8", errors="replace").strip()
 
     try:
         git("ls-files", "--error-unmatch", "__init__.py")  # or it lies in the checkout of something else
@@ -118,7 +118,8 @@ def _commit(package: Path) -> str:
     except (OSError, subprocess.SubprocessError):
         pass
     try:
-        told = json.loads(distribution("rpo").read_text("direct_url.json") or "{}")  # PEP 610
+        noted = distribution("rpo").read_text  # no file's: the library's own, always in UTF-8
+        told = json.loads(noted("direct_url.json") or "{}")  # PEP 610
         return str(told.get("vcs_info", {}).get("commit_id", ""))
     except (PackageNotFoundError, ValueError):
         return ""

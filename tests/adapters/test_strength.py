@@ -56,12 +56,12 @@ def test_it_multiplies_the_update_of_a_layer(files):
     """W + s·(alpha / rank)·B·A, against diffusers' own scale, and linear in s."""
     model = loaded(files / "first")
     layer = adapter_layers(model.denoiser)[0]
-    factors = layer.lora_B["lora-0"].weight @ layer.lora_A["lora-0"].weight
+    factors = layer.scaling["lora-0"] * layer.lora_B["lora-0"].weight @ layer.lora_A["lora-0"].weight
     x = torch.randn(5, factors.shape[1], generator=torch.Generator().manual_seed(0))
     for strength in (0.3, -1.5):
         with at_strength(model, {"lora-0": strength}):
             update = layer(x) - layer.base_layer(x)
-        torch.testing.assert_close(update, strength * 1.5 * x @ factors.T, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(update, strength * x @ factors.T, rtol=1e-4, atol=1e-5)
     stock = loaded(files / "first")
     stock.pipe.set_adapters(["lora-0"], [0.3])
     with at_strength(model, {"lora-0": 0.3}):

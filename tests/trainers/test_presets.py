@@ -13,7 +13,7 @@ from rpo.objectives.endpoint.par import Par
 from rpo.objectives.endpoint.ram import Ram
 from rpo.objectives.endpoint.rebel import Rebel
 from rpo.objectives.endpoint.rvm import Rvm
-from rpo.objectives.endpoint.update import Lag
+from rpo.objectives.endpoint.update import LagConfig
 from rpo.trainers.endpoint_config import EndpointConfig
 from rpo.trainers.rollouts.lag import OldPolicy
 from rpo.trainers.rollouts.settings import OnlineLearningConfig, RolloutConfig, StepsConfig
@@ -112,7 +112,7 @@ def test_it_climbs_a_reward(kind, tmp_path):
 
 def test_an_old_policy_changes_places_and_follows():
     weights = [torch.nn.Parameter(torch.tensor([0.0])), torch.nn.Parameter(torch.tensor([1.0]))]
-    old = OldPolicy(weights, Lag(decay=0.5, rise=0.5))
+    old = OldPolicy(weights, LagConfig(decay=0.5, rise=0.5))
     with torch.no_grad():
         weights[0] += 4
     with pytest.raises(KeyError), old.in_place():
@@ -122,7 +122,7 @@ def test_an_old_policy_changes_places_and_follows():
     old.follow()
     with old.in_place():
         assert weights[0].item() == 2
-    other = OldPolicy(weights, Lag(decay=0.5, rise=0.5))
+    other = OldPolicy(weights, LagConfig(decay=0.5, rise=0.5))
     other.load_state_dict(old.state_dict())
     other.follow()
     with other.in_place():
@@ -130,7 +130,7 @@ def test_an_old_policy_changes_places_and_follows():
 
 
 def test_a_run_whose_old_policy_never_differs_is_ended(tmp_path):
-    ended = made(tmp_path, "nft", updates=12, objective=Nft(old=Lag(rise=1e-12))).train()
+    ended = made(tmp_path, "nft", updates=12, objective=Nft(old=LagConfig(rise=1e-12))).train()
     assert ended.updates == 10 and "equals its old self" in ended.stopped_because
 
 
@@ -149,4 +149,4 @@ def test_what_no_run_can_have_is_refused(words, message):
 @pytest.mark.parametrize("decay", [1.0, 0.0, float("nan")])
 def test_an_old_policy_that_never_moves_or_is_the_policy_is_refused(decay):
     with pytest.raises(InputError, match="decay"):
-        Lag(decay=decay)
+        LagConfig(decay=decay)

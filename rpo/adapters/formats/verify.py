@@ -67,9 +67,8 @@ def load_file(pipe: Any, file: Path, *, name: str | None = None) -> None:
 @contextmanager
 def _by_peft(pipe: Any, family: Family, folder: Path) -> Iterator[None]:
     places = {family.denoiser: folder, **{one.parent.name: one.parent for one in folder.glob(f"*/{SETTINGS}")}}
-    wrapped = [
-        PeftModel.from_pretrained(pipe.components[part], place) for part, place in places.items() if place.is_dir()
-    ]
+    there = {part: place for part, place in places.items() if (place / SETTINGS).is_file()}
+    wrapped = [PeftModel.from_pretrained(pipe.components[part], place) for part, place in there.items()]
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rpo.config.ranges import NotNegative
 from rpo.config.settings import settings
-from rpo.objectives.endpoint.update import Copy, Lag, Moments, Ranked, ReferenceWeight, Terms, Times
+from rpo.objectives.endpoint.update import Copy, LagConfig, Moments, Ranked, ReferenceWeight, Terms, Times
 from rpo.types import PerSample
 
 POWER = 0.25
@@ -38,7 +38,7 @@ class Awm:
     reference_weight: ReferenceWeight = 1e-3
     """Weight of the distance from the reference. 1e-3 on GenEval, 3e-3 for text, 1e-4 for PickScore."""
 
-    old: Lag = field(default_factory=lambda: Lag(decay=0.3, rise=1e-3))
+    old: LagConfig = field(default_factory=lambda: LagConfig(decay=0.3, rise=1e-3))
     """How the moving average follows."""
 
     title: ClassVar[str] = "AWM"
@@ -53,7 +53,7 @@ class Awm:
         return frozenset(name for name, weight in weights.items() if weight)
 
     @property
-    def lag(self) -> Lag | None:
+    def lag(self) -> LagConfig | None:
         """That of the average."""
         return self.old if self.old_weight else None
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rpo.config.ranges import Positive
 from rpo.config.settings import settings
-from rpo.objectives.endpoint.update import Copy, Lag, Moments, Ranked, ReferenceWeight, Terms, Times
+from rpo.objectives.endpoint.update import Copy, LagConfig, Moments, Ranked, ReferenceWeight, Terms, Times
 from rpo.types import PerSample
 
 MOST = 5.0
@@ -38,7 +38,7 @@ class Nft:
     reference_weight: ReferenceWeight = 1e-4
     """Weight of the distance from the reference."""
 
-    old: Lag = field(default_factory=Lag)
+    old: LagConfig = field(default_factory=LagConfig)
     """How the policy that draws follows."""
 
     title: ClassVar[str] = "DiffusionNFT"
@@ -52,7 +52,7 @@ class Nft:
         return frozenset({"old", "reference"} if self.reference_weight else {"old"})
 
     @property
-    def lag(self) -> Lag:
+    def lag(self) -> LagConfig:
         """That of the policy that draws."""
         return self.old
 

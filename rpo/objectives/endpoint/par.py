@@ -15,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rpo.config.settings import settings
-from rpo.objectives.endpoint.update import Copy, Lag, Moments, Ranked, ReferenceWeight, Terms, Times
+from rpo.objectives.endpoint.update import Copy, LagConfig, Moments, Ranked, ReferenceWeight, Terms, Times
 from rpo.types import PerSample
 
 
@@ -28,7 +28,7 @@ class Par:
     reference_weight: ReferenceWeight = 1e-4
     """Weight of the distance from the reference."""
 
-    old: Lag = field(default_factory=Lag)
+    old: LagConfig = field(default_factory=LagConfig)
     """How the policy that draws follows."""
 
     title: ClassVar[str] = "PAR"
@@ -42,7 +42,7 @@ class Par:
         return frozenset({"old", "reference"} if self.reference_weight else {"old"})
 
     @property
-    def lag(self) -> Lag:
+    def lag(self) -> LagConfig:
         """That of the policy that draws."""
         return self.old
 

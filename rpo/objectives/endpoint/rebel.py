@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rpo.config.ranges import Positive
 from rpo.config.settings import settings
-from rpo.objectives.endpoint.update import Copy, Lag, Moments, Ranked, Terms, Times, group_means
+from rpo.objectives.endpoint.update import Copy, LagConfig, Moments, Ranked, Terms, Times, group_means
 from rpo.types import PerSample
 
 
@@ -30,7 +30,7 @@ class Rebel:
     eta: Positive = 1.0
     """What a nat of likelihood is worth: larger stays closer to the old policy."""
 
-    old: Lag = field(default_factory=Lag)
+    old: LagConfig = field(default_factory=LagConfig)
     """How the policy that draws follows."""
 
     title: ClassVar[str] = "REBEL"
@@ -44,7 +44,7 @@ class Rebel:
         return frozenset({"old", "current"})
 
     @property
-    def lag(self) -> Lag:
+    def lag(self) -> LagConfig:
         """That of the policy that draws."""
         return self.old
 

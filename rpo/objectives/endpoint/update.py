@@ -33,7 +33,7 @@ LEAST_DISTANCE = 1e-5
 
 
 @settings
-class Lag:
+class LagConfig:
     """How the old policy follows: old ← d old + (1 - d) policy after update k, with d = min(decay, rise · k)."""
 
     decay: Annotated[float, Range(above=0, below=1)] = 0.5
@@ -143,7 +143,7 @@ class Preset(Protocol):
         ...
 
     @property
-    def lag(self) -> Lag | None:
+    def lag(self) -> LagConfig | None:
         """How the old policy follows, if there is one."""
         ...
 

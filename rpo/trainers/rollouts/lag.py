@@ -11,7 +11,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from rpo.objectives.endpoint.update import Lag
+from rpo.objectives.endpoint.update import LagConfig
 
 
 @final
@@ -22,7 +22,7 @@ class OldPolicy:
         updates: How many it has followed.
     """
 
-    def __init__(self, params: Sequence[nn.Parameter], lag: Lag):
+    def __init__(self, params: Sequence[nn.Parameter], lag: LagConfig):
         """Start at the parameters as they are."""
         self._params, self._lag, self.updates = list(params), lag, 0
         self._copies = [param.detach().clone() for param in params]

@@ -11,7 +11,7 @@ from rpo.objectives.endpoint.par import Par
 from rpo.objectives.endpoint.ram import Ram
 from rpo.objectives.endpoint.rebel import Rebel
 from rpo.objectives.endpoint.rvm import Rvm
-from rpo.objectives.endpoint.update import Lag, Moments, descend, group_means
+from rpo.objectives.endpoint.update import LagConfig, Moments, descend, group_means
 from rpo.process.prediction import add_noise, from_x0_eps, to_x0_eps, x0_slope
 from rpo.types import Node
 
@@ -199,7 +199,7 @@ def test_equal_rewards_pull_nothing_where_the_policy_is_its_old_self(preset):
 
 
 def test_an_old_policy_follows_ever_more_slowly_up_to_its_decay():
-    lag = Lag(decay=0.3, rise=0.1)
+    lag = LagConfig(decay=0.3, rise=0.1)
     assert [lag.at(update) for update in (1, 2, 3, 4)] == pytest.approx([0.1, 0.2, 0.3, 0.3])
 
 
