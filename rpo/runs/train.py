@@ -16,7 +16,9 @@ from rpo.errors import InputError
 from rpo.evaluation.held_out import HeldOut, Judged
 from rpo.files.local_paths import shown_path
 from rpo.files.text import write_text
-from rpo.models.checkpoint import refuse_editor
+from rpo.models.checkpoint import Checkpoint, refuse_editor
+from rpo.models.packaged import PACKAGED
+from rpo.models.usual import call_of
 from rpo.publishing.measured import measured
 from rpo.publishing.model_card import CardFacts, write_model_card
 from rpo.reports.training import Findings, write_training_report
@@ -135,8 +137,15 @@ def algorithm_of(config: RunConfig) -> Algorithm[Any]:
 
 def _card(trainer: Trainer, config: RunConfig, base: Judged, aligned: Judged) -> CardFacts:
     """The model's card, with what was measured on held-out prompts, and images of some of them."""
-    assert config.held_out is not None
-    return measured(replace(trainer.card(), data=data_in_words(config)), base, aligned, config.held_out.reward)
+    held_out, model, card = config.held_out, trainer.run.model, replace(trainer.card(), data=data_in_words(config))
+    assert held_out is not None
+    if isinstance(model, Checkpoint):
+        drawn = {"num_steps": held_out.num_steps, "guidance_scale": held_out.guidance_scale, "eta": held_out.eta}
+        card = replace(card, call=call_of(model, **drawn))
+    if config.model.source in PACKAGED:  # whose folder is elsewhere for everybody
+        module, _, function = PACKAGED[config.model.source].partition(":")
+        card = replace(card, base_model=None, base_expression=f"{module}.{function}()", imports=(f"import {module}",))
+    return measured(card, base, aligned, held_out.reward)
 
 
 def data_in_words(config: RunConfig) -> str:
