@@ -126,14 +126,7 @@ def test_a_trainer_takes_what_holds_pairs(tmp_path):
         DPO("no-such-folder/anywhere/pairs")
 
 
-def endless():
-    while True:
-        yield "a"
-
-
-@pytest.mark.parametrize(
-    "prompts", ["cat", b"cat", endless(), iter(["a"]), lambda: ["a"], {"a": 1}, 3, (text for text in ["a"])]
-)
+@pytest.mark.parametrize("prompts", ["cat", b"cat", {"a": 1}, 3])
 def test_prompts_that_are_no_list_are_refused_in_one_sentence(prompts):
     with pytest.raises(ValueError, match=r"^prompts are a \w+, but a list of texts is needed; give \[text, …\]"):
         Rollouts(None, prompts, None, RolloutConfig(), seed=0)  # pyright: ignore

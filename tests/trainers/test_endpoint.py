@@ -146,7 +146,7 @@ def test_what_a_path_costs_is_summed_over_its_steps_of_which_some_are_asked(tmp_
         made_steps.append(noised_steps(*args, **settings))
         return made_steps[-1]
 
-    from rpo.trainers import endpoint as module
+    from rpo.trainers.rollouts import noised as module
 
     noised_steps = module.noised_steps
     monkeypatch.setattr(module, "noised_steps", noised)

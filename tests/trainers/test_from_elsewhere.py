@@ -9,6 +9,7 @@ import torch
 
 from rpo.errors import InputError
 from rpo.models.config import ModelConfig
+from rpo.objectives.endpoint.bound import Bound
 from rpo.rewards import RewardError
 from rpo.runs.train import run
 from rpo.runs.train_config import GRPORunConfig
@@ -65,7 +66,7 @@ ALGORITHMS = {
         ScoreAsActionConfig,
         {"estimator": "pathwise", "value": ValueConfig(uses_reward=True, sees_latents=True, updates=2)},
     ),
-    "endpoint": (Endpoint, EndpointConfig, {"value": VALUE, "baseline": "value"}),
+    "endpoint": (Endpoint, EndpointConfig, {"value": VALUE, "objective": Bound(baseline="value")}),
 }
 
 
