@@ -11,6 +11,7 @@ With x_t = alpha x_0 + sigma eps, every prediction is one linear view of the pai
 `flow` and `v_prediction` are two different things that the field both calls velocity; here they never share a name.
 """
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -52,7 +53,7 @@ def x0_slope(node: Node, prediction_type: PredictionType) -> Tensor:
     """|∂x0_hat / ∂noise_pred| at x_t, in the shape of the node."""
     if prediction_type == "epsilon":
         return node.sigma / node.alpha
-    return node.sigma / node.sigma if prediction_type == "sample" else node.sigma
+    return torch.ones_like(node.sigma) if prediction_type == "sample" else node.sigma
 
 
 def add_noise(

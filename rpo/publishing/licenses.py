@@ -1,11 +1,11 @@
 """Under which licence a model stands that is derived from another: the same, as far as it is known or told."""
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from rpo.files.text import lines, read_text
+from huggingface_hub import metadata_load
+from yaml import YAMLError
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,10 @@ def license_of_base(base: str | None) -> License | None:
     if not base or base in LICENSES:
         return LICENSES.get(base or "")
     card = Path(base) / "README.md"
-    if not card.is_file():
+    try:
+        told: dict[str, Any] = (metadata_load(card) or {}) if card.is_file() else {}
+    except (ValueError, YAMLError):  # a header that is none tells nothing; `publish` says that no licence is named
         return None
-    told = _header(read_text(card))
-    return License(told["license"], told.get("license_name"), told.get("license_link")) if "license" in told else None
-
-
-def _header(card: str) -> Mapping[str, str]:
-    header = re.match(r"---\s*\n(.*?)\n---", card, re.DOTALL)
-    told = lines(header.group(1)) if header else []
-    pairs = (line.partition(":") for line in told if re.match(r"license(_name|_link)?:", line))
-    return {key: value.strip().strip("\"'") for key, _, value in pairs if value.strip()}
+    if not (licence := told.get("license")):
+        return None
+    return License(str(licence), told.get("license_name"), told.get("license_link"))

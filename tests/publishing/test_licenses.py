@@ -13,6 +13,8 @@ def test_a_folder_tells_its_own(tmp_path):
     header = "---\ntags: [a]\nlicense: other\nlicense_name: 'mine'\nlicense_link: https://example.org/it\n---\n"
     (tmp_path / "README.md").write_text(header + "license: not this\n")
     assert license_of_base(str(tmp_path)) == License("other", "mine", "https://example.org/it")
+    (tmp_path / "README.md").write_text("---\nlicense: [cut\n---\n")
+    assert license_of_base(str(tmp_path)) is None
     (tmp_path / "README.md").write_text("license: not a header\n")
     assert license_of_base(str(tmp_path)) is None
 
