@@ -24,7 +24,8 @@ from rpo.models.latents import images_per_decode
 from rpo.models.loading import quantized_parts
 from rpo.models.plain import parts_of
 from rpo.models.unloaded import DEPENDS_ON_CONTENT, pretend, unloaded_pipeline
-from rpo.runs.train_config import DPORunConfig
+from rpo.objectives.endpoint.bound import Bound
+from rpo.runs.train_config import DPORunConfig, EndpointRunConfig
 from rpo.sampling.sample import images_at_once
 from rpo.trainers.checks.footprint import Footprint, footprint
 from rpo.trainers.checks.memory import readable_bytes
@@ -306,5 +307,13 @@ def _counts(config: Any, canvas: Canvas, backward: float, *, guided: bool) -> tu
         rows * trained_both,
         min(rollout.batch_size, rollout.images) * both,
         min(images_per_decode(pixels), rollout.images),
-        (drawn + trained * backward * trained_both) / steps.updates_per_rollout,
+        (drawn + trained * (backward * trained_both + _others(config))) / steps.updates_per_rollout,
     )
+
+
+def _others(config: Any) -> int:
+    """Predictions besides its own that an endpoint objective asks for at every trained moment, without gradient."""
+    if not isinstance(config, EndpointRunConfig):
+        return 0
+    objective = config.objective
+    return int(objective.clip is not None) if isinstance(objective, Bound) else len(objective.needs)

@@ -13,7 +13,7 @@ from rpo.models.checkpoint import Checkpoint
 from rpo.models.frozen import stored_bytes
 from rpo.models.plain import parts_of
 from rpo.runs.plan import bytes_of, plan, to_fit
-from rpo.runs.train_config import DPORunConfig, GRPORunConfig
+from rpo.runs.train_config import DPORunConfig, EndpointRunConfig, GRPORunConfig
 from rpo.trainers.checks.footprint import PeakBytes
 from rpo.types import Canvas, Conditioning
 from tests.contracts.families import FAMILIES
@@ -88,6 +88,14 @@ def test_a_guided_rollout_counts_both_branches_and_a_frozen_one_trains_half(chec
     assert both.cost == pytest.approx(6 * 5 * 2 + 6 * 5 * 2 * both.backward)
     alone = plan(settings(folder, *words[:-1], "rollout.guidance_scale=1", cls=GRPORunConfig))
     assert (alone.cost, alone.drawn) == (pytest.approx(6 * 5 + 6 * 5 * alone.backward), 6)
+
+
+@pytest.mark.parametrize(("objective", "others"), [("score_as_action", 1), ("nft", 2), ("rvm", 0), ("dgpo", 2)])
+def test_what_an_endpoint_objective_asks_of_others_is_counted(checkpoint, objective, others):
+    words = ["rollout.prompts=2", "rollout.images_per_prompt=3", "rollout.num_steps=5", "rollout.guidance_scale=1"]
+    words += ["steps.train_steps=2", f"objective={{kind: {objective}}}"]
+    found = plan(settings(checkpoint[0], *words, cls=EndpointRunConfig))
+    assert found.cost == pytest.approx(6 * 5 + 6 * 2 * (found.backward + others))
 
 
 def test_a_graph_that_is_kept_is_that_of_all_trained_steps(checkpoint):
