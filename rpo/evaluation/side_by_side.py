@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from rpo.adapters.lora import adapter_layers
 from rpo.adapters.strength import at_strength
 from rpo.data.pixels import to_pixels
 from rpo.models.checkpoint import Checkpoint
 from rpo.rewards import Reward, score
 from rpo.sampling.sample import image_generator, images_at_once, sample, solving
-from rpo.types import Canvas, Images, Latents
+from rpo.types import Canvas, Conditioning, Images, Latents
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,14 @@ def draw_side_by_side(
     total, is_quiet = len(rows) * (len(columns) + is_extra), progress is None
     bar = tqdm(total=total, desc=progress, unit="image", disable=is_quiet, dynamic_ncols=True)
 
-    def drawn(some: Sequence[Row], column: Column) -> tuple[Latents, Images]:
+    reads_alike = not any(adapter_layers(network) for network in model.text_encoders.values())
+
+    def drawn(some: Sequence[Row], column: Column, read: Conditioning | None) -> tuple[Latents, Images]:
         with at_strength(model, column.strengths):
             grid, kernel = solving(model, num_steps, solver="ddim", eta=0.0, canvas=canvas)
             trajectory = sample(
                 model,
-                model.encode_prompts([row.prompt for row in some]),
+                read or model.encode_prompts([row.prompt for row in some]),
                 grid,
                 kernel,
                 guidance_scale=guidance_scale,
@@ -107,10 +110,12 @@ def draw_side_by_side(
     with bar:
         for start in range(0, len(rows), size):
             some = rows[start : start + size]
-            origin = drawn(some, measured_from) if measured_from else None
+            # Once for all columns, unless a LoRA of a text encoder has each read its own.
+            read = model.encode_prompts([row.prompt for row in some]) if reads_alike else None
+            origin = drawn(some, measured_from, read) if measured_from else None
             for number, column in enumerate(columns):
                 is_origin = measured_from is not None and column.strengths == measured_from.strengths
-                images = origin if origin and is_origin else drawn(some, column)
+                images = origin if origin and is_origin else drawn(some, column, read)
                 yield from _cells((start, number), some, images, origin, rewards or {})
 
 

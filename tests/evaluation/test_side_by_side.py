@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rpo.adapters.lora import load_lora
+from rpo.adapters.lora import add_lora, load_lora
 from rpo.data.pixels import to_pixels
 from rpo.evaluation.side_by_side import Column, Row, draw_side_by_side, rows_of
 from rpo.models.checkpoint import Checkpoint
@@ -69,3 +69,16 @@ def test_rewards_are_of_the_images_before_they_are_rounded(model):
     assert cells[-1].rewards == {"light": pytest.approx(lightness(images, ["a"]).item())}
     assert cells[0].pixel_distance is None
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("adapts_text", [False, True])
+def test_prompts_are_read_once_for_all_columns_that_read_alike(adapts_text, model, monkeypatch):
+    columns = COLUMNS
+    if not adapts_text:
+        model = Checkpoint(tiny_sd())
+        add_lora(model.denoiser, rank=2)
+        columns = [Column(f"{one}", {"default": one}) for one in (0.0, 0.5, 1.0)]
+    read, encode = [], model.encode_prompts
+    monkeypatch.setattr(model, "encode_prompts", lambda prompts: read.append(list(prompts)) or encode(prompts))
+    list(draw_side_by_side(model, ROWS, columns, batch_size=2, **DRAWN))
+    assert read == ([["a", "a"]] * 3 + [["b"]] * 3 if adapts_text else [["a", "a"], ["b"]])
