@@ -21,7 +21,7 @@ from rpo.curation.curate_config import EditorConfig
 from rpo.data.pixels import rgb
 from rpo.devices import device_named
 from rpo.errors import InputError
-from rpo.files.text import read_text
+from rpo.publishing.licenses import license_of_base
 
 
 @settings
@@ -169,11 +169,9 @@ def place(config: EditorConfig) -> tuple[torch.device, torch.dtype]:
 
 def licence_of(model: str, known: Mapping[str, str]) -> str:
     """Licence of a model's weights: known, or as the model card in its folder says; empty if neither tells."""
-    card = Path(model) / "README.md"
-    if model in known or not card.is_file():
+    if model in known or not (found := license_of_base(model)):
         return known.get(model, "")
-    found = re.search(r"^license(?:_name)?:\s*(\S.*?)\s*$", read_text(card), re.MULTILINE)
-    return found.group(1) if found else ""
+    return found.name or found.id
 
 
 def revision_of(model: str, pipe: DiffusionPipeline) -> str:
