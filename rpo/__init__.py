@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from rpo.trainers.endpoint_config import EndpointConfig
     from rpo.trainers.grpo import GRPO
     from rpo.trainers.grpo_config import GRPOConfig
+    from rpo.trainers.reward_gradient import RewardGradient
+    from rpo.trainers.reward_gradient_config import RewardGradientConfig
     from rpo.trainers.score_as_action import ScoreAsAction
     from rpo.trainers.score_as_action_config import ScoreAsActionConfig
     from rpo.trainers.settings import AdapterConfig, LearningConfig
@@ -48,6 +50,8 @@ __all__ = [
     "LearningConfig",
     "PairSet",
     "PreferencePair",
+    "RewardGradient",
+    "RewardGradientConfig",
     "ScoreAsAction",
     "ScoreAsActionConfig",
     "Trainer",
@@ -86,6 +90,8 @@ _NAMES = {
     "rpo.trainers.endpoint_config": "EndpointConfig",
     "rpo.trainers.grpo": "GRPO",
     "rpo.trainers.grpo_config": "GRPOConfig",
+    "rpo.trainers.reward_gradient": "RewardGradient",
+    "rpo.trainers.reward_gradient_config": "RewardGradientConfig",
     "rpo.trainers.score_as_action": "ScoreAsAction",
     "rpo.trainers.score_as_action_config": "ScoreAsActionConfig",
     "rpo.trainers.settings": "AdapterConfig LearningConfig",

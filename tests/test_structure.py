@@ -153,7 +153,9 @@ def test_only_models_and_adapters_know_what_a_pipeline_is_made_of() -> None:
 
 
 CORE = ("process", "models", "adapters", "sampling", "objectives")
-STORIES = [ROOT / f"rpo/trainers/{name}.py" for name in ("dpo", "grpo", "score_as_action", "endpoint")]
+STORIES = [
+    ROOT / f"rpo/trainers/{name}.py" for name in ("dpo", "grpo", "score_as_action", "endpoint", "reward_gradient")
+]
 
 
 def lines_of(paths: Iterable[Path]) -> int:
@@ -162,11 +164,11 @@ def lines_of(paths: Iterable[Path]) -> int:
 
 def test_the_house_is_small() -> None:
     # Small each, and as many as there are.
-    folders = ("models/families", "adapters/formats", "objectives/endpoint")
+    folders = ("models/families", "adapters/formats", "objectives/endpoint", "objectives/reward_gradient")
     families = {file for folder in folders for file in (ROOT / "rpo" / folder).glob("*.py")}
     families -= {ROOT / f"rpo/objectives/endpoint/{name}.py" for name in ("update", "bound")}
     core = [path for path in SOURCES if path.relative_to(ROOT / "rpo").parts[0] in CORE and path not in families]
-    assert lines_of([*core, *STORIES]) <= 6300
+    assert lines_of([*core, *STORIES]) <= 6400
     assert [f"{path} has {lines_of([path])} lines" for path in families if lines_of([path]) > 120] == []
     assert [f"{path} has {lines_of([path])} lines" for path in STORIES if lines_of([path]) > 200] == []
     assert len(list((ROOT / "rpo").glob("*.py"))) <= 8
@@ -193,7 +195,7 @@ def test_there_are_few_settings() -> None:
             owner = next(base for base in reversed(cls.__mro__) if name in vars(base).get("__annotations__", {}))
             if not sections:
                 values.add((owner.__name__, name))
-    assert 100 < len(values) <= 225  # 200, and those of the endpoint objectives
+    assert 100 < len(values) <= 240  # 200, and those of the endpoint and reward-gradient objectives
 
 
 def commands() -> list[Command]:

@@ -31,6 +31,7 @@ ALGORITHMS = {
     "grpo": ("GRPORunConfig", "learn from a reward by comparing images of a prompt: GRPO or DDPO"),
     "score-as-action": ("ScoreAsActionRunConfig", "learn from a reward by continuous-time policy gradients"),
     "endpoint": ("EndpointRunConfig", "learn from a reward by the likelihood of whole images, from any solver"),
+    "reward-gradient": ("RewardGradientRunConfig", "learn along the gradient of a reward that is differentiable"),
 }
 """What `rpo train` trains by: the class of its settings in `rpo.runs.train_config`, and what it is."""
 

@@ -14,6 +14,15 @@ IMAGES_PER_DECODE, PIXELS_PER_DECODE = 32, 8 * 512 * 512
 """What goes through the VAE decoder at once, at most: its activations are the largest of the whole pipeline."""
 
 
+PIXELS_PER_SLOPE = 512 * 512
+"""What goes through it at once with a gradient, which keeps the activations of all layers: an image of 512 px."""
+
+
+def images_per_slope(pixels: int) -> int:
+    """Images of so many pixels that are decoded at once with a gradient."""
+    return max(1, min(IMAGES_PER_DECODE, PIXELS_PER_SLOPE // pixels))
+
+
 def images_per_decode(pixels: int) -> int:
     """Images of so many pixels that are decoded at once."""
     return max(1, min(IMAGES_PER_DECODE, PIXELS_PER_DECODE // pixels))
@@ -43,6 +52,20 @@ def _shift_and_scale(vae: Any, like: Tensor) -> tuple[Tensor | float | None, Ten
         )
         return mean, config.get("scaling_factor", 1.0) / std
     return config.get("shift_factor"), config.get("scaling_factor", 1.0)  # some classes have none
+
+
+@contextmanager
+def recomputed(owner: Any) -> Iterator[None]:
+    """Inside, the autoencoder of a pipeline or model keeps no activations for its gradient, but computes them again."""
+    vae: Any = getattr(owner, "vae", None)
+    is_on = getattr(vae, "_supports_gradient_checkpointing", False) and not vae.is_gradient_checkpointing
+    if is_on:
+        vae.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        if is_on:
+            vae.disable_gradient_checkpointing()
 
 
 @contextmanager

@@ -86,10 +86,11 @@ def ddim(
         x0_hat: Predicted clean latents.
         eps_hat: Predicted noise.
         t: The noisier node, where the prediction was made.
-        s: The node to go to.
+        s: The node to go to; at `eta` 0 it may be the noisier one.
         eta: 0 is deterministic (for flow models the Euler step), 1 is ancestral sampling.
     """
-    std = eta * s.sigma / t.sigma * added_variance(t, s).sqrt()  # eq. 16
+    ratio = s.sigma / t.sigma
+    std = eta * ratio * added_variance(t, s).sqrt() if eta else torch.zeros_like(ratio)  # eq. 16
     mean = s.alpha * x0_hat + (s.sigma**2 - std**2).sqrt() * eps_hat  # eq. 12
     return Gaussian(mean, std)
 

@@ -52,6 +52,26 @@ METHODS = {
             "REBEL": "2404.16767",
         }.items()
     },
+    **{
+        name: (f"{how}: `L = -Σ_k ⟨v_k, ∂r/∂v_k⟩`", f"https://arxiv.org/abs/{paper}")
+        for name, (how, paper) in {
+            "DRaFT": ("differentiates the reward through the sampler's last steps", "2309.17400"),
+            "AlignProp": (
+                "differentiates the reward through the sampler, later steps more than early ones",
+                "2310.03739",
+            ),
+            "ReFL": ("differentiates the reward of the image that a late step predicts", "2304.05977"),
+            "SRPO": (
+                "differentiates the reward of noised images after one step, by a good and a bad wording",
+                "2509.06942",
+            ),
+        }.items()
+    },
+    "Adjoint Matching": (
+        "fits the policy's control u to the reward's slope a, which is followed back through the frozen start: "
+        "`L = Σ_k ½ ‖u_k - std a_k / kl_weight‖²`",
+        "https://arxiv.org/abs/2409.08861",
+    ),
     "Rich Preference Optimization": (
         "lets a critic say what is wrong with the model's own images, an editor mend it and judges compare, and then "
         "trains on the pairs by Diffusion-DPO: `L = -log σ(-β/2 [(e_w - e_w,ref) - (e_l - e_l,ref)])`",

@@ -105,7 +105,7 @@ class WeightedRewards:
                     f"the weight of reward {name!r} is {weight:g}; expected a finite number other than 0; leave out a "
                     "reward that should not count"
                 )
-        self._rewards = {name: reward for name, (reward, _) in rewards.items()}
+        self.each: Mapping[str, Reward] = MappingProxyType({name: reward for name, (reward, _) in rewards.items()})
         self.weights: Mapping[str, float] = MappingProxyType({name: weight for name, (_, weight) in rewards.items()})
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> PerSample:
@@ -115,7 +115,7 @@ class WeightedRewards:
     def with_gradient(self, images: Images, prompts: Sequence[str]) -> PerSample:
         """The weighted sum with the gradient that the rewards give it; no number is checked."""
         every = {
-            name: one if isinstance(one, FunctionReward) else FunctionReward(one) for name, one in self._rewards.items()
+            name: one if isinstance(one, FunctionReward) else FunctionReward(one) for name, one in self.each.items()
         }
         return self.weighted_sum({name: one(images, prompts) for name, one in every.items()})
 
@@ -128,9 +128,7 @@ class WeightedRewards:
 
     def ask(self, images: Images, prompts: Sequence[str], *, evidence: Path | None = None) -> dict[str, Answered]:
         """The same with what every reward says beside its scores."""
-        return {
-            name: ask(reward, images, prompts, name=name, evidence=evidence) for name, reward in self._rewards.items()
-        }
+        return {name: ask(reward, images, prompts, name=name, evidence=evidence) for name, reward in self.each.items()}
 
     def weighted_sum(self, parts: Mapping[str, PerSample]) -> PerSample:
         """The sum of what `parts` gave, or of what was made of it, each times its reward's weight."""

@@ -93,6 +93,8 @@ class ClipReward:
         self._loaded: _Loaded | None = None
         self._texts = OrderedDict[str, Tensor]()
 
+    is_differentiable = True
+
     def __repr__(self) -> str:
         """What decides the score, as it would be written."""
         processor = f", processor={self.processor!r}" if self.processor != self.source else ""

@@ -7,6 +7,7 @@ needs no model and that every policy can raise: of use to see whether training w
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from PIL import Image
@@ -30,6 +31,8 @@ class JpegReward:
 
     is_small_good: bool
     """True rewards compressible images, False incompressible ones."""
+
+    is_differentiable: ClassVar[bool] = False
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> PerSample:
         """Encode every image once."""

@@ -8,10 +8,12 @@ rows of a call, which one row is measured for. What kernels take for a moment, t
 Costs are in U, one latent through the denoiser forward.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rpo.adapters.lora import add_lora
@@ -20,12 +22,15 @@ from rpo.models.base import ORIGINAL
 from rpo.models.config import HALF_TYPES
 from rpo.models.execution import call
 from rpo.models.frozen import LIBRARY, fetched_bytes, planned_bytes
-from rpo.models.latents import images_per_decode
+from rpo.models.latents import images_per_decode, images_per_slope, recomputed
 from rpo.models.loading import quantized_parts
 from rpo.models.plain import parts_of
 from rpo.models.unloaded import DEPENDS_ON_CONTENT, pretend, unloaded_pipeline
 from rpo.objectives.endpoint.bound import Bound
-from rpo.runs.train_config import DPORunConfig, EndpointRunConfig
+from rpo.objectives.reward_gradient import AlongPath
+from rpo.objectives.reward_gradient.adjoint_matching import AdjointMatching
+from rpo.objectives.reward_gradient.srpo import Srpo
+from rpo.runs.train_config import DPORunConfig, EndpointRunConfig, RewardGradientRunConfig
 from rpo.sampling.sample import images_at_once
 from rpo.trainers.checks.footprint import Footprint, footprint
 from rpo.trainers.checks.memory import readable_bytes
@@ -63,6 +68,8 @@ class Plan:
     """Of one image to its latents."""
     decode: Footprint
     """Of one latent to its image."""
+    slope: Footprint | None
+    """Of the reward's slope by the latent of one image, the reward model apart; None where it is not asked for."""
     rows: int
     """Latents in one call of an update."""
     drawn: int
@@ -95,6 +102,9 @@ class Plan:
         if self.drawn:
             found[f"drawing, {self.drawn} latents at once"] = running + self.drawn * self.forward.peak
             found[f"decoding {self.decoded} images"] = decoding + self.decoded * self.decode.peak
+        if self.slope:
+            followed = images_per_slope(self.canvas.height * self.canvas.width)
+            found[f"the slope of {followed} images"] = decoding + followed * self.slope.peak
         return found | {f"an update, {self.rows} latents at once": running + self.rows * self.update.peak}
 
     @property
@@ -171,6 +181,7 @@ def plan(config: Config) -> Plan:
         with mode:
             encoding = footprint(lambda: family.encode(pipe, image))
             decoding = footprint(lambda: family.decode(pipe, latent))
+    slope = _slope(pipe, family, latent, mode, config)
     if adapter.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()
         denoiser.train()
@@ -183,7 +194,7 @@ def plan(config: Config) -> Plan:
         MOMENTS[config.learning.optimizer],
         sum(one.numel() for one in denoiser.parameters() if one.requires_grad),
         canvas,
-        *(drawing, updating, encoding, decoding),
+        *(drawing, updating, encoding, decoding, slope),
         *_counts(config, canvas, updating.flops / drawing.flops, guided=family.guidance == "cfg"),
         config.learning.updates,
     )
@@ -296,10 +307,16 @@ def _counts(config: Any, canvas: Canvas, backward: float, *, guided: bool) -> tu
             min(previewed, images_per_decode(pixels)),
             latents * (config.objective.needs_reference + backward),
         )
+    if isinstance(config, RewardGradientRunConfig):
+        config = config.with_steps()
+    elif isinstance(config, EndpointRunConfig):
+        config = config.with_times()
     rollout, steps = config.rollout, config.steps
     both = 2 if guided and rollout.guidance_scale > 1 else 1
     trained_both = 2 if guided and config.guidance_scale > 1 and not steps.freeze_negative else 1
-    trained = rollout.images * (steps.train_steps or rollout.num_steps) * steps.passes
+    low, high = steps.window or (0.0, 1.0)
+    eligible = sum(low <= step / rollout.num_steps < high for step in range(rollout.num_steps))
+    trained = rollout.images * (steps.train_steps or eligible) * steps.passes
     drawn = rollout.images * rollout.num_steps * both
     # With `keep_graph` the graphs of all trained steps are there at once.
     rows = trained if steps.keep_graph else config.learning.micro_batch
@@ -307,12 +324,32 @@ def _counts(config: Any, canvas: Canvas, backward: float, *, guided: bool) -> tu
         rows * trained_both,
         min(rollout.batch_size, rollout.images) * both,
         min(images_per_decode(pixels), rollout.images),
-        (drawn + trained * (backward * trained_both + _others(config))) / steps.updates_per_rollout,
+        (drawn + trained * (backward * trained_both + _others(config)) + _followed(config, both * backward))
+        / steps.updates_per_rollout,
     )
 
 
+def _slope(pipe: Any, family: Any, latent: Tensor, mode: FakeTensorMode, config: Config) -> Footprint | None:
+    """Of an image's decoding there and back, for those who need it."""
+    if not isinstance(config, RewardGradientRunConfig):
+        return None
+    with mode, recomputed(pipe) if config.adapter.gradient_checkpointing else nullcontext():
+        followed = latent.clone().requires_grad_()
+        return footprint(lambda: family.decode(pipe, followed).square().mean().backward())
+
+
+def _followed(config: Any, backward: float) -> float:
+    """U for following the slope of a reward back along the paths of a rollout."""
+    if not isinstance(config, RewardGradientRunConfig) or not isinstance(config.objective, AlongPath):
+        return 0.0
+    networks = 2 if config.kl_weight > 0 and not isinstance(config.objective, AdjointMatching) else 1
+    return config.rollout.images * (config.rollout.num_steps - config.first_step - 1) * backward * networks
+
+
 def _others(config: Any) -> int:
-    """Predictions besides its own that an endpoint objective asks for at every trained moment, without gradient."""
+    """Predictions besides its own that an objective asks for at every trained moment, without gradient."""
+    if isinstance(config, RewardGradientRunConfig):
+        return int(config.kl_weight > 0) + isinstance(config.objective, Srpo)
     if not isinstance(config, EndpointRunConfig):
         return 0
     objective = config.objective

@@ -26,6 +26,7 @@ from rpo.runs.train_config import (
     DPORunConfig,
     EndpointRunConfig,
     GRPORunConfig,
+    RewardGradientRunConfig,
     RewardRunConfig,
     RunConfig,
     ScoreAsActionRunConfig,
@@ -39,6 +40,8 @@ from rpo.trainers.grpo import GRPO
 from rpo.trainers.grpo_config import GRPOConfig
 from rpo.trainers.identity import lora_preparation
 from rpo.trainers.preview import PREVIEWS
+from rpo.trainers.reward_gradient import RewardGradient
+from rpo.trainers.reward_gradient_config import RewardGradientConfig
 from rpo.trainers.score_as_action import ScoreAsAction
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig
 from rpo.trainers.trainer import Algorithm, Trainer
@@ -54,6 +57,7 @@ ONLINE: dict[type[RewardRunConfig], tuple[Any, Any]] = {
     GRPORunConfig: (GRPO, GRPOConfig),
     ScoreAsActionRunConfig: (ScoreAsAction, ScoreAsActionConfig),
     EndpointRunConfig: (Endpoint, EndpointConfig),
+    RewardGradientRunConfig: (RewardGradient, RewardGradientConfig),
 }
 """By the settings of a run: the algorithm, and its own settings."""
 

@@ -10,6 +10,7 @@ from rpo.models.config import ModelConfig
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.trainers.endpoint_config import EndpointConfig
 from rpo.trainers.grpo_config import GRPOConfig
+from rpo.trainers.reward_gradient_config import RewardGradientConfig
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig
 
 Config = TypeVar("Config")
@@ -100,6 +101,11 @@ class ScoreAsActionRunConfig(RewardRunConfig, ScoreAsActionConfig):
 @settings
 class EndpointRunConfig(RewardRunConfig, EndpointConfig):
     """A whole run: `rpo train endpoint CONFIG key=value …`."""
+
+
+@settings
+class RewardGradientRunConfig(RewardRunConfig, RewardGradientConfig):
+    """A whole run: `rpo train reward-gradient CONFIG key=value …`."""
 
 
 def part_of(config: object, part: type[Config]) -> Config:

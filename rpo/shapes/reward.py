@@ -6,7 +6,7 @@ small part of what sampling them does.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -29,6 +29,8 @@ class ShapesReward:
     kind: Literal["graded", "strict"] = "graded"
     """`graded` gives credit for what is nearly right, so that images of one prompt can be told apart early on; `strict`
     is 1 if the prompt holds and 0 otherwise, which is what accuracy counts."""
+
+    is_differentiable: ClassVar[bool] = False
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> PerSample:
         """Judge every image by its own prompt."""

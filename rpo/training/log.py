@@ -50,6 +50,7 @@ METRICS: dict[str, str] = {
     "policy/bound": "-log-likelihood bound of the images that came out, in nats over the trained steps (endpoint only)",
     "policy/pull": "how hard images pull by what they are worth, root mean square per dimension (endpoint presets)",
     "policy/hold": "how hard the old policy and the reference hold, in the same unit",
+    "policy/slope": "slope of the reward by what the network says, root mean square per dimension (reward gradients)",
     "policy/old_deviation": "mean square of what the policy says less what its old self says; 0 at its first update",
     "policy/ratio": "likelihood ratio to the policy that drew the rollout, per dimension; 1 at its first update",
     "policy/clipped": "share of points whose ratio the clip holds",

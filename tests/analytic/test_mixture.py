@@ -34,8 +34,8 @@ CASES = {
 }
 
 
-def toy(case, family):
-    control = OptimalControl(case.prior, case.reward, case.beta, 1.0)
+def toy(case, family, control=None):
+    control = control or OptimalControl(case.prior, case.reward, case.beta, 1.0)
     if family == "flow":
         return ToyModel(case.prior, RectifiedFlow(start=0.998), control, "flow")
     return ToyModel(case.prior, linear_vp(num_train_timesteps=100_000), control)
@@ -46,8 +46,8 @@ def mass_below(mixture, x):
     return sum(w * 0.5 * (1 + math.erf((x - m) / math.sqrt(2 * S))) for w, m, S in rows)
 
 
-def ends(case, family, kernel, *, is_tuned=True):
-    model = toy(case, family)
+def ends(case, family, kernel, *, is_tuned=True, control=None):
+    model = toy(case, family, control)
     if not is_tuned:
         model = ToyModel(case.prior, model.process, None, model.prediction_type)
     times = angle_times(model.process, 200)

@@ -13,7 +13,7 @@ from rpo.models.checkpoint import Checkpoint
 from rpo.models.frozen import stored_bytes
 from rpo.models.plain import parts_of
 from rpo.runs.plan import bytes_of, plan, to_fit
-from rpo.runs.train_config import DPORunConfig, EndpointRunConfig, GRPORunConfig
+from rpo.runs.train_config import DPORunConfig, EndpointRunConfig, GRPORunConfig, RewardGradientRunConfig
 from rpo.trainers.checks.footprint import PeakBytes
 from rpo.types import Canvas, Conditioning
 from tests.contracts.families import FAMILIES
@@ -96,6 +96,25 @@ def test_what_an_endpoint_objective_asks_of_others_is_counted(checkpoint, object
     words += ["steps.train_steps=2", f"objective={{kind: {objective}}}"]
     found = plan(settings(checkpoint[0], *words, cls=EndpointRunConfig))
     assert found.cost == pytest.approx(6 * 5 + 6 * 2 * (found.backward + others))
+
+
+@pytest.mark.parametrize(
+    ("words", "trained", "followed", "others"),
+    [
+        (["objective.last_steps=3"], 3, 2, 0),
+        (["objective.last_steps=3", "kl_weight=0.1"], 3, 4, 1),
+        (["objective.kind=alignprop"], 5, 4, 0),
+        (["objective.kind=refl"], 1, 0, 0),
+        (["objective.kind=srpo"], 2, 0, 1),
+        (["objective.kind=adjoint_matching", "kl_weight=0.1", "steps.train_steps=2"], 2, 4, 1),
+    ],
+    ids=lambda one: " ".join(one) if isinstance(one, list) else "",
+)
+def test_what_a_slope_costs_is_counted(checkpoint, words, trained, followed, others):
+    sizes = ["rollout.prompts=2", "rollout.images_per_prompt=3", "rollout.num_steps=5", "rollout.guidance_scale=1"]
+    found = plan(settings(checkpoint[0], *sizes, *words, cls=RewardGradientRunConfig))
+    assert found.cost == pytest.approx(6 * 5 + 6 * trained * (found.backward + others) + 6 * followed * found.backward)
+    assert found.peaks["the slope of 32 images"] > found.peaks["decoding 6 images"]
 
 
 def test_a_graph_that_is_kept_is_that_of_all_trained_steps(checkpoint):

@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from rpo.objectives.endpoint.bound import Bound
+from rpo.objectives.reward_gradient.draft import Draft
 from rpo.trainers.endpoint import Endpoint
 from rpo.trainers.endpoint_config import EndpointConfig
 from rpo.trainers.grpo import GRPO
 from rpo.trainers.grpo_config import GRPOConfig
+from rpo.trainers.reward_gradient import RewardGradient
+from rpo.trainers.reward_gradient_config import RewardGradientConfig
 from rpo.trainers.rollouts.settings import OnlineLearningConfig, RolloutConfig, StepsConfig
 from rpo.trainers.rollouts.steps import replayed
 from rpo.trainers.score_as_action import ScoreAsAction
@@ -60,7 +63,17 @@ def endpoint(folder, *, pipe=None, reward="jpeg-compressibility", **changes):
     return Trainer(pipe or tiny_sd(), Endpoint(reward, PROMPTS, config))
 
 
-TRAINERS = {"grpo": grpo, "score_as_action": score_as_action, "endpoint": endpoint}
+def reward_gradient(folder, *, pipe=None, reward=None, **changes):
+    config = RewardGradientConfig(**settings(folder, **{"objective": Draft(last_steps=2)} | changes))
+    return Trainer(pipe or tiny_sd(), RewardGradient(reward or lightness, PROMPTS, config))
+
+
+TRAINERS = {
+    "grpo": grpo,
+    "score_as_action": score_as_action,
+    "endpoint": endpoint,
+    "reward_gradient": reward_gradient,
+}
 
 
 def moved(trainer):

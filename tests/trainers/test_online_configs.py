@@ -5,6 +5,7 @@ import pytest
 from rpo.config.load import load_config
 from rpo.trainers.endpoint_config import EndpointConfig
 from rpo.trainers.grpo_config import GRPOConfig
+from rpo.trainers.reward_gradient_config import RewardGradientConfig
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig
 
 REFUSED = [
@@ -36,6 +37,29 @@ REFUSED = [
     (EndpointConfig, ["rollout.images_per_prompt=1"], "a group is the images of one prompt"),
     (EndpointConfig, ["objective.consistency=-1"], "consistency' to -1, but"),
     (EndpointConfig, ["objective.clip=0"], "clip' to 0, but a number"),
+    (RewardGradientConfig, ["steps.keep_graph=true"], "need no graph of a rollout"),
+    (RewardGradientConfig, ["steps.passes=2"], "the policy that drew it"),
+    (RewardGradientConfig, ["objective.last_steps=11"], "objective.last_steps is 11, but a path has 10 steps"),
+    (RewardGradientConfig, ["steps.guidance_scale=1"], "the slope is that of what was drawn"),
+    (RewardGradientConfig, ["steps.window=[0,0.5]"], "the objective says which steps count"),
+    (
+        RewardGradientConfig,
+        ["rollout.solver=dpm_solver", "rollout.eta=0"],
+        "follows the steps that were drawn, one leading to the next",
+    ),
+    (RewardGradientConfig, ["objective.kind=adjoint_matching"], "kl_weight is 0"),
+    (
+        RewardGradientConfig,
+        ["objective.kind=adjoint_matching", "kl_weight=0.1", "rollout.eta=0.5"],
+        "at which a path forgets its start",
+    ),
+    (
+        RewardGradientConfig,
+        ["objective.kind=adjoint_matching", "kl_weight=0.1", "rollout.eta=0"],
+        "eta 0 and objective.last_steps",
+    ),
+    (RewardGradientConfig, ["objective.kind=srpo", "kl_weight=0.1"], "at moments that lie on none"),
+    (RewardGradientConfig, ["objective.kind=srpo", "objective.step=0.5"], "step' to 0.5, but a number"),
     (GRPOConfig, ["rollout.eta=0"], "this algorithm needs likelihoods"),
     (GRPOConfig, ["steps.guidance_scale=1"], "leave it out"),
     (GRPOConfig, ["rollout.images_per_prompt=1"], "a group is the images of one prompt"),
@@ -71,6 +95,13 @@ def test_refusals(kind, words, message):
         (ScoreAsActionConfig, ["update=trust_region", "steps.minibatches=4"]),
         (EndpointConfig, ["rollout.solver=dpm_solver", "rollout.eta=0", "steps.guidance_scale=1"]),
         (EndpointConfig, ["objective.baseline=value", "rollout.images_per_prompt=1"]),
+        (RewardGradientConfig, ["rollout.images_per_prompt=1", "objective.last_steps=10"]),
+        (RewardGradientConfig, ["objective.kind=adjoint_matching", "kl_weight=0.1", "steps.guidance_scale=1"]),
+        (
+            RewardGradientConfig,
+            ["objective={kind: adjoint_matching, last_steps: 4}", "kl_weight=0.1", "rollout.eta=0"],
+        ),
+        (RewardGradientConfig, ["objective.kind=refl", "rollout.solver=dpm_solver", "rollout.eta=0"]),
         (GRPOConfig, ["baseline=prompt_history", "rollout.images_per_prompt=1"]),
     ],
 )

@@ -3,6 +3,8 @@
 from typing import final
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from rpo.objectives.endpoint.update import Times
 from rpo.process.continuous import grid_at, jittered_times
@@ -12,10 +14,13 @@ from rpo.sampling.step import has_negative, predict_negative
 from rpo.trainers.rollouts.collector import Collector
 from rpo.trainers.rollouts.draw import JITTER, Rollout
 from rpo.trainers.rollouts.steps import Steps, noised_steps, replayed
-from rpo.types import Grid, Latents
+from rpo.types import Grid, Latents, Node
 
 KERNEL = Ddim(1.0)
 """The reverse SDE's step, in which bounds are written, whatever drew the images."""
+
+SHORT_OF_NOISE = 0.005
+"""Share of the process next to pure noise at which nothing ends."""
 
 
 @final
@@ -54,12 +59,28 @@ class NoisedImages:
         return torch.cat([replayed(model, part, KERNEL, guidance_scale=guidance)[0] for part in parts])
 
     def _grid(self, rollout: Rollout, use: str) -> Grid:
-        process, drawn = self._collector.run.model.process, rollout.trajectory.grid
+        model = self._collector.run.model
         if self._times.of_rollout:
-            return drawn
-        moved = keyed_generator("times", use, self._collector.config.seed, rollout.index)
-        times = jittered_times(process, drawn.num_steps, moved, jitter=JITTER)
-        return grid_at(process, times, device=self._collector.run.model.device)
+            return rollout.trajectory.grid
+        return grid_at(model.process, self._even(rollout, use), device=model.device)
+
+    def _even(self, rollout: Rollout, use: str) -> Float[Tensor, " nodes"]:
+        """Times even on the process, moved at random."""
+        collector, num_steps = self._collector, rollout.trajectory.grid.num_steps
+        moved = keyed_generator("times", use, collector.config.seed, rollout.index)
+        return jittered_times(collector.run.model.process, num_steps, moved, jitter=JITTER)
+
+    def moved_in_time(self, rollout: Rollout, steps: Steps, by: Float[Tensor, " steps"]) -> Node:
+        """Nodes that lie later than those of steps that `of` has made for "trained", by a share of the process.
+
+        They stay on the process, short of pure noise, behind which no image can be seen.
+        """
+        process = self._collector.run.model.process
+        length = process.start - process.end
+        times = self._even(rollout, "trained")[steps.step.cpu()] + by.cpu() * length
+        times = times.clamp(process.end, process.start - SHORT_OF_NOISE * length)
+        found = process.alpha(times), process.sigma(times), process.timestep(times)
+        return Node(*(one.to(steps.x_t)[:, None, None, None] for one in found))
 
     def _with_negative(self, steps: Steps) -> Steps:
         """With the output under the negative conditioning, which no rollout has at these moments."""

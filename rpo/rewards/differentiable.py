@@ -1,0 +1,26 @@
+"""Which rewards have a gradient in the image: a reward says so by `is_differentiable`, or shows it when it is asked."""
+
+from rpo.errors import InputError
+from rpo.rewards.base import WeightedRewards
+from rpo.rewards.function import FunctionReward
+
+DIFFERENTIABLE = ("clip-score", "pick-score", "shapes-clip")
+"""Names of rewards that do."""
+
+
+def require_differentiable(rewards: WeightedRewards) -> None:
+    """Refuse rewards that are known to have no gradient in the image; a function that says nothing passes."""
+    for name, reward in rewards.each.items():
+        function = reward.function if isinstance(reward, FunctionReward) else reward
+        takes_tensor = not isinstance(reward, FunctionReward) or reward.images == "tensor"
+        if not (takes_tensor and getattr(function, "is_differentiable", True)):
+            raise without_gradient(name)
+
+
+def without_gradient(name: str) -> InputError:
+    """What to say of a reward that has none."""
+    return InputError(
+        f"reward {name!r} has no gradient in the image, which this algorithm follows; expected one that has: "
+        f"{', '.join(DIFFERENTIABLE)}, or a torch function of the images' tensor; or take `rpo train endpoint` or "
+        "`rpo train grpo`, which need none"
+    )
