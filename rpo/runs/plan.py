@@ -307,13 +307,15 @@ def _counts(config: Any, canvas: Canvas, backward: float, *, guided: bool) -> tu
         rows * trained_both,
         min(rollout.batch_size, rollout.images) * both,
         min(images_per_decode(pixels), rollout.images),
-        (drawn + trained * (backward * trained_both + _others(config))) / steps.updates_per_rollout,
+        (drawn + trained * (backward * trained_both + _others(config, guided=guided))) / steps.updates_per_rollout,
     )
 
 
-def _others(config: Any) -> int:
+def _others(config: Any, *, guided: bool) -> int:
     """Predictions besides its own that an endpoint objective asks for at every trained moment, without gradient."""
     if not isinstance(config, EndpointRunConfig):
         return 0
     objective = config.objective
-    return int(objective.clip is not None) if isinstance(objective, Bound) else len(objective.needs)
+    if isinstance(objective, Bound):
+        return int(objective.clip is not None)
+    return len(objective.needs) + int(guided and (objective.reference_guidance or 1) > 1)

@@ -53,6 +53,11 @@ class EndpointConfig(OnlineConfig):
                     f"kl_weight is {self.kl_weight:g}, in nats of a path, but {self.objective.kind} has a trust region "
                     "of its own; expected 0; see objective.reference_weight and objective.old"
                 )
+            if self.objective.reference_guidance is not None and "reference" not in self.objective.needs:
+                raise InputError(
+                    f"objective.reference_guidance is {self.objective.reference_guidance:g}, but {self.objective.kind} "
+                    "asks no reference as it is set; give objective.reference_weight above 0, or leave it out"
+                )
         elif self.objective.baseline == "group":
             self.require_group("objective.baseline: value")
         if self.value.trace != 1:

@@ -19,7 +19,17 @@ from torch import Tensor
 
 from rpo.config.ranges import Positive
 from rpo.config.settings import settings
-from rpo.objectives.endpoint.update import Copy, LagConfig, Moments, Ranked, ReferenceWeight, Terms, Times
+from rpo.objectives.endpoint.update import (
+    Copy,
+    LagConfig,
+    Moments,
+    Ranked,
+    ReferenceGuidance,
+    ReferenceWeight,
+    Terms,
+    Times,
+    held,
+)
 from rpo.types import PerSample
 
 MOST = 5.0
@@ -38,18 +48,21 @@ class Nft:
     reference_weight: ReferenceWeight = 1e-4
     """Weight of the distance from the reference."""
 
+    reference_guidance: ReferenceGuidance = None
+    """Guidance of what the reference says, where it is to be another than that of training."""
+
     old: LagConfig = field(default_factory=LagConfig)
     """How the policy that draws follows."""
 
     title: ClassVar[str] = "DiffusionNFT"
     ranked: ClassVar[Ranked] = Ranked("batch", MOST, 1 / MOST)
     times: ClassVar[Times] = Times(of_rollout=True)
-    draws_with_old: ClassVar[bool] = True
+    old_draws_after: ClassVar[int] = 0
 
     @property
     def needs(self) -> frozenset[Copy]:
         """The old policy and the reference."""
-        return frozenset({"old", "reference"} if self.reference_weight else {"old"})
+        return frozenset({"old", *held({"reference": self.reference_weight})})
 
     @property
     def lag(self) -> LagConfig:
@@ -67,7 +80,6 @@ class Nft:
         _, far_of_bad = moments.x0_error(old - self.beta * (now - old))
         good, bad = q / far, (1 - q) / far_of_bad
         scale = 2 * MOST * moments.x0_slope
-        holds: dict[Copy, PerSample | float] = {"old": scale * self.beta * (good + bad)}
-        if self.reference_weight:
-            holds["reference"] = 2 * self.reference_weight
+        to_old = scale * self.beta * (good + bad)
+        holds = {"old": to_old, **held({"reference": self.reference_weight})}
         return Terms(scale * (good - bad), holds, from_old=True)

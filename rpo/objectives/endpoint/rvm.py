@@ -5,15 +5,20 @@
 so a = 2A and b = 2λ. Written as a loss it has no lower bound; its gradient is all that is used here.
 """
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from jaxtyping import Int
-from torch import Tensor
-
 from rpo.config.settings import settings
-from rpo.objectives.endpoint.update import Copy, Moments, Ranked, ReferenceWeight, Terms, Times
-from rpo.types import PerSample
+from rpo.objectives.endpoint.update import (
+    Copy,
+    Moments,
+    Ranked,
+    ReferenceGuidance,
+    ReferenceWeight,
+    Terms,
+    Times,
+    held,
+    own_advantage,
+)
 
 
 @settings
@@ -25,10 +30,14 @@ class Rvm:
     reference_weight: ReferenceWeight = 0.0
     """Weight of the distance from the reference."""
 
+    reference_guidance: ReferenceGuidance = None
+    """Guidance of what the reference says, where it is to be another than that of training."""
+
     title: ClassVar[str] = "RVM"
     ranked: ClassVar[Ranked] = Ranked("batch", 5.0, 0.1)
     times: ClassVar[Times] = Times(1)
-    draws_with_old: ClassVar[bool] = False
+    old_draws_after: ClassVar[None] = None
+    worth = staticmethod(own_advantage)
 
     @property
     def lag(self) -> None:
@@ -37,12 +46,8 @@ class Rvm:
     @property
     def needs(self) -> frozenset[Copy]:
         """The reference, if it counts."""
-        return frozenset({"reference"} if self.reference_weight else ())
-
-    def worth(self, advantage: PerSample, errors: Mapping[str, PerSample], group: Int[Tensor, " batch"]) -> PerSample:
-        """The advantage itself."""
-        return advantage
+        return frozenset(held({"reference": self.reference_weight}))
 
     def terms(self, moments: Moments) -> Terms:
         """As above."""
-        return Terms(2 * moments.worth, {name: 2 * self.reference_weight for name in self.needs})
+        return Terms(2 * moments.worth, held({"reference": self.reference_weight}))
