@@ -318,4 +318,4 @@ def _others(config: Any, *, guided: bool) -> int:
     objective = config.objective
     if isinstance(objective, Bound):
         return int(objective.clip is not None)
-    return len(objective.needs) + int(guided and (objective.reference_guidance or 1) > 1)
+    return len(objective.needs) + int(guided and (config.reference_guidance or 1) > 1)

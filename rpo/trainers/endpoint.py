@@ -123,7 +123,8 @@ class Endpoint(OnlineAlgorithm):
         if isinstance(objective, Bound):
             self.likelihood = LikelihoodWorth(self.collector, self.noised, self.config, objective)
         else:
-            self.published = PublishedWorth(self.collector, self.noised, objective)
+            guidance = self.config.reference_guidance
+            self.published = PublishedWorth(self.collector, self.noised, objective, reference_guidance=guidance)
 
     def collect(self, index: int) -> Steps:
         """Draw rollout `index`, noise its images, and say what every such moment is worth."""

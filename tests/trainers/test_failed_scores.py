@@ -39,6 +39,8 @@ from tests.trainers.online_runs import (  # noqa: F401
 
 UNLEARNT = replace(VALUE, pretrain_rollouts=0)
 TWICE = StepsConfig(passes=2)
+EVERY = StepsConfig(train_steps=3)
+"""All times: which of them are drawn depends on how many images there are."""
 SHORT = {"estimator": "pathwise", "value": ValueConfig(sees_latents=True, updates=2, batch_size=8, pretrain_rollouts=0)}
 STATE_COST = {"estimator": "likelihood_state_cost", "kl_weight": 0.5}
 
@@ -54,9 +56,9 @@ RUNS = {
     "endpoint": (endpoint, {"kl_weight": 0.1, "consistency": 0.3}),
     "endpoint by value": (endpoint, {"baseline": "value", "value": UNLEARNT}),
     "nft": (endpoint, {"objective": Nft(reference_weight=0.1)}),
-    "awm": (endpoint, {"objective": Awm()}),
-    "ram": (endpoint, {"objective": Ram()}),
-    "rvm": (endpoint, {"objective": Rvm(reference_weight=0.1)}),
+    "awm": (endpoint, {"objective": Awm(clip=1e-5), "steps": EVERY}),
+    "ram": (endpoint, {"objective": Ram(), "steps": EVERY}),
+    "rvm": (endpoint, {"objective": Rvm(reference_weight=0.1), "steps": EVERY}),
     "par": (endpoint, {"objective": Par()}),
     "dgpo": (endpoint, {"objective": Dgpo(clip=1e-3)}),
     "rebel": (endpoint, {"objective": Rebel()}),

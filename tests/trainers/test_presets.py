@@ -7,6 +7,7 @@ import torch
 
 from rpo.errors import InputError
 from rpo.objectives.endpoint.awm import Awm
+from rpo.objectives.endpoint.bound import Bound
 from rpo.objectives.endpoint.dgpo import Dgpo
 from rpo.objectives.endpoint.nft import Nft
 from rpo.objectives.endpoint.par import Par
@@ -142,12 +143,10 @@ def test_the_fast_average_of_dgpo_draws_from_when_it_is_told_and_is_asked_for_it
     assert ["old" in algorithm.collect(0) for algorithm in kept] == [False, False, True]
 
 
-@pytest.mark.parametrize(
-    "preset", [Dgpo(clip=1e-2, old_draws_after=1), Awm(clip=1e-5, reference_guidance=4.5)], ids=str
-)
+@pytest.mark.parametrize("preset", [Dgpo(clip=1e-2, old_draws_after=1), Awm(clip=1e-5)], ids=str)
 def test_a_killed_run_with_options_goes_on_in_the_same_bits(preset, tmp_path):
     whole, cut, resumed = (
-        made(tmp_path / folder, preset.kind, objective=preset, updates=updates)
+        made(tmp_path / folder, preset.kind, objective=preset, updates=updates, reference_guidance=4.5)
         for folder, updates in (("whole", 4), ("cut", 2), ("cut", 4))
     )
     whole.train()
@@ -158,7 +157,7 @@ def test_a_killed_run_with_options_goes_on_in_the_same_bits(preset, tmp_path):
 
 
 def test_the_reference_may_be_guided_where_the_policy_is_not(tmp_path):
-    trainer = moved(made(tmp_path, "dgpo", objective=Dgpo(reference_guidance=4.5)))
+    trainer, usual = made(tmp_path, "dgpo", reference_guidance=4.5), made(tmp_path / "usual", "dgpo")
     steps = trainer.algorithm.collect(0)
     with trainer.run.policy.reference():
         guided, plain = (
@@ -167,9 +166,7 @@ def test_the_reference_may_be_guided_where_the_policy_is_not(tmp_path):
         )
     assert (guided - plain).abs().max() > 1e-3
     assert torch.allclose(steps["reference"], guided, atol=1e-4)
-    usual = made(tmp_path / "usual", "dgpo").algorithm
-    usual.collect(0)
-    assert torch.allclose(usual.collect(0)["reference"], plain, atol=1e-4)
+    assert torch.allclose(usual.algorithm.collect(0)["reference"], plain, atol=1e-4)
 
 
 def test_a_reward_that_is_the_same_for_all_images_is_told_before_the_first_update(tmp_path):
@@ -213,8 +210,9 @@ def test_a_run_whose_old_policy_never_differs_is_ended(tmp_path):
     [
         ({"rollout": replace(ROLLOUT, images_per_prompt=1)}, "images_per_prompt"),
         ({"kl_weight": 0.1}, "kl_weight"),
-        ({"objective": Rvm(reference_guidance=4.5)}, "rvm asks no reference as it is set"),
-        ({"objective": Par(reference_guidance=4.5, reference_weight=0)}, "par asks no reference as it is set"),
+        ({"reference_guidance": 4.5, "objective": Rvm()}, "rvm asks no reference as it is set"),
+        ({"reference_guidance": 4.5, "objective": Par(reference_weight=0)}, "par asks no reference as it is set"),
+        ({"reference_guidance": 4.5, "objective": Bound()}, "reference that is guided as the policy is"),
     ],
 )
 def test_what_no_run_can_have_is_refused(words, message):

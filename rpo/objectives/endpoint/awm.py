@@ -24,7 +24,6 @@ from rpo.objectives.endpoint.update import (
     LagConfig,
     Moments,
     Ranked,
-    ReferenceGuidance,
     ReferenceWeight,
     Terms,
     Times,
@@ -56,9 +55,6 @@ class Awm:
     reference_weight: ReferenceWeight = 1e-3
     """Weight of the distance from the reference. 1e-3 on GenEval, 3e-3 for text, 1e-4 for PickScore."""
 
-    reference_guidance: ReferenceGuidance = None
-    """Guidance of what the reference says, where it is to be another than that of training."""
-
     old: LagConfig = field(default_factory=lambda: AVERAGE)
     """How the moving average follows."""
 
@@ -68,7 +64,7 @@ class Awm:
     title: ClassVar[str] = "AWM"
     ranked: ClassVar[Ranked] = Ranked("group", 5.0, 1 / 5)
     times: ClassVar[Times] = Times(6, (0.0, 0.9))
-    old_draws_after: ClassVar[None] = None
+    old_draws_after = None
     worth = staticmethod(own_advantage)
 
     def __post_init__(self) -> None:

@@ -8,8 +8,8 @@ so a = 2 σ(S) A and b = 2λ: a group that is already won hardly pulls.
 
 The authors' further parts are options. A fast moving average of the policy is its old self: with a clip an image pulls
 no more once its likelihood has moved away from that by exp(ℓ_old - ℓ) > 1 + clip where A > 0, or < 1 - clip where
-A < 0, a mask and no min; and after some updates the average may draw the images. The reference may be guided where the
-policy is not (their kl_cfg of 4.5).
+A < 0, a mask and no min; and after some updates the average may draw the images. Their kl_cfg of 4.5, by which the
+reference is guided where the policy is not, is the setting `reference_guidance`.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,6 @@ from rpo.objectives.endpoint.update import (
     LagConfig,
     Moments,
     Ranked,
-    ReferenceGuidance,
     ReferenceWeight,
     Terms,
     Times,
@@ -53,9 +52,6 @@ class Dgpo:
 
     reference_weight: ReferenceWeight = 1e-3
     """Weight of the distance from the reference."""
-
-    reference_guidance: ReferenceGuidance = None
-    """Guidance of what the reference says, where it is to be another than that of training."""
 
     clip: Positive | None = None
     """How far the ratio of likelihoods to the old policy may go from 1; nothing for no limit. 1e-3 to 5e-2."""

@@ -24,7 +24,6 @@ from rpo.objectives.endpoint.update import (
     LagConfig,
     Moments,
     Ranked,
-    ReferenceGuidance,
     ReferenceWeight,
     Terms,
     Times,
@@ -48,16 +47,13 @@ class Nft:
     reference_weight: ReferenceWeight = 1e-4
     """Weight of the distance from the reference."""
 
-    reference_guidance: ReferenceGuidance = None
-    """Guidance of what the reference says, where it is to be another than that of training."""
-
     old: LagConfig = field(default_factory=LagConfig)
     """How the policy that draws follows."""
 
     title: ClassVar[str] = "DiffusionNFT"
     ranked: ClassVar[Ranked] = Ranked("batch", MOST, 1 / MOST)
     times: ClassVar[Times] = Times(of_rollout=True)
-    old_draws_after: ClassVar[int] = 0
+    old_draws_after = 0
 
     @property
     def needs(self) -> frozenset[Copy]:
@@ -81,5 +77,5 @@ class Nft:
         good, bad = q / far, (1 - q) / far_of_bad
         scale = 2 * MOST * moments.x0_slope
         to_old = scale * self.beta * (good + bad)
-        holds = {"old": to_old, **held({"reference": self.reference_weight})}
+        holds: dict[Copy, PerSample | float] = {"old": to_old, **held({"reference": self.reference_weight})}
         return Terms(scale * (good - bad), holds, from_old=True)

@@ -16,7 +16,6 @@ from rpo.objectives.endpoint.update import (
     LagConfig,
     Moments,
     Ranked,
-    ReferenceGuidance,
     ReferenceWeight,
     Terms,
     Times,
@@ -34,16 +33,13 @@ class Par:
     reference_weight: ReferenceWeight = 1e-4
     """Weight of the distance from the reference."""
 
-    reference_guidance: ReferenceGuidance = None
-    """Guidance of what the reference says, where it is to be another than that of training."""
-
     old: LagConfig = field(default_factory=LagConfig)
     """How the policy that draws follows."""
 
     title: ClassVar[str] = "PAR"
     ranked: ClassVar[Ranked] = Ranked("none", None, 0.1)
     times: ClassVar[Times] = Times(of_rollout=True)
-    old_draws_after: ClassVar[int] = 0
+    old_draws_after = 0
     worth = staticmethod(own_advantage)
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rpo.config.ranges import Positive
 from rpo.config.settings import settings
-from rpo.objectives.endpoint.update import Copy, Moments, Ranked, ReferenceGuidance, Terms, Times
+from rpo.objectives.endpoint.update import Copy, Moments, Ranked, Terms, Times
 from rpo.types import PerSample
 
 
@@ -27,13 +27,10 @@ class Ram:
     """By which R, the reward's difference from its group in units of the batch's spread, is multiplied: how far from
     the reference the policy may go."""
 
-    reference_guidance: ReferenceGuidance = None
-    """Guidance of what the reference says, where it is to be another than that of training."""
-
     title: ClassVar[str] = "RAM"
     ranked: ClassVar[Ranked] = Ranked("batch")
     times: ClassVar[Times] = Times(4)
-    old_draws_after: ClassVar[None] = None
+    old_draws_after = None
 
     @property
     def needs(self) -> frozenset[Copy]:

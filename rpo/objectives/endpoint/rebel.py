@@ -36,8 +36,7 @@ class Rebel:
     title: ClassVar[str] = "REBEL"
     ranked: ClassVar[Ranked] = Ranked("group")
     times: ClassVar[Times] = Times(of_rollout=True, shared=True)
-    old_draws_after: ClassVar[int] = 0
-    reference_guidance: ClassVar[None] = None
+    old_draws_after = 0
 
     @property
     def needs(self) -> frozenset[Copy]:

@@ -12,7 +12,6 @@ from rpo.objectives.endpoint.update import (
     Copy,
     Moments,
     Ranked,
-    ReferenceGuidance,
     ReferenceWeight,
     Terms,
     Times,
@@ -30,13 +29,10 @@ class Rvm:
     reference_weight: ReferenceWeight = 0.0
     """Weight of the distance from the reference."""
 
-    reference_guidance: ReferenceGuidance = None
-    """Guidance of what the reference says, where it is to be another than that of training."""
-
     title: ClassVar[str] = "RVM"
     ranked: ClassVar[Ranked] = Ranked("batch", 5.0, 0.1)
     times: ClassVar[Times] = Times(1)
-    old_draws_after: ClassVar[None] = None
+    old_draws_after = None
     worth = staticmethod(own_advantage)
 
     @property

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rpo.config.ranges import GuidanceScale, NotNegative, Range
+from rpo.config.ranges import NotNegative, Range
 from rpo.config.settings import settings
 from rpo.objectives.advantages import Scale
 from rpo.process.prediction import to_x0_eps, x0_slope
@@ -145,11 +145,6 @@ class Preset(Protocol):
         ...
 
     @property
-    def reference_guidance(self) -> float | None:
-        """Guidance of what the reference says; nothing means that of training."""
-        ...
-
-    @property
     def needs(self) -> frozenset[Copy]:
         """Whose predictions it asks for."""
         ...
@@ -225,6 +220,3 @@ def _rows(weight: PerSample | float) -> Tensor | float:
 
 ReferenceWeight = NotNegative
 """Weight of ‖v - v_reference‖² / D against the pull."""
-
-ReferenceGuidance = GuidanceScale | None
-"""Guidance of what the reference says; nothing means that of training."""

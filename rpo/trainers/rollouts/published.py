@@ -26,9 +26,16 @@ class PublishedWorth:
         old: The slower copy, where the objective has one.
     """
 
-    def __init__(self, collector: Collector, noised: NoisedImages, preset: Preset):
-        """Make the copy."""
+    def __init__(
+        self, collector: Collector, noised: NoisedImages, preset: Preset, *, reference_guidance: float | None = None
+    ):
+        """Make the copy.
+
+        Args:
+            reference_guidance: Of what the reference says; that of training by default.
+        """
         self.collector, self.noised, self.preset = collector, noised, preset
+        self._reference_guidance = reference_guidance
         self.old = None if preset.lag is None else OldPolicy(collector.run.policy.parameters, preset.lag)
 
     def drawing(self) -> AbstractContextManager[None]:
@@ -42,7 +49,7 @@ class PublishedWorth:
         preset, collector = self.preset, self.collector
         said: dict[Copy, Latents] = {}
         if "reference" in preset.needs:
-            said["reference"] = collector.reference(steps, guidance_scale=preset.reference_guidance)
+            said["reference"] = collector.reference(steps, guidance_scale=self._reference_guidance)
         if "current" in preset.needs:
             said["current"] = self.noised.said(steps)
         if self.old is not None and "old" in preset.needs:

@@ -147,7 +147,7 @@ def transition_by(model: DiffusionModel, noise_pred: Latents, steps: Steps, kern
     return transition(model, noise_pred, steps.x_t, steps.t, steps.s, kernel)
 
 
-def mean_loss(per_step: PerSample, steps: Steps, facts: Mapping[str, Tensor]) -> StepOutput:
+def mean_loss(per_step: PerSample, steps: Steps, facts: dict[str, Tensor]) -> StepOutput:
     """The loss of a micro-batch, to which only the steps of judged images contribute.
 
     Args:
