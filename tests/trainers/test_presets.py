@@ -15,6 +15,7 @@ from rpo.objectives.endpoint.ram import Ram
 from rpo.objectives.endpoint.rebel import Rebel
 from rpo.objectives.endpoint.rvm import Rvm
 from rpo.objectives.endpoint.update import LagConfig
+from rpo.publishing.methods import METHODS
 from rpo.trainers.checks.preflight import PreflightError
 from rpo.trainers.endpoint_config import EndpointConfig
 from rpo.trainers.rollouts.lag import OldPolicy
@@ -179,6 +180,11 @@ def test_a_reward_that_is_the_same_for_all_images_is_told_before_the_first_updat
 def test_a_window_without_times_is_refused(window, tmp_path):
     with pytest.raises(InputError, match="a trajectory has 0 steps to train .*widen the window"):
         made(tmp_path, "dgpo", steps=StepsConfig(window=window))
+
+
+@presets
+def test_a_model_card_has_a_formula_for_it(kind):
+    assert "arxiv.org" in METHODS[PRESETS[kind].title][1]
 
 
 def test_an_old_policy_changes_places_and_follows():
