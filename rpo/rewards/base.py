@@ -217,7 +217,7 @@ def save_evidence(
     parent: Path, images: Images, prompts: Sequence[str], *, name: str, indices: Sequence[int], problem: str
 ) -> Path:
     """Write the images at fault as PNG, and in `fault.json` their prompts and what was wrong, into a new folder."""
-    folder = _new_folder(parent, re.sub(r"[^\w.-]+", "_", name).strip(".") or "reward")
+    folder = _new_folder(parent, _folder_name(name))
     kept: list[dict[str, Any]] = []
     for index in indices[:MAX_IMAGES]:
         file = f"image_{index:03d}.png"
@@ -228,6 +228,15 @@ def save_evidence(
     record = {"reward": name, "problem": problem, "images_at_fault": len(indices), "images": kept}
     write_text(folder / "fault.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     return folder
+
+
+def has_evidence(parent: Path, name: str) -> bool:
+    """Whether images of a fault of this reward were kept already."""
+    return (parent / f"{_folder_name(name)}-1").exists()
+
+
+def _folder_name(reward: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", reward).strip(".") or "reward"
 
 
 def _new_folder(parent: Path, name: str) -> Path:

@@ -19,7 +19,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from rpo.rewards.answers import Answered, RewardError
-from rpo.rewards.base import save_evidence, traced
+from rpo.rewards.base import has_evidence, save_evidence, traced
 from rpo.types import Images, PerSample
 
 
@@ -33,14 +33,13 @@ class FailedScores:
     """
 
     def __init__(self, most: float, *, join: Callable[[Tensor], Tensor] | None = None, evidence: Path | None = None):
-        """Start without any.
+        """Prepare.
 
         Args:
             join: From a tensor of this process to those of all, along its first dimension; alone without.
         """
         self.most, self.evidence = most, evidence
         self._join = join or (lambda own: own)
-        self._shown = set[str]()
 
     def counts(self, answers: Mapping[str, Answered], images: Images, prompts: tuple[str, ...]) -> PerSample:
         """What each image counts in a mean over those of all processes, c of the formula above.
@@ -57,8 +56,7 @@ class FailedScores:
         if num_failed / total > self.most:
             raise self._error(list(answers), failed, everyone, images, prompts)
         for name, own in zip(answers, failed.T, strict=True):
-            if self.evidence is not None and name not in self._shown and own.any():
-                self._shown.add(name)
+            if self.evidence is not None and own.any() and not has_evidence(self.evidence, name):
                 problem, indices = "returned nan; the image was left out", own.nonzero().flatten().tolist()
                 with suppress(OSError):  # a full disk is no reason to stop
                     save_evidence(self.evidence, images, prompts, name=name, indices=indices, problem=problem)
