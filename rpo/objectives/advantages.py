@@ -35,7 +35,7 @@ def group_normalize(
     """Rewards relative to the mean of their group: they sum to 0 in each, and equal rewards give exactly 0.
 
     Args:
-        rewards: One per image, finite.
+        rewards: One per image; NaN where an image could not be judged, which is in no mean and no spread, and gets 0.
         group: Label of each image's group, usually the index of its prompt; any integers, in any order.
         scale: "group" divides by the group's standard deviation, which counts every prompt alike and blows up small
             differences; "batch" by that of all rewards (Flow-GRPO), "none" keeps the reward's own unit.
@@ -48,23 +48,25 @@ def group_normalize(
         >>> group_normalize(torch.tensor([1.0, 3.0, 5.0, 5.0]), torch.tensor([0, 0, 1, 1]), scale="none")
         tensor([-1.,  1.,  0.,  0.])
     """
-    same = group[:, None] == group
-    sizes = same.sum(dim=1)
-    if alone := int((sizes == 1).sum()):
+    same, is_judged = group[:, None] == group, ~rewards.isnan()
+    if alone := int((same.sum(dim=1) == 1).sum()):
         raise InputError(
             f"{alone} of {len(group)} images are alone in their group, but an advantage compares the images of a "
             "group; draw at least 2 images per prompt, or give all images one group"
         )
+    same = same & is_judged
+    sizes = same.sum(dim=1).clamp(min=1)
     # From the group's lowest reward, so that equal rewards are exactly 0 and a large offset costs no digits.
     wide = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
     above = wide - torch.where(same, wide, torch.inf).amin(dim=1)
-    centred = above - torch.where(same, above, 0).sum(dim=1) / sizes
+    centred = torch.where(is_judged, above - torch.where(same, above, 0).sum(dim=1) / sizes, 0)
     if scale == "none":
         return centred
     if scale == "group":
         std = (torch.where(same, centred**2, 0).sum(dim=1) / sizes).sqrt()
     else:
-        std = (wide - wide.min()).std(correction=0)
+        known = wide[is_judged]
+        std = (known - known.min()).std(correction=0)
     return centred / (std + eps)
 
 

@@ -30,7 +30,7 @@ from rpo.reports.sections import (
     TextSection,
     typographic,
 )
-from rpo.training.log import read_metrics
+from rpo.training.log import METRICS, read_metrics
 
 Entries = Sequence[Mapping[str, float | None]]
 
@@ -122,9 +122,7 @@ def _scale_of(rows: Sequence[PairedComparison]) -> Scale:
 def curves_section(entries: Entries) -> CurvesSection:
     """The curves of a run's `metrics.jsonl`; a chart of which nothing was logged is left out."""
     logged = {name for entry in entries for name in entry}
-    rewards = sorted(
-        name for name in logged if name.startswith("reward/") and name not in ("reward/mean", "reward/std")
-    )
+    rewards = sorted(name for name in logged if name.startswith("reward/") and name not in METRICS)
     start = curve(entries, "reward/mean", name="reward").y[:1]
     is_dpo = any("dpo/margin" in entry for entry in entries)
     first = next((entry["dpo/loss"] for entry in entries if entry.get("dpo/loss") is not None), None)
@@ -154,6 +152,8 @@ def curves_section(entries: Entries) -> CurvesSection:
         Chart("Quality of the value", _value_curves(entries), (Mark("constant", 0.0),), ""),
         _chart(entries, "Spread of rewards", {"reward/std": "spread"}),
     ]
+    if any(entry.get("reward/failed") for entry in entries):
+        charts.append(_chart(entries, "Images without a score", {"reward/failed": "share"}))
     if not is_dpo and not rewards and not start:
         charts.insert(0, _chart(entries, "Loss", {"loop/loss": "loss"}))
     note = "Faint: single updates, or blocks of them in long runs. Solid: running mean."

@@ -42,9 +42,9 @@ class Answered:
     """What a reward says of a batch."""
 
     values: PerSample
-    """One number per image."""
+    """One number per image; NaN says that it could not be judged, where that is no error."""
     info: Mapping[str, float] = field(default_factory=dict[str, float])
-    """The mean over the images of what else it says in numbers, by name."""
+    """The mean over the judged images of what else it says in numbers, by name."""
 
 
 def scores_and_info(answer: Any, *, has_info: bool = False) -> tuple[Any, Mapping[str, Any]]:
@@ -63,12 +63,12 @@ def scores_and_info(answer: Any, *, has_info: bool = False) -> tuple[Any, Mappin
     return answer, {}
 
 
-def means_of(info: Mapping[str, Any], batch_size: int) -> dict[str, float]:
-    """The means of what has one real number per image; text, images and the like are left out."""
-    found: dict[str, float] = {}
+def means_of(info: Mapping[str, Any], scores: Tensor) -> dict[str, float]:
+    """The means over the images with a score of what has one real number for each; text and the like are left out."""
+    found, is_judged = dict[str, float](), ~scores.isnan()
     for name, value in info.items():
         try:
-            found[str(name)] = per_sample(value, batch_size).mean().item()
+            found[str(name)] = per_sample(value, len(scores))[is_judged].mean().item()
         except (RewardError, TypeError, ValueError):
             continue
     return found

@@ -2,7 +2,8 @@
 
 A reward sees images and prompts and gives one number per image, higher is better. It is often somebody else's model, so
 `score` believes nothing: images, prompts and answer are checked, and the error names the reward, the image and its
-prompt and says where both are saved.
+prompt and says where both are saved. NaN is how a reward says that it could not judge an image: an error here, too,
+unless who asks can do without some of the answers.
 """
 
 import json
@@ -60,8 +61,20 @@ def score(
 
 
 @torch.no_grad()
-def ask(reward: Reward, images: Images, prompts: Sequence[str], *, name: str, evidence: Path | None = None) -> Answered:
-    """The same with what the reward says beside its scores."""
+def ask(
+    reward: Reward,
+    images: Images,
+    prompts: Sequence[str],
+    *,
+    name: str,
+    evidence: Path | None = None,
+    may_fail: bool = False,
+) -> Answered:
+    """The same with what the reward says beside its scores.
+
+    Args:
+        may_fail: Whether a score may be NaN.
+    """
     try:
         check_batch(images, prompts)
     except RewardError as error:
@@ -69,9 +82,9 @@ def ask(reward: Reward, images: Images, prompts: Sequence[str], *, name: str, ev
     try:
         check_range(images)
         answered = _answer(reward, images.detach().clone(), list(prompts))
-        check_finite(answered.values)
+        check_finite(answered.values, may_fail=may_fail)
     except Exception as error:  # whatever somebody else's model raises
-        raise _traced(error, images, prompts, name=name, evidence=evidence) from error
+        raise traced(error, images, prompts, name=name, evidence=evidence) from error
     return Answered(answered.values.float().to(images.device), answered.info)
 
 
@@ -79,7 +92,8 @@ def _answer(reward: Reward, images: Images, prompts: list[str]) -> Answered:
     if isinstance(reward, FunctionReward):
         return reward.answer(images, prompts)
     scores, info = scores_and_info(reward(images, prompts))
-    return Answered(per_sample(scores, len(images)), means_of(info, len(images)))
+    values = per_sample(scores, len(images))
+    return Answered(values, means_of(info, values))
 
 
 class WeightedRewards:
@@ -126,9 +140,14 @@ class WeightedRewards:
         """
         return {name: one.values for name, one in self.ask(images, prompts, evidence=evidence).items()}
 
-    def ask(self, images: Images, prompts: Sequence[str], *, evidence: Path | None = None) -> dict[str, Answered]:
-        """The same with what every reward says beside its scores."""
-        return {name: ask(reward, images, prompts, name=name, evidence=evidence) for name, reward in self.each.items()}
+    def ask(
+        self, images: Images, prompts: Sequence[str], *, evidence: Path | None = None, may_fail: bool = False
+    ) -> dict[str, Answered]:
+        """The same with what every reward says beside its scores, which may be NaN if `may_fail`."""
+        return {
+            name: ask(reward, images, prompts, name=name, evidence=evidence, may_fail=may_fail)
+            for name, reward in self.each.items()
+        }
 
     def weighted_sum(self, parts: Mapping[str, PerSample]) -> PerSample:
         """The sum of what `parts` gave, or of what was made of it, each times its reward's weight."""
@@ -159,16 +178,16 @@ def check_range(images: Images) -> None:
         raise RewardError(f"{span}; {remedy}", indices=outside, batch_size=len(images))
 
 
-def check_finite(values: Tensor) -> None:
-    """Refuse scores that are no finite float32."""
-    wrong = (~values.float().isfinite()).nonzero().flatten().tolist()
+def check_finite(values: Tensor, *, may_fail: bool = False) -> None:
+    """Refuse scores that are no finite float32; NaN only where none may fail."""
+    wrong = (~(values.float().isfinite() | (values.isnan() & may_fail))).nonzero().flatten().tolist()
     if wrong:
         given = f"returned {values[wrong[0]].item():g}"
         remedy = "expected a finite float32 number; make the reward finite on every image, then resume"
         raise RewardError(f"{given}; {remedy}", indices=wrong, batch_size=len(values))
 
 
-def _traced(
+def traced(
     error: Exception, images: Images, prompts: Sequence[str], *, name: str, evidence: Path | None
 ) -> RewardError:
     """The error with its reward, image and prompt named, after these are saved."""
@@ -198,7 +217,7 @@ def save_evidence(
     parent: Path, images: Images, prompts: Sequence[str], *, name: str, indices: Sequence[int], problem: str
 ) -> Path:
     """Write the images at fault as PNG, and in `fault.json` their prompts and what was wrong, into a new folder."""
-    folder = _new_folder(parent, re.sub(r"[^\w.-]+", "_", name).strip(".") or "reward")
+    folder = _new_folder(parent, _folder_name(name))
     kept: list[dict[str, Any]] = []
     for index in indices[:MAX_IMAGES]:
         file = f"image_{index:03d}.png"
@@ -209,6 +228,15 @@ def save_evidence(
     record = {"reward": name, "problem": problem, "images_at_fault": len(indices), "images": kept}
     write_text(folder / "fault.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     return folder
+
+
+def has_evidence(parent: Path, name: str) -> bool:
+    """Whether images of a fault of this reward were kept already."""
+    return (parent / f"{_folder_name(name)}-1").exists()
+
+
+def _folder_name(reward: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", reward).strip(".") or "reward"
 
 
 def _new_folder(parent: Path, name: str) -> Path:

@@ -64,10 +64,11 @@ class FunctionReward:
         known = ([copy.deepcopy(metadata_of(prompt)) for prompt in prompts],) if self.takes_metadata else ()
         has_info = self.returns == "scores_and_info"
         scores, info = scores_and_info(self.function(*given, *known), has_info=has_info)
-        values = per_sample(scores, len(images)).float().to(images.device)
+        numbers = per_sample(scores, len(images))
+        values = numbers.float().to(images.device)
         if isinstance(scores, Tensor) and scores.requires_grad:
             values = scores.float().to(images.device)
-        return Answered(values, means_of(info, len(images)))
+        return Answered(values, means_of(info, numbers))
 
 
 def adapt(

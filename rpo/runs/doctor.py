@@ -108,7 +108,7 @@ class _Visit:
 def _trainer(model: Checkpoint, algorithm: Algorithm[Any]) -> Trainer:
     trainer = Trainer(model, algorithm)
     if isinstance(algorithm, OnlineAlgorithm):
-        algorithm.collector.rollouts.evidence = None  # a message would name a folder that is gone
+        algorithm.collector.rollouts.failed.evidence = None  # a message would name a folder that is gone
     return trainer
 
 

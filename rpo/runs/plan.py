@@ -318,14 +318,14 @@ def _counts(config: Any, canvas: Canvas, backward: float, *, guided: bool) -> tu
     eligible = sum(low <= step / rollout.num_steps < high for step in range(rollout.num_steps))
     trained = rollout.images * (steps.train_steps or eligible) * steps.passes
     drawn = rollout.images * rollout.num_steps * both
+    learning = trained * (backward * trained_both + _others(config, guided=guided))
     # With `keep_graph` the graphs of all trained steps are there at once.
     rows = trained if steps.keep_graph else config.learning.micro_batch
     return (
         rows * trained_both,
         min(rollout.batch_size, rollout.images) * both,
         min(images_per_decode(pixels), rollout.images),
-        (drawn + trained * (backward * trained_both + _others(config)) + _followed(config, both * backward))
-        / steps.updates_per_rollout,
+        (drawn + learning + _followed(config, both * backward)) / steps.updates_per_rollout,
     )
 
 
@@ -346,11 +346,13 @@ def _followed(config: Any, backward: float) -> float:
     return config.rollout.images * (config.rollout.num_steps - config.first_step - 1) * backward * networks
 
 
-def _others(config: Any) -> int:
+def _others(config: Any, *, guided: bool) -> int:
     """Predictions besides its own that an objective asks for at every trained moment, without gradient."""
     if isinstance(config, RewardGradientRunConfig):
         return int(config.kl_weight > 0) + isinstance(config.objective, Srpo)
     if not isinstance(config, EndpointRunConfig):
         return 0
     objective = config.objective
-    return int(objective.clip is not None) if isinstance(objective, Bound) else len(objective.needs)
+    if isinstance(objective, Bound):
+        return int(objective.clip is not None)
+    return len(objective.needs) + int(guided and (config.reference_guidance or 1) > 1)

@@ -22,27 +22,26 @@ whose old policy is a copy of the adapter that follows it slowly.
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import final
 
 from rpo.objectives.endpoint.bound import Bound, endpoint
-from rpo.objectives.endpoint.update import COPIES, Copy, Moments, Preset, Times, descend
+from rpo.objectives.endpoint.update import Preset, Times, descend
 from rpo.rewards import RewardLike
 from rpo.trainers.endpoint_config import EndpointConfig
 from rpo.trainers.rollouts.algorithm import OnlineAlgorithm
-from rpo.trainers.rollouts.compared import ranked_in_groups
-from rpo.trainers.rollouts.draw import OnImages, Rollout, rollout_facts
+from rpo.trainers.rollouts.draw import OnImages, rollout_facts
 from rpo.trainers.rollouts.lag import OldPolicy
 from rpo.trainers.rollouts.likelihood import LikelihoodWorth
 from rpo.trainers.rollouts.noised import KERNEL, NoisedImages
 from rpo.trainers.rollouts.prompts import PromptSource
-from rpo.trainers.rollouts.steps import Steps, replayed, transition_by
+from rpo.trainers.rollouts.published import PublishedWorth
+from rpo.trainers.rollouts.steps import Steps, mean_loss, replayed, transition_by
 from rpo.trainers.trainer import Run
 from rpo.trainers.value.estimator import ValueEstimator
-from rpo.trainers.value.inputs import node_time
 from rpo.training.state import Stateful
-from rpo.types import Latents, StepOutput
+from rpo.types import StepOutput
 
 HOLD = 0.25
 """In units of `kl_weight`: how much every image is fitted whatever it is worth. On Gaussian problems a quarter to 1
@@ -58,7 +57,7 @@ class Endpoint(OnlineAlgorithm):
 
     Attributes:
         likelihood: What moments are worth by the bound; None for the other objectives.
-        old: The slower copy, where the objective has one.
+        published: What they are worth to one of those; None for the bound.
     """
 
     config: EndpointConfig
@@ -86,6 +85,11 @@ class Endpoint(OnlineAlgorithm):
         return self.likelihood and self.likelihood.value
 
     @property
+    def old(self) -> OldPolicy | None:
+        """The slower copy, where the objective has one."""
+        return self.published and self.published.old
+
+    @property
     def preset(self) -> Preset | None:
         """The published objective, if it is one."""
         return None if isinstance(self.config.objective, Bound) else self.config.objective
@@ -105,27 +109,33 @@ class Endpoint(OnlineAlgorithm):
         """Always: nothing is learnt at perfectly clean data."""
         return True
 
+    @property
+    def skips_last(self) -> bool:
+        """Where the times are those of the rollout: of these the last is left out, wherever it leads."""
+        return self.preset is not None and self.preset.times.of_rollout
+
     def start(self, run: Run) -> None:
         """Take the model, and make V, or the copy that follows the policy."""
         super().start(run)
         objective = self.config.objective
-        self.likelihood = self.old = None
+        self.likelihood = self.published = None
         self.noised = NoisedImages(self.collector, Times() if isinstance(objective, Bound) else objective.times)
         if isinstance(objective, Bound):
             self.likelihood = LikelihoodWorth(self.collector, self.noised, self.config, objective)
-        elif objective.lag is not None:
-            self.old = OldPolicy(run.policy.parameters, objective.lag)
+        else:
+            guidance = self.config.reference_guidance
+            self.published = PublishedWorth(self.collector, self.noised, objective, reference_guidance=guidance)
 
     def collect(self, index: int) -> Steps:
         """Draw rollout `index`, noise its images, and say what every such moment is worth."""
         if index == 0 and self.likelihood:
             self.likelihood.pretrained()
-        with self._drawing():
+        with self.published.drawing() if self.published else nullcontext():
             rollout = self.collector.draw(index)
         steps, facts = self.noised.of(rollout, "trained"), rollout_facts(rollout, self.run.processes)
         facts["policy/kl"] = self.collector.measured_kl(rollout)
-        if self.preset is not None:
-            steps = self._compared(self.preset, rollout, steps)
+        if self.published is not None:
+            steps = self.published.of(rollout, steps)
         elif self.likelihood is not None:
             steps, learnt = self.likelihood.of(rollout, steps, updates=self.config.value.updates)
             facts |= learnt
@@ -135,10 +145,10 @@ class Endpoint(OnlineAlgorithm):
         """What has the gradients above, of a micro-batch of moments."""
         config, model = self.config, self.run.model
         prediction, transition = replayed(model, steps, KERNEL, guidance_scale=config.guidance_scale)
-        if (preset := self.preset) is not None:
-            moments = self._moments(steps, prediction)
-            per_moment, facts = descend(moments, preset.terms(moments))
-            return StepOutput(per_moment.mean(), per_moment.detach(), {**steps.facts, **facts})
+        if self.published is not None:
+            moments = self.published.moments(steps, prediction)
+            per_moment, facts = descend(moments, self.published.preset.terms(moments))
+            return mean_loss(per_moment, steps, {**steps.facts, **facts})
         assert isinstance(objective := config.objective, Bound)
         posterior = transition_by(model, steps["prediction"], steps, KERNEL)
         kl_of_posterior = posterior.kl(transition)
@@ -149,32 +159,7 @@ class Endpoint(OnlineAlgorithm):
             clip=objective.clip or math.inf,
         )
         facts = {**steps.facts, "policy/bound": (steps.weight * kl_of_posterior.detach()).mean()}
-        return StepOutput(per_step.mean(), per_step.detach(), facts)
-
-    def _drawing(self) -> AbstractContextManager[None]:
-        """Around what draws images: the old policy, where the objective has it draw."""
-        return self.old.in_place() if self.old and self.preset and self.preset.draws_with_old else nullcontext()
-
-    def _compared(self, preset: Preset, rollout: Rollout, steps: Steps) -> Steps:
-        """The moments with what a preset needs: who says what there, and what each is worth."""
-        said: dict[Copy, Latents] = {}
-        if "reference" in preset.needs:
-            said["reference"] = self.collector.reference(steps)
-        if "current" in preset.needs:
-            said["current"] = self.noised.said(steps)
-        if self.old is not None:
-            with self.old.in_place():
-                said["old"] = self.noised.said(steps)
-        weights, group_size = self.collector.rollouts.rewards.weights, self.config.rollout.images_per_prompt
-        advantage = ranked_in_groups(rollout, weights, self.run.processes, group_size, preset.ranked)
-        errors = {name: (one - steps["prediction"]).square().mean(dim=(1, 2, 3)) for name, one in said.items()}
-        group = rollout.group[steps.image] * rollout.trajectory.grid.num_steps + steps.step
-        return steps.knowing(worth=preset.worth(advantage.to(group.device)[steps.image], errors, group), **said)
-
-    def _moments(self, steps: Steps, prediction: Latents) -> Moments:
-        said: dict[Copy, Latents] = {name: steps[name] for name in COPIES if name in steps}
-        time, kind = node_time(self.run.model, steps.t.timestep.flatten()), self.run.model.prediction_type
-        return Moments(prediction, steps["prediction"], steps.x_t, steps.t, time, steps["worth"], kind, said)
+        return mean_loss(per_step, steps, facts)
 
     def after(self, update: int, metrics: dict[str, float]) -> None:
         """Let the old policy follow."""

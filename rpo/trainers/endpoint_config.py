@@ -3,6 +3,7 @@
 from dataclasses import field, replace
 from typing import ClassVar
 
+from rpo.config.ranges import GuidanceScale
 from rpo.config.settings import settings
 from rpo.errors import InputError
 from rpo.objectives.endpoint import EndpointObjective
@@ -25,6 +26,10 @@ class EndpointConfig(OnlineConfig):
     """What is descended: score_as_action is the bound on the likelihood of whole images; nft, awm, ram, rvm, par, dgpo
     and rebel are published objectives, each as its authors run it."""
 
+    reference_guidance: GuidanceScale | None = None
+    """Guidance of what the reference of a published objective says; nothing means that of training. DGPO without
+    guidance is run with 4.5."""
+
     value: ValueConfig = field(default_factory=ValueConfig)
     """The value network, for `objective.baseline: value`."""
 
@@ -41,10 +46,10 @@ class EndpointConfig(OnlineConfig):
 
     def __post_init__(self) -> None:
         """Refuse settings that no run can have."""
-        if self.steps.keep_graph or self.steps.updates_per_rollout > 1:
+        if self.steps.keep_graph:
             raise InputError(
-                "endpoint learns at moments that no rollout passed through: it has no ratio and no graph of a rollout; "
-                "set steps.keep_graph: false, minibatches and passes: 1"
+                "endpoint learns at moments that no rollout passed through: it has no graph of a rollout; set "
+                "steps.keep_graph: false"
             )
         if not isinstance(self.objective, Bound):
             self.require_group("objective.kind: score_as_action with objective.baseline: value")
@@ -55,8 +60,23 @@ class EndpointConfig(OnlineConfig):
                 )
         elif self.objective.baseline == "group":
             self.require_group("objective.baseline: value")
+        if self.reference_guidance is not None:
+            self._require_reference(self.reference_guidance)
         if self.value.trace != 1:
             raise InputError(
                 f"value.trace is {self.value.trace:g}, but the moments of endpoint are no path whose next node V could "
                 "be fitted to; leave it out"
+            )
+
+    def _require_reference(self, guidance: float) -> None:
+        objective = self.objective
+        if isinstance(objective, Bound):
+            raise InputError(
+                f"reference_guidance is {guidance:g} with objective.kind score_as_action, which measures likelihoods "
+                "against a reference that is guided as the policy is; leave it out, or take a published objective"
+            )
+        if "reference" not in objective.needs:
+            raise InputError(
+                f"reference_guidance is {guidance:g}, but objective.kind {objective.kind} asks no reference as it is "
+                "set; give objective.reference_weight above 0, or leave it out"
             )

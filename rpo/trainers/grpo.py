@@ -27,7 +27,7 @@ from rpo.trainers.rollouts.costs import step_cost
 from rpo.trainers.rollouts.draw import OnImages, Rollout
 from rpo.trainers.rollouts.prompt_history import PromptHistory
 from rpo.trainers.rollouts.prompts import PromptSource
-from rpo.trainers.rollouts.steps import Steps, replayed
+from rpo.trainers.rollouts.steps import Steps, mean_loss, replayed
 from rpo.trainers.trainer import Run
 from rpo.training.state import Stateful
 from rpo.types import PerSample, StepOutput
@@ -108,8 +108,7 @@ class GRPO(OnlineAlgorithm):
             kl = step_cost(model, noise_pred, steps["reference"], steps, kernel)
             facts["policy/kl"] = (steps.weight * kl.detach()).mean()
             per_step = per_step + config.kl_weight * kl
-        per_step = steps.weight * per_step
-        return StepOutput(per_step.mean(), per_step.detach(), facts)
+        return mean_loss(steps.weight * per_step, steps, facts)
 
     @property
     def state(self) -> dict[str, Stateful]:

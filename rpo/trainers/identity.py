@@ -60,10 +60,11 @@ def card_of(
 
 
 def settings_identity(config: Any, free: Collection[str]) -> dict[str, str]:
-    """Every setting as text, those of a section as "section.name"."""
+    """Every setting as text, those of a section as "section.name"; without sections and settings that are free."""
     values = {name: value for name, value in as_compared(asdict(config)).items() if name not in free}
     sections = {name: value if isinstance(value, dict) else {"": value} for name, value in values.items()}
-    return {f"{name}.{key}".rstrip("."): str(one) for name, part in sections.items() for key, one in part.items()}
+    found = {f"{name}.{key}".rstrip("."): str(one) for name, part in sections.items() for key, one in part.items()}
+    return {name: text for name, text in found.items() if name not in free}
 
 
 def prompts_identity(prompts: Sequence[str]) -> dict[str, str]:

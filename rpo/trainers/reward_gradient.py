@@ -34,7 +34,7 @@ from rpo.trainers.rollouts.draw import OnImages, Rollout, rollout_facts
 from rpo.trainers.rollouts.noised import NoisedImages
 from rpo.trainers.rollouts.prompts import PromptSource
 from rpo.trainers.rollouts.reward_slopes import RewardSlopes
-from rpo.trainers.rollouts.steps import Steps, replayed
+from rpo.trainers.rollouts.steps import Steps, mean_loss, replayed
 from rpo.trainers.trainer import Run
 from rpo.types import Latents, StepOutput
 
@@ -128,5 +128,4 @@ class RewardGradient(OnlineAlgorithm):
             cost = step_cost(model, said, steps["reference"], steps, self.cost_kernel)
             facts["policy/kl"] = (steps.weight * cost.detach()).mean()
             per_step = per_step + config.kl_weight * cost
-        per_step = steps.weight * per_step
-        return StepOutput(per_step.mean(), per_step.detach(), facts)
+        return mean_loss(steps.weight * per_step, steps, facts)

@@ -33,7 +33,7 @@ from rpo.trainers.rollouts.algorithm import OnlineAlgorithm
 from rpo.trainers.rollouts.costs import step_cost
 from rpo.trainers.rollouts.draw import OnImages, Rollout
 from rpo.trainers.rollouts.prompts import PromptSource
-from rpo.trainers.rollouts.steps import Steps, all_steps_of, replayed, transition_by
+from rpo.trainers.rollouts.steps import Steps, all_steps_of, mean_loss, replayed, transition_by
 from rpo.trainers.rollouts.trust_region import TrustRegion
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig
 from rpo.trainers.trainer import Run
@@ -132,7 +132,7 @@ class ScoreAsAction(OnlineAlgorithm):
             )
             return steps.knowing(slope=slope, cost_weight=torch.full_like(steps.weight, config.kl_weight))
         found = advantages(returns, config.advantage, trace=config.trace)
-        advantage, scale = scaled(found, config.normalize, self.run.processes)
+        advantage, scale = scaled(found, config.normalize, self.run.processes, returns.rollout.judged)
         row = steps.step - returns.first
         cost_weight = config.kl_weight / scale[row, steps.image]
         return steps.knowing(advantage=advantage[row, steps.image], cost_weight=cost_weight)
@@ -162,7 +162,7 @@ class ScoreAsAction(OnlineAlgorithm):
             if config.update == "trust_region":
                 facts["policy/trust_region"] = moved.new_full((), self.region.coefficient)
                 per_step = per_step + trust_region(moved, self.region.coefficient)
-        return StepOutput(per_step.mean(), per_step.detach(), facts)
+        return mean_loss(per_step, steps, facts)
 
     def _surrogate(self, transition: Gaussian, steps: Steps) -> Surrogate:
         log_prob, num_dims = transition.log_prob(steps.x_s), transition.num_dims

@@ -216,7 +216,7 @@ class Trainer:
 
         Raises:
             PreflightError: The run cannot learn; said before the first update.
-            RewardError: A reward fails; names the prompt, saves the image, and the last good state is kept.
+            RewardError: A reward fails, or too often; names the prompt, saves the image, the last good state is kept.
             NonFiniteLossError: A loss is not finite; names the records, and the last good state is kept.
             InputError: The folder is in use, or holds another run already; says which and what differs.
         """
@@ -310,6 +310,7 @@ class Trainer:
 
     @cached_property
     def identity(self) -> dict[str, str]:
-        """What decides about the result; how long a run is, where it lies and how it is watched may change."""
+        """What decides about the result; how long a run is, where it lies and when it ends early may change."""
         free = {"learning", "output", "preview_every", "preflight", "cache_folder", "encode_ahead"}
+        free |= {"rollout.max_failed"}
         return settings_identity(self.run.config, free) | dict(self.run.base) | self.algorithm.identity

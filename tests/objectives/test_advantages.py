@@ -1,5 +1,7 @@
 """Advantages against their sums, and what must not change them."""
 
+import math
+
 import pytest
 import torch
 
@@ -48,6 +50,18 @@ def test_unit_and_zero_of_the_reward_do_not_matter(scale):
     advantages = group_normalize(rewards, GROUP, scale=scale, eps=0.0)
     assert torch.allclose(group_normalize(37 * rewards - 11, GROUP, scale=scale, eps=0.0), advantages, atol=1e-12)
     assert torch.allclose(group_normalize(-rewards, GROUP, scale=scale, eps=0.0), -advantages, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_what_could_not_be_judged_is_in_no_mean_and_no_spread_and_gets_0(scale):
+    """Groups with 1 and 3 left, with 6 and 2, with one image, and with none."""
+    nan = math.nan
+    rewards = torch.tensor([1.0, nan, 3.0, 6.0, 2.0, nan, nan, 4.0, nan, nan], dtype=torch.float64)
+    group = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 3, 3])
+    of_all = torch.tensor([1.0, 3.0, 6.0, 2.0, 4.0], dtype=torch.float64).std(correction=0).item()
+    first, second = {"group": (1, 2), "batch": (of_all, of_all), "none": (1, 1)}[scale]
+    found = group_normalize(rewards, group, scale=scale, eps=1e-12)
+    assert found.tolist() == pytest.approx([-1 / first, 0, 1 / first, 2 / second, -2 / second, 0, 0, 0, 0, 0])
 
 
 @pytest.mark.parametrize("scale", ["group", "none"])

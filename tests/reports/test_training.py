@@ -78,6 +78,13 @@ def test_an_online_run_shows_reward_distance_and_value():
     assert {"reward/mean", "reward/std", "policy/kl"} <= set(METRICS)
 
 
+def test_images_without_a_score_are_shown_where_there_were_any():
+    none, some = ([entry | {"reward/failed": share} for entry in ONLINE] for share in (0.0, 0.05))
+    assert list(charts(none)) == list(charts(ONLINE))
+    assert charts(some)["Images without a score"].series[0].y == (0.05,) * 30
+    assert set(charts(some)) - set(charts(ONLINE)) == {"Images without a score"}
+
+
 def test_reward_against_kl_is_one_curve_in_the_order_of_updates():
     (series,) = charts(ONLINE)["Reward against KL"].series
     assert not series.is_noisy and len(series.x) == 30

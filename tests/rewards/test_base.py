@@ -1,4 +1,5 @@
 import json
+import math
 import re
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rpo.rewards.base import MAX_IMAGES, RewardError, WeightedRewards, check_finite, score
+from rpo.rewards.base import MAX_IMAGES, RewardError, WeightedRewards, ask, check_finite, score
 
 PROMPTS = ["a red circle", "a blue square", "two red circles", "a green triangle"]
 
@@ -242,6 +243,21 @@ def test_indices_among_other_images_are_not_believed():
 
     with pytest.raises(RewardError, match=r"^reward 'r', image 0 \('a red circle'\) and 3 more: returned nan"):
         score(in_halves, batch(), PROMPTS, name="r")
+
+
+def test_a_score_may_fail_where_who_asks_can_do_without_it(tmp_path):
+    info = {"size": [1.0, 2.0, 3.0, NAN]}
+    found = ask(answering(([1.0, NAN, 2.0, 3.0], info)), batch(), PROMPTS, name="r", evidence=tmp_path, may_fail=True)
+    assert found.values.isnan().tolist() == [False, True, False, False] and not list(tmp_path.iterdir())
+    assert math.isnan(found.info["size"])
+    info["size"][3] = 5.0
+    found = ask(answering(([1.0, NAN, 2.0, 3.0], info)), batch(), PROMPTS, name="r", may_fail=True)
+    assert found.info == {"size": 3.0}  # of the judged images
+    for wrong in ([1.0, NAN, INF, 3.0], [1.0, NAN, 1e300, 3.0]):
+        with pytest.raises(RewardError, match=r"^reward 'r', image 2 \('two red circles'\): returned (inf|1e\+300);"):
+            ask(answering(wrong), batch(), PROMPTS, name="r", may_fail=True)
+    both = WeightedRewards({"light": (light, 1.0), "r": (answering([NAN] * 4), 1.0)})
+    assert both.ask(batch(), PROMPTS, may_fail=True)["r"].values.isnan().all()
 
 
 def test_weighted_rewards():

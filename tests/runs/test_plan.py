@@ -90,10 +90,20 @@ def test_a_guided_rollout_counts_both_branches_and_a_frozen_one_trains_half(chec
     assert (alone.cost, alone.drawn) == (pytest.approx(6 * 5 + 6 * 5 * alone.backward), 6)
 
 
-@pytest.mark.parametrize(("objective", "others"), [("score_as_action", 1), ("nft", 2), ("rvm", 0), ("dgpo", 2)])
-def test_what_an_endpoint_objective_asks_of_others_is_counted(checkpoint, objective, others):
+@pytest.mark.parametrize(
+    ("objective", "others", "more"),
+    [
+        ("score_as_action", 1, []),
+        ("nft", 2, []),
+        ("rvm", 0, []),
+        ("dgpo", 2, []),
+        ("dgpo", 3, ["objective.clip=0.1"]),
+        ("nft", 3, ["reference_guidance=4.5"]),
+    ],
+)
+def test_what_an_endpoint_objective_asks_of_others_is_counted(checkpoint, objective, others, more):
     words = ["rollout.prompts=2", "rollout.images_per_prompt=3", "rollout.num_steps=5", "rollout.guidance_scale=1"]
-    words += ["steps.train_steps=2", f"objective={{kind: {objective}}}"]
+    words += ["steps.train_steps=2", f"objective.kind={objective}", *more]
     found = plan(settings(checkpoint[0], *words, cls=EndpointRunConfig))
     assert found.cost == pytest.approx(6 * 5 + 6 * 2 * (found.backward + others))
 

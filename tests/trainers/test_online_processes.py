@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from rpo.rewards import RewardError
 from rpo.trainers.rollouts.settings import StepsConfig
 from rpo.training.log import TIMINGS, read_metrics
 from rpo.training.processes import Processes
-from tests.trainers.online_runs import endpoint, grpo, learning, score_as_action
+from tests.trainers.online_runs import ROLLOUT, endpoint, grpo, learning, score_as_action
 from tests.trainers.pair_runs import steady, weights
 
 pytestmark = pytest.mark.slow
@@ -56,6 +57,14 @@ def told(images, prompts, metadata):
     return corner(images, prompts), {"number": [one["number"] / 1000 for one in metadata]}
 
 
+def half_of_dogs(images, prompts):
+    """The second image of one of the prompts is not judged: by one of two processes, in two of three rollouts."""
+    values = corner(images, prompts)
+    values[[row for row, prompt in enumerate(prompts) if prompt == "two dogs" and row % 2]] = torch.nan
+    return values
+
+
+HALF = {"reward": half_of_dogs, "rollout": replace(ROLLOUT, max_failed=0.3)}
 TWO_REWARDS = {f"{__name__}:corner": 1.0, f"{__name__}:contrast": 0.5}
 RUNS = {
     "grpo": (grpo, {"reward": TWO_REWARDS, "steps": SOME, "clip": 0.1}),
@@ -63,11 +72,17 @@ RUNS = {
     "ddpo": (grpo, {"baseline": "prompt_history", "history": 6, "kl_weight": 0.01}),
     "likelihood": (score_as_action, {"advantage": "return_minus_value", "kl_weight": 0.01}),
     "endpoint": (endpoint, {"baseline": "value", "kl_weight": 0.01, "steps": replace(SOME, minibatches=1)}),
+    "failed": (grpo, {"baseline": "prompt_history", "history": 6, "kl_weight": 0.01, **HALF}),
+    "failed value": (score_as_action, {"advantage": "return_minus_value", **HALF}),
 }
+TOO_OFTEN = (grpo, {"reward": half_of_dogs, "rollout": replace(ROLLOUT, max_failed=0.2)})
 
 
 def trained(root, name):
-    make, changes = RUNS[name]
+    return trained_by(root, *RUNS[name])
+
+
+def trained_by(root, make, changes):
     trainer = steady(make(root, **{"reward": corner, "learning": LEARNING, "preflight": False} | changes))
     start = weights(trainer)
     trainer.train()
@@ -78,7 +93,9 @@ def in_each_process(root):
     torch.set_num_threads(1)
     here = Processes()
     seen = {name: trained(root / "two" / name, name)[1].tolist() for name in RUNS}
-    (root / f"seen-{here.index}.json").write_text(json.dumps(seen))
+    with pytest.raises(RewardError) as caught:
+        trained_by(root / "two" / "too often", *TOO_OFTEN)
+    (root / f"seen-{here.index}.json").write_text(json.dumps({**seen, "error": str(caught.value)}))
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +113,14 @@ def two(tmp_path_factory):
     )
     assert ended.returncode == 0, ended.stderr
     return root, [json.loads((root / f"seen-{index}.json").read_text()) for index in range(2)]
+
+
+def test_a_reward_that_fails_too_often_ends_all_processes_and_one_has_its_images(two):
+    root, seen = two
+    errors = [process["error"] for process in seen]
+    assert all("half_of_dogs'" in one and "returned nan for 1 of 4 images" in one for one in errors)
+    assert sum("The images are those of another process" in one for one in errors) == 1
+    assert len(list((root / "two" / "too often" / "failed_reward").iterdir())) == 1
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -7,6 +7,7 @@ import torch
 
 from rpo.errors import InputError
 from rpo.objectives.endpoint.awm import Awm
+from rpo.objectives.endpoint.bound import Bound
 from rpo.objectives.endpoint.dgpo import Dgpo
 from rpo.objectives.endpoint.nft import Nft
 from rpo.objectives.endpoint.par import Par
@@ -14,6 +15,8 @@ from rpo.objectives.endpoint.ram import Ram
 from rpo.objectives.endpoint.rebel import Rebel
 from rpo.objectives.endpoint.rvm import Rvm
 from rpo.objectives.endpoint.update import LagConfig
+from rpo.publishing.methods import METHODS
+from rpo.trainers.checks.preflight import PreflightError
 from rpo.trainers.endpoint_config import EndpointConfig
 from rpo.trainers.rollouts.lag import OldPolicy
 from rpo.trainers.rollouts.settings import OnlineLearningConfig, RolloutConfig, StepsConfig
@@ -50,7 +53,7 @@ def test_a_killed_run_goes_on_in_the_same_bits(kind, tmp_path):
 def test_its_authors_times_stand_where_none_are_given(kind, tmp_path):
     preset, steps = PRESETS[kind], made(tmp_path, kind).algorithm.collect(0)
     low, high = preset.times.window or (0.0, 1.0)
-    eligible = {step for step in range(5) if low <= step / 5 < high}
+    eligible = {step for step in range(5) if low <= step / 5 < high} - ({4} if preset.times.of_rollout else set())
     of_image = [set(steps.step[steps.image == image].tolist()) for image in range(6)]
     expected = min(preset.times.count, len(eligible - {4})) if preset.times.count else len(eligible)
     assert all(one <= eligible and len(one) == expected for one in of_image)
@@ -110,6 +113,80 @@ def test_it_climbs_a_reward(kind, tmp_path):
     assert last - first > 5 * noise
 
 
+def test_the_last_time_of_a_rollout_is_left_out_wherever_it_or_the_process_ends(tmp_path):
+    """Of the tiny checkpoint the process does not end at clean data; of this solver the rollouts do, of DDIM not."""
+    for solver, ends_clean in (("dpm_solver", True), ("ddim", False)):
+        trainer = made(tmp_path / solver, "nft", rollout=replace(ROLLOUT, solver=solver))
+        steps = trainer.algorithm.collect(0)
+        assert (trainer.algorithm.collector.rollout.trajectory.grid.sigma[-1] == 0) == ends_clean
+        assert set(steps.step.tolist()) == {0, 1, 2, 3}
+
+
+def test_the_fast_average_of_dgpo_draws_from_when_it_is_told_and_is_asked_for_its_clip(tmp_path):
+    def is_drawn_by_policy(preset, updates):
+        trainers = [made(tmp_path / str(place), "dgpo", objective=preset) for place in range(2)]
+        drawn = []
+        for trainer, moves in zip(trainers, (False, True), strict=True):
+            for _ in range(updates):
+                trainer.algorithm.after(1, {})
+            (moved(trainer) if moves else trainer).algorithm.collect(0)
+            drawn.append(trainer.algorithm.collector.rollout.trajectory.x_0)
+        return not torch.equal(*drawn)
+
+    assert is_drawn_by_policy(Dgpo(), 3)
+    assert is_drawn_by_policy(Dgpo(clip=0.1), 3)
+    assert is_drawn_by_policy(Dgpo(old_draws_after=2), 1)
+    assert not is_drawn_by_policy(Dgpo(old_draws_after=2), 2)
+    kept = [
+        made(tmp_path, "dgpo", objective=Dgpo(**some)).algorithm for some in ({}, {"old_draws_after": 2}, {"clip": 1})
+    ]
+    assert [algorithm.old is not None for algorithm in kept] == [False, True, True]
+    assert ["old" in algorithm.collect(0) for algorithm in kept] == [False, False, True]
+
+
+@pytest.mark.parametrize("preset", [Dgpo(clip=1e-2, old_draws_after=1), Awm(clip=1e-5)], ids=str)
+def test_a_killed_run_with_options_goes_on_in_the_same_bits(preset, tmp_path):
+    whole, cut, resumed = (
+        made(tmp_path / folder, preset.kind, objective=preset, updates=updates, reference_guidance=4.5)
+        for folder, updates in (("whole", 4), ("cut", 2), ("cut", 4))
+    )
+    whole.train()
+    cut.train()
+    resumed.train(resume=True)
+    for one, other in zip(resumed.run.policy.parameters, whole.run.policy.parameters, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_reference_may_be_guided_where_the_policy_is_not(tmp_path):
+    trainer, usual = made(tmp_path, "dgpo", reference_guidance=4.5), made(tmp_path / "usual", "dgpo")
+    steps = trainer.algorithm.collect(0)
+    with trainer.run.policy.reference():
+        guided, plain = (
+            trainer.run.model.predict(steps.x_t, steps.t.timestep.flatten(), steps.conditioning, scale)
+            for scale in (4.5, 1.0)
+        )
+    assert (guided - plain).abs().max() > 1e-3
+    assert torch.allclose(steps["reference"], guided, atol=1e-4)
+    assert torch.allclose(usual.algorithm.collect(0)["reference"], plain, atol=1e-4)
+
+
+def test_a_reward_that_is_the_same_for_all_images_is_told_before_the_first_update(tmp_path):
+    trainer = made(tmp_path, "nft", reward=lambda images, prompts: images.new_ones(len(images)))
+    with pytest.raises(PreflightError, match="rewards vary within prompts"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("window", [(0.85, 1.0), (0.01, 0.1)])
+def test_a_window_without_times_is_refused(window, tmp_path):
+    with pytest.raises(InputError, match="a trajectory has 0 steps to train .*widen the window"):
+        made(tmp_path, "dgpo", steps=StepsConfig(window=window))
+
+
+@presets
+def test_a_model_card_has_a_formula_for_it(kind):
+    assert "arxiv.org" in METHODS[PRESETS[kind].title][1]
+
+
 def test_an_old_policy_changes_places_and_follows():
     weights = [torch.nn.Parameter(torch.tensor([0.0])), torch.nn.Parameter(torch.tensor([1.0]))]
     old = OldPolicy(weights, LagConfig(decay=0.5, rise=0.5))
@@ -139,6 +216,9 @@ def test_a_run_whose_old_policy_never_differs_is_ended(tmp_path):
     [
         ({"rollout": replace(ROLLOUT, images_per_prompt=1)}, "images_per_prompt"),
         ({"kl_weight": 0.1}, "kl_weight"),
+        ({"reference_guidance": 4.5, "objective": Rvm()}, "rvm asks no reference as it is set"),
+        ({"reference_guidance": 4.5, "objective": Par(reference_weight=0)}, "par asks no reference as it is set"),
+        ({"reference_guidance": 4.5, "objective": Bound()}, "reference that is guided as the policy is"),
     ],
 )
 def test_what_no_run_can_have_is_refused(words, message):

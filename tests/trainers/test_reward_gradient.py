@@ -201,6 +201,41 @@ def test_a_slope_that_is_not_finite_names_its_image(tmp_path):
     assert any(prompt in str(caught.value) for prompt in PROMPTS)
 
 
+@pytest.mark.parametrize("kind", ["draft", "refl", "srpo"])
+def test_an_image_that_cannot_be_judged_has_no_part_in_the_gradient(kind, tmp_path):
+    """With three of four judged the others count four thirds."""
+    rollout = replace(ROLLOUT, max_failed=0.5)
+
+    def blind(images, prompts):
+        values = worded(images, prompts)
+        return torch.cat([values[:1], values[1:2] * torch.nan, values[2:]])
+
+    def made(folder, reward, **changes):
+        chosen = {"objective": KINDS[kind]["objective"], "rollout": rollout, "steps": WHOLE} | changes
+        return moved(reward_gradient(tmp_path / folder, reward=reward, **chosen))
+
+    trainer = made("blind", blind)
+    gradient, steps = found(trainer)
+    assert steps.counts[steps.image == 1].eq(0).all() and steps.counts[steps.image != 1].allclose(torch.tensor(4 / 3))
+    seeing = made("seeing", worded)
+    rows = seeing.algorithm.collect(0)
+    unjudged = trainer.algorithm.collect(0)["slope"].flatten(1).abs().sum(dim=1) == 0
+    assert torch.isfinite(gradient).all()
+    assert apart(gradient, of(kept_loss(seeing, rows, steps.counts, unjudged), seeing)) < 1e-3
+
+
+def kept_loss(trainer, rows, counts, is_left_out):
+    """The loss without some of the rows' slopes."""
+    slope = rows["slope"].masked_fill(is_left_out[:, None, None, None], 0.0)
+    return trainer.algorithm.loss(replace(rows.knowing(slope=slope), counts=counts)).loss
+
+
+def test_too_many_that_cannot_be_judged_end_the_run(tmp_path):
+    trainer = reward_gradient(tmp_path, reward=lambda images, prompts: worded(images, prompts) * torch.nan)
+    with pytest.raises(RewardError, match="max_failed"):
+        trainer.train()
+
+
 def test_memory_does_not_grow_with_how_far_the_slope_is_followed(tmp_path):
     """The denoiser sees one step at a time, and the autoencoder a few images."""
     seen = []

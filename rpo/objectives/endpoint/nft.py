@@ -19,7 +19,16 @@ from torch import Tensor
 
 from rpo.config.ranges import Positive
 from rpo.config.settings import settings
-from rpo.objectives.endpoint.update import Copy, LagConfig, Moments, Ranked, ReferenceWeight, Terms, Times
+from rpo.objectives.endpoint.update import (
+    Copy,
+    LagConfig,
+    Moments,
+    Ranked,
+    ReferenceWeight,
+    Terms,
+    Times,
+    held,
+)
 from rpo.types import PerSample
 
 MOST = 5.0
@@ -44,12 +53,12 @@ class Nft:
     title: ClassVar[str] = "DiffusionNFT"
     ranked: ClassVar[Ranked] = Ranked("batch", MOST, 1 / MOST)
     times: ClassVar[Times] = Times(of_rollout=True)
-    draws_with_old: ClassVar[bool] = True
+    old_draws_after = 0
 
     @property
     def needs(self) -> frozenset[Copy]:
         """The old policy and the reference."""
-        return frozenset({"old", "reference"} if self.reference_weight else {"old"})
+        return frozenset({"old", *held({"reference": self.reference_weight})})
 
     @property
     def lag(self) -> LagConfig:
@@ -67,7 +76,6 @@ class Nft:
         _, far_of_bad = moments.x0_error(old - self.beta * (now - old))
         good, bad = q / far, (1 - q) / far_of_bad
         scale = 2 * MOST * moments.x0_slope
-        holds: dict[Copy, PerSample | float] = {"old": scale * self.beta * (good + bad)}
-        if self.reference_weight:
-            holds["reference"] = 2 * self.reference_weight
+        to_old = scale * self.beta * (good + bad)
+        holds: dict[Copy, PerSample | float] = {"old": to_old, **held({"reference": self.reference_weight})}
         return Terms(scale * (good - bad), holds, from_old=True)

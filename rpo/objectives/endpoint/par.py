@@ -1,4 +1,4 @@
-"""PAR (Choi et al., ICML 2026): the gain of an image's log-likelihood is regressed on its advantage.
+"""PAR (Choi et al., arXiv:2602.04663): the gain of an image's log-likelihood is regressed on its advantage.
 
 With E = -‖x̂_0 - x_0‖² / (w D) for the log-likelihood, w the mean |x̂_0 - x_0| without gradient, and Δ = E - E_old
 
@@ -7,16 +7,21 @@ With E = -‖x̂_0 - x_0‖² / (w D) for the log-likelihood, w the mean |x̂_0 
 c = (∂x̂_0/∂v)². The same gradient as that of the authors' PEPG, -e^Δ (A - Δ) E with all but E held: one preset for both.
 """
 
-from collections.abc import Mapping
 from dataclasses import field
 from typing import ClassVar, Literal
 
-from jaxtyping import Int
-from torch import Tensor
-
 from rpo.config.settings import settings
-from rpo.objectives.endpoint.update import Copy, LagConfig, Moments, Ranked, ReferenceWeight, Terms, Times
-from rpo.types import PerSample
+from rpo.objectives.endpoint.update import (
+    Copy,
+    LagConfig,
+    Moments,
+    Ranked,
+    ReferenceWeight,
+    Terms,
+    Times,
+    held,
+    own_advantage,
+)
 
 
 @settings
@@ -34,21 +39,18 @@ class Par:
     title: ClassVar[str] = "PAR"
     ranked: ClassVar[Ranked] = Ranked("none", None, 0.1)
     times: ClassVar[Times] = Times(of_rollout=True)
-    draws_with_old: ClassVar[bool] = True
+    old_draws_after = 0
+    worth = staticmethod(own_advantage)
 
     @property
     def needs(self) -> frozenset[Copy]:
         """The old policy, and the reference if it counts."""
-        return frozenset({"old", "reference"} if self.reference_weight else {"old"})
+        return frozenset({"old", *held({"reference": self.reference_weight})})
 
     @property
     def lag(self) -> LagConfig:
         """That of the policy that draws."""
         return self.old
-
-    def worth(self, advantage: PerSample, errors: Mapping[str, PerSample], group: Int[Tensor, " batch"]) -> PerSample:
-        """The advantage itself."""
-        return advantage
 
     def terms(self, moments: Moments) -> Terms:
         """As above."""
@@ -56,4 +58,4 @@ class Par:
         old_error, old_far = moments.x0_error(moments.said["old"])
         gain = old_error / old_far - error / far
         pull = 2 * moments.x0_slope * gain.exp() * (moments.worth - gain) / far
-        return Terms(pull, {"reference": 2 * self.reference_weight} if self.reference_weight else {})
+        return Terms(pull, held({"reference": self.reference_weight}))

@@ -30,7 +30,7 @@ class Ram:
     title: ClassVar[str] = "RAM"
     ranked: ClassVar[Ranked] = Ranked("batch")
     times: ClassVar[Times] = Times(4)
-    draws_with_old: ClassVar[bool] = False
+    old_draws_after = None
 
     @property
     def needs(self) -> frozenset[Copy]:

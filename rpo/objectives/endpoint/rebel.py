@@ -36,7 +36,7 @@ class Rebel:
     title: ClassVar[str] = "REBEL"
     ranked: ClassVar[Ranked] = Ranked("group")
     times: ClassVar[Times] = Times(of_rollout=True, shared=True)
-    draws_with_old: ClassVar[bool] = True
+    old_draws_after = 0
 
     @property
     def needs(self) -> frozenset[Copy]:
@@ -52,7 +52,7 @@ class Rebel:
         """What is left to gain by the image, against its group."""
         left = advantage - self.eta * (errors["old"] - errors["current"])
         means, sizes = group_means(left, group)
-        return (left - means) * (sizes / (sizes - 1))
+        return (left - means) * (sizes / (sizes - 1).clamp(min=1))  # what is alone differs by 0 from itself
 
     def terms(self, moments: Moments) -> Terms:
         """As above."""

@@ -5,15 +5,19 @@
 so a = 2A and b = 2λ. Written as a loss it has no lower bound; its gradient is all that is used here.
 """
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from jaxtyping import Int
-from torch import Tensor
-
 from rpo.config.settings import settings
-from rpo.objectives.endpoint.update import Copy, Moments, Ranked, ReferenceWeight, Terms, Times
-from rpo.types import PerSample
+from rpo.objectives.endpoint.update import (
+    Copy,
+    Moments,
+    Ranked,
+    ReferenceWeight,
+    Terms,
+    Times,
+    held,
+    own_advantage,
+)
 
 
 @settings
@@ -28,7 +32,8 @@ class Rvm:
     title: ClassVar[str] = "RVM"
     ranked: ClassVar[Ranked] = Ranked("batch", 5.0, 0.1)
     times: ClassVar[Times] = Times(1)
-    draws_with_old: ClassVar[bool] = False
+    old_draws_after = None
+    worth = staticmethod(own_advantage)
 
     @property
     def lag(self) -> None:
@@ -37,12 +42,8 @@ class Rvm:
     @property
     def needs(self) -> frozenset[Copy]:
         """The reference, if it counts."""
-        return frozenset({"reference"} if self.reference_weight else ())
-
-    def worth(self, advantage: PerSample, errors: Mapping[str, PerSample], group: Int[Tensor, " batch"]) -> PerSample:
-        """The advantage itself."""
-        return advantage
+        return frozenset(held({"reference": self.reference_weight}))
 
     def terms(self, moments: Moments) -> Terms:
         """As above."""
-        return Terms(2 * moments.worth, {name: 2 * self.reference_weight for name in self.needs})
+        return Terms(2 * moments.worth, held({"reference": self.reference_weight}))

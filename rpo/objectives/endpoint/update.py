@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal, Protocol, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rpo.config.ranges import NotNegative, Range
@@ -92,6 +92,8 @@ class Moments:
     prediction_type: PredictionType
     said: Mapping[Copy, Latents] = field(default_factory=dict[Copy, Latents])
     """The predictions of those that the objective needs."""
+    counts: Float[Tensor, " batch"] | float = 1.0
+    """What each counts in a mean, 0 where nobody knows what the image is worth."""
 
     def error(self, prediction: Float[Tensor, "batch c h w"]) -> PerSample:
         """‖v - v*‖² / D."""
@@ -120,6 +122,8 @@ class Terms:
     """b of each anchor."""
     from_old: bool = False
     """Whether v̄ is that of the old policy."""
+    is_clipped: Bool[Tensor, " batch"] | None = None
+    """Where a clip has set a to 0, if there is one."""
 
 
 class Preset(Protocol):
@@ -134,8 +138,11 @@ class Preset(Protocol):
     """What a person calls it."""
     ranked: ClassVar[Ranked]
     times: ClassVar[Times]
-    draws_with_old: ClassVar[bool]
-    """Whether images are drawn by the old policy."""
+
+    @property
+    def old_draws_after(self) -> int | None:
+        """After how many updates images are drawn by the old policy; nothing means never."""
+        ...
 
     @property
     def needs(self) -> frozenset[Copy]:
@@ -165,7 +172,8 @@ def descend(moments: Moments, terms: Terms) -> tuple[PerSample, dict[str, Tensor
     """What has the gradient above, by moment, and how large its parts are: its value means nothing.
 
     Returns:
-        The surrogate Σ v · sg[a (v̄ - v*) + Σ b (v - v_anchor)] / D; and the root mean squares of both parts.
+        The surrogate Σ v · sg[a (v̄ - v*) + Σ b (v - v_anchor)] / D; and the root mean squares of both parts, over the
+        moments that count.
     """
     now = moments.prediction.detach()
     pulled = moments.said["old"] if terms.from_old else now
@@ -174,10 +182,29 @@ def descend(moments: Moments, terms: Terms) -> tuple[PerSample, dict[str, Tensor
     for anchor, weight in terms.holds.items():
         hold = hold + _rows(weight) * (now - moments.said[anchor])
     surrogate = ((pull + hold).detach() * moments.prediction).mean(dim=(1, 2, 3))
-    facts = {"policy/pull": pull.square().mean().sqrt(), "policy/hold": hold.square().mean().sqrt()}
+    counts = _rows(moments.counts)
+    sizes = {"policy/pull": pull, "policy/hold": hold}
+    facts = {name: (counts * part.square()).mean().sqrt() for name, part in sizes.items()}
+    if terms.is_clipped is not None:
+        facts["policy/clipped"] = (moments.counts * terms.is_clipped).mean()
     if "old" in moments.said:
         facts["policy/old_deviation"] = (now - moments.said["old"]).square().mean()
     return surrogate, facts
+
+
+def held(weights: Mapping[Copy, float]) -> dict[Copy, float]:
+    """B of each anchor by the weight of ‖v - v_anchor‖² / D in a loss; one of weight 0 is none."""
+    return {name: 2 * weight for name, weight in weights.items() if weight}
+
+
+def own_advantage(advantage: PerSample, errors: Mapping[str, PerSample], group: Int[Tensor, " batch"]) -> PerSample:
+    """The `worth` of a moment that is its image's advantage, whatever the others of its group are."""
+    return advantage
+
+
+def clipped_by(ratio: PerSample, worth: PerSample, clip: float) -> Bool[Tensor, " batch"]:
+    """Where PPO's clip leaves no gradient: the ratio of likelihoods has left 1 ± clip in the direction of the worth."""
+    return (ratio - 1) * worth.sign() > clip
 
 
 def group_means(values: PerSample, group: Int[Tensor, " batch"]) -> tuple[PerSample, PerSample]:

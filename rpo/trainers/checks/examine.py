@@ -123,7 +123,7 @@ def _rollout(algorithm: OnlineAlgorithm) -> Iterator[Check]:
     rollouts, run = algorithm.collector.rollouts, algorithm.run
     small = _small(algorithm, rollouts.rewards, rollouts.prompts)
     small.start(run)
-    small.collector.rollouts.evidence = None  # a run's folder is not written to
+    small.collector.rollouts.failed.evidence = None  # a run's folder is not written to
     batch, guidance = next(small.batches(0)), algorithm.config.guidance_scale
     assert small.collector.rollout is not None
     yield from score_checks(
@@ -140,11 +140,8 @@ def _rollout(algorithm: OnlineAlgorithm) -> Iterator[Check]:
 
 def _small(algorithm: OnlineAlgorithm, rewards: WeightedRewards, prompts: Prompts) -> OnlineAlgorithm:
     config: Any = algorithm.config
-    rollout = replace(
-        config.rollout,
-        prompts=min(config.rollout.prompts, PROMPTS) * algorithm.run.processes.count,
-        images_per_prompt=min(config.rollout.images_per_prompt, IMAGES),
-    )
+    prompts_drawn = min(config.rollout.prompts, PROMPTS) * algorithm.run.processes.count
+    rollout = config.rollout.of_few(prompts_drawn, min(config.rollout.images_per_prompt, IMAGES))
     changes: dict[str, Any] = {"rollout": rollout}
     changes["steps"] = replace(config.steps, minibatches=1, passes=1, keep_graph=False)
     if hasattr(config, "value"):

@@ -5,8 +5,9 @@ replayed, loss and KL are differentiated, and the memory is added up. A reward w
 images before it is called constant.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -81,14 +82,14 @@ def online_checks(subject: Subject) -> list[Check]:
 def _rewards(subject: Subject) -> tuple[Rollout, list[Check]]:
     """The first small rollout, and what the rewards say of it."""
     config = subject.config.rollout
-    per_prompt = min(max(config.images_per_prompt, 2), IMAGES)
+    per_prompt, prompts = min(max(config.images_per_prompt, 2), IMAGES), min(config.prompts, PROMPTS)
     rollouts = Rollouts(
         subject.run.model,
         subject.rollouts.prompts,
         subject.rollouts.rewards,
-        replace(config, prompts=min(config.prompts, PROMPTS), images_per_prompt=per_prompt),
+        config.of_few(prompts, per_prompt),
         seed=keyed_generator("preflight", subject.config.seed).initial_seed(),
-        evidence=subject.rollouts.evidence,
+        evidence=subject.rollouts.failed.evidence,
     )
     keep = Keep(predictions=True, negatives=subject.config.freezes_negative)
     try:
@@ -100,8 +101,10 @@ def _rewards(subject: Subject) -> tuple[Rollout, list[Check]]:
     while not spread and rollout.index + 1 < DRAWS:
         rollout = rollouts.draw(rollout.index + 1, lambda grid: keep)
         spread, seen = _spread(rollout), seen + rollout.num_images
-    low, high = first.rewards.min().item(), first.rewards.max().item()
-    finite = Check("rewards finite", True, f"{first.num_images} images, {low:.4g} to {high:.4g}")
+    judged = first.rewards[first.judged]
+    low, high = judged.min().item(), judged.max().item()
+    failed = f", {num_failed} could not be judged" if (num_failed := first.num_images - len(judged)) else ""
+    finite = Check("rewards finite", True, f"{first.num_images} images{failed}, {low:.4g} to {high:.4g}")
     varying = Check(
         "rewards vary within prompts",
         spread > 0,
@@ -118,8 +121,10 @@ def _rewards(subject: Subject) -> tuple[Rollout, list[Check]]:
 def _spread(rollout: Rollout) -> float:
     """The widest range of rewards within a prompt; 0 where it is rounding."""
     rewards = rollout.rewards.view(int(rollout.group.max()) + 1, -1)
-    widest = (rewards.amax(dim=1) - rewards.amin(dim=1)).max().item()
-    return widest if widest > ZERO * rewards.abs().max().item() else 0.0
+    failed = rewards.isnan()
+    highest = rewards.masked_fill(failed, -math.inf).amax(dim=1)
+    widest = (highest - rewards.masked_fill(failed, math.inf).amin(dim=1)).max().item()
+    return widest if widest > ZERO * rewards[~failed].abs().max().item() else 0.0
 
 
 def _steps(subject: Subject, rollout: Rollout) -> Steps:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
+import torch
+
 from rpo.trainers.checks.preflight import ZERO, Check
 from rpo.trainers.rollouts.draw import Rollout
 
@@ -17,11 +19,15 @@ def score_checks(rollout: Rollout, weights: Mapping[str, float], *, are_normalis
     """
     if len(weights) == 1:
         return  # which the preflight has looked at, with further draws
-    by_group = {name: part.view(int(rollout.group.max()) + 1, -1) for name, part in rollout.parts.items()}
-    spreads = {name: part.std(dim=1, correction=0).mean().item() for name, part in by_group.items()}
+    groups = [(rollout.group == label) & rollout.judged for label in rollout.group.unique()]
+    spreads = {
+        name: torch.stack([part[group].std(correction=0) for group in groups if group.any()]).mean().item()
+        for name, part in rollout.parts.items()
+    }
     weighted = {name: abs(weights[name]) * (1.0 if are_normalised else spread) for name, spread in spreads.items()}
     for name, spread in spreads.items():
-        share, size = weighted[name] / (sum(weighted.values()) or 1.0), rollout.parts[name].abs().max().item()
+        share = weighted[name] / (sum(weighted.values()) or 1.0)
+        size = rollout.parts[name][rollout.judged].abs().max().item()
         yield Check(
             f"reward {name}",
             spread > ZERO * size and share >= LEAST_SHARE,

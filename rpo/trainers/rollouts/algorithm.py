@@ -31,6 +31,9 @@ class OnlineAlgorithm(Algorithm[Steps]):
     shares_steps = False
     """Whether all images of a prompt are learnt at the same steps."""
 
+    skips_last = False
+    """Whether the last step of a rollout is never learnt, and its own grid says where the others are."""
+
     def __init__(
         self, rewards: RewardLike, prompts: PromptSource, config: OnlineConfig, *, on_images: OnImages | None = None
     ):
@@ -74,6 +77,7 @@ class OnlineAlgorithm(Algorithm[Steps]):
             skips_clean_end=self.skips_clean_end,
             replays=self.replays,
             shares_steps=self.shares_steps,
+            skips_last=self.skips_last,
             on_images=self._on_images,
         )
         self._batches = self.collector.batches(self.collect)

@@ -51,6 +51,7 @@ class Collector:
         skips_clean_end: bool,
         replays: bool,
         shares_steps: bool = False,
+        skips_last: bool = False,
         on_images: OnImages | None = None,
     ):
         """Check everything that can be checked before the first rollout.
@@ -59,9 +60,11 @@ class Collector:
             skips_clean_end: Whether a last step to perfectly clean data cannot be learnt: DDIM's adds no noise.
             replays: Whether the rollouts' own steps are what is learnt from.
             shares_steps: Whether all images of a prompt are learnt at the same steps.
+            skips_last: Whether the last step of a rollout is never learnt, wherever it leads.
         """
         self.run, self.config = run, config
         self._skips_clean_end, self._replays, self._shares_steps = skips_clean_end, replays, shares_steps
+        self._skips_last = skips_last
         self.rollouts = Rollouts(
             run.model,
             prompts,
@@ -70,6 +73,7 @@ class Collector:
             seed=config.seed,
             share=(run.processes.index, run.processes.count),
             evidence=Path(config.output) / "failed_reward",
+            join=run.processes.join,
             on_images=on_images,
         )
         self._info_names: tuple[str, ...] | None = None
@@ -118,9 +122,13 @@ class Collector:
         steps = steps_of(rollout, self.chosen, self.stands_for, is_frozen=self.config.freezes_negative)
         return replace(steps, facts=rollout_facts(rollout, self.run.processes))
 
-    def reference(self, steps: Steps) -> Latents:
-        """The guided output of the reference at every step."""
-        guidance = self.config.guidance_scale
+    def reference(self, steps: Steps, *, guidance_scale: float | None = None) -> Latents:
+        """The guided output of the reference at every step.
+
+        Args:
+            guidance_scale: That of training by default.
+        """
+        guidance = self.config.guidance_scale if guidance_scale is None else guidance_scale
         return reference_prediction(self.run.policy, steps, guidance_scale=guidance, batch_size=self.batch_size)
 
     def measured_kl(self, rollout: Rollout) -> Tensor:
@@ -163,8 +171,14 @@ class Collector:
         config, process = self.config, self.run.model.process
         if not self._replays:  # the moments are of the process, wherever the rollout's grid ends
             grid = grid_at(process, uniform_times(process, grid.num_steps))
-        generator, skips = keyed_generator("steps", config.seed, index), self._skips_clean_end
-        every, stands_for = choose_steps(grid, config.rollout.images, config.steps, generator, skips_clean_end=skips)
+        every, stands_for = choose_steps(
+            grid,
+            config.rollout.images,
+            config.steps,
+            keyed_generator("steps", config.seed, index),
+            skips_clean_end=self._skips_clean_end,
+            skips_last=self._skips_last,
+        )
         if self._shares_steps:
             size = config.rollout.images_per_prompt
             every = every[:, ::size].repeat_interleave(size, dim=1)

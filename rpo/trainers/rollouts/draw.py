@@ -5,6 +5,7 @@ the visits to prompts are counted over all rollouts, so a resumed run draws the 
 processes; its grid is one of (seed, rollout), so all processes share it.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from rpo.data.prompts import metadata_of
@@ -25,6 +26,7 @@ from rpo.process.transition import Ddim, EulerMaruyama, Kernel
 from rpo.randomness import keyed_generator
 from rpo.rewards.base import WeightedRewards
 from rpo.sampling.sample import Keep, sample
+from rpo.trainers.rollouts.failed import FailedScores
 from rpo.trainers.rollouts.prompts import Prompts, PromptSource, prompts_from
 from rpo.trainers.rollouts.settings import RolloutConfig
 from rpo.training.log import REWARD_INFO
@@ -40,7 +42,8 @@ JITTER = 0.9
 
 
 OnImages = Callable[[int, Images, tuple[str, ...], tuple[Any, ...], PerSample], object]
-"""Called with a rollout's number, its images, prompts, metadata and rewards, each with one entry per image."""
+"""Called with a rollout's number, its images, prompts, metadata and rewards, each with one entry per image; the reward
+of an image that could not be judged is NaN."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,11 @@ class Rollout:
     group: Int[Tensor, " batch"]
     """Which images share a prompt: 0, 0, 1, 1, …"""
     rewards: PerSample
-    """The weighted sum of all rewards."""
+    """The weighted sum of all rewards; NaN where any of them could not judge the image."""
     parts: dict[str, PerSample]
-    """The raw score of each reward, by name."""
+    """The raw score of each reward, by name; NaN at the same images."""
+    counts: PerSample
+    """What each image counts in a mean over those of all processes: see `rpo.trainers.rollouts.failed`."""
     names: tuple[str, ...]
     """What a person finds each image by."""
     visits: tuple[tuple[int, int], ...]
@@ -72,13 +77,22 @@ class Rollout:
         """Images of this process."""
         return len(self.prompts)
 
+    @property
+    def judged(self) -> Bool[Tensor, " batch"]:
+        """Which images have a score."""
+        return self.counts > 0
+
 
 def rollout_facts(rollout: Rollout, processes: Processes) -> dict[str, Tensor]:
-    """What to log of a rollout's rewards, over all processes; their mean is that of the processes' means."""
+    """What to log of a rollout's rewards: of the judged images of all processes."""
+    is_judged = processes.join(rollout.counts) > 0
+    rewards = processes.join(rollout.rewards)[is_judged]
+    several = rollout.parts if len(rollout.parts) > 1 else {}
     return {
-        "reward/mean": rollout.rewards.mean(),
-        "reward/std": processes.join(rollout.rewards).std(correction=0),
-        **{f"reward/{name}": part.mean() for name, part in rollout.parts.items() if len(rollout.parts) > 1},
+        "reward/mean": rewards.mean(),
+        "reward/std": rewards.std(correction=0),
+        "reward/failed": 1 - is_judged.float().mean(),
+        **{f"reward/{name}": processes.join(part)[is_judged].mean() for name, part in several.items()},
         **{f"{REWARD_INFO}{name}": rollout.rewards.new_full((), mean) for name, mean in rollout.info.items()},
     }
 
@@ -104,17 +118,21 @@ class Rollouts:
         seed: int,
         share: tuple[int, int] = (0, 1),
         evidence: Path | None = None,
+        join: Callable[[Tensor], Tensor] | None = None,
         on_images: OnImages | None = None,
     ):
         """Prepare.
 
         Args:
             prompts: See `rpo.trainers.rollouts.prompts`.
+            evidence: A folder for images and prompts of scores that failed.
+            join: From a tensor of this process to those of all that share the rollout; alone without.
             on_images: Called on the main process with its images of every rollout that is trained on.
         """
         self.model, self.rewards, self.config = model, rewards, config
         self.prompts = prompts_from(prompts, seed)
-        self._seed, self.evidence, self._on_images = seed, evidence, on_images
+        self._seed, self._on_images = seed, on_images
+        self.failed = FailedScores(config.max_failed, join=join, evidence=evidence)
         self.canvas = model.canvas_of(config.resolution) if isinstance(model, Checkpoint) else None
         self._process, processes = share
         if config.prompts % processes:
@@ -179,8 +197,9 @@ class Rollouts:
             chunks.append(chunk)
             images.append(self.model.decode(chunk.x_0))
         joined = torch.cat(images)
-        answers = self.rewards.ask(joined, prompts, evidence=self.evidence)
-        parts = {name: one.values for name, one in answers.items()}
+        answers = self.rewards.ask(joined, prompts, evidence=self.failed.evidence, may_fail=True)
+        counts = self.failed.counts(answers, joined, prompts)
+        parts = {name: one.values.masked_fill(counts == 0, math.nan) for name, one in answers.items()}
         info = {f"{name}.{key}": mean for name, one in answers.items() for key, mean in one.info.items()}
         total = sum(weight * parts[name] for name, weight in self.rewards.weights.items())
         assert isinstance(total, Tensor)
@@ -188,7 +207,7 @@ class Rollouts:
         names = tuple(f"rollout {index}, prompt {p!r}, image {job[1]}" for p, job in zip(prompts, jobs, strict=True))
         self._tell(index, joined, prompts, total)
         trajectory = _joined(chunks, cond)
-        return Rollout(index, trajectory, tuple(chunks), prompts, group, total, parts, names, tuple(jobs), info)
+        return Rollout(index, trajectory, tuple(chunks), prompts, group, total, parts, counts, names, tuple(jobs), info)
 
     @torch.no_grad()
     def _tell(self, index: int, images: Images, prompts: tuple[str, ...], rewards: PerSample) -> None:

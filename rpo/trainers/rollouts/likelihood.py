@@ -54,7 +54,8 @@ class LikelihoodWorth:
         if self.value is None or nodes is None:
             return steps, {}
         targets = returns.view_as(self.collector.chosen)
-        return steps, self.value.fit(nodes, targets, steps=updates, batch_size=self.config.value.batch_size)
+        size = self.config.value.batch_size
+        return steps, self.value.fit(nodes, targets, judged=rollout.judged, steps=updates, batch_size=size)
 
     def _worth(self, rollout: Rollout, steps: Steps) -> tuple[Steps, PerSample, ValuePoints | None]:
         """The moments, what came of each (its image's reward, less what its path costs), and V's inputs."""
@@ -72,7 +73,8 @@ class LikelihoodWorth:
             size = self.collector.batch_size
             nodes = self.value.ask_reward(self._seen(steps, rollout), batch_size=size)
             baseline = self.value.evaluate(nodes, batch_size=size)
-        advantage, scale = scaled((returns - baseline)[None], objective.scale, self.collector.run.processes)
+        processes, is_judged = self.collector.run.processes, rollout.judged[steps.image]
+        advantage, scale = scaled((returns - baseline)[None], objective.scale, processes, is_judged)
         return steps.knowing(advantage=advantage[0], cost_weight=config.kl_weight / scale[0]), returns, nodes
 
     def _kl(self, prediction: Latents, steps: Steps) -> PerSample:

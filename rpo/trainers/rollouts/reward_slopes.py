@@ -48,7 +48,7 @@ class RewardSlopes:
             names: What a person finds each by.
 
         Raises:
-            InputError: A reward has no gradient, or one that is not finite; says which image.
+            InputError: A reward has no gradient, or one that is not finite, or judges too few; says which image.
         """
         found: list[tuple[PerSample, Latents]] = []
         is_frugal = self._collector.config.adapter.gradient_checkpointing
@@ -61,8 +61,7 @@ class RewardSlopes:
                 earned = self._earned(images, own)
                 found.append((earned.detach(), torch.autograd.grad(earned.sum(), some)[0]))
         values, slopes = (torch.cat(parts) for parts in zip(*found, strict=True))
-        self._check(values, slopes, names)
-        return values, slopes
+        return values, self._sound(values, slopes, names)
 
     def along(self, rollout: Rollout, first: int, *, by_reference: bool, kl_weight: float) -> Latents:
         """Slope of what a path earns by the outputs of its steps from `first` on, [steps, images, …].
@@ -156,17 +155,21 @@ class RewardSlopes:
             raise without_gradient(next(iter(self._rewards.weights)))
         return earned
 
-    def _check(self, values: Tensor, slopes: Tensor, names: Sequence[str]) -> None:
-        """Refuse what is not finite, once for all images."""
-        sound = values.isfinite() & slopes.isfinite().flatten(1).all(dim=1)
-        if bool(sound.all()):
-            return
-        wrong = (~sound).nonzero().flatten().tolist()
-        raise RewardError(
-            f"{names[wrong[0]]}" + (f" and {len(wrong) - 1} more" if len(wrong) > 1 else "") + ": the reward "
-            f"({', '.join(self._rewards.weights)}) or its gradient is not finite; expected numbers: an autoencoder in "
-            "float16 overflows in backward (load the model in float32 or bfloat16), or the reward has a pole there"
-        )
+    def _sound(self, values: PerSample, slopes: Latents, names: Sequence[str]) -> Latents:
+        """Finite slopes: none where an image could not be judged, of which there are few; others end the run."""
+        failed = values.isnan()
+        wrong = ~slopes.isfinite().flatten(1).all(dim=1) & ~failed | values.isinf()
+        most = self._collector.config.rollout.max_failed
+        is_most, is_wrong = torch.stack([failed.float().mean() > most, wrong.any()]).tolist()
+        if is_most or is_wrong:
+            faults = (wrong if is_wrong else failed).nonzero().flatten().tolist()
+            what = "has no finite gradient" if is_wrong else f"gave no number, and rollout.max_failed is {most:g}"
+            raise RewardError(
+                f"{names[faults[0]]}" + (f" and {len(faults) - 1} more" if len(faults) > 1 else "") + ": the reward "
+                f"({', '.join(self._rewards.weights)}) {what}; expected finite numbers: an autoencoder in float16 "
+                "overflows in backward (load the model in float32 or bfloat16), or the reward has a pole there"
+            )
+        return slopes.masked_fill(failed[:, None, None, None], 0.0)
 
     def _pixels(self, latents: Latents) -> int:
         cell = self._model.cell if isinstance(self._model, Checkpoint) else 1

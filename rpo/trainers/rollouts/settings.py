@@ -1,15 +1,18 @@
 """The settings of every algorithm that draws what it learns from: how rollouts are drawn, how steps are learnt."""
 
-from dataclasses import field
+from dataclasses import field, replace
 from typing import ClassVar, Literal
 
-from rpo.config.ranges import Count, Fraction, GuidanceScale, NotNegative, Side
+from rpo.config.ranges import BelowOne, Count, Fraction, GuidanceScale, NotNegative, Side
 from rpo.config.settings import settings
 from rpo.errors import InputError
 from rpo.trainers.settings import LearningConfig, TrainingConfig
 
 Solver = Literal["ddim", "euler_maruyama", "dpm_solver"]
 Spacing = Literal["checkpoint", "uniform", "random"]
+
+MOST_OF_FEW = 0.5
+"""Share of a few images, drawn to look at, that may fail: if more of them do, a rollout hardly fares better."""
 
 
 @settings
@@ -52,6 +55,11 @@ class RolloutConfig:
     batch_size: Count = 64
     """Images drawn at once; lower it when memory runs out. It changes speed, not images."""
 
+    max_failed: BelowOne = 0.1
+    """Share of a rollout's images, over all processes, that a reward may answer NaN for, because it could not judge
+    them. They are left out, as if they had not been drawn, and counted (`reward/failed`). With more of them the run
+    stops and names the reward; at 0 the first one stops it."""
+
     def __post_init__(self):
         """Refuse settings that no rollout can have."""
         if self.solver == "ddim" and self.eta > 1:
@@ -74,6 +82,11 @@ class RolloutConfig:
     def images(self) -> int:
         """Images of one rollout, over all processes."""
         return self.prompts * self.images_per_prompt
+
+    def of_few(self, prompts: int, images_per_prompt: int) -> "RolloutConfig":
+        """The same with fewer images to look at, of which as many may fail as of a whole rollout, up to a half."""
+        may_fail = min(self.max_failed * self.images / (prompts * images_per_prompt), MOST_OF_FEW)
+        return replace(self, prompts=prompts, images_per_prompt=images_per_prompt, max_failed=may_fail)
 
     @property
     def ends_without_noise(self) -> bool:

@@ -5,7 +5,8 @@ image is their sum, never their mean:
 
     loss = mean over images  Σ_k (E/K) loss_k  =  mean over steps  E loss_k
 
-so that any cut of the steps into equal micro-batches gives the same gradient, and a finer grid does not shrink it.
+so that any cut of the steps into equal micro-batches gives the same gradient, and a finer grid does not shrink it. The
+images are those that were judged: steps of the others count 0, and the rest so much more.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from rpo.process.transition import Gaussian, Kernel
 from rpo.sampling.step import predict, transition
 from rpo.trainers.rollouts.draw import Rollout
 from rpo.trainers.rollouts.settings import StepsConfig
-from rpo.types import Conditioning, Grid, Latents, Node, PerSample, PredictionType
+from rpo.types import Conditioning, Grid, Latents, Node, PerSample, PredictionType, StepOutput
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Steps:
     """Which step of its trajectory."""
     weight: Float[Tensor, " steps"]
     """What the step's loss counts in a mean over steps: E of the formula above."""
+    counts: Float[Tensor, " steps"]
+    """What its image counts in a mean over images: 1, if all could be judged; see `rpo.trainers.rollouts.failed`."""
     names: tuple[str, ...]
     """What a person finds each by."""
     prompts: tuple[str, ...]
@@ -92,6 +95,7 @@ class Steps:
             image=self.image[rows],
             step=self.step[rows],
             weight=self.weight[rows],
+            counts=self.counts[rows],
             names=tuple(self.names[row] for row in index.tolist()),
             prompts=tuple(self.prompts[row] for row in index.tolist()),
             known={name: value[rows] for name, value in self.known.items()},
@@ -143,20 +147,39 @@ def transition_by(model: DiffusionModel, noise_pred: Latents, steps: Steps, kern
     return transition(model, noise_pred, steps.x_t, steps.t, steps.s, kernel)
 
 
+def mean_loss(per_step: PerSample, steps: Steps, facts: dict[str, Tensor]) -> StepOutput:
+    """The loss of a micro-batch, to which only the steps of judged images contribute.
+
+    Args:
+        per_step: Of every step, finite, with what it counts besides.
+        facts: What to log.
+    """
+    counted = steps.counts * per_step
+    return StepOutput(counted.mean(), counted.detach(), facts)
+
+
 def choose_steps(
-    grid: Grid, num_images: int, config: StepsConfig, generator: torch.Generator, *, skips_clean_end: bool
+    grid: Grid,
+    num_images: int,
+    config: StepsConfig,
+    generator: torch.Generator,
+    *,
+    skips_clean_end: bool,
+    skips_last: bool = False,
 ) -> tuple[Int[Tensor, "trained images"], float]:
     """Which steps of each trajectory are trained, in order, and what each counts.
 
     Args:
         config: How many steps and from which part; with `keep_graph` all trajectories share theirs.
         skips_clean_end: Leave out a last step to perfectly clean data, to which DDIM adds no noise.
+        skips_last: Leave out the last step wherever it leads.
 
     Returns:
         Indices of steps, on the CPU, and the number of steps that they stand for, E.
     """
     low, high = config.window or (0.0, 1.0)
-    steps = range(grid.num_steps - 1 if skips_clean_end and float(grid.sigma[-1]) == 0 else grid.num_steps)
+    skips_end = skips_last or (skips_clean_end and float(grid.sigma[-1]) == 0)
+    steps = range(grid.num_steps - 1 if skips_end else grid.num_steps)
     eligible = torch.tensor([step for step in steps if low <= step / grid.num_steps < high])
     wanted = config.train_steps or len(eligible)
     if not 1 <= wanted <= len(eligible):
@@ -197,6 +220,7 @@ def steps_of(rollout: Rollout, steps: Int[Tensor, "trained images"], weight: flo
         image=image,
         step=step,
         weight=torch.full((len(step),), weight, device=step.device),
+        counts=rollout.counts.to(step.device)[image],
         names=rollout.names * trained,
         prompts=rollout.prompts * trained,
         known=known,
@@ -243,6 +267,7 @@ def noised_steps(
         image=image,
         step=step,
         weight=torch.full((len(step),), weight, device=step.device),
+        counts=rollout.counts.to(step.device)[image],
         names=rollout.names * trained,
         prompts=rollout.prompts * trained,
         known={"prediction": from_x0_eps(x_0[image], eps, t, prediction_type)},

@@ -8,6 +8,7 @@ where F is learnt, and d is the standard deviation of the first rewards, so that
 the other images of the prompt earned, or the mean of the first rewards where there are none. At the data end c_skip = 1
 and c_out = 0: there V is the reward itself, whatever F says. The term with m is ours, and that F is told of the reward
 and of m: a few numbers correct both before the latents and the prompt are understood, which takes thousands of images.
+Where the reward could not judge x0_hat, V is learnt alone. It is not fitted to images that could not be judged.
 
 Fitting is regression on what came of each node: the reward less the costs still to come (trace 1), or the same with
 part of the way replaced by V's own opinion, asked anew at every pass and never differentiated (trace below 1).
@@ -19,7 +20,7 @@ from dataclasses import replace
 from typing import Any, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from rpo.errors import InputError
@@ -73,13 +74,18 @@ class ValueEstimator:
 
     def __call__(self, points: ValuePoints) -> PerSample:
         """V of each point, in the unit of the reward."""
+        reward = None if self._terminal is None else self._reward_of(points)
+        is_told = self._is_asked(points) if reward is None else self._is_asked(points) & ~reward.isnan()
         skip, out = skip_weights(points.time)
-        skip, out = (torch.where(self._is_asked(points), part, rest) for part, rest in ((skip, 0.0), (out, 1.0)))
-        expected = torch.full_like(points.time, self._mean) if points.baseline is None else points.baseline
-        if self._terminal is None:
+        skip, out = (torch.where(is_told, part, rest) for part, rest in ((skip, 0.0), (out, 1.0)))
+        expected = torch.full_like(points.time, self._mean)
+        if points.baseline is not None:
+            expected = torch.where(points.baseline.isnan(), expected, points.baseline)
+        if reward is None:
             return (1 - skip) * expected + out * self._unit * self.network(self._standard(points, None, expected))
-        reward = self._reward_of(points)
-        learnt = self._unit * self.network(self._standard(points, reward, expected))
+        reward = torch.where(is_told, reward, 0.0)
+        told = (reward - self._mean) / self._unit * is_told
+        learnt = self._unit * self.network(self._standard(points, told, expected))
         return skip * reward + (1 - skip) * expected + out * learnt  # at the data end exactly r: 1 r + 0 + 0
 
     @torch.no_grad()
@@ -98,22 +104,30 @@ class ValueEstimator:
         return replace(points, x0_reward=asked)
 
     def fit(
-        self, points: ValuePoints, targets: Float[Tensor, "... images"], *, steps: int, batch_size: int
+        self,
+        points: ValuePoints,
+        targets: Float[Tensor, "... images"],
+        judged: Bool[Tensor, " images"] | None = None,
+        *,
+        steps: int,
+        batch_size: int,
     ) -> dict[str, Tensor]:
         """Regress V on numbers.
 
         Args:
             targets: What V should be there; of several moments of the same images, moment by moment.
+            judged: The images to learn from, all by default.
 
         Returns:
             How good V was before, on these new points; see `METRICS`.
         """
+        judged = _all_of(targets) if judged is None else judged
         points = self.ask_reward(points, batch_size=batch_size)
         values = self.evaluate(points, batch_size=batch_size)
-        time, values, returns = self._of_all(points.time, values, targets.flatten())
+        time, values, returns = self._of_all(judged, points.time, values, targets.flatten())
         _check_finite(returns)
         self._standardise(returns)
-        self._descend(points, lambda: targets, steps=steps, batch_size=batch_size)
+        self._descend(points, lambda: targets, judged, steps=steps, batch_size=batch_size)
         return self._quality(time, values, returns)
 
     def fit_paths(
@@ -121,6 +135,7 @@ class ValueEstimator:
         nodes: ValuePoints,
         values: Float[Tensor, "nodes batch"],
         costs: Float[Tensor, "steps batch"],
+        judged: Bool[Tensor, " batch"] | None = None,
         *,
         trace: float,
         steps: int,
@@ -131,15 +146,17 @@ class ValueEstimator:
         Args:
             nodes: All nodes of all images, node by node from noise to data.
             values: V at them before the fit, and the reward in the last row.
+            judged: The images to learn from, all by default.
 
         Returns:
             How good V was before, on these new nodes; see `METRICS`.
         """
+        judged = _all_of(values) if judged is None else judged
         nodes = self.ask_reward(nodes, batch_size=batch_size)
         returns = traced_returns(values, costs, trace=1.0).flatten()
-        time, before, returns = self._of_all(nodes.time[: len(returns)], values[:-1].flatten(), returns)
+        time, before, returns = self._of_all(judged, nodes.time[: len(returns)], values[:-1].flatten(), returns)
         _check_finite(returns)
-        self._standardise(self._processes.join(values[-1]))
+        self._standardise(*self._of_all(judged, values[-1]))
 
         def targets() -> Tensor:
             latest = values
@@ -148,11 +165,14 @@ class ValueEstimator:
             latest = torch.cat([latest[:-1], values[-1:]])
             return torch.cat([traced_returns(latest, costs, trace=trace), values[-1:]])
 
-        self._descend(nodes, targets, steps=steps, batch_size=batch_size)
+        self._descend(nodes, targets, judged, steps=steps, batch_size=batch_size)
         return self._quality(time, before, returns)
 
-    def _of_all(self, *numbers: PerSample) -> Sequence[PerSample]:
-        return self._processes.join(torch.stack(numbers), dim=1).unbind()
+    def _of_all(self, judged: Bool[Tensor, " images"], *numbers: PerSample) -> Sequence[PerSample]:
+        """What all processes have of numbers that lie moment by moment, of the judged images alone."""
+        mask = judged.repeat(len(numbers[0]) // len(judged)).to(numbers[0])
+        *joined, mask = self._processes.join(torch.stack([*numbers, mask]), dim=1).unbind()
+        return [one[mask > 0] for one in joined]
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to end in the same weights, bit for bit."""
@@ -172,9 +192,8 @@ class ValueEstimator:
         self._fits = state_dict["fits"]
 
     def _standard(self, points: ValuePoints, reward: PerSample | None, baseline: PerSample) -> ValuePoints:
-        """The points with their numbers in the unit of F."""
-        unit = None if reward is None else (reward - self._mean) / self._unit * self._is_asked(points)
-        return replace(points, x0_reward=unit, baseline=(baseline - self._mean) / self._unit)
+        """The points with these numbers, the reward in the unit of F already."""
+        return replace(points, x0_reward=reward, baseline=(baseline - self._mean) / self._unit)
 
     @property
     def _unit(self) -> float:
@@ -197,6 +216,9 @@ class ValueEstimator:
             with torch.set_grad_enabled(is_followed):
                 found = self._terminal(some.x0_hat, some.prompts) if len(some) else rewards[:0]
             rewards = rewards.index_put((rows.to(rewards.device),), found)
+            if is_followed and some.x0_hat.requires_grad:
+                failed = found.detach().isnan()[:, None, None, None]
+                some.x0_hat.register_hook(lambda slope: slope.masked_fill(failed, 0.0))  # which NaN times 0 is not
         if is_followed and len(rows) and not rewards.requires_grad:
             raise InputError(
                 "the reward gives numbers without a gradient, but the slope of V goes through it; use a reward that "
@@ -211,17 +233,27 @@ class ValueEstimator:
             self._std = (rewards - rewards[0]).std(correction=0).item()
 
     @torch.enable_grad()
-    def _descend(self, points: ValuePoints, targets: Callable[[], Tensor], *, steps: int, batch_size: int) -> None:
+    def _descend(
+        self,
+        points: ValuePoints,
+        targets: Callable[[], Tensor],
+        judged: Bool[Tensor, " images"],
+        *,
+        steps: int,
+        batch_size: int,
+    ) -> None:
         """Take AdamW steps on shuffled points of all processes, with new targets at every pass."""
         queue: list[Tensor] = []
         goals, everyone = torch.empty(0), len(points) * self._processes.count
+        is_judged = self._processes.join(judged.float()).cpu() > 0
+        is_learnt = is_judged.repeat(everyone // len(is_judged))
         for step in range(steps):
             if not queue:
                 goals = targets()
                 order = torch.randperm(
                     everyone, generator=keyed_generator("value", self._seed, self._fits, step), device="cpu"
                 )
-                queue = list(order.split(batch_size))
+                queue = list(order[is_learnt[order]].split(batch_size))
             batch = queue.pop(0)
             rows = self._own(batch, goals.shape[-1])
             self._optimizer.zero_grad()
@@ -245,6 +277,10 @@ class ValueEstimator:
         bins = {name: _explained(values[part == index], returns[part == index]) for index, name in enumerate(TIME_BINS)}
         error = ((values - returns) / self._unit).square().mean()
         return {"value/loss": error, "value/explained_variance": _explained(values, returns), **bins}
+
+
+def _all_of(numbers: Float[Tensor, "... images"]) -> Bool[Tensor, " images"]:
+    return torch.ones(numbers.shape[-1], dtype=torch.bool, device=numbers.device)
 
 
 def _explained(values: PerSample, returns: PerSample) -> Tensor:

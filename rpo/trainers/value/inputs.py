@@ -37,9 +37,10 @@ class ValuePoints:
     tokens: Float[Tensor, "points tokens dim"]
     prompts: tuple[str, ...]
     x0_reward: Float[Tensor, " points"] | None = None
-    """What the reward says of `x0_hat`, where it has been asked already; see `ValueEstimator.ask_reward`."""
+    """What the reward says of `x0_hat`, where it has been asked already; see `ValueEstimator.ask_reward`. NaN where it
+    could not judge it."""
     baseline: Float[Tensor, " points"] | None = None
-    """What the other images of the prompt earned in the same rollout, where there are others."""
+    """What the other images of the prompt earned in the same rollout, where there are others; NaN is as nothing."""
 
     def __len__(self) -> int:
         """Number of points."""
@@ -97,23 +98,28 @@ def value_nodes(model: DiffusionModel, rollout: Rollout, nodes: Sequence[int]) -
 
 
 def others_mean(rewards: PerSample, group: Int[Tensor, " batch"]) -> PerSample | None:
-    """For each image the mean reward of the other images of its prompt; nothing if an image is alone."""
+    """For each image the mean reward of the other images of its prompt; nothing if an image is alone.
+
+    A reward that is NaN is in no mean; NaN is the mean of none.
+    """
     sizes = group.bincount()
     if bool((sizes[group] == 1).any()):
         return None
-    sums = rewards.new_zeros(len(sizes)).index_add(0, group, rewards)
-    return (sums[group] - rewards) / (sizes[group] - 1)
+    is_judged = ~rewards.isnan()
+    known, ones = torch.where(is_judged, rewards, 0.0), is_judged.to(rewards)
+    sums, counts = (rewards.new_zeros(len(sizes)).index_add(0, group, each)[group] - each for each in (known, ones))
+    return sums / counts
 
 
 def compared_with_others(rewards: PerSample, group: Int[Tensor, " batch"]) -> PerSample:
-    """The same where every image must have others to be compared with."""
+    """The same where every image must have others to be compared with; itself where none of these was judged."""
     others = others_mean(rewards, group)
     if others is None:
         raise InputError(
             "images are compared with the others of their prompt, but there is one image per prompt; give "
             "rollout.images_per_prompt of 2 or more, or another baseline"
         )
-    return others
+    return torch.where(others.isnan(), rewards, others)
 
 
 def node_time(model: DiffusionModel, timestep: Tensor) -> Tensor:
@@ -130,7 +136,10 @@ def value_gradient(
     guidance_scale: float,
     batch_size: int,
 ) -> Float[Tensor, "steps c h w"]:
-    """Gradient of V with respect to x_s, where each step led; x0_hat(x_s) is followed back through the denoiser."""
+    """Gradient of V with respect to x_s, where each step led; x0_hat(x_s) is followed back through the denoiser.
+
+    It is 0 for images that could not be judged.
+    """
     trajectory = rollout.trajectory
     baseline = others_mean(rollout.rewards, rollout.group)
     gradients = []
@@ -146,4 +155,4 @@ def value_gradient(
             seen = ValuePoints(x_s, x0_hat, time, part.conditioning.tokens, part.prompts, baseline=others)
             (gradient,) = torch.autograd.grad(value(seen).sum(), x_s)
         gradients.append(gradient)
-    return torch.cat(gradients)
+    return torch.where(rollout.judged[steps.image][:, None, None, None], torch.cat(gradients), 0.0)

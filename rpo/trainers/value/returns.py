@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from rpo.models.base import DiffusionModel
 from rpo.objectives.advantages import MAX_ADVANTAGE, gae, normalize_per_step, return_minus_value, value_difference
+from rpo.rewards.base import check_finite
 from rpo.trainers.rollouts.collector import Collector
 from rpo.trainers.rollouts.draw import Rollout
 from rpo.trainers.value.estimator import ValueEstimator
@@ -43,7 +44,8 @@ class PathReturns:
     costs: Float[Tensor, "steps images"]
     """Of every step from there, times `kl_weight`; the last counts for all that follows the trained part."""
     values: Float[Tensor, "nodes images"]
-    """V at the nodes between them, or what images are compared with; the reward at the last."""
+    """V at the nodes between them, or what images are compared with; the reward at the last. Of an image that could not
+    be judged some are NaN, and all mean nothing."""
     nodes: ValuePoints | None
     """These nodes, with what the reward says of their predicted images; nothing without V."""
 
@@ -91,17 +93,26 @@ def advantages(
 
 
 def scaled(
-    advantage: Float[Tensor, "steps images"], how: Literal["none", "batch", "per_step"], processes: Processes
+    advantage: Float[Tensor, "steps images"],
+    how: Literal["none", "batch", "per_step"],
+    processes: Processes,
+    judged: Bool[Tensor, " images"],
 ) -> tuple[Float[Tensor, "steps images"], Float[Tensor, "steps images"]]:
-    """Advantages in the unit that the settings ask for, and what they were divided by."""
+    """Advantages in the unit that the settings ask for, and what they were divided by.
+
+    Args:
+        judged: Which images have a score; the advantage of the others is 0, and in no spread.
+    """
     if how == "none":
-        return advantage, torch.ones_like(advantage)
-    advantage = processes.join(advantage, dim=1)
-    spread = advantage.std() if how == "batch" else advantage.std(dim=1, correction=0, keepdim=True)
-    scale = torch.where(spread > LEAST_SPREAD, spread + NORMALIZE_EPS, 1.0).expand_as(advantage)
-    advantage = advantage / scale if how == "batch" else normalize_per_step(advantage)
-    advantage = advantage.clamp(-MAX_ADVANTAGE, MAX_ADVANTAGE)
-    return processes.own(advantage, dim=1), processes.own(scale, dim=1)
+        return torch.where(judged, advantage, 0.0), torch.ones_like(advantage)
+    everyone, is_judged = processes.join(advantage, dim=1), processes.join(judged.float()) > 0
+    known = everyone[:, is_judged]
+    spread = known.std() if how == "batch" else known.std(dim=1, correction=0, keepdim=True)
+    scale = torch.where(spread > LEAST_SPREAD, spread + NORMALIZE_EPS, 1.0).expand_as(everyone)
+    known = known / scale[:, is_judged] if how == "batch" else normalize_per_step(known)
+    result = torch.zeros_like(everyone)
+    result[:, is_judged] = known.clamp(-MAX_ADVANTAGE, MAX_ADVANTAGE)
+    return processes.own(result, dim=1), processes.own(scale, dim=1)
 
 
 def make_value(
@@ -114,7 +125,7 @@ def make_value(
         is_differentiable: Whether the slope of V is asked for.
     """
     model, rollouts, seed = collector.run.model, collector.rollouts, collector.config.seed
-    rewards, evidence = rollouts.rewards, rollouts.evidence
+    rewards, evidence, may_fail = rollouts.rewards, rollouts.failed.evidence, rollouts.failed.most > 0
     if network is None:
         shape, prompt_dim = model.latent_shape(rollouts.canvas), model.encode_prompts(["a"]).tokens.shape[-1]
         network = ValueNetwork(shape, prompt_dim, sees_latents=config.sees_latents, seed=seed).to(model.device)
@@ -122,8 +133,11 @@ def make_value(
     def terminal(latents: Latents, prompts: Sequence[str]) -> PerSample:
         images = model.decode(latents)
         if torch.is_grad_enabled():
-            return rewards.with_gradient(images, prompts)
-        return rewards.weighted_sum(rewards.parts(images, prompts, evidence=evidence))
+            followed = rewards.with_gradient(images, prompts)
+            check_finite(followed.detach(), may_fail=may_fail)
+            return followed
+        answers = rewards.ask(images, prompts, evidence=evidence, may_fail=may_fail)
+        return rewards.weighted_sum({name: one.values for name, one in answers.items()})
 
     return ValueEstimator(
         network,
@@ -146,6 +160,7 @@ def fit_value(
         returns.nodes,
         returns.values,
         returns.costs,
+        returns.rollout.judged,
         trace=config.trace,
         steps=updates,
         batch_size=config.batch_size,

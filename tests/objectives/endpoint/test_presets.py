@@ -1,8 +1,11 @@
 """Every preset has the gradient of the loss that its authors publish, written out here in double precision."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from rpo.errors import InputError
 from rpo.objectives.advantages import group_normalize
 from rpo.objectives.endpoint.awm import Awm
 from rpo.objectives.endpoint.dgpo import Dgpo
@@ -22,10 +25,14 @@ PRESETS = (
     Nft(beta=0.1),
     Awm(),
     Awm(old_weight=0),
+    Awm(clip=0.1),
+    Awm(clip=1e-5, old_weight=0),
     Ram(),
     Rvm(reference_weight=0.3),
     Par(),
     Dgpo(beta=3),
+    Dgpo(beta=3, clip=0.1),
+    Dgpo(beta=3, clip=1e-3, reference_weight=0),
     Rebel(),
 )
 
@@ -79,7 +86,7 @@ def mean(values):
     return values.flatten(1).mean(dim=1)
 
 
-def published(one):  # noqa: PLR0911, one for each preset
+def published(one):  # noqa: C901, PLR0911, one for each preset
     """The loss of each image, as the papers or their authors' code have it."""
     now, preset, target = one.says(one.weight), one.preset, one.target
     old, base = one.says(one.of["old"]), one.says(one.of["reference"])
@@ -95,12 +102,14 @@ def published(one):  # noqa: PLR0911, one for each preset
                 far = mean(gap.abs()).detach().clamp(min=1e-5)
                 losses.append(mean(gap**2) / far)
             return 5 * (q * losses[0] + (1 - q) * losses[1]) / beta + preset.reference_weight * from_base
-        case Awm():
+        case Awm(clip=clip):
             p, small = 0.25, 1e-10
-            likelihood = -(one.time / p) * ((error + small) ** p - small**p)
-            ratio = torch.exp(likelihood - likelihood.detach())
+            likelihood, before = (-(one.time / p) * ((each + small) ** p - small**p) for each in (error, old_error))
             held = preset.old_weight * mean((now - old) ** 2) + preset.reference_weight * from_base
-            return -one.advantage * ratio + held
+            if clip is None:
+                return -one.advantage * torch.exp(likelihood - likelihood.detach()) + held
+            ratio = torch.exp(likelihood - before)
+            return torch.maximum(-one.advantage * ratio, -one.advantage * ratio.clamp(1 - clip, 1 + clip)) + held
         case Ram():
             return mean((now - (base + one.advantage[:, None, None, None] * (target - now)).detach()) ** 2)
         case Rvm():
@@ -110,9 +119,13 @@ def published(one):  # noqa: PLR0911, one for each preset
             likelihood = -mean(gap**2) / mean(gap.abs()).detach()
             gain = likelihood + mean(old_gap**2) / mean(old_gap.abs())
             return 0.5 * gain.detach().exp() * (one.advantage - gain) ** 2 + preset.reference_weight * from_base
-        case Dgpo(beta=beta):
+        case Dgpo(beta=beta, clip=clip):
             lost = one.advantage * (error.detach() - base_error)
             total = torch.stack([lost[one.group == group].mean() for group in one.group])
+            if clip is not None:  # as the authors' code does it: by a mask
+                ratio = torch.exp(old_error - error)
+                is_over = torch.where(one.advantage > 0, ratio > 1 + clip, ratio < 1 - clip)
+                error = torch.where(is_over, error.detach(), error)
             return torch.sigmoid(beta * total) * one.advantage * error + preset.reference_weight * from_base
         case Rebel(eta=eta):
             left = eta * (old_error - error) - one.advantage
@@ -132,6 +145,20 @@ def test_the_gradient_is_that_of_the_published_loss(preset, kind):
     found = one.gradient()
     assert expected.norm() > 1e-3
     assert (found - expected).norm() < 1e-9 * expected.norm()
+
+
+@pytest.mark.parametrize("preset", [Awm(clip=0.1), Dgpo(beta=3, clip=0.1)], ids=str)
+def test_a_clip_holds_some_images_and_not_others(preset):
+    one, plain = (Problem("flow", each) for each in (preset, replace(preset, clip=None)))
+    worth = one.preset.worth(one.advantage, {"current": mean(one.x_0), "reference": mean(one.x_0)}, one.group)
+    said = {name: one.says(one.of[name]) for name in one.preset.needs}
+    now = one.says(one.weight).detach()
+    moments = Moments(now, one.target, one.x_t, one.t, one.time, worth, one.kind, said)
+    pull = one.preset.terms(moments).pull
+    assert 0 < (pull == 0).sum() < len(pull)
+    told = descend(moments, one.preset.terms(moments))[1]["policy/clipped"]
+    assert told.item() == pytest.approx((pull == 0).double().mean().item())
+    assert (plain.preset.terms(moments).pull != 0).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -201,6 +228,35 @@ def test_equal_rewards_pull_nothing_where_the_policy_is_its_old_self(preset):
 def test_an_old_policy_follows_ever_more_slowly_up_to_its_decay():
     lag = LagConfig(decay=0.3, rise=0.1)
     assert [lag.at(update) for update in (1, 2, 3, 4)] == pytest.approx([0.1, 0.2, 0.3, 0.3])
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=str)
+def test_what_does_not_count_is_in_no_size_that_is_logged(preset):
+    one = Problem("flow", preset)
+    rows = torch.arange(GROUPS * IMAGES) % IMAGES != 1
+    errors = {name: mean((one.says(one.of[name]) - one.target) ** 2) for name in preset.needs}
+    worth = preset.worth(one.advantage, errors, one.group)
+
+    def sizes(kept, counts):
+        node = Node(*(each[kept] for each in (one.t.alpha, one.t.sigma, one.t.timestep)))
+        said = {name: one.says(one.of[name])[kept] for name in preset.needs}
+        given = one.says(one.weight)[kept], one.target[kept], one.x_t[kept], node, one.time[kept], worth[kept]
+        moments = Moments(*given, one.kind, said, counts=counts)
+        facts = descend(moments, preset.terms(moments))[1]
+        return [facts["policy/pull"].item(), facts["policy/hold"].item()]
+
+    every = torch.ones_like(rows)
+    assert sizes(every, rows * (IMAGES / (IMAGES - 1))) == pytest.approx(sizes(rows, 1.0))
+    assert sizes(every, rows.new_ones(len(rows)).double()) == sizes(every, 1.0)
+
+
+@pytest.mark.parametrize("words", [{"old_weight": 0}, {}])
+def test_an_old_policy_that_nobody_asks_cannot_be_told_how_to_follow(words):
+    kind = Awm if words else Dgpo
+    with pytest.raises(InputError, match="objective.old says how .* leave it out"):
+        kind(old=LagConfig(decay=0.9), **words)
+    for asked in ({"clip": 0.1}, {"old_weight": 1.0} if words else {"old_draws_after": 3}):
+        assert kind(old=LagConfig(decay=0.9), **words | asked).lag == LagConfig(decay=0.9)
 
 
 def test_means_over_groups_know_labels_in_any_order():

@@ -1,5 +1,7 @@
 """The baseline of DDPO: a prompt's own past once there is enough of it, the rollout's until then."""
 
+import math
+
 import pytest
 import torch
 
@@ -40,3 +42,12 @@ def test_resumed_it_remembers_the_same_and_forgets_as_soon():
         prompts = ["a", "b", "a"]
         assert torch.equal(whole.advantages(rewards, prompts), resumed.advantages(rewards, prompts))
     assert whole.state_dict() == resumed.state_dict()
+
+
+def test_what_could_not_be_judged_is_not_remembered_and_is_worth_nothing():
+    history, other = PromptHistory(4), PromptHistory(4)
+    found = history.advantages(torch.tensor([1.0, math.nan, 6.0, 5.0, math.nan]), ["a", "a", "b", "a", "c"], eps=0.0)
+    expected = other.advantages(torch.tensor([1.0, 6.0, 5.0]), ["a", "b", "a"], eps=0.0)
+    assert found.tolist() == [expected[0], 0, expected[1], expected[2], 0]
+    assert expected[0].item() == pytest.approx(-1)  # of 1 and 5
+    assert history.state_dict() == other.state_dict() == {"a": [1, 5], "b": [6]}

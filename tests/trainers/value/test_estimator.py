@@ -326,6 +326,59 @@ def test_equal_first_rewards_do_not_set_the_unit():
     assert value.state_dict()["std"] == pytest.approx((100 * randn(16)).std(correction=0).item())
 
 
+def test_images_that_could_not_be_judged_are_not_learnt_from():
+    """As if they were not there, also in what is told of the fit: three moments of eight images, of which two fail."""
+    judged, nan = torch.arange(8) % 4 != 2, math.nan
+    points, targets = points_at(torch.rand(24)), randn(3, 8) * 3 - 5
+    rows = judged.repeat(3).nonzero().flatten()
+    with_failures, without = ValueEstimator(Watching()), ValueEstimator(Opinion())
+    found = with_failures.fit(points, targets.masked_fill(~judged, nan), judged, steps=1, batch_size=24)
+    expected = without.fit(points.select(rows), targets[:, judged], steps=1, batch_size=24)
+    assert sorted(with_failures.network.seen) == sorted(points.prompts[row] for row in rows.tolist())
+    for name, number in expected.items():
+        assert found[name].item() == pytest.approx(number.item(), rel=1e-4, nan_ok=True)
+    assert with_failures.network.weight.item() == pytest.approx(without.network.weight.item(), abs=1e-6)
+    states = [value.state_dict() for value in (with_failures, without)]
+    assert states[0]["mean"] == pytest.approx(states[1]["mean"]) and states[0]["std"] == pytest.approx(states[1]["std"])
+
+
+def test_whole_rollouts_are_learnt_from_without_those_that_could_not_be_judged():
+    nodes, rewards, costs = walks(count=64)
+    judged = torch.arange(64) % 3 != 1
+    rows = judged.repeat(STEPS + 1).nonzero().flatten()
+    values = torch.zeros(STEPS + 1, 64)
+    values[-1] = rewards
+    with_failures, without = ValueEstimator(Linear(), learning_rate=0.02), ValueEstimator(Linear(), learning_rate=0.02)
+    settings = {"trace": 0.7, "steps": 3, "batch_size": 1000}
+    found = with_failures.fit_paths(nodes, values.masked_fill(~judged, math.nan), costs, judged, **settings)
+    expected = without.fit_paths(nodes.select(rows), values[:, judged], costs[:, judged], **settings)
+    for name, number in expected.items():
+        assert found[name].item() == pytest.approx(number.item(), rel=1e-4, abs=1e-6)
+    assert torch.allclose(with_failures.network.line.weight, without.network.line.weight, atol=1e-5)
+
+
+def test_where_the_reward_could_not_judge_x0_hat_the_value_is_learnt_alone_and_its_slope_is_there():
+    """Also where the slope of what the reward could not compute is no number: a root of less than 0."""
+
+    def root(x_0, prompts):
+        return x_0.mean((1, 2, 3)).sqrt()
+
+    points = replace(points_at(torch.tensor([0.25, 0.25])), baseline=torch.tensor([3.0, math.nan]))
+    points.x0_hat[0] = points.x0_hat[0].abs()
+    points.x0_hat[1] = -points.x0_hat[1].abs()
+    value = ValueEstimator(Opinion(), terminal=root, is_differentiable=True)
+    value.load_state_dict(value.state_dict() | {"mean": 2.0, "std": 0.5})
+    x0_hat = points.x0_hat.requires_grad_()
+    found = value(replace(points, x0_hat=x0_hat))
+    skip, out = (weight[0].item() for weight in skip_weights(points.time))
+    learnt = 0.5 * value.network(points)
+    assert found[0].item() == pytest.approx((skip * root(x0_hat, ())[0] + (1 - skip) * 3 + out * learnt[0]).item())
+    assert found[1].item() == pytest.approx((2 + learnt[1]).item())
+    (slope,) = torch.autograd.grad(found.sum(), x0_hat)
+    (of_learnt,) = torch.autograd.grad(learnt.sum(), x0_hat)
+    assert torch.allclose(slope[1], of_learnt[1]) and slope.isfinite().all()
+
+
 def test_returns_must_be_finite():
     with pytest.raises(ValueError, match="1 of 3 returns are not finite"):
         ValueEstimator(Opinion()).fit(points_at(torch.rand(3)), torch.tensor([0, math.inf, 1]), steps=1, batch_size=3)

@@ -1,12 +1,13 @@
 """What a value sees of a rollout, and its slope where a step led."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from rpo.process.prediction import to_x0_eps
-from rpo.trainers.value.inputs import others_mean, value_gradient, value_nodes
+from rpo.trainers.value.inputs import compared_with_others, others_mean, value_gradient, value_nodes
 from tests.trainers.online_runs import close, grpo, score_as_action
 
 
@@ -35,6 +36,13 @@ def test_the_mean_of_the_others():
     rewards, group = torch.tensor([1.0, 3.0, 8.0, 10.0, 5.0]), torch.tensor([0, 0, 0, 1, 1])
     assert others_mean(rewards, group).tolist() == [5.5, 4.5, 2.0, 5.0, 10.0]
     assert others_mean(rewards, torch.tensor([0, 0, 0, 0, 1])) is None
+
+
+def test_what_could_not_be_judged_is_in_no_mean_of_others():
+    nan = math.nan
+    rewards, group = torch.tensor([1.0, nan, 8.0, 10.0, nan, nan, nan]), torch.tensor([0, 0, 0, 1, 1, 2, 2])
+    assert others_mean(rewards, group).nan_to_num(-1).tolist() == [8.0, 4.5, 1.0, -1, 10.0, -1, -1]
+    assert compared_with_others(rewards, group).nan_to_num(-1).tolist() == [8.0, 4.5, 1.0, 10.0, 10.0, -1, -1]
 
 
 class Curved:

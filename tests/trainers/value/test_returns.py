@@ -24,6 +24,7 @@ NUM_STEPS = 6
 ROLLOUT = RolloutConfig(prompts=2, images_per_prompt=2, num_steps=NUM_STEPS, guidance_scale=2.0)
 MIDDLE = StepsConfig(window=(1 / NUM_STEPS, 4 / NUM_STEPS))
 """Steps 1, 2 and 3."""
+ALL = torch.ones(4, dtype=torch.bool)
 UNLEARNT = replace(VALUE, updates=0, pretrain_rollouts=0)
 
 
@@ -121,17 +122,29 @@ def test_what_scales_an_advantage_scales_its_cost(tmp_path, normalize):
 
 def test_scales_are_those_of_the_whole_or_of_a_step_and_what_stands_out_is_cut(monkeypatch):
     advantage = torch.randn(NUM_STEPS, 4, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(scaled(advantage, "batch", Processes())[0], advantage / advantage.std())
-    assert torch.equal(scaled(advantage, "per_step", Processes())[0], normalize_per_step(advantage))
+    assert torch.allclose(scaled(advantage, "batch", Processes(), ALL)[0], advantage / advantage.std())
+    assert torch.equal(scaled(advantage, "per_step", Processes(), ALL)[0], normalize_per_step(advantage))
     monkeypatch.setattr("rpo.trainers.value.returns.MAX_ADVANTAGE", 0.5)
     for how, largest in (("batch", 0.5), ("per_step", 0.5), ("none", advantage.abs().max())):
-        assert scaled(advantage, how, Processes())[0].abs().max() == largest
+        assert scaled(advantage, how, Processes(), ALL)[0].abs().max() == largest
+
+
+@pytest.mark.parametrize("how", ["none", "batch", "per_step"])
+def test_images_that_could_not_be_judged_are_in_no_scale_and_worth_nothing(how):
+    advantage = torch.randn(NUM_STEPS, 6, generator=torch.Generator().manual_seed(0))
+    judged = torch.tensor([True, False, True, True, False, True])
+    spoilt = advantage.clone()
+    spoilt[:, 1], spoilt[-1, 4] = math.nan, math.nan  # V may be there where the reward is not
+    found, scale = scaled(spoilt, how, Processes(), judged)
+    expected, of_judged = scaled(advantage[:, judged], how, Processes(), ALL)
+    assert torch.equal(found[:, judged], expected) and torch.equal(scale[:, judged], of_judged)
+    assert not found[:, ~judged].any() and scale.isfinite().all()
 
 
 @pytest.mark.parametrize("how", ["batch", "per_step"])
 def test_advantages_that_do_not_differ_blow_up_no_cost(how):
     rounding = torch.tensor([0.0, 1e-9, -1e-9, 0.0]).expand(2, -1)
-    advantage, scale = scaled(rounding, how, Processes())
+    advantage, scale = scaled(rounding, how, Processes(), ALL)
     assert scale.tolist() == [[1.0] * 4] * 2
     assert advantage.abs().max() < 0.2 if how == "per_step" else advantage.abs().max() < 1e-6
 
