@@ -199,9 +199,9 @@ def test_on_two_modes_adjoint_matching_ends_at_the_tilted_law(tmp_path):
         reward=case.reward,
         model=ToyModel(case.prior, process, policy, "epsilon", latent_shape=(1, 1, width)),
         kl_weight=case.beta / width,
-        rollout=of_chain.rollout(32, 60, spacing="random"),
+        rollout=of_chain.rollout(16, 60, spacing="random"),
         steps=StepsConfig(train_steps=20),
-        learning=replace(fast(updates=300), learning_rate=5e-3),
+        learning=replace(fast(updates=250), learning_rate=5e-3),
     )
     settled(trainer).train()
     tilted = tilted_mixture(case.prior, case.reward, case.beta)
