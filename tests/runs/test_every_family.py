@@ -37,6 +37,16 @@ WORDS = {
     "endpoint": [*ONLINE, "rollout.guidance_scale=3"],
 }
 
+PRESETS = ("nft", "awm", "ram", "rvm", "par", "dgpo", "rebel")
+SLOPES = (
+    ["objective.kind=draft", "objective.last_steps=2"],
+    ["objective.kind=alignprop"],
+    ["objective.kind=refl"],
+    ["objective.kind=srpo"],
+    ["objective.kind=adjoint_matching", "kl_weight=0.01"],
+)
+"""By turns: each family by one of them, which `tests/contracts` does for all as a plug-in."""
+
 STOCK = """
 import inspect, json, sys, torch, diffusers
 told = json.loads(sys.argv[1])
@@ -74,11 +84,29 @@ def pairs(tmp_path_factory):
 @pytest.mark.parametrize("algorithm", WORDS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_was_trained_is_drawn_without_rpo(family, algorithm, pairs, tmp_path):
+    trained_and_drawn(family, algorithm, WORDS[algorithm], pairs, tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_so_is_what_a_published_endpoint_objective_trained(family, pairs, tmp_path):
+    kind = PRESETS[list(FAMILIES).index(family) % len(PRESETS)]
+    words = [*WORDS["endpoint"], f"objective.kind={kind}", "rollout.num_steps=4"]
+    trained_and_drawn(family, "endpoint", words, pairs, tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_so_is_what_a_slope_trained(family, pairs, tmp_path):
+    kind = SLOPES[list(FAMILIES).index(family) % len(SLOPES)]
+    reward = "rewards={tests.trainers.online_runs:lightness: 1.0}"
+    trained_and_drawn(family, "reward-gradient", [*WORDS["grpo"], *kind, reward], pairs, tmp_path)
+
+
+def trained_and_drawn(family, algorithm, more, pairs, tmp_path):
     pipe, folder, output = FAMILIES[family](), tmp_path / "checkpoint", tmp_path / "run"
     pipe.save_pretrained(folder)
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
     data = f"data.source={pairs}" if algorithm == "dpo" else f"prompts={tmp_path / 'prompts.txt'}"
-    words = [f"model.source={folder}", data, f"output={output}", *SHARED, *WORDS[algorithm]]
+    words = [f"model.source={folder}", data, f"output={output}", *SHARED, *more]
     assert main(["train", algorithm, *words]) == 0
 
     model, base = Checkpoint.load(folder), Checkpoint.load(folder)

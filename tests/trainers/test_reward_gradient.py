@@ -17,6 +17,7 @@ from rpo.rewards import REWARDS, RewardError, adapt, load_reward, load_rewards
 from rpo.rewards.differentiable import DIFFERENTIABLE, require_differentiable
 from rpo.sampling.step import predict, transition
 from rpo.trainers.rollouts.settings import StepsConfig
+from rpo.trainers.settings import AdapterConfig
 from tests.run_state import metrics_of
 from tests.trainers.online_runs import PROMPTS, ROLLOUT, learning, lightness, moved, reward_gradient
 
@@ -125,6 +126,21 @@ def test_srpo_differentiates_the_image_behind_one_step_by_both_wordings(tmp_path
         loss = loss - (1.2 * wanted - unwanted).sum() * steps.weight[row] / len(steps)
     assert len(directions) == 8  # both ways for each of four images
     assert apart(gradient, of(loss, trainer)) < 2e-3
+
+
+@pytest.mark.parametrize("kind", ["adjoint_matching", "along the ode", "draft"])
+def test_networks_that_compute_again_are_those_that_computed(kind, tmp_path):
+    """With checkpointing a backward calls the network once more: the reference's must find the reference."""
+
+    def gradient(checkpoints):
+        chosen = KINDS[kind] | {"kl_weight": 0.1, "adapter": AdapterConfig(rank=4, gradient_checkpointing=checkpoints)}
+        trainer = moved(reward_gradient(tmp_path / str(checkpoints), reward=worded, **chosen))
+        trainer.run.model.denoiser.train(checkpoints)
+        return found(trainer)
+
+    (plain, steps), (again, steps_again) = gradient(False), gradient(True)
+    assert apart(steps_again["slope"], steps["slope"]) < 1e-4
+    assert apart(again, plain) < 1e-4
 
 
 @kinds

@@ -126,8 +126,11 @@ class RewardSlopes:
         return found
 
     def _by_state(self, steps: Steps, ahead: Latents, *, by_reference: bool, kl_weight: float) -> Latents:
-        """From a slope by where steps lead to one by where they start: one step of the adjoint equation, backwards."""
-        collector, model = self._collector, self._model
+        """From a slope by where steps lead to one by where they start: one step of the adjoint equation, backwards.
+
+        Each network is differentiated while it is the one that computed: one that is checkpointed computes again then.
+        """
+        collector, model, policy = self._collector, self._model, self._collector.run.policy
         x_t = steps.x_t.detach().requires_grad_()
         here = replace(steps, x_t=x_t)
 
@@ -135,18 +138,26 @@ class RewardSlopes:
             with torch.enable_grad():
                 return predict(model, x_t, here.t, here.conditioning, guidance_scale=collector.config.guidance_scale)
 
-        reference = None
-        if by_reference or kl_weight > 0:
-            with collector.run.policy.reference():
-                reference = said()
-        output = reference if by_reference and reference is not None else said()
+        def pulled_back(output: Latents, slope: Latents) -> Latents:
+            return torch.autograd.grad(output, x_t, slope)[0]
+
+        with policy.reference() if by_reference else nullcontext():
+            output = said()
+            cut = output.detach().requires_grad_()
+            with torch.enable_grad():
+                earned = (transition(model, cut, x_t, here.t, here.s, collector.kernel).mean * ahead).sum()
+            if by_reference or kl_weight == 0:
+                direct, slope = torch.autograd.grad(earned, [x_t, cut])
+                return direct + pulled_back(output, slope)
+        with policy.reference():
+            reference = said()
+        cut_reference = reference.detach().requires_grad_()
         with torch.enable_grad():
-            mean = transition(model, output, x_t, here.t, here.s, collector.kernel).mean
-            total = (mean * ahead).sum()
-            if not by_reference and reference is not None:
-                total = total - kl_weight * step_cost(model, output, reference, here, Ddim(0.0)).sum()
-            (found,) = torch.autograd.grad(total, x_t)
-        return found
+            earned = earned - kl_weight * step_cost(model, cut, cut_reference, here, Ddim(0.0)).sum()
+        direct, slope, slope_of_reference = torch.autograd.grad(earned, [x_t, cut, cut_reference])
+        found = direct + pulled_back(output, slope)
+        with policy.reference():
+            return found + pulled_back(reference, slope_of_reference)
 
     def _earned(self, images: Images, asked: Sequence[tuple[float, Sequence[str]]]) -> PerSample:
         parts = [weight * self._rewards.with_gradient(images, prompts) for weight, prompts in asked]
