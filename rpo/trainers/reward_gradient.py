@@ -27,6 +27,8 @@ from rpo.objectives.reward_gradient.srpo import Srpo
 from rpo.process.transition import Ddim
 from rpo.rewards import RewardLike
 from rpo.rewards.differentiable import require_differentiable
+from rpo.trainers.checks.preflight import Check
+from rpo.trainers.checks.slope import slope_check
 from rpo.trainers.reward_gradient_config import RewardGradientConfig
 from rpo.trainers.rollouts.algorithm import OnlineAlgorithm
 from rpo.trainers.rollouts.costs import step_cost
@@ -87,6 +89,10 @@ class RewardGradient(OnlineAlgorithm):
         self.slopes, self.noised = RewardSlopes(self.collector), NoisedImages(self.collector, Times())
         # A step's cost: its KL, or for those that need none of its noise that of the same change of score at eta 1.
         self.cost_kernel = self.collector.kernel if self.is_matched else Ddim(0.0)
+
+    def checks(self) -> list[Check]:
+        """Those of the rollouts; and that the reward has a slope."""
+        return [*super().checks(), slope_check(self.slopes, self.collector.rollouts)]
 
     def collect(self, index: int) -> Steps:
         """Draw rollout `index`, and find the slope of what its images earn at the steps that are trained."""

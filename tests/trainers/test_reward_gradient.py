@@ -16,6 +16,7 @@ from rpo.process.prediction import to_x0_eps
 from rpo.rewards import REWARDS, RewardError, adapt, load_reward, load_rewards
 from rpo.rewards.differentiable import DIFFERENTIABLE, require_differentiable
 from rpo.sampling.step import predict, transition
+from rpo.trainers.checks.preflight import PreflightError
 from rpo.trainers.rollouts.settings import StepsConfig
 from rpo.trainers.settings import AdapterConfig
 from tests.run_state import metrics_of
@@ -205,6 +206,15 @@ def test_so_is_a_function_that_shows_it_only_when_asked(tmp_path):
     from_bytes = load_rewards({"tests.trainers.test_reward_gradient:BYTES": 1.0})
     with pytest.raises(InputError, match="no gradient in the image"):
         require_differentiable(from_bytes)
+
+
+def test_a_reward_that_is_flat_is_found_before_the_first_update(tmp_path):
+    def flat(images, prompts):
+        return images.round().mean(dim=(1, 2, 3))
+
+    with pytest.raises(PreflightError, match="has a slope"):
+        reward_gradient(tmp_path, reward=flat).train()
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_a_slope_that_is_not_finite_names_its_image(tmp_path):
