@@ -94,6 +94,7 @@ def tables(base: Mapping[str, Any], runs: Mapping[str, Any], reward: str) -> Ite
     yield "accuracy", _accuracy(base, runs, reward)
     yield "cost", _cost(base, runs, reward)
     yield "samplers", _by_sampler(base, runs)
+    yield "settings", _settings(runs)
 
 
 def _accuracy(base: Mapping[str, Any], runs: Mapping[str, Any], reward: str) -> Iterator[str]:
@@ -153,6 +154,15 @@ def _by_sampler(base: Mapping[str, Any], runs: Mapping[str, Any]) -> Iterator[st
             for name in SAMPLERS
         ]
         yield f"| {title} | {' | '.join(cells)} | {best_sampler(some)} |"
+
+
+def _settings(runs: Mapping[str, Any]) -> Iterator[str]:
+    """A row for each arm: the command, and what is not as in its configuration of `shapes`."""
+    yield "| arm | command | what is not as in its configuration of shapes |"
+    yield "|---|---|---|"
+    for arm, some in runs.items():
+        words = " ".join(f"`{word}`" for word in some[0]["settings"]["overrides"])
+        yield f"| {ARMS[arm].title} | `{some[0]['settings']['command']}` | {words} |"
 
 
 def figures(base: Mapping[str, Any], runs: Mapping[str, Any], reward: str) -> Iterator[tuple[str, list[Chart]]]:

@@ -86,7 +86,7 @@ def test_an_update_costs_what_its_parts_cost(tmp_path, monkeypatch):
     monkeypatch.setitem(ARMS, "small", replace(ARMS["nft"], overrides=words))
     cost = run_of(Job("small", "graded", 0, 100, 4), tmp_path).cost
     drawn, watched = 4 * 4 * 2, 2 * 2  # of 16 steps every eighth is asked for its KL, both branches
-    moments = 4 * 3  # all times but the last, without guidance: old, reference, forward and backward
+    moments = 4 * 4  # four of each image, without guidance: old, reference, forward and backward
     assert cost.update == (drawn + watched + moments * (1 + 1 + 2), 4)
     assert cost.start == (0, 0)
     assert cost.updates(10 * cost.update[0]) == 10
@@ -95,7 +95,8 @@ def test_an_update_costs_what_its_parts_cost(tmp_path, monkeypatch):
 
 def test_rounds_cost_what_they_are_said_to(tmp_path, monkeypatch):
     words = ("curate.source.limit=8", "curate.source.num_steps=2", "dpo.learning.updates=2", "dpo.pairs_per_update=2")
-    words += ("dpo.learning.micro_batch=2", "held_out.count=2", "held_out.num_steps=1", "curate.progress=false")
+    words += ("dpo.learning.micro_batch=2", "dpo.learning.warmup_updates=0", "held_out.count=2", "held_out.num_steps=1")
+    words += ("curate.progress=false",)
     monkeypatch.setitem(ARMS, "small", replace(ARMS["dpo"], overrides=words))
     run = run_of(Job("small", "graded", 0, 100, 4), tmp_path / "run")
     assert run.cost.update == (8 * 4 * 2 * 2 + 2 * 2 * 2 * 3, 32)
@@ -140,9 +141,10 @@ def test_the_tables_say_gains_over_the_base_at_its_best_and_where_ddpo_is_reache
     cost = found["tables"]["graded"]["cost"].splitlines()
     assert any(line.startswith("| DiffusionNFT | 1,500 | 16,000 | 1,600 | 1.0 |") for line in cost)
     assert any(line.startswith("| DDPO | 16,000 |") for line in cost)
+    assert "| DDPO | `grpo` | `seed=1` |" in found["tables"]["graded"]["settings"].splitlines()
     figures = sorted(path.name for path in tmp_path.glob("*.svg"))
     assert figures == ["found_graded_accuracy_1.svg", "found_proxy_accuracy_1.svg", "found_proxy_gold_1.svg"]
-    assert capsys.readouterr().out.count("DiffusionNFT") == 6
+    assert capsys.readouterr().out.count("DiffusionNFT") == 8
 
 
 def test_finished_runs_of_the_same_settings_are_not_repeated():
