@@ -282,7 +282,7 @@ class Rounds:
         reward = REWARDS[self.job.reward]
         words = [f"seed={self.job.seed}", f"output={self.place}", f"rounds={rounds}", *self.arm.words(self.job.reward)]
         words += [f"curate.decide.rewards={{{reward}: 0.0}}", "curate.decide.min_chosen={}"]
-        words += ["dpo.learning.progress=false"]
+        words += [f"dpo.{word}" for word in WATCHING]
         return load_config(AlignConfig, CONFIGS / "align_shapes.yaml", words)
 
 
