@@ -124,7 +124,7 @@ class Counter:
     def __init__(self, reward: str):
         """Start at 0."""
         self.evaluations = self.images = 0
-        self._reward = type(load_reward(reward))
+        self._reward: Any = type(load_reward(reward))
 
     def __enter__(self) -> "Counter":
         """Begin to count."""
