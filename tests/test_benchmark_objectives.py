@@ -145,6 +145,14 @@ def test_the_tables_say_gains_over_the_base_at_its_best_and_where_ddpo_is_reache
     assert capsys.readouterr().out.count("DiffusionNFT") == 8
 
 
+def test_the_committed_tables_and_figures_are_those_of_the_committed_runs(tmp_path):
+    committed = read(objectives.RESULTS)
+    write(tmp_path / objectives.RESULTS.name, {name: part for name, part in committed.items() if name != "tables"})
+    assert objectives_report.report(tmp_path / objectives.RESULTS.name) == committed
+    for figure in tmp_path.glob("*.svg"):
+        assert figure.read_text() == (BENCHMARKS / figure.name).read_text()
+
+
 def test_finished_runs_of_the_same_settings_are_not_repeated():
     job = Job("nft", "graded", 0, 100, 4)
     done = {"runs": {"graded": {"nft": {"0": {"settings": json.loads(json.dumps(job.settings))}}}}}
