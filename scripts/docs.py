@@ -3,6 +3,7 @@
 A page with `render_macros: true` at its top may call the functions that `define_env` names.
 """
 
+import json
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ GENERAL = "of the run itself"
 
 def define_env(env: Any) -> None:
     """Name what pages may call."""
-    for function in (settings, metrics, commands, figure):
+    for function in (settings, metrics, commands, figure, table):
         env.macro(function)
 
 
@@ -64,6 +65,19 @@ def figure(name: str, caption: str) -> str:
     """A figure of a benchmark, inside the page."""
     data = b64encode((FIGURES / f"{name}.svg").read_bytes()).decode()
     return f'<img alt="{caption}" src="data:image/svg+xml;base64,{data}">'
+
+
+def table(name: str, *place: str) -> str:
+    """A table of a benchmark, as its report wrote it into the file of its results.
+
+    Args:
+        name: Of the benchmark.
+        place: What the table is found by, such as the reward and what it is about.
+    """
+    found: Any = json.loads((FIGURES / f"{name}.json").read_bytes())["tables"]
+    for one in place:
+        found = found[one]
+    return found
 
 
 def equation(source: str, language: str, css_class: str, options: Mapping[str, Any], md: Any, **_: Any) -> str:

@@ -70,6 +70,8 @@ class Chart:
     marks: tuple[Mark, ...] = ()
     explanation: str = ""
     x_label: str = "update"
+    is_log: bool = False
+    """Whether x grows by factors; then it is above 0."""
 
 
 def curve(entries: Iterable[Mapping[str, float | None]], metric: str, *, name: str, x: str = "update") -> Series:
@@ -141,6 +143,9 @@ def _fill(axes: "Axes", chart: Chart) -> None:
         _plot(axes, series, color)
     for mark in chart.marks:
         _rule(axes, mark)
+    if chart.is_log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
     _dress(axes, chart.x_label)
 
 

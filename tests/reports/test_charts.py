@@ -137,3 +137,10 @@ def test_a_curve_without_noise_is_drawn_as_it_is():
 def test_a_figure_needs_a_chart():
     with pytest.raises(ValueError, match="^there are 0 charts, but a figure shows at least one; leave the figure out$"):
         draw_figure([])
+
+
+def test_a_logarithmic_chart_puts_equal_factors_at_equal_distances():
+    chart = Chart("Growth", (Series("one", (1.0, 10.0, 100.0), (0.0, 1.0, 2.0), is_noisy=False),), is_log=True)
+    (path,) = colored_paths(draw(chart, name="c"))
+    xs = [float(at) for at in re.findall(r"[ML] (\S+)", path)]
+    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], rel=1e-3)
