@@ -175,6 +175,10 @@ def measure(
     return Measurement(judge(model, "base"), aligned)
 
 
+FEWEST = 2
+"""Prompts of a domain, between which a gain can spread."""
+
+
 @settings
 class HeldOutConfig:
     """What a model is judged on, and by whom."""
@@ -219,6 +223,11 @@ class HeldOut:
     def __init__(self, config: HeldOutConfig):
         """Read the prompts and load the reward."""
         self.prompts = _prompts(config)
+        if few := [domain for domain, prompts in self.prompts.items() if len(prompts) < FEWEST]:
+            raise InputError(
+                f"there is {len(self.prompts[few[0]])} held-out prompt ({few[0]}), but an interval over prompts needs "
+                f"{FEWEST} or more; raise held_out.count, or add prompts to {config.prompts!r}"
+            )
         self._config = config
         self._reward = load_reward(config.reward)
 

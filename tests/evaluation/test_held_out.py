@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from rpo.errors import InputError
 from rpo.evaluation.held_out import HeldOut, HeldOutConfig, Judged, Sampling
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.usual import usual_guidance, usual_steps
@@ -67,3 +68,11 @@ def test_the_embedded_prompts_are_both_held_out_domains():
 def test_settings_that_judge_nothing_are_refused(key):
     with pytest.raises(ValueError, match=f"HeldOutConfig sets '{key}' to 0, but a whole number"):
         HeldOutConfig(**{key: 0})
+
+
+@pytest.mark.parametrize(("lines", "count"), [("a cat\n", 160), ("a cat\na dog\n", 1)], ids=["few lines", "few asked"])
+def test_one_prompt_is_refused_before_anything_is_drawn(lines, count, tmp_path):
+    """Between prompts a gain has no interval then."""
+    (tmp_path / "few.txt").write_text(lines)
+    with pytest.raises(InputError, match="needs 2 or more"):
+        HeldOut(HeldOutConfig(prompts=str(tmp_path / "few.txt"), count=count))
