@@ -31,7 +31,8 @@ REQUIRED: dict[type, dict[str, Any]] = {EditSettings: {"num_steps": 1, "guidance
 """What the classes need that have no defaults."""
 MAY_BE_HUGELY_NEGATIVE = {
     "DecideConfig.min_chosen",
-    *(f"{run}RunConfig.rewards" for run in ("Reward", "GRPO", "ScoreAsAction", "Endpoint")),
+    *(f"{run}RunConfig.rewards" for run in ("Reward", "GRPO", "ScoreAsAction", "Endpoint", "RewardGradient")),
+    *(f"{objective}.margin" for objective in ("Refl", "Srpo")),
 }
 MAY_BE_INFINITE = {
     *(f"{cls}.max_grad_norm" for cls in ("LearningSpeed", "LearningConfig", "OnlineLearningConfig", "LoopConfig")),

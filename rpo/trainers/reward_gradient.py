@@ -92,7 +92,8 @@ class RewardGradient(OnlineAlgorithm):
 
     def checks(self) -> list[Check]:
         """Those of the rollouts; and that the reward has a slope."""
-        return [*super().checks(), slope_check(self.slopes, self.collector.rollouts)]
+        of_rollouts = self.collector.checks(self.loss, has_ratio=False, kernel=self.cost_kernel)
+        return [*of_rollouts, slope_check(self.slopes, self.collector.rollouts)]
 
     def collect(self, index: int) -> Steps:
         """Draw rollout `index`, and find the slope of what its images earn at the steps that are trained."""

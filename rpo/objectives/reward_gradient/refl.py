@@ -8,6 +8,7 @@ they add the pre-training loss on images of theirs; here `kl_weight` holds the p
 
 from typing import ClassVar, Literal
 
+from rpo.config.ranges import Finite
 from rpo.config.settings import settings
 
 
@@ -17,7 +18,7 @@ class Refl:
 
     kind: Literal["refl"] = "refl"
 
-    margin: float | None = None
+    margin: Finite | None = None
     """m, in units of the reward; 2 for ImageReward. Nothing pushes every image."""
 
     title: ClassVar[str] = "ReFL"

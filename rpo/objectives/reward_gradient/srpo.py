@@ -15,7 +15,7 @@ image against the prediction, and what makes it better there is a penalty here.
 
 from typing import Annotated, ClassVar, Literal
 
-from rpo.config.ranges import NotNegative, Range, Text
+from rpo.config.ranges import Finite, NotNegative, Range, Text
 from rpo.config.settings import settings
 
 
@@ -37,7 +37,7 @@ class Srpo:
     step: Annotated[float, Range(above=0, below=0.5)] = 0.1
     """Share of the process that the one step goes; images are noised to times that far from both ends."""
 
-    margin: float | None = None
+    margin: Finite | None = None
     """m, in units of the reward: images above it are left alone. 0.7 for HPSv2.1; nothing pushes every image."""
 
     title: ClassVar[str] = "SRPO"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from rpo.process.transition import Kernel
 from rpo.randomness import keyed_generator
 from rpo.rewards import RewardError
 from rpo.sampling.sample import Keep
@@ -60,6 +61,8 @@ class Subject:
     loss: Callable[[Steps], StepOutput]
     skips_clean_end: bool
     has_ratio: bool
+    kernel: Kernel
+    """In which the KL of a step is measured."""
     images: int
     """Images of a rollout, of this process."""
     trained_steps: int
@@ -156,7 +159,7 @@ def _ratio(subject: Subject, steps: Steps) -> Check:
 
 def _kl_gradient(subject: Subject, steps: Steps) -> Check:
     model, parameters = subject.run.model, subject.run.policy.parameters
-    kernel, guidance = training_kernel(subject.config.rollout), subject.config.guidance_scale
+    kernel, guidance = subject.kernel, subject.config.guidance_scale
     with subject.run.policy.reference():
         reference, _ = replayed(model, steps, kernel, guidance_scale=guidance)
 

@@ -184,15 +184,29 @@ class Collector:
             every = every[:, ::size].repeat_interleave(size, dim=1)
         return self.run.processes.own(every, dim=1), stands_for
 
-    def checks(self, loss: Callable[[Steps], StepOutput], *, said: frozenset[str] = frozenset()) -> list[Check]:
-        """What must hold before the first update; `said` are the predictions that the loss asks for."""
+    def checks(
+        self,
+        loss: Callable[[Steps], StepOutput],
+        *,
+        said: frozenset[str] = frozenset(),
+        has_ratio: bool = True,
+        kernel: Kernel | None = None,
+    ) -> list[Check]:
+        """What must hold before the first update.
+
+        Args:
+            said: The predictions that the loss asks for.
+            has_ratio: Whether it asks for likelihoods of steps that were drawn.
+            kernel: In which it measures the KL of a step; by default that of the rollouts.
+        """
         subject = Subject(
             self.run,
             self.config,
             self.rollouts,
             loss,
             skips_clean_end=self._skips_clean_end,
-            has_ratio=self._replays and self.config.rollout.has_density,
+            has_ratio=has_ratio and self._replays and self.config.rollout.has_density,
+            kernel=kernel or self.kernel,
             images=self.config.rollout.images // self.run.processes.count,
             trained_steps=self.trained_steps,
             micro_batch=self.division[0],
