@@ -169,7 +169,7 @@ class ClipReward:
     def _on(self, device: torch.device) -> _Loaded:
         """The checkpoint on `device`, loaded if it is not there yet."""
         if self._loaded is None:
-            self._loaded = _load(self._read(self.source, self.processor), self._scale)
+            self._loaded = _load(self._read(self.source, self.processor), self._scale, self.processor)
         if self._loaded.model.device != device:
             self._loaded.model.to(device)
             self._texts.clear()
@@ -217,7 +217,13 @@ def _embedding(features: Any) -> Tensor:
     return features if isinstance(features, Tensor) else features.pooler_output
 
 
-def _load(parts: ClipParts, scale: float | None) -> _Loaded:
+def _load(parts: ClipParts, scale: float | None, processor: str) -> _Loaded:
+    tokens, rows = len(parts.tokenizer), parts.model.config.text_config.vocab_size
+    if tokens < rows:  # of a folder without the files of a tokenizer transformers makes one of a few tokens
+        raise InputError(
+            f"the tokenizer of {processor!r} has {tokens} tokens, the model {rows}; expected as many; give the folder "
+            "or hub id of the tokenizer that the model was trained with, or download it where there is a network"
+        )
     factor = scale if scale is not None else parts.model.logit_scale.exp().item()
     max_tokens = min(parts.tokenizer.model_max_length, parts.model.config.text_config.max_position_embeddings)
     return _Loaded(parts.model, parts.tokenizer, parts.preprocess, factor, max_tokens)

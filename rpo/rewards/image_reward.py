@@ -191,10 +191,10 @@ def _load(source: str, tokenizer: str) -> _BlipParts:
             f"{WEIGHTS_FILE}, or download it where there is a network"
         ) from error
     words.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
-    if len(words) > text_config.vocab_size:
+    if len(words) != text_config.vocab_size:  # of an empty folder transformers makes one of a few tokens
         raise InputError(
             f"the tokenizer of {tokenizer!r} has {len(words)} tokens, the model of {file} {text_config.vocab_size}; "
-            f"expected no more; give that of {TOKENIZER}"
+            f"expected as many; give that of {TOKENIZER}, or download it where there is a network"
         )
     what = "the weights of ImageReward"
     return _BlipParts(
