@@ -29,7 +29,9 @@ def tiny_config():
         "projection_dim": DIM,
         "hidden_act": "gelu",
     }
-    return CLIPConfig(text_config=text | {"intermediate_size": 4 * TEXT_WIDTH}, vision_config=vision, projection_dim=DIM)
+    return CLIPConfig(
+        text_config=text | {"intermediate_size": 4 * TEXT_WIDTH}, vision_config=vision, projection_dim=DIM
+    )
 
 
 def tiny_state():
@@ -76,9 +78,14 @@ def blocks(x, state, tower, *, is_causal):
     mask = torch.full((length, length), -math.inf).triu(1) if is_causal else None
     for number in range(LAYERS):
         name = f"{tower}.resblocks.{number}"
+        own = f"{name}.attn."
         attention = nn.MultiheadAttention(width, HEADS, batch_first=True)
         attention.load_state_dict(
-            {key.removeprefix(f"{name}.attn."): value for key, value in state.items() if key.startswith(f"{name}.attn.")}
+            {
+                key.removeprefix(f"{name}.attn."): value
+                for key, value in state.items()
+                if key.startswith(f"{name}.attn.")
+            }
         )
         y = norm(x, state, f"{name}.ln_1")
         x = x + attention(y, y, y, need_weights=False, attn_mask=mask)[0]
@@ -216,13 +223,13 @@ def test_the_named_ones_are_the_published():
 
 def test_a_wrong_file_is_refused(tmp_path):
     state = tiny_state()
-    for number, (wrong, fault) in enumerate(
-        {
-            "lacks": ({key: value for key, value in state.items() if key != "visual.proj"}, "lacks 1 .*visual_projection"),
-            "many": (state | {"score_predictor.weight": torch.zeros(1)}, "1 weights too many, such as score_predictor"),
-            "shape": (state | {"visual.proj": torch.zeros(WIDTH, 2)}, r"has visual_projection\.weight of shape"),
-        }.values()
-    ):
+    lacking = {key: value for key, value in state.items() if key != "visual.proj"}
+    cases = (
+        (lacking, "lacks 1 .*visual_projection"),
+        (state | {"score_predictor.weight": torch.zeros(1)}, "1 weights too many, such as score_predictor"),
+        (state | {"visual.proj": torch.zeros(WIDTH, 2)}, r"has visual_projection\.weight of shape"),
+    )
+    for number, (wrong, fault) in enumerate(cases):
         (tmp_path / str(number)).mkdir()
         folder = save_hps(tmp_path / str(number), wrong)
         with pytest.raises(InputError, match=rf"{V2_1_FILE} .*{fault}.*; expected open_clip's weights"):

@@ -180,9 +180,7 @@ def test_prompt_and_image_both_matter(folder):
 def test_neither_the_batch_nor_the_neighbours_matter(folder, batch_size):
     images, prompts = pictures(5, 40, 50), ["a", "a prompt of many more words", "b c", "a", "d"]
     alone = torch.cat([BlipReward(folder)(images[k : k + 1], prompts[k : k + 1]) for k in range(5)])
-    torch.testing.assert_close(
-        BlipReward(folder, batch_size=batch_size)(images, prompts), alone, rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(BlipReward(folder, batch_size=batch_size)(images, prompts), alone, rtol=1e-4, atol=1e-5)
 
 
 def test_the_gradient_reaches_every_image_and_is_finite(folder):

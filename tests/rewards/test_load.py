@@ -1,8 +1,10 @@
 import doctest
 import importlib
+import re
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from rpo.errors import InputError
 from rpo.rewards import OF_CHECKPOINT, REWARDS, WeightedRewards, load_reward, load_rewards
 from rpo.rewards.aesthetic import AESTHETIC
 from rpo.rewards.clip import CLIP_SCORE, PICK_SCORE
+from rpo.rewards.differentiable import DIFFERENTIABLE
 from rpo.rewards.function import FunctionReward
 from rpo.rewards.hps import HPS_V2, HPS_V2_1
 from rpo.rewards.image_reward import IMAGE_REWARD
@@ -19,8 +22,9 @@ from rpo.rewards.ocr import OCR
 from rpo.shapes.proxy import REWARD
 from rpo.shapes.reward import GRADED, ShapesReward
 
-FILES = ("base", "function", "jpeg", "clip", "clip_preprocessing", "aesthetic", "hps", "image_reward", "ocr", "weights")
-MODULES = ["rpo.rewards", "rpo.shapes.reward", *(f"rpo.rewards.{name}" for name in FILES)]
+FILES = ("base", "function", "jpeg", "clip", "clip_preprocessing")
+MODELS = ("aesthetic", "hps", "image_reward", "ocr", "weights")
+MODULES = ["rpo.rewards", "rpo.shapes.reward", *(f"rpo.rewards.{name}" for name in FILES + MODELS)]
 WITHOUT_EXAMPLE = {"rpo.rewards.clip_preprocessing", "rpo.rewards.hps", "rpo.rewards.weights"}
 PUBLISHED = {*OF_CHECKPOINT, "ocr"}
 """Rewards that read a checkpoint from the hub, or need an extra; the tests of each have the same class with a small one
@@ -71,6 +75,13 @@ def test_names_are_what_they_say():
         IMAGE_REWARD,
         OCR,
     ]
+
+
+def test_the_table_of_the_pages_has_them_all():
+    page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
+    rows = dict(re.findall(r"^\| `([\w.-]+)` \| [^|]+ \| (yes|no) \|", page, re.MULTILINE))
+    assert set(rows) == set(REWARDS)
+    assert {name for name in rows if rows[name] == "yes"} == set(DIFFERENTIABLE)
 
 
 def test_places_in_modules(custom):
