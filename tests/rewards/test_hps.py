@@ -80,13 +80,7 @@ def blocks(x, state, tower, *, is_causal):
         name = f"{tower}.resblocks.{number}"
         own = f"{name}.attn."
         attention = nn.MultiheadAttention(width, HEADS, batch_first=True)
-        attention.load_state_dict(
-            {
-                key.removeprefix(f"{name}.attn."): value
-                for key, value in state.items()
-                if key.startswith(f"{name}.attn.")
-            }
-        )
+        attention.load_state_dict({key.removeprefix(own): value for key, value in state.items() if key.startswith(own)})
         y = norm(x, state, f"{name}.ln_1")
         x = x + attention(y, y, y, need_weights=False, attn_mask=mask)[0]
         y = norm(x, state, f"{name}.ln_2") @ state[f"{name}.mlp.c_fc.weight"].T + state[f"{name}.mlp.c_fc.bias"]
