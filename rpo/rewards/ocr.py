@@ -7,8 +7,8 @@ in double quotes, several of them one after the other. 1 is right, 0 is nothing 
 text rendering: nothing else of the image counts, and text beside the one asked for costs nothing.
 
 RapidOCR's package (Apache-2.0) has the weights in it, PaddleOCR's small detector and recogniser (Apache-2.0, 31 MB).
-It runs on the CPU, one image after another, in 0.3 GB, and has no gradient. Letters of at least 16 pixels are read
-well. The authors ask PaddleOCR itself, which reads with other weights.
+It runs on the CPU, one image after another, in 0.3 GB, and has no gradient. A font size of 12 pixels and more
+is read. The authors ask PaddleOCR itself, which reads with other weights.
 """
 
 import re
