@@ -199,7 +199,7 @@ def test_what_a_guide_changes_is_there_to_be_changed(page):
 @pytest.mark.parametrize("page", GUIDES)
 def test_a_guide_that_is_followed_to_the_letter_works(page, tmp_path):
     (tmp_path / "copy").mkdir()
-    for name in ("rpo", "tests", "configs", "scripts", "pyproject.toml"):
+    for name in ("rpo", "tests", "docs", "configs", "scripts", "pyproject.toml"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / "copy" / name)
     for block in blocks(page, "python", "diff"):

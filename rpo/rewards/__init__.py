@@ -36,10 +36,22 @@ REWARDS = {
     "clip-score": "rpo.rewards.clip:CLIP_SCORE",
     "pick-score": "rpo.rewards.clip:PICK_SCORE",
     "shapes-clip": "rpo.shapes.proxy:REWARD",
+    "aesthetic": "rpo.rewards.aesthetic:AESTHETIC",
+    "hps-v2": "rpo.rewards.hps:HPS_V2",
+    "hps-v2.1": "rpo.rewards.hps:HPS_V2_1",
+    "image-reward": "rpo.rewards.image_reward:IMAGE_REWARD",
+    "ocr": "rpo.rewards.ocr:OCR",
 }
 """The rewards that have a name, and where they are."""
 
-OF_CHECKPOINT = {"clip-score": "rpo.rewards.clip:clip_score", "pick-score": "rpo.rewards.clip:pick_score"}
+OF_CHECKPOINT = {
+    "clip-score": "rpo.rewards.clip:clip_score",
+    "pick-score": "rpo.rewards.clip:pick_score",
+    "aesthetic": "rpo.rewards.aesthetic:aesthetic",
+    "hps-v2": "rpo.rewards.hps:hps_v2",
+    "hps-v2.1": "rpo.rewards.hps:hps_v2_1",
+    "image-reward": "rpo.rewards.image_reward:image_reward",
+}
 """What makes a reward of a checkpoint of one's own: "clip-score:FOLDER" or "clip-score:owner/name"."""
 
 SingleReward = str | Reward | Callable[..., Any]

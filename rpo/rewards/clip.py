@@ -14,7 +14,7 @@ reward touches neither network nor disk. One reward serves one thread at a time.
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, final
@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from rpo.errors import InputError
 from rpo.rewards.base import check_batch, check_range
-from rpo.rewards.clip_preprocessing import ClipPreprocessing, read_preprocessing
+from rpo.rewards.clip_preprocessing import read_preprocessing
 from rpo.types import Images, PerSample
 
 CLIP_CHECKPOINT = "openai/clip-vit-large-patch14"
@@ -39,14 +39,49 @@ MAX_TEXTS = 4096
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class ClipParts:
     """A checkpoint in memory."""
 
     model: Any
+    """A CLIPModel that is ready to be asked."""
     tokenizer: Any
-    preprocess: ClipPreprocessing
+    preprocess: Callable[[Images], Images]
+    """What makes of images in [0, 1] what the model reads."""
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """The same with what is read off once."""
+
+    model: Any
+    tokenizer: Any
+    preprocess: Callable[[Images], Images]
     scale: float
     max_tokens: int
+
+
+def read_clip(source: str, processor: str) -> ClipParts:
+    """The checkpoint of a folder or hub id, as transformers saves it, with tokenizer and image processor."""
+    from transformers import AutoConfig, CLIPModel, CLIPTokenizer
+    from transformers.image_processing_utils import BaseImageProcessor
+
+    try:
+        config = AutoConfig.from_pretrained(source)
+        if config.model_type != "clip":
+            raise InputError(f"its configuration says model_type {config.model_type!r}")
+        # The dtype is given explicitly since transformers 5 takes that of the file.
+        model, info = CLIPModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        if info["missing_keys"]:
+            raise InputError(f"it lacks {len(info['missing_keys'])} weights, such as {min(info['missing_keys'])}")
+        tokenizer = CLIPTokenizer.from_pretrained(processor)
+        preprocess = read_preprocessing(BaseImageProcessor.get_image_processor_dict(processor)[0])
+    except (OSError, ValueError) as error:
+        where = f"{source!r}" if processor == source else f"{source!r} with the processor of {processor!r}"
+        raise InputError(
+            f"no CLIP reward can be made of {where}: {error}; expected a folder or hub id with a CLIPModel, its "
+            "tokenizer and its image processor; give another one, or download it where there is a network"
+        ) from error
+    return ClipParts(model.eval().requires_grad_(False), tokenizer, preprocess)
 
 
 @final
@@ -68,6 +103,7 @@ class ClipReward:
         is_clamped: bool = False,
         device: str | torch.device | None = None,
         batch_size: int = 32,
+        read: Callable[[str, str], ClipParts] = read_clip,
     ) -> None:
         """Say which checkpoint, and what its cosine is multiplied by; nothing is loaded yet.
 
@@ -77,6 +113,7 @@ class ClipReward:
             is_clamped: Whether a negative cosine counts as 0, as in the paper of CLIPScore.
             device: Where the model lives; None for wherever the images are.
             batch_size: Images that go through the model at once; changes speed and memory only.
+            read: What loads the model and the processor of those two places.
         """
         if scale is not None and not (math.isfinite(scale) and scale > 0):
             raise InputError(
@@ -90,6 +127,7 @@ class ClipReward:
         self.is_clamped = is_clamped
         self.batch_size = batch_size
         self._scale, self._device = scale, torch.device(device) if device is not None else None
+        self._read = read
         self._loaded: _Loaded | None = None
         self._texts = OrderedDict[str, Tensor]()
 
@@ -131,7 +169,7 @@ class ClipReward:
     def _on(self, device: torch.device) -> _Loaded:
         """The checkpoint on `device`, loaded if it is not there yet."""
         if self._loaded is None:
-            self._loaded = _load(self.source, self.processor, self._scale)
+            self._loaded = _load(self._read(self.source, self.processor), self._scale, self.processor)
         if self._loaded.model.device != device:
             self._loaded.model.to(device)
             self._texts.clear()
@@ -179,27 +217,13 @@ def _embedding(features: Any) -> Tensor:
     return features if isinstance(features, Tensor) else features.pooler_output
 
 
-def _load(source: str, processor: str, scale: float | None) -> _Loaded:
-    from transformers import AutoConfig, CLIPModel, CLIPTokenizer
-    from transformers.image_processing_utils import BaseImageProcessor
-
-    try:
-        config = AutoConfig.from_pretrained(source)
-        if config.model_type != "clip":
-            raise InputError(f"its configuration says model_type {config.model_type!r}")
-        # The dtype is given explicitly since transformers 5 takes that of the file.
-        model, info = CLIPModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-        if info["missing_keys"]:
-            raise InputError(f"it lacks {len(info['missing_keys'])} weights, such as {min(info['missing_keys'])}")
-        tokenizer = CLIPTokenizer.from_pretrained(processor)
-        preprocess = read_preprocessing(BaseImageProcessor.get_image_processor_dict(processor)[0])
-    except (OSError, ValueError) as error:
-        where = f"{source!r}" if processor == source else f"{source!r} with the processor of {processor!r}"
+def _load(parts: ClipParts, scale: float | None, processor: str) -> _Loaded:
+    tokens, rows = len(parts.tokenizer), parts.model.config.text_config.vocab_size
+    if tokens < rows:  # of a folder without the files of a tokenizer transformers makes one of a few tokens
         raise InputError(
-            f"no CLIP reward can be made of {where}: {error}; expected a folder or hub id with a CLIPModel, its "
-            "tokenizer and its image processor; give another one, or download it where there is a network"
-        ) from error
-    model.eval().requires_grad_(False)
-    factor = scale if scale is not None else model.logit_scale.exp().item()
-    max_tokens = min(tokenizer.model_max_length, config.text_config.max_position_embeddings)
-    return _Loaded(model, tokenizer, preprocess, factor, max_tokens)
+            f"the tokenizer of {processor!r} has {tokens} tokens, the model {rows}; expected as many; give the folder "
+            "or hub id of the tokenizer that the model was trained with, or download it where there is a network"
+        )
+    factor = scale if scale is not None else parts.model.logit_scale.exp().item()
+    max_tokens = min(parts.tokenizer.model_max_length, parts.model.config.text_config.max_position_embeddings)
+    return _Loaded(parts.model, parts.tokenizer, parts.preprocess, factor, max_tokens)

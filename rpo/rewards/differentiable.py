@@ -4,7 +4,7 @@ from rpo.errors import InputError
 from rpo.rewards.base import WeightedRewards
 from rpo.rewards.function import FunctionReward
 
-DIFFERENTIABLE = ("clip-score", "pick-score", "shapes-clip")
+DIFFERENTIABLE = ("clip-score", "pick-score", "shapes-clip", "aesthetic", "hps-v2", "hps-v2.1", "image-reward")
 """Names of rewards that do."""
 
 

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTextModel
 
+from rpo.errors import InputError
 from rpo.rewards import RewardError, load_reward, load_rewards, score
 from rpo.rewards import clip as module
 from rpo.rewards.clip import CLIP_SCORE, PICK_SCORE, ClipReward
@@ -215,6 +216,14 @@ def test_what_is_no_clip_checkpoint_is_refused(tmp_path):
         ClipReward(tmp_path / "nothing")(pictures(1), ["a"])
     with pytest.raises(ValueError, match="no CLIP reward can be made of .*bare"):
         ClipReward(save_clip(tmp_path / "bare", has_processor=False))(pictures(1), ["a"])
+
+
+def test_a_tokenizer_that_is_not_the_models_is_refused(folder, tmp_path):
+    half = save_clip(tmp_path, has_model=False)
+    for file in tmp_path.glob("*token*"):
+        file.unlink()
+    with pytest.raises(InputError, match=f"{half}' has . tokens, the model 514; expected as many"):
+        ClipReward(folder, processor=half)(pictures(1), ["a"])
 
 
 def test_it_is_the_model_class_of_transformers(folder):

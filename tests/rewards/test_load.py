@@ -1,25 +1,34 @@
 import doctest
 import importlib
+import re
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
 from rpo.errors import InputError
-from rpo.rewards import REWARDS, WeightedRewards, load_reward, load_rewards
+from rpo.rewards import OF_CHECKPOINT, REWARDS, WeightedRewards, load_reward, load_rewards
+from rpo.rewards.aesthetic import AESTHETIC
 from rpo.rewards.clip import CLIP_SCORE, PICK_SCORE
+from rpo.rewards.differentiable import DIFFERENTIABLE
 from rpo.rewards.function import FunctionReward
+from rpo.rewards.hps import HPS_V2, HPS_V2_1
+from rpo.rewards.image_reward import IMAGE_REWARD
 from rpo.rewards.jpeg import COMPRESSIBILITY, JpegReward
+from rpo.rewards.ocr import OCR
 from rpo.shapes.proxy import REWARD
 from rpo.shapes.reward import GRADED, ShapesReward
 
 FILES = ("base", "function", "jpeg", "clip", "clip_preprocessing")
-MODULES = ["rpo.rewards", "rpo.shapes.reward", *(f"rpo.rewards.{name}" for name in FILES)]
-WITHOUT_EXAMPLE = {"rpo.rewards.clip_preprocessing"}
-PUBLISHED = {"clip-score", "pick-score"}
-"""Rewards that read a checkpoint from the hub; tests/rewards/test_clip.py has the same class with one on disk."""
+MODELS = ("aesthetic", "hps", "image_reward", "ocr", "weights")
+MODULES = ["rpo.rewards", "rpo.shapes.reward", *(f"rpo.rewards.{name}" for name in FILES + MODELS)]
+WITHOUT_EXAMPLE = {"rpo.rewards.clip_preprocessing", "rpo.rewards.hps", "rpo.rewards.weights"}
+PUBLISHED = {*OF_CHECKPOINT, "ocr"}
+"""Rewards that read a checkpoint from the hub, or need an extra; the tests of each have the same class with a small one
+on disk."""
 
 CUSTOM = """
 class Bright:
@@ -60,7 +69,19 @@ def test_names_are_what_they_say():
         CLIP_SCORE,
         PICK_SCORE,
         REWARD,
+        AESTHETIC,
+        HPS_V2,
+        HPS_V2_1,
+        IMAGE_REWARD,
+        OCR,
     ]
+
+
+def test_the_table_of_the_pages_has_them_all():
+    page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
+    rows = dict(re.findall(r"^\| `([\w.-]+)` \| [^|]+ \| (yes|no) \|", page, re.MULTILINE))
+    assert set(rows) == set(REWARDS)
+    assert {name for name in rows if rows[name] == "yes"} == set(DIFFERENTIABLE)
 
 
 def test_places_in_modules(custom):
@@ -127,9 +148,9 @@ def test_weighted_rewards_stay_as_they_are():
 
 
 def test_importing_rewards_loads_no_model_library():
-    heavy = ("diffusers", "transformers", "accelerate", "peft", "datasets", "scipy", "rpo.shapes")
+    heavy = ("diffusers", "transformers", "accelerate", "peft", "datasets", "scipy", "rapidocr", "rpo.shapes")
     code = (
-        "import sys, rpo.rewards; rpo.rewards.load_reward('clip-score'); "
+        f"import sys, rpo.rewards; [rpo.rewards.load_reward(name) for name in {sorted(PUBLISHED)}]; "
         f"print([name for name in {heavy} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
