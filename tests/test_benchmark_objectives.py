@@ -80,10 +80,11 @@ def test_evaluations_are_latents_forward_and_backward_and_images_are_those_a_rew
 
 
 def test_an_update_costs_what_its_parts_cost(tmp_path, monkeypatch):
-    words = (*SMALL, "objective.kind=nft", "objective.reference_weight=0.1", "rollout.guidance_scale=2")
+    words = (*SMALL, "rollout.num_steps=5", "objective.kind=nft", "objective.reference_weight=0.1")
+    words += ("rollout.guidance_scale=2",)
     monkeypatch.setitem(ARMS, "small", replace(ARMS["nft"], overrides=words))
     cost = run_of(Job("small", "graded", 0, 100, 4), tmp_path).cost
-    drawn, watched = 4 * 4 * 2, 2 * 2  # of 16 steps every eighth is asked for its KL, both branches
+    drawn, watched = 4 * 5 * 2, 3 * 2  # of 20 steps every eighth is asked for its KL, both branches
     moments = 4 * 4  # four of each image, without guidance: old, reference, forward and backward
     assert cost.update == (drawn + watched + moments * (1 + 1 + 2), 4)
     assert cost.start == (0, 0)
