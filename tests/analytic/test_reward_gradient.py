@@ -187,6 +187,7 @@ class Perceptron(nn.Module):
         return (self.layers[-1](hidden)[..., 0] * share).to(x_t)
 
 
+@pytest.mark.timeout(900)
 def test_on_two_modes_adjoint_matching_ends_at_the_tilted_law(tmp_path):
     """A small network, trained on random grids by the SDE and drawn on a fine one; a mode's mass is what is hard."""
     case, width = MIXTURES["towards the small mode"], 64
@@ -199,9 +200,9 @@ def test_on_two_modes_adjoint_matching_ends_at_the_tilted_law(tmp_path):
         reward=case.reward,
         model=ToyModel(case.prior, process, policy, "epsilon", latent_shape=(1, 1, width)),
         kl_weight=case.beta / width,
-        rollout=of_chain.rollout(16, 60, spacing="random"),
-        steps=StepsConfig(train_steps=20),
-        learning=replace(fast(updates=250), learning_rate=5e-3),
+        rollout=of_chain.rollout(32, 80, spacing="random"),
+        steps=StepsConfig(train_steps=26),
+        learning=replace(fast(updates=300), learning_rate=5e-3),
     )
     settled(trainer).train()
     tilted = tilted_mixture(case.prior, case.reward, case.beta)
