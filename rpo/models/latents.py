@@ -1,7 +1,7 @@
 """From images to latents and back, for autoencoders that scale their latents: (z - shift) · scale."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -80,6 +80,22 @@ def widened(vae: Any, *, is_on: bool) -> Iterator[None]:
     finally:
         if is_on:
             vae.to(narrow)
+
+
+@contextmanager
+def followed(model: Any, *, recomputes: bool = False) -> Iterator[None]:
+    """Inside, what a model decodes can be differentiated: the way back finds the weights of the way forth.
+
+    Args:
+        model: One with an autoencoder, or without.
+        recomputes: Whether activations are computed again instead of kept.
+    """
+    vae: Any = getattr(model, "vae", None)
+    if vae is None:
+        yield
+        return
+    with widened(vae, is_on=model.family.widens_autoencoder), recomputed(model) if recomputes else nullcontext():
+        yield
 
 
 def check_images(images: Images, factor: int) -> None:

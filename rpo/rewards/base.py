@@ -127,11 +127,15 @@ class WeightedRewards:
         return self.weighted_sum(self.parts(images, prompts))
 
     def with_gradient(self, images: Images, prompts: Sequence[str]) -> PerSample:
-        """The weighted sum with the gradient that the rewards give it; no number is checked."""
+        """The weighted sum with the gradient that the rewards give it, some of which may give none."""
+        return self.weighted_sum(self.parts_with_gradient(images, prompts))
+
+    def parts_with_gradient(self, images: Images, prompts: Sequence[str]) -> dict[str, PerSample]:
+        """Every reward's own scores, unweighted, with the gradient that it gives them; no number is checked."""
         every = {
             name: one if isinstance(one, FunctionReward) else FunctionReward(one) for name, one in self.each.items()
         }
-        return self.weighted_sum({name: one(images, prompts) for name, one in every.items()})
+        return {name: one(images, prompts) for name, one in every.items()}
 
     def parts(self, images: Images, prompts: Sequence[str], *, evidence: Path | None = None) -> dict[str, PerSample]:
         """Every reward's own scores, unweighted.

@@ -13,7 +13,7 @@ from rpo.objectives.reward_gradient.draft import Draft
 from rpo.objectives.reward_gradient.refl import Refl
 from rpo.objectives.reward_gradient.srpo import Srpo
 from rpo.process.prediction import to_x0_eps
-from rpo.rewards import REWARDS, RewardError, adapt, load_reward, load_rewards
+from rpo.rewards import REWARDS, RewardError, WeightedRewards, adapt, load_reward, load_rewards
 from rpo.rewards.differentiable import DIFFERENTIABLE, require_differentiable
 from rpo.sampling.step import predict, transition
 from rpo.trainers.checks.preflight import PreflightError
@@ -203,6 +203,9 @@ def test_a_reward_without_a_gradient_is_refused_with_those_that_have_one(name, t
 def test_so_is_a_function_that_shows_it_only_when_asked(tmp_path):
     with pytest.raises(InputError, match="no gradient in the image"):
         reward_gradient(tmp_path, reward=lambda images, prompts: [0.1 * row for row in range(len(images))]).train()
+    both = WeightedRewards({"light": (lightness, 1.0), "listed": (lambda images, prompts: [0.1] * len(images), 1.0)})
+    with pytest.raises(InputError, match="reward 'listed' has no gradient"):
+        reward_gradient(tmp_path / "both", reward=both).train()
     from_bytes = load_rewards({"tests.trainers.test_reward_gradient:BYTES": 1.0})
     with pytest.raises(InputError, match="no gradient in the image"):
         require_differentiable(from_bytes)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rpo.models.checkpoint import Checkpoint
-from rpo.models.latents import images_per_slope, recomputed
+from rpo.models.latents import followed, images_per_slope
 from rpo.objectives.reward_gradient.refl import Refl
 from rpo.objectives.reward_gradient.srpo import Srpo
 from rpo.process.prediction import to_x0_eps
@@ -56,7 +56,7 @@ class RewardSlopes:
             some = latents[rows.to(latents.device)].detach().requires_grad_()
             places: list[int] = rows.tolist()
             own = [(weight, [texts[place] for place in places]) for weight, texts in asked]
-            with torch.enable_grad(), recomputed(self._model) if is_frugal else nullcontext():
+            with torch.enable_grad(), followed(self._model, recomputes=is_frugal):
                 images = self._model.decode(some)
                 earned = self._earned(images, own)
                 found.append((earned.detach(), torch.autograd.grad(earned.sum(), some)[0]))
@@ -160,11 +160,13 @@ class RewardSlopes:
             return found + pulled_back(reference, slope_of_reference)
 
     def _earned(self, images: Images, asked: Sequence[tuple[float, Sequence[str]]]) -> PerSample:
-        parts = [weight * self._rewards.with_gradient(images, prompts) for weight, prompts in asked]
-        earned = torch.stack(parts).sum(dim=0)
-        if not earned.requires_grad:
-            raise without_gradient(next(iter(self._rewards.weights)))
-        return earned
+        found: list[PerSample] = []
+        for weight, prompts in asked:
+            parts = self._rewards.parts_with_gradient(images, prompts)
+            if flat := [name for name, part in parts.items() if not part.requires_grad]:
+                raise without_gradient(flat[0])
+            found.append(weight * self._rewards.weighted_sum(parts))
+        return torch.stack(found).sum(dim=0)
 
     def _sound(self, values: PerSample, slopes: Latents, names: Sequence[str]) -> Latents:
         """Finite slopes: none where an image could not be judged, of which there are few; others end the run."""

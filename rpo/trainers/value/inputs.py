@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rpo.errors import InputError
 from rpo.models.base import DiffusionModel
+from rpo.models.latents import followed
 from rpo.process.prediction import to_x0_eps
 from rpo.sampling.step import predict
 from rpo.trainers.rollouts.draw import Rollout
@@ -146,7 +147,7 @@ def value_gradient(
     for part in steps.batches(batch_size):
         x_s = part.x_s.detach().requires_grad_()
         is_data = part.step == trajectory.grid.num_steps - 1
-        with torch.enable_grad():
+        with torch.enable_grad(), followed(model):
             noise_pred = predict(model, x_s, part.s, part.conditioning, guidance_scale=guidance_scale)
             x0_hat, _ = to_x0_eps(noise_pred, x_s, part.s, model.prediction_type)
             x0_hat = torch.where(is_data[:, None, None, None], x_s, x0_hat)
