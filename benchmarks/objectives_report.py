@@ -99,19 +99,21 @@ def tables(base: Mapping[str, Any], runs: Mapping[str, Any], reward: str) -> Ite
 
 def _accuracy(base: Mapping[str, Any], runs: Mapping[str, Any], reward: str) -> Iterator[str]:
     """A row for each arm, the best first."""
-    columns = ("in-domain / out-of-domain %, watched", "own sampler", "best sampler", "gain in-domain", "out-of-domain")
+    columns = ("in-domain / out-of-domain %, watched", "own sampler", "best sampler")
+    columns += ("gain by the watched, in-domain", "out-of-domain", "gain at the best, in-domain", "out-of-domain")
     yield f"| arm | seeds | {' | '.join(columns)} |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "|---" * (len(columns) + 2) + "|"
     own = best_sampler([base])
-    yield f"| base | | {_both([base], WATCHED)} | {_both([base], ARMS[BAR].sampler)} | {_both([base], own)} | | |"
-    bar = {"verdicts": {own: base["best_of"][reward]["verdicts"]}}
-    gains = [_points(gain(base, [bar], domain, (own, own))) for domain in HELD_OUT]
-    yield f"| base, best of {BEST_OF} | | {_both([bar], own)} | | | {' | '.join(gains)} |"
+    yield f"| base | | {_both([base], WATCHED)} | {_both([base], ARMS[BAR].sampler)} | {_both([base], own)} | | | | |"
+    bar = {"verdicts": {WATCHED: base["best_of"][reward]["verdicts"]}}
+    gains = [_points(gain(base, [bar], domain, (before, WATCHED))) for before in (WATCHED, own) for domain in HELD_OUT]
+    yield f"| base, best of {BEST_OF} | | {_both([bar], WATCHED)} | | | {' | '.join(gains)} |"
     ends = {arm: [_last(run) for run in some] for arm, some in runs.items()}
     chosen = {arm: best_sampler(some) for arm, some in ends.items()}
     for arm in sorted(ends, key=lambda arm: -_mean(share(ends[arm], chosen[arm], *HELD_OUT))):
         some = ends[arm]
-        gains = [_points(gain(base, some, domain, (own, chosen[arm]))) for domain in HELD_OUT]
+        pairs = ((WATCHED, WATCHED), (own, chosen[arm]))
+        gains = [_points(gain(base, some, domain, samplers)) for samplers in pairs for domain in HELD_OUT]
         yield (
             f"| {ARMS[arm].title} | {len(some)} | {_both(some, WATCHED)} | {_both(some, ARMS[arm].sampler)} | "
             f"**{_both(some, chosen[arm])}** | {' | '.join(gains)} |"
