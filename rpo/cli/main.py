@@ -200,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, 1 for an untrainable set or a run with a fault, 2 for wrong input, 130 by Ctrl-C, 143 by
-        SIGTERM, 129 by SIGHUP.
+        SIGTERM, 129 by SIGHUP, 141 where nobody reads what is printed.
     """
     # Threads that wait by spinning take the core that a neighbour needs: by OpenMP's default, one busy neighbour costs
     # two thirds of the speed. Those that sleep at once are a tenth to a third slower alone; a short spin costs neither.
@@ -217,11 +217,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(list(sys.argv[1:] if argv is None else argv))
     try:
         with ended_in_order():
-            return args.command.run(args) or 0
+            code = args.command.run(args) or 0
+        sys.stdout.flush()  # here, where a reader that has left can be told
+        return code
     except (KeyboardInterrupt, Terminated) as ended:
         advice = "; run the same command with --resume to continue from the last checkpoint" if "resume" in args else ""
         print(f"\nrpo: interrupted{advice}", file=sys.stderr)
         return ended.exit_code if isinstance(ended, Terminated) else 130
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (InputError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in SURROUNDINGS:
             raise  # a defect of rpo keeps its traceback

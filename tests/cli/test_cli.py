@@ -52,6 +52,16 @@ def test_help_is_fast() -> None:
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
 
 
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """As in `rpo config list | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "rpo.cli", "config", "list"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_help_of_no_command_loads_what_it_would_run() -> None:
     code = f"""
 import contextlib, rpo.cli.main, sys
