@@ -97,6 +97,7 @@ class LoopConfig(LearningSpeed):
     """Seed of the global random generators (dropout) during the run; the caller's are put back after it."""
 
 
+ABSENT = "nothing said of it"
 _FREE_TO_CHANGE = ("checkpoint_every", "keep_checkpoints", "log_every", "trackers", "progress")
 
 
@@ -112,9 +113,10 @@ def check_unchanged(loop: LoopConfig, saved: Mapping[str, Any], where: str) -> N
 
 def refuse_changed(now: Mapping[str, Any], saved: Mapping[str, Any], where: str) -> None:
     """Refuse to resume a run that is made of something else than it was started with."""
-    names = [name for name in sorted(now.keys() | saved.keys()) if now.get(name) != saved.get(name)]
+    names = sorted(now.keys() | saved.keys())
+    names = [name for name in names if now.get(name, ABSENT) != saved.get(name, ABSENT)]
     if names:
-        listed = "; ".join(f"{name} from {saved.get(name)} to {now.get(name)}" for name in names)
+        listed = "; ".join(f"{name} from {saved.get(name, ABSENT)} to {now.get(name, ABSENT)}" for name in names)
         raise InputError(
             f"{where} cannot be resumed: what it is made of changed ({listed}); resume it with what it was started "
             "with, or train into another folder"

@@ -24,12 +24,11 @@ while the tilt is S a/β: how many steps there are is how far it goes, and the v
 
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from rpo.config.ranges import Count
 from rpo.config.settings import settings
-from rpo.errors import InputError
+from rpo.objectives.reward_gradient.draft import of_last
 
 
 @settings
@@ -45,7 +44,4 @@ class AdjointMatching:
 
     def step_weights(self, num_steps: int) -> Tensor:
         """What each step of a path counts, [steps]."""
-        last = num_steps if self.last_steps is None else self.last_steps
-        if last > num_steps:
-            raise InputError(f"objective.last_steps is {last}, but a path has {num_steps} steps; give at most that")
-        return (torch.arange(num_steps) >= num_steps - last).double()
+        return of_last(self.last_steps or num_steps, num_steps)

@@ -31,8 +31,11 @@ class Draft:
 
     def step_weights(self, num_steps: int) -> Tensor:
         """What each step of a path counts, [steps]: the last K all, the others nothing."""
-        if self.last_steps > num_steps:
-            raise InputError(
-                f"objective.last_steps is {self.last_steps}, but a path has {num_steps} steps; give at most that"
-            )
-        return (torch.arange(num_steps) >= num_steps - self.last_steps).double()
+        return of_last(self.last_steps, num_steps)
+
+
+def of_last(count: int, num_steps: int) -> Tensor:
+    """1 for each of the last steps of a path and 0 for the others, [steps]."""
+    if count > num_steps:
+        raise InputError(f"objective.last_steps is {count}, but a path has {num_steps} steps; give at most that")
+    return (torch.arange(num_steps) >= num_steps - count).double()

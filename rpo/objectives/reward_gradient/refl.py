@@ -1,9 +1,9 @@
 """ReFL (Xu et al., arXiv:2304.05977): the reward of the image that a late step predicts.
 
-    L = -w min(r(x̂_0(x_k)), m),        k random among the late steps
+    L = -min(r(x̂_0(x_k)), m),        k random among the late steps
 
-An image that is predicted to earn m or more is left alone. The authors' m = 2 and w = 0.001 are for ImageReward, and
-they add the pre-training loss on images of theirs; here `kl_weight` holds the policy, and needs no images.
+An image that is predicted to earn m or more is left alone; the authors' m is 2, for ImageReward. They weigh this by
+0.001 against the pre-training loss on images of theirs; here `kl_weight` holds the policy, and needs no images.
 """
 
 from typing import ClassVar, Literal

@@ -1,8 +1,7 @@
 """Whether a reward has a slope by the image, before a run follows it."""
 
-import torch
-
 from rpo.randomness import keyed_generator
+from rpo.sampling.sample import Keep
 from rpo.trainers.checks.preflight import Check
 from rpo.trainers.rollouts.draw import Rollouts
 from rpo.trainers.rollouts.reward_slopes import RewardSlopes
@@ -11,16 +10,21 @@ IMAGES = 2
 
 
 def slope_check(slopes: RewardSlopes, rollouts: Rollouts) -> Check:
-    """Follows the rewards back to the latents of two images of noise."""
-    model, prompts = rollouts.model, list(rollouts.prompts.shown)[:1] * IMAGES
-    shape, generator = (IMAGES, *model.latent_shape(rollouts.canvas)), keyed_generator("preflight slope of the reward")
-    latents = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(model.device)
-    _, slope = slopes.at(latents, (1.0, prompts), names=[f"preflight, image {index}" for index in range(IMAGES)])
+    """Draws a few images, and follows what they earn back to their latents."""
+    few = Rollouts(
+        rollouts.model,
+        rollouts.prompts,
+        rollouts.rewards,
+        rollouts.config.of_few(1, IMAGES),
+        seed=keyed_generator("preflight slope of the reward").initial_seed(),
+    )
+    rollout = few.draw(0, lambda grid: Keep())
+    _, slope = slopes.at(rollout.trajectory.x_0, (1.0, rollout.prompts), names=rollout.names)
     size = slope.square().mean().sqrt().item()
     return Check(
         "the reward has a slope",
         size > 0,
-        f"{size:.3g} per dimension of a latent" if size else "0 for images of noise",
+        f"{size:.3g} per dimension of a latent" if size else f"0 for {IMAGES} images",
         "nothing can be followed back: look for a detach, a rounding or a threshold in the reward "
         f"({', '.join(rollouts.rewards.weights)}), or take `rpo train endpoint`",
     )
