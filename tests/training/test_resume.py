@@ -200,8 +200,8 @@ def test_what_a_run_is_made_of_is_in_its_checkpoint_and_must_be_the_same(tmp_pat
     attempt({"base": "a", "pairs": "b"}, updates=1, resume=False)
     cases = {
         "base from a to c": {"base": "c", "pairs": "b"},
-        "pairs from b to None": {"base": "a"},
-        "more from None to d": {"base": "a", "pairs": "b", "more": "d"},
+        "pairs from b to nothing said of it": {"base": "a"},
+        "more from nothing said of it to d": {"base": "a", "pairs": "b", "more": "d"},
         "base from a to b; pairs from b to a": {"base": "b", "pairs": "a"},
     }
     for message, identity in cases.items():
