@@ -42,7 +42,7 @@ TRAIN_PROMPTS = 512
 REWARDS = {"graded": "shapes", "proxy": "shapes-clip"}
 """What is learnt from: the verifier, which is the truth; or a model that agrees with it often."""
 
-WATCHING = ("learning.progress=false", "preview_every=0", "preflight=false")
+WATCHING = ("learning.progress=false", "preview_every=0", "preflight=false", "monitor.every=null")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Every chart has its metrics; those of which nothing was logged are left out, and so is what the guide says of them.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from rpo.evaluation.comparison import PairedComparison, mean_comparison
 from rpo.evaluation.held_out import Judged
+from rpo.files.text import read_text
 from rpo.plugins import load_plugin
 from rpo.reports.charts import Chart, Mark, Series, curve, running_mean
 from rpo.reports.facts import environment_facts, settings_facts
@@ -30,7 +32,7 @@ from rpo.reports.sections import (
     TextSection,
     typographic,
 )
-from rpo.training.log import METRICS, read_metrics
+from rpo.training.log import ALARMS, HELD_OUT, METRICS, read_metrics
 
 Entries = Sequence[Mapping[str, float | None]]
 
@@ -84,6 +86,7 @@ def write_training_report(findings: Findings, path: Path) -> Path:
     sections = (
         *results[:1],
         curves_section(entries),
+        *watched_section(entries, read_alarms(findings.folder)),
         *previews_section(findings.previews, findings.previewed),
         *results[1:],
         guide_section(entries, is_judged=findings.aligned is not None),
@@ -158,6 +161,57 @@ def curves_section(entries: Entries) -> CurvesSection:
         charts.insert(0, _chart(entries, "Loss", {"loop/loss": "loss"}))
     note = "Faint: single updates, or blocks of them in long runs. Solid: running mean."
     return CurvesSection("How training went", tuple(chart for chart in charts if chart.series), note)
+
+
+def watched_section(entries: Entries, alarms: Sequence[str], *, unit: str = "update") -> tuple[CurvesSection, ...]:
+    """What was watched, as one figure; nothing if nobody looked, or once alone.
+
+    Args:
+        unit: What an entry is the end of, by which it is found.
+    """
+    seen = [entry for entry in entries if entry.get("watched/saturation") is not None]
+    if len(seen) < 2:  # noqa: PLR2004 - one shows no change
+        return ()
+    held_out = [name for name in seen[0] if name.startswith(HELD_OUT)]
+    shares = {
+        "Diversity": {"watched/pixel_diversity": "pixels", "watched/diversity": "as a model sees it"},
+        "Colours": {"watched/saturation": "saturation", "watched/colour_entropy": "entropy"},
+        "Detail": {
+            "watched/edge_density": "edges",
+            "watched/sharpness": "sharpness",
+            "watched/high_frequency": "high frequencies",
+        },
+    }
+    charts = [
+        _watched(seen, "Trained reward", {"watched/reward": "reward"}),
+        *(_watched(seen, f"Not trained on: {name.removeprefix(HELD_OUT)}", {name: "score"}) for name in held_out),
+        *(_watched(seen, title, names, by_start=True) for title, names in shares.items()),
+    ]
+    note = " ".join(
+        [
+            "The same prompts from the same noise, again and again.",
+            *([f"Alarm at {alarm}." for alarm in alarms] or ["No alarm."]),
+        ]
+    )
+    drawn = tuple(replace(chart, x_label=unit) for chart in charts if chart.series)
+    return (CurvesSection("Is the reward gamed?", drawn, note),)
+
+
+def read_alarms(folder: Path) -> list[str]:
+    """What the monitor of a run has raised, in words."""
+    file = folder / ALARMS
+    return (
+        [f"rollout {one['rollout']}: {one['words']}" for one in json.loads(read_text(file))] if file.is_file() else []
+    )
+
+
+def _watched(seen: Entries, title: str, names: Mapping[str, str], *, by_start: bool = False) -> Chart:
+    """Curves that are exact at their points; by the value at the start, they show what share of it is left."""
+    curves = [replace(one, is_noisy=False) for one in _curves(seen, names)]
+    if by_start:
+        curves = [replace(one, y=tuple(y / one.y[0] for y in one.y)) for one in curves if one.y[0]]
+        return Chart(f"{title}, by that of the start", tuple(curves), (Mark("start", 1.0),))
+    return Chart(title, tuple(curves), tuple(Mark("start", one.y[0]) for one in curves))
 
 
 def _chart(

@@ -50,6 +50,7 @@ from rpo.publishing.model_card import CardFacts, write_model_card
 from rpo.reports.rounds import draw_rounds, format_rounds
 from rpo.runs.align_config import AlignConfig
 from rpo.runs.align_report import AlignFindings, write_align_report
+from rpo.runs.align_watch import RoundWatch
 from rpo.runs.settings import keep_settings, require_same_settings
 from rpo.trainers.dpo import DPO
 from rpo.trainers.identity import base_identity, lora_preparation
@@ -59,7 +60,8 @@ from rpo.training.resume import versions
 
 ROUNDS, STAGES = "rounds.jsonl", "stages.jsonl"
 
-FREE = ("output", "rounds", "curate.progress", "dpo.learning.progress")
+WATCHED = ("monitor.held_out", "monitor.alarm", "monitor.stop")
+FREE = ("output", "rounds", "curate.progress", "dpo.learning.progress", *WATCHED)
 """Settings that may change in a resumed run."""
 
 
@@ -93,13 +95,13 @@ def align(
         >>> align(AlignConfig(output="runs/align", rounds=2)).lora       # doctest: +SKIP
         PosixPath('runs/align/lora')
     """
-    held_out = _checked(config)
+    held_out, watch = _checked(config)
     with sole_owner(Path(config.output)), ended_in_order():
         require_same_settings(Path(config.output), config, resume=resume, free=FREE)
-        return _Rounds(config, held_out, components).run(tell)
+        return _Rounds(config, held_out, watch, components).run(tell)
 
 
-def _checked(config: AlignConfig) -> HeldOut:
+def _checked(config: AlignConfig) -> tuple[HeldOut, RoundWatch]:
     """Refuse what cannot be met before anything is spent."""
     check_settings(config.curate)
     if not is_verifier(config.held_out.reward):  # which is the truth, and cannot be taken in
@@ -109,21 +111,22 @@ def _checked(config: AlignConfig) -> HeldOut:
             f"{os.environ['WORLD_SIZE']} processes were started, but rounds go on one; start one, or run `rpo curate` "
             "and `rpo train dpo` on several, one after the other"
         )
+    watch = RoundWatch(config.monitor, config.held_out, trained=config.curate.decide.rewards)
     held_out = HeldOut(replace(config.held_out, seed=config.held_out.seed + config.seed))
     source = config.curate.source
     if source.kind == "generate":
         held_out.refuse_trained(read_prompts(source.prompts, seed=source.seed + config.seed))
     else:
         held_out.refuse_trained([item.caption for item in plan_import(source).items])
-    return held_out
+    return held_out, watch
 
 
 class _Rounds:
     """The rounds of one run, and what is kept of them in its folder."""
 
-    def __init__(self, config: AlignConfig, held_out: HeldOut, components: Components | None):
+    def __init__(self, config: AlignConfig, held_out: HeldOut, watch: RoundWatch, components: Components | None):
         """Read what is there already."""
-        self.config, self.held_out, self.components = config, held_out, components
+        self.config, self.held_out, self.watch, self.components = config, held_out, watch, components
         self.folder, self.shows = Path(config.output), config.curate.progress
         mend_last_line(self.folder / STAGES)
         self.seconds: dict[str, float] = {}
@@ -140,8 +143,12 @@ class _Rounds:
         done = list(read_lines(self.folder / ROUNDS))
         if not done:
             base = self._judged(0)
-            done.append(self._note({"round": 0, "inputs": inputs, "scores": base.means}))
+            watched = self.watch.after(base, base)
+            done.append(self._note({"round": 0, "inputs": inputs, "scores": base.means, **watched}))
         for number in range(len(done), self.config.rounds + 1):
+            if self.config.monitor.stop and done[-1].get("alarms"):
+                tqdm.write(f"no round {number}: the monitor raised an alarm after the last one")
+                break
             done.append(self._note(self._round(number)))
             if self.shows:
                 tqdm.write(format_rounds(done))
@@ -180,6 +187,9 @@ class _Rounds:
         card = self._card(number, pairs, model)
         write_model_card(place / "lora", card)
         base, judged = self._judged(0), self._judged(number)
+        watched = self.watch.after(base, judged)
+        for alarm in watched["alarms"]:
+            tqdm.write(f"ALARM  round {number}: {alarm}; look at the images")
         write_model_card(place / "lora", measured(card, base, judged, self.config.held_out.reward))
         gains = judged.gains_over(base)
         return {
@@ -190,6 +200,7 @@ class _Rounds:
             "stopped_because": trained.stopped_because,
             "scores": judged.means,
             "gain": {domain: asdict(gain) for domain, gain in gains.items()},
+            **watched,
         }
 
     def _curated(self, number: int) -> Path:

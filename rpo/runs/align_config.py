@@ -8,6 +8,7 @@ from rpo.config.settings import settings
 from rpo.curation.curate_config import CurateConfig
 from rpo.errors import InputError
 from rpo.evaluation.held_out import HeldOutConfig
+from rpo.evaluation.watch import WatchConfig
 from rpo.trainers.dpo_config import DPOConfig
 
 
@@ -46,6 +47,9 @@ class AlignConfig:
 
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
     """What is judged before the first round and after each."""
+
+    monitor: WatchConfig = field(default_factory=WatchConfig)
+    """What is watched of the held-out images of each round, compared with the base's."""
 
     def __post_init__(self) -> None:
         """Refuse what rounds cannot have."""

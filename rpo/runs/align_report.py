@@ -16,6 +16,7 @@ from rpo.evaluation.held_out import Judged
 from rpo.reports.facts import environment_facts, settings_facts
 from rpo.reports.html import Report, write_report
 from rpo.reports.sections import (
+    CurvesSection,
     FactsSection,
     ImagePair,
     JudgedImage,
@@ -24,7 +25,7 @@ from rpo.reports.sections import (
     StagesSection,
     TextSection,
 )
-from rpo.reports.training import commands_section, curves_section, guide_section, result_sections
+from rpo.reports.training import commands_section, curves_section, guide_section, result_sections, watched_section
 from rpo.runs.align_config import AlignConfig
 from rpo.training.log import read_metrics
 
@@ -61,6 +62,7 @@ def write_align_report(findings: AlignFindings, path: Path) -> Path:
         edits_section(curated, seed=config.seed),
         yield_section(status_of(curated), findings.rounds[-1], config.curate.decide),
         curves_section(entries),
+        *_watched(findings.rounds),
         guide_section(entries, is_judged=True),
         commands_section(findings.lora, config.curate.source.model.source, findings.preparation),
         StagesSection("Where the time went", tuple(findings.seconds.items())),
@@ -69,6 +71,13 @@ def write_align_report(findings: AlignFindings, path: Path) -> Path:
     told = findings.aligned.gain_in_words(findings.base).partition("\n")[2].replace("\n", "; ")
     title = f"Rich Preference Optimization, {len(findings.rounds) - 1} round(s)"
     return write_report(Report(title, f"Mean score on held-out prompts: {told}.", sections, subtitle="rpo align"), path)
+
+
+def _watched(rounds: Sequence[Mapping[str, Any]]) -> tuple[CurvesSection, ...]:
+    """What was watched after each round, the base as round 0."""
+    entries = [{"update": one["round"], **one["watched"]} for one in rounds]
+    alarms = [f"round {one['round']}: {words}" for one in rounds for words in one["alarms"]]
+    return watched_section(entries, alarms, unit="round")
 
 
 def in_words(rules: DecideConfig) -> str:

@@ -167,9 +167,9 @@ class Endpoint(OnlineAlgorithm):
             self.old.follow()
 
     def guard(self, metrics: dict[str, float]) -> str | None:
-        """Stop a run that was to be held to an old policy which the policy never left."""
+        """What the monitor says; and stop a run that was to be held to an old policy which the policy never left."""
         if self.old is None or self.old.updates != PATIENCE or self.old.differs:
-            return None
+            return super().guard(metrics)
         return (
             f"after {self.old.updates} updates the policy equals its old self: nothing was learnt, or nothing holds; "
             "look at the rewards' spread, and raise learning.learning_rate or objective.old.rise"

@@ -312,5 +312,5 @@ class Trainer:
     def identity(self) -> dict[str, str]:
         """What decides about the result; how long a run is, where it lies and when it ends early may change."""
         free = {"learning", "output", "preview_every", "preflight", "cache_folder", "encode_ahead"}
-        free |= {"rollout.max_failed"}
+        free |= {"rollout.max_failed", "monitor"}
         return settings_identity(self.run.config, free) | dict(self.run.base) | self.algorithm.identity

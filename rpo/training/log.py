@@ -46,6 +46,15 @@ METRICS: dict[str, str] = {
     "reward/mean": "weighted sum of all rewards, mean over the images of the rollout that could be judged",
     "reward/std": "standard deviation of that sum over the same images",
     "reward/failed": "share of the rollout's images that a reward could not judge (NaN), which are left out",
+    "watched/saturation": "how colourful images are: a pixel's highest colour less its lowest, 0 to 1",
+    "watched/colour_entropy": "entropy of an image's colours in bits, of 512 colours: 0 to 9",
+    "watched/edge_density": "share of the pixels of an image at which brightness changes by more than a tenth",
+    "watched/sharpness": "root mean square of the Laplacian of an image's brightness; blur lowers it",
+    "watched/high_frequency": "share of an image's contrast that is finer than four pixels; grain raises it",
+    "watched/pixel_diversity": "root mean squared difference of two images of a prompt",
+    "watched/diversity": "1 less the cosine of two images of a prompt, as the eyes of a reward see them",
+    "watched/reward": "weighted sum of the trained rewards on the watched prompts, always from the same noise",
+    "watched/fall": "largest sure fall of a held-out reward or a diversity while the reward rose, in spreads",
     "policy/kl": "KL of the path from the reference's, in nats per image: the running cost ∫½|u|² dt over its steps",
     "policy/kl_from_rollout": "the same from the policy that drew the rollout; 0 at its first update",
     "policy/bound": "-log-likelihood bound of the images that came out, in nats over the trained steps (endpoint only)",
@@ -66,6 +75,12 @@ METRICS: dict[str, str] = {
 
 REWARD_PARTS = "reward/"
 """What the raw score of each reward is logged under, by the name it has in the settings, where there are several."""
+
+ALARMS = "alarms.json"
+"""The file in a run's folder that says which alarms its monitor has raised."""
+
+HELD_OUT = "held_out/"
+"""What the mean score of a reward is logged under that is watched and not trained on."""
 
 REWARD_INFO = "info/"
 """What the means of a reward's info are logged under, as "info/reward.name"."""
@@ -91,7 +106,7 @@ METRICS_FILE = "metrics.jsonl"
 def check_metric_names(names: Iterable[str]) -> None:
     """Refuse a metric that nobody defined."""
     for name in names:
-        if name not in METRICS and not name.startswith((REWARD_PARTS, REWARD_INFO)):
+        if name not in METRICS and not name.startswith((REWARD_PARTS, HELD_OUT, REWARD_INFO)):
             raise InputError(
                 f"metric {name!r} is not defined; expected a name of METRICS in rpo/training/log.py, the nearest is "
                 f"{nearest(name, METRICS)!r}: use that, or add a line saying what {name!r} means"

@@ -15,6 +15,7 @@ from rpo.process.transition import Kernel
 from rpo.randomness import keyed_generator
 from rpo.rewards import RewardError
 from rpo.sampling.sample import Keep
+from rpo.trainers.checks.canaries import canary_checks
 from rpo.trainers.checks.memory import (
     AVERAGE,
     GRADIENT,
@@ -39,7 +40,7 @@ from rpo.trainers.rollouts.settings import OnlineConfig
 from rpo.trainers.rollouts.steps import Steps, choose_steps, replayed, steps_of
 from rpo.trainers.trainer import Run
 from rpo.training.optimizer import MOMENTS
-from rpo.types import StepOutput
+from rpo.types import Images, StepOutput
 
 PROMPTS, IMAGES, POINTS = 2, 4, 8
 """At most so many prompts, images of each and trained moments are looked at."""
@@ -86,6 +87,7 @@ def _rewards(subject: Subject) -> tuple[Rollout, list[Check]]:
     """The first small rollout, and what the rewards say of it."""
     config = subject.config.rollout
     per_prompt, prompts = min(max(config.images_per_prompt, 2), IMAGES), min(config.prompts, PROMPTS)
+    shown = list[Images]()
     rollouts = Rollouts(
         subject.run.model,
         subject.rollouts.prompts,
@@ -93,6 +95,7 @@ def _rewards(subject: Subject) -> tuple[Rollout, list[Check]]:
         config.of_few(prompts, per_prompt),
         seed=keyed_generator("preflight", subject.config.seed).initial_seed(),
         evidence=subject.rollouts.failed.evidence,
+        on_images=lambda index, images, *rest: shown.append(images),
     )
     keep = Keep(predictions=True, negatives=subject.config.freezes_negative)
     try:
@@ -118,7 +121,11 @@ def _rewards(subject: Subject) -> tuple[Rollout, list[Check]]:
         f"({', '.join(subject.rollouts.rewards.weights)}) on a few images, draw more rollout.images_per_prompt, or "
         "take a graded reward instead of one that says yes or no",
     )
-    return first, [finite, varying]
+    canaries = list[Check]()
+    if subject.config.monitor.canaries:
+        trained, seed = subject.rollouts.rewards, subject.config.seed
+        canaries += canary_checks(trained, shown[0], first.prompts, per_group=per_prompt, seed=seed)
+    return first, [finite, varying, *canaries]
 
 
 def _spread(rollout: Rollout) -> float:

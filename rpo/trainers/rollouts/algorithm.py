@@ -107,10 +107,15 @@ class OnlineAlgorithm(Algorithm[Steps]):
         """Those of the rollouts."""
         return self.collector.checks(self.loss, said=self.said)
 
+    def guard(self, metrics: dict[str, float]) -> str | None:
+        """What the monitor says."""
+        return self.collector.monitor.reason
+
     @property
     def state(self) -> dict[str, Stateful]:
-        """The rollout in use, and where in their source the prompts are."""
-        kept, prompts = dict[str, Stateful](batches=self._batches), self.collector.rollouts.prompts
+        """The rollout in use, what was seen in those before it, and where in their source the prompts are."""
+        kept = dict[str, Stateful](batches=self._batches, monitor=self.collector.monitor)
+        prompts = self.collector.rollouts.prompts
         return {**kept, "prompts": prompts} if isinstance(prompts, DrawnPrompts) else kept
 
     @property

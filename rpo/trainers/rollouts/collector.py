@@ -22,6 +22,7 @@ from rpo.trainers.preview import PreviewOf
 from rpo.trainers.rollouts.batches import StepBatches
 from rpo.trainers.rollouts.costs import measured_kl, reference_prediction
 from rpo.trainers.rollouts.draw import OnImages, Rollout, Rollouts, rollout_facts, training_kernel
+from rpo.trainers.rollouts.monitor import Monitor
 from rpo.trainers.rollouts.prompts import PromptSource
 from rpo.trainers.rollouts.settings import OnlineConfig
 from rpo.trainers.rollouts.steps import Steps, choose_steps, steps_of
@@ -37,6 +38,7 @@ class Collector:
         run: Model, policy and folder.
         config: How it draws and learns.
         rollouts: Draws and scores images.
+        monitor: Watches the policy.
         chosen: Which steps of the rollout in use are trained, [trained, images].
         stands_for: How many steps of a trajectory they stand for.
     """
@@ -76,6 +78,7 @@ class Collector:
             join=run.processes.join,
             on_images=on_images,
         )
+        self.monitor = Monitor(run, self.rollouts.rewards, self.rollouts.prompts, config)
         self._info_names: tuple[str, ...] | None = None
         self.rollout: Rollout | None = None
         self.chosen: Int[Tensor, "trained images"] = torch.zeros(0, 0, dtype=torch.long)
@@ -108,12 +111,14 @@ class Collector:
             return Keep(predictions=True, live_steps=frozenset(live), negatives=negatives)
 
         self.rollout = None  # its graphs, before the next one's are made
+        watched = self.monitor.before(index)
         rollout = self.rollouts.draw(index, keep)
         names = self._info_names
         if names is None:
             names = self._info_names = self.run.processes.gather(tuple(rollout.info))[0]
         # Every update logs the same names, on every process, whatever a reward says this time.
-        self.rollout = replace(rollout, info={name: rollout.info.get(name, math.nan) for name in names})
+        info = {name: rollout.info.get(name, math.nan) for name in names}
+        self.rollout = replace(rollout, info=info, watched=watched)
         self.chosen, self.stands_for = self._choose(self.rollout.trajectory.grid, index)
         return self.rollout
 
@@ -224,6 +229,7 @@ class Collector:
             f"of {rollout.solver} at eta {rollout.eta:g}, guidance {rollout.guidance_scale:g}; "
             f"{rollouts:,} rollouts = {rollouts * rollout.images:,} images",
             f"{self.trained_steps} {'steps of each path' if self._replays else 'moments of each image'} are trained",
+            *self.monitor.notes(),
             *self.rollouts.notes(),
         ]
 

@@ -8,7 +8,7 @@ processes; its grid is one of (seed, rollout), so all processes share it.
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -71,6 +71,8 @@ class Rollout:
     """(visit to a prompt, image) of each, which all of its randomness is a function of."""
     info: dict[str, float]
     """What the rewards say beside their scores, as means over the images, by "reward.name"."""
+    watched: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """What was seen of the policy before it, by the name of its metric."""
 
     @property
     def num_images(self) -> int:
@@ -94,6 +96,7 @@ def rollout_facts(rollout: Rollout, processes: Processes) -> dict[str, Tensor]:
         "reward/failed": 1 - is_judged.float().mean(),
         **{f"reward/{name}": processes.join(part)[is_judged].mean() for name, part in several.items()},
         **{f"{REWARD_INFO}{name}": rollout.rewards.new_full((), mean) for name, mean in rollout.info.items()},
+        **rollout.watched,
     }
 
 

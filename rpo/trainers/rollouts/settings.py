@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from rpo.config.ranges import BelowOne, Count, Fraction, GuidanceScale, NotNegative, Side
 from rpo.config.settings import settings
 from rpo.errors import InputError
+from rpo.evaluation.watch import WatchConfig
 from rpo.trainers.settings import LearningConfig, TrainingConfig
 
 Solver = Literal["ddim", "euler_maruyama", "dpm_solver"]
@@ -146,6 +147,18 @@ class StepsConfig:
 
 
 @settings
+class MonitorConfig(WatchConfig):
+    """What is watched of a run that draws: an alarm is a fall while the trained reward rises."""
+
+    every: Count | None = 4
+    """Rollouts from one look at 16 prompts to the next; a look draws 32 images. Nothing means never."""
+
+    canaries: bool = True
+    """Whether rewards are tried on noise before the first update, which none that reads prompts may prefer to the
+    images of the model."""
+
+
+@settings
 class OnlineLearningConfig(LearningConfig):
     """How long and how fast it learns."""
 
@@ -172,6 +185,9 @@ class OnlineConfig(TrainingConfig):
 
     steps: StepsConfig = field(default_factory=StepsConfig)
     """Which of their steps are learnt from, and how."""
+
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    """What is watched beside the reward."""
 
     kl_weight: NotNegative = 0.0
     """Weight of the distance from the reference against the reward, in nats of the whole path. 0 leaves the reference

@@ -1,0 +1,187 @@
+"""Watches a run for reward hacking: the trained reward rises, and what it should stand for falls.
+
+A few prompts are drawn before the first update and again every few rollouts, from the same noise, by the same sampler
+as the rollouts. The images are judged by the trained rewards and by others that are never trained on; how far images of
+one prompt lie apart, and how images look, is measured, too. Prompt by prompt, each number is compared with its own past
+(`rpo.evaluation.drift`).
+
+An alarm is a held-out reward or a diversity that has surely fallen, and by enough to matter, while the trained reward
+has risen. How images look is logged and drawn to tell *what* the policy does; it raises no alarm, since the images of a
+better model look different, too.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from rpo.data.prompts import AnnotatedPrompt, metadata_of
+from rpo.errors import InputError
+from rpo.evaluation.drift import moved
+from rpo.evaluation.image_statistics import embedder
+from rpo.evaluation.watch import in_words, looks_of, sure_falls
+from rpo.files.whole import write_whole
+from rpo.randomness import keyed_generator
+from rpo.rewards import load_rewards
+from rpo.rewards.base import WeightedRewards
+from rpo.sampling.sample import Keep
+from rpo.trainers.rollouts.draw import Rollouts
+from rpo.trainers.rollouts.prompts import Prompts
+from rpo.trainers.rollouts.settings import OnlineConfig
+from rpo.trainers.trainer import Run
+from rpo.training.log import ALARMS, HELD_OUT
+from rpo.training.randomness import undisturbed_randomness
+from rpo.types import Images
+
+REWARD = "watched/reward"
+
+PROMPTS, IMAGES = 16, 2
+"""How many prompts are drawn at a look, and how often each; fewer where a rollout has fewer."""
+
+RISEN = 2.0
+"""Standard errors from which the trained reward has risen."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Something fell while the trained reward rose."""
+
+    rollout: int
+    metric: str
+    words: str
+    """What fell, for a person."""
+
+    def __str__(self) -> str:
+        """A line for a person."""
+        return f"rollout {self.rollout}: {self.words} while the reward rose: it may be gamed; look at the images"
+
+
+@final
+class Monitor:
+    """Looks at what the policy draws, and tells a fall from noise.
+
+    Attributes:
+        alarms: Those so far; something that has recovered may raise another one.
+    """
+
+    def __init__(self, run: Run, trained: WeightedRewards, prompts: Prompts, config: OnlineConfig):
+        """Load the held-out rewards.
+
+        Args:
+            trained: The rewards of the run, of which none may be held out.
+            prompts: Those of the run, of which the first are watched.
+        """
+        held_out = config.monitor.held_out
+        if both := [name for name in held_out if name in trained.each]:
+            raise InputError(
+                f"monitor.held_out names {both[0]}, which is trained on; expected a reward that is not; name another "
+                "one, or leave it out"
+            )
+        self._run, self._config, self._prompts, self._trained = run, config, prompts, trained
+        others = load_rewards(dict.fromkeys(held_out, 1.0)).each if held_out else {}
+        every = {name: (reward, trained.weights.get(name, 1.0)) for name, reward in {**trained.each, **others}.items()}
+        self._rewards, self._eyes = WeightedRewards(every), embedder(*others.values(), *trained.each.values())
+        self._rollouts: Rollouts | None = None
+        self._watched: list[str] = []
+        self._first: dict[str, Tensor] = {}
+        self._down, self.alarms = set[str](), list[Alarm]()
+        self._shown = list[Images]()
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        """(prompts, images of each) that this process draws at a look."""
+        rollout, processes = self._config.rollout, self._run.processes.count
+        return max(1, min(PROMPTS, rollout.prompts) // processes), min(IMAGES, rollout.images_per_prompt)
+
+    def notes(self) -> list[str]:
+        """What a plan says of it."""
+        config, (prompts, images) = self._config.monitor, self._size
+        if config.every is None:
+            return ["not watched for hacking (monitor.every)"]
+        share = prompts * self._run.processes.count * images / (config.every * self._config.rollout.images)
+        judges = ", ".join(config.held_out) or "no held-out reward (monitor.held_out names some)"
+        return [f"watched for hacking, for {share:.0%} more drawing: {judges}; diversity; how images look"]
+
+    def before(self, index: int) -> dict[str, Tensor]:
+        """What is logged of the policy as it is before rollout `index`; NaN where nobody looks.
+
+        Raises:
+            RewardError: A reward fails; as for those that are trained on.
+        """
+        every = self._config.monitor.every
+        if every is None:
+            return {}
+        if index % every:
+            names = (*self._first, "watched/fall")
+            return {name: torch.full((), torch.nan, device=self._run.model.device) for name in names}
+        with undisturbed_randomness(self._run.model.device):
+            seen = self._look()
+        self._first = self._first or seen
+        rise = moved(self._first[REWARD], seen[REWARD])
+        falls = sure_falls(self._first, seen) if rise is not None and rise.errors >= RISEN else {}
+        down = {name for name, move in falls.items() if -move.spreads >= self._config.monitor.alarm}
+        for name in sorted(down - self._down):
+            self._raise(Alarm(index, name, in_words(name, falls[name])))
+        self._down = down
+        worst = max([0.0, *(-move.spreads for move in falls.values())])
+        facts = {name: values.nanmean() for name, values in seen.items()}
+        return {**facts, "watched/fall": torch.tensor(worst, device=self._run.model.device)}
+
+    @property
+    def reason(self) -> str | None:
+        """Why the run ends, if alarms end it."""
+        return f"the monitor raised an alarm, {self.alarms[-1]}" if self._config.monitor.stop and self.alarms else None
+
+    @torch.no_grad()
+    def _look(self) -> dict[str, Tensor]:
+        """Every number that is watched, by the name of its metric: one for each prompt of all processes."""
+        if self._rollouts is None:
+            self._rollouts = self._prepared()
+        rollout, per_prompt = self._rollouts.draw(0, lambda grid: Keep()), self._size[1]
+        images = self._shown.pop()
+        found = {f"{HELD_OUT}{name}": rollout.parts[name] for name in self._config.monitor.held_out}
+        found[REWARD] = self._trained.weighted_sum(rollout.parts)
+        seen = {name: values.unflatten(0, (-1, per_prompt)).nanmean(dim=1) for name, values in found.items()}
+        seen |= looks_of(images, per_prompt, eyes=self._eyes)
+        return {name: self._run.processes.join(values) for name, values in seen.items()}
+
+    def _prepared(self) -> Rollouts:
+        """What draws the watched prompts of this process, always from the same noise."""
+        prompts, images = self._size
+        config, processes = self._config, self._run.processes
+        if not self._watched:
+            self._watched = list(self._prompts.visited(range(prompts * processes.count), config.seed))
+        own = self._watched[processes.index * prompts :][:prompts]
+        return Rollouts(
+            self._run.model,
+            own,
+            self._rewards,
+            config.rollout.of_few(prompts, images),
+            seed=keyed_generator("monitor", config.seed, processes.index).initial_seed(),
+            evidence=self._run.folder / "failed_reward",
+            on_images=lambda index, images, *_: self._shown.append(images),
+        )
+
+    def _raise(self, alarm: Alarm) -> None:
+        self.alarms.append(alarm)
+        if self._run.processes.is_main:
+            tqdm.write(f"ALARM  {alarm}")
+            write_whole(self._run.folder / ALARMS, json.dumps([vars(one) for one in self.alarms]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen first, of which prompts, and the alarms."""
+        return {
+            "prompts": [(str(prompt), json.dumps(metadata_of(prompt))) for prompt in self._watched],
+            "first": dict(self._first),
+            "down": sorted(self._down),
+            "alarms": [dict(vars(one)) for one in self.alarms],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from there."""
+        self._watched = [AnnotatedPrompt(text, json.loads(known)) for text, known in state_dict["prompts"]]
+        self._first = dict(state_dict["first"])
+        self._down, self.alarms = set(state_dict["down"]), [Alarm(**one) for one in state_dict["alarms"]]
