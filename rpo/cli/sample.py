@@ -35,6 +35,8 @@ def sample(args: argparse.Namespace) -> None:
             guidance=args.guidance,
             size=args.size,
             rewards=args.reward,
+            best_of=args.best_of,
+            draft_steps=args.draft_steps,
         )
     )
     print(f"images: {folder}\nsheet:  {folder / SHEET}")
@@ -49,7 +51,9 @@ def takes_sample(parser: argparse.ArgumentParser) -> None:
     add("--sweep", metavar="strength=FROM:TO:STEP", default="", help="a column for each strength of the LoRAs")
     add("--compare", metavar=("A", "B"), nargs=2, default=[], help="a column for each of two LoRAs, or one and base")
     add("--reward", metavar="NAME", action="append", default=[], help="score the images (repeat for several)")
-    add("--images", metavar="N", type=_count, help="of each prompt (default 4; 1 with --sweep and --compare)")
+    add("--best-of", metavar="N", type=_count, help="of N seeds show the one that the first reward likes best")
+    add("--draft-steps", metavar="N", type=_count, help="choose among drafts in so few steps, then draw the best one")
+    add("--images", metavar="N", type=_count, help="of each prompt (default 4; 1 with --sweep, --compare, --best-of)")
     add("--seed", metavar="N", type=int, default=0, help="of the first image of a prompt, and on (default 0)")
     add("--steps", metavar="N", type=_count, help="denoising steps (default: the pipeline's own)")
     add("--guidance", metavar="SCALE", type=float, help="1 is none (default: the pipeline's own)")

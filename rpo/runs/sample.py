@@ -25,8 +25,9 @@ from PIL import Image
 from rpo.adapters.loading import load_model
 from rpo.adapters.lora import load_lora
 from rpo.adapters.lora_file import inspect_lora
+from rpo.adapters.strength import at_strength
 from rpo.errors import InputError
-from rpo.evaluation.side_by_side import Drawn, Row, draw_side_by_side, rows_of
+from rpo.evaluation.side_by_side import Drawn, Row, draw_side_by_side
 from rpo.files.lock import LOCK, sole_owner
 from rpo.files.text import write_text
 from rpo.files.whole import write_whole, written_whole
@@ -36,7 +37,9 @@ from rpo.models.usual import usual_guidance, usual_steps
 from rpo.reports.facts import environment_facts
 from rpo.reports.sheet import MOST_ROWS, Sheet, SheetRow, draw_sheet, reduced
 from rpo.rewards import load_reward
-from rpo.runs.sample_wish import BASE, Ways, Wish, adapter, prompts_of, size_of, ways_of
+from rpo.runs.sample_best import draw_best, rows_of_candidates
+from rpo.runs.sample_wish import BASE, Ways, Wish, adapter, check_selection, prompts_of, size_of, ways_of
+from rpo.sampling.select import How
 
 SAMPLES, SHEET, IMAGES, BEGUN = "samples.json", "sheet.png", "images", ".drawing"
 DISTANCES = ("pixel_distance", "latent_distance")
@@ -51,6 +54,7 @@ def draw_samples(wish: Wish) -> Path:
     Raises:
         InputError: Prompts, a LoRA, a reward or a number cannot be; the model edits images; the folder holds something.
     """
+    check_selection(wish)
     prompts, size, ways = prompts_of(wish.prompts), size_of(wish.size), ways_of(wish)
     rewards = {name: load_reward(name) for name in wish.rewards}
     _refuse_occupied(wish.output)
@@ -63,22 +67,33 @@ def draw_samples(wish: Wish) -> Path:
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are meant
         for number, lora in enumerate(ways.loras):
             load_lora(model, lora.path, name=adapter(number))
-    images = wish.images or (1 if len(ways.columns) > 1 else 4)
-    found = _Drawing(wish, ways, rows_of(prompts, images, wish.seed), images)
+    images = wish.images or (1 if len(ways.columns) > 1 or wish.best_of else 4)
+    rows = rows_of_candidates(prompts, images, wish.seed, wish.best_of or 1)
+    found = _Drawing(wish, ways, rows, images)
+    progress = "images" if wish.progress else None
     with sole_owner(wish.output):
         _begin_anew(wish.output)
-        for cell in draw_side_by_side(
-            model,
-            found.rows,
-            ways.columns,
-            num_steps=steps,
-            guidance_scale=guidance,
-            canvas=canvas,
-            measured_from=ways.measured_from,
-            rewards=rewards,
-            progress="images" if wish.progress else None,
-        ):
-            found.take(cell)
+        if wish.best_of:
+            how = How(steps, guidance, canvas=canvas)
+            with at_strength(model, next(iter(ways.columns)).strengths):
+                for row, cell in draw_best(
+                    model, rows, rewards, wish.best_of, how, draft_steps=wish.draft_steps, progress=progress
+                ):
+                    rows[cell.row] = row
+                    found.take(cell)
+        else:
+            for cell in draw_side_by_side(
+                model,
+                rows,
+                ways.columns,
+                num_steps=steps,
+                guidance_scale=guidance,
+                canvas=canvas,
+                measured_from=ways.measured_from,
+                rewards=rewards,
+                progress=progress,
+            ):
+                found.take(cell)
         with written_whole(wish.output / SHEET) as partial:
             draw_sheet(found.sheet(f"{steps} steps, guidance {guidance:g}, {canvas}")).save(partial, format="PNG")
         told = {
@@ -93,6 +108,7 @@ def draw_samples(wish: Wish) -> Path:
                 "height": canvas.height,
                 "width": canvas.width,
                 "dtype": wish.model.dtype,
+                **({"best_of": wish.best_of, "draft_steps": wish.draft_steps} if wish.best_of else {}),
             },
             "made_with": dict(environment_facts()),
             "columns": found.columns(),
@@ -162,11 +178,19 @@ class _Drawing:
         if self.is_plain:
             groups = range(0, len(self.rows), self.images)
             places = [[(start + number, 0) for number in range(self.images)] for start in groups]
+            if (n := self.wish.best_of) is not None:  # each prompt has seeds of its own
+                labels = [f"best of {n} by {self.wish.rewards[0]}"] * self.images
+                lines = [self._line(some, note=self._seeds(some)) for some in places]
+                return Sheet(title, settings, labels, lines)
             labels = [f"seed {self.rows[number].seed}" for number in range(self.images)]
             return Sheet(title, settings, labels, [self._line(some, note="") for some in places])
         places = [[(row, column) for column in range(len(self.ways.columns))] for row in range(len(self.rows))]
         lines = [self._line(some, note=f"seed {self.rows[some[0][0]].seed}") for some in places]
         return Sheet(title, settings, [one.label for one in self.ways.columns], lines, self._footer())
+
+    def _seeds(self, places: Sequence[tuple[int, int]]) -> str:
+        seeds = [str(self.rows[row].seed) for row, _ in places]
+        return f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
 
     def _line(self, places: Sequence[tuple[int, int]], note: str) -> SheetRow:
         captions = [self.captions.get(place, "") for place in places] if self.wish.rewards else []

@@ -43,6 +43,10 @@ class Wish:
     size: str = ""
     """HEIGHTxWIDTH, or one side."""
     rewards: Sequence[str] = ()
+    best_of: int | None = None
+    """Seeds of each image, of which the first reward chooses the best."""
+    draft_steps: int | None = None
+    """Steps in which the seeds are drawn to choose from; nothing draws them in full."""
     progress: bool = True
 
 
@@ -110,6 +114,28 @@ def ways_of(wish: Wish) -> Ways:
         for factor in swept(wish.sweep)
     ]
     return Ways(loras, tuple(columns), Column(BASE, _strengths(loras, 0.0)))
+
+
+def check_selection(wish: Wish) -> None:
+    """Refuse a choice of images that nothing chooses, or among columns."""
+    if wish.best_of is None:
+        if wish.draft_steps is not None:
+            raise InputError(
+                f"--draft-steps is {wish.draft_steps} without --best-of; expected both; give such as --best-of 8"
+            )
+        return
+    if wish.best_of == 1 or not wish.rewards or wish.sweep or wish.compare:
+        fault = (
+            "with one image"
+            if wish.best_of == 1
+            else "with --sweep or --compare"
+            if wish.rewards
+            else "without --reward"
+        )
+        raise InputError(
+            f"--best-of {wish.best_of} is given {fault}; expected two or more images of one column, and a reward that "
+            "chooses; give such as --best-of 8 --reward clip-score"
+        )
 
 
 def swept(words: str) -> list[float]:

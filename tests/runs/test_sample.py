@@ -56,6 +56,44 @@ def drawn(inputs, prompt, seed, lora=None):
     return to_pixels(generate(model, [prompt], seed=seed, **DRAWN))[0]
 
 
+def lightness(images, prompts):
+    return images.mean(dim=(1, 2, 3))
+
+
+LIGHT = f"{__name__}:lightness"
+
+
+@pytest.mark.parametrize("words", [(), ("--draft-steps", "2")], ids=["whole images", "drafts"])
+def test_the_best_of_some_seeds_is_shown(inputs, tmp_path, words):
+    assert sampled(inputs, tmp_path / "out", "--best-of", "3", "--images", "2", "--reward", LIGHT, *words) == 0
+    found = told(tmp_path / "out")
+    steps = 2 if words else 3
+    model = Checkpoint.load(inputs / "model")
+    for place, one in enumerate(found["samples"]):
+        seeds = range(3 * (place % 2), 3 * (place % 2) + 3)
+        drafts = [generate(model, [one["prompt"]], seed=seed, num_steps=steps, guidance_scale=2.0) for seed in seeds]
+        light = [lightness(draft, []).item() for draft in drafts]
+        assert one["seed"] == seeds[int(np.argmax(light))]
+        near(pixels(tmp_path / "out" / one["file"]), drawn(inputs, one["prompt"], one["seed"]))
+    assert found["settings"]["best_of"] == 3 and len(found["samples"]) == 4
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--best-of", "3"],
+        ["--best-of", "1", "--reward", LIGHT],
+        ["--draft-steps", "2"],
+        ["--best-of", "3", "--reward", LIGHT, "--lora", "one", "--sweep", "strength=0:1:1"],
+        ["--best-of", "3", "--reward", LIGHT, "--draft-steps", "4"],
+    ],
+)
+def test_a_choice_that_cannot_be_is_refused(inputs, tmp_path, capsys, words):
+    given = [str(inputs / word) if word == "one" else word for word in words]
+    assert sampled(inputs, tmp_path / "out", *given) == 2
+    assert "expected" in capsys.readouterr().err and not (tmp_path / "out/samples.json").exists()
+
+
 def near(ours, theirs):
     """The same image, drawn in a batch of another size."""
     return np.abs(ours.astype(int) - theirs).max() <= 1
