@@ -26,6 +26,7 @@ from torch.nn import functional
 from rpo.errors import InputError
 from rpo.rewards.base import check_batch, check_range
 from rpo.rewards.clip_preprocessing import read_preprocessing
+from rpo.rewards.version import version_of_weights
 from rpo.types import Images, PerSample
 
 CLIP_CHECKPOINT = "openai/clip-vit-large-patch14"
@@ -165,6 +166,18 @@ class ClipReward:
             batches = images.to(device).float().split(self.batch_size)
             features = [loaded.model.get_image_features(pixel_values=loaded.preprocess(one)) for one in batches]
             return torch.cat([functional.normalize(_embedding(one), dim=-1) for one in features])
+
+    def version(self) -> str:
+        """A hash of the weights and of all else that decides the score."""
+        loaded = self._loaded or self._on(self._device or torch.device("cpu"))
+        return version_of_weights(
+            {"clip": loaded.model},
+            vocabulary=sorted(loaded.tokenizer.get_vocab().items()),
+            preprocess=loaded.preprocess,
+            scale=loaded.scale,
+            is_clamped=self.is_clamped,
+            max_tokens=loaded.max_tokens,
+        )
 
     def _on(self, device: torch.device) -> _Loaded:
         """The checkpoint on `device`, loaded if it is not there yet."""

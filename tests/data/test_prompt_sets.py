@@ -9,7 +9,7 @@ from rpo.data.prompts import metadata_of
 from rpo.errors import InputError
 
 PARTI = (
-    'Prompt\tCategory\tChallenge\tNote\nbond\tAbstract\tBasic\tnote\nthe word "GO"\tArtifacts\tWriting & Symbols\t\n'
+    'Prompt\tCategory\tChallenge\tNote\nbond\tAbstract\tBasic\tnote\nthe word "GO"\tArtifacts\tWriting\t\n'
 )
 DRAWBENCH = 'Prompts,Category\nA red car,Colors\n"A cat, a dog",Counting\n\n"He said ""no"".",Text\n'
 GENEVAL = [
