@@ -63,8 +63,7 @@ def accuracy(holds: ArrayLike, *, groups: Sequence[object] | None = None) -> Int
 def win_rate(before: ArrayLike, after: ArrayLike, *, groups: Sequence[object]) -> Interval:
     """The share of images that score higher after than before, a tie counting half, with a 95 % interval over prompts.
 
-    The interval is Wilson's, as that of `accuracy`; halves vary less than its formula allows for, so that it is rather
-    too wide where ties are many.
+    The interval is Wilson's, as that of `accuracy`, of as many independent images without ties as would vary as much.
 
     Example:
         >>> win_rate([1.0, 2.0, 3.0, 4.0], [2.0, 2.0, 4.0, 3.0], groups=["a", "b", "c", "d"]).value
@@ -152,11 +151,13 @@ def _bootstrap(sums: np.ndarray, counts: np.ndarray, rng: np.random.Generator, r
 def _independent_images(claims: np.ndarray, codes: np.ndarray) -> float:
     share = claims.mean()
     num_groups = len(np.unique(codes))
-    if share in (0, 1) or num_groups == 1:
+    if claims.min() == claims.max() or num_groups == 1:
         return num_groups  # how alike the images of a prompt are cannot be told: count each prompt once
     residuals, _ = _group_sums(claims - share, codes)
     variance = max(_standard_error(residuals, len(claims)) ** 2, 1e-12)
-    return min(len(claims), share * (1 - share) / variance) * (_Z / _student(num_groups)) ** 2
+    of_one_image = share * (1 - share)
+    most = len(claims) if claims.dtype == np.bool_ else len(claims) * of_one_image / claims.var()  # halves vary less
+    return min(most, of_one_image / variance) * (_Z / _student(num_groups)) ** 2
 
 
 def _standard_error(residual_sums: np.ndarray, num_images: int) -> float:

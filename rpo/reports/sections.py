@@ -181,6 +181,8 @@ class ContestsSection:
     lead: str = ""
     """What comes before the lines: the answer in words."""
     counts_wins: bool = True
+    explains: bool = False
+    """Whether it says below what is drawn; once in a page."""
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,8 @@ def write_evaluation_report(found: Evaluation, kept: Kept, path: Path) -> Path:
         _how_to_read(found),
         _facts(found),
     ]
-    labels = [one["label"] for one in found.models[1:]]
-    title = f"{_listed(labels)} against {found.models[0]['source']}"
+    title = f"{_listed([one['label'] for one in _trained(found)])} against {found.models[0]['source']}"
+    title = title[0].upper() + title[1:]
     report = Report(title, summary_of(found), tuple(one for one in sections if one), subtitle="rpo evaluate")
     return write_report(report, path)
 
@@ -64,30 +64,30 @@ def summary_of(found: Evaluation) -> str:
     """The same in a sentence, by the first reward that judges each."""
     base, prompts = found.models[0]["label"], found.pinned["prompts"]["list"]
     told = list[str]()
-    for model in found.models[1:]:
+    for model in _trained(found):
         first = next(iter(found.of(base, model["label"])))
         scale = _scale(found, first.by, [first.rows[0]])
         told.append(f"{model['label']}: {first.by} {_said(scale, first.rows[0])}")
     per_prompt = found.pinned["sampling"]["images_per_prompt"]
     images = "one image" if per_prompt == 1 else f"{per_prompt} images"
-    return f"On {len(prompts)} prompts, {images} of each, from the same noise for all. {'; '.join(told)}."
+    return f"On {len(prompts)} prompts, {images} of each, from the same noise for all: {'; '.join(told)}."
 
 
 def _said(scale: Scale, one: Contest) -> str:
     gain, rate = one.means.gain, one.win_rate
     wins = f"wins {100 * rate.value:.0f} % [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
-    return f"{scale.gain(gain)} [{scale.gain_range(gain)}], {wins}"
+    return f"{scale.gain(gain).strip()} [{scale.gain_range(gain)}], {wins}"
 
 
 def _against_the_base(found: Evaluation) -> ContestsSection:
     base = found.models[0]["label"]
     own = [one for one in found.compared if one.before == base]
     groups = _groups(found, own, lambda one: one.after)
-    return ContestsSection("Against the base", groups, before=base, after="this one")
+    return ContestsSection("Against the base", groups, before=base, after="this one", explains=True)
 
 
 def _against_each_other(found: Evaluation) -> ContestsSection | None:
-    labels = {one["label"] for one in (*_of_kind(found, "lora"), *_of_kind(found, "checkpoint"))}
+    labels = {one["label"] for one in _trained(found)}
     own = [one for one in found.compared if {one.before, one.after} <= labels]
     if not own:
         return None
@@ -106,7 +106,7 @@ def _by_category(found: Evaluation) -> ContestsSection | None:
     if not groups:
         return None
     note = (
-        "The more categories are looked at, the more of them look clear by chance: of twenty without a difference, one. "
+        "The more categories there are, the more of them look clear by chance: of twenty without a difference, one. "
         "A category that matters deserves prompts of its own, and an evaluation of its own."
     )
     return ContestsSection("By category", tuple(groups), before=base, after="this one", note=note)
@@ -160,8 +160,8 @@ def _diversity(found: Evaluation) -> ContestsSection:
         for by in names
     )
     note = (
-        "The mean distance between two images of one prompt: of pixels from 0 to 1, and 1 − cos of embeddings. Less than "
-        "the base's means that images of a prompt have become more alike."
+        "The mean distance between two images of one prompt: of pixels from 0 to 1, and 1 − cos of embeddings. Less "
+        "than the base's means that images of a prompt have become more alike."
     )
     return ContestsSection(
         "Diversity within a prompt", groups, before=base, after="this one", note=note, counts_wins=False
@@ -197,7 +197,7 @@ def lineups_of(found: Evaluation, kept: Kept) -> LineupsSection:
     """The images by which each model is farthest above and below the base."""
     base, first = found.models[0]["label"], next(iter(found.pinned["rewards"]))
     groups = list[LineupGroup]()
-    for model in (*_of_kind(found, "lora"), *_of_kind(found, "checkpoint")) or found.models[1:]:
+    for model in _trained(found):
         label = model["label"]
         differences = {by: np.subtract(found.scores[label][by], found.scores[base][by]) for by in found.scores[base]}
         spread = {by: one / (one.std() or 1.0) for by, one in differences.items() if by != first}
@@ -263,6 +263,11 @@ def _model_in_words(model: Mapping[str, Any]) -> str:
     mark = hashes.get("content") or next((value for name, value in hashes.items() if name.startswith("base.")), "")
     strength = f" at {model['strength']:g}" if model.get("strength", 1) != 1 else ""
     return f"{model['source']}{strength}, {mark[:16]}"
+
+
+def _trained(found: Evaluation) -> Sequence[Mapping[str, Any]]:
+    """LoRAs and checkpoints; where there is none, what best-of-N made of the base."""
+    return [one for one in found.models[1:] if one["kind"] != "best-of"] or found.models[1:]
 
 
 def _of_kind(found: Evaluation, kind: str) -> list[Mapping[str, Any]]:
