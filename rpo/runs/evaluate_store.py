@@ -108,7 +108,9 @@ class Kept:
 
 def _refuse_other(now: Mapping[str, Any], before: Mapping[str, Any], folder: Path) -> None:
     ours, theirs = dict(_flat(now)), dict(_flat(before))
-    changed = [name for name in dict.fromkeys([*theirs, *ours]) if ours.get(name) != theirs.get(name)]
+    both = [name for name in dict.fromkeys([*theirs, *ours]) if name in ours and name in theirs]
+    names = both if ours["models"] != theirs["models"] else dict.fromkeys([*theirs, *ours])
+    changed = [name for name in names if ours.get(name) != theirs.get(name)]
     if changed:
         told = [f"{name} was {theirs.get(name, 'nothing')} and is {ours.get(name, 'nothing')}" for name in changed[:3]]
         more = f", and {len(changed) - 3} more" if len(changed) > len(told) else ""
@@ -123,10 +125,8 @@ def _flat(value: Any, name: str = "") -> list[tuple[str, Any]]:
     if isinstance(value, Mapping):
         parts = [(f"{name}.{key}".strip("."), one) for key, one in value.items() if key not in FREE]
         return [pair for key, one in parts if key != "prompts.list" for pair in _flat(one, key)]
-    if isinstance(value, list):
-        return [pair for number, one in enumerate(value) for pair in _flat(one, f"{name}.{_label(one, number)}")]
+    if isinstance(value, list):  # of models
+        labels = [one["label"] for one in value]
+        parts = zip(labels, value, strict=True)
+        return [(name, ", ".join(labels)), *(pair for label, one in parts for pair in _flat(one, f"{name}.{label}"))]
     return [(name, value)]
-
-
-def _label(one: Any, number: int) -> str:
-    return one.get("label", str(number)) if isinstance(one, Mapping) else str(number)

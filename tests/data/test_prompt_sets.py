@@ -8,9 +8,7 @@ from rpo.data.prompt_sets import OWN, read_prompt_set
 from rpo.data.prompts import metadata_of
 from rpo.errors import InputError
 
-PARTI = (
-    'Prompt\tCategory\tChallenge\tNote\nbond\tAbstract\tBasic\tnote\nthe word "GO"\tArtifacts\tWriting\t\n'
-)
+PARTI = 'Prompt\tCategory\tChallenge\tNote\nbond\tAbstract\tBasic\tnote\nthe word "GO"\tArtifacts\tWriting\t\n'
 DRAWBENCH = 'Prompts,Category\nA red car,Colors\n"A cat, a dog",Counting\n\n"He said ""no"".",Text\n'
 GENEVAL = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
