@@ -88,7 +88,7 @@ def _entry(found: Evaluation, folder: Path, evaluation: Path) -> dict[str, Any]:
     if not own:
         labels = ", ".join(one["label"] for one in found.models)
         raise InputError(
-            f"{evaluation} evaluated {labels}, but not the LoRA in {folder}: its content is {key[:16]}; expected numbers "
-            "of these very weights; evaluate them"
+            f"{evaluation} evaluated {labels}, but not the LoRA in {folder}: its content is {key[:16]}; expected "
+            "numbers of these very weights; evaluate them"
         )
     return next((one for one in own if one["strength"] == 1), own[0])

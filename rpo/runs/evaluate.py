@@ -93,7 +93,7 @@ def evaluate(wish: EvaluationWish, *, resume: bool = False) -> tuple[Evaluation,
         )
         hashes |= {one.label: base_identity(model) for one in entrants if one.kind in ("base", "best-of")}
         at_once = wish.batch_size or images_at_once(canvas)
-        work = _Work(wish, entrants, prompts, rewards, sampling, at_once)
+        work = _Evaluating(wish, entrants, prompts, rewards, sampling, at_once)
         kept = work.begin(pinned := work.pinned(hashes, str(model.device)))
         with work.bar:
             work.enter_all(model)
@@ -119,7 +119,7 @@ def _hashes(entrant: Entrant, wish: EvaluationWish) -> dict[str, str]:
 
 @final
 @dataclass
-class _Work:
+class _Evaluating:
     """What is drawn and judged, some prompts at a time."""
 
     wish: EvaluationWish

@@ -200,8 +200,8 @@ def lineups_of(found: Evaluation, kept: Kept) -> LineupsSection:
     for model in _trained(found):
         label = model["label"]
         differences = {by: np.subtract(found.scores[label][by], found.scores[base][by]) for by in found.scores[base]}
-        spread = {by: one / (one.std() or 1.0) for by, one in differences.items() if by != first}
-        order = np.lexsort((-sum(spread.values(), np.zeros(1)), -differences[first]))
+        others = [one / (one.std() or 1.0) for by, one in differences.items() if by != first]
+        order = np.lexsort((-np.sum([np.zeros(len(found.prompts)), *others], axis=0), -differences[first]))
         for name, sign, best_first in (("wins", 1, order), ("losses", -1, order[::-1])):
             own = [int(one) for one in best_first if np.sign(differences[first][one]) == sign]
             shown = tuple(_lineup(found, kept, one) for one in own[:SHOWN])

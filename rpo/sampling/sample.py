@@ -166,7 +166,6 @@ def generate(
         model: The checkpoint.
         prompts: Encoded batch by batch.
         seed: With it, image k of prompt i is always the same.
-        images_per_prompt: How many of each.
         num_steps: Denoising steps; 20 to 50 are usual.
         guidance_scale: 1 is no guidance; 7.5 is usual for Stable Diffusion.
         eta: 0 is deterministic DDIM, 1 ancestral sampling.
