@@ -172,7 +172,9 @@ def test_the_house_is_small() -> None:
     assert [f"{path} has {lines_of([path])} lines" for path in families if lines_of([path]) > 120] == []
     assert [f"{path} has {lines_of([path])} lines" for path in STORIES if lines_of([path]) > 200] == []
     assert len(list((ROOT / "rpo").glob("*.py"))) <= 8
-    assert lines_of(set(SOURCES) - families) <= 34_200  # aim: 20,500; 700 for reward models, a file each
+    assert (
+        lines_of(set(SOURCES) - families) <= 35_900
+    )  # aim: 20,500; 700 for reward models, a file each; 1,700 for evaluations
 
 
 def test_class_names_are_unique() -> None:

@@ -6,8 +6,8 @@
     pinned.json        what is compared and how: another command is refused here
     scores.jsonl       every score, as soon as it is known
 
-Prompts are drawn and judged some at a time, always the same ones together. A killed evaluation goes on where it was: an
-image that is there is not drawn again, and a reward is not asked again. Rewards judge what the files hold, 8 bits a
+Prompts are drawn and judged some at a time, always the same ones together. A killed evaluation goes on where it was: a
+batch that is there is not drawn again, and a reward is not asked again. Rewards judge what the files hold, 8 bits a
 colour. Best-of-N draws N candidates for each image by the base, the first of which is the base's own; one reward
 chooses, and the others are asked of what it chose.
 """
