@@ -6,6 +6,7 @@ evaluation.json    the evaluation itself, which has no path of this machine
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def add_evaluation(folder: Path, evaluation: Path) -> None:
         shutil.copyfile(source, folder / RESULT)
 
 
-def section_of(found: Evaluation, model: dict[str, Any]) -> str:
+def section_of(found: Evaluation, model: Mapping[str, Any]) -> str:
     """The section of a card, in Markdown."""
     base, own = found.models[0]["label"], model["label"]
     best = next((one["label"] for one in found.models if one["kind"] == "best-of"), "")
@@ -76,7 +77,7 @@ def _said(one: Contest) -> tuple[str, ...]:
     )
 
 
-def _entry(found: Evaluation, folder: Path, evaluation: Path) -> dict[str, Any]:
+def _entry(found: Evaluation, folder: Path, evaluation: Path) -> Mapping[str, Any]:
     """What of an evaluation these weights are."""
     if not (folder / WEIGHT_FILE).is_file():
         raise InputError(
