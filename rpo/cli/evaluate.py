@@ -26,6 +26,7 @@ def evaluate(args: argparse.Namespace) -> None:
         args.output,
         prompts=args.prompts,
         count=args.count,
+        categories=args.category,
         loras=args.lora,
         checkpoints=args.checkpoint,
         images_per_prompt=args.images_per_prompt,
@@ -54,6 +55,7 @@ def takes_evaluation(parser: argparse.ArgumentParser) -> None:
     sets = "general, shapes, a file, or FORM:PATH of parti, drawbench, geneval, t2i-compbench, hpd (default general)"
     add("--prompts", metavar="SET", default="general", help=sets)
     add("--count", metavar="N", type=count_from_one, help="prompts of each category, the first ones (default all)")
+    add("--category", metavar="NAME", action="append", default=[], help="take this one alone (repeat; default all)")
     add("--images-per-prompt", metavar="N", type=count_from_one, default=1, help="more show diversity (default 1)")
     add("--best-of", metavar="N", type=count_from_one, help="compare with the best of N images of the base, too")
     add("--best-by", metavar="NAME", default="", help="the reward that chooses it; others judge (default the first)")

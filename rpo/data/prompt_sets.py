@@ -16,7 +16,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,12 +58,13 @@ class PromptSet:
         return hashlib.sha256(json.dumps(self.listed, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def read_prompt_set(source: str, *, count: int | None = None) -> PromptSet:
+def read_prompt_set(source: str, *, count: int | None = None, categories: Sequence[str] = ()) -> PromptSet:
     """The prompts that a person names.
 
     Args:
         source: See above.
         count: Of each category the first so many; nothing is all, or `DRAWN` of a set that is drawn.
+        categories: Those that are taken; nothing is all.
     """
     form, _, path = source.partition(":")
     if form in FORMS and path:
@@ -75,10 +76,15 @@ def read_prompt_set(source: str, *, count: int | None = None) -> PromptSet:
         found = _plain(str(OWN.get(source, source)), source)
     if not found:
         raise InputError(f"{path or source} has no prompts; give a file with at least one")
+    names = list(dict.fromkeys(category for _, category in found))
+    if strange := [one for one in categories if one not in names]:
+        raise InputError(
+            f"{source} has no category {strange[0]!r}; its categories are {', '.join(names)}; name of these"
+        )
     taken, kept = dict[str, int](), list[tuple[str, str]]()
     for prompt, category in found:
         taken[category] = taken.get(category, 0) + 1
-        if count is None or taken[category] <= count:
+        if (count is None or taken[category] <= count) and category in (categories or names):
             kept.append((prompt, category))
     return PromptSet(source, tuple(prompt for prompt, _ in kept), tuple(category for _, category in kept))
 

@@ -44,7 +44,7 @@ from rpo.runs.evaluate_store import Kept, claim
 from rpo.runs.evaluate_wish import Entrant, EvaluationWish, entrants_of, shown
 from rpo.runs.sample import load_loras, refuse_unusual
 from rpo.runs.sample_wish import adapter, size_of
-from rpo.sampling.sample import images_at_once
+from rpo.sampling.sample import images_at_once, solving
 from rpo.trainers.identity import base_identity
 from rpo.training.made_with import made_with
 from rpo.types import Images
@@ -66,7 +66,8 @@ def evaluate(wish: EvaluationWish, *, resume: bool = False) -> tuple[Evaluation,
     Raises:
         InputError: A model, prompts, a reward or a number cannot be; the folder holds another evaluation.
     """
-    entrants, prompts = entrants_of(wish), read_prompt_set(wish.prompts, count=wish.count)
+    entrants = entrants_of(wish)
+    prompts = read_prompt_set(wish.prompts, count=wish.count, categories=wish.categories)
     if len(set(prompts.prompts)) < FEWEST:
         raise InputError(
             f"{wish.prompts} has one prompt, but an interval over prompts needs {FEWEST} or more; give more, or raise "
@@ -91,6 +92,7 @@ def evaluate(wish: EvaluationWish, *, resume: bool = False) -> tuple[Evaluation,
             wish.solver,
             canvas=canvas,
         )
+        solving(model, usual_steps(model, wish.steps), solver=wish.solver, eta=wish.eta, canvas=canvas)  # or refused
         hashes |= {one.label: base_identity(model) for one in entrants if one.kind in ("base", "best-of")}
         at_once = wish.batch_size or images_at_once(canvas)
         work = _Evaluating(wish, entrants, prompts, rewards, sampling, at_once)

@@ -52,7 +52,7 @@ class Kept:
         self._scores: dict[tuple[str, str, bool], dict[int, list[float]]] = {}
         self._chosen: dict[int, list[int]] = {}
         if (file := folder / PINNED).is_file():
-            _refuse_other(pinned, json.loads(read_text(file)), folder)
+            _refuse_other(pinned, parse_line(read_text(file), str(file)), folder)
         else:
             write_whole(file, json.dumps(pinned, indent=1, ensure_ascii=False) + "\n")
         mend_last_line(folder / SCORES)

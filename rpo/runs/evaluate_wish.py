@@ -1,5 +1,6 @@
 """What a person asks `rpo evaluate` for: models that are compared, and how; refused before anything is loaded."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ class EvaluationWish:
     """See `rpo.data.prompt_sets`."""
     count: int | None = None
     """Prompts of each category."""
+    categories: Sequence[str] = ()
+    """Those of the set that are asked for; nothing is all."""
     loras: Sequence[str] = ()
     """Files or folders, each with "=strength" or at 1; each is compared by itself."""
     checkpoints: Sequence[str] = ()
@@ -133,6 +136,11 @@ def _check(wish: EvaluationWish) -> None:
         raise InputError(
             f"there is nothing to compare {wish.model.source} with; expected at least one; give --lora FILE, "
             "--checkpoint MODEL or --best-of N"
+        )
+    if not 0 <= wish.eta <= 1 or not math.isfinite(wish.guidance or 0):
+        raise InputError(
+            f"--eta is {wish.eta:g} and --guidance {wish.guidance}; expected an eta from 0 to 1 and a finite guidance; "
+            "give such as --eta 0 --guidance 5"
         )
     if wish.best_by and not wish.best_of:
         raise InputError("--best-by is given without --best-of; expected both; give --best-of N")

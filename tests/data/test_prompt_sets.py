@@ -38,6 +38,10 @@ def test_our_own_set_is_even():
     assert counts == [8] * 8
     assert all('"' in prompt for prompt, kind in both(found) if kind == "text")
     assert set(read_prompt_set("general", count=2).prompts) < set(found.prompts)
+    text = read_prompt_set("general", categories=["text", "counts"], count=3)
+    assert [text.categories.count(one) for one in ("text", "counts")] == [3, 3] and len(text.prompts) == 6
+    with pytest.raises(InputError, match="no category 'txt'; its categories are objects, animals"):
+        read_prompt_set("general", categories=["txt"])
     assert read_prompt_set(str(OWN["general"])).sha256 == found.sha256
 
 

@@ -261,6 +261,11 @@ def test_what_a_file_holds_counts_and_not_where_it_lies(inputs, tmp_path):
         ({"best_by": RED}, "without --best-of"),
         ({"loras": ["nowhere"]}, "no LoRA at nowhere"),
         ({"size": "65"}, "multiples of"),
+        ({"eta": 1.5}, "eta from 0 to 1"),
+        ({"guidance": float("nan")}, "finite guidance"),
+        ({"solver": "dpm_solver", "eta": 1.0}, "ODE solver"),
+        ({"categories": ["shape"]}, "no category 'shape'"),
+        ({"categories": ["count"]}, "has one prompt"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(inputs, tmp_path, change, message):
