@@ -190,16 +190,18 @@ class ClipReward:
 
     @torch.no_grad()
     def _embed_texts(self, loaded: _Loaded, prompts: Sequence[str]) -> Tensor:
-        """Unit embeddings [batch, dim]; of each prompt computed once, as long as it is among the latest."""
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
-        for start in range(0, len(new), self.batch_size):
-            some = new[start : start + self.batch_size]
-            tokens = loaded.tokenizer(
-                some, padding=True, truncation=True, max_length=loaded.max_tokens, return_tensors="pt"
-            ).to(loaded.model.device)
+        """Unit embeddings [batch, dim]; of each prompt computed once, as long as it is among the latest.
+
+        Each by itself: beside others its last bits would be those of the batch, and a resumed run would have others.
+        """
+        for prompt in dict.fromkeys(prompts):
+            if prompt in self._texts:
+                continue
+            tokens = loaded.tokenizer([prompt], truncation=True, max_length=loaded.max_tokens, return_tensors="pt").to(
+                loaded.model.device
+            )
             features = loaded.model.get_text_features(tokens.input_ids, attention_mask=tokens.attention_mask)
-            embeddings = functional.normalize(_embedding(features), dim=-1)
-            self._texts.update({prompt: row.clone() for prompt, row in zip(some, embeddings, strict=True)})
+            self._texts[prompt] = functional.normalize(_embedding(features), dim=-1)[0]
         for prompt in prompts:
             self._texts.move_to_end(prompt)
         found = torch.stack([self._texts[prompt] for prompt in prompts])

@@ -13,7 +13,6 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from rpo.models.fingerprint import hash_network
 from rpo.rewards.function import FunctionReward
 from rpo.types import Images
 
@@ -51,6 +50,8 @@ def version_of(reward: Any) -> str:
 
 def version_of_weights(networks: Mapping[str, nn.Module], **prepares: object) -> str:
     """The version of a reward with these networks, whose images and texts are prepared so."""
+    from rpo.models.fingerprint import hash_network  # not at the top: naming a reward loads no model library
+
     hashes = [hash_network(network, {}, {"name": name}) for name, network in networks.items()]
     return f"weights {_short(repr([*hashes, sorted(prepares.items())]).encode())}"
 

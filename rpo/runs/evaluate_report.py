@@ -62,15 +62,14 @@ def in_words(found: Evaluation) -> str:
 
 def summary_of(found: Evaluation) -> str:
     """The same in a sentence, by the first reward that judges each."""
-    base, prompts = found.models[0]["label"], found.pinned["prompts"]["list"]
+    base, prompts = found.models[0]["label"], found.prompts
     told = list[str]()
     for model in _trained(found):
         first = next(iter(found.of(base, model["label"])))
         scale = _scale(found, first.by, [first.rows[0]])
         told.append(f"{model['label']}: {first.by} {_said(scale, first.rows[0])}")
-    per_prompt = found.pinned["sampling"]["images_per_prompt"]
-    images = "one image" if per_prompt == 1 else f"{per_prompt} images"
-    return f"On {len(prompts)} prompts, {images} of each, from the same noise for all: {'; '.join(told)}."
+    drawn = f"{len(prompts)} images of {len(set(prompts))} prompts by each model, from the same noise for all"
+    return f"{drawn}. {'; '.join(told)}."
 
 
 def _said(scale: Scale, one: Contest) -> str:
@@ -138,12 +137,13 @@ def verdict_on(found: Evaluation, label: str, best: str) -> str:
         gain = one.rows[0].means.gain
         places[ABOVE if gain.is_above_zero else BELOW if gain.is_below_zero else UNCLEAR].append(one.by)
     above, below = _listed(places[ABOVE]), _listed(places[BELOW])
+    rest = f"; {_listed(places[UNCLEAR])} cannot tell them apart" if places[UNCLEAR] else ""
     if above and below:
-        return f"By {above} {label} does more than {best}, by {below} less."
+        return f"By {above} {label} does more than {best}, by {below} less{rest}."
     if above:
-        return f"{label[0].upper() + label[1:]} does more than {best} would have, by {above}."
+        return f"{label[0].upper() + label[1:]} does more than {best} would have, by {above}{rest}."
     if below:
-        return f"Yes, and better than {label}, by {below}."
+        return f"Yes, and better than {label}, by {below}{rest}."
     return f"As far as these prompts tell, yes: {_listed(places[UNCLEAR])} cannot tell {label} from {best}."
 
 
