@@ -173,8 +173,8 @@ def test_the_house_is_small() -> None:
     assert [f"{path} has {lines_of([path])} lines" for path in STORIES if lines_of([path]) > 200] == []
     assert len(list((ROOT / "rpo").glob("*.py"))) <= 8
     assert (
-        lines_of(set(SOURCES) - families) <= 35_600
-    )  # aim: 20,500; 700 for reward models, a file each; 900 for monitor and selection
+        lines_of(set(SOURCES) - families) <= 37_300
+    )  # aim: 20,500; 700 for reward models, a file each; 1,700 for evaluations, 1,400 for the monitor and selection
 
 
 def test_class_names_are_unique() -> None:

@@ -19,6 +19,7 @@ from rpo import __version__
 from rpo.cli.command import Command, config_and_overrides, overrides, takes_config, takes_run
 from rpo.cli.configs import CONFIG, configurations
 from rpo.cli.curate import CURATE
+from rpo.cli.evaluate import EVALUATE
 from rpo.cli.export import EXPORT
 from rpo.cli.publish import PUBLISH
 from rpo.cli.reproduce import REPRODUCE
@@ -160,6 +161,7 @@ COMMANDS = {
     **CURATE,
     **PUBLISH,
     **SAMPLE,
+    **EVALUATE,
     **REPRODUCE,
     "align": Command(
         "rounds of drawing, curating and training: Rich Preference Optimization from end to end",

@@ -51,21 +51,37 @@ def takes_sample(parser: argparse.ArgumentParser) -> None:
     add("--sweep", metavar="strength=FROM:TO:STEP", default="", help="a column for each strength of the LoRAs")
     add("--compare", metavar=("A", "B"), nargs=2, default=[], help="a column for each of two LoRAs, or one and base")
     add("--reward", metavar="NAME", action="append", default=[], help="score the images (repeat for several)")
-    add("--best-of", metavar="N", type=_count, help="of N seeds show the one that the first reward likes best")
-    add("--draft-steps", metavar="N", type=_count, help="choose among drafts in so few steps, then draw the best one")
-    add("--images", metavar="N", type=_count, help="of each prompt (default 4; 1 with --sweep, --compare, --best-of)")
+    add("--best-of", metavar="N", type=count_from_one, help="of N seeds show the one that the first reward likes best")
+    add(
+        "--draft-steps",
+        metavar="N",
+        type=count_from_one,
+        help="choose among drafts in so few steps, then draw the best one",
+    )
+    add(
+        "--images",
+        metavar="N",
+        type=count_from_one,
+        help="of each prompt (default 4; 1 with --sweep, --compare, --best-of)",
+    )
     add("--seed", metavar="N", type=int, default=0, help="of the first image of a prompt, and on (default 0)")
-    add("--steps", metavar="N", type=_count, help="denoising steps (default: the pipeline's own)")
+    add("--steps", metavar="N", type=count_from_one, help="denoising steps (default: the pipeline's own)")
     add("--guidance", metavar="SCALE", type=float, help="1 is none (default: the pipeline's own)")
     add("--size", metavar="HxW", default="", help="height and width in pixels, or one side (default: the model's)")
     add("--output", metavar="DIR", type=Path, default=Path("runs/sample"), help="new folder (default runs/sample)")
+    takes_checkpoint(parser)
+
+
+def takes_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Declare how a checkpoint is loaded."""
+    add = parser.add_argument
     add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda:1 … (default auto)")
     add("--dtype", choices=get_args(DType), default="float32", help="of the weights (default float32)")
     add("--variant", metavar="NAME", help="file variant, such as fp16")
     add("--single-file-config", metavar="PATH", help="for a single file: folder or hub id with its architecture")
 
 
-def _count(text: str) -> int:
+def count_from_one(text: str) -> int:
     """A whole number from 1 on."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is no whole number from 1 on")

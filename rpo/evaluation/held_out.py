@@ -23,7 +23,7 @@ from rpo.files.whole import written_whole
 from rpo.models.base import DiffusionModel
 from rpo.plugins import load_plugin
 from rpo.rewards import load_reward, score
-from rpo.types import Images
+from rpo.types import Canvas, Images
 
 if TYPE_CHECKING:
     from rpo.models.checkpoint import Checkpoint
@@ -41,16 +41,23 @@ class Sampling:
     eta: float = 0.0
     solver: Literal["ddim", "dpm_solver"] = "ddim"
     spacing: Literal["checkpoint", "uniform"] = "checkpoint"
+    canvas: Canvas | None = None
+    """Nothing is the checkpoint's own size."""
 
     def draw(
         self,
         model: DiffusionModel,
         prompts: Sequence[str],
         *,
+        first: tuple[int, int] = (0, 0),
         batch_size: int | None = None,
         progress: str | None = None,
     ) -> Images:
-        """A model's images of the prompts, those of one prompt beside each other."""
+        """A model's images of the prompts, those of one prompt beside each other.
+
+        Args:
+            first: Numbers of the first prompt and image, of a part of a larger set.
+        """
         from rpo.models.usual import usual_guidance, usual_steps  # not at the top: the settings are described without
         from rpo.sampling.sample import generate
 
@@ -64,6 +71,8 @@ class Sampling:
             eta=self.eta,
             solver=self.solver,
             spacing=self.spacing,
+            canvas=self.canvas,
+            first=first,
             batch_size=batch_size,
             progress=progress,
         )

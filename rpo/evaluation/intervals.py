@@ -57,7 +57,25 @@ def accuracy(holds: ArrayLike, *, groups: Sequence[object] | None = None) -> Int
         >>> accuracy([True, True, False, True]).value
         0.75
     """
-    claims = claims_of(holds, "holds")
+    return _wilson(claims_of(holds, "holds"), groups)
+
+
+def win_rate(before: ArrayLike, after: ArrayLike, *, groups: Sequence[object]) -> Interval:
+    """The share of images that score higher after than before, a tie counting half, with a 95 % interval over prompts.
+
+    The interval is Wilson's, as that of `accuracy`, of as many independent images without ties as would vary as much.
+
+    Example:
+        >>> win_rate([1.0, 2.0, 3.0, 4.0], [2.0, 2.0, 4.0, 3.0], groups=["a", "b", "c", "d"]).value
+        0.625
+    """
+    scores_before, scores_after = _scores(before, "before"), _scores(after, "after")
+    check_same_length(scores_before, scores_after)
+    return _wilson((np.sign(scores_after - scores_before) + 1) / 2, groups)
+
+
+def _wilson(claims: np.ndarray, groups: Sequence[object] | None) -> Interval:
+    """Of numbers in [0, 1], one per image."""
     share = float(claims.mean())
     count = len(claims) if groups is None else _independent_images(claims, _codes(groups, len(claims)))
     spread = _Z**2 / count
@@ -133,11 +151,13 @@ def _bootstrap(sums: np.ndarray, counts: np.ndarray, rng: np.random.Generator, r
 def _independent_images(claims: np.ndarray, codes: np.ndarray) -> float:
     share = claims.mean()
     num_groups = len(np.unique(codes))
-    if share in (0, 1) or num_groups == 1:
+    if claims.min() == claims.max() or num_groups == 1:
         return num_groups  # how alike the images of a prompt are cannot be told: count each prompt once
     residuals, _ = _group_sums(claims - share, codes)
     variance = max(_standard_error(residuals, len(claims)) ** 2, 1e-12)
-    return min(len(claims), share * (1 - share) / variance) * (_Z / _student(num_groups)) ** 2
+    of_one_image = share * (1 - share)
+    most = len(claims) if claims.dtype == np.bool_ else len(claims) * of_one_image / claims.var()  # halves vary less
+    return min(most, of_one_image / variance) * (_Z / _student(num_groups)) ** 2
 
 
 def _standard_error(residual_sums: np.ndarray, num_images: int) -> float:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
@@ -33,6 +34,11 @@ PLACEHOLDER = "OWNER/NAME"
 
 SAMPLE_SIDE = 256
 """Samples smaller than this are enlarged by a whole factor, pixel by pixel: the Hub's gallery would blur them."""
+
+NOT_MEASURED = (
+    "No measurement against the base is recorded here: compare both on prompts of your own, with the same seeds."
+)
+"""What a card says that has no numbers."""
 
 _LOCAL_SETTINGS = ("folder", "output")
 """Settings that say something about the machine of training and nothing about the model end in one of these."""
@@ -141,15 +147,11 @@ def _header(card: CardFacts, images: list[str], *, is_lora: bool) -> ModelCardDa
 
 
 def _body(card: CardFacts, lora: LoraFile | None, formats: list[str]) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"cell": _cell}
-    environment.globals |= {"shown": _shown, "method": METHODS.get(card.method)}
-    text = environment.get_template("model_card.md.j2").render(
+    text = template("model_card.md.j2").render(
         card=card,
+        shown=_shown,
+        method=METHODS.get(card.method),
+        not_measured=NOT_MEASURED,
         lora=lora,
         formats=formats,
         places=PLACES,
@@ -159,6 +161,17 @@ def _body(card: CardFacts, lora: LoraFile | None, formats: list[str]) -> str:
         settings=list(_flat(card.settings)),
     )
     return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def template(name: str) -> Any:
+    """One of those for cards, in Markdown; its filter `cell` makes a text fit into a table."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"cell": _cell}
+    return environment.get_template(name)
 
 
 def _base(card: CardFacts) -> str:

@@ -20,8 +20,10 @@ from rpo.files.whole import write_whole
 from rpo.reports.charts import draw
 from rpo.reports.sections import (
     CommandsSection,
+    ContestsSection,
     CurvesSection,
     FactsSection,
+    LineupsSection,
     NumbersSection,
     PairsSection,
     PreviewsSection,
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 
 _FEW_SECONDS = 9.95  # below, a decimal is worth its place
 
+SMALL_SIDE, LARGEST_SIDE = 128, 320
+"""Pixels: below the first, an image is shown pixel by pixel; above the second, a photo is made smaller."""
+
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -45,6 +50,8 @@ _PARTIALS: dict[type[Section], str] = {
     CurvesSection: "curves",
     PairsSection: "pairs",
     PreviewsSection: "previews",
+    ContestsSection: "contests",
+    LineupsSection: "lineups",
     TextSection: "text",
     CommandsSection: "commands",
     FactsSection: "facts",
@@ -89,7 +96,7 @@ def render(report: Report) -> str:
         A complete page; every text of the report is escaped.
     """
     templates = environment()
-    templates.filters |= {"data_uri": data_uri, "duration": format_duration}
+    templates.filters |= {"data_uri": data_uri, "photo_uri": photo_uri, "duration": format_duration}
     templates.globals |= {"draw": draw}
     sections = [(f"section-{n}", _PARTIALS[type(section)], section) for n, section in enumerate(report.sections, 1)]
     return templates.get_template("report.html.j2").render(report=report, sections=sections)
@@ -113,6 +120,20 @@ def data_uri(pixels: np.ndarray) -> str:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def photo_uri(pixels: np.ndarray) -> str:
+    """An image to be looked at: as it is if it is small; else at most `LARGEST_SIDE` pixels wide or high, as JPEG."""
+    from PIL import Image
+
+    longer = max(pixels.shape[:2])
+    if longer <= SMALL_SIDE:
+        return data_uri(pixels)
+    image = Image.fromarray(pixels)
+    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=90)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def format_duration(seconds: float) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rpo.evaluation.comparison import Interval, Outcome, PairedComparison
+from rpo.evaluation.contest import Contest
 from rpo.reports.charts import Chart
 
 
@@ -152,6 +153,75 @@ class PreviewsSection:
 
 
 @dataclass(frozen=True)
+class ContestRow:
+    """Two models by one reward, and what a person calls the line."""
+
+    name: str
+    contest: Contest
+
+
+@dataclass(frozen=True)
+class ContestGroup:
+    """Lines by one reward, whose differences are drawn on one scale, from `scale.low` to `scale.high`."""
+
+    title: str
+    rows: tuple[ContestRow, ...]
+    scale: Scale
+
+
+@dataclass(frozen=True)
+class ContestsSection:
+    """How far models are apart, with the interval of each difference drawn around zero, and who wins how often."""
+
+    title: str
+    groups: tuple[ContestGroup, ...]
+    before: str = "base"
+    after: str = "this"
+    note: str = ""
+    lead: str = ""
+    """What comes before the lines: the answer in words."""
+    counts_wins: bool = True
+    explains: bool = False
+    """Whether it says below what is drawn; once in a page."""
+
+
+@dataclass(frozen=True)
+class LineupImage:
+    """One model's image, and its scores in words."""
+
+    label: str
+    pixels: np.ndarray
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """The same prompt from the same noise by several models."""
+
+    prompt: str
+    images: tuple[LineupImage, ...]
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class LineupGroup:
+    """Some of them, and what they have in common."""
+
+    title: str
+    lineups: tuple[Lineup, ...]
+    meaning: str = ""
+
+
+@dataclass(frozen=True)
+class LineupsSection:
+    """Images side by side; `selection` says how the shown ones were chosen."""
+
+    title: str
+    groups: tuple[LineupGroup, ...]
+    selection: str
+
+
+@dataclass(frozen=True)
 class TextSection:
     """Prose: paragraphs, and terms with their explanations."""
 
@@ -200,6 +270,8 @@ Section = (
     | CurvesSection
     | PairsSection
     | PreviewsSection
+    | ContestsSection
+    | LineupsSection
     | TextSection
     | CommandsSection
     | FactsSection

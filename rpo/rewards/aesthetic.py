@@ -16,9 +16,11 @@ from os import PathLike
 from typing import final
 
 import torch
+from torch import Tensor
 
 from rpo.rewards.base import check_batch, check_range
 from rpo.rewards.clip import CLIP_SCORE, ClipReward, clip_score
+from rpo.rewards.version import version_of_weights
 from rpo.rewards.weights import LinearHead, find_file, read_head, read_state
 from rpo.types import Images, PerSample
 
@@ -51,10 +53,19 @@ class AestheticReward:
         """One mark per image, with the gradient in the images; the prompts do not matter."""
         check_batch(images, prompts)
         check_range(images)
-        embeddings = self.clip.embed_images(images)
+        embeddings = self.embed_images(images)
         head = self._head_for(embeddings.shape[1]).to(embeddings.device)
         with torch.autocast(embeddings.device.type, enabled=False):
             return head(embeddings).to(images.device)
+
+    def embed_images(self, images: Images) -> Tensor:
+        """Unit embeddings [batch, dim], of the CLIP model."""
+        return self.clip.embed_images(images)
+
+    def version(self) -> str:
+        """A hash of the weights of both, and of how images are prepared for them."""
+        width = self.clip.embed_images(torch.zeros(1, 3, 64, 64)).shape[1]
+        return version_of_weights({"head": self._head_for(width)}, clip=self.clip.version())
 
     def _head_for(self, width: int) -> LinearHead:
         if self._head is None:

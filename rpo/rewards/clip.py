@@ -26,6 +26,7 @@ from torch.nn import functional
 from rpo.errors import InputError
 from rpo.rewards.base import check_batch, check_range
 from rpo.rewards.clip_preprocessing import read_preprocessing
+from rpo.rewards.version import version_of_weights
 from rpo.types import Images, PerSample
 
 CLIP_CHECKPOINT = "openai/clip-vit-large-patch14"
@@ -166,6 +167,18 @@ class ClipReward:
             features = [loaded.model.get_image_features(pixel_values=loaded.preprocess(one)) for one in batches]
             return torch.cat([functional.normalize(_embedding(one), dim=-1) for one in features])
 
+    def version(self) -> str:
+        """A hash of the weights and of all else that decides the score."""
+        loaded = self._loaded or self._on(self._device or torch.device("cpu"))
+        return version_of_weights(
+            {"clip": loaded.model},
+            vocabulary=sorted(loaded.tokenizer.get_vocab().items()),
+            preprocess=loaded.preprocess,
+            scale=loaded.scale,
+            is_clamped=self.is_clamped,
+            max_tokens=loaded.max_tokens,
+        )
+
     def _on(self, device: torch.device) -> _Loaded:
         """The checkpoint on `device`, loaded if it is not there yet."""
         if self._loaded is None:
@@ -177,16 +190,18 @@ class ClipReward:
 
     @torch.no_grad()
     def _embed_texts(self, loaded: _Loaded, prompts: Sequence[str]) -> Tensor:
-        """Unit embeddings [batch, dim]; of each prompt computed once, as long as it is among the latest."""
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
-        for start in range(0, len(new), self.batch_size):
-            some = new[start : start + self.batch_size]
-            tokens = loaded.tokenizer(
-                some, padding=True, truncation=True, max_length=loaded.max_tokens, return_tensors="pt"
-            ).to(loaded.model.device)
+        """Unit embeddings [batch, dim]; of each prompt computed once, as long as it is among the latest.
+
+        Each by itself: beside others its last bits would be those of the batch, and a resumed run would have others.
+        """
+        for prompt in dict.fromkeys(prompts):
+            if prompt in self._texts:
+                continue
+            tokens = loaded.tokenizer([prompt], truncation=True, max_length=loaded.max_tokens, return_tensors="pt").to(
+                loaded.model.device
+            )
             features = loaded.model.get_text_features(tokens.input_ids, attention_mask=tokens.attention_mask)
-            embeddings = functional.normalize(_embedding(features), dim=-1)
-            self._texts.update({prompt: row.clone() for prompt, row in zip(some, embeddings, strict=True)})
+            self._texts[prompt] = functional.normalize(_embedding(features), dim=-1)[0]
         for prompt in prompts:
             self._texts.move_to_end(prompt)
         found = torch.stack([self._texts[prompt] for prompt in prompts])

@@ -27,6 +27,7 @@ from rpo.errors import InputError
 from rpo.files.text import read_text
 from rpo.rewards.base import check_batch, check_range
 from rpo.rewards.clip_preprocessing import ClipPreprocessing, read_preprocessing
+from rpo.rewards.version import version_of_weights
 from rpo.rewards.weights import LinearHead, find_file, fitted, read_head, read_state
 from rpo.types import Images, PerSample
 
@@ -119,19 +120,31 @@ class BlipReward:
         """Score every image by its own prompt, with the gradient in the images; one float32 per image."""
         check_batch(images, prompts)
         check_range(images)
-        device = self._device or images.device
-        if self._parts is None:
-            self._parts = _load(self.source, self.tokenizer)
-        for model in (self._parts.vision, self._parts.text, self._parts.head):
+        device, parts = self._device or images.device, self._loaded()
+        for model in (parts.vision, parts.text, parts.head):
             model.to(device)
         with torch.autocast(device.type, enabled=False):
             batches = images.to(device).float().split(self.batch_size)
             starts = range(0, len(prompts), self.batch_size)
             scores = [
-                _score(self._parts, batch, prompts[start : start + self.batch_size])
+                _score(parts, batch, prompts[start : start + self.batch_size])
                 for batch, start in zip(batches, starts, strict=True)
             ]
         return torch.cat(scores).to(images.device)
+
+    def version(self) -> str:
+        """A hash of the weights, of the words and of how images are prepared."""
+        parts = self._loaded()
+        return version_of_weights(
+            {"vision": parts.vision, "text": parts.text, "head": parts.head},
+            vocabulary=sorted(parts.tokenizer.get_vocab().items()),
+            preprocess=parts.preprocess,
+        )
+
+    def _loaded(self) -> _BlipParts:
+        if self._parts is None:
+            self._parts = _load(self.source, self.tokenizer)
+        return self._parts
 
 
 def _score(parts: _BlipParts, images: Images, prompts: Sequence[str]) -> Tensor:

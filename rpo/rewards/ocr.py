@@ -13,7 +13,7 @@ is read. The authors ask PaddleOCR itself, which reads with other weights.
 
 import re
 from collections.abc import Sequence
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import Any, final
 
 import torch
@@ -22,6 +22,7 @@ from rpo.data.pixels import to_pixels
 from rpo.errors import InputError
 from rpo.rewards.answers import RewardError
 from rpo.rewards.base import check_batch, check_range
+from rpo.rewards.version import version_of
 from rpo.types import Images, PerSample
 
 SHORTEST_EDGE = 320
@@ -69,6 +70,12 @@ class OcrReward:
             )
         scores = [similarity(read, text) for read, text in zip(self.read(images), wanted, strict=True)]
         return torch.tensor(scores, device=images.device)
+
+    def version(self) -> str:
+        """That of RapidOCR, which brings its weights, and of this file."""
+        if self._engine is None:
+            self._engine = _load()
+        return f"rapidocr {metadata.version('rapidocr')}, {version_of(asked_text)}"
 
     def read(self, images: Images) -> list[str]:
         """What each image says, its pieces in the order of reading, without blanks and in small letters."""

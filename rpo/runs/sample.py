@@ -38,7 +38,7 @@ from rpo.reports.facts import environment_facts
 from rpo.reports.sheet import MOST_ROWS, Sheet, SheetRow, draw_sheet, reduced
 from rpo.rewards import load_reward
 from rpo.runs.sample_best import draw_best, rows_of_candidates
-from rpo.runs.sample_wish import BASE, Ways, Wish, adapter, check_selection, prompts_of, size_of, ways_of
+from rpo.runs.sample_wish import BASE, Lora, Ways, Wish, adapter, check_selection, prompts_of, size_of, ways_of
 from rpo.sampling.select import How
 
 SAMPLES, SHEET, IMAGES, BEGUN = "samples.json", "sheet.png", "images", ".drawing"
@@ -60,13 +60,10 @@ def draw_samples(wish: Wish) -> Path:
     _refuse_occupied(wish.output)
     model = load_model(replace(wish.model, allow_distilled=True))  # drawing undoes nothing
     refuse_editor(model, "`rpo sample`")
-    _refuse_unusual(model, wish)
+    refuse_unusual(model, wish.steps, wish.guidance)
     canvas, steps = model.canvas_of(size), usual_steps(model, wish.steps)
     guidance = usual_guidance(model, wish.guidance)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are meant
-        for number, lora in enumerate(ways.loras):
-            load_lora(model, lora.path, name=adapter(number))
+    load_loras(model, ways.loras)
     images = wish.images or (1 if len(ways.columns) > 1 or wish.best_of else 4)
     rows = rows_of_candidates(prompts, images, wish.seed, wish.best_of or 1)
     found = _Drawing(wish, ways, rows, images)
@@ -140,7 +137,7 @@ class _Drawing:
     def take(self, cell: Drawn) -> None:
         """Write an image, and note what is known of it."""
         row, column = self.rows[cell.row], self.ways.columns[cell.column]
-        words = [f"{cell.row // self.images + 1:03d}", _slug(row.prompt), f"seed-{row.seed}", _slug(column.label)]
+        words = [f"{cell.row // self.images + 1:03d}", slug(row.prompt), f"seed-{row.seed}", slug(column.label)]
         file = f"{IMAGES}/{'-'.join(filter(None, words))}.png"
         with written_whole(self.wish.output / file) as partial:
             Image.fromarray(cell.pixels).save(partial, format="PNG")
@@ -206,15 +203,23 @@ class _Drawing:
         return footer | {f"{one.replace('_', ' ')} from {name}": values for one, values in far.items()}
 
 
-def _slug(text: str) -> str:
+def load_loras(model: Checkpoint, loras: Sequence[Lora]) -> None:
+    """Load LoRAs beside each other, as the adapters `adapter(0)` and on."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are meant
+        for number, lora in enumerate(loras):
+            load_lora(model, lora.path, name=adapter(number))
+
+
+def slug(text: str) -> str:
     """What of a text can be in every file system's names."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9.]+", "-", plain)[:40].strip("-.")
 
 
-def _refuse_unusual(model: Checkpoint, wish: Wish) -> None:
+def refuse_unusual(model: Checkpoint, steps: int | None, guidance: float | None) -> None:
     """Refuse to draw a distilled checkpoint by its pipeline's usual numbers, which are those of the base."""
-    if wish.steps is not None and wish.guidance is not None:
+    if steps is not None and guidance is not None:
         return
     try:
         refuse_distilled(model.name, model.pipe, model.family)

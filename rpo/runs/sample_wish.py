@@ -102,7 +102,7 @@ def size_of(words: str) -> tuple[int, int] | None:
 
 def ways_of(wish: Wish) -> Ways:
     """The columns of a sweep, of a comparison, or the one way in which the LoRAs are given."""
-    loras = tuple(_lora(word) for word in wish.loras)
+    loras = tuple(lora_of(word) for word in wish.loras)
     if wish.compare:
         return _compared(wish)
     if not wish.sweep:
@@ -167,7 +167,7 @@ def adapter(number: int) -> str:
     return f"lora-{number}"
 
 
-def _lora(word: str) -> Lora:
+def lora_of(word: str) -> Lora:
     """A word such as FILE or FILE=0.8; a file whose own name ends so is meant as it is."""
     path, _, strength = word.rpartition("=")
     if not path or Path(word).exists():
@@ -191,7 +191,7 @@ def _compared(wish: Wish) -> Ways:
         raise InputError(
             f"--compare is {' '.join(wish.compare)}; expected two LoRAs, or one and {BASE}; give the files"
         )
-    loras = tuple(_lora(word) for word, base in zip(wish.compare, is_base, strict=True) if not base)
+    loras = tuple(lora_of(word) for word, base in zip(wish.compare, is_base, strict=True) if not base)
     columns = list[Column]()
     for label, base in zip("AB", is_base, strict=True):
         counts = 0 if base else 1

@@ -157,6 +157,7 @@ def generate(
     batch_size: int | None = None,
     canvas: Canvas | None = None,
     originals: Images | None = None,
+    first: tuple[int, int] = (0, 0),
     progress: str | None = None,
 ) -> Images:
     """Images of every prompt, on the CPU in float32, those of one prompt beside each other.
@@ -165,7 +166,6 @@ def generate(
         model: The checkpoint.
         prompts: Encoded batch by batch.
         seed: With it, image k of prompt i is always the same.
-        images_per_prompt: How many of each.
         num_steps: Denoising steps; 20 to 50 are usual.
         guidance_scale: 1 is no guidance; 7.5 is usual for Stable Diffusion.
         eta: 0 is deterministic DDIM, 1 ancestral sampling.
@@ -174,6 +174,7 @@ def generate(
         batch_size: Images at once, by default as `images_at_once` has it; changes no image (but for float error).
         canvas: Size of the images; by default the checkpoint's own.
         originals: The image that each prompt edits, as large as the canvas, in [0, 1]; for an editing model.
+        first: Numbers of the first prompt and of its first image: those of a part of a larger set have its noise.
         progress: Label of a progress bar; None for none.
 
     Raises:
@@ -192,7 +193,7 @@ def generate(
             grid,
             kernel,
             guidance_scale=guidance_scale,
-            generators=[image_generator(seed, prompt, image) for prompt, image in batch],
+            generators=[image_generator(seed, first[0] + prompt, first[1] + image) for prompt, image in batch],
             canvas=canvas,
         )
         decoded = model.decode(trajectory.x_0)

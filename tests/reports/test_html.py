@@ -9,15 +9,23 @@ from PIL import Image
 
 import rpo.reports.html
 from rpo.evaluation.comparison import Interval, PairedComparison, compare
+from rpo.evaluation.contest import contest
 from rpo.reports.charts import Chart, Mark, Series
-from rpo.reports.html import TEMPLATES, Report, data_uri, format_duration, render, write_report
+from rpo.reports.html import TEMPLATES, Report, data_uri, format_duration, photo_uri, render, write_report
 from rpo.reports.sections import (
     PERCENT,
     CommandsSection,
+    ContestGroup,
+    ContestRow,
+    ContestsSection,
     CurvesSection,
     FactsSection,
     ImagePair,
     JudgedImage,
+    Lineup,
+    LineupGroup,
+    LineupImage,
+    LineupsSection,
     NumbersSection,
     PairGroup,
     PairsSection,
@@ -285,3 +293,30 @@ def test_only_uint8_images_are_shown(pixels, given):
 )
 def test_durations(seconds, text):
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(("shape", "kind", "shown"), [((64, 128), "png", (128, 64)), ((640, 320), "jpeg", (160, 320))])
+def test_a_photo_is_made_smaller_and_a_small_image_is_left_as_it_is(shape, kind, shown):
+    pixels = np.broadcast_to(np.linspace(0, 255, shape[1]).astype(np.uint8)[None, :, None], (*shape, 3))
+    name, _, data = photo_uri(pixels).partition(";base64,")
+    image = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert (name, image.size) == (f"data:image/{kind}", shown)
+    if kind == "png":
+        assert np.array_equal(np.asarray(image), pixels)
+
+
+def row(name, before, after):
+    return ContestRow(name, contest("all", before, after, ["a", "b", "c"]))
+
+
+def test_contests_are_drawn_around_zero_and_lineups_show_every_model():
+    rows = (row("mine", [0, 0, 0], [1, 1, 1]), row("<other>", [1, 2, 3], [1, 2, 3]), row("worse", [1, 1, 1], [0, 0, 0]))
+    group = ContestGroup("judge", rows, Scale(1, "", "", 2, -2, 2))
+    noise = np.random.default_rng(0).integers(0, 255, (2, 8, 8, 3), dtype=np.uint8)
+    images = tuple(LineupImage(f"model {number}", one, (f"judge {number}",)) for number, one in enumerate(noise))
+    lineups = LineupsSection("Images", (LineupGroup("wins", (Lineup("a <b>", images),)),), "by chance")
+    text = render(Report("t", "s", (ContestsSection("Contests", (group,)), lineups)))
+    places = re.findall(r'class="forest (\w+)".*?class="dot" style="left:([\d.]+)%"', text)
+    assert places == [("better", "75.0"), ("unclear", "50.0"), ("worse", "25.0")]
+    assert "&lt;other&gt;" in text and "a &lt;b&gt;" in text and "<other>" not in text
+    assert all(data_uri(one) in text for one in noise)

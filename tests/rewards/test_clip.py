@@ -10,6 +10,7 @@ from rpo.errors import InputError
 from rpo.rewards import RewardError, load_reward, load_rewards, score
 from rpo.rewards import clip as module
 from rpo.rewards.clip import CLIP_SCORE, PICK_SCORE, ClipReward
+from rpo.shapes import PROXY
 from tests.rewards.clip_models import EDGE, MAX_TOKENS, OLD_PREPROCESSOR, save_clip, tiny_clip
 from tests.tiny import tiny_text_config, tiny_tokenizer
 
@@ -105,6 +106,16 @@ def test_neither_the_batch_nor_the_neighbours_matter(folder, batch_size):
     reward = ClipReward(folder, batch_size=batch_size)
     alone = torch.cat([ClipReward(folder)(images[k : k + 1], prompts[k : k + 1]) for k in range(5)])
     torch.testing.assert_close(reward(images, prompts), alone, rtol=0, atol=1e-4)
+
+
+def test_what_was_asked_before_changes_no_bit():
+    """Or a resumed run, whose memory is empty, would go on with other numbers."""
+    prompts = ["a red circle", "two blue squares", "a green triangle to the left of a magenta circle", "three circles"]
+    images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    fresh, used = ClipReward(PROXY), ClipReward(PROXY)
+    used(images[:1], prompts[2:3])
+    used(images[:2], prompts[:2])
+    assert torch.equal(fresh(images, prompts), used(images, prompts))
 
 
 def test_each_prompt_is_embedded_once_and_the_oldest_are_forgotten(folder, monkeypatch):
