@@ -9,6 +9,7 @@ SQLite's shared log does not work across machines: on a network disk, give each 
 import errno
 import os
 import sqlite3
+import time
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from rpo.files.whole import name_full_disk
 
 _LAYOUT = 2  # of the table; stored in the file, so that another layout is refused and not misread
 _WAIT_SECONDS = 120.0  # for another process that is writing
+_PAUSE_SECONDS = 0.05
 _KEYS_PER_QUERY = 500  # SQLite's oldest limit on variables is 999
 _PAGE_BYTES = 16384  # tensors are tens of KiB; the default of 4096 chains many overflow pages
 _DTYPES = {str(dtype): dtype for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
@@ -77,7 +79,7 @@ class TensorStore:
 
     def _prepare(self) -> None:
         self._connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")
-        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._turn_to_wal()
         self._connection.execute("PRAGMA synchronous=NORMAL")  # in WAL mode a power cut loses the last writes at most
         with self._transaction():
             (layout,) = self._connection.execute("PRAGMA user_version").fetchone()
@@ -91,6 +93,18 @@ class TensorStore:
                 "(key BLOB PRIMARY KEY, dtype TEXT, shape TEXT, data BLOB, checksum INT)"
             )
             self._connection.execute(f"PRAGMA user_version={_LAYOUT}")
+
+    def _turn_to_wal(self) -> None:
+        """Set the journal's mode, for which SQLite itself does not wait while another process opens the file."""
+        last = time.monotonic() + _WAIT_SECONDS
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > last:
+                    raise
+            time.sleep(_PAUSE_SECONDS)
 
     def _select(self, columns: str, keys: Sequence[bytes]) -> Iterator[tuple]:
         for start in range(0, len(keys), _KEYS_PER_QUERY):

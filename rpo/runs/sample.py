@@ -13,7 +13,7 @@ import re
 import shutil
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
@@ -36,7 +36,7 @@ from rpo.models.distilled import refuse_distilled
 from rpo.models.usual import usual_guidance, usual_steps
 from rpo.reports.facts import environment_facts
 from rpo.reports.sheet import MOST_ROWS, Sheet, SheetRow, draw_sheet, reduced
-from rpo.rewards import load_reward
+from rpo.rewards import Reward, load_reward
 from rpo.runs.sample_best import draw_best, rows_of_candidates
 from rpo.runs.sample_wish import BASE, Lora, Ways, Wish, adapter, check_selection, prompts_of, size_of, ways_of
 from rpo.sampling.select import How
@@ -67,30 +67,11 @@ def draw_samples(wish: Wish) -> Path:
     images = wish.images or (1 if len(ways.columns) > 1 or wish.best_of else 4)
     rows = rows_of_candidates(prompts, images, wish.seed, wish.best_of or 1)
     found = _Drawing(wish, ways, rows, images)
-    progress = "images" if wish.progress else None
     with sole_owner(wish.output):
         _begin_anew(wish.output)
-        if wish.best_of:
-            how = How(steps, guidance, canvas=canvas)
-            with at_strength(model, next(iter(ways.columns)).strengths):
-                for row, cell in draw_best(
-                    model, rows, rewards, wish.best_of, how, draft_steps=wish.draft_steps, progress=progress
-                ):
-                    rows[cell.row] = row
-                    found.take(cell)
-        else:
-            for cell in draw_side_by_side(
-                model,
-                rows,
-                ways.columns,
-                num_steps=steps,
-                guidance_scale=guidance,
-                canvas=canvas,
-                measured_from=ways.measured_from,
-                rewards=rewards,
-                progress=progress,
-            ):
-                found.take(cell)
+        for row, cell in _drawn(model, rows, ways, wish, How(steps, guidance, canvas=canvas), rewards):
+            rows[cell.row] = row
+            found.take(cell)
         with written_whole(wish.output / SHEET) as partial:
             draw_sheet(found.sheet(f"{steps} steps, guidance {guidance:g}, {canvas}")).save(partial, format="PNG")
         told = {
@@ -114,6 +95,31 @@ def draw_samples(wish: Wish) -> Path:
         write_whole(wish.output / SAMPLES, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
         (wish.output / BEGUN).unlink()
     return wish.output
+
+
+def _drawn(
+    model: Checkpoint, rows: Sequence[Row], ways: Ways, wish: Wish, how: How, rewards: Mapping[str, Reward]
+) -> Iterator[tuple[Row, Drawn]]:
+    """The images as they are ready, each with the prompt and seed that it is of."""
+    progress = "images" if wish.progress else None
+    if wish.best_of:
+        with at_strength(model, next(iter(ways.columns)).strengths):
+            yield from draw_best(
+                model, rows, rewards, wish.best_of, how, draft_steps=wish.draft_steps, progress=progress
+            )
+        return
+    for cell in draw_side_by_side(
+        model,
+        rows,
+        ways.columns,
+        num_steps=how.num_steps,
+        guidance_scale=how.guidance_scale,
+        canvas=how.canvas,
+        measured_from=ways.measured_from,
+        rewards=rewards,
+        progress=progress,
+    ):
+        yield rows[cell.row], cell
 
 
 @final

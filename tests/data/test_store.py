@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import sqlite3
+import threading
 import time
 
 import pytest
@@ -197,6 +198,26 @@ def test_processes_share_one_file(tmp_path):
         key: float(key.split(b"-")[1]) for key in keys
     }
     store.close()
+
+
+def test_many_may_open_a_new_file_at_once(tmp_path):
+    ready, files = threading.Barrier(4), [tmp_path / f"{number}.sqlite" for number in range(150)]
+    faults = []
+
+    def opens():
+        for file in files:
+            ready.wait()
+            try:
+                TensorStore(file).close()
+            except Exception as error:
+                faults.append(error)
+
+    threads = [threading.Thread(target=opens) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert faults == []
 
 
 def test_a_killed_writer_leaves_whole_tensors(tmp_path):

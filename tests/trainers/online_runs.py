@@ -13,7 +13,7 @@ from rpo.trainers.grpo import GRPO
 from rpo.trainers.grpo_config import GRPOConfig
 from rpo.trainers.reward_gradient import RewardGradient
 from rpo.trainers.reward_gradient_config import RewardGradientConfig
-from rpo.trainers.rollouts.settings import OnlineLearningConfig, RolloutConfig, StepsConfig
+from rpo.trainers.rollouts.settings import MonitorConfig, OnlineLearningConfig, RolloutConfig, StepsConfig
 from rpo.trainers.rollouts.steps import replayed
 from rpo.trainers.score_as_action import ScoreAsAction
 from rpo.trainers.score_as_action_config import ScoreAsActionConfig
@@ -27,6 +27,7 @@ ROLLOUT = RolloutConfig(prompts=2, images_per_prompt=2, num_steps=3, guidance_sc
 VALUE = ValueConfig(updates=2, batch_size=8, pretrain_rollouts=1)
 ADAPTER = AdapterConfig(rank=4)
 STEPS = StepsConfig()
+UNWATCHED = MonitorConfig(every=None, canaries=False)
 
 
 def learning(updates=2, **changes):

@@ -26,6 +26,7 @@ from tests.run_state import metrics_of
 from tests.trainers.online_runs import (  # noqa: F401
     ROLLOUT,
     TRAINERS,
+    UNWATCHED,
     VALUE,
     digest,
     endpoint,
@@ -154,7 +155,8 @@ class Half:
 def test_a_reward_that_fails_too_often_is_named_and_the_setting_may_be_raised_for_the_rest(name, tmp_path):
     def made(max_failed):
         rollout = replace(SIXTEEN, max_failed=max_failed)
-        return TRAINERS[name](tmp_path, reward=Half(), rollout=rollout, learning=learning(3, micro_batch=16))
+        own = {"reward": Half(), "rollout": rollout, "monitor": UNWATCHED}
+        return TRAINERS[name](tmp_path, **own, learning=learning(3, micro_batch=16))
 
     with pytest.raises(RewardError, match="^reward 'Half', image 0 .* and 7 more: returned nan for 8 of 16 images"):
         made(0.1).train()

@@ -24,7 +24,7 @@ from rpo.trainers.trainer import Trainer
 from rpo.trainers.value.settings import ValueConfig
 from rpo.training.log import TIMINGS, read_metrics
 from tests.tiny import tiny_sd
-from tests.trainers.online_runs import VALUE, digest, learning, settings, small_value  # noqa: F401
+from tests.trainers.online_runs import UNWATCHED, VALUE, digest, learning, settings, small_value  # noqa: F401
 from tests.trainers.pair_runs import trainer_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:the network denoises no better")
@@ -176,7 +176,7 @@ def test_info_that_comes_and_goes_is_logged_under_the_first_names(tmp_path):
         number = next(calls)
         return images.mean(dim=(1, 2, 3)), {"a": [1.0] * len(images)} if number % 2 else {"b": [1.0] * len(images)}
 
-    config = GRPOConfig(**settings(tmp_path, learning=learning(3), preflight=False))
+    config = GRPOConfig(**settings(tmp_path, learning=learning(3), preflight=False, monitor=UNWATCHED))
     Trainer(tiny_sd(), GRPO(fickle, ["a"], config)).train()
     assert [line["info/fickle.b"] for line in read_metrics(tmp_path)] == [1.0, None, 1.0]
 

@@ -49,7 +49,8 @@ def canary_checks(
 
 def _check(name: str, said: dict[str, PerSample]) -> Check:
     drawn, preferred = said["drawn"], moved(said["drawn"], said["noise"])
-    is_judge = bool((said["others' prompts"] != drawn).any())
+    others = said["others' prompts"]
+    is_judge = bool(((others != drawn) & ~others.isnan() & ~drawn.isnan()).any())
     told = ", ".join(f"{kind} {values.nanmean().item():.4g}" for kind, values in said.items())
     return Check(
         f"canaries of {name}",

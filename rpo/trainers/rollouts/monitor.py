@@ -11,7 +11,7 @@ better model look different, too.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -40,6 +40,9 @@ REWARD = "watched/reward"
 
 PROMPTS, IMAGES = 16, 2
 """How many prompts are drawn at a look, and how often each; fewer where a rollout has fewer."""
+
+MAY_FAIL = 0.99
+"""Share of the watched images without a score, which are left out; whether a reward fails too often, rollouts tell."""
 
 RISEN = 2.0
 """Standard errors from which the trained reward has risen."""
@@ -159,7 +162,7 @@ class Monitor:
             self._run.model,
             own,
             self._rewards,
-            config.rollout.of_few(prompts, images),
+            replace(config.rollout.of_few(prompts, images), max_failed=MAY_FAIL),
             seed=keyed_generator("monitor", config.seed, processes.index).initial_seed(),
             evidence=self._run.folder / "failed_reward",
             on_images=lambda index, images, *_: self._shown.append(images),

@@ -11,7 +11,7 @@ from rpo.trainers.checks.online import DRAWS
 from rpo.trainers.checks.preflight import PreflightError, perturbed, preflight
 from rpo.trainers.rollouts.settings import StepsConfig
 from rpo.types import Conditioning, StepOutput
-from tests.trainers.online_runs import ROLLOUT, TRAINERS, digest, grpo, learning, small_value  # noqa: F401
+from tests.trainers.online_runs import ROLLOUT, TRAINERS, UNWATCHED, digest, grpo, learning, small_value  # noqa: F401
 
 
 def checked(trainer, **say):
@@ -35,13 +35,14 @@ def test_a_sound_run_passes_line_by_line(tmp_path):
     assert [check.name for check in checks] == [
         "rewards finite",
         "rewards vary within prompts",
+        "canaries of jpeg-compressibility",
         "ratio 1 on replay",
         "KL has its gradient",
         "adapter receives a gradient",
         "memory",
     ]
     assert all(line.startswith("  pass  ") for line in lines[1:])
-    assert "norm 0 at the reference" in lines[4]
+    assert "norm 0 at the reference" in lines[5]
 
 
 @pytest.mark.parametrize("name", TRAINERS)
@@ -77,12 +78,13 @@ def test_it_is_not_asked_again_by_a_resumed_run(tmp_path):
         asked.append(len(images))
         return images.mean(dim=(1, 2, 3))
 
-    grpo(tmp_path, reward=reward, learning=learning(1)).train()
+    alone = {"reward": reward, "monitor": UNWATCHED}
+    grpo(tmp_path, **alone, learning=learning(1)).train()
     assert len(asked) == 2  # preflight, rollout
-    grpo(tmp_path, reward=reward, learning=learning(2)).train(resume=True)
+    grpo(tmp_path, **alone, learning=learning(2)).train(resume=True)
     assert len(asked) == 3
     # A run that was killed before its first checkpoint begins anew, and so does its preflight.
-    grpo(tmp_path / "new", reward=reward, learning=learning(1)).train(resume=True)
+    grpo(tmp_path / "new", **alone, learning=learning(1)).train(resume=True)
     assert len(asked) == 5
 
 
@@ -93,7 +95,7 @@ def test_a_constant_reward_is_given_several_chances(tmp_path):
         drawn.append(len(images))
         return torch.ones(len(images))
 
-    line, message = failure_of(grpo(tmp_path, reward=constant))
+    line, message = failure_of(grpo(tmp_path, reward=constant, monitor=UNWATCHED))
     assert drawn == [4] * DRAWS
     assert "rewards vary within prompts: 1 for every image of a prompt, 32 images seen" in line
     assert "take a graded reward" in message and "(constant)" in message
@@ -102,7 +104,7 @@ def test_a_constant_reward_is_given_several_chances(tmp_path):
         drawn.append(len(images))
         return (torch.arange(len(images)) == 1).float() * (len(drawn) > DRAWS + 2)
 
-    assert all(check.passed for check in checked(grpo(tmp_path, reward=rarely)))
+    assert all(check.passed for check in checked(grpo(tmp_path, reward=rarely, monitor=UNWATCHED)))
     assert len(drawn) == DRAWS + 3
 
 
