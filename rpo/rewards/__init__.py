@@ -1,8 +1,8 @@
 """Images and prompts to numbers: the rewards that come with the package, and how a name or an object becomes one.
 
-`load_reward("jpeg-compressibility")`, `load_reward("my_package.scores:Aesthetic")` and a function of one's own all give
-a `Reward`; `load_rewards({"shapes": 1.0, "jpeg-compressibility": 0.1})` gives their weighted sum. A module is imported
-when its reward is asked for.
+`load_reward("jpeg-compressibility")`, `load_reward("my_package.scores:Aesthetic")`, the address of one that is served
+(`rpo.rewards.remote`) and a function of one's own all give a `Reward`; `load_rewards({"shapes": 1.0,
+"jpeg-compressibility": 0.1})` gives their weighted sum. A module is imported when its reward is asked for.
 """
 
 import inspect
@@ -54,6 +54,9 @@ OF_CHECKPOINT = {
 }
 """What makes a reward of a checkpoint of one's own: "clip-score:FOLDER" or "clip-score:owner/name"."""
 
+ADDRESSES = ("http://", "https://")
+"""How a reward is named that is asked of a server."""
+
 SingleReward = str | Reward | Callable[..., Any]
 """A name of `REWARDS`, with or without a checkpoint, "package.module:attribute", or the thing itself."""
 
@@ -66,9 +69,9 @@ def load_reward(spec: SingleReward) -> Reward:
 
     Args:
         spec: A name of `REWARDS`; a name of `OF_CHECKPOINT`, a colon and a folder or hub id;
-            "package.module:attribute"; or an object. A class is called without arguments, a function becomes a
-            `FunctionReward`, as does what takes metadata, and any other callable object is taken as the reward that it
-            is. See `rpo.rewards.function` for how it is called.
+            "package.module:attribute"; "http://HOST:PORT/NAME" of a server; or an object. A class is called without
+            arguments, a function becomes a `FunctionReward`, as does what takes metadata, and any other callable object
+            is taken as the reward that it is. See `rpo.rewards.function` for how it is called.
 
     Raises:
         ValueError: There is no such name, module or attribute, or what is there cannot be called, or not so.
@@ -120,6 +123,10 @@ def load_rewards(specs: RewardLike) -> WeightedRewards:
 
 
 def _named(spec: str) -> Any:
+    if spec.startswith(ADDRESSES):
+        from rpo.rewards.remote.client import RemoteReward
+
+        return RemoteReward(spec)
     name, colon, checkpoint = spec.partition(":")
     if not colon or name not in REWARDS:
         return load_plugin(spec, REWARDS, "reward")

@@ -25,6 +25,9 @@ _REAL_KINDS = "fiub"
 
 _PAIR = 2
 
+FAILURE = "failure"
+"""The name in info of a list that says, for each image, why it has no score; None where it has one."""
+
 
 class RewardError(InputError):
     """A batch cannot be scored. A reward that knows which of its images is at fault raises it with their indices."""
@@ -45,6 +48,8 @@ class Answered:
     """One number per image; NaN says that it could not be judged, where that is no error."""
     info: Mapping[str, float] = field(default_factory=dict[str, float])
     """The mean over the judged images of what else it says in numbers, by name."""
+    failures: Mapping[int, str] = field(default_factory=dict[int, str])
+    """Why an image has no score, by its place in the batch, where the reward says so."""
 
 
 def scores_and_info(answer: Any, *, has_info: bool = False) -> tuple[Any, Mapping[str, Any]]:
@@ -61,6 +66,14 @@ def scores_and_info(answer: Any, *, has_info: bool = False) -> tuple[Any, Mappin
             "these; return both, or leave `returns` out"
         )
     return answer, {}
+
+
+def answered(scores: Any, info: Mapping[str, Any], batch_size: int) -> Answered:
+    """What a reward said, read."""
+    values, whys = per_sample(scores, batch_size), info.get(FAILURE)
+    told = whys if isinstance(whys, list | tuple) and len(whys) == batch_size else ()
+    failures = {row: why for row, why in enumerate(told) if isinstance(why, str) and values[row].isnan()}
+    return Answered(values, means_of({name: one for name, one in info.items() if name != FAILURE}, values), failures)
 
 
 def means_of(info: Mapping[str, Any], scores: Tensor) -> dict[str, float]:

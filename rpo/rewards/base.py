@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ from rpo.data.preference import encode_png
 from rpo.data.prompts import metadata_of
 from rpo.errors import InputError
 from rpo.files.text import write_text
-from rpo.rewards.answers import Answered, RewardError, means_of, per_sample, scores_and_info
+from rpo.rewards.answers import Answered, RewardError, answered, scores_and_info
 from rpo.rewards.function import FunctionReward
 from rpo.types import Images, PerSample
 
@@ -81,19 +82,17 @@ def ask(
         raise RewardError(f"reward {name!r}: {error}") from error
     try:
         check_range(images)
-        answered = _answer(reward, images.detach().clone(), list(prompts))
-        check_finite(answered.values, may_fail=may_fail)
+        said = _answer(reward, images.detach().clone(), list(prompts))
+        check_finite(said.values, may_fail=may_fail, failures=said.failures)
     except Exception as error:  # whatever somebody else's model raises
         raise traced(error, images, prompts, name=name, evidence=evidence) from error
-    return Answered(answered.values.float().to(images.device), answered.info)
+    return replace(said, values=said.values.float().to(images.device))
 
 
 def _answer(reward: Reward, images: Images, prompts: list[str]) -> Answered:
     if isinstance(reward, FunctionReward):
         return reward.answer(images, prompts)
-    scores, info = scores_and_info(reward(images, prompts))
-    values = per_sample(scores, len(images))
-    return Answered(values, means_of(info, values))
+    return answered(*scores_and_info(reward(images, prompts)), len(images))
 
 
 class WeightedRewards:
@@ -182,11 +181,16 @@ def check_range(images: Images) -> None:
         raise RewardError(f"{span}; {remedy}", indices=outside, batch_size=len(images))
 
 
-def check_finite(values: Tensor, *, may_fail: bool = False) -> None:
-    """Refuse scores that are no finite float32; NaN only where none may fail."""
+def check_finite(values: Tensor, *, may_fail: bool = False, failures: Mapping[int, str] | None = None) -> None:
+    """Refuse scores that are no finite float32; NaN only where none may fail.
+
+    Args:
+        failures: Why some are NaN, by their place.
+    """
     wrong = (~(values.float().isfinite() | (values.isnan() & may_fail))).nonzero().flatten().tolist()
     if wrong:
-        given = f"returned {values[wrong[0]].item():g}"
+        why = (failures or {}).get(wrong[0])
+        given = f"returned {values[wrong[0]].item():g}" + (f" ({why})" if why else "")
         remedy = "expected a finite float32 number; make the reward finite on every image, then resume"
         raise RewardError(f"{given}; {remedy}", indices=wrong, batch_size=len(values))
 
