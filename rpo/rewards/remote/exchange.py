@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rpo.rewards.answers import RewardError
-from rpo.rewards.remote.form import beginning
+from rpo.rewards.remote.form import WireError, beginning
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
 """Seconds before a question is put again; doubled each time."""
@@ -79,6 +79,7 @@ def asked(
 
     Raises:
         RewardError: No answer came within the bounds.
+        WireError: What comes is no answer that one could read.
     """
     end, pause = time.monotonic() + bounds.patience, FIRST_PAUSE
     while True:
@@ -116,7 +117,7 @@ def _exchange(place: Place, path: str, body: bytes | None, headers: Mapping[str,
         _send(connection, path, body, headers)
         return _read(connection.getresponse(), bounds.most)
     except ssl.SSLCertVerificationError as error:
-        raise RewardError(f"{place} shows a certificate that is not valid: {error}; mend it") from error
+        raise WireError(f"shows a certificate that is not valid ({error}); expected one that is") from error
     except (OSError, http.client.HTTPException) as error:
         if late.is_set() or isinstance(error, TimeoutError):
             raise _PassingError(f"no whole answer within {bounds.seconds:g} seconds") from error
@@ -144,9 +145,8 @@ def _read(response: http.client.HTTPResponse, most: int) -> Answer:
     while chunk := response.read(CHUNK):
         body += chunk
         if len(body) > most:
-            raise RewardError(
-                f"the answer is longer than {most:,} bytes: {beginning(bytes(body))}; expected a number for each "
-                "image; see what listens there"
+            raise WireError(
+                f"answered with more than {most:,} bytes: {beginning(bytes(body))}; expected a number for each image"
             )
     if response.length:  # read() tells of a body that was cut short only where all of it is read at once
         raise http.client.IncompleteRead(bytes(body[:CHUNK]), response.length)

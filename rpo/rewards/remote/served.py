@@ -70,7 +70,7 @@ class Served:
     def _judge(self, images: Sequence[Pixels], prompts: Sequence[str], rows: list[int], found: "_Found") -> None:
         while rows:
             pixels = torch.from_numpy(np.stack([images[row] for row in rows])).to(self._device)
-            batch, texts = pixels.permute(0, 3, 1, 2).float() / 255, [prompts[row] for row in rows]
+            batch, texts = pixels.permute(0, 3, 1, 2).contiguous().float() / 255, [prompts[row] for row in rows]
             try:
                 answered = ask(self.reward, batch, texts, name=self.name, may_fail=True)
             except RewardError as error:
