@@ -118,8 +118,15 @@ def load_rewards(specs: RewardLike) -> WeightedRewards:
     if isinstance(specs, WeightedRewards):
         return specs
     if isinstance(specs, Mapping):
-        return WeightedRewards({name: (load_reward(name), weight) for name, weight in specs.items()})
-    return WeightedRewards({_name_of(specs): (load_reward(specs), 1.0)})
+        every = [(name_of(name), load_reward(name), weight) for name, weight in specs.items()]
+        names = [name for name, *_ in every]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(
+                f"the rewards {', '.join(specs)} have the name {twice[0]!r} twice; expected each once, wherever it is "
+                "served; leave one out"
+            )
+        return WeightedRewards({name: (reward, weight) for name, reward, weight in every})
+    return WeightedRewards({name_of(specs): (load_reward(specs), 1.0)})
 
 
 def _named(spec: str) -> Any:
@@ -139,9 +146,21 @@ def _named(spec: str) -> Any:
     return load_plugin(name, OF_CHECKPOINT, "reward")(checkpoint)
 
 
-def _name_of(spec: SingleReward) -> str:
+def name_of(spec: SingleReward) -> str:
+    """What messages and logs call a reward; of one that is served not where, since it may come back elsewhere.
+
+    Example:
+        >>> name_of("http://127.0.0.1:8765/ocr?seconds=60"), name_of("ocr")
+        ('http:ocr', 'ocr')
+    """
     if isinstance(spec, str):
-        return spec
+        return _short(spec) if spec.startswith(ADDRESSES) else spec
     if isinstance(spec, FunctionReward | partial):
-        return _name_of(spec.func if isinstance(spec, partial) else spec.function)
+        return name_of(spec.func if isinstance(spec, partial) else spec.function)
     return spec.__name__ if isinstance(spec, type) or inspect.isroutine(spec) else type(spec).__name__
+
+
+def _short(address: str) -> str:
+    from rpo.rewards.remote.client import address_of
+
+    return address_of(address).short

@@ -54,6 +54,11 @@ class Address:
     options: Options
 
     @property
+    def short(self) -> str:
+        """What it is, wherever it is."""
+        return f"http:{self.name}" + (f".{self.options.score}" if self.options.score else "")
+
+    @property
     def told(self) -> str:
         """For messages."""
         return f"the reward server at {self.place}, asked for {self.name!r},"

@@ -18,7 +18,6 @@ from rpo.rewards.function import FunctionReward
 from rpo.rewards.ranges import RANGES
 from rpo.rewards.remote.form import Pixels, Said
 
-
 LONGEST_REASON = 2000
 """Characters of why an image has no score."""
 

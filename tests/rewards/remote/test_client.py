@@ -30,7 +30,10 @@ def asked_of(place, more=QUICK, **how):
 def test_an_address_is_a_reward_and_asks_nothing_before_it_is_asked():
     reward = load_reward("http://nowhere.invalid:1/ocr?seconds=7")
     assert isinstance(reward, FunctionReward) and isinstance(reward.function, RemoteReward) and reward.takes_metadata
-    assert list(load_rewards({"http://nowhere.invalid:1/ocr": 2.0}).weights) == ["http://nowhere.invalid:1/ocr"]
+    both = {"http://nowhere.invalid:1/ocr": 2.0, "https://other/wise?score=wiscore&seconds=3": 1.0}
+    assert dict(load_rewards(both).weights) == {"http:ocr": 2.0, "http:wise.wiscore": 1.0}
+    with pytest.raises(InputError, match="twice"):
+        load_rewards({"http://one/ocr": 1.0, "http://two/ocr": 1.0})
     with pytest.raises(InputError, match="no gradient"):
         require_differentiable(load_rewards("http://nowhere.invalid:1/ocr"))
 
@@ -75,9 +78,9 @@ def test_scores_failures_and_info():
 
 
 def test_a_failure_is_an_error_where_none_may_fail():
-    with answering(response(said([1, None, 3], [None, "too dark", None]))) as (place, _):
-        with pytest.raises(RewardError, match="too dark") as caught:
-            asked_of(place)
+    dark = response(said([1, None, 3], [None, "too dark", None]))
+    with answering(dark) as (place, _), pytest.raises(RewardError, match="too dark") as caught:
+        asked_of(place)
     assert caught.value.indices == (1,)
 
 
