@@ -56,6 +56,12 @@ class AestheticReward:
         with torch.autocast(embeddings.device.type, enabled=False):
             return head(embeddings).to(images.device)
 
+    def leave(self) -> None:
+        """Have CLIP and head in the main memory until they are asked again."""
+        self.clip.leave()
+        if self._head is not None:
+            self._head.to("cpu")
+
     def _head_for(self, width: int) -> LinearHead:
         if self._head is None:
             file = find_file(self.source, *HEAD_FILES)

@@ -4,6 +4,7 @@ A pair whose second part is a mapping is (scores, info), as TRL's and ddpo-pytor
 mapping, so that nothing else can be meant. Of info, what has one number per image is logged.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +75,21 @@ def answered(scores: Any, info: Mapping[str, Any], batch_size: int) -> Answered:
     told = whys if isinstance(whys, list | tuple) and len(whys) == batch_size else ()
     failures = {row: why for row, why in enumerate(told) if isinstance(why, str) and values[row].isnan()}
     return Answered(values, means_of({name: one for name, one in info.items() if name != FAILURE}, values), failures)
+
+
+def joined(parts: Sequence[Answered]) -> Answered:
+    """What was said of one part of a batch after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    starts = [sum(len(one.values) for one in parts[:number]) for number in range(len(parts))]
+    judged = [float((~one.values.isnan()).sum()) for one in parts]
+    told = [one.info for one in parts]
+    info = dict[str, float]()
+    for name in dict.fromkeys(name for one in told for name in one):
+        pairs = [(one[name], count) for one, count in zip(told, judged, strict=True) if name in one and count]
+        info[name] = sum(mean * count for mean, count in pairs) / (sum(count for _, count in pairs) or math.nan)
+    failures = {start + row: why for start, one in zip(starts, parts, strict=True) for row, why in one.failures.items()}
+    return Answered(torch.cat([one.values for one in parts]), info, failures)
 
 
 def means_of(info: Mapping[str, Any], scores: Tensor) -> dict[str, float]:

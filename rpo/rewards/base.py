@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from rpo.data.preference import encode_png
 from rpo.data.prompts import metadata_of
 from rpo.errors import InputError
 from rpo.files.text import write_text
-from rpo.rewards.answers import Answered, RewardError, answered, scores_and_info
+from rpo.rewards.answers import Answered, RewardError, answered, joined, scores_and_info
 from rpo.rewards.function import FunctionReward
 from rpo.types import Images, PerSample
 
@@ -36,6 +36,15 @@ class Reward(Protocol):
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> PerSample:
         """One number per image, higher is better; images are RGB in [0, 1], with a prompt each."""
+        ...
+
+
+@runtime_checkable
+class CanLeave(Protocol):
+    """A reward whose model lives where the images are, and need not stay there."""
+
+    def leave(self) -> None:
+        """Go to the main memory until the next question."""
         ...
 
 
@@ -144,13 +153,45 @@ class WeightedRewards:
         return {name: one.values for name, one in self.ask(images, prompts, evidence=evidence).items()}
 
     def ask(
-        self, images: Images, prompts: Sequence[str], *, evidence: Path | None = None, may_fail: bool = False
+        self,
+        images: Images,
+        prompts: Sequence[str],
+        *,
+        evidence: Path | None = None,
+        may_fail: bool = False,
+        batch_size: int | None = None,
     ) -> dict[str, Answered]:
-        """The same with what every reward says beside its scores, which may be NaN if `may_fail`."""
+        """The same with what every reward says beside its scores.
+
+        Args:
+            may_fail: Whether a score may be NaN.
+            batch_size: Images that a reward is asked about at once; nothing means all of them.
+        """
+        size = batch_size or max(len(images), 1)
+        starts = range(0, max(len(images), 1), size)
         return {
-            name: ask(reward, images, prompts, name=name, evidence=evidence, may_fail=may_fail)
+            name: joined(
+                [
+                    ask(
+                        reward,
+                        images[start : start + size],
+                        prompts[start : start + size],
+                        name=name,
+                        evidence=evidence,
+                        may_fail=may_fail,
+                    )
+                    for start in starts
+                ]
+            )
             for name, reward in self.each.items()
         }
+
+    def leave(self) -> None:
+        """Have the reward models that can go to the main memory; they come back when they are asked."""
+        for reward in self.each.values():
+            inner = reward.function if isinstance(reward, FunctionReward) else reward
+            if isinstance(inner, CanLeave):
+                inner.leave()
 
     def weighted_sum(self, parts: Mapping[str, PerSample]) -> PerSample:
         """The sum of what `parts` gave, or of what was made of it, each times its reward's weight."""

@@ -166,6 +166,11 @@ class ClipReward:
             features = [loaded.model.get_image_features(pixel_values=loaded.preprocess(one)) for one in batches]
             return torch.cat([functional.normalize(_embedding(one), dim=-1) for one in features])
 
+    def leave(self) -> None:
+        """Have the checkpoint in the main memory until it is asked again."""
+        if self._loaded is not None:
+            self._loaded.model.to("cpu")
+
     def _on(self, device: torch.device) -> _Loaded:
         """The checkpoint on `device`, loaded if it is not there yet."""
         if self._loaded is None:

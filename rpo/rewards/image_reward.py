@@ -133,6 +133,11 @@ class BlipReward:
             ]
         return torch.cat(scores).to(images.device)
 
+    def leave(self) -> None:
+        """Have the weights in the main memory until they are asked again."""
+        for model in (self._parts.vision, self._parts.text, self._parts.head) if self._parts else ():
+            model.to("cpu")
+
 
 def _score(parts: _BlipParts, images: Images, prompts: Sequence[str]) -> Tensor:
     tokens = parts.tokenizer(
