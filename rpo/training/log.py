@@ -65,7 +65,8 @@ METRICS: dict[str, str] = {
 }
 
 REWARD_PARTS = "reward/"
-"""What the raw score of each reward is logged under, by the name it has in the settings, where there are several."""
+"""What the raw score of each reward is logged under, by its name, where there are several; with "/share" behind it,
+what part it has in the advantage, and with "/counted", for how many of the judged images its gate is open."""
 
 REWARD_INFO = "info/"
 """What the means of a reward's info are logged under, as "info/reward.name"."""

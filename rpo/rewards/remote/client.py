@@ -27,7 +27,7 @@ from rpo.errors import InputError
 from rpo.plugins import nearest
 from rpo.rewards.answers import FAILURE, RewardError
 from rpo.rewards.remote import form, unirl
-from rpo.rewards.remote.exchange import OK, Answer, Bounds, Place, asked
+from rpo.rewards.remote.exchange import OK, Bounds, HttpAnswer, Place, asked
 from rpo.rewards.remote.form import WireError
 from rpo.types import Images
 
@@ -227,7 +227,7 @@ class RemoteReward:
             raise WireError(f"answered what is wrong: {error}") from error
 
 
-def _reason(answer: Answer) -> str:
+def _reason(answer: HttpAnswer) -> str:
     try:
         told = form.read_json(answer.body)
     except WireError:

@@ -59,7 +59,7 @@ class Bounds:
 
 
 @dataclass(frozen=True)
-class Answer:
+class HttpAnswer:
     """What came back."""
 
     status: int
@@ -70,7 +70,7 @@ class Answer:
 
 def asked(
     place: Place, path: str, body: bytes | None, headers: Mapping[str, str], bounds: Bounds, *, who: str
-) -> Answer:
+) -> HttpAnswer:
     """The answer to a question, which is put again while it may pass; its status is not judged.
 
     Args:
@@ -99,7 +99,7 @@ def asked(
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def _exchange(place: Place, path: str, body: bytes | None, headers: Mapping[str, str], bounds: Bounds) -> Answer:
+def _exchange(place: Place, path: str, body: bytes | None, headers: Mapping[str, str], bounds: Bounds) -> HttpAnswer:
     kind = http.client.HTTPSConnection if place.is_encrypted else http.client.HTTPConnection
     connection = kind(place.host, place.port, timeout=bounds.seconds)
     late = threading.Event()
@@ -140,7 +140,7 @@ def _send(connection: http.client.HTTPConnection, path: str, body: bytes | None,
         return  # the answer says why, if there is one
 
 
-def _read(response: http.client.HTTPResponse, most: int) -> Answer:
+def _read(response: http.client.HTTPResponse, most: int) -> HttpAnswer:
     body = bytearray()
     while chunk := response.read(CHUNK):
         body += chunk
@@ -150,7 +150,7 @@ def _read(response: http.client.HTTPResponse, most: int) -> Answer:
             )
     if response.length:  # read() tells of a body that was cut short only where all of it is read at once
         raise http.client.IncompleteRead(bytes(body[:CHUNK]), response.length)
-    return Answer(response.status, response.headers.get_content_type(), bytes(body))
+    return HttpAnswer(response.status, response.headers.get_content_type(), bytes(body))
 
 
 def _shut(sock: socket.socket) -> None:

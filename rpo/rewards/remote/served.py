@@ -55,7 +55,7 @@ class Served:
 
     def judge(self, images: Sequence[Pixels], prompts: Sequence[str]) -> Said:
         """What the images are worth, or why that cannot be said; with `lock` held."""
-        found = _Found([None] * len(images), [None] * len(images), [])
+        found = _Judged([None] * len(images), [None] * len(images), [])
         by_size = dict[tuple[int, ...], list[int]]()
         for row, one in enumerate(images):
             by_size.setdefault(one.shape, []).append(row)
@@ -66,7 +66,7 @@ class Served:
         self.failed += sum(score is None for score in found.scores)
         return Said(scores=found.scores, failures=found.failures, info=_means(found.info))
 
-    def _judge(self, images: Sequence[Pixels], prompts: Sequence[str], rows: list[int], found: "_Found") -> None:
+    def _judge(self, images: Sequence[Pixels], prompts: Sequence[str], rows: list[int], found: "_Judged") -> None:
         while rows:
             pixels = torch.from_numpy(np.stack([images[row] for row in rows])).to(self._device)
             batch, texts = pixels.permute(0, 3, 1, 2).contiguous().float() / 255, [prompts[row] for row in rows]
@@ -89,7 +89,7 @@ class Served:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Judged:
     scores: list[float | None]
     failures: list[str | None]
     info: list[tuple[str, float, int]]

@@ -7,12 +7,14 @@ import time
 import pytest
 import torch
 
+from rpo.config.load import load_config
 from rpo.errors import InputError
 from rpo.rewards import RewardError, load_reward, load_rewards
 from rpo.rewards.base import ask
 from rpo.rewards.differentiable import require_differentiable
 from rpo.rewards.function import FunctionReward
 from rpo.rewards.remote.client import Options, RemoteReward, address_of
+from rpo.runs.train_config import GRPORunConfig
 from tests.rewards.remote.servers import LISTED, answering, response
 
 IMAGES, PROMPTS = torch.rand(3, 3, 8, 8), ["a", "b", "c"]
@@ -36,6 +38,14 @@ def test_an_address_is_a_reward_and_asks_nothing_before_it_is_asked():
         load_rewards({"http://one/ocr": 1.0, "http://two/ocr": 1.0})
     with pytest.raises(InputError, match="no gradient"):
         require_differentiable(load_rewards("http://nowhere.invalid:1/ocr"))
+
+
+def test_a_configuration_takes_addresses_as_they_are():
+    words = ["rewards={http://127.0.0.1:8765/ocr?seconds=60&batch=8: 1.0, my_scores:bright: 0.5}"]
+    words += ["gates={my_scores:bright: http://127.0.0.1:8765/ocr > 0.5}"]
+    config = load_config(GRPORunConfig, None, words)
+    assert dict(config.rewards) == {"http://127.0.0.1:8765/ocr?seconds=60&batch=8": 1.0, "my_scores:bright": 0.5}
+    assert config.gates == {"my_scores:bright": "http://127.0.0.1:8765/ocr > 0.5"}
 
 
 def test_parts_of_an_address():
