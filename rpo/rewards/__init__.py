@@ -40,6 +40,8 @@ REWARDS = {
     "hps-v2": "rpo.rewards.hps:HPS_V2",
     "hps-v2.1": "rpo.rewards.hps:HPS_V2_1",
     "image-reward": "rpo.rewards.image_reward:IMAGE_REWARD",
+    "vqa-score": "rpo.curation.vlm.vqa_score:VQA_SCORE",
+    "graded-judge": "rpo.curation.vlm.graded_judge:GRADED_JUDGE",
     "ocr": "rpo.rewards.ocr:OCR",
 }
 """The rewards that have a name, and where they are."""
@@ -51,6 +53,8 @@ OF_CHECKPOINT = {
     "hps-v2": "rpo.rewards.hps:hps_v2",
     "hps-v2.1": "rpo.rewards.hps:hps_v2_1",
     "image-reward": "rpo.rewards.image_reward:image_reward",
+    "vqa-score": "rpo.curation.vlm.vqa_score:VqaScore",
+    "graded-judge": "rpo.curation.vlm.graded_judge:GradedJudge",
 }
 """What makes a reward of a checkpoint of one's own: "clip-score:FOLDER" or "clip-score:owner/name"."""
 
