@@ -42,6 +42,7 @@ REWARDS = {
     "image-reward": "rpo.rewards.image_reward:IMAGE_REWARD",
     "vqa-score": "rpo.curation.vlm.vqa_score:VQA_SCORE",
     "graded-judge": "rpo.curation.vlm.graded_judge:GRADED_JUDGE",
+    "composition": "rpo.rewards.composition:COMPOSITION",
     "ocr": "rpo.rewards.ocr:OCR",
 }
 """The rewards that have a name, and where they are."""
@@ -53,6 +54,7 @@ OF_CHECKPOINT = {
     "hps-v2": "rpo.rewards.hps:hps_v2",
     "hps-v2.1": "rpo.rewards.hps:hps_v2_1",
     "image-reward": "rpo.rewards.image_reward:image_reward",
+    "composition": "rpo.rewards.composition:composition",
     "vqa-score": "rpo.curation.vlm.vqa_score:VqaScore",
     "graded-judge": "rpo.curation.vlm.graded_judge:GradedJudge",
 }

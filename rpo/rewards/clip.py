@@ -166,6 +166,12 @@ class ClipReward:
             features = [loaded.model.get_image_features(pixel_values=loaded.preprocess(one)) for one in batches]
             return torch.cat([functional.normalize(_embedding(one), dim=-1) for one in features])
 
+    def embed_texts(self, texts: Sequence[str], device: torch.device) -> Tensor:
+        """Unit embeddings [texts, dim] without a gradient."""
+        loaded = self._on(self._device or device)
+        with torch.autocast(loaded.model.device.type, enabled=False):
+            return self._embed_texts(loaded, texts)
+
     def leave(self) -> None:
         """Have the checkpoint in the main memory until it is asked again."""
         if self._loaded is not None:

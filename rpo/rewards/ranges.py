@@ -13,6 +13,7 @@ RANGES = {
     "image-reward": (-2.3, 2.0),
     "vqa-score": (0.0, 1.0),
     "graded-judge": (0.0, 1.0),
+    "composition": (0.0, 1.0),
     "ocr": (0.0, 1.0),
 }
 """Lowest and highest; a score beyond is no fault. That of a CLIP of one's own (`shapes-clip`) depends on its scale."""
