@@ -25,6 +25,7 @@ __all__ = [
     "adapt",
     "load_reward",
     "load_rewards",
+    "name_of",
     "score",
 ]
 
