@@ -14,7 +14,7 @@ import torch
 
 from rpo.rewards.answers import RewardError
 from rpo.rewards.base import Reward, ask
-from rpo.rewards.function import FunctionReward
+from rpo.rewards.differentiable import is_differentiable
 from rpo.rewards.ranges import RANGES
 from rpo.rewards.remote.form import Pixels, Said
 
@@ -46,10 +46,9 @@ class Served:
     @property
     def details(self) -> dict[str, Any]:
         """What there is to know of it."""
-        function = self.reward.function if isinstance(self.reward, FunctionReward) else self.reward
         usual = RANGES.get(self.name.partition(":")[0])
         return {
-            "is_differentiable": getattr(function, "is_differentiable", None),
+            "is_differentiable": is_differentiable(self.reward),
             "range": list(usual) if usual else None,
         }
 
