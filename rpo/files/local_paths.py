@@ -23,7 +23,7 @@ _SNAPSHOT = re.compile(r"models--([\w.-]+?)--([\w.-]+)[/\\]snapshots[/\\]")
 
 _CONFIGS = ("model_index.json", "config.json", "*_config.json")
 _TEXTS = (".json", ".jsonl", ".yaml", ".yml", ".md", ".txt", ".csv", ".toml", ".html")
-_SECRETS = ("OPENAI_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
+_SECRETS = ("OPENAI_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "RPO_REWARD_TOKEN")
 _HOMES = re.compile(rb"/(?:home|Users)/[\w.-]+/|(?<![\w.-])/root/|[A-Za-z]:(?:\\\\?|/)Users(?:\\\\?|/)")
 _SHORTEST = 6
 """Characters of what is looked for; a shorter one is in many files by chance."""

@@ -60,7 +60,7 @@ def group_normalize(
     wide = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
     above = wide - torch.where(same, wide, torch.inf).amin(dim=1)
     centred = torch.where(is_judged, above - torch.where(same, above, 0).sum(dim=1) / sizes, 0)
-    if scale == "none":
+    if scale == "none" or not is_judged.any():
         return centred
     if scale == "group":
         std = (torch.where(same, centred**2, 0).sum(dim=1) / sizes).sqrt()
@@ -68,6 +68,20 @@ def group_normalize(
         known = wide[is_judged]
         std = (known - known.min()).std(correction=0)
     return centred / (std + eps)
+
+
+def shares(parts: Float[Tensor, "parts batch"]) -> Float[Tensor, " parts"]:
+    """What part each of several summands has in an advantage A = sum_i A_i:  mean(A_i A) / mean(A^2).
+
+    They sum to 1; one below 0 pulls against the others. Where the advantage is 0 for all images, no one has a part.
+
+    Example:
+        >>> shares(torch.tensor([[3.0, -3.0], [1.0, -1.0]]))
+        tensor([0.7500, 0.2500])
+    """
+    total = parts.sum(dim=0)
+    power = total.square().mean()
+    return (parts * total).mean(dim=1) / torch.where(power > 0, power, 1)
 
 
 def value_difference(

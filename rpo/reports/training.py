@@ -48,6 +48,9 @@ PATH_SMOOTHING = 6
 STRIP_WIDTH = 1024
 """Pixels of a preview row, beyond which it is made smaller, so that a report stays small."""
 
+SHARE = "/share"
+"""How the metric ends that says what part a reward has in the advantage."""
+
 NEAR = 0.02
 """How far from log 2 a first loss may be to be that of Diffusion-DPO."""
 
@@ -126,6 +129,8 @@ def curves_section(entries: Entries) -> CurvesSection:
     """The curves of a run's `metrics.jsonl`; a chart of which nothing was logged is left out."""
     logged = {name for entry in entries for name in entry}
     rewards = sorted(name for name in logged if name.startswith("reward/") and name not in METRICS)
+    shares = {name: name[len("reward/") : -len(SHARE)] for name in rewards if name.endswith(SHARE)}
+    rewards = [name for name in rewards if name not in shares]
     start = curve(entries, "reward/mean", name="reward").y[:1]
     is_dpo = any("dpo/margin" in entry for entry in entries)
     first = next((entry["dpo/loss"] for entry in entries if entry.get("dpo/loss") is not None), None)
@@ -153,6 +158,7 @@ def curves_section(entries: Entries) -> CurvesSection:
         *(_chart(entries, f"Reward: {name.partition('/')[2]}", {name: "score"}) for name in rewards),
         _chart(entries, "KL from the base", {"policy/kl": "KL"}),
         Chart("Quality of the value", _value_curves(entries), (Mark("constant", 0.0),), ""),
+        _chart(entries, "Share of the advantage", shares),
         _chart(entries, "Spread of rewards", {"reward/std": "spread"}),
     ]
     if any(entry.get("reward/failed") for entry in entries):

@@ -1,8 +1,8 @@
 """Images and prompts to numbers: the rewards that come with the package, and how a name or an object becomes one.
 
-`load_reward("jpeg-compressibility")`, `load_reward("my_package.scores:Aesthetic")` and a function of one's own all give
-a `Reward`; `load_rewards({"shapes": 1.0, "jpeg-compressibility": 0.1})` gives their weighted sum. A module is imported
-when its reward is asked for.
+`load_reward("jpeg-compressibility")`, `load_reward("my_package.scores:Aesthetic")`, the address of one that is served
+(`rpo.rewards.remote`) and a function of one's own all give a `Reward`; `load_rewards({"shapes": 1.0,
+"jpeg-compressibility": 0.1})` gives their weighted sum. A module is imported when its reward is asked for.
 """
 
 import inspect
@@ -25,6 +25,7 @@ __all__ = [
     "adapt",
     "load_reward",
     "load_rewards",
+    "name_of",
     "score",
 ]
 
@@ -40,6 +41,9 @@ REWARDS = {
     "hps-v2": "rpo.rewards.hps:HPS_V2",
     "hps-v2.1": "rpo.rewards.hps:HPS_V2_1",
     "image-reward": "rpo.rewards.image_reward:IMAGE_REWARD",
+    "vqa-score": "rpo.curation.vlm.vqa_score:VQA_SCORE",
+    "graded-judge": "rpo.curation.vlm.graded_judge:GRADED_JUDGE",
+    "composition": "rpo.rewards.composition:COMPOSITION",
     "ocr": "rpo.rewards.ocr:OCR",
 }
 """The rewards that have a name, and where they are."""
@@ -51,8 +55,14 @@ OF_CHECKPOINT = {
     "hps-v2": "rpo.rewards.hps:hps_v2",
     "hps-v2.1": "rpo.rewards.hps:hps_v2_1",
     "image-reward": "rpo.rewards.image_reward:image_reward",
+    "composition": "rpo.rewards.composition:composition",
+    "vqa-score": "rpo.curation.vlm.vqa_score:VqaScore",
+    "graded-judge": "rpo.curation.vlm.graded_judge:GradedJudge",
 }
 """What makes a reward of a checkpoint of one's own: "clip-score:FOLDER" or "clip-score:owner/name"."""
+
+ADDRESSES = ("http://", "https://")
+"""How a reward is named that is asked of a server."""
 
 SingleReward = str | Reward | Callable[..., Any]
 """A name of `REWARDS`, with or without a checkpoint, "package.module:attribute", or the thing itself."""
@@ -66,9 +76,9 @@ def load_reward(spec: SingleReward) -> Reward:
 
     Args:
         spec: A name of `REWARDS`; a name of `OF_CHECKPOINT`, a colon and a folder or hub id;
-            "package.module:attribute"; or an object. A class is called without arguments, a function becomes a
-            `FunctionReward`, as does what takes metadata, and any other callable object is taken as the reward that it
-            is. See `rpo.rewards.function` for how it is called.
+            "package.module:attribute"; "http://HOST:PORT/NAME" of a server; or an object. A class is called without
+            arguments, a function becomes a `FunctionReward`, as does what takes metadata, and any other callable object
+            is taken as the reward that it is. See `rpo.rewards.function` for how it is called.
 
     Raises:
         ValueError: There is no such name, module or attribute, or what is there cannot be called, or not so.
@@ -115,11 +125,22 @@ def load_rewards(specs: RewardLike) -> WeightedRewards:
     if isinstance(specs, WeightedRewards):
         return specs
     if isinstance(specs, Mapping):
-        return WeightedRewards({name: (load_reward(name), weight) for name, weight in specs.items()})
-    return WeightedRewards({_name_of(specs): (load_reward(specs), 1.0)})
+        every = [(name_of(name), load_reward(name), weight) for name, weight in specs.items()]
+        names = [name for name, *_ in every]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise InputError(
+                f"the rewards {', '.join(specs)} have the name {twice[0]!r} twice; expected each once, wherever it is "
+                "served; leave one out"
+            )
+        return WeightedRewards({name: (reward, weight) for name, reward, weight in every})
+    return WeightedRewards({name_of(specs): (load_reward(specs), 1.0)})
 
 
 def _named(spec: str) -> Any:
+    if spec.startswith(ADDRESSES):
+        from rpo.rewards.remote.client import RemoteReward
+
+        return RemoteReward(spec)
     name, colon, checkpoint = spec.partition(":")
     if not colon or name not in REWARDS:
         return load_plugin(spec, REWARDS, "reward")
@@ -132,9 +153,21 @@ def _named(spec: str) -> Any:
     return load_plugin(name, OF_CHECKPOINT, "reward")(checkpoint)
 
 
-def _name_of(spec: SingleReward) -> str:
+def name_of(spec: SingleReward) -> str:
+    """What messages and logs call a reward; of one that is served not where, since it may come back elsewhere.
+
+    Example:
+        >>> name_of("http://127.0.0.1:8765/ocr?seconds=60"), name_of("ocr")
+        ('http:ocr', 'ocr')
+    """
     if isinstance(spec, str):
-        return spec
+        return _short(spec) if spec.startswith(ADDRESSES) else spec
     if isinstance(spec, FunctionReward | partial):
-        return _name_of(spec.func if isinstance(spec, partial) else spec.function)
+        return name_of(spec.func if isinstance(spec, partial) else spec.function)
     return spec.__name__ if isinstance(spec, type) or inspect.isroutine(spec) else type(spec).__name__
+
+
+def _short(address: str) -> str:
+    from rpo.rewards.remote.client import address_of
+
+    return address_of(address).short

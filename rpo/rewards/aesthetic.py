@@ -67,6 +67,12 @@ class AestheticReward:
         width = self.clip.embed_images(torch.zeros(1, 3, 64, 64)).shape[1]
         return version_of_weights({"head": self._head_for(width)}, clip=self.clip.version())
 
+    def leave(self) -> None:
+        """Have CLIP and head in the main memory until they are asked again."""
+        self.clip.leave()
+        if self._head is not None:
+            self._head.to("cpu")
+
     def _head_for(self, width: int) -> LinearHead:
         if self._head is None:
             file = find_file(self.source, *HEAD_FILES)

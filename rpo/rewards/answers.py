@@ -4,6 +4,7 @@ A pair whose second part is a mapping is (scores, info), as TRL's and ddpo-pytor
 mapping, so that nothing else can be meant. Of info, what has one number per image is logged.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,9 @@ _REAL_KINDS = "fiub"
 
 _PAIR = 2
 
+FAILURE = "failure"
+"""The name in info of a list that says, for each image, why it has no score; None where it has one."""
+
 
 class RewardError(InputError):
     """A batch cannot be scored. A reward that knows which of its images is at fault raises it with their indices."""
@@ -45,6 +49,8 @@ class Answered:
     """One number per image; NaN says that it could not be judged, where that is no error."""
     info: Mapping[str, float] = field(default_factory=dict[str, float])
     """The mean over the judged images of what else it says in numbers, by name."""
+    failures: Mapping[int, str] = field(default_factory=dict[int, str])
+    """Why an image has no score, by its place in the batch, where the reward says so."""
 
 
 def scores_and_info(answer: Any, *, has_info: bool = False) -> tuple[Any, Mapping[str, Any]]:
@@ -61,6 +67,29 @@ def scores_and_info(answer: Any, *, has_info: bool = False) -> tuple[Any, Mappin
             "these; return both, or leave `returns` out"
         )
     return answer, {}
+
+
+def answered(scores: Any, info: Mapping[str, Any], batch_size: int) -> Answered:
+    """What a reward said, read."""
+    values, whys = per_sample(scores, batch_size), info.get(FAILURE)
+    told = whys if isinstance(whys, list | tuple) and len(whys) == batch_size else ()
+    failures = {row: why for row, why in enumerate(told) if isinstance(why, str) and values[row].isnan()}
+    return Answered(values, means_of({name: one for name, one in info.items() if name != FAILURE}, values), failures)
+
+
+def joined(parts: Sequence[Answered]) -> Answered:
+    """What was said of one part of a batch after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    starts = [sum(len(one.values) for one in parts[:number]) for number in range(len(parts))]
+    judged = [float((~one.values.isnan()).sum()) for one in parts]
+    told = [one.info for one in parts]
+    info = dict[str, float]()
+    for name in dict.fromkeys(name for one in told for name in one):
+        pairs = [(one[name], count) for one, count in zip(told, judged, strict=True) if name in one and count]
+        info[name] = sum(mean * count for mean, count in pairs) / (sum(count for _, count in pairs) or math.nan)
+    failures = {start + row: why for start, one in zip(starts, parts, strict=True) for row, why in one.failures.items()}
+    return Answered(torch.cat([one.values for one in parts]), info, failures)
 
 
 def means_of(info: Mapping[str, Any], scores: Tensor) -> dict[str, float]:

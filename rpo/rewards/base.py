@@ -10,9 +10,10 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from rpo.data.preference import encode_png
 from rpo.data.prompts import metadata_of
 from rpo.errors import InputError
 from rpo.files.text import write_text
-from rpo.rewards.answers import Answered, RewardError, means_of, per_sample, scores_and_info
+from rpo.rewards.answers import Answered, RewardError, answered, joined, scores_and_info
 from rpo.rewards.function import FunctionReward
 from rpo.types import Images, PerSample
 
@@ -35,6 +36,15 @@ class Reward(Protocol):
 
     def __call__(self, images: Images, prompts: Sequence[str]) -> PerSample:
         """One number per image, higher is better; images are RGB in [0, 1], with a prompt each."""
+        ...
+
+
+@runtime_checkable
+class CanLeave(Protocol):
+    """A reward whose model lives where the images are, and need not stay there."""
+
+    def leave(self) -> None:
+        """Go to the main memory until the next question."""
         ...
 
 
@@ -81,19 +91,17 @@ def ask(
         raise RewardError(f"reward {name!r}: {error}") from error
     try:
         check_range(images)
-        answered = _answer(reward, images.detach().clone(), list(prompts))
-        check_finite(answered.values, may_fail=may_fail)
+        said = _answer(reward, images.detach().clone(), list(prompts))
+        check_finite(said.values, may_fail=may_fail, failures=said.failures)
     except Exception as error:  # whatever somebody else's model raises
         raise traced(error, images, prompts, name=name, evidence=evidence) from error
-    return Answered(answered.values.float().to(images.device), answered.info)
+    return replace(said, values=said.values.float().to(images.device))
 
 
 def _answer(reward: Reward, images: Images, prompts: list[str]) -> Answered:
     if isinstance(reward, FunctionReward):
         return reward.answer(images, prompts)
-    scores, info = scores_and_info(reward(images, prompts))
-    values = per_sample(scores, len(images))
-    return Answered(values, means_of(info, values))
+    return answered(*scores_and_info(reward(images, prompts)), len(images))
 
 
 class WeightedRewards:
@@ -145,13 +153,45 @@ class WeightedRewards:
         return {name: one.values for name, one in self.ask(images, prompts, evidence=evidence).items()}
 
     def ask(
-        self, images: Images, prompts: Sequence[str], *, evidence: Path | None = None, may_fail: bool = False
+        self,
+        images: Images,
+        prompts: Sequence[str],
+        *,
+        evidence: Path | None = None,
+        may_fail: bool = False,
+        batch_size: int | None = None,
     ) -> dict[str, Answered]:
-        """The same with what every reward says beside its scores, which may be NaN if `may_fail`."""
+        """The same with what every reward says beside its scores.
+
+        Args:
+            may_fail: Whether a score may be NaN.
+            batch_size: Images that a reward is asked about at once; nothing means all of them.
+        """
+        size = batch_size or max(len(images), 1)
+        starts = range(0, max(len(images), 1), size)
         return {
-            name: ask(reward, images, prompts, name=name, evidence=evidence, may_fail=may_fail)
+            name: joined(
+                [
+                    ask(
+                        reward,
+                        images[start : start + size],
+                        prompts[start : start + size],
+                        name=name,
+                        evidence=evidence,
+                        may_fail=may_fail,
+                    )
+                    for start in starts
+                ]
+            )
             for name, reward in self.each.items()
         }
+
+    def leave(self) -> None:
+        """Have the reward models that can go to the main memory; they come back when they are asked."""
+        for reward in self.each.values():
+            inner = reward.function if isinstance(reward, FunctionReward) else reward
+            if isinstance(inner, CanLeave):
+                inner.leave()
 
     def weighted_sum(self, parts: Mapping[str, PerSample]) -> PerSample:
         """The sum of what `parts` gave, or of what was made of it, each times its reward's weight."""
@@ -182,11 +222,16 @@ def check_range(images: Images) -> None:
         raise RewardError(f"{span}; {remedy}", indices=outside, batch_size=len(images))
 
 
-def check_finite(values: Tensor, *, may_fail: bool = False) -> None:
-    """Refuse scores that are no finite float32; NaN only where none may fail."""
+def check_finite(values: Tensor, *, may_fail: bool = False, failures: Mapping[int, str] | None = None) -> None:
+    """Refuse scores that are no finite float32; NaN only where none may fail.
+
+    Args:
+        failures: Why some are NaN, by their place.
+    """
     wrong = (~(values.float().isfinite() | (values.isnan() & may_fail))).nonzero().flatten().tolist()
     if wrong:
-        given = f"returned {values[wrong[0]].item():g}"
+        why = (failures or {}).get(wrong[0])
+        given = f"returned {values[wrong[0]].item():g}" + (f" ({why})" if why else "")
         remedy = "expected a finite float32 number; make the reward finite on every image, then resume"
         raise RewardError(f"{given}; {remedy}", indices=wrong, batch_size=len(values))
 

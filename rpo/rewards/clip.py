@@ -179,6 +179,17 @@ class ClipReward:
             max_tokens=loaded.max_tokens,
         )
 
+    def embed_texts(self, texts: Sequence[str], device: torch.device) -> Tensor:
+        """Unit embeddings [texts, dim] without a gradient."""
+        loaded = self._on(self._device or device)
+        with torch.autocast(loaded.model.device.type, enabled=False):
+            return self._embed_texts(loaded, texts)
+
+    def leave(self) -> None:
+        """Have the checkpoint in the main memory until it is asked again."""
+        if self._loaded is not None:
+            self._loaded.model.to("cpu")
+
     def _on(self, device: torch.device) -> _Loaded:
         """The checkpoint on `device`, loaded if it is not there yet."""
         if self._loaded is None:

@@ -1,7 +1,7 @@
 """Which rewards have a gradient in the image: a reward says so by `is_differentiable`, or shows it when it is asked."""
 
 from rpo.errors import InputError
-from rpo.rewards.base import WeightedRewards
+from rpo.rewards.base import Reward, WeightedRewards
 from rpo.rewards.function import FunctionReward
 
 DIFFERENTIABLE = ("clip-score", "pick-score", "shapes-clip", "aesthetic", "hps-v2", "hps-v2.1", "image-reward")
@@ -11,10 +11,15 @@ DIFFERENTIABLE = ("clip-score", "pick-score", "shapes-clip", "aesthetic", "hps-v
 def require_differentiable(rewards: WeightedRewards) -> None:
     """Refuse rewards that are known to have no gradient in the image; a function that says nothing passes."""
     for name, reward in rewards.each.items():
-        function = reward.function if isinstance(reward, FunctionReward) else reward
-        takes_tensor = not isinstance(reward, FunctionReward) or reward.images == "tensor"
-        if not (takes_tensor and getattr(function, "is_differentiable", True)):
+        if is_differentiable(reward) is False:
             raise without_gradient(name)
+
+
+def is_differentiable(reward: Reward) -> bool | None:
+    """What a reward says of itself; nothing where it says nothing."""
+    if not isinstance(reward, FunctionReward):
+        return getattr(reward, "is_differentiable", None)
+    return getattr(reward.function, "is_differentiable", None) if reward.images == "tensor" else False
 
 
 def without_gradient(name: str) -> InputError:

@@ -11,7 +11,7 @@ no signature) is refused: `adapt` says what is meant. A torch module is asked ab
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from PIL import Image
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rpo.data.pixels import to_pixels
 from rpo.data.prompts import metadata_of
 from rpo.errors import InputError
-from rpo.rewards.answers import Answered, means_of, per_sample, scores_and_info
+from rpo.rewards.answers import Answered, answered, scores_and_info
 from rpo.types import Images, PerSample
 
 ImageForm = Literal["tensor", "pil", "uint8"]
@@ -64,11 +64,9 @@ class FunctionReward:
         known = ([copy.deepcopy(metadata_of(prompt)) for prompt in prompts],) if self.takes_metadata else ()
         has_info = self.returns == "scores_and_info"
         scores, info = scores_and_info(self.function(*given, *known), has_info=has_info)
-        numbers = per_sample(scores, len(images))
-        values = numbers.float().to(images.device)
-        if isinstance(scores, Tensor) and scores.requires_grad:
-            values = scores.float().to(images.device)
-        return Answered(values, means_of(info, numbers))
+        said = answered(scores, info, len(images))
+        has_gradient = isinstance(scores, Tensor) and scores.requires_grad
+        return replace(said, values=(scores if has_gradient else said.values).float().to(images.device))
 
 
 def adapt(

@@ -146,6 +146,11 @@ class BlipReward:
             self._parts = _load(self.source, self.tokenizer)
         return self._parts
 
+    def leave(self) -> None:
+        """Have the weights in the main memory until they are asked again."""
+        for model in (self._parts.vision, self._parts.text, self._parts.head) if self._parts else ():
+            model.to("cpu")
+
 
 def _score(parts: _BlipParts, images: Images, prompts: Sequence[str]) -> Tensor:
     tokens = parts.tokenizer(

@@ -66,7 +66,8 @@ class RewardRunConfig(RunConfig):
     "shapes" for the training prompts of the embedded world."""
 
     rewards: Weights = field(default_factory=lambda: {"shapes": 1.0})
-    """What images are worth: names of rewards, or package.module:attribute, each with its weight."""
+    """What images are worth: names of rewards, package.module:attribute, or the address of one that is served
+    (http://HOST:PORT/NAME), each with its weight."""
 
 
 @settings

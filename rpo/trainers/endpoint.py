@@ -31,7 +31,7 @@ from rpo.objectives.endpoint.update import Preset, Times, descend
 from rpo.rewards import RewardLike
 from rpo.trainers.endpoint_config import EndpointConfig
 from rpo.trainers.rollouts.algorithm import OnlineAlgorithm
-from rpo.trainers.rollouts.draw import OnImages, rollout_facts
+from rpo.trainers.rollouts.draw import OnImages
 from rpo.trainers.rollouts.lag import OldPolicy
 from rpo.trainers.rollouts.likelihood import LikelihoodWorth
 from rpo.trainers.rollouts.noised import KERNEL, NoisedImages
@@ -100,6 +100,11 @@ class Endpoint(OnlineAlgorithm):
         return frozenset(self.preset.needs) if self.preset else frozenset()
 
     @property
+    def compares_each(self) -> bool:
+        """Not by the bound, whose value is that of the sum."""
+        return self.preset is not None
+
+    @property
     def shares_steps(self) -> bool:
         """Whether the images of a prompt are learnt at the same times."""
         return self.preset is not None and self.preset.times.shared
@@ -132,10 +137,11 @@ class Endpoint(OnlineAlgorithm):
             self.likelihood.pretrained()
         with self.published.drawing() if self.published else nullcontext():
             rollout = self.collector.draw(index)
-        steps, facts = self.noised.of(rollout, "trained"), rollout_facts(rollout, self.run.processes)
+        steps, facts = self.noised.of(rollout, "trained"), self.collector.facts(rollout)
         facts["policy/kl"] = self.collector.measured_kl(rollout)
         if self.published is not None:
-            steps = self.published.of(rollout, steps)
+            steps, told = self.published.of(rollout, steps)
+            facts |= told
         elif self.likelihood is not None:
             steps, learnt = self.likelihood.of(rollout, steps, updates=self.config.value.updates)
             facts |= learnt

@@ -12,6 +12,7 @@ Differs from the papers: the loss is summed over steps, not averaged, and is tha
 normalised one by one before they are weighted, so that none drowns the others.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import final
 
@@ -22,7 +23,7 @@ from rpo.objectives.policy_gradient import clipped_surrogate
 from rpo.rewards import RewardLike
 from rpo.trainers.grpo_config import GRPOConfig
 from rpo.trainers.rollouts.algorithm import OnlineAlgorithm
-from rpo.trainers.rollouts.compared import compared_in_groups
+from rpo.trainers.rollouts.compared import compared_in_groups, share_facts
 from rpo.trainers.rollouts.costs import step_cost
 from rpo.trainers.rollouts.draw import OnImages, Rollout
 from rpo.trainers.rollouts.prompt_history import PromptHistory
@@ -42,6 +43,7 @@ class GRPO(OnlineAlgorithm):
     """
 
     config: GRPOConfig
+    compares_each = True
 
     def __init__(
         self,
@@ -68,17 +70,25 @@ class GRPO(OnlineAlgorithm):
         """Draw rollout `index`, from 0, and say what its trained steps are worth."""
         config, collector = self.config, self.collector
         rollout = collector.draw(index)
-        steps = collector.steps(rollout)
-        steps = steps.knowing(advantage=self.advantages(rollout).to(steps.x_t.device)[steps.image])
+        steps, weighted = collector.steps(rollout), self.weighted(rollout)
+        steps = steps.knowing(advantage=self._joined(weighted).to(steps.x_t.device)[steps.image])
+        steps = replace(steps, facts={**steps.facts, **share_facts(weighted, self.run.processes)})
         if config.kl_weight > 0:
             return steps.knowing(reference=collector.reference(steps))
         return replace(steps, facts={**steps.facts, "policy/kl": collector.measured_kl(rollout)})
 
     def advantages(self, rollout: Rollout) -> PerSample:
         """How each image compares, every reward by itself before they are weighted."""
+        return self._joined(self.weighted(rollout))
+
+    def weighted(self, rollout: Rollout) -> dict[str, PerSample]:
+        """How each image compares by each reward, times its weight."""
         weights = self.collector.rollouts.rewards.weights
-        total = torch.stack([weight * self._compared(name, rollout) for name, weight in weights.items()]).sum(dim=0)
-        return (total / sum(map(abs, weights.values()))).clamp(-MAX_ADVANTAGE, MAX_ADVANTAGE)
+        return {name: weight * self._compared(name, rollout) for name, weight in weights.items()}
+
+    def _joined(self, weighted: Mapping[str, PerSample]) -> PerSample:
+        size = sum(map(abs, self.collector.rollouts.rewards.weights.values()))
+        return (torch.stack(list(weighted.values())).sum(dim=0) / size).clamp(-MAX_ADVANTAGE, MAX_ADVANTAGE)
 
     def _compared(self, name: str, rollout: Rollout) -> PerSample:
         """How the images of this process compare with those of all."""
@@ -86,7 +96,7 @@ class GRPO(OnlineAlgorithm):
         if config.baseline == "group":
             size = config.rollout.images_per_prompt
             return compared_in_groups(rollout, name, processes, images_per_prompt=size, scale=config.scale)
-        rewards = processes.join(rollout.parts[name])
+        rewards = processes.join(rollout.counted[name])
         prompts = [prompt for part in processes.gather(rollout.prompts) for prompt in part]
         return processes.own(self.histories[name].advantages(rewards, prompts))
 

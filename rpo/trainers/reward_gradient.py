@@ -32,7 +32,7 @@ from rpo.trainers.checks.slope import slope_check
 from rpo.trainers.reward_gradient_config import RewardGradientConfig
 from rpo.trainers.rollouts.algorithm import OnlineAlgorithm
 from rpo.trainers.rollouts.costs import step_cost
-from rpo.trainers.rollouts.draw import OnImages, Rollout, rollout_facts
+from rpo.trainers.rollouts.draw import OnImages, Rollout
 from rpo.trainers.rollouts.noised import NoisedImages
 from rpo.trainers.rollouts.prompts import PromptSource
 from rpo.trainers.rollouts.reward_slopes import RewardSlopes
@@ -99,7 +99,7 @@ class RewardGradient(OnlineAlgorithm):
         """Draw rollout `index`, and find the slope of what its images earn at the steps that are trained."""
         config, collector = self.config, self.collector
         rollout = collector.draw(index)
-        facts, objective = rollout_facts(rollout, self.run.processes), config.objective
+        facts, objective = collector.facts(rollout), config.objective
         if isinstance(objective, Srpo):
             steps = self.noised.of(rollout, "trained")
             slope = self._beside(rollout, steps, objective)

@@ -74,7 +74,8 @@ METRICS: dict[str, str] = {
 }
 
 REWARD_PARTS = "reward/"
-"""What the raw score of each reward is logged under, by the name it has in the settings, where there are several."""
+"""What the raw score of each reward is logged under, by its name, where there are several; with "/share" behind it,
+what part it has in the advantage, and with "/counted", for how many of the judged images its gate is open."""
 
 ALARMS = "alarms.json"
 """The file in a run's folder that says which alarms its monitor has raised."""

@@ -173,6 +173,8 @@ def test_a_reward_that_raises_stops_the_run(source, tmp_path):
         ({"jpeg-compressibility": 0.0, "shapes": 0.0}, "shapes-strict"),
         ({"rpo.shapes.reward:STRICT": 0.0}, "shapes"),
         ({"rpo.rewards.jpeg:COMPRESSIBILITY": 0.0}, "jpeg-compressibility"),
+        ({"http://host:1/shapes?seconds=3": 0.0}, "shapes-strict"),
+        ({"jpeg-compressibility": 0.0}, "https://host/jpeg-compressibility"),
     ],
 )
 def test_the_reward_that_evaluates_must_not_filter(source, tmp_path, rewards, evaluation):

@@ -10,6 +10,7 @@ from rpo.objectives.advantages import (
     group_normalize,
     normalize_per_step,
     return_minus_value,
+    shares,
     traced_returns,
     value_difference,
 )
@@ -175,3 +176,23 @@ def test_one_value_per_node_and_one_cost_per_step(advantage):
 def test_trace_is_a_share(trace):
     with pytest.raises(ValueError, match=rf"trace is {trace}, but it must be in \[0, 1\]; 0.95 is usual"):
         gae(*path(), trace=trace)
+
+
+def test_shares_sum_to_one_and_are_those_of_the_squares_where_parts_are_unrelated():
+    first, second = torch.tensor([3.0, 3.0, -3.0, -3.0]), torch.tensor([1.0, -1.0, 1.0, -1.0])
+    assert shares(torch.stack([first, second])).tolist() == pytest.approx([0.9, 0.1])
+    assert shares(torch.stack([2 * first, -first])).tolist() == pytest.approx([2, -1])
+    parts = torch.randn(3, 64)
+    assert shares(parts).sum().item() == pytest.approx(1, abs=1e-5)
+    assert torch.allclose(shares(parts), shares(7 * parts), atol=1e-5)
+
+
+def test_no_one_has_a_share_in_nothing():
+    assert shares(torch.zeros(2, 5)).tolist() == [0, 0]
+    assert shares(torch.tensor([[1.0, -1.0], [-1.0, 1.0]])).tolist() == [0, 0]
+
+
+def test_where_nobody_is_judged_nobody_stands_out():
+    nothing = torch.full((4,), math.nan)
+    for scale in ("group", "batch", "none"):
+        assert group_normalize(nothing, torch.tensor([0, 0, 1, 1]), scale=scale).tolist() == [0, 0, 0, 0]

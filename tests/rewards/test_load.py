@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from rpo.curation.vlm.graded_judge import GRADED_JUDGE
+from rpo.curation.vlm.vqa_score import VQA_SCORE
 from rpo.errors import InputError
 from rpo.rewards import OF_CHECKPOINT, REWARDS, WeightedRewards, load_reward, load_rewards
 from rpo.rewards.aesthetic import AESTHETIC
 from rpo.rewards.clip import CLIP_SCORE, PICK_SCORE
+from rpo.rewards.composition import COMPOSITION
 from rpo.rewards.differentiable import DIFFERENTIABLE
 from rpo.rewards.function import FunctionReward
 from rpo.rewards.hps import HPS_V2, HPS_V2_1
@@ -25,7 +28,12 @@ from rpo.shapes.reward import GRADED, ShapesReward
 FILES = ("base", "function", "jpeg", "clip", "clip_preprocessing")
 MODELS = ("aesthetic", "hps", "image_reward", "ocr", "weights")
 MODULES = ["rpo.rewards", "rpo.shapes.reward", *(f"rpo.rewards.{name}" for name in FILES + MODELS)]
+MODULES += ["rpo.rewards.remote.client", "rpo.curation.vlm.vqa_score", "rpo.curation.vlm.graded_judge"]
+MODULES += ["rpo.rewards.detector", "rpo.rewards.composition"]
 WITHOUT_EXAMPLE = {"rpo.rewards.clip_preprocessing", "rpo.rewards.hps", "rpo.rewards.weights"}
+SEEING = ("vqa-score", "graded-judge", "composition")
+"""Those that are asked in words what an image shows."""
+
 PUBLISHED = {*OF_CHECKPOINT, "ocr"}
 """Rewards that read a checkpoint from the hub, or need an extra; the tests of each have the same class with a small one
 on disk."""
@@ -61,7 +69,9 @@ def test_every_name_gives_a_reward_that_scores(name):
 
 
 def test_names_are_what_they_say():
-    assert [load_reward(name) for name in REWARDS] == [
+    assert [load_reward(name) for name in SEEING[:2]] == [VQA_SCORE, GRADED_JUDGE]
+    assert load_reward(SEEING[2]) == FunctionReward(COMPOSITION, takes_metadata=True)
+    assert [load_reward(name) for name in REWARDS if name not in SEEING] == [
         ShapesReward("graded"),
         ShapesReward("strict"),
         JpegReward(is_small_good=True),

@@ -38,7 +38,7 @@ class LocalChat:
         """
         self._max_tokens, self._temperature, self._seed = _decoding(config)
         self._device = device_named(config.device)
-        self._processor, self._model = _load(config, self._device)
+        self._processor, self._model = load_model(config, self._device)
         self.batch_size = config.batch_size
         self.identity = {
             "kind": "local",
@@ -57,6 +57,12 @@ class LocalChat:
         new = [question for question, reply in zip(questions, known, strict=True) if reply is None]
         answers = iter(self._answer(new) if new else ())
         return [reply or next(answers) for reply in known]
+
+    def to(self, device: torch.device) -> None:
+        """Have the model on another device, where it is not there yet."""
+        if self._model.device != device:
+            self._model.to(device)
+            self._device = device
 
     def _answer(self, questions: list[Question]) -> list[Reply]:
         if self._temperature == 0:
@@ -77,7 +83,7 @@ class LocalChat:
     @torch.inference_mode()
     def _generate(self, questions: list[Question]) -> list[Reply]:
         inputs = self._processor.apply_chat_template(
-            [_conversation(question) for question in questions],
+            [conversation(question) for question in questions],
             tokenize=True,
             add_generation_prompt=True,
             return_dict=True,
@@ -107,7 +113,8 @@ def _decoding(config: ChatConfig) -> tuple[int, float, int]:
     return config.max_tokens, config.temperature, config.seed
 
 
-def _load(config: ChatConfig, device: torch.device) -> tuple[Any, Any]:
+def load_model(config: ChatConfig, device: torch.device) -> tuple[Any, Any]:
+    """The processor and the model that a configuration names."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     if not config.model:
@@ -132,7 +139,8 @@ def _load(config: ChatConfig, device: torch.device) -> tuple[Any, Any]:
     return processor, model.to(device).eval()
 
 
-def _conversation(question: Question) -> list[dict[str, Any]]:
+def conversation(question: Question) -> list[dict[str, Any]]:
+    """A question as a chat template takes it."""
     images = [{"type": "image", "image": image} for image in question.images]
     return [{"role": "user", "content": [*images, {"type": "text", "text": question.text}]}]
 

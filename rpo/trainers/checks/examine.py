@@ -26,7 +26,6 @@ from rpo.trainers.checks.preflight import Check
 from rpo.trainers.checks.records import captions, record_checks
 from rpo.trainers.checks.scores import score_checks
 from rpo.trainers.dpo import DPO
-from rpo.trainers.grpo import GRPO
 from rpo.trainers.pairs.errors import denoise
 from rpo.trainers.rollouts.algorithm import OnlineAlgorithm
 from rpo.trainers.rollouts.prompts import Prompts
@@ -126,9 +125,7 @@ def _rollout(algorithm: OnlineAlgorithm) -> Iterator[Check]:
     small.collector.rollouts.failed.evidence = None  # a run's folder is not written to
     batch, guidance = next(small.batches(0)), algorithm.config.guidance_scale
     assert small.collector.rollout is not None
-    yield from score_checks(
-        small.collector.rollout, rollouts.rewards.weights, are_normalised=isinstance(algorithm, GRPO)
-    )
+    yield from score_checks(small.collector.rollout, rollouts.rewards.weights, are_normalised=algorithm.compares_each)
     first = FirstBatch(
         run,
         lambda: small.loss(batch).loss,

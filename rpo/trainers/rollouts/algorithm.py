@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 
+from rpo.errors import InputError
 from rpo.models.checkpoint import refuse_editor
 from rpo.rewards import RewardLike
 from rpo.trainers.checks.preflight import Check
@@ -30,6 +31,9 @@ class OnlineAlgorithm(Algorithm[Steps]):
 
     shares_steps = False
     """Whether all images of a prompt are learnt at the same steps."""
+
+    compares_each = False
+    """Whether images are compared by each reward apart before these are weighted, so that one may count for some."""
 
     skips_last = False
     """Whether the last step of a rollout is never learnt, and its own grid says where the others are."""
@@ -70,6 +74,12 @@ class OnlineAlgorithm(Algorithm[Steps]):
         """Take the model, and refuse rewards and prompts that cannot be trained on."""
         super().start(run)
         refuse_editor(run.model, "what is drawn in training")
+        if self.config.gates and not self.compares_each:
+            raise InputError(
+                f"gates are set for {', '.join(self.config.gates)}, but {self.title} learns from the sum of the raw "
+                "scores, in which an image that does not count would need a number; take `rpo train grpo`, or an "
+                "objective of `rpo train endpoint` other than bound"
+            )
         self.collector = Collector(
             run,
             *self._given,

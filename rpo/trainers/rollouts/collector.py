@@ -20,6 +20,7 @@ from rpo.trainers.checks.online import Subject, online_checks
 from rpo.trainers.checks.preflight import Check
 from rpo.trainers.preview import PreviewOf
 from rpo.trainers.rollouts.batches import StepBatches
+from rpo.trainers.rollouts.compared import raw_in_groups, share_facts
 from rpo.trainers.rollouts.costs import measured_kl, reference_prediction
 from rpo.trainers.rollouts.draw import OnImages, Rollout, Rollouts, rollout_facts, training_kernel
 from rpo.trainers.rollouts.monitor import Monitor
@@ -77,6 +78,7 @@ class Collector:
             evidence=Path(config.output) / "failed_reward",
             join=run.processes.join,
             on_images=on_images,
+            gates=config.gates,
         )
         self.monitor = Monitor(run, self.rollouts.rewards, self.rollouts.prompts, config)
         self._info_names: tuple[str, ...] | None = None
@@ -125,7 +127,13 @@ class Collector:
     def steps(self, rollout: Rollout) -> Steps:
         """The steps of the rollout in use that are trained, and what to log of it."""
         steps = steps_of(rollout, self.chosen, self.stands_for, is_frozen=self.config.freezes_negative)
-        return replace(steps, facts=rollout_facts(rollout, self.run.processes))
+        return replace(steps, facts=self.facts(rollout))
+
+    def facts(self, rollout: Rollout) -> dict[str, Tensor]:
+        """What to log of a rollout; an algorithm that compares by each reward apart tells their shares anew."""
+        weights, processes = self.rollouts.rewards.weights, self.run.processes
+        raw = raw_in_groups(rollout, weights, processes, images_per_prompt=self.config.rollout.images_per_prompt)
+        return {**rollout_facts(rollout, processes), **share_facts(raw, processes)}
 
     def reference(self, steps: Steps, *, guidance_scale: float | None = None) -> Latents:
         """The guided output of the reference at every step.
@@ -150,8 +158,15 @@ class Collector:
     def batches(self, prepare: Callable[[int], Steps]) -> StepBatches:
         """The micro-batches of rollouts whose steps `prepare` makes."""
         config, share = self.config, (self.run.processes.index, self.run.processes.count)
+
+        def prepared(index: int) -> Steps:
+            steps = prepare(index)
+            if config.rollout.rewards_leave:
+                self.rollouts.rewards.leave()
+            return steps
+
         return StepBatches(
-            prepare,
+            prepared,
             self._live,
             config.steps,
             rollout=config.rollout,

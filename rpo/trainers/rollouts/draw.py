@@ -7,7 +7,7 @@ processes; its grid is one of (seed, rollout), so all processes share it.
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
@@ -27,6 +27,7 @@ from rpo.randomness import keyed_generator
 from rpo.rewards.base import WeightedRewards
 from rpo.sampling.sample import Keep, sample
 from rpo.trainers.rollouts.failed import FailedScores
+from rpo.trainers.rollouts.gates import counted, read_gates
 from rpo.trainers.rollouts.prompts import Prompts, PromptSource, prompts_from
 from rpo.trainers.rollouts.settings import RolloutConfig
 from rpo.training.log import REWARD_INFO
@@ -63,6 +64,8 @@ class Rollout:
     """The weighted sum of all rewards; NaN where any of them could not judge the image."""
     parts: dict[str, PerSample]
     """The raw score of each reward, by name; NaN at the same images."""
+    counted: dict[str, PerSample]
+    """The same where it counts: NaN also where the gate of a reward is shut."""
     counts: PerSample
     """What each image counts in a mean over those of all processes: see `rpo.trainers.rollouts.failed`."""
     names: tuple[str, ...]
@@ -90,14 +93,20 @@ def rollout_facts(rollout: Rollout, processes: Processes) -> dict[str, Tensor]:
     is_judged = processes.join(rollout.counts) > 0
     rewards = processes.join(rollout.rewards)[is_judged]
     several = rollout.parts if len(rollout.parts) > 1 else {}
+    gated = {name: one for name, one in rollout.counted.items() if one is not rollout.parts[name]}
     return {
         "reward/mean": rewards.mean(),
         "reward/std": rewards.std(correction=0),
         "reward/failed": 1 - is_judged.float().mean(),
         **{f"reward/{name}": processes.join(part)[is_judged].mean() for name, part in several.items()},
+        **{f"reward/{name}/counted": _share(processes.join(one), is_judged) for name, one in gated.items()},
         **{f"{REWARD_INFO}{name}": rollout.rewards.new_full((), mean) for name, mean in rollout.info.items()},
         **rollout.watched,
     }
+
+
+def _share(counted: PerSample, is_judged: Bool[Tensor, " batch"]) -> Tensor:
+    return (~counted[is_judged].isnan()).float().mean()
 
 
 def training_kernel(config: RolloutConfig) -> Kernel:
@@ -123,6 +132,7 @@ class Rollouts:
         evidence: Path | None = None,
         join: Callable[[Tensor], Tensor] | None = None,
         on_images: OnImages | None = None,
+        gates: Mapping[str, str] | None = None,
     ):
         """Prepare.
 
@@ -131,9 +141,10 @@ class Rollouts:
             evidence: A folder for images and prompts of scores that failed.
             join: From a tensor of this process to those of all that share the rollout; alone without.
             on_images: Called on the main process with its images of every rollout that is trained on.
+            gates: When a reward counts; see `rpo.trainers.rollouts.gates`.
         """
         self.model, self.rewards, self.config = model, rewards, config
-        self.prompts = prompts_from(prompts, seed)
+        self.prompts, self.gates = prompts_from(prompts, seed), read_gates(gates or {}, rewards.weights)
         self._seed, self._on_images = seed, on_images
         self.failed = FailedScores(config.max_failed, join=join, evidence=evidence)
         self.canvas = model.canvas_of(config.resolution) if isinstance(model, Checkpoint) else None
@@ -200,17 +211,22 @@ class Rollouts:
             chunks.append(chunk)
             images.append(self.model.decode(chunk.x_0))
         joined = torch.cat(images)
-        answers = self.rewards.ask(joined, prompts, evidence=self.failed.evidence, may_fail=True)
+        answers = self.rewards.ask(
+            joined, prompts, evidence=self.failed.evidence, may_fail=True, batch_size=config.reward_batch_size
+        )
         counts = self.failed.counts(answers, joined, prompts)
         parts = {name: one.values.masked_fill(counts == 0, math.nan) for name, one in answers.items()}
         info = {f"{name}.{key}": mean for name, one in answers.items() for key, mean in one.info.items()}
+        gated = counted(parts, self.gates)
         total = sum(weight * parts[name] for name, weight in self.rewards.weights.items())
         assert isinstance(total, Tensor)
         group = torch.arange(self._own_prompts, device=total.device).repeat_interleave(config.images_per_prompt)
         names = tuple(f"rollout {index}, prompt {p!r}, image {job[1]}" for p, job in zip(prompts, jobs, strict=True))
         self._tell(index, joined, prompts, total)
         trajectory = _joined(chunks, cond)
-        return Rollout(index, trajectory, tuple(chunks), prompts, group, total, parts, counts, names, tuple(jobs), info)
+        return Rollout(
+            index, trajectory, tuple(chunks), prompts, group, total, parts, gated, counts, names, tuple(jobs), info
+        )
 
     @torch.no_grad()
     def _tell(self, index: int, images: Images, prompts: tuple[str, ...], rewards: PerSample) -> None:

@@ -54,33 +54,40 @@ class FailedScores:
         everyone = self._join(failed.float()) > 0
         total, num_failed = len(everyone), int(everyone.any(dim=1).sum())
         if num_failed / total > self.most:
-            raise self._error(list(answers), failed, everyone, images, prompts)
+            raise self._error(answers, failed, everyone, images, prompts)
         for name, own in zip(answers, failed.T, strict=True):
             if self.evidence is not None and own.any() and not has_evidence(self.evidence, name):
-                problem, indices = "returned nan; the image was left out", own.nonzero().flatten().tolist()
+                indices = own.nonzero().flatten().tolist()
+                problem = f"returned nan{_why(answers[name], indices)}; the image was left out"
                 with suppress(OSError):  # a full disk is no reason to stop
                     save_evidence(self.evidence, images, prompts, name=name, indices=indices, problem=problem)
         return ~failed.any(dim=1) * (total / (total - num_failed))
 
     def _error(
         self,
-        names: list[str],
+        answers: Mapping[str, Answered],
         failed: Bool[Tensor, "images rewards"],
         everyone: Bool[Tensor, "every_image rewards"],
         images: Images,
         prompts: tuple[str, ...],
     ) -> RewardError:
         """Of the reward that failed most; with its images where this process has some."""
-        worst = int(everyone.sum(dim=0).argmax())
+        names, worst = list(answers), int(everyone.sum(dim=0).argmax())
         of_worst, of_any, total = int(everyone[:, worst].sum()), int(everyone.any(dim=1).sum()), len(everyone)
-        told = f"returned nan for {of_worst} of {total} images"
+        indices = failed[:, worst].nonzero().flatten().tolist()
+        told = f"returned nan for {of_worst} of {total} images{_why(answers[names[worst]], indices)}"
         told += f", with the other rewards {of_any}" if of_any > of_worst else ""
         problem = (
             f"{told}, of which rollout.max_failed lets {int(self.most * total)} fail; expected a finite float32 number "
             "for the others; make the reward finite on more images, or raise rollout.max_failed, then resume"
         )
-        if not failed[:, worst].any():
+        if not indices:
             return RewardError(f"reward {names[worst]!r}: {problem}. The images are those of another process")
-        indices = failed[:, worst].nonzero().flatten().tolist()
         error = RewardError(problem, indices=indices, batch_size=len(images))
         return traced(error, images, prompts, name=names[worst], evidence=self.evidence)
+
+
+def _why(answered: Answered, indices: list[int]) -> str:
+    """What the reward says of the first image that it could not judge."""
+    told = [answered.failures[index] for index in indices if index in answered.failures]
+    return f" ({told[0]})" if told else ""

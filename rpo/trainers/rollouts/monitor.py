@@ -78,13 +78,14 @@ class Monitor:
             prompts: Those of the run, of which the first are watched.
         """
         held_out = config.monitor.held_out
-        if both := [name for name in held_out if name in trained.each]:
+        others = load_rewards(dict.fromkeys(held_out, 1.0)).each if held_out else {}
+        if both := [name for name in others if name in trained.each]:
             raise InputError(
                 f"monitor.held_out names {both[0]}, which is trained on; expected a reward that is not; name another "
                 "one, or leave it out"
             )
         self._run, self._config, self._prompts, self._trained = run, config, prompts, trained
-        others = load_rewards(dict.fromkeys(held_out, 1.0)).each if held_out else {}
+        self._held_out = tuple(others)
         every = {name: (reward, trained.weights.get(name, 1.0)) for name, reward in {**trained.each, **others}.items()}
         self._rewards, self._eyes = WeightedRewards(every), embedder(*others.values(), *trained.each.values())
         self._rollouts: Rollouts | None = None
@@ -105,7 +106,7 @@ class Monitor:
         if config.every is None:
             return ["not watched for hacking (monitor.every)"]
         share = prompts * self._run.processes.count * images / (config.every * self._config.rollout.images)
-        judges = ", ".join(config.held_out) or "no held-out reward (monitor.held_out names some)"
+        judges = ", ".join(self._held_out) or "no held-out reward (monitor.held_out names some)"
         return [f"watched for hacking, for {share:.0%} more drawing: {judges}; diversity; how images look"]
 
     def before(self, index: int) -> dict[str, Tensor]:
@@ -145,7 +146,7 @@ class Monitor:
             self._rollouts = self._prepared()
         rollout, per_prompt = self._rollouts.draw(0, lambda grid: Keep()), self._size[1]
         images = self._shown.pop()
-        found = {f"{HELD_OUT}{name}": rollout.parts[name] for name in self._config.monitor.held_out}
+        found = {f"{HELD_OUT}{name}": rollout.parts[name] for name in self._held_out}
         found[REWARD] = self._trained.weighted_sum(rollout.parts)
         seen = {name: values.unflatten(0, (-1, per_prompt)).nanmean(dim=1) for name, values in found.items()}
         seen |= looks_of(images, per_prompt, eyes=self._eyes)

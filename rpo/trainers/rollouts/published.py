@@ -4,12 +4,16 @@ All of it is found out once, when the rollout is drawn: old policy and reference
 image that could not be judged is nobody's company in its group.
 """
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import final
 
+import torch
+from torch import Tensor
+
 from rpo.objectives.endpoint.update import COPIES, Copy, Moments, Preset
 from rpo.trainers.rollouts.collector import Collector
-from rpo.trainers.rollouts.compared import ranked_in_groups
+from rpo.trainers.rollouts.compared import ranked_in_groups, share_facts
 from rpo.trainers.rollouts.draw import Rollout
 from rpo.trainers.rollouts.lag import OldPolicy
 from rpo.trainers.rollouts.noised import NoisedImages
@@ -44,8 +48,8 @@ class PublishedWorth:
         draws = self.old is not None and after is not None and self.old.updates >= after
         return self.old.in_place() if self.old is not None and draws else nullcontext()
 
-    def of(self, rollout: Rollout, steps: Steps) -> Steps:
-        """The moments with what the preset needs: who says what there, and what each is worth."""
+    def of(self, rollout: Rollout, steps: Steps) -> tuple[Steps, Mapping[str, Tensor]]:
+        """The moments with what the preset needs: who says what there, and what each is worth; and what to log."""
         preset, collector = self.preset, self.collector
         said: dict[Copy, Latents] = {}
         if "reference" in preset.needs:
@@ -56,13 +60,14 @@ class PublishedWorth:
             with self.old.in_place():
                 said["old"] = self.noised.said(steps)
         weights, group_size = collector.rollouts.rewards.weights, collector.config.rollout.images_per_prompt
-        ranked = ranked_in_groups(rollout, weights, collector.run.processes, group_size, preset.ranked)
+        weighted = ranked_in_groups(rollout, weights, collector.run.processes, group_size, preset.ranked)
+        ranked = torch.stack(list(weighted.values())).sum(dim=0)
         group = rollout.group[steps.image] * rollout.trajectory.grid.num_steps + steps.step
         advantage, judged = ranked.to(group.device)[steps.image], rollout.judged.to(group.device)[steps.image]
         errors = {name: (one - steps["prediction"]).square().mean(dim=(1, 2, 3))[judged] for name, one in said.items()}
         worth = advantage.new_zeros(len(steps))
         worth[judged] = preset.worth(advantage[judged], errors, group[judged])
-        return steps.knowing(worth=worth, **said)
+        return steps.knowing(worth=worth, **said), share_facts(weighted, collector.run.processes)
 
     def moments(self, steps: Steps, prediction: Latents) -> Moments:
         """A micro-batch as the preset takes it."""

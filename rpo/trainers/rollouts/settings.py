@@ -1,9 +1,10 @@
 """The settings of every algorithm that draws what it learns from: how rollouts are drawn, how steps are learnt."""
 
+from collections.abc import Mapping
 from dataclasses import field, replace
 from typing import ClassVar, Literal
 
-from rpo.config.ranges import BelowOne, Count, Fraction, GuidanceScale, NotNegative, Side
+from rpo.config.ranges import BelowOne, Count, Fraction, GuidanceScale, NotNegative, Side, Text
 from rpo.config.settings import settings
 from rpo.errors import InputError
 from rpo.evaluation.watch import WatchConfig
@@ -55,6 +56,14 @@ class RolloutConfig:
 
     batch_size: Count = 64
     """Images drawn at once; lower it when memory runs out. It changes speed, not images."""
+
+    reward_batch_size: Count | None = None
+    """Images that a reward is asked about at once; nothing means all of a rollout, which most rewards divide further.
+    Lower it when a reward of your own runs out of memory."""
+
+    rewards_leave: bool = False
+    """Whether reward models leave the accelerator between rollouts, for the memory; they come back in a second or so
+    for each of a few GB. Those that come with rpo do."""
 
     max_failed: BelowOne = 0.1
     """Share of a rollout's images, over all processes, that a reward may answer NaN for, because it could not judge
@@ -188,6 +197,10 @@ class OnlineConfig(TrainingConfig):
 
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     """What is watched beside the reward."""
+
+    gates: Mapping[str, Text] = field(default_factory=dict[str, str])
+    """When a reward counts: {aesthetic: "ocr > 0.9"} lets it count only for images for which another reward is above a
+    number. GRPO, and the objectives of endpoint other than bound."""
 
     kl_weight: NotNegative = 0.0
     """Weight of the distance from the reference against the reward, in nats of the whole path. 0 leaves the reference
