@@ -164,10 +164,12 @@ def main() -> None:
                 words = ["one", f"--run={name}", f"--folder={args.folder}"]
                 if not (args.folder / name / "result.json").is_file():
                     pool.submit(on_one_core, str(Path(__file__)), words, args.folder / f"{name}.log")
-        write(RESULTS, {name: read(args.folder / name / "result.json") for name in REWARDS})
+        write(RESULTS, {"runs": {name: read(args.folder / name / "result.json") for name in REWARDS}})
     if (found := read(RESULTS)) is None:
         sys.exit(f"{RESULTS} is not there; run this without `report` first")
-    print(report(found))
+    table = report(found["runs"])
+    write(RESULTS, found | {"tables": {"runs": table}})
+    print(table)
 
 
 if __name__ == "__main__":

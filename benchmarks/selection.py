@@ -153,11 +153,11 @@ def run(seeds: Sequence[int], lora: Path | None) -> None:
     held_out_texts(1, seed=0)  # what is made once is no way's
     judge(torch.zeros(1, 3, 64, 64), ["a red circle"])
     for suffix, name, seed in jobs:
-        results = read(RESULTS) or {}
+        results = (read(RESULTS) or {"ways": {}})["ways"]
         if str(seed) not in results.get(name + suffix, {}):
             model = aligned if suffix and aligned else base
             results.setdefault(name + suffix, {})[str(seed)] = measure(name, model, seed)
-            write(RESULTS, results)
+            write(RESULTS, {"ways": results})
             print(f"{name}{suffix}, seed {seed}", flush=True)
 
 
@@ -226,8 +226,10 @@ def main() -> None:
         run(args.seeds, args.lora)
     if (results := read(RESULTS)) is None:
         sys.exit(f"{RESULTS} is not there; run this without `report` first")
-    write_text(FIGURE, figure(results))
-    print(table(results))
+    told = table(results["ways"])
+    write_text(FIGURE, figure(results["ways"]))
+    write(RESULTS, results | {"tables": {"ways": told}})
+    print(told)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 - position bias: the share of pairs on which a judge changes its mind when the two images change places;
 - parse errors: the share of questions to which there was no answer in the form asked for, by kind;
 - agreement of two judges beyond chance (Cohen's kappa);
-- controls: a critic must find something to fix in noise and in a blank image, and no judge may prefer them to an image
-  that was made for the caption.
+- controls: a critic must find something to fix in noise, in a blank image and in an image of another caption, which is
+  a question with a false premise; and no judge may prefer them to an image that was made for the caption.
 
 Every share counts prompts for its interval. Faults are counted apart and are in no other share.
 """
@@ -40,7 +40,7 @@ _Item = TypeVar("_Item")
 _Answer = TypeVar("_Answer")
 
 
-Control = Literal["noise", "blank"]
+Control = Literal["noise", "blank", "another caption's image"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
 
 
@@ -66,7 +66,7 @@ class JudgeAudit:
     shown_first: Interval | None
     """Share of the answers that name a winner in which it is the image shown first; 0.5 without bias."""
     prefers_control: Mapping[Control, Interval | None]
-    """Share of real images that lose against noise, or against a blank image, in both orders."""
+    """Share of real images that lose against a control, in both orders."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class CriticAudit:
     identity: Mapping[str, str]
     answers: Answers
     finds_nothing: Mapping[Control, Interval | None]
-    """Share of noise, or blank, images in which it finds nothing to fix."""
+    """Share of the controls in which it finds nothing to fix."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,7 @@ def audit(folder: str | Path, config: AuditConfig) -> Audit:
     edited, plain = _drawn(run, config.pairs, rng, kind="edit"), _drawn(run, config.controls, rng, kind="source")
     pairs = [Pair(one.source.caption, _image(run, one, "source"), _image(run, one, "edit")) for one in edited]
     sources = [(one.source.caption, _image(run, one, "source")) for one in plain]
-    controls: dict[Control, list[Pair]] = {
-        kind: [Pair(caption, _control(kind, image.size, rng), image) for caption, image in sources] for kind in CONTROLS
-    }
+    controls: dict[Control, list[Pair]] = {kind: _controls(kind, sources, rng) for kind in CONTROLS}
     verdicts = [_judge(judge, pairs) for judge in judges]
     kappa, number = _agreement(pairs, verdicts)
     found = Audit(
@@ -227,11 +225,21 @@ def _image(run: RunFolder, one: History, kind: str) -> Image.Image:
     return run.load_image(one.image_of(kind) or "", one.source.name)
 
 
-def _control(kind: Control, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    width, height = size
+def _controls(kind: Control, sources: Sequence[tuple[str, Image.Image]], rng: np.random.Generator) -> list[Pair]:
+    """Of each source the control first and its image second; none where no other caption has an image."""
+    if kind == "another caption's image":
+        every = [*sources, *sources]
+        followers = [
+            next((other for text, other in every[place + 1 :] if text != caption), None)
+            for place, (caption, _) in enumerate(sources)
+        ]
+        pairs = zip(sources, followers, strict=True)
+        return [Pair(caption, other, image) for (caption, image), other in pairs if other is not None]
     if kind == "blank":
-        return Image.new("RGB", size, (128, 128, 128))
-    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        return [Pair(caption, Image.new("RGB", image.size, (128, 128, 128)), image) for caption, image in sources]
+    shapes = [(image.size[1], image.size[0], 3) for _, image in sources]
+    noise = [Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for shape in shapes]
+    return [Pair(caption, control, image) for (caption, image), control in zip(sources, noise, strict=True)]
 
 
 def _judge(judge: BothOrders, pairs: Sequence[Pair]) -> list[OrderedVerdicts]:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from rpo.cli.main import main
 from rpo.config.load import to_yaml
-from rpo.curation.audit import AUDIT_FILE, Audit, AuditConfig, audit, format_audit
+from rpo.curation.audit import AUDIT_FILE, CONTROLS, Audit, AuditConfig, audit, format_audit
 from rpo.curation.curate_config import ChatConfig, CurateConfig
 from rpo.curation.records import Critique, Fault, Unavailable
 from rpo.curation.store.folder import RunFolder, Share
@@ -113,6 +113,9 @@ class ContentCritic:
         return [Critique(problems=(), overall=10) for _ in images]
 
 
+OTHERS = CONTROLS[2]
+
+
 def own(habit):
     return ChatConfig(kind=f"{__name__}:OwnJudge", model=habit)
 
@@ -120,12 +123,13 @@ def own(habit):
 def test_an_honest_judge_and_critic(folder):
     found = audit(folder, AuditConfig(second_judge=own("busy"), controls=8))
     judge, busy = found.judges
-    assert judge.identity["model"] == "shapes" and judge.answers.asked == 2 * (NUM_RECORDS - 3) + 2 * 2 * 8
+    assert judge.identity["model"] == "shapes" and judge.answers.asked == 2 * (NUM_RECORDS - 3) + 2 * 3 * 8
     assert judge.answers.faults == {} and judge.answers.fault_rate.value == 0
     assert judge.position_bias.value == 0 and judge.shown_first.value == 0.5
-    assert {share.value for share in judge.prefers_control.values()} == {0}
+    assert {kind: judge.prefers_control[kind].value for kind in ("noise", "blank")} == {"noise": 0, "blank": 0}
+    assert judge.prefers_control[OTHERS].value <= 0.25, "some of the images are wrong, too"
     assert {share.value for share in found.critic.finds_nothing.values()} == {0}
-    assert found.critic.answers.asked == 16
+    assert found.critic.answers.asked == 24
     assert busy.prefers_control["noise"].value == 1 and busy.prefers_control["blank"].value == 0
     assert found.num_agreement_pairs == NUM_RECORDS - 3
     assert found.agreement is not None and found.agreement.low <= found.agreement.value < 1
@@ -144,14 +148,14 @@ def test_a_judge_that_always_takes_the_first_is_found_out(folder):
     biased = found.judges[0]
     assert biased.position_bias.value == 1 and biased.position_bias.low > 0.8
     assert biased.shown_first.value == 1
-    assert biased.prefers_control == {"noise": None, "blank": None}, "it is sure of nothing in both orders"
+    assert biased.prefers_control == dict.fromkeys(CONTROLS), "it is sure of nothing in both orders"
     assert found.agreement is None and found.num_agreement_pairs == 0
     assert biased.answers.faults == {}
 
 
 def test_a_judge_that_talks_is_counted_and_not_guessed(folder):
     (judge,) = audit(folder, AuditConfig(judge=own("prose"), second_judge=None, pairs=5, controls=2)).judges
-    assert judge.answers.asked == 10 + 8 and judge.answers.faults == {"parse_error": 18}
+    assert judge.answers.asked == 10 + 12 and judge.answers.faults == {"parse_error": 22}
     assert judge.answers.fault_rate.value == 1
     assert judge.position_bias is judge.shown_first is None
 
@@ -171,11 +175,11 @@ def test_a_model_that_cannot_be_asked_stops_the_audit(folder):
 
 def test_a_component_that_raises_on_everything_is_not_audited(folder):
     message = (
-        r"^audit: the judge \(kind own, model broken\) raised on all 14 items .* 'RuntimeError: no weights'; expect"
+        r"^audit: the judge \(kind own, model broken\) raised on all 18 items .* 'RuntimeError: no weights'; expect"
     )
     with pytest.raises(ValueError, match=message):
         audit(folder, AuditConfig(judge=own("broken"), second_judge=None, pairs=3, controls=2))
-    with pytest.raises(ValueError, match=r"^audit: the critic \(kind broken\) raised on all 4 items .*no eyes"):
+    with pytest.raises(ValueError, match=r"^audit: the critic \(kind broken\) raised on all 6 items .*no eyes"):
         audit(folder, AuditConfig(critic=ChatConfig(kind=f"{__name__}:BrokenCritic"), second_judge=None, controls=2))
     assert not (folder / AUDIT_FILE).exists()
 
@@ -183,7 +187,7 @@ def test_a_component_that_raises_on_everything_is_not_audited(folder):
 def test_a_critic_that_is_content_with_noise_is_found_out(folder):
     critic = ChatConfig(kind=f"{__name__}:ContentCritic")
     found = audit(folder, AuditConfig(critic=critic, second_judge=None, controls=5)).critic
-    assert {kind: share.value for kind, share in found.finds_nothing.items()} == {"noise": 1, "blank": 1}
+    assert {kind: share.value for kind, share in found.finds_nothing.items()} == dict.fromkeys(CONTROLS, 1)
 
 
 def test_the_same_seed_audits_the_same(folder):
@@ -197,7 +201,7 @@ def test_a_run_without_edits_has_no_pairs(tmp_path):
     run.close()
     found = audit(tmp_path, AuditConfig(critic=HONEST, second_judge=HONEST))
     assert found.judges[0].position_bias is None and found.agreement is None
-    assert found.critic.finds_nothing == {"noise": None, "blank": None}
+    assert found.critic.finds_nothing == dict.fromkeys(CONTROLS)
     assert "nothing to tell it from" in format_audit(found)
 
 
