@@ -31,7 +31,7 @@ from rpo.shapes.world import draw_scene, render, sample_prompts
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = {page.name: page.read_text() for page in (ROOT / "README.md", ROOT / "rpo" / "SKILL.md", *DOCS)}
-RUN = ("README.md", "data.md", "sample.md", "from_trl.md", "from_ddpo_pytorch.md", "from_diffusers_dpo.md")
+RUN = ("README.md", "data.md", "sample.md", "select.md", "from_trl.md", "from_ddpo_pytorch.md", "from_diffusers_dpo.md")
 RUN_SLOWLY = ("in_your_code.md",)
 GUIDES = [name for name in PAGES if name.startswith("add_")]
 HOMES = ("", "rpo", "rpo/trainers")

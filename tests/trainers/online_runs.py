@@ -51,22 +51,22 @@ def grpo(folder, *, pipe=None, reward="jpeg-compressibility", prompts=None, **ch
     return Trainer(pipe or tiny_sd(), GRPO(reward, prompts or PROMPTS, GRPOConfig(**settings(folder, **changes))))
 
 
-def score_as_action(folder, *, pipe=None, reward="jpeg-compressibility", **changes):
+def score_as_action(folder, *, pipe=None, reward="jpeg-compressibility", prompts=None, **changes):
     config = ScoreAsActionConfig(**settings(folder, **{"value": VALUE} | changes))
-    return Trainer(pipe or tiny_sd(), ScoreAsAction(reward, PROMPTS, config))
+    return Trainer(pipe or tiny_sd(), ScoreAsAction(reward, prompts or PROMPTS, config))
 
 
-def endpoint(folder, *, pipe=None, reward="jpeg-compressibility", **changes):
+def endpoint(folder, *, pipe=None, reward="jpeg-compressibility", prompts=None, **changes):
     """By the bound, whose own settings stand beside the others; or by the `objective` given."""
     own = {name: changes.pop(name) for name in ("baseline", "scale", "consistency", "clip") if name in changes}
     changes = {"objective": Bound(**own)} | changes
     config = EndpointConfig(**settings(folder, **{"value": VALUE} | changes))
-    return Trainer(pipe or tiny_sd(), Endpoint(reward, PROMPTS, config))
+    return Trainer(pipe or tiny_sd(), Endpoint(reward, prompts or PROMPTS, config))
 
 
-def reward_gradient(folder, *, pipe=None, reward=None, **changes):
+def reward_gradient(folder, *, pipe=None, reward=None, prompts=None, **changes):
     config = RewardGradientConfig(**settings(folder, **{"objective": Draft(last_steps=2)} | changes))
-    return Trainer(pipe or tiny_sd(), RewardGradient(reward or lightness, PROMPTS, config))
+    return Trainer(pipe or tiny_sd(), RewardGradient(reward or lightness, prompts or PROMPTS, config))
 
 
 TRAINERS = {
