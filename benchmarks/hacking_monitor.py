@@ -8,7 +8,7 @@ for; "good" for what the verifier's graded score says. Both are watched by `shap
 neither is trained on, at every second rollout. At each of these the model is judged besides by the verifier, on 160
 held-out prompts by the sampler of the rollouts, which nothing in the run knows of.
 
-A run that was killed goes on. About 20 minutes on two cores.
+A run that was killed goes on. About 15 minutes on two cores.
 """
 
 import argparse
@@ -43,7 +43,7 @@ HELD_OUT = "held_out/shapes-clip"
 SETTINGS = (
     "baseline=prompt_history",
     "learning.learning_rate=1e-3",
-    "learning.updates=40",
+    "learning.updates=30",
     "learning.checkpoint_every=10",
     "monitor.every=2",
     "preview_every=0",

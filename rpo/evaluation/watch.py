@@ -22,7 +22,11 @@ from rpo.types import Images
 WATCHED = "watched/"
 
 SURE = 3.0
-"""Standard errors from which a fall is sure: of a thousand numbers that did not move one has fallen so far."""
+"""From which z on a fall is sure: of a thousand numbers that did not move one has fallen so far."""
+
+DIVERSITIES = (f"{WATCHED}pixel_diversity", f"{WATCHED}diversity")
+LEAST_DIVERSITY = 0.5
+"""The share of its diversity that a model must keep; a better one loses some, since its images are right alike."""
 
 
 @settings
@@ -33,7 +37,7 @@ class WatchConfig:
     """Rewards that judge the watched images and are not trained on; cheap ones, such as clip-score."""
 
     alarm: Positive = 0.25
-    """How far a held-out reward or a diversity must fall, in standard deviations between prompts; 0.1 to 0.5."""
+    """How far a held-out reward must fall, in standard deviations between prompts; 0.1 to 0.5."""
 
     stop: bool = False
     """Whether an alarm ends the run."""
@@ -60,12 +64,26 @@ def looks_of(images: Images, per_prompt: int, *, eyes: Callable[[Images], Tensor
 def sure_falls(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> dict[str, Move]:
     """What of it has surely fallen and should not have, by metric; one number per prompt, of the same prompts."""
     moves = {name: moved(before[name], now[name]) for name in now if name.removeprefix(WATCHED) not in STATISTICS}
-    return {name: move for name, move in moves.items() if move is not None and move.errors <= -SURE}
+    return {name: move for name, move in moves.items() if move is not None and move.z <= -SURE}
+
+
+def alarming(falls: Mapping[str, Move], *, spreads: float) -> dict[str, Move]:
+    """Those that are large enough to matter.
+
+    Args:
+        falls: By metric.
+        spreads: How far a reward must fall.
+    """
+    return {
+        name: move
+        for name, move in falls.items()
+        if (move.now <= LEAST_DIVERSITY * move.before if name in DIVERSITIES else -move.spreads >= spreads)
+    }
 
 
 def in_words(metric: str, move: Move) -> str:
     """A fall, for a person."""
     return (
-        f"{metric} fell from {move.before:.4g} to {move.now:.4g} ({-move.spreads:.2f} spreads between prompts, "
-        f"{-move.errors:.1f} standard errors)"
+        f"{metric} fell from {move.before:.4g} to {move.now:.4g} (by {-move.spreads:.2f} spreads between prompts, z = "
+        f"{move.z:.1f})"
     )

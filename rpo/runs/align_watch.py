@@ -14,7 +14,7 @@ from torch import Tensor
 from rpo.errors import InputError
 from rpo.evaluation.held_out import HeldOutConfig, Judged
 from rpo.evaluation.image_statistics import embedder
-from rpo.evaluation.watch import WatchConfig, in_words, looks_of, sure_falls
+from rpo.evaluation.watch import WatchConfig, alarming, in_words, looks_of, sure_falls
 from rpo.rewards import load_rewards
 from rpo.training.log import HELD_OUT
 
@@ -45,7 +45,7 @@ class RoundWatch:
         self._base = self._base or self._seen(base)
         seen = self._seen(judged)
         falls = sure_falls(self._base, seen)
-        alarms = [in_words(name, move) for name, move in falls.items() if -move.spreads >= self._config.alarm]
+        alarms = [in_words(name, move) for name, move in alarming(falls, spreads=self._config.alarm).items()]
         return {"watched": {name: values.nanmean().item() for name, values in seen.items()}, "alarms": alarms}
 
     @torch.no_grad()

@@ -13,8 +13,8 @@ from rpo.trainers.rollouts.settings import MonitorConfig
 from rpo.training.log import read_metrics
 from tests.trainers.online_runs import ROLLOUT, TRAINERS, digest, grpo, learning, small_value  # noqa: F401
 
-SIX = dataclasses.replace(ROLLOUT, prompts=6)
-PROMPTS = tuple(f"{count} dogs" for count in ("one", "two", "three", "four", "five", "six", "seven"))
+TWELVE = dataclasses.replace(ROLLOUT, prompts=12)
+PROMPTS = tuple(f"{count} dogs" for count in range(14))
 TIMINGS = ("seconds", "loop/update_seconds", "loop/samples_per_second")
 
 
@@ -43,7 +43,7 @@ def watched(folder, held_out, *, reward=None, updates=4, **monitor):
         folder,
         reward=reward or RISING,
         prompts=PROMPTS,
-        rollout=SIX,
+        rollout=TWELVE,
         learning=learning(updates),
         monitor=MonitorConfig(held_out=names, every=1, canaries=False, **monitor),
     )
@@ -95,7 +95,9 @@ def test_a_resumed_run_sees_the_same(tmp_path):
     runs = {}
     for name, stops in (("whole", (5,)), ("resumed", (3, 5))):
         for number, updates in enumerate(stops):
-            trainer = grpo(tmp_path / name, prompts=PROMPTS, rollout=SIX, learning=learning(updates), monitor=monitor)
+            trainer = grpo(
+                tmp_path / name, prompts=PROMPTS, rollout=TWELVE, learning=learning(updates), monitor=monitor
+            )
             trainer.train(resume=number > 0)
         runs[name] = lines(tmp_path / name)
     assert runs["whole"] == runs["resumed"]

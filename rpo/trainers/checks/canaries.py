@@ -15,8 +15,8 @@ from rpo.rewards.base import WeightedRewards
 from rpo.trainers.checks.preflight import Check
 from rpo.types import Images, PerSample
 
-CLEARLY = 3.0
-"""Standard errors by which noise must be preferred to be refused for it."""
+CLEARLY = 2.4
+"""From which z on noise is preferred: of eight images, all or nearly all."""
 
 GREY = 0.5
 
@@ -54,7 +54,7 @@ def _check(name: str, said: dict[str, PerSample]) -> Check:
     told = ", ".join(f"{kind} {values.nanmean().item():.4g}" for kind, values in said.items())
     return Check(
         f"canaries of {name}",
-        not (is_judge and preferred is not None and preferred.errors > CLEARLY),
+        not (is_judge and preferred is not None and preferred.z > CLEARLY),
         told + ("" if is_judge else "; it does not read prompts"),
         "it prefers noise to what the model draws, and would teach it to: look at what it says of some images, at "
         "their range and their prompts; where noise is what is wanted, give monitor.canaries: false",

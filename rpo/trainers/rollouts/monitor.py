@@ -22,7 +22,7 @@ from rpo.data.prompts import AnnotatedPrompt, metadata_of
 from rpo.errors import InputError
 from rpo.evaluation.drift import moved
 from rpo.evaluation.image_statistics import embedder
-from rpo.evaluation.watch import in_words, looks_of, sure_falls
+from rpo.evaluation.watch import alarming, in_words, looks_of, sure_falls
 from rpo.files.whole import write_whole
 from rpo.randomness import keyed_generator
 from rpo.rewards import load_rewards
@@ -38,14 +38,14 @@ from rpo.types import Images
 
 REWARD = "watched/reward"
 
-PROMPTS, IMAGES = 16, 2
+PROMPTS, IMAGES = 32, 2
 """How many prompts are drawn at a look, and how often each; fewer where a rollout has fewer."""
 
 MAY_FAIL = 0.99
 """Share of the watched images without a score, which are left out; whether a reward fails too often, rollouts tell."""
 
 RISEN = 2.0
-"""Standard errors from which the trained reward has risen."""
+"""From which z on the trained reward has risen."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ class Monitor:
             seen = self._look()
         self._first = self._first or seen
         rise = moved(self._first[REWARD], seen[REWARD])
-        falls = sure_falls(self._first, seen) if rise is not None and rise.errors >= RISEN else {}
-        down = {name for name, move in falls.items() if -move.spreads >= self._config.monitor.alarm}
+        falls = sure_falls(self._first, seen) if rise is not None and rise.z >= RISEN else {}
+        down = set(alarming(falls, spreads=self._config.monitor.alarm))
         for name in sorted(down - self._down):
             self._raise(Alarm(index, name, in_words(name, falls[name])))
         self._down = down

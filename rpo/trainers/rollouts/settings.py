@@ -159,8 +159,8 @@ class StepsConfig:
 class MonitorConfig(WatchConfig):
     """What is watched of a run that draws: an alarm is a fall while the trained reward rises."""
 
-    every: Count | None = 4
-    """Rollouts from one look at 16 prompts to the next; a look draws 32 images. Nothing means never."""
+    every: Count | None = 8
+    """Rollouts from one look at 32 prompts to the next; a look draws 64 images. Nothing means never."""
 
     canaries: bool = True
     """Whether rewards are tried on noise before the first update, which none that reads prompts may prefer to the
