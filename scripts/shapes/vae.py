@@ -3,6 +3,7 @@
 Latent diffusion (arXiv:2112.10752) adds a perceptual and an adversarial loss for texture; flat shapes have none.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +36,23 @@ class Moments:
         return mean + self.std[picked] * torch.randn(mean.shape, generator=generator, device=mean.device)
 
 
-def train_vae(images: Tensor, folder: Path, loop: LoopConfig, *, data: str, seed: int) -> AutoencoderKL:
-    """Train the autoencoder on uint8 [count, 3, 64, 64] where these are, and set its `scaling_factor`."""
-    vae = seeded(seed, build_vae).to(images.device)
+def train_vae(
+    images: Tensor,
+    folder: Path,
+    loop: LoopConfig,
+    *,
+    data: str,
+    seed: int,
+    build: Callable[[], AutoencoderKL] = build_vae,
+) -> AutoencoderKL:
+    """Train an autoencoder on uint8 [count, 3, height, width] where these are, and set its `scaling_factor`."""
+    vae = seeded(seed, build).to(images.device)
+    cell = 2 ** (len(vae.config.block_out_channels) - 1)
+    latent = (vae.config.latent_channels, images.shape[2] // cell, images.shape[3] // cell)
 
     def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
         picked = torch.randint(len(images), (BATCH,), generator=generator, device=images.device)
-        return images[picked], torch.randn(BATCH, 4, 8, 8, generator=generator, device=images.device)
+        return images[picked], torch.randn(BATCH, *latent, generator=generator, device=images.device)
 
     train(folder, vae, draw, lambda batch: vae_loss(vae, *batch), loop, data=data, seed=seed)
     moments = encode(vae, images[:4096], scale=1.0)  # so that the diffusion starts from unit scale
