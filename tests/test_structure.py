@@ -39,7 +39,7 @@ FLOORS: tuple[set[str], ...] = (
     {"publishing", "reports"},
     {"trainers"},
     {"curation"},
-    {"shapes"},
+    {"shapes", "words"},
     {"runs"},
     {"cli"},
 )

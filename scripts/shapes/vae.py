@@ -44,6 +44,7 @@ def train_vae(
     data: str,
     seed: int,
     build: Callable[[], AutoencoderKL] = build_vae,
+    batch: int = BATCH,
 ) -> AutoencoderKL:
     """Train an autoencoder on uint8 [count, 3, height, width] where these are, and set its `scaling_factor`."""
     vae = seeded(seed, build).to(images.device)
@@ -51,8 +52,8 @@ def train_vae(
     latent = (vae.config.latent_channels, images.shape[2] // cell, images.shape[3] // cell)
 
     def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        picked = torch.randint(len(images), (BATCH,), generator=generator, device=images.device)
-        return images[picked], torch.randn(BATCH, *latent, generator=generator, device=images.device)
+        picked = torch.randint(len(images), (batch,), generator=generator, device=images.device)
+        return images[picked], torch.randn(batch, *latent, generator=generator, device=images.device)
 
     train(folder, vae, draw, lambda batch: vae_loss(vae, *batch), loop, data=data, seed=seed)
     moments = encode(vae, images[:4096], scale=1.0)  # so that the diffusion starts from unit scale

@@ -24,7 +24,7 @@ NETWORK_CHANNELS = (64, 128)
 
 def build_vae() -> AutoencoderKL:
     """Make an untrained autoencoder of about one million parameters: 64x32 RGB to 8x4x8 latents."""
-    channels = (16, 32, 64, 64)
+    channels = (16, 32, 32, 64)
     return AutoencoderKL(
         block_out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * len(channels),
