@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from rpo.words.prompts import LENGTHS, LETTERS
-from rpo.words.world import HEIGHT, PITCH, SIZES, WIDTH, glyph, middles
+from rpo.words.world import BOX, HEIGHT, PITCH, SIZES, glyph, middles
 
 ILLEGIBLE = "?"
 
@@ -34,8 +34,8 @@ MIN_CONTRAST = 50.0
 DARKEST = 0.7
 """Pixels as far from the paper as this share of the farthest are ink alone."""
 
-REACH = 5
-"""Pixels by which a word may stand off the middle; the world's own keep within two."""
+REACH = 2
+"""Pixels by which a word may stand off the middle; the world's own keep within one."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ NOTHING = Reading("", float("inf"))
 
 
 def read_word(image: NDArray[np.uint8]) -> Reading:
-    """Read an image, uint8 [32, 64, 3]."""
+    """Read an image, uint8 [16, 48, 3]."""
     ink = ink_of(image)
     if ink is None:
         return NOTHING
@@ -84,12 +84,12 @@ def ink_of(image: NDArray[np.uint8]) -> NDArray[np.float32] | None:
     return np.pad(share.clip(0, 1), PITCH)
 
 
-_BOX = (20, PITCH)
+_BOX = (BOX[1], PITCH)
 
 
 @cache
 def _templates() -> NDArray[np.float32]:
-    """The glyphs of all sizes, letters first: [sizes · letters, 20 · 12]."""
+    """The glyphs of all sizes, letters first: [sizes · letters, 12 · 9]."""
     cut = [glyph(letter, size)[:, 2:-2] for size in SIZES for letter in LETTERS]
     return np.stack([one.ravel() for one in cut])
 
@@ -134,5 +134,3 @@ def _letter_at(gains: NDArray[np.float32], y: int, x: int, size: int) -> tuple[f
     found = float(around[down, across, letter])
     return found, size * len(LETTERS) + int(letter), y - 1 + int(down), x - 1 + int(across)
 
-
-_MARGINS = (HEIGHT + 2 * PITCH, WIDTH + 2 * PITCH)

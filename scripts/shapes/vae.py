@@ -45,6 +45,7 @@ def train_vae(
     seed: int,
     build: Callable[[], AutoencoderKL] = build_vae,
     batch: int = BATCH,
+    l1_weight: float = 1.0,
 ) -> AutoencoderKL:
     """Train an autoencoder on uint8 [count, 3, height, width] where these are, and set its `scaling_factor`."""
     vae = seeded(seed, build).to(images.device)
@@ -55,19 +56,19 @@ def train_vae(
         picked = torch.randint(len(images), (batch,), generator=generator, device=images.device)
         return images[picked], torch.randn(batch, *latent, generator=generator, device=images.device)
 
-    train(folder, vae, draw, lambda batch: vae_loss(vae, *batch), loop, data=data, seed=seed)
+    train(folder, vae, draw, lambda drawn: vae_loss(vae, *drawn, l1_weight=l1_weight), loop, data=data, seed=seed)
     moments = encode(vae, images[:4096], scale=1.0)  # so that the diffusion starts from unit scale
     vae.register_to_config(scaling_factor=1 / (moments.mean.var() + (moments.std**2).mean()).sqrt().item())
     return vae
 
 
-def vae_loss(vae: AutoencoderKL, images: Tensor, noise: Tensor) -> Tensor:
-    """L1 + L2 of the reconstruction from one posterior sample, + `KL_WEIGHT` times the KL per latent dimension."""
+def vae_loss(vae: AutoencoderKL, images: Tensor, noise: Tensor, *, l1_weight: float = 1.0) -> Tensor:
+    """`l1_weight` L1 + L2 of the reconstruction from one posterior sample, + `KL_WEIGHT` times the KL per latent dimension."""
     wanted = to_signed(images)
     posterior = vae.encode(wanted).latent_dist
     found = vae.decode(posterior.mean + posterior.std * noise).sample
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-    return functional.l1_loss(found, wanted) + functional.mse_loss(found, wanted) + KL_WEIGHT * kl
+    return l1_weight * functional.l1_loss(found, wanted) + functional.mse_loss(found, wanted) + KL_WEIGHT * kl
 
 
 def channels_first(images: NDArray[np.uint8]) -> Tensor:

@@ -38,13 +38,13 @@ class WordsConfig:
     """Device of training and evaluation; "auto" takes the GPU when there is one."""
     seed: Seed = 0
     """Determines images, initial weights and noise."""
-    images: Count = 32_768
+    images: Count = 24_576
     """Images drawn once and used over and over; 10,000 to 100,000."""
     mistakes: BelowOne = 0.25
     """Probability of each letter of an image to be another one than its caption says."""
     evaluate: WholeNumber = 300
     """Images drawn per split to measure the result; 0 skips it."""
-    vae: LoopConfig = field(default_factory=lambda: LoopConfig(1000, 2e-3, "cosine", 50, log_every=50))
+    vae: LoopConfig = field(default_factory=lambda: LoopConfig(800, 2e-3, "cosine", 30, log_every=50))
     """How the autoencoder is trained."""
     denoiser: LoopConfig = field(
         default_factory=lambda: LoopConfig(
@@ -61,7 +61,7 @@ def pretrain(config: WordsConfig) -> None:
     tokenizer = build_tokenizer(config.output / "tokenizer", KNOWN, MAX_TOKENS)
     drawn, captions = training_images(seed_of(seed, 0), config.images, mistakes=config.mistakes)
     images = channels_first(drawn).to(device)
-    vae = train_vae(images, config.output / "vae", config.vae, data=data, seed=seed, build=build_vae, batch=VAE_BATCH)
+    vae = train_vae(images, config.output / "vae", config.vae, data=data, seed=seed, build=build_vae, batch=VAE_BATCH, l1_weight=0.0)
     networks = seeded(seed, lambda: build_text_to_latent(tokenizer)).to(device)
     captioned = Captioned(encode(vae, images), *(token_ids(tokenizer, texts, device) for texts in (captions, [""])))
     loss_of = partial(denoising_loss, networks)

@@ -45,7 +45,7 @@ def test_it_knows_every_letter_in_every_place(letter, size):
     for place in range(5):
         other = [consonant, vowel] if letter in "AEIOU" else [vowel, consonant]
         word = "".join(letter if at == place else other[(at - place + 1) % 2] for at in range(5))
-        for shift in (-2, 2):
+        for shift in (-1, 1):
             assert read_word(render(Setting(word, size, shift, -shift))).word == word
 
 
@@ -72,8 +72,8 @@ def test_a_letter_too_many_or_a_stain_is_not_overlooked():
     image = render(Setting("CAT"))
     assert read_word(render(Setting("CATA"))).word == "CATA"
     stained = image.copy()
-    stained[2:12, 54:64] = 30
-    assert read_word(stained).word == ""
+    stained[3:13, 40:47] = 30
+    assert read_word(stained).word not in ("CAT", "")
     upside_down = image[::-1, ::-1]
     assert read_word(upside_down).word != "CAT"
 
@@ -92,7 +92,7 @@ def test_as_a_reward_it_says_yes_or_no():
     assert judge(images, [prompt_of("CAT")] * 3).tolist() == [1, 0, 0]
     with pytest.raises(RewardError, match="none of the words world"):
         judge(images, [prompt_of("CAT"), "a dog", prompt_of("CAT")])
-    with pytest.raises(InputError, match="32"):
+    with pytest.raises(InputError, match="16, 48"):
         judge(torch.zeros(1, 3, 64, 64), [prompt_of("CAT")])
 
 
