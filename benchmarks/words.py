@@ -21,7 +21,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -32,14 +32,17 @@ from jobs import on_one_core, read, write
 from objectives_judge import pack, unpack
 
 import rpo.words
+from rpo.adapters.loading import load_model
 from rpo.cli.main import COMMANDS
 from rpo.config.load import load_config
 from rpo.evaluation.held_out import Sampling
 from rpo.evaluation.intervals import Interval, paired_gain
 from rpo.files.text import write_text
+from rpo.files.whole import read_lines
 from rpo.models.checkpoint import Checkpoint
 from rpo.reports.charts import Chart, Mark, Series, draw_figure
 from rpo.rewards import load_reward
+from rpo.runs.align import align
 from rpo.runs.train import ONLINE
 from rpo.runs.train_config import part_of
 from rpo.trainers.trainer import Trainer
@@ -48,8 +51,8 @@ from rpo.words.prompts import HELD_OUT, held_out_texts, texts
 
 RESULTS = Path(__file__).parent / "words.json"
 CONFIGS = Path(__file__).parent.parent / "configs"
-STOPS = (1 / 4, 1 / 2, 1.0)
-"""Shares of the updates at which a run is judged."""
+STOPS = (1 / 3, 2 / 3, 1.0)
+"""Shares of the updates, or rounds, at which a run is judged."""
 
 REWARD, JUDGE = "ocr", "words-judge"
 GUIDANCES = (1.0, 2.0)
@@ -66,8 +69,14 @@ class Arm:
     command: str
     overrides: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """Of the command, as it is typed."""
+        return self.command if self.command == "align" else f"train {self.command}"
+
 
 ARMS = {
+    "dpo": Arm("rounds of DPO", "align", ("held_out.count=2", "curate.progress=false")),
     "nft": Arm("DiffusionNFT", "endpoint"),
     "rvm": Arm("RVM", "endpoint", ("objective.kind=rvm",)),
     "ddpo": Arm("DDPO", "grpo", ("baseline=prompt_history",)),
@@ -101,29 +110,38 @@ class Job:
         digest = hashlib.sha256(json.dumps(self.settings).encode()).hexdigest()[:8]
         return root / f"{self.arm}-{self.seed}-{digest}"
 
-    def trainer(self, place: Path, updates: int | None) -> Trainer:
-        """What trains it, to so many updates; None for all."""
+    def config(self, place: Path, *more: str) -> Any:
+        """Its settings, in a folder."""
         arm = ARMS[self.arm]
-        config_class: Any = COMMANDS[f"train {arm.command}"].config_class
-        words = [f"seed={self.seed}", f"output={place}", *WATCHING, *arm.overrides]
-        config = load_config(config_class, self.config_file, [*words, *[f"learning.updates={updates}"] * bool(updates)])
-        algorithm, own = ONLINE[config_class]
-        prompts = texts("train", seed=0)
-        return Trainer(Checkpoint.load("words"), algorithm(config.rewards, prompts, part_of(config, own)))
+        watching = [f"dpo.{word}" for word in WATCHING] if arm.command == "align" else WATCHING
+        words = [f"seed={self.seed}", f"output={place}", *watching, *arm.overrides, *more]
+        return load_config(COMMANDS[arm.name].config_class, self.config_file, words)
+
+    def until(self, place: Path, share: float) -> tuple[Checkpoint, dict[str, float]]:
+        """Train on to a share of its updates, or of its rounds: the model as it is then, and what it took."""
+        if ARMS[self.arm].command == "align":
+            rounds = round(share * self.config(place).rounds)
+            ended = align(config := self.config(place, f"rounds={rounds}"), resume=place.exists())
+            seconds = [float(str(one["seconds"])) for one in read_lines(place / "stages.jsonl") if one["stage"] != "judge"]
+            model = load_model(replace(config.curate.source.model, lora=str(ended.lora)))
+            return model, {"updates": rounds, "seconds": sum(seconds)}
+        updates = round(share * self.config(place).learning.updates)
+        config = self.config(place, f"learning.updates={updates}")
+        algorithm, own = ONLINE[type(config)]
+        learns = algorithm(config.rewards, texts("train", seed=0), part_of(config, own))
+        trainer = Trainer(Checkpoint.load("words"), learns)
+        trainer.train(resume=trainer.folder.exists())
+        assert isinstance(model := trainer.run.model, Checkpoint)
+        return model, {"updates": updates, "seconds": float(read_metrics(trainer.folder)[-1]["seconds"])}
 
 
 def train(job: Job, folder: Path) -> dict[str, Any]:
     """One run, judged at every stop; continues where an earlier call ended."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    updates = job.trainer(folder / "run", None).loop.updates
     stops: dict[str, Any] = {}
     for stop in STOPS:
         if not (file := folder / f"judged-{stop:g}.json").is_file():
-            trainer = job.trainer(folder / "run", round(stop * updates))
-            ended = trainer.train(resume=trainer.folder.exists())
-            facts = {"updates": ended.updates, "seconds": read_metrics(trainer.folder)[-1]["seconds"]}
-            facts["images"] = read_metrics(trainer.folder)[-1].get("samples", 0)
-            assert isinstance(model := trainer.run.model, Checkpoint)
+            model, facts = job.until(folder / "run", stop)
             write(file, facts | judged(model, job.images))
         stops[f"{stop:g}"] = read(file)
     result = {"settings": job.settings, "stops": stops}

@@ -13,8 +13,6 @@ from jobs import read, write  # noqa: E402
 from objectives_judge import pack  # noqa: E402
 from words import ARMS, Job  # noqa: E402
 
-from rpo.cli.main import COMMANDS  # noqa: E402
-from rpo.config.load import load_config  # noqa: E402
 
 
 def judged(right, minutes=0.0):
@@ -40,7 +38,7 @@ def test_the_table_says_the_gains_of_judge_and_reward(tmp_path, capsys):
 def test_every_arm_is_settings_of_a_command_with_a_configuration():
     for arm in ARMS:
         job = Job(arm, 0, 4)
-        load_config(COMMANDS[f"train {ARMS[arm].command}"].config_class, job.config_file, ARMS[arm].overrides)
+        job.config(Path("x"))
         assert job.folder(Path("x")) != Job(arm, 1, 4).folder(Path("x")) != Job(arm, 1, 5).folder(Path("x"))
 
 
