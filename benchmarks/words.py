@@ -122,7 +122,9 @@ class Job:
         if ARMS[self.arm].command == "align":
             rounds = round(share * self.config(place).rounds)
             ended = align(config := self.config(place, f"rounds={rounds}"), resume=place.exists())
-            seconds = [float(str(one["seconds"])) for one in read_lines(place / "stages.jsonl") if one["stage"] != "judge"]
+            seconds = [
+                float(str(one["seconds"])) for one in read_lines(place / "stages.jsonl") if one["stage"] != "judge"
+            ]
             model = load_model(replace(config.curate.source.model, lora=str(ended.lora)))
             return model, {"updates": rounds, "seconds": sum(seconds)}
         updates = round(share * self.config(place).learning.updates)
@@ -235,7 +237,10 @@ def charts(base: dict[str, Any], runs: dict[str, list[dict[str, Any]]]) -> list[
         for arm, some in runs.items():
             stops = [[run["stops"][f"{stop:g}"] for run in some] for stop in STOPS]
             x = [0.0, *(statistics.mean(one["seconds"] for one in at) / 60 for at in stops)]
-            y = [start, *(statistics.mean(float(scores(o, by, guidance, HELD_OUT[0]).mean()) for o in at) for at in stops)]
+            y = [
+                start,
+                *(statistics.mean(float(scores(o, by, guidance, HELD_OUT[0]).mean()) for o in at) for at in stops),
+            ]
             series.append(Series(ARMS[arm].title, tuple(x), tuple(y), is_noisy=False))
         made.append(
             Chart(

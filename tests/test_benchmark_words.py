@@ -14,7 +14,6 @@ from objectives_judge import pack  # noqa: E402
 from words import ARMS, Job  # noqa: E402
 
 
-
 def judged(right, minutes=0.0):
     """Of ten words so many right, and as many tenths of the reward."""
     names, domains = [f"guidance {one:g}" for one in words.GUIDANCES], words.HELD_OUT

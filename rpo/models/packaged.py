@@ -14,7 +14,7 @@ def folder_of(source: str | PathLike[str]) -> str | PathLike[str]:
 
 
 def expression_of(source: str) -> str:
-    """Python that gives the folder of a packaged checkpoint, such as `rpo.shapes.path()`; empty for any other source."""
+    """Python that gives the folder of a packaged checkpoint, such as `rpo.shapes.path()`; empty for any other."""
     module, _, attribute = PACKAGED.get(source, "").partition(":")
     return f"{module}.{attribute}()" if module else ""
 

@@ -7,8 +7,9 @@ in double quotes, several of them one after the other. 1 is right, 0 is nothing 
 text rendering: nothing else of the image counts, and text beside the one asked for costs nothing.
 
 RapidOCR's package (Apache-2.0) has the weights in it, PaddleOCR's small detector and recogniser (Apache-2.0, 31 MB).
-It runs on the CPU, one image after another, by as many threads as torch, in 0.3 GB, and has no gradient: 30 words of
-64 pixels a second on one core. A font size of 12 pixels and more is read. The authors ask PaddleOCR itself, which reads with other weights.
+It runs on the CPU, one image after another, by as many threads as torch, in 0.3 GB, and has no gradient: 30 words of 64
+pixels a second on one core. A font size of 12 pixels and more is read. The authors ask PaddleOCR itself, which reads
+with other weights.
 """
 
 import re
@@ -29,8 +30,8 @@ SHORTEST_EDGE = 64
 736, takes many times as long for an image of 64 pixels and reads no more of it."""
 
 LINE = (3, 48, 192)
-"""Channels and height of a line that is read, and the width to which a shorter one is filled up. RapidOCR's own 320 costs
-a word half as much again."""
+"""Channels and height of a line that is read, and the width to which a shorter one is filled up. RapidOCR's own 320
+costs a word half as much again."""
 
 QUOTED = re.compile(r'"([^"]*)"|“([^”]*)”')
 

@@ -1,11 +1,10 @@
 """The language of the words world: `the word "CAT"`, for words in which consonants and vowels take turns.
 
-A word has three to five of 17 letters; 61,200 words can be written so. One token stands for one letter, so spelling is
+A word has three to five of 17 letters; 69,420 words can be written so. One token stands for one letter, so spelling is
 what the prompt says and no more. Which words a model has seen:
 
 - `out_of_domain`: a letter in a place where no word of pretraining has it ("K" first, "O" second, …).
-- `in_domain`: about 10 % of the rest, by length. Neither pretrained on nor fine-tuned on; each of their letters was seen
-  in its place.
+- `in_domain`: about 10 % of the rest, by length. No training sees them; each of their letters was seen in its place.
 - `train`: what remains, for both.
 """
 

@@ -133,4 +133,3 @@ def _letter_at(gains: NDArray[np.float32], y: int, x: int, size: int) -> tuple[f
     down, across, letter = np.unravel_index(around.argmax(), around.shape)
     found = float(around[down, across, letter])
     return found, size * len(LETTERS) + int(letter), y - 1 + int(down), x - 1 + int(across)
-

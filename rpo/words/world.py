@@ -37,7 +37,7 @@ MISTAKES = {
 SUPERSAMPLING = 8
 
 STROKE = 3
-"""By which a line is fatter on either side, in parts of a pixel by `SUPERSAMPLING`: thin ones fade in an autoencoder."""
+"""By which a line is fatter on either side, in parts of a pixel: thin ones fade in an autoencoder."""
 
 BOX = (13, 12)
 """Width and height in which a glyph is drawn, in pixels."""
@@ -135,4 +135,3 @@ def training_images(seed: int, count: int, *, mistakes: float) -> tuple[NDArray[
 def _by_length(known: Sequence[str]) -> list[list[str]]:
     lengths = sorted({len(word) for word in known})
     return [[word for word in known if len(word) == length] for length in lengths]
-

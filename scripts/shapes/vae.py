@@ -63,7 +63,7 @@ def train_vae(
 
 
 def vae_loss(vae: AutoencoderKL, images: Tensor, noise: Tensor, *, l1_weight: float = 1.0) -> Tensor:
-    """`l1_weight` L1 + L2 of the reconstruction from one posterior sample, + `KL_WEIGHT` times the KL per latent dimension."""
+    """`l1_weight` L1 + L2 of the reconstruction from one posterior sample, + `KL_WEIGHT` KL per latent dimension."""
     wanted = to_signed(images)
     posterior = vae.encode(wanted).latent_dist
     found = vae.decode(posterior.mean + posterior.std * noise).sample

@@ -1,7 +1,7 @@
 """How good the words checkpoint is; what is measured is the folder on disk, as a user gets it.
 
-By split and guidance: the share of images that the judge reads as asked. What RapidOCR makes of the same images, where it
-is installed. And what the autoencoder loses of words.
+By split and guidance: the share of images that the judge reads as asked. What RapidOCR makes of the same images, where
+it is installed. And what the autoencoder loses of words.
 """
 
 from importlib.util import find_spec

@@ -61,7 +61,9 @@ def pretrain(config: WordsConfig) -> None:
     tokenizer = build_tokenizer(config.output / "tokenizer", KNOWN, MAX_TOKENS)
     drawn, captions = training_images(seed_of(seed, 0), config.images, mistakes=config.mistakes)
     images = channels_first(drawn).to(device)
-    vae = train_vae(images, config.output / "vae", config.vae, data=data, seed=seed, build=build_vae, batch=VAE_BATCH, l1_weight=0.0)
+    vae = train_vae(
+        images, config.output / "vae", config.vae, data=data, seed=seed, build=build_vae, batch=VAE_BATCH, l1_weight=0.0
+    )
     networks = seeded(seed, lambda: build_text_to_latent(tokenizer)).to(device)
     captioned = Captioned(encode(vae, images), *(token_ids(tokenizer, texts, device) for texts in (captions, [""])))
     loss_of = partial(denoising_loss, networks)
