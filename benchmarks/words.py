@@ -144,18 +144,23 @@ def train(job: Job, folder: Path) -> dict[str, Any]:
     for stop in STOPS:
         if not (file := folder / f"judged-{stop:g}.json").is_file():
             model, facts = job.until(folder / "run", stop)
-            write(file, facts | judged(model, job.images))
+            write(file, facts | judged(model, job.images, in_full=stop == STOPS[-1]))
         stops[f"{stop:g}"] = read(file)
     result = {"settings": job.settings, "stops": stops}
     write(folder / "result.json", result)
     return result
 
 
-def judged(model: Checkpoint, images: int) -> dict[str, Any]:
-    """Verdicts of the judge and scores of the reward, by guidance and domain; and what an image costs the reward."""
+def judged(model: Checkpoint, images: int, *, in_full: bool) -> dict[str, Any]:
+    """Verdicts of the judge and scores of the reward, by guidance and domain; and what an image costs the reward.
+
+    Args:
+        images: Words of each domain.
+        in_full: By every guidance, not only by the checkpoint's own.
+    """
     reward, judge, spent, scored = load_reward(REWARD), load_reward(JUDGE), 0.0, 0
     found: dict[str, Any] = {"judge": {}, "reward": {}}
-    for guidance in GUIDANCES:
+    for guidance in GUIDANCES if in_full else (rpo.words.GUIDANCE_SCALE,):
         sampling = Sampling(0, num_steps=rpo.words.NUM_STEPS, guidance_scale=guidance, eta=rpo.words.ETA)
         name = f"guidance {guidance:g}"
         found["judge"][name], found["reward"][name] = {}, {}
@@ -309,7 +314,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--again", action="store_true", help="run what is finished already, too")
     args = parser.parse_args(argv)
     if args.part == "base":
-        write(args.folder / f"base-{args.images}.json", judged(Checkpoint.load("words"), args.images))
+        write(args.folder / f"base-{args.images}.json", judged(Checkpoint.load("words"), args.images, in_full=True))
     elif args.part == "one":
         job = Job(args.arms[0], args.seeds[0], args.images)
         train(job, job.folder(args.folder))

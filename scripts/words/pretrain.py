@@ -48,7 +48,7 @@ class WordsConfig:
     """How the autoencoder is trained."""
     denoiser: LoopConfig = field(
         default_factory=lambda: LoopConfig(
-            6000, 1e-3, "constant", 100, adam_beta2=0.99, weight_decay=0.01, ema_decay=0.9995, log_every=50
+            2000, 1e-3, "constant", 100, adam_beta2=0.99, weight_decay=0.01, ema_decay=0.9995, log_every=50
         )
     )
     """How UNet and text encoder are trained; the updates may be raised for a run that is to go on."""
