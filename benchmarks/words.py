@@ -55,8 +55,8 @@ STOPS = (1 / 3, 2 / 3, 1.0)
 """Shares of the updates, or rounds, at which a run is judged."""
 
 REWARD, JUDGE = "ocr", "words-judge"
-GUIDANCES = (1.0, 2.0)
-"""With and without: guidance alone mends some of what the base does wrong."""
+GUIDANCES = (1.0, 2.0, 3.0)
+"""Guidance alone mends some of what the base does wrong, so that a gain must be one at every strength of it."""
 
 WATCHING = ("learning.progress=false", "preview_every=0", "preflight=false")
 
