@@ -53,7 +53,13 @@ def test_wheel_holds_every_file_of_the_package(wheel: ZipFile) -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["rpo/py.typed", "rpo/reports/templates/report.html.j2", "rpo/shapes/assets/model_index.json"]
+    "part",
+    [
+        "rpo/py.typed",
+        "rpo/reports/templates/report.html.j2",
+        "rpo/shapes/assets/model_index.json",
+        "rpo/words/assets/model_index.json",
+    ],
 )
 def test_wheel_holds(part: str, wheel: ZipFile) -> None:
     assert part in wheel.namelist()

@@ -39,7 +39,7 @@ FLOORS: tuple[set[str], ...] = (
     {"publishing", "reports"},
     {"trainers"},
     {"curation"},
-    {"shapes"},
+    {"shapes", "words"},
     {"runs"},
     {"cli"},
 )
@@ -168,13 +168,13 @@ def test_the_house_is_small() -> None:
     families = {file for folder in folders for file in (ROOT / "rpo" / folder).glob("*.py")}
     families -= {ROOT / f"rpo/objectives/endpoint/{name}.py" for name in ("update", "bound")}
     core = [path for path in SOURCES if path.relative_to(ROOT / "rpo").parts[0] in CORE and path not in families]
-    assert lines_of([*core, *STORIES]) <= 6850
+    assert lines_of([*core, *STORIES]) <= 6870
     assert [f"{path} has {lines_of([path])} lines" for path in families if lines_of([path]) > 120] == []
     assert [f"{path} has {lines_of([path])} lines" for path in STORIES if lines_of([path]) > 200] == []
     assert len(list((ROOT / "rpo").glob("*.py"))) <= 8
     # Aim: 20,500. Of it 1,700 are for reward models, a file each, 1,100 to serve them, 1,700 to evaluate, 1,000 to
-    # watch and to select.
-    assert lines_of(set(SOURCES) - families) <= 39_400
+    # watch and to select, 450 for words.
+    assert lines_of(set(SOURCES) - families) <= 39_900
 
 
 def test_class_names_are_unique() -> None:

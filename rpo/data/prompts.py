@@ -13,10 +13,10 @@ from rpo.files.text import lines, read_text, text_fault
 from rpo.files.whole import numbered_lines, parse_line
 from rpo.plugins import load_plugin
 
-SOURCES = {"shapes": "rpo.shapes.prompts:texts"}
+SOURCES = {"shapes": "rpo.shapes.prompts:texts", "words": "rpo.words.prompts:texts"}
 """Prompts by name: what makes texts of the part behind a colon, as in "shapes:in_domain", and of a seed."""
 
-HELD_OUT = {"shapes": "rpo.shapes.prompts:held_out_texts"}
+HELD_OUT = {"shapes": "rpo.shapes.prompts:held_out_texts", "words": "rpo.words.prompts:held_out_texts"}
 """Those that no training sees: what makes texts by domain of a number for each and of a seed."""
 
 KEY = "prompt"

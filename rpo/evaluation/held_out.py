@@ -148,7 +148,7 @@ def check_comparable(before: Judged, after: Judged) -> None:
         )
 
 
-VERIFIERS = {"shapes": "shapes-strict"}
+VERIFIERS = {"shapes": "shapes-strict", "words": "words-judge"}
 """By the name of held-out prompts: the reward that is the truth about them."""
 
 LARGEST_SHOWN = 256

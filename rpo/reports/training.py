@@ -14,6 +14,7 @@ from PIL import Image
 from rpo.evaluation.comparison import PairedComparison, mean_comparison
 from rpo.evaluation.held_out import Judged
 from rpo.files.text import read_text
+from rpo.models.packaged import expression_of, imports_of
 from rpo.plugins import load_plugin
 from rpo.reports.charts import Chart, Mark, Series, curve, running_mean
 from rpo.reports.facts import environment_facts, settings_facts
@@ -285,11 +286,10 @@ def commands_section(saved: Path, base_source: str, preparation: Sequence[str]) 
     start = "from diffusers import AutoPipelineForText2Image\n\npipe = AutoPipelineForText2Image.from_pretrained("
     if saved.name != "lora":
         return CommandsSection("Use the result", (Snippet("With stock diffusers:", f'{start}"{saved}")'),))
-    embedded = base_source == "shapes"
-    base = "rpo.shapes.path()" if embedded else repr(base_source)
-    load = [*["import rpo.shapes"] * embedded, f"{start}{base})", *preparation, f'pipe.load_lora_weights("{saved}")']
+    base = expression_of(base_source) or repr(base_source)
+    load = [*imports_of(base_source), f"{start}{base})", *preparation, f'pipe.load_lora_weights("{saved}")']
     commands = [Snippet("With stock diffusers:", "\n".join(load))]
-    if embedded:
+    if base_source == "shapes":
         commands.append(Snippet("Measure it:", f"rpo shapes evaluate --lora {saved}"))
     return CommandsSection("Use the LoRA", tuple(commands))
 

@@ -32,6 +32,7 @@ __all__ = [
 REWARDS = {
     "shapes": "rpo.shapes.reward:GRADED",
     "shapes-strict": "rpo.shapes.reward:STRICT",
+    "words-judge": "rpo.words.reward:JUDGE",
     "jpeg-compressibility": "rpo.rewards.jpeg:COMPRESSIBILITY",
     "jpeg-incompressibility": "rpo.rewards.jpeg:INCOMPRESSIBILITY",
     "clip-score": "rpo.rewards.clip:CLIP_SCORE",

@@ -44,6 +44,7 @@ from rpo.files.whole import append_line, mend_last_line, read_lines
 from rpo.interrupts import ended_in_order
 from rpo.models.checkpoint import Checkpoint, refuse_editor
 from rpo.models.config import ModelConfig
+from rpo.models.packaged import expression_of, imports_of
 from rpo.models.usual import call_of
 from rpo.publishing.measured import measured
 from rpo.publishing.model_card import CardFacts, write_model_card
@@ -246,12 +247,12 @@ class _Rounds:
     def _card(self, number: int, pairs: PairSet, model: Checkpoint) -> CardFacts:
         source = self.config.curate.source
         base = source.model.source
-        is_embedded = base == "shapes"
+        packaged = expression_of(base)
         return CardFacts(
             method="Rich Preference Optimization",
-            base_model=None if is_embedded else base,
-            base_expression="rpo.shapes.path()" if is_embedded else "",
-            imports=("import rpo.shapes",) if is_embedded else (),
+            base_model=None if packaged else base,
+            base_expression=packaged,
+            imports=imports_of(base),
             preparation=lora_preparation(model),
             data=f"{len(pairs)} pairs of the model's own images and edits of them, made in {number} round(s) of "
             "critique, instruction and edit, kept where "

@@ -17,7 +17,7 @@ from rpo.evaluation.held_out import HeldOut, Judged
 from rpo.files.local_paths import shown_path
 from rpo.files.text import write_text
 from rpo.models.checkpoint import Checkpoint, refuse_editor
-from rpo.models.packaged import PACKAGED
+from rpo.models.packaged import expression_of, imports_of
 from rpo.models.usual import call_of
 from rpo.publishing.measured import measured
 from rpo.publishing.model_card import CardFacts, write_model_card
@@ -146,9 +146,8 @@ def _card(trainer: Trainer, config: RunConfig, base: Judged, aligned: Judged) ->
     if isinstance(model, Checkpoint):
         drawn = {"num_steps": held_out.num_steps, "guidance_scale": held_out.guidance_scale, "eta": held_out.eta}
         card = replace(card, call=call_of(model, **drawn))
-    if config.model.source in PACKAGED:  # whose folder is elsewhere for everybody
-        module, _, function = PACKAGED[config.model.source].partition(":")
-        card = replace(card, base_model=None, base_expression=f"{module}.{function}()", imports=(f"import {module}",))
+    if packaged := expression_of(config.model.source):  # whose folder is elsewhere for everybody
+        card = replace(card, base_model=None, base_expression=packaged, imports=imports_of(config.model.source))
     return measured(card, base, aligned, held_out.reward)
 
 

@@ -3,6 +3,7 @@
 Latent diffusion (arXiv:2112.10752) adds a perceptual and an adversarial loss for texture; flat shapes have none.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,27 +36,39 @@ class Moments:
         return mean + self.std[picked] * torch.randn(mean.shape, generator=generator, device=mean.device)
 
 
-def train_vae(images: Tensor, folder: Path, loop: LoopConfig, *, data: str, seed: int) -> AutoencoderKL:
-    """Train the autoencoder on uint8 [count, 3, 64, 64] where these are, and set its `scaling_factor`."""
-    vae = seeded(seed, build_vae).to(images.device)
+def train_vae(
+    images: Tensor,
+    folder: Path,
+    loop: LoopConfig,
+    *,
+    data: str,
+    seed: int,
+    build: Callable[[], AutoencoderKL] = build_vae,
+    batch: int = BATCH,
+    l1_weight: float = 1.0,
+) -> AutoencoderKL:
+    """Train an autoencoder on uint8 [count, 3, height, width] where these are, and set its `scaling_factor`."""
+    vae = seeded(seed, build).to(images.device)
+    cell = 2 ** (len(vae.config.block_out_channels) - 1)
+    latent = (vae.config.latent_channels, images.shape[2] // cell, images.shape[3] // cell)
 
     def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        picked = torch.randint(len(images), (BATCH,), generator=generator, device=images.device)
-        return images[picked], torch.randn(BATCH, 4, 8, 8, generator=generator, device=images.device)
+        picked = torch.randint(len(images), (batch,), generator=generator, device=images.device)
+        return images[picked], torch.randn(batch, *latent, generator=generator, device=images.device)
 
-    train(folder, vae, draw, lambda batch: vae_loss(vae, *batch), loop, data=data, seed=seed)
+    train(folder, vae, draw, lambda drawn: vae_loss(vae, *drawn, l1_weight=l1_weight), loop, data=data, seed=seed)
     moments = encode(vae, images[:4096], scale=1.0)  # so that the diffusion starts from unit scale
     vae.register_to_config(scaling_factor=1 / (moments.mean.var() + (moments.std**2).mean()).sqrt().item())
     return vae
 
 
-def vae_loss(vae: AutoencoderKL, images: Tensor, noise: Tensor) -> Tensor:
-    """L1 + L2 of the reconstruction from one posterior sample, + `KL_WEIGHT` times the KL per latent dimension."""
+def vae_loss(vae: AutoencoderKL, images: Tensor, noise: Tensor, *, l1_weight: float = 1.0) -> Tensor:
+    """`l1_weight` L1 + L2 of the reconstruction from one posterior sample, + `KL_WEIGHT` KL per latent dimension."""
     wanted = to_signed(images)
     posterior = vae.encode(wanted).latent_dist
     found = vae.decode(posterior.mean + posterior.std * noise).sample
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-    return functional.l1_loss(found, wanted) + functional.mse_loss(found, wanted) + KL_WEIGHT * kl
+    return l1_weight * functional.l1_loss(found, wanted) + functional.mse_loss(found, wanted) + KL_WEIGHT * kl
 
 
 def channels_first(images: NDArray[np.uint8]) -> Tensor:

@@ -24,10 +24,11 @@ from rpo.rewards.jpeg import COMPRESSIBILITY, JpegReward
 from rpo.rewards.ocr import OCR
 from rpo.shapes.proxy import REWARD
 from rpo.shapes.reward import GRADED, ShapesReward
+from rpo.words.reward import JUDGE
 
 FILES = ("base", "function", "jpeg", "clip", "clip_preprocessing")
 MODELS = ("aesthetic", "hps", "image_reward", "ocr", "weights")
-MODULES = ["rpo.rewards", "rpo.shapes.reward", *(f"rpo.rewards.{name}" for name in FILES + MODELS)]
+MODULES = ["rpo.rewards", "rpo.shapes.reward", "rpo.words.reward", *(f"rpo.rewards.{name}" for name in FILES + MODELS)]
 MODULES += ["rpo.rewards.remote.client", "rpo.curation.vlm.vqa_score", "rpo.curation.vlm.graded_judge"]
 MODULES += ["rpo.rewards.detector", "rpo.rewards.composition"]
 WITHOUT_EXAMPLE = {"rpo.rewards.clip_preprocessing", "rpo.rewards.hps", "rpo.rewards.weights"}
@@ -37,6 +38,9 @@ SEEING = ("vqa-score", "graded-judge", "composition")
 PUBLISHED = {*OF_CHECKPOINT, "ocr"}
 """Rewards that read a checkpoint from the hub, or need an extra; the tests of each have the same class with a small one
 on disk."""
+
+WORLDS = {"words-judge": (16, 48, ['the word "CAT"', 'the word "BEN"'])}
+"""Height, width and prompts of a world of its own."""
 
 CUSTOM = """
 class Bright:
@@ -64,8 +68,8 @@ def custom(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted(REWARDS.keys() - PUBLISHED))
 def test_every_name_gives_a_reward_that_scores(name):
-    reward = load_reward(name)
-    assert reward(torch.ones(2, 3, 64, 64), ["a red circle", "a blue square"]).shape == (2,)
+    height, width, prompts = WORLDS.get(name, (64, 64, ["a red circle", "a blue square"]))
+    assert load_reward(name)(torch.ones(2, 3, height, width), prompts).shape == (2,)
 
 
 def test_names_are_what_they_say():
@@ -74,6 +78,7 @@ def test_names_are_what_they_say():
     assert [load_reward(name) for name in REWARDS if name not in SEEING] == [
         ShapesReward("graded"),
         ShapesReward("strict"),
+        JUDGE,
         JpegReward(is_small_good=True),
         JpegReward(is_small_good=False),
         CLIP_SCORE,

@@ -120,10 +120,10 @@ def rendered(word, edge, size, ink, paper):
 @pytest.mark.skipif(find_spec("rapidocr") is None, reason="needs the extra rpo[ocr]")
 def test_rendered_words_are_read_and_noise_and_blanks_are_not():
     rng = random.Random(0)
-    words = ["".join(rng.choices(string.ascii_uppercase, k=rng.randint(3, 5))) for _ in range(100)]
+    words = ["".join(rng.choices(string.ascii_uppercase, k=rng.randint(3, 5))) for _ in range(500)]
     looks = [("black", "white", 16), ("white", "navy", 18), ("darkred", "khaki", 20)]
     images = torch.stack(
-        [rendered(word, 96, size, ink, paper) for word, (ink, paper, size) in zip(words, looks * 34, strict=False)]
+        [rendered(word, 96, size, ink, paper) for word, (ink, paper, size) in zip(words, looks * 167, strict=False)]
     )
     prompts = [f'the word "{word}"' for word in words]
     scores = OCR(images, prompts)

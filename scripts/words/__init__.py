@@ -1,0 +1,1 @@
+"""How the weights in `rpo/words/assets` are made: `python -m scripts.words.pretrain`, on what `scripts.shapes` has."""
