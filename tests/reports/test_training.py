@@ -9,7 +9,14 @@ from PIL import Image
 from rpo.evaluation.held_out import Judged, Sampling
 from rpo.reports.facts import environment_facts, settings_facts
 from rpo.reports.html import Report, render
-from rpo.reports.training import Findings, curves_section, guide_section, previews_section, write_training_report
+from rpo.reports.training import (
+    Findings,
+    curves_section,
+    guide_section,
+    previews_section,
+    watched_section,
+    write_training_report,
+)
 from rpo.training.log import METRICS
 from tests.trainers.online_runs import PROMPTS
 
@@ -122,6 +129,36 @@ def test_the_guide_explains_what_was_logged_and_nothing_else(entries, explained)
     other = {"margin", "error ratio"} if entries is not PAIRS else {"KL", "explained variance", "spread"}
     assert not other & terms and "95 % interval" not in terms
     assert "95 % interval" in {term for term, _ in guide_section(entries, is_judged=True).terms}
+
+
+def watched(step):
+    """What a look sees; between two of them nothing."""
+    names = ("reward", "saturation", "colour_entropy", "edge_density", "sharpness", "high_frequency", "pixel_diversity")
+    values = {f"watched/{name}": 2.0 + step / 10 for name in names} | {"held_out/clip-score": 30.0 - step}
+    return values if step % 4 == 1 else dict.fromkeys(values)
+
+
+def test_what_was_watched_is_one_figure_by_what_it_was_at_the_start():
+    entries = [entry | watched(entry["update"]) for entry in ONLINE]
+    (section,) = watched_section(entries, ["rollout 8: held_out/clip-score fell"])
+    drawn = {chart.title: chart for chart in section.charts}
+    assert list(drawn) == [
+        "Trained reward",
+        "Not trained on: clip-score",
+        "Diversity, by that of the start",
+        "Colours, by that of the start",
+        "Detail, by that of the start",
+    ]
+    (score,) = drawn["Not trained on: clip-score"].series
+    assert (score.x, score.y[:2]) == (tuple(range(1, 30, 4)), (29.0, 25.0))
+    assert drawn["Colours, by that of the start"].series[0].y[1] == pytest.approx(2.5 / 2.1)
+    assert "Alarm at rollout 8: held_out/clip-score fell." in section.note
+    assert "No alarm." in watched_section(entries, [])[0].note
+
+
+def test_one_look_and_none_are_no_figure():
+    assert watched_section(ONLINE, []) == ()
+    assert watched_section([ONLINE[0] | watched(1), ONLINE[1] | watched(2)], []) == ()
 
 
 def test_curves_and_guide_make_a_page():
