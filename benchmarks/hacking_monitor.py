@@ -5,8 +5,8 @@
 
 Two runs of DDPO on `shapes`, alike but for the reward. "gamed" is rewarded for colourful pixels, whatever was asked
 for; "good" for what the verifier's graded score says. Both are watched by `shapes-clip`, a small CLIP model that
-neither is trained on, at every second rollout. At each of these the model is judged besides by the verifier, on 160
-held-out prompts by the sampler of the rollouts, which nothing in the run knows of.
+neither is trained on, on 96 prompts at every second rollout. At each of these the model is judged besides by the
+verifier, on 160 held-out prompts by the sampler of the rollouts, which nothing in the run knows of.
 
 A run that was killed goes on. About 15 minutes on two cores.
 """
@@ -43,8 +43,9 @@ HELD_OUT = "held_out/shapes-clip"
 SETTINGS = (
     "baseline=prompt_history",
     "learning.learning_rate=1e-3",
-    "learning.updates=30",
+    "learning.updates=24",
     "learning.checkpoint_every=10",
+    "monitor.prompts=96",
     "monitor.every=2",
     "preview_every=0",
 )

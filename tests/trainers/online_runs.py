@@ -42,6 +42,7 @@ def settings(folder, **changes):
         "steps": STEPS,
         "adapter": ADAPTER,
         "preview_every": 0,
+        "monitor": MonitorConfig(prompts=2),
         "output": str(folder),
         "learning": learning(),
     } | changes

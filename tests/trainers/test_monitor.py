@@ -45,7 +45,7 @@ def watched(folder, held_out, *, reward=None, updates=4, **monitor):
         prompts=PROMPTS,
         rollout=TWELVE,
         learning=learning(updates),
-        monitor=MonitorConfig(held_out=names, every=1, canaries=False, **monitor),
+        monitor=MonitorConfig(held_out=names, prompts=12, every=1, canaries=False, **monitor),
     )
 
 
@@ -55,7 +55,7 @@ def lines(folder):
 
 @pytest.mark.parametrize("name", TRAINERS)
 def test_it_changes_nothing_that_is_learnt(name, tmp_path):
-    runs = [TRAINERS[name](tmp_path / str(every), monitor=MonitorConfig(every=every)) for every in (1, None)]
+    runs = [TRAINERS[name](tmp_path / str(every), monitor=MonitorConfig(prompts=6, every=every)) for every in (1, None)]
     for trainer in runs:
         trainer.train()
     assert digest(runs[0]) == digest(runs[1])
@@ -91,7 +91,7 @@ def test_what_is_trained_on_cannot_be_held_out(tmp_path):
 
 
 def test_a_resumed_run_sees_the_same(tmp_path):
-    monitor = MonitorConfig(held_out=("jpeg-incompressibility",), every=2)
+    monitor = MonitorConfig(held_out=("jpeg-incompressibility",), prompts=12, every=2)
     runs = {}
     for name, stops in (("whole", (5,)), ("resumed", (3, 5))):
         for number, updates in enumerate(stops):
@@ -106,7 +106,7 @@ def test_a_resumed_run_sees_the_same(tmp_path):
 
 def test_it_may_be_changed_in_a_resumed_run(tmp_path):
     grpo(tmp_path, learning=learning(1)).train()
-    more = MonitorConfig(held_out=("jpeg-incompressibility",), every=1)
+    more = MonitorConfig(held_out=("jpeg-incompressibility",), prompts=4, every=1)
     grpo(tmp_path, learning=learning(3), monitor=more).train(resume=True)
     first, *_, last = read_metrics(tmp_path)
     assert "held_out/jpeg-incompressibility" not in first

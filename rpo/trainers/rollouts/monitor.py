@@ -38,8 +38,8 @@ from rpo.types import Images
 
 REWARD = "watched/reward"
 
-PROMPTS, IMAGES = 32, 2
-"""How many prompts are drawn at a look, and how often each; fewer where a rollout has fewer."""
+IMAGES = 2
+"""How often each prompt is drawn at a look; once where rollouts do so."""
 
 MAY_FAIL = 0.99
 """Share of the watched images without a score, which are left out; whether a reward fails too often, rollouts tell."""
@@ -97,8 +97,8 @@ class Monitor:
     @property
     def _size(self) -> tuple[int, int]:
         """(prompts, images of each) that this process draws at a look."""
-        rollout, processes = self._config.rollout, self._run.processes.count
-        return max(1, min(PROMPTS, rollout.prompts) // processes), min(IMAGES, rollout.images_per_prompt)
+        config, processes = self._config, self._run.processes.count
+        return max(1, config.monitor.prompts // processes), min(IMAGES, config.rollout.images_per_prompt)
 
     def notes(self) -> list[str]:
         """What a plan says of it."""
@@ -156,7 +156,9 @@ class Monitor:
         """What draws the watched prompts of this process, always from the same noise."""
         prompts, images = self._size
         config, processes = self._config, self._run.processes
-        if not self._watched:
+        if self._watched:  # a resumed run looks at what it began with
+            prompts = len(self._watched) // processes.count
+        else:
             self._watched = list(self._prompts.visited(range(prompts * processes.count), config.seed))
         own = self._watched[processes.index * prompts :][:prompts]
         return Rollouts(

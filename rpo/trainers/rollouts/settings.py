@@ -159,8 +159,11 @@ class StepsConfig:
 class MonitorConfig(WatchConfig):
     """What is watched of a run that draws: an alarm is a fall while the trained reward rises."""
 
+    prompts: Count = 32
+    """Prompts that are looked at, each drawn twice; 32 to 128. More see a smaller fall."""
+
     every: Count | None = 8
-    """Rollouts from one look at 32 prompts to the next; a look draws 64 images. Nothing means never."""
+    """Rollouts from one look to the next; 2 to 16. Nothing means never."""
 
     canaries: bool = True
     """Whether rewards are tried on noise before the first update, which none that reads prompts may prefer to the
