@@ -12,7 +12,7 @@ from rpo.objectives.endpoint.nft import Nft
 from rpo.rewards import load_rewards
 from rpo.trainers.rollouts.gates import Gate, counted, read_gates
 from rpo.training.log import read_metrics
-from tests.trainers.online_runs import ROLLOUT, endpoint, grpo, learning, reward_gradient, score_as_action
+from tests.trainers.online_runs import ROLLOUT, UNWATCHED, endpoint, grpo, learning, reward_gradient, score_as_action
 
 CORNER, CONTRAST = f"{__name__}:corner", f"{__name__}:contrast"
 BOTH = {CORNER: 3.0, CONTRAST: 1.0}
@@ -154,7 +154,7 @@ class Leaves:
 def test_rewards_are_asked_in_batches_and_leave_after_each_rollout(leaves, tmp_path):
     reward = Leaves()
     rollout = replace(ROLLOUT, images_per_prompt=3, reward_batch_size=4, rewards_leave=leaves)
-    grpo(tmp_path, reward=reward, rollout=rollout, preflight=False, learning=learning(2)).train()
+    grpo(tmp_path, reward=reward, rollout=rollout, preflight=False, learning=learning(2), monitor=UNWATCHED).train()
     assert reward.log == ([4, 2, "left"] if leaves else [4, 2]) * 2
 
 
