@@ -42,7 +42,9 @@ TRAIN_PROMPTS = 512
 REWARDS = {"graded": "shapes", "proxy": "shapes-clip"}
 """What is learnt from: the verifier, which is the truth; or a model that agrees with it often."""
 
-WATCHING = ("learning.progress=false", "preview_every=0", "preflight=false", "monitor.every=null")
+WATCHING = ("learning.progress=false", "preview_every=0", "preflight=false")
+UNWATCHED = ("monitor.every=null", "monitor.held_out=[]")
+"""What watches a run costs evaluations, too, and holds out the proxy that others learn from."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,14 @@ class Run:
 
     def _trainer(self, place: Path, more: Sequence[str]) -> Trainer:
         config_class: Any = COMMANDS[f"train {self.arm.command}"].config_class
-        words = [f"seed={self.job.seed}", f"output={place}", *WATCHING, *self.arm.words(self.job.reward), *more]
+        words = [
+            f"seed={self.job.seed}",
+            f"output={place}",
+            *WATCHING,
+            *UNWATCHED,
+            *self.arm.words(self.job.reward),
+            *more,
+        ]
         file = CONFIGS / f"{self.arm.command.replace('-', '_')}_shapes.yaml"
         config = load_config(config_class, file, words)
         algorithm, own = ONLINE[config_class]
