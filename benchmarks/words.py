@@ -37,7 +37,7 @@ from rpo.cli.main import COMMANDS
 from rpo.config.load import load_config
 from rpo.evaluation.held_out import Sampling
 from rpo.evaluation.intervals import Interval, paired_gain
-from rpo.files.text import write_text
+from rpo.files.text import lines, read_text, write_text
 from rpo.files.whole import read_lines
 from rpo.models.checkpoint import Checkpoint
 from rpo.reports.charts import Chart, Mark, Series, draw_figure
@@ -96,8 +96,8 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """What a finished run must have in common with it to stand for it."""
         arm = ARMS[self.arm]
-        file = self.config_file.read_text("utf-8")
-        digest = hashlib.sha256("\n".join(line.partition("#")[0] for line in file.splitlines()).encode()).hexdigest()
+        text = "\n".join(line.partition("#")[0] for line in lines(read_text(self.config_file)))
+        digest = hashlib.sha256(text.encode()).hexdigest()
         return {"command": arm.command, "overrides": list(arm.overrides), "images": self.images, "config": digest[:8]}
 
     @property

@@ -49,6 +49,8 @@ MAY_BE_EMPTY = {
     *(f"DecideConfig.{name}" for name in ("similarity_model", "min_chosen")),
     *(f"CurateConfig.{name}" for name in ("evaluation", "part")),
     *(f"{cls}.trackers" for cls in ("LearningSpeed", "LearningConfig", "OnlineLearningConfig", "LoopConfig")),
+    *(f"{cls}Config.held_out" for cls in ("Watch", "Monitor")),
+    *(f"{cls}Config.gates" for cls in ("Online", "GRPO", "ScoreAsAction", "Endpoint", "RewardGradient")),
     *("DataConfig.source", "Dpo.time_weights"),
 }
 """Where nothing has a meaning of its own, or a command that needs it says so (DataConfig.source)."""

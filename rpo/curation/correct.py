@@ -14,7 +14,7 @@ from PIL import Image
 
 from rpo.curation.faults import ask_each
 from rpo.curation.records import Critic, Critique, Editor, Instructions, Instructor
-from rpo.data.pixels import to_pixels
+from rpo.data.pixels import rgb, to_pixels
 from rpo.randomness import keyed_generator
 from rpo.types import Images
 
@@ -72,7 +72,7 @@ class SelfCorrection:
         corrected = images.clone()
         for (k, _), edit in zip(jobs, edits, strict=True):
             if isinstance(edit, Image.Image):
-                pixels = torch.from_numpy(np.asarray(edit.convert("RGB")).copy())
+                pixels = torch.from_numpy(np.asarray(rgb(edit)).copy())
                 corrected[k] = (pixels.permute(2, 0, 1).float() / 255).to(images)
                 self.edited += 1
         self.faults += (

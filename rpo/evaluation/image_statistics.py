@@ -22,6 +22,9 @@ LEVELS = 8
 EDGE = 0.1
 """How much brightness changes from a pixel to the next but one where there is an edge."""
 
+NEIGHBOURS = 3
+"""Pixels that a difference spans: of smaller images there is none, and it is 0."""
+
 
 def saturation(images: Images) -> PerSample:
     """How colourful: the mean distance of a pixel's highest colour from its lowest; 0 is grey, 1 pure colour."""
@@ -39,6 +42,8 @@ def colour_entropy(images: Images) -> PerSample:
 
 def edge_density(images: Images) -> PerSample:
     """Share of the inner pixels at which brightness changes by more than `EDGE`."""
+    if min(images.shape[2:]) < NEIGHBOURS:
+        return images.new_zeros(len(images))
     light = _light(images)
     across, down = light[:, 1:-1, 2:] - light[:, 1:-1, :-2], light[:, 2:, 1:-1] - light[:, :-2, 1:-1]
     return (torch.hypot(across, down) > EDGE).to(images.dtype).mean(dim=(1, 2))
@@ -46,6 +51,8 @@ def edge_density(images: Images) -> PerSample:
 
 def sharpness(images: Images) -> PerSample:
     """Root mean square of the Laplacian of brightness: 0 is flat, and blur lowers it."""
+    if min(images.shape[2:]) < NEIGHBOURS:
+        return images.new_zeros(len(images))
     kernel = images.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
     laplacian = functional.conv2d(_light(images)[:, None], kernel)
     return laplacian.square().mean(dim=(1, 2, 3)).sqrt()

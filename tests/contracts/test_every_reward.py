@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from tests.rewards.test_aesthetic import tiny_head
 from tests.rewards.test_detector import save_owl
 from tests.rewards.test_hps import save_hps, tiny_state
 from tests.rewards.test_image_reward import save_image_reward
-from tests.trainers.online_runs import TRAINERS, UNWATCHED, learning, small_value  # noqa: F401
+from tests.trainers.online_runs import ROLLOUT, TRAINERS, UNWATCHED, learning, small_value  # noqa: F401
 
 CIRCLE = ("a red circle", {"include": [{"class": "circle", "count": 1, "color": "red"}]})
 OPEN = 'a sign that says "OPEN"'
@@ -69,7 +70,8 @@ def tiny(name, folders, grades):
 @pytest.mark.parametrize("name", REWARDS)
 def test_three_updates(name, trainer, folders, grades, tmp_path):
     reward = load_reward(tiny(name, folders, grades))
-    own = {"reward": reward, "prompts": PROMPTS.get(name, OTHERS), "learning": learning(3)}
+    rollout = replace(ROLLOUT, resolution=(16, 48)) if name == "words-judge" else ROLLOUT
+    own = {"reward": reward, "prompts": PROMPTS.get(name, OTHERS), "learning": learning(3), "rollout": rollout}
 
     def trained():
         return TRAINERS[trainer](tmp_path, **own, monitor=UNWATCHED, preflight=False).train()

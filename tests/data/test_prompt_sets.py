@@ -125,7 +125,7 @@ def test_the_hash_is_of_all_that_is_known(tmp_path):
         ("t2i-compbench:f.txt", "a\n\0b\n", "f.txt, line 2"),
         ("t2i-compbench:none", "", "there is no file"),
         ("t2i-compbench:.", "", r"has no \*_val.txt"),
-        ("general2", "", "general, shapes, parti:PATH"),
+        ("general2", "", "general, shapes, words, parti:PATH"),
         ("f.jsonl", '{"prompt": "a", "category": "x"}\n{"prompt": "b"}\n', "prompt 2 has no text under 'category'"),
     ],
 )

@@ -66,6 +66,12 @@ def test_what_is_fine_is_finer_than_four_pixels():
     assert STATISTICS["high_frequency"](noise(16)).mean().item() == pytest.approx(0.75, abs=0.05)
 
 
+def test_images_too_small_for_a_difference_have_none():
+    found = image_statistics(torch.rand(2, 3, 1, 2, generator=keyed_generator("tiny", 0)))
+    assert found["edge_density"].tolist() == found["sharpness"].tolist() == [0, 0]
+    assert all(values.isfinite().all() for values in found.values())
+
+
 def test_every_image_is_looked_at_by_itself():
     images = torch.cat([noise(2), of_colour(1, 0, 0), waves(4)])
     together = image_statistics(images)

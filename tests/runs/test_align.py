@@ -150,6 +150,7 @@ def test_other_prompts_or_another_base_are_named(tmp_path, monkeypatch):
     config = small(tmp_path / "run", "rounds=1", f"curate.source.prompts={texts}")
     monkeypatch.setattr(module, "write_align_report", lambda *_: None)
     monkeypatch.setattr(module._Rounds, "_judged", lambda *_: SimpleNamespace(means={}))
+    monkeypatch.setattr(module.RoundWatch, "after", lambda *_: {"watched": {}, "alarms": []})
     monkeypatch.setattr(module._Rounds, "_round", lambda *_: {"round": 1, "scores": {}})
     monkeypatch.setattr(module, "draw_rounds", lambda _: "")
     (tmp_path / "run/round-1/lora").mkdir(parents=True)

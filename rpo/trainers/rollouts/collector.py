@@ -80,7 +80,7 @@ class Collector:
             on_images=on_images,
             gates=config.gates,
         )
-        self.monitor = Monitor(run, self.rollouts.rewards, self.rollouts.prompts, config)
+        self.monitor = Monitor(run, self.rollouts, config)
         self._info_names: tuple[str, ...] | None = None
         self.rollout: Rollout | None = None
         self.chosen: Int[Tensor, "trained images"] = torch.zeros(0, 0, dtype=torch.long)

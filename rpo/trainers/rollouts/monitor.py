@@ -29,7 +29,6 @@ from rpo.rewards import load_rewards
 from rpo.rewards.base import WeightedRewards
 from rpo.sampling.sample import Keep
 from rpo.trainers.rollouts.draw import Rollouts
-from rpo.trainers.rollouts.prompts import Prompts
 from rpo.trainers.rollouts.settings import OnlineConfig
 from rpo.trainers.trainer import Run
 from rpo.training.log import ALARMS, HELD_OUT
@@ -70,13 +69,13 @@ class Monitor:
         alarms: Those so far; something that has recovered may raise another one.
     """
 
-    def __init__(self, run: Run, trained: WeightedRewards, prompts: Prompts, config: OnlineConfig):
+    def __init__(self, run: Run, own: Rollouts, config: OnlineConfig):
         """Load the held-out rewards.
 
         Args:
-            trained: The rewards of the run, of which none may be held out.
-            prompts: Those of the run, of which the first are watched.
+            own: The rollouts of the run: none of their rewards may be held out, and their first prompts are watched.
         """
+        trained = own.rewards
         held_out = config.monitor.held_out
         others = load_rewards(dict.fromkeys(held_out, 1.0)).each if held_out else {}
         if both := [name for name in others if name in trained.each]:
@@ -84,7 +83,7 @@ class Monitor:
                 f"monitor.held_out names {both[0]}, which is trained on; expected a reward that is not; name another "
                 "one, or leave it out"
             )
-        self._run, self._config, self._prompts, self._trained = run, config, prompts, trained
+        self._run, self._config, self._own, self._trained = run, config, own, trained
         self._held_out = tuple(others)
         every = {name: (reward, trained.weights.get(name, 1.0)) for name, reward in {**trained.each, **others}.items()}
         self._rewards, self._eyes = WeightedRewards(every), embedder(*others.values(), *trained.each.values())
@@ -159,7 +158,7 @@ class Monitor:
         if self._watched:  # a resumed run looks at what it began with
             prompts = len(self._watched) // processes.count
         else:
-            self._watched = list(self._prompts.visited(range(prompts * processes.count), config.seed))
+            self._watched = list(self._own.prompts.visited(range(prompts * processes.count), config.seed))
         own = self._watched[processes.index * prompts :][:prompts]
         return Rollouts(
             self._run.model,
@@ -167,7 +166,7 @@ class Monitor:
             self._rewards,
             replace(config.rollout.of_few(prompts, images), max_failed=MAY_FAIL),
             seed=keyed_generator("monitor", config.seed, processes.index).initial_seed(),
-            evidence=self._run.folder / "failed_reward",
+            evidence=self._own.failed.evidence,
             on_images=lambda index, images, *_: self._shown.append(images),
         )
 
