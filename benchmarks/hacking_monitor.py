@@ -34,6 +34,7 @@ from rpo.shapes.prompts import held_out_texts, sample_prompts
 from rpo.shapes.reward import GRADED, STRICT
 from rpo.trainers.grpo import GRPO
 from rpo.trainers.grpo_config import GRPOConfig
+from rpo.trainers.rollouts.settings import MonitorConfig
 from rpo.trainers.trainer import Trainer
 from rpo.training.log import read_metrics
 
@@ -94,7 +95,6 @@ def one_run(name: str, folder: Path) -> dict[str, Any]:
     found = {
         "watched": [{"update": entry["update"] - 1, **_seen(entry)} for entry in entries],
         "verifier": read(judged),
-        "alarms": [{"update": one.rollout, "words": str(one)} for one in algorithm.collector.monitor.alarms],
     }
     write(folder / "result.json", found)
     return found
@@ -110,7 +110,7 @@ def report(runs: dict[str, Any]) -> str:
     for name, found in runs.items():
         right = {int(update): np.array(one) for update, one in found["verifier"].items()}
         last = max(right)
-        at = found["alarms"][0]["update"] if found["alarms"] else None
+        at = _alarm(found)
         told = "none | |"
         if at is not None:
             lost = paired_gain(right[0], right[at], groups=list(range(len(right[0]))), seed=0)
@@ -128,6 +128,12 @@ def report(runs: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _alarm(found: dict[str, Any]) -> int | None:
+    """After how many updates the fall of the held-out reward is an alarm, as the monitor's defaults have it."""
+    least = MonitorConfig().alarm
+    return next((one["update"] for one in found["watched"] if one["watched/fall"] >= least), None)
+
+
 def _points(found: dict[str, Any], metric: str) -> list[tuple[float, float]]:
     return [(one["update"], one[metric]) for one in found["watched"]]
 
@@ -142,7 +148,7 @@ def _chart(title: str, runs: dict[str, Any], points: Any, *, by_start: bool = Fa
         x, y = zip(*points(found), strict=True)
         y = tuple(one / y[0] for one in y) if by_start else y
         series.append(Series(name, x, y, is_noisy=False))
-    alarm = next((found["alarms"][0]["update"] for found in runs.values() if found["alarms"]), None)
+    alarm = next((at for found in runs.values() if (at := _alarm(found)) is not None), None)
     told = "" if alarm is None else f"The alarm came after {alarm} updates."
     marks = [Mark("start", series[0].y[0])]
     return Chart(title + (", by the start's" if by_start else ""), tuple(series), tuple(marks), told)

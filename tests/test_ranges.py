@@ -50,7 +50,11 @@ MAY_BE_EMPTY = {
     *(f"CurateConfig.{name}" for name in ("evaluation", "part")),
     *(f"{cls}.trackers" for cls in ("LearningSpeed", "LearningConfig", "OnlineLearningConfig", "LoopConfig")),
     *(f"{cls}Config.held_out" for cls in ("Watch", "Monitor")),
-    *(f"{cls}Config.gates" for cls in ("Online", "GRPO", "ScoreAsAction", "Endpoint", "RewardGradient")),
+    *(
+        f"{name}{run}Config.gates"
+        for name in ("Online", "GRPO", "ScoreAsAction", "Endpoint", "RewardGradient")
+        for run in ("", "Run")
+    ),
     *("DataConfig.source", "Dpo.time_weights"),
 }
 """Where nothing has a meaning of its own, or a command that needs it says so (DataConfig.source)."""

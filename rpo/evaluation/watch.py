@@ -36,7 +36,7 @@ class WatchConfig:
     held_out: tuple[Text, ...] = ()
     """Rewards that judge the watched images and are not trained on; cheap ones, such as clip-score."""
 
-    alarm: Positive = 0.25
+    alarm: Positive = 0.2
     """How far a held-out reward must fall, in standard deviations between prompts; 0.1 to 0.5."""
 
     stop: bool = False

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from rpo.data.pixels import decode_image
 from rpo.data.preference import encode_png
 from rpo.errors import InputError
 from rpo.evaluation.result import RESULT
@@ -72,11 +72,7 @@ class Kept:
 
     def read(self, files: Sequence[Path]) -> NDArray[np.uint8]:
         """Images [n, height, width, 3]."""
-        found = list[NDArray[np.uint8]]()
-        for file in files:
-            with Image.open(file) as image:
-                found.append(np.asarray(image))
-        return np.stack(found)
+        return np.stack([np.asarray(decode_image(file.read_bytes(), str(file)).image) for file in files])
 
     def add(self, label: str, by: str, first: int, values: Sequence[float], *, is_diversity: bool = False) -> None:
         """Keep what is said of the prompts from `first` on, unless it is there."""

@@ -54,7 +54,7 @@ METRICS: dict[str, str] = {
     "watched/pixel_diversity": "root mean squared difference of two images of a prompt",
     "watched/diversity": "1 less the cosine of two images of a prompt, as the eyes of a reward see them",
     "watched/reward": "weighted sum of the trained rewards on the watched prompts, always from the same noise",
-    "watched/fall": "largest sure fall of a held-out reward or a diversity while the reward rose, in spreads",
+    "watched/fall": "largest sure fall of a held-out reward while the trained one rose, in spreads between prompts",
     "policy/kl": "KL of the path from the reference's, in nats per image: the running cost ∫½|u|² dt over its steps",
     "policy/kl_from_rollout": "the same from the policy that drew the rollout; 0 at its first update",
     "policy/bound": "-log-likelihood bound of the images that came out, in nats over the trained steps (endpoint only)",

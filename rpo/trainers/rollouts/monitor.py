@@ -129,7 +129,7 @@ class Monitor:
         for name in sorted(down - self._down):
             self._raise(Alarm(index, name, in_words(name, falls[name])))
         self._down = down
-        worst = max([0.0, *(-move.spreads for move in falls.values())])
+        worst = max([0.0, *(-move.spreads for name, move in falls.items() if name.startswith(HELD_OUT))])
         facts = {name: values.nanmean() for name, values in seen.items()}
         return {**facts, "watched/fall": torch.tensor(worst, device=self._run.model.device)}
 
