@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from jobs import on_one_core, read, write
+from objectives_judge import pack, unpack
 
 from rpo.config.load import load_config
 from rpo.evaluation.image_statistics import saturation
@@ -94,7 +95,7 @@ def one_run(name: str, folder: Path) -> dict[str, Any]:
     entries = [entry for entry in read_metrics(trainer.folder) if entry.get("watched/reward") is not None]
     found = {
         "watched": [{"update": entry["update"] - 1, **_seen(entry)} for entry in entries],
-        "verifier": read(judged),
+        "verifier": {update: pack([one > 0 for one in scores]) for update, scores in (read(judged) or {}).items()},
     }
     write(folder / "result.json", found)
     return found
@@ -108,7 +109,7 @@ def report(runs: dict[str, Any]) -> str:
     """The table; writes the figure."""
     lines = ["| run | first alarm | verified before it, at it | lost by then | at the end |", "|---|---|---|---|---|"]
     for name, found in runs.items():
-        right = {int(update): np.array(one) for update, one in found["verifier"].items()}
+        right = {int(update): unpack(one).astype(float) for update, one in found["verifier"].items()}
         last = max(right)
         at = _alarm(found)
         told = "none | |"
@@ -139,7 +140,7 @@ def _points(found: dict[str, Any], metric: str) -> list[tuple[float, float]]:
 
 
 def _accuracy(found: dict[str, Any]) -> list[tuple[float, float]]:
-    return sorted((float(update), 100 * float(np.mean(one))) for update, one in found["verifier"].items())
+    return sorted((float(update), 100 * float(np.mean(unpack(one)))) for update, one in found["verifier"].items())
 
 
 def _chart(title: str, runs: dict[str, Any], points: Any, *, by_start: bool = False) -> Chart:
