@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from rpo.adapters.loading import load_model
 from rpo.cli.main import COMMANDS
 from rpo.config.load import load_config
 from rpo.curation.curate import Components
-from rpo.curation.records import Critique
+from rpo.curation.nothing import NothingToFix
 from rpo.files.whole import read_lines
 from rpo.models.checkpoint import Checkpoint
 from rpo.rewards import load_reward
@@ -273,18 +272,6 @@ class Run:
         return Trainer(Checkpoint.load("shapes"), algorithm(REWARDS[self.job.reward], prompts, part_of(config, own)))
 
 
-class Sound:
-    """A critic that finds nothing to fix, so that nothing is edited: pairs are made of the model's own images."""
-
-    identity: Mapping[str, str] = MappingProxyType({"kind": "nothing to fix"})
-    batch_size: int = 64
-    concurrency: int = 1
-
-    def __call__(self, images: Sequence[Any], captions: Sequence[str]) -> list[Critique]:
-        """One for each image."""
-        return [Critique(problems=(), overall=10) for _ in images]
-
-
 class Rounds:
     """The same for `rpo align`, whose unit is a round: draw, order the images of a prompt by the reward, learn."""
 
@@ -303,7 +290,7 @@ class Rounds:
     def until(self, updates: int) -> tuple[Checkpoint, dict[str, float]]:
         """Go on to so many rounds."""
         config = self._config(updates)
-        ended = align(config, resume=self.place.exists(), components=Components(critic=Sound()))
+        ended = align(config, resume=self.place.exists(), components=Components(critic=NothingToFix()))
         shorter = [one for one in read_lines(self.place / ROUNDS) if one.get("stopped_because")]
         model = load_model(replace(config.curate.source.model, lora=str(ended.lora)))
         seconds = sum(float(str(one["seconds"])) for one in read_lines(self.place / "stages.jsonl"))

@@ -14,6 +14,7 @@ CRITICS = {
     "shapes": "rpo.shapes.critic:shapes_critic",
     "server": "rpo.curation.vlm.critic:vlm_critic",
     "local": "rpo.curation.vlm.critic:vlm_critic",
+    "nothing": "rpo.curation.nothing:nothing_to_fix",
 }
 INSTRUCTORS = {
     "shapes": "rpo.shapes.instructor:shapes_instructor",

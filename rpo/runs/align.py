@@ -112,7 +112,8 @@ def _checked(config: AlignConfig) -> tuple[HeldOut, RoundWatch]:
             f"{os.environ['WORLD_SIZE']} processes were started, but rounds go on one; start one, or run `rpo curate` "
             "and `rpo train dpo` on several, one after the other"
         )
-    watch = RoundWatch(config.monitor, config.held_out, trained=config.curate.decide.rewards)
+    trained, device = config.curate.decide.rewards, config.curate.source.model.device
+    watch = RoundWatch(config.monitor, config.held_out, trained=trained, device=device)
     held_out = HeldOut(replace(config.held_out, seed=config.held_out.seed + config.seed))
     source = config.curate.source
     if source.kind == "generate":

@@ -1,6 +1,7 @@
 """Of each prompt the best of several images, for `rpo sample --best-of`."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from rpo.data.pixels import to_pixels
 from rpo.evaluation.side_by_side import Drawn, Row
@@ -39,7 +40,7 @@ def draw_best(
     """
     (name, first), *_ = rewards.items()
     judge = judge_of(name, first)
-    own = How(**{**vars(how), "noise_of": lambda row, number: image_generator(rows[row].seed + number, 0, 0)})
+    own = replace(how, noise_of=lambda row, number: image_generator(rows[row].seed + number, 0, 0))
     texts = [row.prompt for row in rows]
     if draft_steps is None:
         found = best_of_n(model, texts, judge, n, own, progress=progress)

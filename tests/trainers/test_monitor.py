@@ -8,6 +8,7 @@ import torch
 
 from rpo.errors import InputError
 from rpo.rewards.base import WeightedRewards
+from rpo.sampling.sample import Keep
 from rpo.trainers.checks.canaries import canary_checks
 from rpo.trainers.rollouts.settings import MonitorConfig
 from rpo.training.log import read_metrics
@@ -119,24 +120,38 @@ def like_noise(images, prompts):
     return rough * torch.tensor([len(prompt) for prompt in prompts], dtype=torch.float32)
 
 
-def canaries(reward, weight=1.0):
-    slopes = torch.linspace(0.2, 0.8, 8)[:, None, None, None]
-    images = (slopes * torch.linspace(0, 1, 16)).expand(8, 3, 16, 16).clone()
-    prompts = ["a dog"] * 4 + ["two dogs in the rain"] * 4
-    return list(canary_checks(WeightedRewards({"one": (reward, weight)}), images, prompts, per_group=4, seed=0))
+def canaries(folder, reward, weight=1.0):
+    """Of two prompts' images that a tiny checkpoint draws, made smooth."""
+    trainer = grpo(folder, reward=WeightedRewards({"one": (reward, weight)}), prompts=["a dog", "two dogs in the rain"])
+    shown = []
+    rollouts = trainer.algorithm.collector.rollouts.aside(
+        ROLLOUT, seed=1, on_images=lambda _, images, *rest: shown.append(images)
+    )
+    drawn = rollouts.draw(0, lambda grid: Keep())
+    return list(canary_checks(rollouts, drawn, shown[0], seed=0))
 
 
-def test_a_judge_that_prefers_noise_is_refused():
-    (check,) = canaries(like_noise)
+def test_a_judge_that_prefers_noise_is_refused(tmp_path):
+    (check,) = canaries(tmp_path, like_noise)
     assert not check.passed
-    (check,) = canaries(lambda images, prompts: -like_noise(images, prompts))
+    (check,) = canaries(tmp_path, lambda images, prompts: -like_noise(images, prompts))
     assert check.passed
 
 
-def test_what_does_not_read_prompts_may_like_noise():
-    (check,) = canaries(lambda images, prompts: like_noise(images, ["a dog"] * len(prompts)))
+def test_a_judge_that_likes_some_of_the_images_better_passes(tmp_path):
+    def but_for_the_first(images, prompts):
+        values = like_noise(images, prompts)
+        values[0] *= -1
+        return values
+
+    (check,) = canaries(tmp_path, but_for_the_first)
+    assert check.passed
+
+
+def test_what_does_not_read_prompts_may_like_noise(tmp_path):
+    (check,) = canaries(tmp_path, lambda images, prompts: like_noise(images, ["a dog"] * len(prompts)))
     assert check.passed and "does not read prompts" in check.detail
 
 
-def test_a_penalty_is_no_canary():
-    assert canaries(like_noise, weight=-1.0) == []
+def test_a_penalty_is_no_canary(tmp_path):
+    assert canaries(tmp_path, like_noise, weight=-1.0) == []

@@ -88,13 +88,9 @@ def _rewards(subject: Subject) -> tuple[Rollout, list[Check]]:
     config = subject.config.rollout
     per_prompt, prompts = min(max(config.images_per_prompt, 2), IMAGES), min(config.prompts, PROMPTS)
     shown = list[Images]()
-    rollouts = Rollouts(
-        subject.run.model,
-        subject.rollouts.prompts,
-        subject.rollouts.rewards,
+    rollouts = subject.rollouts.aside(
         config.of_few(prompts, per_prompt),
         seed=keyed_generator("preflight", subject.config.seed).initial_seed(),
-        evidence=subject.rollouts.failed.evidence,
         on_images=lambda index, images, *rest: shown.append(images),
     )
     keep = Keep(predictions=True, negatives=subject.config.freezes_negative)
@@ -123,8 +119,7 @@ def _rewards(subject: Subject) -> tuple[Rollout, list[Check]]:
     )
     canaries = list[Check]()
     if subject.config.monitor.canaries:
-        trained, seed = subject.rollouts.rewards, subject.config.seed
-        canaries += canary_checks(trained, shown[0], first.prompts, per_group=per_prompt, seed=seed)
+        canaries += canary_checks(subject.rollouts, first, shown[0], seed=subject.config.seed)
     return first, [finite, varying, *canaries]
 
 

@@ -11,13 +11,8 @@ IMAGES = 2
 
 def slope_check(slopes: RewardSlopes, rollouts: Rollouts) -> Check:
     """Draws a few images, and follows what they earn back to their latents."""
-    few = Rollouts(
-        rollouts.model,
-        rollouts.prompts,
-        rollouts.rewards,
-        rollouts.config.of_few(1, IMAGES),
-        seed=keyed_generator("preflight slope of the reward").initial_seed(),
-    )
+    seed = keyed_generator("preflight slope of the reward").initial_seed()
+    few = rollouts.aside(rollouts.config.of_few(1, IMAGES), seed=seed)
     rollout = few.draw(0, lambda grid: Keep())
     _, slope = slopes.at(rollout.trajectory.x_0, (1.0, rollout.prompts), names=rollout.names)
     size = slope.square().mean().sqrt().item()

@@ -157,6 +157,30 @@ class Rollouts:
         self._own_prompts = config.prompts // processes
         self._embeds: OrderedDict[str, Conditioning] = OrderedDict()
 
+    def aside(
+        self,
+        config: RolloutConfig,
+        *,
+        seed: int,
+        prompts: PromptSource | None = None,
+        rewards: WeightedRewards | None = None,
+        on_images: OnImages | None = None,
+    ) -> "Rollouts":
+        """Rollouts of this process alone that are looked at and not learnt from; each prompt is encoded once for both.
+
+        Args:
+            config: How they are drawn.
+            seed: Of their noise.
+            prompts: These by default.
+            rewards: These by default.
+            on_images: Called with the images of each.
+        """
+        given, judges = self.prompts if prompts is None else prompts, rewards or self.rewards
+        evidence = self.failed.evidence
+        made = Rollouts(self.model, given, judges, config, seed=seed, evidence=evidence, on_images=on_images)
+        made._embeds = self._embeds
+        return made
+
     def notes(self) -> list[str]:
         """What a plan has to say of the prompts: those that the text encoder cuts."""
         notes = self.model.notes_on(self.prompts.shown) if isinstance(self.model, Checkpoint) else []

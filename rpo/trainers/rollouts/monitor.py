@@ -75,15 +75,14 @@ class Monitor:
         Args:
             own: The rollouts of the run: none of their rewards may be held out, and their first prompts are watched.
         """
-        trained = own.rewards
-        held_out = config.monitor.held_out
+        trained, held_out = own.rewards, config.monitor.held_out
         others = load_rewards(dict.fromkeys(held_out, 1.0)).each if held_out else {}
         if both := [name for name in others if name in trained.each]:
             raise InputError(
                 f"monitor.held_out names {both[0]}, which is trained on; expected a reward that is not; name another "
                 "one, or leave it out"
             )
-        self._run, self._config, self._own, self._trained = run, config, own, trained
+        self._run, self._config, self._own = run, config, own
         self._held_out = tuple(others)
         every = {name: (reward, trained.weights.get(name, 1.0)) for name, reward in {**trained.each, **others}.items()}
         self._rewards, self._eyes = WeightedRewards(every), embedder(*others.values(), *trained.each.values())
@@ -146,9 +145,11 @@ class Monitor:
         rollout, per_prompt = self._rollouts.draw(0, lambda grid: Keep()), self._size[1]
         images = self._shown.pop()
         found = {f"{HELD_OUT}{name}": rollout.parts[name] for name in self._held_out}
-        found[REWARD] = self._trained.weighted_sum(rollout.parts)
+        found[REWARD] = self._own.rewards.weighted_sum(rollout.parts)
         seen = {name: values.unflatten(0, (-1, per_prompt)).nanmean(dim=1) for name, values in found.items()}
         seen |= looks_of(images, per_prompt, eyes=self._eyes)
+        if self._config.rollout.rewards_leave:
+            self._rewards.leave()
         return {name: self._run.processes.join(values) for name, values in seen.items()}
 
     def _prepared(self) -> Rollouts:
@@ -160,13 +161,11 @@ class Monitor:
         else:
             self._watched = list(self._own.prompts.visited(range(prompts * processes.count), config.seed))
         own = self._watched[processes.index * prompts :][:prompts]
-        return Rollouts(
-            self._run.model,
-            own,
-            self._rewards,
+        return self._own.aside(
             replace(config.rollout.of_few(prompts, images), max_failed=MAY_FAIL),
             seed=keyed_generator("monitor", config.seed, processes.index).initial_seed(),
-            evidence=self._own.failed.evidence,
+            prompts=own,
+            rewards=self._rewards,
             on_images=lambda index, images, *_: self._shown.append(images),
         )
 
