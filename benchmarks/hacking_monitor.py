@@ -1,6 +1,6 @@
 """Does the monitor see a reward that is gamed, in time, and leave a good run alone?
 
-    python benchmarks/hacking_monitor.py              # both runs, one core each; figure and table
+    python benchmarks/hacking_monitor.py              # both runs with two seeds, one core each; figure and table
     python benchmarks/hacking_monitor.py report       # from what is finished
 
 Two runs of DDPO on `shapes`, alike but for the reward. "gamed" is rewarded for colourful pixels, whatever was asked
@@ -8,7 +8,7 @@ for; "good" for what the verifier's graded score says. Both are watched by `shap
 neither is trained on, on 96 prompts at every second rollout. At each of these the model is judged besides by the
 verifier, on 160 held-out prompts by the sampler of the rollouts, which nothing in the run knows of.
 
-A run that was killed goes on. About 15 minutes on two cores.
+A run that was killed goes on. About half an hour on two cores.
 """
 
 import argparse
@@ -62,9 +62,9 @@ def colourful(images: Any, prompts: Any) -> Any:
 REWARDS: dict[str, Reward] = {"gamed": colourful, "good": GRADED}
 
 
-def one_run(name: str, folder: Path) -> dict[str, Any]:
+def one_run(name: str, seed: int, folder: Path) -> dict[str, Any]:
     """Train, and judge on the way: what was watched, what the verifier says, and the alarms."""
-    words = [*SETTINGS, f"output={folder / 'run'}"]
+    words = [*SETTINGS, f"seed={seed}", f"output={folder / 'run'}"]
     config = load_config(GRPORunConfig, HERE.parent / "configs/grpo_shapes.yaml", words)
     prompts = [prompt.text for prompt in sample_prompts("train", 512, seed=0)]
     algorithm = GRPO(REWARDS[name], prompts, part_of(config, GRPOConfig))
@@ -107,7 +107,8 @@ def _seen(entry: dict[str, float]) -> dict[str, float]:
 
 def report(runs: dict[str, Any]) -> str:
     """The table; writes the figure."""
-    lines = ["| run | first alarm | verified before it, at it | lost by then | at the end |", "|---|---|---|---|---|"]
+    heads = ("run", "first alarm", "verified before the run, then", "lost by then", "at the end")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, found in runs.items():
         right = {int(update): unpack(one).astype(float) for update, one in found["verifier"].items()}
         last = max(right)
@@ -149,8 +150,8 @@ def _chart(title: str, runs: dict[str, Any], points: Any, *, by_start: bool = Fa
         x, y = zip(*points(found), strict=True)
         y = tuple(one / y[0] for one in y) if by_start else y
         series.append(Series(name, x, y, is_noisy=False))
-    alarm = next((at for found in runs.values() if (at := _alarm(found)) is not None), None)
-    told = "" if alarm is None else f"The alarm came after {alarm} updates."
+    alarms = [f"{name} after {at} updates" for name, found in runs.items() if (at := _alarm(found)) is not None]
+    told = f"Alarms: {', '.join(alarms) or 'none'}."
     marks = [Mark("start", series[0].y[0])]
     return Chart(title + (", by the start's" if by_start else ""), tuple(series), tuple(marks), told)
 
@@ -160,19 +161,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", default="all", choices=["all", "one", "report"], help="all by default")
     parser.add_argument("--run", choices=list(REWARDS), help="which, with `one`")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="of the runs (default 0 1)")
     parser.add_argument("--folder", type=Path, default=Path("runs/hacking_monitor"), help="for what is not finished")
     parser.add_argument("--workers", type=int, default=2, help="runs at the same time, of one core each")
     args = parser.parse_args()
     if args.what == "one":
-        one_run(args.run, args.folder / args.run)
+        one_run(args.run, args.seeds[0], args.folder / f"{args.run}-{args.seeds[0]}")
         return
     if args.what == "all":
+        jobs = [(name, seed) for seed in args.seeds for name in REWARDS]
         with ThreadPoolExecutor(args.workers) as pool:
-            for name in REWARDS:
-                words = ["one", f"--run={name}", f"--folder={args.folder}"]
-                if not (args.folder / name / "result.json").is_file():
-                    pool.submit(on_one_core, str(Path(__file__)), words, args.folder / f"{name}.log")
-        write(RESULTS, {"runs": {name: read(args.folder / name / "result.json") for name in REWARDS}})
+            running = [
+                pool.submit(
+                    on_one_core,
+                    str(Path(__file__)),
+                    ["one", f"--run={name}", f"--seeds={seed}", f"--folder={args.folder}"],
+                    args.folder / f"{name}-{seed}.log",
+                )
+                for name, seed in jobs
+                if not (args.folder / f"{name}-{seed}" / "result.json").is_file()
+            ]
+        for one in running:
+            one.result()  # a run that failed fails here
+        known = (read(RESULTS) or {"runs": {}})["runs"]
+        new = {f"{name}, seed {seed}": read(args.folder / f"{name}-{seed}" / "result.json") for name, seed in jobs}
+        write(RESULTS, {"runs": known | {name: one for name, one in new.items() if one}})
     if (found := read(RESULTS)) is None:
         sys.exit(f"{RESULTS} is not there; run this without `report` first")
     table = report(found["runs"])
