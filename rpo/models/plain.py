@@ -22,7 +22,7 @@ from rpo.models.frozen import device_of, is_offloaded, offload, quantized_like
 PROBE_SIDE, IMAGE_LATENT_SIDE = 16, 4
 """Sides of the latents that the UNet and the VAE are probed with: small, but they pass every level."""
 
-PROBE_PROMPT = "a photo of a red circle"
+PROBE_PROMPT = "a dog"
 _FREEU = ("s1", "s2", "b1", "b2")
 
 
