@@ -21,6 +21,8 @@ from tests.contracts.families import FAMILIES
 pytestmark = pytest.mark.filterwarnings("ignore:the network denoises no better")
 OLD = [name for name in ("stable_diffusion", "sdxl", "sd3") if name in FAMILIES]
 
+UNWATCHED = "monitor.every=null"
+
 
 @pytest.fixture(scope="module", params=OLD)
 def checkpoint(request, tmp_path_factory):
@@ -80,7 +82,13 @@ def test_operations_and_memory_are_those_of_the_real_computation(checkpoint):
 
 def test_a_guided_rollout_counts_both_branches_and_a_frozen_one_trains_half(checkpoint):
     folder, _ = checkpoint
-    words = ["rollout.prompts=2", "rollout.images_per_prompt=3", "rollout.num_steps=5", "rollout.guidance_scale=4"]
+    words = [
+        "rollout.prompts=2",
+        "rollout.images_per_prompt=3",
+        "rollout.num_steps=5",
+        UNWATCHED,
+        "rollout.guidance_scale=4",
+    ]
     found = plan(settings(folder, *words, cls=GRPORunConfig))
     assert found.cost == pytest.approx(6 * 5 * 2 + 6 * 5 * found.backward)
     assert found.drawn == 12
@@ -102,7 +110,13 @@ def test_a_guided_rollout_counts_both_branches_and_a_frozen_one_trains_half(chec
     ],
 )
 def test_what_an_endpoint_objective_asks_of_others_is_counted(checkpoint, objective, others, more):
-    words = ["rollout.prompts=2", "rollout.images_per_prompt=3", "rollout.num_steps=5", "rollout.guidance_scale=1"]
+    words = [
+        "rollout.prompts=2",
+        "rollout.images_per_prompt=3",
+        "rollout.num_steps=5",
+        UNWATCHED,
+        "rollout.guidance_scale=1",
+    ]
     words += ["steps.train_steps=2", f"objective.kind={objective}", *more]
     found = plan(settings(checkpoint[0], *words, cls=EndpointRunConfig))
     assert found.cost == pytest.approx(6 * 5 + 6 * 2 * (found.backward + others))
@@ -121,14 +135,35 @@ def test_what_an_endpoint_objective_asks_of_others_is_counted(checkpoint, object
     ids=lambda one: " ".join(one) if isinstance(one, list) else "",
 )
 def test_what_a_slope_costs_is_counted(checkpoint, words, trained, followed, others):
-    sizes = ["rollout.prompts=2", "rollout.images_per_prompt=3", "rollout.num_steps=5", "rollout.guidance_scale=1"]
+    sizes = [
+        "rollout.prompts=2",
+        "rollout.images_per_prompt=3",
+        "rollout.num_steps=5",
+        UNWATCHED,
+        "rollout.guidance_scale=1",
+    ]
     found = plan(settings(checkpoint[0], *sizes, *words, cls=RewardGradientRunConfig))
     assert found.cost == pytest.approx(6 * 5 + 6 * trained * (found.backward + others) + 6 * followed * found.backward)
     assert found.peaks["the slope of 32 images"] > found.peaks["decoding 6 images"]
 
 
+def test_looks_at_watched_prompts_are_counted(checkpoint):
+    words = ["rollout.prompts=2", "rollout.images_per_prompt=3", "rollout.num_steps=5", "rollout.guidance_scale=4"]
+    costs = [
+        plan(settings(checkpoint[0], *words, *more, cls=GRPORunConfig)).cost
+        for more in ([UNWATCHED], ["monitor.prompts=4", "monitor.every=2"])
+    ]
+    assert costs[1] - costs[0] == pytest.approx(4 * 2 / 2 * 5 * 2)
+
+
 def test_a_graph_that_is_kept_is_that_of_all_trained_steps(checkpoint):
-    words = ["rollout.prompts=2", "rollout.images_per_prompt=3", "rollout.num_steps=5", "rollout.guidance_scale=1"]
+    words = [
+        "rollout.prompts=2",
+        "rollout.images_per_prompt=3",
+        "rollout.num_steps=5",
+        UNWATCHED,
+        "rollout.guidance_scale=1",
+    ]
     kept = plan(settings(checkpoint[0], *words, "steps.keep_graph=true", cls=GRPORunConfig))
     assert kept.rows == 6 * 5
     assert kept.peaks["an update, 30 latents at once"] > 30 * kept.update.peak

@@ -29,16 +29,13 @@ from rpo.rewards import load_rewards
 from rpo.rewards.base import WeightedRewards
 from rpo.sampling.sample import Keep
 from rpo.trainers.rollouts.draw import Rollouts
-from rpo.trainers.rollouts.settings import OnlineConfig
+from rpo.trainers.rollouts.settings import LOOK, OnlineConfig
 from rpo.trainers.trainer import Run
 from rpo.training.log import ALARMS, HELD_OUT
 from rpo.training.randomness import undisturbed_randomness
 from rpo.types import Images
 
 REWARD = "watched/reward"
-
-IMAGES = 2
-"""How often each prompt is drawn at a look; once where rollouts do so."""
 
 MAY_FAIL = 0.99
 """Share of the watched images without a score, which are left out; whether a reward fails too often, rollouts tell."""
@@ -96,14 +93,14 @@ class Monitor:
     def _size(self) -> tuple[int, int]:
         """(prompts, images of each) that this process draws at a look."""
         config, processes = self._config, self._run.processes.count
-        return max(1, config.monitor.prompts // processes), min(IMAGES, config.rollout.images_per_prompt)
+        return max(1, config.monitor.prompts // processes), min(LOOK, config.rollout.images_per_prompt)
 
     def notes(self) -> list[str]:
         """What a plan says of it."""
-        config, (prompts, images) = self._config.monitor, self._size
-        if config.every is None:
+        config, every = self._config, self._config.monitor.every
+        if every is None:
             return ["not watched for hacking (monitor.every)"]
-        share = prompts * self._run.processes.count * images / (config.every * self._config.rollout.images)
+        share = config.watched_images / (every * config.rollout.images)
         judges = ", ".join(self._held_out) or "no held-out reward (monitor.held_out names some)"
         return [f"watched for hacking, for {share:.0%} more drawing: {judges}; diversity; how images look"]
 

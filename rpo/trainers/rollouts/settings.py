@@ -13,6 +13,9 @@ from rpo.trainers.settings import LearningConfig, TrainingConfig
 Solver = Literal["ddim", "euler_maruyama", "dpm_solver"]
 Spacing = Literal["checkpoint", "uniform", "random"]
 
+LOOK = 2
+"""How often each watched prompt is drawn at a look; once where rollouts do so."""
+
 MOST_OF_FEW = 0.5
 """Share of a few images, drawn to look at, that may fail: if more of them do, a rollout hardly fares better."""
 
@@ -208,6 +211,11 @@ class OnlineConfig(TrainingConfig):
     kl_weight: NotNegative = 0.0
     """Weight of the distance from the reference against the reward, in nats of the whole path. 0 leaves the reference
     out; its size depends on the reward's: start where reward gained and cost are of one size."""
+
+    @property
+    def watched_images(self) -> int:
+        """Images of one look at the watched prompts, over all processes."""
+        return 0 if self.monitor.every is None else self.monitor.prompts * min(LOOK, self.rollout.images_per_prompt)
 
     @property
     def guidance_scale(self) -> float:
