@@ -14,7 +14,7 @@ and is refused on either side.
 import base64
 import binascii
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -36,6 +36,9 @@ MAX_ANSWER_BYTES = 4 * 2**20
 
 MAX_PIXELS = 2**26
 """Of one image, 8192 × 8192: a small file may unfold to a huge one."""
+
+MAX_PIXELS_AT_ONCE = 2**28
+"""Of all images of a request: 64 of 2048 × 2048."""
 
 TOKEN_VARIABLE = "RPO_REWARD_TOKEN"  # noqa: S105 - the name of a variable
 """Where server and client find the token, if there is one."""
@@ -145,27 +148,42 @@ def images_of(asked: Asked, folder: Path | None) -> list[Pixels]:
             f"{len(given)} images come with {len(asked.prompts)} prompts and {len(asked.metadata)} metadata; expected "
             "at least one image, with one of each"
         )
+    names = [f"image {number}" for number in range(len(given))]
     if asked.files is None:
-        return [decoded(text, f"image {number}") for number, text in enumerate(given)]
-    return [pixels_of(_in_folder(path, folder), f"image {number}") for number, path in enumerate(given)]
+        return every_pixels((name, from_base64(text, name)) for name, text in zip(names, given, strict=True))
+    return every_pixels((name, _in_folder(path, folder)) for name, path in zip(names, given, strict=True))
 
 
-def decoded(text: str, name: str) -> Pixels:
-    """The pixels of an image in base64."""
+def from_base64(text: str, name: str) -> bytes:
+    """The bytes that JSON holds so."""
     try:
-        data = base64.b64decode(text, validate=True)
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise WireError(f"{name} is no base64 ({error}); expected an image file, encoded") from error
-    return pixels_of(data, name)
 
 
-def pixels_of(data: bytes, name: str) -> Pixels:
-    """The pixels of an image file, as a viewer shows them."""
+def every_pixels(files: Iterable[tuple[str, bytes]]) -> list[Pixels]:
+    """The pixels of image files with their names, as a viewer shows them; no more than there is room for."""
+    found, room = list[Pixels](), MAX_PIXELS_AT_ONCE
+    for name, data in files:
+        found.append(_pixels_of(data, name, room))
+        room -= found[-1][..., 0].size
+    return found
+
+
+def _pixels_of(data: bytes, name: str, room: int) -> Pixels:
     try:
         width, height = upright_size(data, name)
         if width * height > MAX_PIXELS:
             raise InputError(f"{name} has {width} × {height} pixels; expected {MAX_PIXELS:,} at most; shrink it")
+        if width * height > room:
+            raise WireError(
+                f"the images up to {name} have more than {MAX_PIXELS_AT_ONCE:,} pixels; ask about fewer at once",
+                status=413,
+            )
         return np.asarray(decode_image(data, name).image)
+    except WireError:
+        raise
     except InputError as error:
         raise WireError(str(error)) from error
 

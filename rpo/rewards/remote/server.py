@@ -129,7 +129,7 @@ class RewardServer:
         return self._judge(asked.reward, images, prompts, is_wanted).model_dump()
 
     def _score_batch(self, batch: unirl.Batch, is_wanted: Callable[[], bool]) -> dict[str, Any]:
-        images = [unirl.image_of(one, number) for number, one in enumerate(batch.requests)]
+        images = unirl.images_of(batch)
         rows = dict[str, list[int]]()
         for number, one in enumerate(batch.requests):
             for name in one.required_rewards:

@@ -23,6 +23,7 @@ from rpo.data.prompts import AnnotatedPrompt
 from rpo.rewards import REWARDS, RewardError, load_reward
 from rpo.rewards.base import ask
 from rpo.rewards.ranges import RANGES
+from rpo.rewards.remote import form
 from rpo.rewards.remote.server import Limits
 from tests.rewards.remote.servers import serving
 
@@ -194,6 +195,15 @@ def test_wrong_questions(name, server):
     assert found == status and answer["detail"]
     assert name != "another reward" or "light" in answer["detail"]
     assert post(server, QUESTION)[0] == 200
+
+
+def test_images_that_unfold_to_more_than_there_is_room_for_are_refused_together(server, monkeypatch):
+    monkeypatch.setattr(form, "MAX_PIXELS_AT_ONCE", 3 * 16 * 24)
+    every = [base64.b64encode(png).decode() for png in PNGS]
+    for count, status in ((3, 200), (4, 413)):
+        question = {"images": every[:count], "prompts": PROMPTS[:count], "metadata": [{}] * count}
+        assert post(server, QUESTION | question)[0] == status
+        assert post(server, unirl(PNGS[:count]))[0] == status
 
 
 class Evil:
