@@ -64,11 +64,6 @@ class Address:
         return f"the reward server at {self.place}, asked for {self.name!r},"
 
 
-def is_address(spec: str) -> bool:
-    """Whether a reward is named by where it is served."""
-    return spec.partition("://")[0].lower() in SCHEMES and "://" in spec
-
-
 def address_of(text: str) -> Address:
     """Take an address apart.
 
