@@ -80,7 +80,7 @@ class RewardServer:
         self._token = token.encode()
         try:
             self._http = _Http(host, port, self)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise InputError(f"nothing can listen at {host}:{port} ({error}); give another --host or --port") from error
 
     @property
