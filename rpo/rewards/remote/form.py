@@ -14,6 +14,7 @@ and is refused on either side.
 import base64
 import binascii
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -101,9 +102,14 @@ def read_json(body: bytes) -> Any:
     def refused(name: str) -> Any:
         raise WireError(f"it has the number {name}, which JSON does not; expected null where a score failed")
 
+    def finite(digits: str) -> float:
+        return number if math.isfinite(number := float(digits)) else refused(digits[:20])
+
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=refused)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        return json.loads(body.decode("utf-8"), parse_constant=refused, parse_float=finite)
+    except WireError:
+        raise
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError of its own
         raise WireError(f"it is no JSON ({error}), but {beginning(body)}; expected an object of JSON") from error
 
 
@@ -192,9 +198,11 @@ def _in_folder(path: str, folder: Path | None) -> bytes:
     if folder is None:
         raise WireError("images are named by their files, which this server does not read; send them", status=403)
     try:
-        place = Path(path).resolve(strict=True)
+        place = Path(path).resolve()  # of what lies elsewhere not even whether it is there is told
         if not place.is_relative_to(folder.resolve()):
             raise WireError(f"the file {path!r} is not in {folder}, where images may be read; put it there", status=403)
+        if not place.is_file():  # a pipe would be waited for
+            raise WireError(f"there is no file {path!r} here; expected an image in {folder}")
         return place.read_bytes()
     except (OSError, ValueError) as error:
         if isinstance(error, WireError):

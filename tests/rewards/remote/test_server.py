@@ -5,6 +5,7 @@ import http.client
 import io
 import json
 import math
+import os
 import pickle
 import socket
 import struct
@@ -124,9 +125,11 @@ def test_files_are_read_from_the_folder_that_is_shared(tmp_path):
         assert torch.equal(asked(server, "light", more=f"&files={shared}").values, light(IMAGES, PROMPTS))
         assert [one.name for one in shared.iterdir()] == ["link.png"]
         question = {"reward": "light", "prompts": ["a"], "metadata": [{}]}
-        for path in (other / "x.png", shared / "../other/x.png", shared / "link.png"):
+        for path in (other / "x.png", shared / "../other/x.png", shared / "link.png", other / "none.png"):
             assert post(server, {**question, "files": [str(path)]})[0] == 403
-        assert post(server, {**question, "files": [str(shared / "none.png")]})[0] == 400
+        os.mkfifo(shared / "pipe.png")
+        for name in ("none.png", "pipe.png", ""):
+            assert post(server, {**question, "files": [str(shared / name)]})[0] == 400
         assert post(server, {**question, "files": ["\0"]})[0] == 400
         with pytest.raises(RewardError, match="403"):
             asked(server, "light", more=f"&files={other}")
@@ -186,6 +189,11 @@ WRONG = {
     "another reward": ({"reward": "lihgt"}, 404),
     "a key too many": ({"pickle": ""}, 400),
 }
+
+
+def test_what_json_cannot_hold_is_the_questions_fault(server):
+    for body in (b"[" + b"1" * 5000 + b"]", json.dumps(QUESTION).replace("{}", "1e999").encode()):
+        assert send(server, "POST", "/score", body)[0] == 400
 
 
 @pytest.mark.parametrize("name", WRONG)
