@@ -12,7 +12,6 @@ was asked for ends the run: nothing is guessed, and it resumes where it was.
 """
 
 import math
-import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -149,15 +148,18 @@ class RemoteReward:
             RewardError: What came back is not an answer, or nothing came.
         """
         files = [encode_png(pixels) for pixels in to_pixels(images.detach().float())]
-        scores, info = list[float](), dict[str, list[Any]]()
+        scores, told = list[float](), list[dict[str, list[Any]]]()
         for start in range(0, len(files), self._address.options.batch):
             part = slice(start, start + self._address.options.batch)
             said = self._ask(files[part], prompts[part], metadata[part])
             scores += [math.nan if score is None else score for score in said.scores]
-            told = {name: [mean] * len(said.scores) for name, mean in said.info.items()} | {FAILURE: said.failures}
-            for name, column in told.items():
-                info.setdefault(name, [math.nan] * start).extend(column)
-        return scores, info
+            told.append(
+                {name: [mean] * len(said.scores) for name, mean in said.info.items()} | {FAILURE: said.failures}
+            )
+        names = dict.fromkeys(name for one in told for name in one)
+        return scores, {
+            name: [value for one in told for value in one.get(name, [math.nan] * len(one[FAILURE]))] for name in names
+        }
 
     def _ask(self, files: list[bytes], prompts: Sequence[str], metadata: Sequence[Any]) -> form.Said:
         address = self._address
@@ -204,7 +206,7 @@ class RemoteReward:
 
     def _send(self, path: str, body: bytes | None) -> Any:
         """The JSON that is answered."""
-        address, token = self._address, os.environ.get(form.TOKEN_VARIABLE, "")
+        address, token = self._address, form.token()
         options = address.options
         headers = {"Accept": "application/json", **({} if body is None else {"Content-Type": "application/json"})}
         headers |= {"Authorization": f"Bearer {token}"} if token else {}

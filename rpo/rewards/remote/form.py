@@ -15,6 +15,7 @@ import base64
 import binascii
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -94,6 +95,17 @@ class Listed(BaseModel):
 
     rewards: list[str]
     rpo: Details | None = None
+
+
+def token() -> str:
+    """What the environment has for one; empty if nothing. A wrong one is told without a letter of it."""
+    found = os.environ.get(TOKEN_VARIABLE, "")
+    if not found.isascii() or not found.isprintable() or " " in found:
+        raise InputError(
+            f"{TOKEN_VARIABLE} has a blank, the end of a line or a letter beyond ASCII, which no header can hold; "
+            "expected letters, digits and signs alone; set another one, here and there"
+        )
+    return found
 
 
 def read_json(body: bytes) -> Any:
