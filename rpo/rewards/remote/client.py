@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, final
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from rpo.data.pixels import to_pixels
 from rpo.data.preference import encode_png
@@ -160,6 +160,16 @@ class RemoteReward:
         return scores, {
             name: [value for one in told for value in one.get(name, [math.nan] * len(one[FAILURE]))] for name in names
         }
+
+    def version(self) -> str:
+        """What the server says of it; nothing is known of that of a UniRL service."""
+        if self._server().rpo is None:
+            return "unknown, of a UniRL service"
+        try:
+            path = form.VERSIONS + quote(self._address.name, safe="")
+            return form.read_as(form.Version, self._send(path, None)).version
+        except WireError as error:
+            raise RewardError(f"{self._address.told} {error}; nothing was taken of it") from error
 
     def _ask(self, files: list[bytes], prompts: Sequence[str], metadata: Sequence[Any]) -> form.Said:
         address = self._address

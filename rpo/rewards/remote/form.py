@@ -2,6 +2,7 @@
 
     GET  /health    {"status": "ok", "rewards": {NAME: {"asked": images, "failed": images}}}
     GET  /rewards   {"rewards": [NAME, …], "rpo": {"form": 1, "max_bytes": …, "files": …, "details": {NAME: {…}}}}
+    GET  /version/… {"version": what two scores of one name can be held against each other by}
     POST /score     {"reward": NAME, "images": [PNG in base64, …], "prompts": [text, …], "metadata": [{…}, …]}
                     with "files": [path, …] in the place of "images", where both see the same folder
       answer        {"scores": [number or null, …], "failures": [null or why, …], "info": {name: number}}
@@ -45,6 +46,9 @@ MAX_PIXELS_AT_ONCE = 2**28
 TOKEN_VARIABLE = "RPO_REWARD_TOKEN"  # noqa: S105 - the name of a variable
 """Where server and client find the token, if there is one."""
 
+VERSIONS = "/version/"
+"""Before the name of a reward."""
+
 Pixels = NDArray[np.uint8]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Model = TypeVar("Model", bound=BaseModel)
@@ -79,6 +83,12 @@ class Said(BaseModel):
     scores: list[Number | None]
     failures: list[str | None]
     info: dict[str, Number]
+
+
+class Version(BaseModel):
+    """What a reward is, as `rpo.rewards.version` tells it."""
+
+    version: str
 
 
 class Details(BaseModel):

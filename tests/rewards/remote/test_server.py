@@ -26,6 +26,7 @@ from rpo.rewards.base import ask
 from rpo.rewards.ranges import RANGES
 from rpo.rewards.remote import form
 from rpo.rewards.remote.server import Limits
+from rpo.rewards.version import version_of
 from tests.rewards.remote.servers import serving
 
 IMAGES = (torch.rand(4, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
@@ -156,6 +157,13 @@ def test_health_and_list(server):
         "shapes-clip": {"is_differentiable": True, "range": None},
     }
     assert set(RANGES) < set(REWARDS)
+
+
+def test_a_version_is_that_of_the_reward_that_is_served():
+    with serving({"a/light": light, "shapes-clip": "shapes-clip"}) as server:
+        for name, reward in (("a/light", light), ("shapes-clip", load_reward("shapes-clip"))):
+            assert version_of(load_reward(f"{server.address}/{name}")) == version_of(reward)
+        assert send(server, "GET", "/version/other")[0] == 404
 
 
 QUESTION = {
