@@ -1,7 +1,6 @@
 """`rpo serve-rewards`: rewards for runs on other machines, or in other environments."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from urllib.parse import quote
@@ -16,13 +15,15 @@ def serve(args: argparse.Namespace) -> None:
     """Answer until somebody ends it."""
     from rpo.devices import device_named
     from rpo.rewards import ADDRESSES, load_reward
-    from rpo.rewards.remote.form import TOKEN_VARIABLE
+    from rpo.rewards.remote import form
     from rpo.rewards.remote.served import Served
     from rpo.rewards.remote.server import Limits, RewardServer
 
-    token = os.environ.get(TOKEN_VARIABLE, "") if args.token else ""
+    token = form.token() if args.token else ""
     if args.token and not token:
-        raise InputError(f"--token asks clients for a token, but {TOKEN_VARIABLE} is not set; set it here and there")
+        raise InputError(
+            f"--token asks clients for a token, but {form.TOKEN_VARIABLE} is not set; set it here and there"
+        )
     if args.files is not None and not args.files.is_dir():
         raise InputError(f"--files is {args.files}, which is no folder; give one that clients can write to")
     if remote := [name for name in args.names if name.startswith(ADDRESSES)]:

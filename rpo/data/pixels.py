@@ -41,6 +41,7 @@ _TURNS = {
 
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height
 _ORIENTATION_MARKS = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type")  # of the chunks of a PNG that may tell one
+_PROGRAMS = ("EPS",)  # Pillow would have Ghostscript run whatever somebody sent
 _SAME = 2  # levels by which a profile may differ from sRGB in rounding
 _BITS_8, _BITS_16 = 255, 65535
 _SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of a profile, and the mode of the pixels that it describes
@@ -167,6 +168,8 @@ def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
     """An image to be read from its bytes; whatever a decoder raises becomes one error that names the image."""
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if image.format in _PROGRAMS:
+                raise TypeError(f"{image.format} is a program to be run")
             yield image
     except Image.DecompressionBombError as error:
         raise InputError(

@@ -31,6 +31,7 @@ from rpo.rewards.answers import RewardError
 from rpo.rewards.base import check_batch, check_range
 from rpo.rewards.clip import CLIP_SCORE, ClipReward
 from rpo.rewards.detector import DETECTOR, Detector, Found, Owlv2Detector, Thing
+from rpo.rewards.version import version_of
 from rpo.types import Images
 
 Colour = Literal["red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white"]
@@ -114,6 +115,10 @@ class CompositionReward:
         found = self.detector(images, [one.names for one in asked])
         every = [self._held(*one) for one in zip(images, asked, found, strict=True)]
         return [sum(one) / len(one) for one in every], {"correct": [float(min(one) == 1) for one in every]}
+
+    def version(self) -> str:
+        """Those of the detector and of the model that tells colours."""
+        return f"{version_of(self.detector)}, {self.clip.version()}"
 
     def leave(self) -> None:
         """Have the models in the main memory until they are asked again."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rpo.data.pixels import to_pixels
 from rpo.errors import InputError
+from rpo.rewards.version import version_of_weights
 from rpo.types import Images
 
 DETECTOR = "google/owlv2-base-patch16-ensemble"
@@ -78,6 +79,19 @@ class Owlv2Detector:
         pixels = to_pixels(images.detach().float())
         with torch.autocast(images.device.type, enabled=False):
             return [self._one(processor, model, one, list(asked)) for one, asked in zip(pixels, names, strict=True)]
+
+    def version(self) -> str:
+        """A hash of the weights and of all else that decides what is found."""
+        if self._loaded is None:
+            self._loaded = _load(self.source)
+        processor, model = self._loaded
+        return version_of_weights(
+            {"owl": model},
+            vocabulary=sorted(processor.tokenizer.get_vocab().items()),
+            preprocess=processor.image_processor.to_dict(),
+            threshold=self.threshold,
+            overlap=self.overlap,
+        )
 
     def leave(self) -> None:
         """Have the model in the main memory until it is asked again."""

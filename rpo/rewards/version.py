@@ -1,7 +1,8 @@
 """Which version of a reward it was that judged: two numbers of one name can be compared if these are equal.
 
 Of a reward that has weights it is a hash of them, and of what prepares images and texts for them, wherever they lie; of
-any other, a hash of the file of code that it is from. What a reward of rpo's own imports is of rpo's version.
+any other, a hash of the file of code that it is from. What a reward of rpo's own imports is of rpo's version. One that
+is served elsewhere has the version that it has there.
 """
 
 import hashlib

@@ -76,7 +76,7 @@ def evaluate(wish: EvaluationWish, *, resume: bool = False) -> tuple[Evaluation,
     size = size_of(wish.size)
     if wish.output.is_file():
         raise InputError(f"{wish.output} is a file; expected a folder; give another --output")
-    rewards = {name: load_reward(name) for name in wish.rewards}
+    rewards = {shown(name): load_reward(name) for name in wish.rewards}
     with sole_owner(wish.output):
         claim(wish.output, resume=resume)
         hashes = {one.label: _hashes(one, wish) for one in entrants if one.kind in ("checkpoint", "lora")}
@@ -164,8 +164,8 @@ class _Evaluating:
                 "dtype": wish.model.dtype,
                 "images_at_once": self.at_once,
             },
-            "rewards": {shown(name): version_of(reward) for name, reward in self.rewards.items()},
-            "best_of": {"count": wish.best_of, "by": shown(wish.chooser)} if wish.best_of else None,
+            "rewards": {name: version_of(reward) for name, reward in self.rewards.items()},
+            "best_of": {"count": wish.best_of, "by": wish.chooser} if wish.best_of else None,
             "made_with": {**made.versions, "rpo's files": made.code["rpo's files"], "device": where},
         }
 
@@ -314,13 +314,12 @@ class _Evaluating:
             judges = [name for name in self.rewards if not (self._is_best(one, other) and name == self.wish.chooser)]
             for name in judges:
                 rows = contests(self.kept.all(one.label, name), self.kept.all(other.label, name), **of_images)
-                compared.append(Compared(one.label, other.label, shown(name), rows))
+                compared.append(Compared(one.label, other.label, name, rows))
             for name in self._measures if per_prompt > 1 else ():
                 sides = [self.kept.all(side.label, name, is_diversity=True) for side in (one, other)]
-                diversity.append(Compared(one.label, other.label, shown(name), contests(*sides, **of_prompts)))
+                diversity.append(Compared(one.label, other.label, name, contests(*sides, **of_prompts)))
         scores = {
-            one.label: {shown(name): tuple(self.kept.all(one.label, name)) for name in self.rewards}
-            for one in self.entrants
+            one.label: {name: tuple(self.kept.all(one.label, name)) for name in self.rewards} for one in self.entrants
         }
         return Evaluation(pinned, tuple(compared), tuple(diversity), self.kept.chosen, scores)
 

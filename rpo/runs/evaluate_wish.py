@@ -10,6 +10,7 @@ from typing import Literal
 from rpo.errors import InputError
 from rpo.files.local_paths import shown_path
 from rpo.models.config import ModelConfig
+from rpo.rewards import ADDRESSES, name_of
 from rpo.runs.sample_wish import BASE, Lora, lora_of
 from rpo.sampling.sample import SolverName
 
@@ -54,8 +55,8 @@ class EvaluationWish:
 
     @property
     def chooser(self) -> str:
-        """The reward that chooses in best-of-N; empty without it."""
-        return (self.best_by or self.rewards[0]) if self.best_of else ""
+        """The reward that chooses in best-of-N, as it is shown; empty without it."""
+        return shown(self.best_by or self.rewards[0]) if self.best_of else ""
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,9 @@ def _names(path: str) -> list[str]:
 
 
 def shown(word: str) -> str:
-    """A word such as NAME, PATH or NAME:PATH, without a path of this machine."""
+    """A word such as NAME, PATH, NAME:PATH or the address of a reward, without a place of this machine."""
+    if word.startswith(ADDRESSES):
+        return name_of(word)
     form, colon, path = word.partition(":")
     return f"{form}:{shown_path(path)}" if colon and "/" not in form else shown_path(word)
 
@@ -146,7 +149,7 @@ def _check(wish: EvaluationWish) -> None:
         raise InputError("--best-by is given without --best-of; expected both; give --best-of N")
     if not wish.best_of:
         return
-    if wish.best_of == 1 or len(wish.rewards) < FEWEST_REWARDS or wish.chooser not in wish.rewards:
+    if wish.best_of == 1 or len(wish.rewards) < FEWEST_REWARDS or wish.chooser not in map(shown, wish.rewards):
         raise InputError(
             f"--best-of {wish.best_of} by {wish.chooser} is judged by the other rewards; expected 2 candidates or "
             f"more, and 2 rewards or more with {wish.chooser} among them; give such as --best-of 4 --rewards "

@@ -15,6 +15,7 @@ from rpo.cli.main import main
         (["http://host:1/shapes"], "served already"),
         (["shpaes"], "nearest is 'shapes'"),
         (["shapes", "--device", "abacus"], "abacus"),
+        (["shapes", "--port", "99999"], "0-65535"),
     ],
 )
 def test_wrong_words_are_one_line(words, told, capsys, monkeypatch):

@@ -274,6 +274,17 @@ def test_an_image_that_is_too_large_is_named(monkeypatch):
             read(stored(noise(1, SIZE)), "metadata.jsonl:3")
 
 
+def test_postscript_is_refused_before_ghostscript_runs_it(monkeypatch):
+    runs = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *given, **more: runs.append(given))
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "EPS")
+    for read in (decode_image, upright_size):
+        with pytest.raises(ValueError, match="page 7"):
+            read(stream.getvalue(), "page 7")
+    assert not runs
+
+
 def test_an_open_image_is_read_like_a_file():
     with Image.open(io.BytesIO(stored(rgba((9, 9, 9)), exif=turned(3)))) as image:
         assert np.array_equal(np.asarray(rgb(image)), shown()[::-1, ::-1])

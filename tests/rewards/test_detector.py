@@ -12,8 +12,11 @@ from transformers import (
 
 from rpo.data.pixels import to_pixels
 from rpo.errors import InputError
-from rpo.rewards.composition import composition
+from rpo.rewards.clip import clip_score
+from rpo.rewards.composition import CompositionReward, composition
 from rpo.rewards.detector import Owlv2Detector, apart
+from rpo.rewards.version import version_of
+from tests.rewards.clip_models import save_clip
 from tests.tiny import tiny_text_config, tiny_tokenizer
 
 EDGE, TOKENS = 32, 32
@@ -112,6 +115,18 @@ def test_boxes_that_overlap_a_surer_one_are_the_same_thing():
 def test_a_name_that_is_too_long_is_refused_and_not_cut(folder):
     with pytest.raises(InputError, match="takes 32;"):
         Owlv2Detector(str(folder))(pictures()[:1], [["house " * 20]])
+
+
+def test_its_version_is_that_of_its_weights(folder, tmp_path):
+    version = Owlv2Detector(str(folder)).version()
+    copy = save_owl(tmp_path / "owl")
+    assert Owlv2Detector(str(copy)).version() == version != Owlv2Detector(str(copy), threshold=0.3).version()
+    save_clip(tmp_path / "clip")
+    reward = CompositionReward(Owlv2Detector(str(copy)), clip_score(str(tmp_path / "clip")))
+    before = version_of(reward)
+    with torch.no_grad():
+        reward.detector._loaded[1].class_head.dense0.weight[0, 0] += 1
+    assert version in before and version not in version_of(reward) and reward.clip.version() in before
 
 
 def test_it_leaves_and_comes_back(folder):

@@ -19,10 +19,12 @@ from rpo.models.checkpoint import Checkpoint
 from rpo.models.config import ModelConfig
 from rpo.publishing.evaluated import add_evaluation
 from rpo.publishing.model_card import NOT_MEASURED, CardFacts, write_model_card
+from rpo.rewards.jpeg import COMPRESSIBILITY as JPEG
 from rpo.runs.evaluate import evaluate
 from rpo.runs.evaluate_wish import EvaluationWish, entrants_of, labels_of, shown
 from rpo.sampling.sample import generate
 from tests.adapters.test_lora import disturb
+from tests.rewards.remote.servers import serving
 from tests.tiny import save_tiny_sd
 
 ROWS = [
@@ -247,6 +249,26 @@ def test_what_a_file_holds_counts_and_not_where_it_lies(inputs, tmp_path):
     shutil.copytree(inputs / "other", tmp_path / "copy" / "one")
     with pytest.raises(InputError, match=r"models.one.hashes.sha256 was"):
         evaluate(wish(tmp_path / "copy", folder), resume=True)
+
+
+def test_a_served_reward_is_the_same_wherever_it_is_served_and_another_one_is_not(inputs, tmp_path):
+    folder = tmp_path / "e"
+    with (
+        serving({"red": redness}) as one,
+        serving({"red": redness}) as other,
+        serving({"red": JPEG}) as third,
+    ):
+        evaluate(wish(inputs, folder, rewards=[f"{one.address}/red?batch=1"]))
+        before, asked = (folder / "evaluation.json").read_bytes(), len(ASKED)
+        found, _ = evaluate(wish(inputs, folder, rewards=[f"{other.address}/red"]), resume=True)
+        assert (folder / "evaluation.json").read_bytes() == before and len(ASKED) == asked
+        with pytest.raises(InputError, match="rewards.http:red was code"):
+            evaluate(wish(inputs, folder, rewards=[f"{third.address}/red"]), resume=True)
+    assert one.address not in (folder / "scores.jsonl").read_text()
+    plain, _ = evaluate(wish(inputs, tmp_path / "plain", rewards=[RED]))
+    for label, own in plain.scores.items():
+        assert np.allclose(found.scores[label]["http:red"], own[RED], rtol=1e-6)
+    assert shown("http://host:1/ocr?files=/dev/shm/images") == "http:ocr"
 
 
 @pytest.mark.parametrize(

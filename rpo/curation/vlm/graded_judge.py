@@ -94,6 +94,12 @@ class GradedJudge:
         whys = [f"{one.message} (it said {one.raw[:200]!r})" if isinstance(one, Fault) else None for one in found]
         return scores, {FAILURE: whys}
 
+    def version(self) -> str:
+        """Files or commit of a model of this machine, of a server the name alone; and how it is asked."""
+        told = self._chat_on(torch.device("cpu")).identity
+        which = f"model {told['model']} of a server" if told["kind"] == "server" else f"weights {told['revision'][:16]}"
+        return f"{which}, prompt {self._prompt.sha256[:16]}"
+
     def leave(self) -> None:
         """Have a model of this machine in the main memory until it is asked again."""
         if isinstance(self._chat, LocalChat):

@@ -24,6 +24,7 @@ from rpo.curation.vlm.local import conversation, load_model
 from rpo.data.pixels import to_pixels
 from rpo.errors import InputError
 from rpo.rewards.base import check_batch, check_range
+from rpo.rewards.version import version_of_weights
 from rpo.types import Images, PerSample
 
 CHECKPOINT = "Qwen/Qwen3-VL-8B-Instruct"
@@ -68,6 +69,19 @@ class VqaScore:
         found = torch.cat([self._asked(questions[n : n + self.batch_size], images.device) for n in starts])
         return found[:, 0].to(images.device), {"answers": found.sum(dim=1)}
 
+    def version(self) -> str:
+        """A hash of the weights and of how they are asked."""
+        processor, model, tokens = self._on(torch.device("cpu"))
+        own = vars(processor)
+        return version_of_weights(
+            {"model": model},
+            vocabulary=sorted(own["tokenizer"].get_vocab().items()),
+            preprocess=own["image_processor"].to_dict(),
+            turns=processor.chat_template,
+            template=TEMPLATE,
+            answers=tokens,
+        )
+
     def leave(self) -> None:
         """Have the model in the main memory until it is asked again."""
         if self._loaded is not None:
@@ -76,10 +90,7 @@ class VqaScore:
     @torch.inference_mode()
     def _asked(self, questions: Sequence[Question], device: torch.device) -> Tensor:
         """P of the two answers, [questions, 2]."""
-        if self._loaded is None:
-            processor, model = load_model(ChatConfig(kind="local", model=self.source), device)
-            self._loaded = processor, model, _first_tokens(vars(processor)["tokenizer"], self.source)
-        processor, model, tokens = self._loaded
+        processor, model, tokens = self._on(device)
         inputs = processor.apply_chat_template(
             [conversation(question) for question in questions],
             tokenize=True,
@@ -93,6 +104,13 @@ class VqaScore:
             **inputs, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
         )
         return said.logits[0].float().softmax(dim=-1)[:, tokens]
+
+    def _on(self, device: torch.device) -> tuple[Any, Any, list[int]]:
+        """Processor, model and the tokens of the answers; loaded to `device` if they are not there yet."""
+        if self._loaded is None:
+            processor, model = load_model(ChatConfig(kind="local", model=self.source), device)
+            self._loaded = processor, model, _first_tokens(vars(processor)["tokenizer"], self.source)
+        return self._loaded
 
 
 def _first_tokens(tokenizer: Any, source: str) -> list[int]:

@@ -12,14 +12,13 @@ was asked for ends the run: nothing is guessed, and it resumes where it was.
 """
 
 import math
-import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, final
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from rpo.data.pixels import to_pixels
 from rpo.data.preference import encode_png
@@ -62,11 +61,6 @@ class Address:
     def told(self) -> str:
         """For messages."""
         return f"the reward server at {self.place}, asked for {self.name!r},"
-
-
-def is_address(spec: str) -> bool:
-    """Whether a reward is named by where it is served."""
-    return spec.partition("://")[0].lower() in SCHEMES and "://" in spec
 
 
 def address_of(text: str) -> Address:
@@ -154,15 +148,28 @@ class RemoteReward:
             RewardError: What came back is not an answer, or nothing came.
         """
         files = [encode_png(pixels) for pixels in to_pixels(images.detach().float())]
-        scores, info = list[float](), dict[str, list[Any]]()
+        scores, told = list[float](), list[dict[str, list[Any]]]()
         for start in range(0, len(files), self._address.options.batch):
             part = slice(start, start + self._address.options.batch)
             said = self._ask(files[part], prompts[part], metadata[part])
             scores += [math.nan if score is None else score for score in said.scores]
-            told = {name: [mean] * len(said.scores) for name, mean in said.info.items()} | {FAILURE: said.failures}
-            for name, column in told.items():
-                info.setdefault(name, [math.nan] * start).extend(column)
-        return scores, info
+            told.append(
+                {name: [mean] * len(said.scores) for name, mean in said.info.items()} | {FAILURE: said.failures}
+            )
+        names = dict.fromkeys(name for one in told for name in one)
+        return scores, {
+            name: [value for one in told for value in one.get(name, [math.nan] * len(one[FAILURE]))] for name in names
+        }
+
+    def version(self) -> str:
+        """What the server says of it; nothing is known of that of a UniRL service."""
+        if self._server().rpo is None:
+            return "unknown, of a UniRL service"
+        try:
+            path = form.VERSIONS + quote(self._address.name, safe="")
+            return form.read_as(form.Version, self._send(path, None)).version
+        except WireError as error:
+            raise RewardError(f"{self._address.told} {error}; nothing was taken of it") from error
 
     def _ask(self, files: list[bytes], prompts: Sequence[str], metadata: Sequence[Any]) -> form.Said:
         address = self._address
@@ -209,7 +216,7 @@ class RemoteReward:
 
     def _send(self, path: str, body: bytes | None) -> Any:
         """The JSON that is answered."""
-        address, token = self._address, os.environ.get(form.TOKEN_VARIABLE, "")
+        address, token = self._address, form.token()
         options = address.options
         headers = {"Accept": "application/json", **({} if body is None else {"Content-Type": "application/json"})}
         headers |= {"Authorization": f"Bearer {token}"} if token else {}

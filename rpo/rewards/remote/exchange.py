@@ -24,7 +24,6 @@ MAY_PASS = (429, 502, 503, 504)
 """Too many requests, and what a proxy or a busy server answers."""
 
 OK = 200
-MOVED = range(300, 400)
 CHUNK = 2**16
 
 

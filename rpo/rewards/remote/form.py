@@ -2,6 +2,7 @@
 
     GET  /health    {"status": "ok", "rewards": {NAME: {"asked": images, "failed": images}}}
     GET  /rewards   {"rewards": [NAME, …], "rpo": {"form": 1, "max_bytes": …, "files": …, "details": {NAME: {…}}}}
+    GET  /version/… {"version": what two scores of one name can be held against each other by}
     POST /score     {"reward": NAME, "images": [PNG in base64, …], "prompts": [text, …], "metadata": [{…}, …]}
                     with "files": [path, …] in the place of "images", where both see the same folder
       answer        {"scores": [number or null, …], "failures": [null or why, …], "info": {name: number}}
@@ -14,7 +15,9 @@ and is refused on either side.
 import base64
 import binascii
 import json
-from collections.abc import Mapping, Sequence
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -37,8 +40,14 @@ MAX_ANSWER_BYTES = 4 * 2**20
 MAX_PIXELS = 2**26
 """Of one image, 8192 × 8192: a small file may unfold to a huge one."""
 
+MAX_PIXELS_AT_ONCE = 2**28
+"""Of all images of a request: 64 of 2048 × 2048."""
+
 TOKEN_VARIABLE = "RPO_REWARD_TOKEN"  # noqa: S105 - the name of a variable
 """Where server and client find the token, if there is one."""
+
+VERSIONS = "/version/"
+"""Before the name of a reward."""
 
 Pixels = NDArray[np.uint8]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -76,6 +85,12 @@ class Said(BaseModel):
     info: dict[str, Number]
 
 
+class Version(BaseModel):
+    """What a reward is, as `rpo.rewards.version` tells it."""
+
+    version: str
+
+
 class Details(BaseModel):
     """What a server says of itself, beside the names of its rewards."""
 
@@ -92,15 +107,31 @@ class Listed(BaseModel):
     rpo: Details | None = None
 
 
+def token() -> str:
+    """What the environment has for one; empty if nothing. A wrong one is told without a letter of it."""
+    found = os.environ.get(TOKEN_VARIABLE, "")
+    if not found.isascii() or not found.isprintable() or " " in found:
+        raise InputError(
+            f"{TOKEN_VARIABLE} has a blank, the end of a line or a letter beyond ASCII, which no header can hold; "
+            "expected letters, digits and signs alone; set another one, here and there"
+        )
+    return found
+
+
 def read_json(body: bytes) -> Any:
     """The value in a body, which is JSON and nothing more: no NaN, no bytes that are no text."""
 
     def refused(name: str) -> Any:
         raise WireError(f"it has the number {name}, which JSON does not; expected null where a score failed")
 
+    def finite(digits: str) -> float:
+        return number if math.isfinite(number := float(digits)) else refused(digits[:20])
+
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=refused)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        return json.loads(body.decode("utf-8"), parse_constant=refused, parse_float=finite)
+    except WireError:
+        raise
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError of its own
         raise WireError(f"it is no JSON ({error}), but {beginning(body)}; expected an object of JSON") from error
 
 
@@ -145,27 +176,42 @@ def images_of(asked: Asked, folder: Path | None) -> list[Pixels]:
             f"{len(given)} images come with {len(asked.prompts)} prompts and {len(asked.metadata)} metadata; expected "
             "at least one image, with one of each"
         )
+    names = [f"image {number}" for number in range(len(given))]
     if asked.files is None:
-        return [decoded(text, f"image {number}") for number, text in enumerate(given)]
-    return [pixels_of(_in_folder(path, folder), f"image {number}") for number, path in enumerate(given)]
+        return every_pixels((name, from_base64(text, name)) for name, text in zip(names, given, strict=True))
+    return every_pixels((name, _in_folder(path, folder)) for name, path in zip(names, given, strict=True))
 
 
-def decoded(text: str, name: str) -> Pixels:
-    """The pixels of an image in base64."""
+def from_base64(text: str, name: str) -> bytes:
+    """The bytes that JSON holds so."""
     try:
-        data = base64.b64decode(text, validate=True)
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise WireError(f"{name} is no base64 ({error}); expected an image file, encoded") from error
-    return pixels_of(data, name)
 
 
-def pixels_of(data: bytes, name: str) -> Pixels:
-    """The pixels of an image file, as a viewer shows them."""
+def every_pixels(files: Iterable[tuple[str, bytes]]) -> list[Pixels]:
+    """The pixels of image files with their names, as a viewer shows them; no more than there is room for."""
+    found, room = list[Pixels](), MAX_PIXELS_AT_ONCE
+    for name, data in files:
+        found.append(_pixels_of(data, name, room))
+        room -= found[-1][..., 0].size
+    return found
+
+
+def _pixels_of(data: bytes, name: str, room: int) -> Pixels:
     try:
         width, height = upright_size(data, name)
         if width * height > MAX_PIXELS:
             raise InputError(f"{name} has {width} × {height} pixels; expected {MAX_PIXELS:,} at most; shrink it")
+        if width * height > room:
+            raise WireError(
+                f"the images up to {name} have more than {MAX_PIXELS_AT_ONCE:,} pixels; ask about fewer at once",
+                status=413,
+            )
         return np.asarray(decode_image(data, name).image)
+    except WireError:
+        raise
     except InputError as error:
         raise WireError(str(error)) from error
 
@@ -174,9 +220,11 @@ def _in_folder(path: str, folder: Path | None) -> bytes:
     if folder is None:
         raise WireError("images are named by their files, which this server does not read; send them", status=403)
     try:
-        place = Path(path).resolve(strict=True)
+        place = Path(path).resolve()  # of what lies elsewhere not even whether it is there is told
         if not place.is_relative_to(folder.resolve()):
             raise WireError(f"the file {path!r} is not in {folder}, where images may be read; put it there", status=403)
+        if not place.is_file():  # a pipe would be waited for
+            raise WireError(f"there is no file {path!r} here; expected an image in {folder}")
         return place.read_bytes()
     except (OSError, ValueError) as error:
         if isinstance(error, WireError):

@@ -17,6 +17,7 @@ from rpo.rewards.base import Reward, ask
 from rpo.rewards.differentiable import is_differentiable
 from rpo.rewards.ranges import RANGES
 from rpo.rewards.remote.form import Pixels, Said
+from rpo.rewards.version import version_of
 
 LONGEST_REASON = 2000
 """Characters of why an image has no score."""
@@ -51,6 +52,11 @@ class Served:
             "is_differentiable": is_differentiable(self.reward),
             "range": list(usual) if usual else None,
         }
+
+    def version(self) -> str:
+        """What to hold its scores against; it loads the weights, so it waits for `lock`."""
+        with self.lock:
+            return version_of(self.reward)
 
     def judge(self, images: Sequence[Pixels], prompts: Sequence[str]) -> Said:
         """What the images are worth, or why that cannot be said; with `lock` held."""

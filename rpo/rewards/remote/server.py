@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast, final
+from urllib.parse import unquote
 
 from rpo.data.prompts import AnnotatedPrompt
 from rpo.errors import InputError
@@ -80,7 +81,7 @@ class RewardServer:
         self._token = token.encode()
         try:
             self._http = _Http(host, port, self)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise InputError(f"nothing can listen at {host}:{port} ({error}); give another --host or --port") from error
 
     @property
@@ -114,6 +115,10 @@ class RewardServer:
         own = form.Details(form=form.FORM, max_bytes=self.limits.max_bytes, files=files, details=details)
         return form.Listed(rewards=list(self.rewards), rpo=own).model_dump()
 
+    def version(self, name: str) -> dict[str, Any]:
+        """What one of them is."""
+        return form.Version(version=self._named(name).version()).model_dump()
+
     def score(self, body: bytes, is_wanted: Callable[[], bool]) -> dict[str, Any]:
         """Answer a question of either form.
 
@@ -129,7 +134,7 @@ class RewardServer:
         return self._judge(asked.reward, images, prompts, is_wanted).model_dump()
 
     def _score_batch(self, batch: unirl.Batch, is_wanted: Callable[[], bool]) -> dict[str, Any]:
-        images = [unirl.image_of(one, number) for number, one in enumerate(batch.requests)]
+        images = unirl.images_of(batch)
         rows = dict[str, list[int]]()
         for number, one in enumerate(batch.requests):
             for name in one.required_rewards:
@@ -205,7 +210,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(401, "a token is asked for")
         if self.path == "/rewards":
             return self._answer(200, rewards.listed())
-        return self._refuse(404, f"there is nothing at {self.path!r}; GET /health and /rewards, POST /score")
+        if self.path.startswith(form.VERSIONS):
+            return self._say(lambda: rewards.version(unquote(self.path.removeprefix(form.VERSIONS))))
+        return self._refuse(
+            404, f"there is nothing at {self.path!r}; GET /health, /rewards and /version/NAME, POST /score"
+        )
 
     def do_POST(self) -> None:  # noqa: N802
         """Scores."""
@@ -215,17 +224,22 @@ class _Handler(BaseHTTPRequestHandler):
         if not rewards.slots.acquire(blocking=False):
             return self._refuse_unread(503, f"{rewards.limits.concurrency} requests are held already; ask again later")
         try:
-            body = self._body(int(self.headers["Content-Length"]))
-            return self._answer(200, rewards.score(body, self._is_wanted))
+            length = int(self.headers["Content-Length"])
+            return self._say(lambda: rewards.score(self._body(length), self._is_wanted))
+        finally:
+            rewards.slots.release()
+
+    def _say(self, what: Callable[[], Mapping[str, Any]]) -> None:
+        """Answer, or say why not."""
+        try:
+            return self._answer(200, what())
         except WireError as error:
             return self._refuse(error.status, str(error))
         except _GoneError:
             return None
         except Exception as error:  # a defect, which must not take the other requests with it
-            rewards.tell(f"a question could not be answered: {type(error).__name__}: {error}")
+            self.server.rewards.tell(f"a question could not be answered: {type(error).__name__}: {error}")
             return self._refuse(500, f"{type(error).__name__}: {error}")
-        finally:
-            rewards.slots.release()
 
     def _refusal(self) -> tuple[int, str] | None:
         """Why the body is not read."""

@@ -78,9 +78,12 @@ def read_batch(value: Any) -> Batch:
     return batch
 
 
-def image_of(request: Request, number: int) -> form.Pixels:
-    """What is judged."""
-    return form.decoded(request.history[-1].image_b64 or "", f"the image of requests.{number}")
+def images_of(batch: Batch) -> list[form.Pixels]:
+    """What is judged, one image of each request."""
+    files = (
+        (f"the image of requests.{number}", one.history[-1].image_b64) for number, one in enumerate(batch.requests)
+    )
+    return form.every_pixels((name, form.from_base64(text or "", name)) for name, text in files)
 
 
 def written(batch: Batch, scores: Sequence[dict[str, float]], errors: Sequence[dict[str, str]]) -> dict[str, Any]:

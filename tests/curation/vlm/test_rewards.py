@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from rpo.data.pixels import to_pixels
 from rpo.errors import InputError
 from rpo.rewards import RewardError, load_reward
 from rpo.rewards.base import CanLeave, ask
+from rpo.rewards.version import version_of
 from tests.curation.vlm.fake_server import Response, fake_server, in_turn, text_of
 from tests.curation.vlm.tiny_vlm import save_tiny_vlm, tiny_processor
 
@@ -59,6 +61,27 @@ def test_it_is_a_reward_by_name_with_info(folder):
     assert isinstance(reward, CanLeave) and not reward.is_differentiable
     reward.leave()
     assert torch.equal(found.values, reward(IMAGES, PROMPTS)[0])
+
+
+def test_versions_are_of_the_weights(folder, tmp_path):
+    rewards = [load_reward(f"{name}:{folder}") for name in ("vqa-score", "graded-judge")]
+    shutil.copytree(folder, tmp_path / "other")
+    before = [version_of(reward) for reward in rewards]
+    assert before == [version_of(load_reward(f"{name}:{tmp_path / 'other'}")) for name in ("vqa-score", "graded-judge")]
+    model = LlavaForConditionalGeneration.from_pretrained(folder)
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1
+    model.save_pretrained(tmp_path / "other")
+    after = [version_of(load_reward(f"{name}:{tmp_path / 'other'}")) for name in ("vqa-score", "graded-judge")]
+    assert not set(before) & set(after) and all(one.startswith("weights ") for one in before + after)
+    assert ask(rewards[0], IMAGES, PROMPTS, name="asked after").values.isfinite().all()
+
+
+def test_the_version_of_a_judge_behind_a_server_is_its_name():
+    one, same, other = (
+        version_of(GradedJudge(f"http://localhost:{n}/v1#{name}")) for n, name in ((1, "a"), (2, "a"), (1, "b"))
+    )
+    assert one == same != other
 
 
 def test_a_tokenizer_that_cannot_tell_the_answers_apart_is_refused(folder, monkeypatch):

@@ -102,6 +102,24 @@ def test_images_are_asked_about_in_batches():
     assert [json.loads(body)["prompts"] for _, body in asked] == [["a", "b"], ["c"]]
 
 
+@pytest.mark.parametrize("failed", [0, 1, 2])
+def test_what_else_is_said_is_of_the_batches_that_were_judged(failed):
+    parts = [said([number], [None], {"x": number}) for number in (1.0, 2.0, 6.0)]
+    parts[failed] = said([None], ["away"])
+    with answering(*map(response, parts)) as (place, _):
+        found = asked_of(place, QUICK + "&batch=1", may_fail=True)
+    assert found.info == {"x": (4.0, 3.5, 1.5)[failed]} and found.failures == {failed: "away"}
+
+
+@pytest.mark.parametrize("token", ["hush-hush\n", "hush hush", "hush☃"])
+def test_a_token_that_no_header_can_hold_is_not_told(token, monkeypatch):
+    monkeypatch.setenv("RPO_REWARD_TOKEN", token)
+    with answering(response(said())) as (place, asked):
+        with pytest.raises(RewardError, match="RPO_REWARD_TOKEN") as caught:
+            asked_of(place)
+        assert not asked and "hush" not in str(caught.value)
+
+
 WRONG = {
     "too few": response(said([1, 2], [None, None])),
     "too many": response(said([1, 2, 3, 4], [None] * 4)),

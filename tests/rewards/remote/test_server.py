@@ -5,6 +5,7 @@ import http.client
 import io
 import json
 import math
+import os
 import pickle
 import socket
 import struct
@@ -23,7 +24,9 @@ from rpo.data.prompts import AnnotatedPrompt
 from rpo.rewards import REWARDS, RewardError, load_reward
 from rpo.rewards.base import ask
 from rpo.rewards.ranges import RANGES
+from rpo.rewards.remote import form
 from rpo.rewards.remote.server import Limits
+from rpo.rewards.version import version_of
 from tests.rewards.remote.servers import serving
 
 IMAGES = (torch.rand(4, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 255).round() / 255
@@ -123,9 +126,11 @@ def test_files_are_read_from_the_folder_that_is_shared(tmp_path):
         assert torch.equal(asked(server, "light", more=f"&files={shared}").values, light(IMAGES, PROMPTS))
         assert [one.name for one in shared.iterdir()] == ["link.png"]
         question = {"reward": "light", "prompts": ["a"], "metadata": [{}]}
-        for path in (other / "x.png", shared / "../other/x.png", shared / "link.png"):
+        for path in (other / "x.png", shared / "../other/x.png", shared / "link.png", other / "none.png"):
             assert post(server, {**question, "files": [str(path)]})[0] == 403
-        assert post(server, {**question, "files": [str(shared / "none.png")]})[0] == 400
+        os.mkfifo(shared / "pipe.png")
+        for name in ("none.png", "pipe.png", ""):
+            assert post(server, {**question, "files": [str(shared / name)]})[0] == 400
         assert post(server, {**question, "files": ["\0"]})[0] == 400
         with pytest.raises(RewardError, match="403"):
             asked(server, "light", more=f"&files={other}")
@@ -152,6 +157,13 @@ def test_health_and_list(server):
         "shapes-clip": {"is_differentiable": True, "range": None},
     }
     assert set(RANGES) < set(REWARDS)
+
+
+def test_a_version_is_that_of_the_reward_that_is_served():
+    with serving({"a/light": light, "shapes-clip": "shapes-clip"}) as server:
+        for name, reward in (("a/light", light), ("shapes-clip", load_reward("shapes-clip"))):
+            assert version_of(load_reward(f"{server.address}/{name}")) == version_of(reward)
+        assert send(server, "GET", "/version/other")[0] == 404
 
 
 QUESTION = {
@@ -187,6 +199,11 @@ WRONG = {
 }
 
 
+def test_what_json_cannot_hold_is_the_questions_fault(server):
+    for body in (b"[" + b"1" * 5000 + b"]", json.dumps(QUESTION).replace("{}", "1e999").encode()):
+        assert send(server, "POST", "/score", body)[0] == 400
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_questions(name, server):
     change, status = WRONG[name]
@@ -194,6 +211,15 @@ def test_wrong_questions(name, server):
     assert found == status and answer["detail"]
     assert name != "another reward" or "light" in answer["detail"]
     assert post(server, QUESTION)[0] == 200
+
+
+def test_images_that_unfold_to_more_than_there_is_room_for_are_refused_together(server, monkeypatch):
+    monkeypatch.setattr(form, "MAX_PIXELS_AT_ONCE", 3 * 16 * 24)
+    every = [base64.b64encode(png).decode() for png in PNGS]
+    for count, status in ((3, 200), (4, 413)):
+        question = {"images": every[:count], "prompts": PROMPTS[:count], "metadata": [{}] * count}
+        assert post(server, QUESTION | question)[0] == status
+        assert post(server, unirl(PNGS[:count]))[0] == status
 
 
 class Evil:
