@@ -120,12 +120,14 @@ def like_noise(images, prompts):
     return rough * torch.tensor([len(prompt) for prompt in prompts], dtype=torch.float32)
 
 
-def canaries(folder, reward, weight=1.0):
-    """Of two prompts' images that a tiny checkpoint draws, made smooth."""
+def canaries(folder, reward, weight=1.0, per_prompt=4):
+    """Of two prompts' images that a tiny checkpoint draws."""
     trainer = grpo(folder, reward=WeightedRewards({"one": (reward, weight)}), prompts=["a dog", "two dogs in the rain"])
     shown = []
     rollouts = trainer.algorithm.collector.rollouts.aside(
-        ROLLOUT, seed=1, on_images=lambda _, images, *rest: shown.append(images)
+        dataclasses.replace(ROLLOUT, images_per_prompt=per_prompt),
+        seed=1,
+        on_images=lambda _, images, *rest: shown.append(images),
     )
     drawn = rollouts.draw(0, lambda grid: Keep())
     return list(canary_checks(rollouts, drawn, shown[0], seed=0))
@@ -135,6 +137,11 @@ def test_a_judge_that_prefers_noise_is_refused(tmp_path):
     (check,) = canaries(tmp_path, like_noise)
     assert not check.passed
     (check,) = canaries(tmp_path, lambda images, prompts: -like_noise(images, prompts))
+    assert check.passed
+
+
+def test_four_images_tell_nothing_of_a_judge(tmp_path):
+    (check,) = canaries(tmp_path, like_noise, per_prompt=2)
     assert check.passed
 
 

@@ -1,8 +1,8 @@
 """What rewards say of images that show nothing, and of captions that belong to others.
 
 A reward that reads prompts is a judge: told another prompt, it says something else. One that finds noise better than
-every image that the model drew would teach the model to draw noise, so it is refused. What looks at images alone, such
-as their size as JPEG, may like what it likes: it is told, and taken.
+each of eight images that the model drew would teach the model to draw noise, so it is refused. What looks at images
+alone, such as their size as JPEG, may like what it likes: it is told, and taken.
 """
 
 from collections.abc import Iterator
@@ -15,6 +15,9 @@ from rpo.trainers.rollouts.draw import Rollout, Rollouts
 from rpo.types import Images, PerSample
 
 GREY = 0.5
+
+ENOUGH = 8
+"""Drawn images from which on it is no chance that noise is better than each of them."""
 
 
 def canary_checks(rollouts: Rollouts, drawn: Rollout, images: Images, *, seed: int) -> Iterator[Check]:
@@ -47,7 +50,7 @@ def _check(name: str, said: dict[str, PerSample]) -> Check:
     drawn, noise, others = said["drawn"], said["noise"], said["others' prompts"]
     is_judge = bool(((others != drawn) & ~others.isnan() & ~drawn.isnan()).any())
     known = ~(drawn.isnan() | noise.isnan())
-    prefers_noise = bool(known.any() and (noise > drawn)[known].all())
+    prefers_noise = bool(known.sum() >= ENOUGH and (noise > drawn)[known].all())
     told = ", ".join(f"{kind} {values.nanmean().item():.4g}" for kind, values in said.items())
     return Check(
         f"canaries of {name}",
