@@ -21,8 +21,9 @@ Images = Float[Tensor, "batch 3 height width"]
 PerSample = Float[Tensor, " batch"]
 """One number per image: a reward, an error, a log-density."""
 
-PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
-"""What the network puts out; `flow` is eps - x_0 (rectified flow), `v_prediction` is alpha eps - sigma x_0."""
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow", "logits"]
+"""What the network puts out; `flow` is eps - x_0 (rectified flow), `v_prediction` is alpha eps - sigma x_0,
+and `logits` are those of each token of a grid."""
 
 
 @dataclass(frozen=True)

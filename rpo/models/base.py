@@ -147,6 +147,10 @@ class Family(Protocol):
     """Classes of diffusers whose parts make such a text-to-image pipeline; the first is that pipeline itself."""
     denoiser: str
     """Name of the trainable part in the pipeline, which is also that of its layers in a LoRA file."""
+    autoencoder: str
+    """Name of the part that draws images from latents."""
+    narrows_states: bool
+    """Whether the network takes latents in the type of its weights: not tokens, which half a float cannot count."""
     parts: Mapping[str, str]
     """Class of diffusers of the denoiser and the autoencoder, by the part's name."""
     text_encoders: tuple[str, ...]

@@ -78,7 +78,7 @@ class Checkpoint:
         self.family.enable_lora(pipe)
         self.pipe: Any = pipe
         self.denoiser: Any = pipe.components[self.family.denoiser]
-        self.vae: Any = pipe.components["vae"]
+        self.vae: Any = pipe.components[self.family.autoencoder]
         self.text_encoders: dict[str, Any] = {
             name: pipe.components[name] for name in self.family.text_encoders if pipe.components[name] is not None
         }

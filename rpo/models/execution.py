@@ -47,7 +47,8 @@ def call(
     if family.guidance == "embedded":
         told["guidance"] = torch.full((len(x_t),), guidance_scale, dtype=dtype, device=device)
     with computing_in(compute_dtype, device):
-        return family.forward(pipe, network, x_t.to(device, dtype), timestep.to(device), told).float()
+        x_t = x_t.to(device, dtype if family.narrows_states else None)
+        return family.forward(pipe, network, x_t, timestep.to(device), told).float()
 
 
 def prepare_denoiser(

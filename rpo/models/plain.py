@@ -59,8 +59,8 @@ def refuse_strange(pipe: Any, family: Family, compute_dtype: torch.dtype) -> Non
         if not wanted.isfinite().all():
             raise InputError(
                 f"the pipeline's {part} gives numbers that are not finite on a plain input (the autoencoder computes "
-                f"in {pipe.vae.dtype}, the denoiser in {compute_dtype}): it overflows; load the checkpoint with "
-                "dtype=torch.bfloat16, or one whose autoencoder was mended for float16"
+                f"in {pipe.components[family.autoencoder].dtype}, the denoiser in {compute_dtype}): it overflows; load "
+                "the checkpoint with dtype=torch.bfloat16, or one whose autoencoder was mended for float16"
             )
         error = (live[part] - wanted).abs().max().item()
         if not error <= tolerance * max(wanted.abs().max().item(), 1e-3):
@@ -97,7 +97,7 @@ def probe_side(pipe: Any, family: Family) -> int:
 @torch.no_grad()
 def probe(pipe: Any, family: Family, compute_dtype: torch.dtype) -> Mapping[str, Tensor]:
     """What each part puts out for one fixed small input, float32."""
-    vae = pipe.vae
+    vae = pipe.components[family.autoencoder]
     side, channels = probe_side(pipe, family), family.latent_channels(pipe)
     generator = torch.Generator("cpu").manual_seed(0)
     x_t = torch.randn(1, channels, side, side, generator=generator, dtype=torch.float32, device="cpu")
@@ -106,7 +106,7 @@ def probe(pipe: Any, family: Family, compute_dtype: torch.dtype) -> Mapping[str,
         pixels = side * family.cell(pipe)
         grey = torch.full((1, 3, pixels, pixels), 0.5, device=vae.device) if family.edits == "always" else None
         embedding = embedded(family, pipe, [PROBE_PROMPT], vae.device, grey)
-        timestep = torch.full((1,), pipe.scheduler.config["num_train_timesteps"] // 2)
+        timestep = torch.full((1,), family.schedule(pipe).num_train_timesteps // 2)
         noise_pred = call(
             family, pipe, pipe.components[family.denoiser], x_t, timestep, embedding, compute_dtype=compute_dtype
         )
@@ -117,7 +117,7 @@ def probe(pipe: Any, family: Family, compute_dtype: torch.dtype) -> Mapping[str,
     return {
         ", ".join(name for name in family.text_encoders if pipe.components[name] is not None): texts.float(),
         family.denoiser: noise_pred,
-        "vae": torch.cat([image.flatten(), encoded.flatten()]).float(),
+        family.autoencoder: torch.cat([image.flatten(), encoded.flatten()]).float(),
     }
 
 

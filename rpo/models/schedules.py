@@ -1,7 +1,8 @@
 """Noise schedules as checkpoints state them, by the configuration of their scheduler.
 
-There are two kinds: betas in discrete time (`DiscreteSchedule`) and rectified flow with a shift (`FlowSchedule`). Both
-give the grid at which the pipeline itself would step, and the moment at which training asks the network.
+There are three kinds: betas in discrete time (`DiscreteSchedule`), rectified flow with a shift (`FlowSchedule`), and
+shares of masked tokens (`MaskingSchedule`). All give the grid at which the pipeline itself would step, and the moment
+at which training asks the network.
 """
 
 import math
@@ -14,6 +15,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from rpo.errors import InputError
+from rpo.process.categorical import NUM_TRAIN_TIMESTEPS, MaskingProcess
 from rpo.process.grid import flow_grid, vp_grid, vp_node
 from rpo.process.schedule import RectifiedFlow, VariancePreserving
 from rpo.types import Grid, Node, PredictionType
@@ -135,6 +137,45 @@ class FlowSchedule:
             return mu if self.config.get("time_shift_type") == "linear" else math.exp(mu)
         name = "flow_shift" if self.config.get("use_flow_sigmas") else "shift"
         return float(self.config.get(name) or 1.0)
+
+
+@final
+class MaskingSchedule:
+    """Shares of masked tokens, as diffusers' `AmusedScheduler` has them; the network is not told of time."""
+
+    prediction_type: PredictionType = "logits"
+    num_train_timesteps: int = NUM_TRAIN_TIMESTEPS
+
+    def __init__(self, scheduler: Any):
+        """Read the schedule of a pipeline's scheduler."""
+        self.config: Mapping[str, Any] = scheduler.config
+        if "masking_schedule" not in self.config:
+            raise InputError(
+                f"the pipeline's scheduler is {type(scheduler).__name__}, but a model of tokens needs one that masks; "
+                'set pipe.scheduler = AmusedScheduler.from_pretrained(CHECKPOINT, subfolder="scheduler")'
+            )
+        self.process = MaskingProcess(self.config["masking_schedule"])
+
+    def grid(self, num_steps: int, sequence_length: int) -> Grid:
+        """Even in time, in the scheduler's own precision, which counts tokens by them."""
+        check_steps(num_steps, self.num_train_timesteps)
+        done = torch.arange(1, num_steps, dtype=torch.float32) / num_steps
+        left = (done * math.pi / 2).cos() if self.process.schedule == "cosine" else 1 - done
+        sigma = torch.cat([torch.ones(1), left, torch.zeros(1)])
+        return Grid(1 - sigma, sigma, torch.linspace(1, 0, num_steps + 1) * self.num_train_timesteps)
+
+    def node(self, timestep: Tensor) -> Node:
+        """The share at one timestep per sample."""
+        sigma = self.process.sigma(timestep.double() / self.num_train_timesteps)[:, None, None, None].float()
+        return Node(1 - sigma, sigma, timestep[:, None, None, None])
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """A moment; all are equally likely."""
+        return torch.rand((), generator=generator, dtype=torch.float32, device="cpu") * self.num_train_timesteps
+
+    def shift(self, num_steps: int, sequence_length: int) -> float:
+        """None."""
+        return 1.0
 
 
 def even_sigmas(num_steps: int) -> list[float]:

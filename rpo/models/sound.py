@@ -17,7 +17,8 @@ from rpo.models.execution import call, embedded
 from rpo.models.frozen import is_quantized, stored
 from rpo.models.plain import parts_of, probe_side
 from rpo.models.schedules import PREDICTION_TYPES
-from rpo.process.prediction import add_noise, from_x0_eps
+from rpo.process.diffusion import diffusion_of
+from rpo.process.prediction import from_x0_eps
 from rpo.types import PredictionType
 
 WEIGHT_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -46,7 +47,7 @@ def check_weights(pipe: Any, family: Family) -> None:
             f"the weights of {family.denoiser} are of several types ({told}), but one is needed; load the checkpoint "
             "again with dtype=torch.float32 or torch.bfloat16, or call pipe.to(DTYPE)"
         )
-    scale = pipe.vae.config.get("scaling_factor", 1.0)  # some classes have none
+    scale = pipe.components[family.autoencoder].config.get("scaling_factor", 1.0)  # some classes have none
     is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
     if not (is_number and 0 < scale < math.inf):
         raise InputError(
@@ -109,15 +110,20 @@ def prediction_errors(
     size = probe_side(pipe, family) * family.cell(pipe)
     image = nn.functional.interpolate(colours, size, mode="bilinear", align_corners=True)
     timestep = torch.tensor([int(part * schedule.num_train_timesteps) for part in MID_TIMES])
-    with torch.compiler.set_stance("force_eager"), autoencoder.widened(pipe.vae, is_on=family.widens_autoencoder):
-        image = image.to(pipe.vae.device)
+    vae, diffusion = pipe.components[family.autoencoder], diffusion_of(schedule.prediction_type)
+    with torch.compiler.set_stance("force_eager"), autoencoder.widened(vae, is_on=family.widens_autoencoder):
+        image = image.to(vae.device)
         x_0 = family.encode(pipe, image)[0].cpu().expand(count, -1, -1, -1)
         eps = torch.randn(x_0.shape, generator=generator, dtype=torch.float32, device="cpu")
         node = schedule.node(timestep)
-        embedding = embedded(family, pipe, [""], pipe.vae.device, image if family.edits == "always" else None)
+        embedding = embedded(family, pipe, [""], vae.device, image if family.edits == "always" else None)
         rows = {name: one.expand(count, *one.shape[1:]) for name, one in embedding.items()}
-        network, x_t = pipe.components[family.denoiser], add_noise(x_0, eps, node)
+        network, x_t = pipe.components[family.denoiser], diffusion.noised(x_0, eps, node)
         noise_pred = call(family, pipe, network, x_t, timestep, rows, compute_dtype=compute_dtype).cpu()
+    if not diffusion.is_gaussian:
+        nothing, target = torch.zeros_like(noise_pred), diffusion.target(x_0, eps, node)
+        errors = [diffusion.error(one, target, x_t).mean() for one in (noise_pred, nothing)]
+        return {schedule.prediction_type: float(errors[0] / errors[1])}
     kinds: tuple[PredictionType, ...] = ("flow",) if schedule.prediction_type == "flow" else PREDICTION_TYPES
     targets = [from_x0_eps(x_0, eps, node, kind) for kind in kinds]
     errors = [float((noise_pred - target).square().mean() / target.square().mean()) for target in targets]

@@ -11,6 +11,8 @@ With x_t = alpha x_0 + sigma eps, every prediction is one linear view of the pai
 `flow` and `v_prediction` are two different things that the field both calls velocity; here they never share a name.
 """
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -61,3 +63,25 @@ def add_noise(
 ) -> Float[Tensor, "batch c h w"]:
     """The forward process: x_t = alpha x_0 + sigma eps."""
     return node.alpha * x_0 + node.sigma * eps
+
+
+def squared_error(
+    noise_pred: Float[Tensor, "batch c h w"],
+    target: Float[Tensor, "batch c h w"],
+    weight: Float[Tensor, "batch 1 h w"] | None = None,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+) -> Float[Tensor, " batch"]:
+    """Squared error per sample, averaged over its dimensions, in float32 or better.
+
+    Args:
+        noise_pred: The prediction.
+        target: What it should be.
+        weight: Of each place, on the squares before the mean; a weight of 1 everywhere changes no bit.
+        reduction: "sum" leaves the dimensions uncounted, as a true log-likelihood does; beta is per dimension then.
+    """
+    wide = torch.promote_types(noise_pred.dtype, torch.float32)
+    squares = (noise_pred.to(wide) - target.to(wide)) ** 2
+    if weight is not None:
+        squares = weight * squares
+    return squares.mean(dim=(1, 2, 3)) if reduction == "mean" else squares.sum(dim=(1, 2, 3))

@@ -11,14 +11,14 @@ limit of small steps: eta = 0 is the probability-flow ODE, eta = 1 is ancestral 
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from rpo.errors import InputError
-from rpo.types import Latents, Node
+from rpo.types import Latents, Node, PerSample
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,27 @@ class Gaussian:
         return 0.5 * (gap**2).sum(dim=(1, 2, 3))
 
 
+class Transition(Protocol):
+    """The law p(x_s | x_t) of one reverse step."""
+
+    @property
+    def num_dims(self) -> int:
+        """Dimensions of one sample."""
+        ...
+
+    def sample(self, noise: Latents) -> Latents:
+        """The state that unit Gaussian noise selects."""
+        ...
+
+    def log_prob(self, x_s: Latents) -> PerSample:
+        """Joint log-density; NaN where there is none."""
+        ...
+
+    def kl(self, other: Any) -> PerSample:
+        """KL(self ‖ other) of two transitions from the same state."""
+        ...
+
+
 class Kernel(Protocol):
     """A rule for one reverse step from node `t` to the less noisy node `s`: what a sampler is built around."""
 
@@ -65,8 +86,11 @@ class Kernel(Protocol):
         """
         ...
 
-    def __call__(self, x0_hat: Latents, eps_hat: Latents, t: Node, s: Node) -> Gaussian:
-        """The transition p(x_s | x_t) that the prediction (x0_hat, eps_hat) at `t` gives."""
+    def __call__(self, x0_hat: Latents, eps_hat: Latents, /, t: Node, s: Node) -> Transition:
+        """The transition p(x_s | x_t) that the prediction (x0_hat, eps_hat) at `t` gives.
+
+        Of a model of tokens it is given the log-probabilities and x_t.
+        """
         ...
 
 
@@ -111,6 +135,20 @@ def euler_maruyama(
     return Gaussian(mean, eta * variance.sqrt())
 
 
+def mean_of(transition: Transition) -> Latents:
+    """Where a step of latents leads without its noise."""
+    assert isinstance(transition, Gaussian), "only latents have a mean; see `require_gaussian`"
+    return transition.mean
+
+
+def check_noise_level(eta: float) -> None:
+    """Refuse a negative noise level."""
+    if not 0 <= eta < math.inf:
+        raise InputError(
+            f"eta is {eta}, but a noise level is finite and >= 0; 0 is deterministic, 1 ancestral sampling"
+        )
+
+
 @dataclass(frozen=True)
 class _AtNoiseLevel:
     """What a kernel with a noise level has."""
@@ -119,10 +157,7 @@ class _AtNoiseLevel:
 
     def __post_init__(self) -> None:
         """Refuse a negative noise level."""
-        if not 0 <= self.eta < math.inf:
-            raise InputError(
-                f"eta is {self.eta}, but a noise level is finite and >= 0; 0 is deterministic, 1 ancestral sampling"
-            )
+        check_noise_level(self.eta)
 
     @property
     def has_density(self) -> bool:

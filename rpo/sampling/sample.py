@@ -17,7 +17,8 @@ from rpo.errors import InputError
 from rpo.models.base import DiffusionModel
 from rpo.models.solvers import BlackBoxSolver
 from rpo.process.continuous import grid_at, uniform_times
-from rpo.process.transition import Ddim, Kernel
+from rpo.process.diffusion import diffusion_of
+from rpo.process.transition import Kernel
 from rpo.randomness import keyed_generator
 from rpo.sampling.step import has_negative, predict, predict_negative, transition
 from rpo.types import Canvas, Conditioning, Grid, Images, Latents, Trajectory
@@ -92,27 +93,36 @@ def sample(
         torch.randn(grid.num_steps + 1, *shape, generator=one, dtype=torch.float32, device="cpu") for one in generators
     ]
     latents = uploaded(torch.stack(noise, dim=1), model.device)
+    latents[0] = diffusion_of(model.prediction_type).start(latents[0])
     log_probs = torch.empty(grid.num_steps, len(cond), dtype=torch.float32, device=model.device)
-    predictions = torch.empty_like(latents[1:]) if keep.predictions else None
-    negatives = torch.empty_like(latents[1:]) if keep.negatives and has_negative(model, guidance_scale) else None
+    parts_branches = keep.negatives and has_negative(model, guidance_scale)
+    predictions: Latents | None = None
+    negatives: Latents | None = None
     live: dict[int, Latents] = {}
     for step in range(grid.num_steps):
         x_t, t, s = latents[step], grid[step], grid[step + 1]
         if step in keep.live_steps:
             x_t = x_t.clone()  # a trained first layer needs its input again, and `latents` is written to until then
-        negative_pred = predict_negative(model, x_t, t, cond) if negatives is not None else None
+        negative_pred = predict_negative(model, x_t, t, cond) if parts_branches else None
         with torch.set_grad_enabled(step in keep.live_steps):
             noise_pred = predict(model, x_t, t, cond, guidance_scale=guidance_scale, negative_pred=negative_pred)
         if step in keep.live_steps:
             live[step] = noise_pred
-        if predictions is not None:
-            predictions[step] = noise_pred.detach()
-        if negatives is not None and negative_pred is not None:
-            negatives[step] = negative_pred
+        if keep.predictions:
+            predictions = _kept(predictions, noise_pred.detach(), step, grid.num_steps)
+        if negative_pred is not None:
+            negatives = _kept(negatives, negative_pred, step, grid.num_steps)
         drawn = transition(model, noise_pred.detach(), x_t, t, s, kernel)
         latents[step + 1] = drawn.sample(latents[step + 1])  # the noise that waited there
         log_probs[step] = drawn.log_prob(latents[step + 1])
     return Trajectory(latents, log_probs, cond, grid, predictions, negatives, live)
+
+
+def _kept(outputs: Latents | None, output: Latents, step: int, num_steps: int) -> Latents:
+    if outputs is None:
+        outputs = output.new_empty(num_steps, *output.shape)
+    outputs[step] = output
+    return outputs
 
 
 def solving(
@@ -124,12 +134,15 @@ def solving(
     eta: float,
     canvas: Canvas | None = None,
 ) -> tuple[Grid, Kernel]:
-    """The grid and the kernel of one call of `sample`.
+    """The grid and the kernel of one call of `sample`; a model of tokens has one, which every solver stands for.
 
     Args:
         solver: DDIM, or DPM-Solver++ (second order and deterministic), which remembers its steps.
         spacing: Where the steps of DDIM lie: as the checkpoint's scheduler has it, or evenly in time.
     """
+    diffusion = diffusion_of(model.prediction_type)
+    if not diffusion.is_gaussian:
+        return model.grid(num_steps, canvas), diffusion.kernel(solver, 1.0)
     if solver == "dpm_solver":
         if eta != 0 or spacing != "checkpoint":
             raise InputError(
@@ -139,8 +152,10 @@ def solving(
         multistep = BlackBoxSolver(model, num_steps, canvas=canvas)
         return multistep.grid, multistep
     if spacing == "uniform":
-        return grid_at(model.process, uniform_times(model.process, num_steps), device=model.device), Ddim(eta)
-    return model.grid(num_steps, canvas), Ddim(eta)
+        return grid_at(model.process, uniform_times(model.process, num_steps), device=model.device), diffusion.kernel(
+            solver, eta
+        )
+    return model.grid(num_steps, canvas), diffusion.kernel(solver, eta)
 
 
 def generate(

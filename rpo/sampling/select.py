@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from rpo.devices import uploaded
 from rpo.errors import InputError
 from rpo.models.base import DiffusionModel
-from rpo.process.prediction import to_x0_eps
+from rpo.process.diffusion import diffusion_of
 from rpo.sampling.sample import SolverName, SpacingName, image_generator, images_at_once, sample, solving
 from rpo.sampling.step import has_negative, predict, transition
 from rpo.types import Canvas, Images, Latents, PerSample
@@ -172,14 +172,15 @@ def _pruned(
     scores, evaluations, judged = torch.zeros(numbers.shape), 0, 0
     cond = model.encode_prompts(list(prompts)).select(torch.arange(len(prompts)).repeat_interleave(n))
     noise = _noise(model, how, numbers, grid.num_steps)
-    x_t = noise[0]
+    diffusion = diffusion_of(model.prediction_type)
+    x_t = diffusion.start(noise[0])
     for step in range(grid.num_steps):
         t, s = grid[step], grid[step + 1]
         parts = [(x_t[rows], cond.select(rows)) for rows in _slices(len(x_t), size)]
         said = torch.cat([predict(model, x, t, told, guidance_scale=how.guidance_scale) for x, told in parts])
         evaluations += len(x_t) * _forwards(model, how)
         if (kept := stages.get(step + 1)) is not None:
-            clean, _ = to_x0_eps(said, x_t, t, model.prediction_type)
+            clean = diffusion.x0_hat(said, x_t, t)
             scores = _scores(judge, _decoded(model, clean, size), prompts, numbers.shape[1])
             judged += len(clean)
             is_kept = _best_rows(scores, kept)

@@ -8,8 +8,8 @@ kernels, whose last bits differ.
 import torch
 
 from rpo.models.base import DiffusionModel
-from rpo.process.prediction import to_x0_eps
-from rpo.process.transition import Gaussian, Kernel
+from rpo.process.diffusion import diffusion_of
+from rpo.process.transition import Kernel, Transition
 from rpo.types import Conditioning, Latents, Node
 
 
@@ -45,10 +45,11 @@ def predict_negative(model: DiffusionModel, x_t: Latents, node: Node, cond: Cond
     return model.predict(x_t, _told(node), cond.only_negative(), 1.0)
 
 
-def transition(model: DiffusionModel, noise_pred: Latents, x_t: Latents, t: Node, s: Node, kernel: Kernel) -> Gaussian:
+def transition(
+    model: DiffusionModel, noise_pred: Latents, x_t: Latents, t: Node, s: Node, kernel: Kernel
+) -> Transition:
     """p(x_s | x_t) by a network output at x_t."""
-    x0_hat, eps_hat = to_x0_eps(noise_pred, x_t, t, model.prediction_type)
-    return kernel(x0_hat, eps_hat, t, s)
+    return diffusion_of(model.prediction_type).transition(noise_pred, x_t, t, s, kernel)
 
 
 def _told(node: Node) -> torch.Tensor:

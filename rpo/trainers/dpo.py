@@ -27,7 +27,7 @@ from rpo.data.readers import PairSource, pairs_from
 from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.usual import usual_guidance
-from rpo.objectives.preference.base import Comparison, squared_error
+from rpo.objectives.preference.base import Comparison
 from rpo.trainers.checks.preflight import Check, gradient_check
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.trainers.pairs.batches import PairBatch, PairBatches, pair_batches, share_of
@@ -119,7 +119,7 @@ class DPO(Algorithm[PairBatch]):
         mask = None if region is None or batch.difference is None else region.mask(batch.difference).repeat(2, 1, 1, 1)
         errors_of_reference, at_reference = self.reference.of(batch, mask)
         denoised = denoise(self.model, batch, mask)  # x_t, prediction and target of both sides
-        num_dims = batch.eps[0].numel()
+        num_dims = denoised.diffusion.num_dims(batch.eps.shape[1:])
         beta = self.beta * (objective.default_beta(num_dims) / objective.default_beta(self.sizes.num_dims))
         chosen, rejected = denoised.errors(objective.reduction).chunk(2)
         compared = Comparison(
@@ -138,8 +138,7 @@ class DPO(Algorithm[PairBatch]):
         output = replace(output, metrics={**output.metrics, "dpo/region": mask.mean()})
         if region.anchor == 0 or at_reference is None:
             return output
-        predictions = denoised.noise_pred, at_reference.noise_pred
-        return region.anchored(output, squared_error(*predictions, 1 - mask, reduction=objective.reduction), beta)
+        return region.anchored(output, denoised.apart(at_reference, 1 - mask, objective.reduction), beta)
 
     def prepare(self) -> None:
         """Encode what the run visits, and measure what the objective needs of the pairs."""

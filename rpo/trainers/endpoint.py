@@ -34,7 +34,7 @@ from rpo.trainers.rollouts.algorithm import OnlineAlgorithm
 from rpo.trainers.rollouts.draw import OnImages
 from rpo.trainers.rollouts.lag import OldPolicy
 from rpo.trainers.rollouts.likelihood import LikelihoodWorth
-from rpo.trainers.rollouts.noised import KERNEL, NoisedImages
+from rpo.trainers.rollouts.noised import NoisedImages
 from rpo.trainers.rollouts.prompts import PromptSource
 from rpo.trainers.rollouts.published import PublishedWorth
 from rpo.trainers.rollouts.steps import Steps, mean_loss, replayed, transition_by
@@ -150,13 +150,13 @@ class Endpoint(OnlineAlgorithm):
     def loss(self, steps: Steps) -> StepOutput:
         """What has the gradients above, of a micro-batch of moments."""
         config, model = self.config, self.run.model
-        prediction, transition = replayed(model, steps, KERNEL, guidance_scale=config.guidance_scale)
+        prediction, transition = replayed(model, steps, self.noised.kernel, guidance_scale=config.guidance_scale)
         if self.published is not None:
             moments = self.published.moments(steps, prediction)
             per_moment, facts = descend(moments, self.published.preset.terms(moments))
             return mean_loss(per_moment, steps, {**steps.facts, **facts})
         assert isinstance(objective := config.objective, Bound)
-        posterior = transition_by(model, steps["prediction"], steps, KERNEL)
+        posterior = transition_by(model, steps["prediction"], steps, self.noised.kernel)
         kl_of_posterior = posterior.kl(transition)
         per_step = steps.weight * endpoint(
             kl_of_posterior,

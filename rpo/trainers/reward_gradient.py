@@ -24,6 +24,7 @@ from rpo.objectives.policy_gradient import pathwise
 from rpo.objectives.reward_gradient.adjoint_matching import AdjointMatching
 from rpo.objectives.reward_gradient.refl import Refl
 from rpo.objectives.reward_gradient.srpo import Srpo
+from rpo.process.diffusion import require_gaussian
 from rpo.process.transition import Ddim
 from rpo.rewards import RewardLike
 from rpo.rewards.differentiable import require_differentiable
@@ -84,6 +85,7 @@ class RewardGradient(OnlineAlgorithm):
 
     def start(self, run: Run) -> None:
         """Take the model, and refuse rewards without a gradient."""
+        require_gaussian(run.model, "a reward's gradient")
         super().start(run)
         require_differentiable(self.collector.rollouts.rewards)
         self.slopes, self.noised = RewardSlopes(self.collector), NoisedImages(self.collector, Times())

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from rpo.objectives.policy_gradient import Surrogate, clipped_surrogate, log_ratio_cost, pathwise, plain, trust_region
-from rpo.process.transition import Gaussian
+from rpo.process.diffusion import require_gaussian
+from rpo.process.transition import Transition, mean_of
 from rpo.rewards import RewardLike
 from rpo.trainers.rollouts.algorithm import OnlineAlgorithm
 from rpo.trainers.rollouts.costs import step_cost
@@ -73,6 +74,7 @@ class ScoreAsAction(OnlineAlgorithm):
 
     def start(self, run: Run) -> None:
         """Take the model, and make V."""
+        require_gaussian(run.model, "score as action")
         super().start(run)
         config = self.config
         self.region = TrustRegion(config.trust_region_target)
@@ -144,7 +146,7 @@ class ScoreAsAction(OnlineAlgorithm):
         facts = dict(steps.facts)
         if config.estimator == "pathwise":
             old = transition_by(model, steps["prediction"], steps, kernel)
-            per_step = pathwise(transition.mean - old.mean, steps["slope"])
+            per_step = pathwise(mean_of(transition) - mean_of(old), steps["slope"])
         else:
             surrogate = self._surrogate(transition, steps)
             per_step = surrogate.loss
@@ -164,7 +166,7 @@ class ScoreAsAction(OnlineAlgorithm):
                 per_step = per_step + trust_region(moved, self.region.coefficient)
         return mean_loss(per_step, steps, facts)
 
-    def _surrogate(self, transition: Gaussian, steps: Steps) -> Surrogate:
+    def _surrogate(self, transition: Transition, steps: Steps) -> Surrogate:
         log_prob, num_dims = transition.log_prob(steps.x_s), transition.num_dims
         known = log_prob, steps["log_prob"], steps["advantage"]
         if self.config.update == "clip":

@@ -10,6 +10,7 @@ from rpo.models.families.flux2_klein import Flux2Klein
 from rpo.models.families.instruct_pix2pix import InstructPix2Pix
 from rpo.models.families.krea2 import Krea2
 from rpo.models.families.lumina2 import Lumina2
+from rpo.models.families.masked_tokens import MaskedTokens
 from rpo.models.families.pixart_sigma import PixArtSigma
 from rpo.models.families.qwen_image import QwenImage
 from rpo.models.families.qwen_image_edit import QwenImageEdit, QwenImageEditPlus
@@ -36,6 +37,7 @@ FAMILIES: tuple[Family, ...] = (
     Lumina2(),
     Sana(),
     PixArtSigma(),
+    MaskedTokens(),
 )
 """The first is what a single file is taken for that no other family claims."""
 

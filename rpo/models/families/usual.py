@@ -19,6 +19,8 @@ class UsualFamily:
     """
 
     denoiser = "transformer"
+    autoencoder = "vae"
+    narrows_states = True
     parts: Mapping[str, str]
     embed: Callable[[Any, list[str], torch.device], Embedding]
     text_encoders: tuple[str, ...] = ("text_encoder",)

@@ -20,8 +20,8 @@ from torch import Tensor
 from rpo.config.ranges import NotNegative, Range
 from rpo.config.settings import settings
 from rpo.objectives.advantages import Scale
-from rpo.process.prediction import to_x0_eps, x0_slope
-from rpo.types import Latents, Node, PerSample, PredictionType
+from rpo.process.diffusion import Diffusion
+from rpo.types import Latents, Node, PerSample
 
 Copy = Literal["old", "reference", "current"]
 """Whose prediction it is: a slower copy of the policy, the reference, the policy before this update."""
@@ -89,7 +89,7 @@ class Moments:
     """In [0, 1], 0 at the data."""
     worth: Float[Tensor, " batch"]
     """Of the image, as the objective's `worth` gave it."""
-    prediction_type: PredictionType
+    diffusion: Diffusion
     said: Mapping[Copy, Latents] = field(default_factory=dict[Copy, Latents])
     """The predictions of those that the objective needs."""
     counts: Float[Tensor, " batch"] | float = 1.0
@@ -97,19 +97,17 @@ class Moments:
 
     def error(self, prediction: Float[Tensor, "batch c h w"]) -> PerSample:
         """‖v - v*‖² / D."""
-        return (prediction - self.target).square().mean(dim=(1, 2, 3))
+        return self.diffusion.error(prediction, self.target, self.x_t)
 
     def x0_error(self, prediction: Float[Tensor, "batch c h w"]) -> tuple[PerSample, PerSample]:
         """‖x̂_0 - x_0‖² / D, and the mean distance |x̂_0 - x_0|."""
-        said, _ = to_x0_eps(prediction, self.x_t, self.t, self.prediction_type)
-        true, _ = to_x0_eps(self.target, self.x_t, self.t, self.prediction_type)
-        gap = said - true
-        return gap.square().mean(dim=(1, 2, 3)), gap.abs().mean(dim=(1, 2, 3)).clamp(min=LEAST_DISTANCE)
+        squared, far = self.diffusion.x0_error(prediction, self.target, self.x_t, self.t)
+        return squared, far.clamp(min=LEAST_DISTANCE)
 
     @property
     def x0_slope(self) -> PerSample:
         """(∂x̂_0/∂v)²: what an error of v counts as one of x̂_0."""
-        return x0_slope(self.t, self.prediction_type).square().flatten()
+        return self.diffusion.x0_slope(self.t).square().flatten()
 
 
 @dataclass(frozen=True)
@@ -177,11 +175,12 @@ def descend(moments: Moments, terms: Terms) -> tuple[PerSample, dict[str, Tensor
     """
     now = moments.prediction.detach()
     pulled = moments.said["old"] if terms.from_old else now
-    pull = _rows(terms.pull) * (pulled - moments.target)
+    diffusion, x_t = moments.diffusion, moments.x_t
+    pull = _rows(terms.pull) * diffusion.gap(pulled, moments.target, x_t)
     hold = torch.zeros_like(pull)
     for anchor, weight in terms.holds.items():
-        hold = hold + _rows(weight) * (now - moments.said[anchor])
-    surrogate = ((pull + hold).detach() * moments.prediction).mean(dim=(1, 2, 3))
+        hold = hold + _rows(weight) * diffusion.gap(now, moments.said[anchor], x_t)
+    surrogate = diffusion.mean((pull + hold).detach() * moments.prediction, x_t)
     counts = _rows(moments.counts)
     sizes = {"policy/pull": pull, "policy/hold": hold}
     facts = {name: (counts * part.square()).mean().sqrt() for name, part in sizes.items()}

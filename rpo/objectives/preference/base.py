@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -136,28 +135,6 @@ class PreferenceObjective(Protocol):
     def __call__(self, pairs: Comparison, statistics: Statistics | None) -> StepOutput:
         """The loss of a micro-batch, as a mean over its pairs, and what to log."""
         ...
-
-
-def squared_error(
-    noise_pred: Float[Tensor, "batch c h w"],
-    target: Float[Tensor, "batch c h w"],
-    weight: Float[Tensor, "batch 1 h w"] | None = None,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-) -> Float[Tensor, " batch"]:
-    """Squared error per sample, averaged over its dimensions, in float32 or better.
-
-    Args:
-        noise_pred: The prediction.
-        target: What it should be.
-        weight: Of each place, on the squares before the mean; a weight of 1 everywhere changes no bit.
-        reduction: "sum" leaves the dimensions uncounted, as a true log-likelihood does; beta is per dimension then.
-    """
-    wide = torch.promote_types(noise_pred.dtype, torch.float32)
-    squares = (noise_pred.to(wide) - target.to(wide)) ** 2
-    if weight is not None:
-        squares = weight * squares
-    return squares.mean(dim=(1, 2, 3)) if reduction == "mean" else squares.sum(dim=(1, 2, 3))
 
 
 def pair_output(

@@ -146,7 +146,7 @@ def _steps(subject: Subject, rollout: Rollout) -> Steps:
 
 @torch.no_grad()
 def _ratio(subject: Subject, steps: Steps) -> Check:
-    model, kernel = subject.run.model, training_kernel(subject.config.rollout)
+    model, kernel = subject.run.model, training_kernel(subject.run.model, subject.config.rollout)
     _, transition = replayed(model, steps, kernel, guidance_scale=subject.config.guidance_scale)
     ratio = ((transition.log_prob(steps.x_s) - steps["log_prob"]) / transition.num_dims).exp()
     error = (ratio - 1).abs().max().item()

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rpo.objectives.preference.base import squared_error
 from rpo.trainers.checks.preflight import Check, gradient_of, kl_gradient_check
 from rpo.trainers.dpo import DPO
 from rpo.trainers.pairs.batches import PairBatch
@@ -64,10 +63,10 @@ def _starts_elsewhere(algorithm: DPO) -> bool:
 
 
 def _kl(algorithm: DPO, batch: PairBatch) -> Check:
-    reference = algorithm.reference.denoise(batch).noise_pred
+    reference = algorithm.reference.denoise(batch)
 
     def gradient_norm() -> float:
-        apart = squared_error(denoise(algorithm.model, batch).noise_pred, reference)
+        apart = denoise(algorithm.model, batch).apart(reference)
         return _gradient(algorithm, apart.mean()).norm().item()
 
     return kl_gradient_check(

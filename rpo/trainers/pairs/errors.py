@@ -18,8 +18,7 @@ from torch import Tensor
 from rpo.data.store import TensorStore
 from rpo.devices import uploaded
 from rpo.models.base import DiffusionModel
-from rpo.objectives.preference.base import squared_error
-from rpo.process.prediction import add_noise, from_x0_eps
+from rpo.process.diffusion import Diffusion, diffusion_of
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.trainers.pairs.batches import PairBatch, PairBatches
 from rpo.trainers.policy import Policy
@@ -37,14 +36,20 @@ class Denoised:
     target: Float[Tensor, "twice_batch c h w"]
     mask: Float[Tensor, "twice_batch 1 h w"] | None
     """How much each place counts."""
+    x_t: Float[Tensor, "twice_batch c h w"]
+    diffusion: Diffusion
 
     def errors(self, reduction: Reduction = "mean") -> Float[Tensor, " twice_batch"]:
-        """Squared error of each."""
-        return squared_error(self.noise_pred, self.target, self.mask, reduction=reduction)
+        """How wrong each is."""
+        return self.diffusion.error(self.noise_pred, self.target, self.x_t, self.mask, reduction=reduction)
+
+    def apart(self, other: "Denoised", weight: Tensor | None = None, reduction: Reduction = "mean") -> Tensor:
+        """How far each is from what another network says."""
+        return self.diffusion.error(self.noise_pred, other.noise_pred, self.x_t, weight, reduction=reduction)
 
     def residuals(self) -> tuple[Tensor, Tensor]:
         """Prediction minus target, weighted, chosen and rejected, without gradient."""
-        residual = self.noise_pred.detach() - self.target
+        residual = self.diffusion.gap(self.noise_pred.detach(), self.target, self.x_t)
         chosen, rejected = (residual if self.mask is None else self.mask * residual).chunk(2)
         return chosen, rejected
 
@@ -55,9 +60,9 @@ def denoise(model: DiffusionModel, batch: PairBatch, mask: Tensor | None = None)
     node: Node = model.node(timestep)
     rows = torch.arange(len(timestep), device=timestep.device) % len(batch.timestep)
     cond = batch.conditioning.select(rows).told(batch.sizes)
-    x_t = add_noise(batch.x_0, eps, node)
-    target = from_x0_eps(batch.x_0, eps, node, model.prediction_type)
-    return Denoised(model.predict(x_t, timestep, cond), target, mask)
+    diffusion = diffusion_of(model.prediction_type)
+    x_t, target = diffusion.noised(batch.x_0, eps, node), diffusion.target(batch.x_0, eps, node)
+    return Denoised(model.predict(x_t, timestep, cond), target, mask, x_t, diffusion)
 
 
 @final

@@ -11,6 +11,7 @@ from rpo.data.preference import PairSet
 from rpo.data.transform import PairTransform, TransformDraw
 from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
+from rpo.process.diffusion import diffusion_of
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.types import Canvas, Images
 
@@ -42,7 +43,7 @@ def sizes_of(model: Checkpoint, pairs: PairSet, config: DPOConfig, at_once: int)
         at_once: Pairs in the micro-batches of all processes, which are of one bucket.
     """
     canvas, step, unit = model.canvas_of(config.resolution), config.bucket_step, model.side_unit
-    num_dims = torch.Size(model.latent_shape(canvas)).numel()
+    num_dims = diffusion_of(model.prediction_type).num_dims(model.latent_shape(canvas))
     if step is None:
         return Sizes(canvas, num_dims, one_bucket(len(pairs), canvas), [])
     if step % unit or step > min(canvas):

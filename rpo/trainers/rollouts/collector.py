@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rpo.errors import InputError
 from rpo.process.continuous import grid_at, uniform_times
+from rpo.process.diffusion import diffusion_of
 from rpo.process.transition import Kernel
 from rpo.randomness import keyed_generator
 from rpo.rewards import RewardLike, load_rewards
@@ -66,7 +67,8 @@ class Collector:
             skips_last: Whether the last step of a rollout is never learnt, wherever it leads.
         """
         self.run, self.config = run, config
-        self._skips_clean_end, self._replays, self._shares_steps = skips_clean_end, replays, shares_steps
+        self._skips_clean_end = skips_clean_end and diffusion_of(run.model.prediction_type).is_gaussian
+        self._replays, self._shares_steps = replays, shares_steps
         self._skips_last = skips_last
         self.rollouts = Rollouts(
             run.model,
@@ -79,13 +81,14 @@ class Collector:
             join=run.processes.join,
             on_images=on_images,
             gates=config.gates,
+            as_reference=run.policy.reference,
         )
         self.monitor = Monitor(run, self.rollouts, config)
         self._info_names: tuple[str, ...] | None = None
         self.rollout: Rollout | None = None
         self.chosen: Int[Tensor, "trained images"] = torch.zeros(0, 0, dtype=torch.long)
         self.stands_for = 0.0
-        self.kernel: Kernel = training_kernel(config.rollout)
+        self.kernel: Kernel = training_kernel(run.model, config.rollout)
         self.division = _division(config, run.processes.count, self.trained_steps)
 
     @property

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from rpo.models.base import DiffusionModel
-from rpo.process.continuous import running_cost
-from rpo.process.prediction import to_x0_eps
+from rpo.process.diffusion import diffusion_of
 from rpo.process.transition import Kernel
 from rpo.sampling.step import predict
 from rpo.trainers.policy import Policy
@@ -31,16 +30,11 @@ def reference_prediction(policy: Policy, steps: Steps, *, guidance_scale: float,
 def step_cost(
     model: DiffusionModel, noise_pred: Latents, reference_pred: Latents, steps: Steps, kernel: Kernel
 ) -> PerSample:
-    """½∫|u|² of every step: the KL of its transition, or for a step without density its running cost.
-
-    An ODE has no KL along its path; what is charged then is the cost of the same change of score at noise level 1.
-    """
+    """½∫|u|² of every step: the KL of its transition, or for a step without density its running cost."""
     if kernel.has_density:
         policy = transition_by(model, noise_pred, steps, kernel)
         return policy.kl(transition_by(model, reference_pred, steps, kernel))
-    _, eps_hat = to_x0_eps(noise_pred, steps.x_t, steps.t, model.prediction_type)
-    _, eps_reference = to_x0_eps(reference_pred, steps.x_t, steps.t, model.prediction_type)
-    return running_cost(eps_hat, eps_reference, steps.t, steps.s, eta=0.0)
+    return diffusion_of(model.prediction_type).running_cost(noise_pred, reference_pred, steps.x_t, steps.t, steps.s)
 
 
 def measured_kl(

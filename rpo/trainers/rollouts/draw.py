@@ -8,6 +8,7 @@ processes; its grid is one of (seed, rollout), so all processes share it.
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
@@ -21,11 +22,14 @@ from rpo.errors import InputError
 from rpo.models.base import DiffusionModel
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.solvers import BlackBoxSolver
+from rpo.process.categorical import Unmasking
 from rpo.process.continuous import grid_at, jittered_times, uniform_times
-from rpo.process.transition import Ddim, EulerMaruyama, Kernel
+from rpo.process.diffusion import diffusion_of
+from rpo.process.transition import Kernel
 from rpo.randomness import keyed_generator
 from rpo.rewards.base import WeightedRewards
 from rpo.sampling.sample import Keep, sample
+from rpo.sampling.step import predict
 from rpo.trainers.rollouts.failed import FailedScores
 from rpo.trainers.rollouts.gates import counted, read_gates
 from rpo.trainers.rollouts.prompts import Prompts, PromptSource, prompts_from
@@ -33,7 +37,7 @@ from rpo.trainers.rollouts.settings import RolloutConfig
 from rpo.training.log import REWARD_INFO
 from rpo.training.processes import Processes
 from rpo.training.randomness import undisturbed_randomness
-from rpo.types import Conditioning, Grid, Images, PerSample, Trajectory, join_conditioning
+from rpo.types import Conditioning, Grid, Images, Latents, Node, PerSample, Trajectory, join_conditioning
 
 PROMPTS_KEPT = 2048
 """Embeddings at hand, the least recently drawn leave first: 1 GiB of Stable Diffusion 1.5's."""
@@ -109,11 +113,9 @@ def _share(counted: PerSample, is_judged: Bool[Tensor, " batch"]) -> Tensor:
     return (~counted[is_judged].isnan()).float().mean()
 
 
-def training_kernel(config: RolloutConfig) -> Kernel:
+def training_kernel(model: DiffusionModel, config: RolloutConfig) -> Kernel:
     """The kernel in which one step of a rollout is learnt; a multistep solver's is the DDIM step, its first order."""
-    if config.solver == "euler_maruyama":
-        return EulerMaruyama(config.eta)
-    return Ddim(config.eta)
+    return diffusion_of(model.prediction_type).kernel(config.solver, config.eta, config.order)
 
 
 @final
@@ -133,6 +135,7 @@ class Rollouts:
         join: Callable[[Tensor], Tensor] | None = None,
         on_images: OnImages | None = None,
         gates: Mapping[str, str] | None = None,
+        as_reference: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
         """Prepare.
 
@@ -142,10 +145,12 @@ class Rollouts:
             join: From a tensor of this process to those of all that share the rollout; alone without.
             on_images: Called on the main process with its images of every rollout that is trained on.
             gates: When a reward counts; see `rpo.trainers.rollouts.gates`.
+            as_reference: Inside what it gives, `model` is the reference, which may say in which order tokens are kept.
         """
         self.model, self.rewards, self.config = model, rewards, config
         self.prompts, self.gates = prompts_from(prompts, seed), read_gates(gates or {}, rewards.weights)
-        self._seed, self._on_images = seed, on_images
+        self._seed, self._on_images, self._as_reference = seed, on_images, as_reference
+        _check_solver(model, config)
         self.failed = FailedScores(config.max_failed, join=join, evidence=evidence)
         self.canvas = model.canvas_of(config.resolution) if isinstance(model, Checkpoint) else None
         self._process, processes = share
@@ -177,7 +182,16 @@ class Rollouts:
         """
         given, judges = self.prompts if prompts is None else prompts, rewards or self.rewards
         evidence = self.failed.evidence
-        made = Rollouts(self.model, given, judges, config, seed=seed, evidence=evidence, on_images=on_images)
+        made = Rollouts(
+            self.model,
+            given,
+            judges,
+            config,
+            seed=seed,
+            evidence=evidence,
+            on_images=on_images,
+            as_reference=self._as_reference,
+        )
         made._embeds = self._embeds
         return made
 
@@ -221,7 +235,7 @@ class Rollouts:
         chunks, images = [], []
         for start in range(0, len(jobs), config.batch_size):
             part = slice(start, start + config.batch_size)
-            kernel = self._kernel()
+            kernel = self._kernel(cond.select(part))
             chunk = sample(
                 self.model,
                 cond.select(part),
@@ -261,12 +275,20 @@ class Rollouts:
             known = tuple(metadata_of(prompt) for prompt in prompts)
             self._on_images(index, images, tuple(map(str, prompts)), known, rewards.clone())
 
-    def _kernel(self) -> Kernel:
+    def _kernel(self, cond: Conditioning) -> Kernel:
         if self.config.solver == "dpm_solver":
             return BlackBoxSolver(
                 self.model, self.config.num_steps, canvas=self.canvas
             )  # it keeps a history: one per trajectory
-        return training_kernel(self.config)
+        kernel = training_kernel(self.model, self.config)
+        if not isinstance(kernel, Unmasking) or kernel.order == "policy":
+            return kernel
+
+        def reference(x_t: Latents, t: Node) -> Latents:
+            with self._as_reference():
+                return predict(self.model, x_t, t, cond, guidance_scale=self.config.guidance_scale)
+
+        return replace(kernel, reference=reference)
 
     def _conditioning(self, prompts: Sequence[str]) -> Conditioning:
         """Each prompt is encoded once and alone, so that a resumed run has the same bits, and kept on the CPU."""
@@ -278,6 +300,15 @@ class Rollouts:
         while len(self._embeds) > max(PROMPTS_KEPT, self._own_prompts):
             self._embeds.popitem(last=False)
         return join_conditioning(rows).to(self.model.device)
+
+
+def _check_solver(model: DiffusionModel, config: RolloutConfig) -> None:
+    """Refuse for tokens what is said of latents."""
+    said = {"solver": config.solver, "spacing": config.spacing}
+    usual = {"solver": "ddim", "spacing": "checkpoint"}
+    if said != usual and not diffusion_of(model.prediction_type).is_gaussian:
+        told = ", ".join(f"rollout.{name}: {one}" for name, one in said.items() if one != usual[name])
+        raise InputError(f"{told} is of latents, but this model draws tokens, in its own way; leave it out")
 
 
 def _joined(chunks: Sequence[Trajectory], cond: Conditioning) -> Trajectory:

@@ -16,11 +16,12 @@ from typing import final
 from torch import Tensor
 
 from rpo.objectives.endpoint.bound import Bound
+from rpo.process.diffusion import require_gaussian
 from rpo.process.prediction import to_x0_eps
 from rpo.trainers.endpoint_config import EndpointConfig
 from rpo.trainers.rollouts.collector import Collector
 from rpo.trainers.rollouts.draw import Rollout
-from rpo.trainers.rollouts.noised import KERNEL, NoisedImages
+from rpo.trainers.rollouts.noised import NoisedImages
 from rpo.trainers.rollouts.steps import Steps, per_image, transition_by
 from rpo.trainers.value import returns as returns_of
 from rpo.trainers.value.inputs import ValuePoints, compared_with_others, node_time, others_mean
@@ -40,6 +41,8 @@ class LikelihoodWorth:
         """Make V if images are compared with it."""
         self.collector, self.noised, self.config, self.objective = collector, noised, config, objective
         uses_value = objective.baseline == "value"
+        if uses_value:
+            require_gaussian(collector.run.model, "a value of noised images (objective.baseline: value)")
         self.value = make_value(collector, config.value, is_differentiable=False) if uses_value else None
 
     def pretrained(self) -> None:
@@ -79,9 +82,9 @@ class LikelihoodWorth:
 
     def _kl(self, prediction: Latents, steps: Steps) -> PerSample:
         """KL of what x_0 says of the step from what a prediction says: a term of the bound on -log p(x_0)."""
-        model = self.collector.run.model
-        posterior = transition_by(model, steps["prediction"], steps, KERNEL)
-        return posterior.kl(transition_by(model, prediction, steps, KERNEL))
+        model, kernel = self.collector.run.model, self.noised.kernel
+        posterior = transition_by(model, steps["prediction"], steps, kernel)
+        return posterior.kl(transition_by(model, prediction, steps, kernel))
 
     def _log_ratio(self, rollout: Rollout) -> PerSample:
         """The log-ratio of every image: by how much the policy's bound is the better one."""

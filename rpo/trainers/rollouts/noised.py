@@ -8,7 +8,8 @@ from torch import Tensor
 
 from rpo.objectives.endpoint.update import Times
 from rpo.process.continuous import grid_at, jittered_times
-from rpo.process.transition import Ddim
+from rpo.process.diffusion import diffusion_of
+from rpo.process.transition import Kernel
 from rpo.randomness import keyed_generator
 from rpo.sampling.step import has_negative, predict_negative
 from rpo.trainers.rollouts.collector import Collector
@@ -16,20 +17,22 @@ from rpo.trainers.rollouts.draw import JITTER, Rollout
 from rpo.trainers.rollouts.steps import Steps, noised_steps, replayed
 from rpo.types import Grid, Latents, Node
 
-KERNEL = Ddim(1.0)
-"""The reverse SDE's step, in which bounds are written, whatever drew the images."""
-
 SHORT_OF_NOISE = 0.005
 """Share of the process next to pure noise at which nothing ends."""
 
 
 @final
 class NoisedImages:
-    """Noises the images of a collector's rollouts."""
+    """Noises the images of a collector's rollouts.
+
+    Attributes:
+        kernel: The steps of the reversal, in which bounds are written, whatever drew the images.
+    """
 
     def __init__(self, collector: Collector, times: Times):
         """Noise at the times that an objective asks for."""
         self._collector, self._times = collector, times
+        self.kernel: Kernel = diffusion_of(collector.run.model.prediction_type).reversal
 
     def of(self, rollout: Rollout, use: str) -> Steps:
         """The moments that the collector chose, by noise that is a function of the image and of what they are for."""
@@ -56,7 +59,7 @@ class NoisedImages:
         """The policy's guided output."""
         model, guidance = self._collector.run.model, self._collector.config.guidance_scale
         parts = steps.batches(self._collector.batch_size)
-        return torch.cat([replayed(model, part, KERNEL, guidance_scale=guidance)[0] for part in parts])
+        return torch.cat([replayed(model, part, self.kernel, guidance_scale=guidance)[0] for part in parts])
 
     def _grid(self, rollout: Rollout, use: str) -> Grid:
         model = self._collector.run.model

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rpo.objectives.endpoint.update import COPIES, Copy, Moments, Preset
+from rpo.process.diffusion import diffusion_of
 from rpo.trainers.rollouts.collector import Collector
 from rpo.trainers.rollouts.compared import ranked_in_groups, share_facts
 from rpo.trainers.rollouts.draw import Rollout
@@ -64,7 +65,8 @@ class PublishedWorth:
         ranked = torch.stack(list(weighted.values())).sum(dim=0)
         group = rollout.group[steps.image] * rollout.trajectory.grid.num_steps + steps.step
         advantage, judged = ranked.to(group.device)[steps.image], rollout.judged.to(group.device)[steps.image]
-        errors = {name: (one - steps["prediction"]).square().mean(dim=(1, 2, 3))[judged] for name, one in said.items()}
+        diffusion, target = diffusion_of(collector.run.model.prediction_type), steps["prediction"]
+        errors = {name: diffusion.error(one, target, steps.x_t)[judged] for name, one in said.items()}
         worth = advantage.new_zeros(len(steps))
         worth[judged] = preset.worth(advantage[judged], errors, group[judged])
         return steps.knowing(worth=worth, **said), share_facts(weighted, collector.run.processes)
@@ -79,7 +81,7 @@ class PublishedWorth:
             steps.t,
             node_time(model, steps.t.timestep.flatten()),
             steps["worth"],
-            model.prediction_type,
+            diffusion_of(model.prediction_type),
             {name: steps[name] for name in COPIES if name in steps},
             counts=steps.counts,
         )

@@ -18,7 +18,7 @@ from rpo.models.latents import followed, images_per_slope
 from rpo.objectives.reward_gradient.refl import Refl
 from rpo.objectives.reward_gradient.srpo import Srpo
 from rpo.process.prediction import to_x0_eps
-from rpo.process.transition import Ddim, Kernel
+from rpo.process.transition import Ddim, Kernel, mean_of
 from rpo.rewards import RewardError
 from rpo.rewards.differentiable import without_gradient
 from rpo.sampling.step import predict, transition
@@ -107,7 +107,7 @@ class RewardSlopes:
         """
         kind = self._model.prediction_type
         _, eps = to_x0_eps(steps["prediction"], steps.x_t, steps.t, kind)
-        x_s = transition(self._model, prediction, steps.x_t, steps.t, s, Ddim(0.0)).mean
+        x_s = mean_of(transition(self._model, prediction, steps.x_t, steps.t, s, Ddim(0.0)))
         good, bad = (objective.worded(steps.prompts, is_good=is_good) for is_good in (True, False))
         back = is_back.tolist()
         wanted = [bad[row] if one else good[row] for row, one in enumerate(back)]
@@ -121,8 +121,9 @@ class RewardSlopes:
         """From a slope by where steps lead to one by what the network says; a step's mean is linear in that."""
         said = steps["prediction"].detach().requires_grad_()
         with torch.enable_grad():
-            mean = transition(self._model, said, steps.x_t, steps.t, steps.s, kernel or self._collector.kernel).mean
-            (found,) = torch.autograd.grad(mean, said, ahead)
+            kernel = kernel or self._collector.kernel
+            drawn = transition(self._model, said, steps.x_t, steps.t, steps.s, kernel)
+            (found,) = torch.autograd.grad(mean_of(drawn), said, ahead)
         return found
 
     def _by_state(self, steps: Steps, ahead: Latents, *, by_reference: bool, kl_weight: float) -> Latents:
@@ -145,7 +146,8 @@ class RewardSlopes:
             output = said()
             cut = output.detach().requires_grad_()
             with torch.enable_grad():
-                earned = (transition(model, cut, x_t, here.t, here.s, collector.kernel).mean * ahead).sum()
+                drawn = transition(model, cut, x_t, here.t, here.s, collector.kernel)
+                earned = (mean_of(drawn) * ahead).sum()
             if by_reference or kl_weight == 0:
                 direct, slope = torch.autograd.grad(earned, [x_t, cut])
                 return direct + pulled_back(output, slope)

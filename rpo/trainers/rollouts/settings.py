@@ -8,6 +8,7 @@ from rpo.config.ranges import BelowOne, Count, Fraction, GuidanceScale, NotNegat
 from rpo.config.settings import settings
 from rpo.errors import InputError
 from rpo.evaluation.watch import WatchConfig
+from rpo.process.categorical import Order
 from rpo.trainers.settings import LearningConfig, TrainingConfig
 
 Solver = Literal["ddim", "euler_maruyama", "dpm_solver"]
@@ -56,6 +57,10 @@ class RolloutConfig:
     guidance_scale: GuidanceScale = 3.0
     """Classifier-free guidance while drawing; 1 is none and halves the cost. 3 for `shapes`, 5 to 7.5 for Stable
     Diffusion; 3.5 for FLUX.1 [dev], whose network is told it and which costs no less at 1."""
+
+    order: Order = "policy"
+    """Of a model of tokens: who says which are kept in a step, so that the likelihood of their order is trained with
+    theirs; or the reference, for a forward more in each step that is drawn, so that only kept tokens are learnt."""
 
     batch_size: Count = 64
     """Images drawn at once; lower it when memory runs out. It changes speed, not images."""

@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_map_only
 
 from rpo.errors import InputError
 from rpo.models.base import DiffusionModel
-from rpo.process.prediction import add_noise, from_x0_eps
-from rpo.process.transition import Gaussian, Kernel
+from rpo.process.diffusion import diffusion_of
+from rpo.process.transition import Kernel, Transition
 from rpo.sampling.step import predict, transition
 from rpo.trainers.rollouts.draw import Rollout
 from rpo.trainers.rollouts.settings import StepsConfig
@@ -123,7 +123,9 @@ class Steps:
         return cls(**{**state, **nodes, **texts, "of_images": Conditioning(**state["of_images"])})
 
 
-def replayed(model: DiffusionModel, steps: Steps, kernel: Kernel, *, guidance_scale: float) -> tuple[Latents, Gaussian]:
+def replayed(
+    model: DiffusionModel, steps: Steps, kernel: Kernel, *, guidance_scale: float
+) -> tuple[Latents, Transition]:
     """The guided output of the policy as it is now and the transition it gives, with their gradient.
 
     It is the sampler's own step: with unchanged weights, and batches of the size that was drawn in, the log-density at
@@ -142,7 +144,7 @@ def replayed(model: DiffusionModel, steps: Steps, kernel: Kernel, *, guidance_sc
     return noise_pred, transition_by(model, noise_pred, steps, kernel)
 
 
-def transition_by(model: DiffusionModel, noise_pred: Latents, steps: Steps, kernel: Kernel) -> Gaussian:
+def transition_by(model: DiffusionModel, noise_pred: Latents, steps: Steps, kernel: Kernel) -> Transition:
     """p(x_s | x_t) of every step by a guided network output at it."""
     return transition(model, noise_pred, steps.x_t, steps.t, steps.s, kernel)
 
@@ -250,7 +252,7 @@ def noised_steps(
         grid: Where on the process, from noise to data; need not be the rollout's.
     """
     x_0 = rollout.trajectory.x_0
-    trained, images = steps.shape
+    diffusion, (trained, images) = diffusion_of(prediction_type), steps.shape
     step = steps.flatten().to(x_0.device)
     image = torch.arange(images, device=step.device).repeat(trained)
     t, s = _node_at(grid, step), _node_at(grid, step + 1)
@@ -259,8 +261,8 @@ def noised_steps(
     ]
     eps = torch.stack(noise, dim=1).flatten(0, 1).to(x_0)
     return Steps(
-        x_t=add_noise(x_0[image], eps, t),
-        x_s=add_noise(x_0[image], eps, s),
+        x_t=diffusion.noised(x_0[image], eps, t),
+        x_s=diffusion.noised(x_0[image], eps, s),
         t=t,
         s=s,
         of_images=rollout.trajectory.conditioning,
@@ -270,7 +272,7 @@ def noised_steps(
         counts=rollout.counts.to(step.device)[image],
         names=rollout.names * trained,
         prompts=rollout.prompts * trained,
-        known={"prediction": from_x0_eps(x_0[image], eps, t, prediction_type)},
+        known={"prediction": diffusion.target(x_0[image], eps, t)},
     )
 
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from rpo.objectives.preference.base import beta_for_dims, squared_error
+from rpo.objectives.preference.base import beta_for_dims
 from rpo.objectives.preference.dpo import preference_loss
-from rpo.process.prediction import add_noise, from_x0_eps
+from rpo.process.prediction import add_noise, from_x0_eps, squared_error
 from rpo.types import Node
 
 M, S = 0.3, 0.7

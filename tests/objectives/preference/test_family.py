@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 
-from rpo.objectives.preference.base import squared_error
 from rpo.objectives.preference.context_scale import mallows_scale
 from rpo.objectives.preference.dpo import preference_loss, with_gradient_scaled
 from rpo.objectives.preference.links import LINKS, smoothed_link
 from rpo.objectives.preference.winner_preserving import winner_preserving_scale
+from rpo.process.prediction import squared_error
 
 BETA = 3.0
 
