@@ -15,6 +15,9 @@ from torch import Tensor
 Latents = Float[Tensor, "batch c h w"]
 """Any point of the latent space: clean `x_0`, noisy `x_t`, noise `eps`, a network output."""
 
+Output = Float[Tensor, "batch _ h w"]
+"""What a network puts out: as many channels as latents have, or the logits of a codebook."""
+
 Images = Float[Tensor, "batch 3 height width"]
 """RGB in [0, 1]."""
 
@@ -139,11 +142,11 @@ class Trajectory:
     log_probs: Float[Tensor, "steps batch"]
     conditioning: Conditioning
     grid: Grid
-    predictions: Float[Tensor, "steps batch c h w"] | None = None
+    predictions: Float[Tensor, "steps batch _ h w"] | None = None
     """The guided network output of each step, if it was kept; without gradient."""
-    negatives: Float[Tensor, "steps batch c h w"] | None = None
+    negatives: Float[Tensor, "steps batch _ h w"] | None = None
     """The output under the negative conditioning of each step, if it was kept; without gradient."""
-    live: Mapping[int, Float[Tensor, "batch c h w"]] = field(default_factory=dict[int, Tensor])
+    live: Mapping[int, Output] = field(default_factory=dict[int, Tensor])
     """The guided output of the steps whose graph was kept, ready to be differentiated: a forward less in training."""
 
     @property

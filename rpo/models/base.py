@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rpo.process.schedule import Process
-from rpo.types import Canvas, Conditioning, Embedding, Grid, Images, Latents, Node, PredictionType
+from rpo.types import Canvas, Conditioning, Embedding, Grid, Images, Latents, Node, Output, PredictionType
 
 Guidance = Literal["cfg", "embedded"]
 """How a model is guided: by a second call of the network, without the prompt, or by a number that the network is told.
@@ -80,11 +80,11 @@ class DiffusionModel(Protocol):
         """Conditioning of each prompt, and of the image that it edits; a repeated prompt is encoded once."""
         ...
 
-    def predict(self, x_t: Latents, timestep: Tensor, cond: Conditioning, guidance_scale: float = 1.0) -> Latents:
+    def predict(self, x_t: Latents, timestep: Tensor, cond: Conditioning, guidance_scale: float = 1.0) -> Output:
         """Raw network output (`noise_pred`) in float32; `guidance_scale` 1 means none."""
         ...
 
-    def guided(self, negative_pred: Latents, prompt_pred: Latents, guidance_scale: float) -> Latents:
+    def guided(self, negative_pred: Output, prompt_pred: Output, guidance_scale: float) -> Output:
         """What `predict` makes of both outputs of classifier-free guidance."""
         ...
 
@@ -227,7 +227,7 @@ class Family(Protocol):
         """What the network is shown of an image that it edits, of the mean of its scaled latents."""
         ...
 
-    def forward(self, pipe: Any, network: Any, x_t: Latents, timestep: Tensor, embedding: Embedding) -> Latents:
+    def forward(self, pipe: Any, network: Any, x_t: Latents, timestep: Tensor, embedding: Embedding) -> Output:
         """The network's output: what `prediction_type` says, for a timestep in `[0, num_train_timesteps]`.
 
         Where guidance is embedded, its scale is in the embedding, as "guidance", one number per sample. What is shown
@@ -236,7 +236,7 @@ class Family(Protocol):
         """
         ...
 
-    def guided(self, negative_pred: Latents, prompt_pred: Latents, guidance_scale: float) -> Latents:
+    def guided(self, negative_pred: Output, prompt_pred: Output, guidance_scale: float) -> Output:
         """Classifier-free guidance as the pipeline does it."""
         ...
 
@@ -249,6 +249,6 @@ class Family(Protocol):
         ...
 
 
-def guided(negative_pred: Latents, prompt_pred: Latents, guidance_scale: float) -> Latents:
+def guided(negative_pred: Output, prompt_pred: Output, guidance_scale: float) -> Output:
     """Classifier-free guidance: away from the negative prediction, past the prompt's (arXiv:2207.12598, eq. 6)."""
     return negative_pred + guidance_scale * (prompt_pred - negative_pred)

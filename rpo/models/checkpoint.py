@@ -28,7 +28,7 @@ from rpo.models.loading import family_of, load_pipeline, plain
 from rpo.models.plain import refuse_altered, refuse_strange
 from rpo.models.sound import check_prediction_type, check_weights
 from rpo.process.schedule import Process
-from rpo.types import Canvas, Conditioning, Embedding, Grid, Images, Latents, Node, PredictionType
+from rpo.types import Canvas, Conditioning, Embedding, Grid, Images, Latents, Node, Output, PredictionType
 
 
 @final
@@ -299,7 +299,7 @@ class Checkpoint:
         cut = count_cut(self.pipe, self.family.context(self.pipe), prompts)
         return [cut] if cut else []
 
-    def predict(self, x_t: Latents, timestep: Tensor, cond: Conditioning, guidance_scale: float = 1.0) -> Latents:
+    def predict(self, x_t: Latents, timestep: Tensor, cond: Conditioning, guidance_scale: float = 1.0) -> Output:
         """Raw network output in float32.
 
         Args:
@@ -319,11 +319,11 @@ class Checkpoint:
         negative_pred, prompt_pred = self._forward(torch.cat([x_t, x_t]), timesteps, cond.both().prompt).chunk(2)
         return self.guided(negative_pred, prompt_pred, guidance_scale)
 
-    def guided(self, negative_pred: Latents, prompt_pred: Latents, guidance_scale: float) -> Latents:
+    def guided(self, negative_pred: Output, prompt_pred: Output, guidance_scale: float) -> Output:
         """Classifier-free guidance as the family does it."""
         return self.family.guided(negative_pred, prompt_pred, guidance_scale)
 
-    def _forward(self, x_t: Latents, timestep: Tensor, embedding: Embedding, guidance_scale: float = 1.0) -> Latents:
+    def _forward(self, x_t: Latents, timestep: Tensor, embedding: Embedding, guidance_scale: float = 1.0) -> Output:
         options = {"compute_dtype": self.compute_dtype, "guidance_scale": guidance_scale}
         return call(self.family, self.pipe, self.denoiser, x_t, timestep, embedding, **options)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from rpo.models.base import ORIGINAL, Family
 from rpo.models.config import Attention
 from rpo.models.frozen import device_of, dtype_of
-from rpo.types import Embedding, Images, Latents
+from rpo.types import Embedding, Images, Latents, Output
 
 
 def computing_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
@@ -40,7 +40,7 @@ def call(
     *,
     compute_dtype: torch.dtype,
     guidance_scale: float = 1.0,
-) -> Latents:
+) -> Output:
     """One call of a denoiser of the pipeline, in float32 again; the scale is told to one that is guided by it."""
     dtype, device = dtype_of(network), device_of(network)
     told = {name: one.to(dtype) if one.is_floating_point() else one for name, one in embedding.items()}

@@ -5,7 +5,7 @@ have none. What diffusers can switch is named with the call that undoes it; all 
 pipeline of the same parts against the live one, on one small latent.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from functools import partial
 from typing import Any
 
@@ -91,7 +91,7 @@ def fresh_pipeline(pipe: Any, family: Family, *, without_adapters: bool = False)
 def probe_side(pipe: Any, family: Family) -> int:
     """Side of the smallest latents that are worth a look: as many as the denoiser's levels need."""
     levels = pipe.components[family.denoiser].config.get("block_out_channels") or ()
-    return max(PROBE_SIDE, 2 ** max(0, len(levels) - 1))
+    return max(PROBE_SIDE, 2 ** max(0, len(levels) - 1)) if isinstance(levels, Sized) else PROBE_SIDE
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ from torch import Tensor
 from rpo.errors import InputError
 from rpo.process.schedule import check_inside
 from rpo.process.transition import Kernel, check_noise_level
-from rpo.types import Latents, Node, PerSample
+from rpo.types import Latents, Node, Output, PerSample
 
 TOKENS, DRAWN, RANK = range(3)
 """Channels of a state."""
@@ -92,7 +92,7 @@ class Unmasking:
 
     eta: float = 1.0
     order: Order = "policy"
-    reference: Callable[[Latents, Node], Latents] | None = None
+    reference: Callable[[Latents, Node], Output] | None = None
     """Logits of the reference at x_t, where steps are drawn in its order."""
 
     def __post_init__(self) -> None:
@@ -104,7 +104,7 @@ class Unmasking:
         """True with noise, or in the reference's order."""
         return self.eta > 0 or self.order == "reference"
 
-    def __call__(self, log_probs: Latents, x_t: Latents, /, t: Node, s: Node) -> "Unmasked":
+    def __call__(self, log_probs: Output, x_t: Latents, /, t: Node, s: Node) -> "Unmasked":
         """The transition by log-probabilities [batch, codebook, h, w] at x_t."""
         confidence = None
         if self.order == "reference" and self.reference is not None:
@@ -201,9 +201,14 @@ class Unmasked:
         return log_prob_of(self.log_probs, tokens)
 
 
-def log_prob_of(log_probs: Latents, tokens: Float[Tensor, "batch places"]) -> Float[Tensor, "batch places"]:
+def log_prob_of(log_probs: Output, tokens: Float[Tensor, "batch places"]) -> Float[Tensor, "batch places"]:
     """Log-probability of the token at each place; of masks that of some token, which is for nobody to read."""
     return log_probs.flatten(2).gather(1, tokens.clamp_min(0).long()[:, None])[:, 0]
+
+
+def _wide(output: Output) -> Output:
+    """In float32 or better."""
+    return output.to(torch.promote_types(output.dtype, torch.float32))
 
 
 def _log_normal_cdf(z: Tensor) -> Tensor:
@@ -250,11 +255,11 @@ class MaskedDiffusion:
         masked = rank >= places - count[:, None]
         return torch.stack([torch.where(masked, float(MASK), tokens), tokens, rank.to(tokens)], dim=1).view_as(x_0)
 
-    def target(self, x_0: Latents, noise: Latents, node: Node) -> Latents:
+    def target(self, x_0: Latents, noise: Latents, node: Node) -> Output:
         """The tokens."""
         return x_0[:, : TOKENS + 1]
 
-    def x0_hat(self, output: Latents, x_t: Latents, node: Node) -> Latents:
+    def x0_hat(self, output: Output, x_t: Latents, node: Node) -> Latents:
         """The likeliest token at every masked place."""
         likeliest = output[:, 0] if output.shape[1] == 1 else output.argmax(dim=1).to(x_t)
         tokens = torch.where(x_t[:, TOKENS] < 0, likeliest, x_t[:, TOKENS])
@@ -262,25 +267,25 @@ class MaskedDiffusion:
 
     def error(
         self,
-        output: Latents,
-        target: Latents,
+        output: Output,
+        target: Output,
         x_t: Latents,
         weight: Float[Tensor, "batch 1 h w"] | None = None,
         *,
         reduction: Literal["mean", "sum"] = "mean",
     ) -> PerSample:
         """Deviance from the tokens, or twice the KL from another output."""
-        said, masked = output.float().log_softmax(dim=1), is_masked(x_t)
+        said, masked = _wide(output).log_softmax(dim=1), is_masked(x_t)
         if target.shape[1] == 1:
             per_place = -2 * log_prob_of(said, target[:, 0].flatten(1))
         else:
-            other = target.float().log_softmax(dim=1)
+            other = _wide(target).log_softmax(dim=1)
             per_place = 2 * (other.exp() * (other - said)).sum(dim=1).flatten(1)
         weighted = per_place * masked if weight is None else per_place * masked * weight.flatten(1)
         total = weighted.sum(dim=1)
         return total / masked.sum(dim=1).clamp_min(1) if reduction == "mean" else total
 
-    def x0_error(self, output: Latents, target: Latents, x_t: Latents, node: Node) -> tuple[PerSample, PerSample]:
+    def x0_error(self, output: Output, target: Output, x_t: Latents, node: Node) -> tuple[PerSample, PerSample]:
         """Of probabilities: squares, and the total variation 1 - p(x_0)."""
         gap = self.gap(output, target, x_t)
         return self.mean(gap.square(), x_t), self.mean(gap.abs() / 2, x_t)
@@ -289,29 +294,29 @@ class MaskedDiffusion:
         """1: what is fitted is what is seen."""
         return torch.ones_like(node.sigma)
 
-    def gap(self, output: Latents, other: Latents, x_t: Latents) -> Latents:
+    def gap(self, output: Output, other: Output, x_t: Latents) -> Output:
         """P - e, or the difference of two p, at the masked places."""
-        mine = output.float().softmax(dim=1)
+        mine = _wide(output).softmax(dim=1)
         if other.shape[1] == 1:
             token = other.long().clamp_min(0)
             difference = mine.scatter_add(1, token, -torch.ones_like(token, dtype=mine.dtype))
         else:
-            difference = mine - other.float().softmax(dim=1)
+            difference = mine - _wide(other).softmax(dim=1)
         return difference * (x_t[:, TOKENS : TOKENS + 1] < 0)
 
-    def mean(self, values: Latents, x_t: Latents) -> PerSample:
+    def mean(self, values: Output, x_t: Latents) -> PerSample:
         """Sum over the codebook, mean over the masked places."""
         masked = is_masked(x_t)
         return (values.sum(dim=1).flatten(1) * masked).sum(dim=1) / masked.sum(dim=1).clamp_min(1)
 
-    def transition(self, output: Latents, x_t: Latents, t: Node, s: Node, kernel: Kernel) -> "Unmasked":
+    def transition(self, output: Output, x_t: Latents, t: Node, s: Node, kernel: Kernel) -> "Unmasked":
         """By the logits, or the tokens themselves."""
         known = output.shape[1] == 1
-        found = kernel(output if known else output.float().log_softmax(dim=1), x_t, t, s)
+        found = kernel(output if known else _wide(output).log_softmax(dim=1), x_t, t, s)
         assert isinstance(found, Unmasked)
         return found
 
-    def running_cost(self, output: Latents, other: Latents, x_t: Latents, t: Node, s: Node) -> PerSample:
+    def running_cost(self, output: Output, other: Output, x_t: Latents, t: Node, s: Node) -> PerSample:
         """The KL of the tokens, which needs no likelihood of their order."""
         mine, theirs = (self.transition(one, x_t, t, s, Unmasking(0.0)) for one in (output, other))
         return mine.kl(theirs)

@@ -4,7 +4,7 @@ Everything above asks these questions of a diffusion and never looks inside a st
 latents with Gaussian noise and grids of tokens with masks go through the same samplers, objectives and trainers.
 """
 
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,11 +13,12 @@ from rpo.errors import InputError
 from rpo.process.categorical import MaskedDiffusion, Order
 from rpo.process.gaussian import GaussianDiffusion
 from rpo.process.transition import Kernel, Transition
-from rpo.types import Latents, Node, PerSample, PredictionType
+from rpo.types import Latents, Node, Output, PerSample, PredictionType
 
 Reduction = Literal["mean", "sum"]
 
 
+@runtime_checkable  # for the tests, which check the types of arguments when functions run
 class Diffusion(Protocol):
     """A forward process and how outputs are read on it; v is an output, v* that of a network that knows x_0."""
 
@@ -47,18 +48,18 @@ class Diffusion(Protocol):
         """x_t; unit Gaussian noise decides which."""
         ...
 
-    def target(self, x_0: Latents, noise: Latents, node: Node) -> Latents:
+    def target(self, x_0: Latents, noise: Latents, node: Node) -> Output:
         """v*."""
         ...
 
-    def x0_hat(self, output: Latents, x_t: Latents, node: Node) -> Latents:
+    def x0_hat(self, output: Output, x_t: Latents, node: Node) -> Latents:
         """The clean state that an output believes in."""
         ...
 
     def error(
         self,
-        output: Latents,
-        target: Latents,
+        output: Output,
+        target: Output,
         x_t: Latents,
         weight: Float[Tensor, "batch 1 h w"] | None = None,
         *,
@@ -67,7 +68,7 @@ class Diffusion(Protocol):
         """How wrong an output is, by a target or another output; a weight is of each place."""
         ...
 
-    def x0_error(self, output: Latents, target: Latents, x_t: Latents, node: Node) -> tuple[PerSample, PerSample]:
+    def x0_error(self, output: Output, target: Output, x_t: Latents, node: Node) -> tuple[PerSample, PerSample]:
         """‖x̂_0 - x_0‖² / D, and the mean distance |x̂_0 - x_0|."""
         ...
 
@@ -75,19 +76,19 @@ class Diffusion(Protocol):
         """|∂x̂_0 / ∂v|, in the shape of the node."""
         ...
 
-    def gap(self, output: Latents, other: Latents, x_t: Latents) -> Latents:
+    def gap(self, output: Output, other: Output, x_t: Latents) -> Output:
         """What the gradient of half of the error multiplies the Jacobian of the output with: v - v*, for Gaussians."""
         ...
 
-    def mean(self, values: Latents, x_t: Latents) -> PerSample:
+    def mean(self, values: Output, x_t: Latents) -> PerSample:
         """Over the dimensions of an output, as in `error`."""
         ...
 
-    def transition(self, output: Latents, x_t: Latents, t: Node, s: Node, kernel: Kernel) -> Transition:
+    def transition(self, output: Output, x_t: Latents, t: Node, s: Node, kernel: Kernel) -> Transition:
         """p(x_s | x_t)."""
         ...
 
-    def running_cost(self, output: Latents, other: Latents, x_t: Latents, t: Node, s: Node) -> PerSample:
+    def running_cost(self, output: Output, other: Output, x_t: Latents, t: Node, s: Node) -> PerSample:
         """What a change of output costs over a step that has no density."""
         ...
 

@@ -12,7 +12,7 @@ from rpo.process.categorical import Order
 from rpo.process.continuous import running_cost
 from rpo.process.prediction import add_noise, from_x0_eps, squared_error, to_x0_eps, x0_slope
 from rpo.process.transition import Ddim, EulerMaruyama, Kernel, Transition
-from rpo.types import Latents, Node, PerSample, PredictionType
+from rpo.types import Latents, Node, Output, PerSample, PredictionType
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class GaussianDiffusion:
         """The view of the true pair."""
         return from_x0_eps(x_0, noise, node, self.prediction_type)
 
-    def x0_hat(self, output: Latents, x_t: Latents, node: Node) -> Latents:
+    def x0_hat(self, output: Output, x_t: Latents, node: Node) -> Latents:
         """The clean half of the view."""
         return to_x0_eps(output, x_t, node, self.prediction_type)[0]
 
     def error(
         self,
-        output: Latents,
-        target: Latents,
+        output: Output,
+        target: Output,
         x_t: Latents,
         weight: Float[Tensor, "batch 1 h w"] | None = None,
         *,
@@ -66,7 +66,7 @@ class GaussianDiffusion:
         """Squared."""
         return squared_error(output, target, weight, reduction=reduction)
 
-    def x0_error(self, output: Latents, target: Latents, x_t: Latents, node: Node) -> tuple[PerSample, PerSample]:
+    def x0_error(self, output: Output, target: Output, x_t: Latents, node: Node) -> tuple[PerSample, PerSample]:
         """Of both clean halves."""
         gap = self.x0_hat(output, x_t, node) - self.x0_hat(target, x_t, node)
         return gap.square().mean(dim=(1, 2, 3)), gap.abs().mean(dim=(1, 2, 3))
@@ -75,20 +75,20 @@ class GaussianDiffusion:
         """A function of the node alone."""
         return x0_slope(node, self.prediction_type)
 
-    def gap(self, output: Latents, other: Latents, x_t: Latents) -> Latents:
+    def gap(self, output: Output, other: Output, x_t: Latents) -> Latents:
         """Their difference."""
         return output - other
 
-    def mean(self, values: Latents, x_t: Latents) -> PerSample:
+    def mean(self, values: Output, x_t: Latents) -> PerSample:
         """Over all of them."""
         return values.mean(dim=(1, 2, 3))
 
-    def transition(self, output: Latents, x_t: Latents, t: Node, s: Node, kernel: Kernel) -> Transition:
+    def transition(self, output: Output, x_t: Latents, t: Node, s: Node, kernel: Kernel) -> Transition:
         """By what the output says of data and noise."""
         x0_hat, eps_hat = to_x0_eps(output, x_t, t, self.prediction_type)
         return kernel(x0_hat, eps_hat, t, s)
 
-    def running_cost(self, output: Latents, other: Latents, x_t: Latents, t: Node, s: Node) -> PerSample:
+    def running_cost(self, output: Output, other: Output, x_t: Latents, t: Node, s: Node) -> PerSample:
         """An ODE has no KL along its path; what is charged is the cost of the same change of score at noise level 1."""
         _, eps_hat = to_x0_eps(output, x_t, t, self.prediction_type)
         _, eps_other = to_x0_eps(other, x_t, t, self.prediction_type)

@@ -11,7 +11,7 @@ limit of small steps: eta = 0 is the probability-flow ODE, eta = 1 is ancestral 
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -54,6 +54,7 @@ class Gaussian:
         return 0.5 * (gap**2).sum(dim=(1, 2, 3))
 
 
+@runtime_checkable  # for the tests, which check the types of arguments when functions run
 class Transition(Protocol):
     """The law p(x_s | x_t) of one reverse step."""
 
@@ -75,6 +76,7 @@ class Transition(Protocol):
         ...
 
 
+@runtime_checkable
 class Kernel(Protocol):
     """A rule for one reverse step from node `t` to the less noisy node `s`: what a sampler is built around."""
 

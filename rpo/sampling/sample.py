@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from rpo.devices import uploaded
@@ -21,7 +22,7 @@ from rpo.process.diffusion import diffusion_of
 from rpo.process.transition import Kernel
 from rpo.randomness import keyed_generator
 from rpo.sampling.step import has_negative, predict, predict_negative, transition
-from rpo.types import Canvas, Conditioning, Grid, Images, Latents, Trajectory
+from rpo.types import Canvas, Conditioning, Grid, Images, Output, Trajectory
 
 SolverName = Literal["ddim", "dpm_solver"]
 SpacingName = Literal["checkpoint", "uniform"]
@@ -96,9 +97,9 @@ def sample(
     latents[0] = diffusion_of(model.prediction_type).start(latents[0])
     log_probs = torch.empty(grid.num_steps, len(cond), dtype=torch.float32, device=model.device)
     parts_branches = keep.negatives and has_negative(model, guidance_scale)
-    predictions: Latents | None = None
-    negatives: Latents | None = None
-    live: dict[int, Latents] = {}
+    predictions: Tensor | None = None
+    negatives: Tensor | None = None
+    live: dict[int, Output] = {}
     for step in range(grid.num_steps):
         x_t, t, s = latents[step], grid[step], grid[step + 1]
         if step in keep.live_steps:
@@ -118,7 +119,7 @@ def sample(
     return Trajectory(latents, log_probs, cond, grid, predictions, negatives, live)
 
 
-def _kept(outputs: Latents | None, output: Latents, step: int, num_steps: int) -> Latents:
+def _kept(outputs: Tensor | None, output: Output, step: int, num_steps: int) -> Tensor:
     if outputs is None:
         outputs = output.new_empty(num_steps, *output.shape)
     outputs[step] = output

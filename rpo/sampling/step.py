@@ -10,7 +10,7 @@ import torch
 from rpo.models.base import DiffusionModel
 from rpo.process.diffusion import diffusion_of
 from rpo.process.transition import Kernel, Transition
-from rpo.types import Conditioning, Latents, Node
+from rpo.types import Conditioning, Latents, Node, Output
 
 
 def predict(
@@ -20,8 +20,8 @@ def predict(
     cond: Conditioning,
     *,
     guidance_scale: float,
-    negative_pred: Latents | None = None,
-) -> Latents:
+    negative_pred: Output | None = None,
+) -> Output:
     """The guided network output, with its gradient, at any mixture of moments.
 
     Args:
@@ -40,14 +40,12 @@ def has_negative(model: DiffusionModel, guidance_scale: float) -> bool:
 
 
 @torch.no_grad()
-def predict_negative(model: DiffusionModel, x_t: Latents, node: Node, cond: Conditioning) -> Latents:
+def predict_negative(model: DiffusionModel, x_t: Latents, node: Node, cond: Conditioning) -> Output:
     """The output under the negative conditioning, without gradient."""
     return model.predict(x_t, _told(node), cond.only_negative(), 1.0)
 
 
-def transition(
-    model: DiffusionModel, noise_pred: Latents, x_t: Latents, t: Node, s: Node, kernel: Kernel
-) -> Transition:
+def transition(model: DiffusionModel, noise_pred: Output, x_t: Latents, t: Node, s: Node, kernel: Kernel) -> Transition:
     """p(x_s | x_t) by a network output at x_t."""
     return diffusion_of(model.prediction_type).transition(noise_pred, x_t, t, s, kernel)
 

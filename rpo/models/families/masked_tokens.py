@@ -18,7 +18,7 @@ from rpo.models.base import TextContext
 from rpo.models.families.usual import UsualFamily
 from rpo.models.schedules import MaskingSchedule
 from rpo.process.categorical import CHANNELS, TOKENS
-from rpo.types import Embedding, Images, Latents
+from rpo.types import Embedding, Images, Latents, Output
 
 
 @final
@@ -80,7 +80,7 @@ class MaskedTokens(UsualFamily):
         told = pipe.text_encoder(read, return_dict=True, output_hidden_states=True)
         return {"tokens": told.hidden_states[-2], "pooled": told.text_embeds}
 
-    def forward(self, pipe: Any, network: Any, x_t: Latents, timestep: Tensor, embedding: Embedding) -> Latents:
+    def forward(self, pipe: Any, network: Any, x_t: Latents, timestep: Tensor, embedding: Embedding) -> Output:
         """Logits of every place."""
         tokens = x_t[:, TOKENS].round().long()
         mask, codes = pipe.scheduler.config["mask_token_id"], network.config["codebook_size"]

@@ -8,7 +8,7 @@ import torch
 from rpo.errors import InputError
 from rpo.models import latents as autoencoder
 from rpo.models.base import Edits, Guidance, guided
-from rpo.types import Embedding, Images, Latents
+from rpo.types import Embedding, Images, Latents, Output
 
 
 class UsualFamily:
@@ -87,7 +87,7 @@ class UsualFamily:
         """The way back."""
         return autoencoder.decode(pipe.vae, latents)
 
-    def guided(self, negative_pred: Latents, prompt_pred: Latents, guidance_scale: float) -> Latents:
+    def guided(self, negative_pred: Output, prompt_pred: Output, guidance_scale: float) -> Output:
         """Classifier-free guidance."""
         return guided(negative_pred, prompt_pred, guidance_scale)
 

@@ -21,7 +21,7 @@ from rpo.config.ranges import NotNegative, Range
 from rpo.config.settings import settings
 from rpo.objectives.advantages import Scale
 from rpo.process.diffusion import Diffusion
-from rpo.types import Latents, Node, PerSample
+from rpo.types import Latents, Node, Output, PerSample
 
 Copy = Literal["old", "reference", "current"]
 """Whose prediction it is: a slower copy of the policy, the reference, the policy before this update."""
@@ -80,26 +80,26 @@ class Times:
 class Moments:
     """Noised images and what is said there, a row each; only `prediction` has a gradient."""
 
-    prediction: Float[Tensor, "batch c h w"]
-    target: Float[Tensor, "batch c h w"]
+    prediction: Output
+    target: Output
     """v*."""
-    x_t: Float[Tensor, "batch c h w"]
+    x_t: Latents
     t: Node
     time: Float[Tensor, " batch"]
     """In [0, 1], 0 at the data."""
     worth: Float[Tensor, " batch"]
     """Of the image, as the objective's `worth` gave it."""
     diffusion: Diffusion
-    said: Mapping[Copy, Latents] = field(default_factory=dict[Copy, Latents])
+    said: Mapping[Copy, Output] = field(default_factory=dict[Copy, Output])
     """The predictions of those that the objective needs."""
     counts: Float[Tensor, " batch"] | float = 1.0
     """What each counts in a mean, 0 where nobody knows what the image is worth."""
 
-    def error(self, prediction: Float[Tensor, "batch c h w"]) -> PerSample:
+    def error(self, prediction: Output) -> PerSample:
         """‖v - v*‖² / D."""
         return self.diffusion.error(prediction, self.target, self.x_t)
 
-    def x0_error(self, prediction: Float[Tensor, "batch c h w"]) -> tuple[PerSample, PerSample]:
+    def x0_error(self, prediction: Output) -> tuple[PerSample, PerSample]:
         """‖x̂_0 - x_0‖² / D, and the mean distance |x̂_0 - x_0|."""
         squared, far = self.diffusion.x0_error(prediction, self.target, self.x_t, self.t)
         return squared, far.clamp(min=LEAST_DISTANCE)

@@ -32,8 +32,8 @@ Reduction = Literal["mean", "sum"]
 class Denoised:
     """Prediction and target of each of the 2N latents, all chosen sides first."""
 
-    noise_pred: Float[Tensor, "twice_batch c h w"]
-    target: Float[Tensor, "twice_batch c h w"]
+    noise_pred: Float[Tensor, "twice_batch _ h w"]
+    target: Float[Tensor, "twice_batch _ h w"]
     mask: Float[Tensor, "twice_batch 1 h w"] | None
     """How much each place counts."""
     x_t: Float[Tensor, "twice_batch c h w"]

@@ -29,7 +29,7 @@ from rpo.trainers.rollouts.prompts import PromptSource
 from rpo.trainers.rollouts.settings import OnlineConfig
 from rpo.trainers.rollouts.steps import Steps, choose_steps, steps_of
 from rpo.trainers.trainer import Run
-from rpo.types import Grid, Latents, StepOutput
+from rpo.types import Grid, Output, StepOutput
 
 
 @final
@@ -138,7 +138,7 @@ class Collector:
         raw = raw_in_groups(rollout, weights, processes, images_per_prompt=self.config.rollout.images_per_prompt)
         return {**rollout_facts(rollout, processes), **share_facts(raw, processes)}
 
-    def reference(self, steps: Steps, *, guidance_scale: float | None = None) -> Latents:
+    def reference(self, steps: Steps, *, guidance_scale: float | None = None) -> Output:
         """The guided output of the reference at every step.
 
         Args:

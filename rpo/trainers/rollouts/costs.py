@@ -11,13 +11,13 @@ from rpo.trainers.policy import Policy
 from rpo.trainers.rollouts.draw import Rollout
 from rpo.trainers.rollouts.steps import Steps, all_steps_of, transition_by
 from rpo.training.processes import Processes
-from rpo.types import Latents, PerSample
+from rpo.types import Output, PerSample
 
 KL_STRIDE = 8
 """Of so many steps one is asked for its KL, where the KL is only logged."""
 
 
-def reference_prediction(policy: Policy, steps: Steps, *, guidance_scale: float, batch_size: int) -> Latents:
+def reference_prediction(policy: Policy, steps: Steps, *, guidance_scale: float, batch_size: int) -> Output:
     """The guided output of the reference at every step."""
     with policy.reference():
         parts = [
@@ -28,7 +28,7 @@ def reference_prediction(policy: Policy, steps: Steps, *, guidance_scale: float,
 
 
 def step_cost(
-    model: DiffusionModel, noise_pred: Latents, reference_pred: Latents, steps: Steps, kernel: Kernel
+    model: DiffusionModel, noise_pred: Output, reference_pred: Output, steps: Steps, kernel: Kernel
 ) -> PerSample:
     """½∫|u|² of every step: the KL of its transition, or for a step without density its running cost."""
     if kernel.has_density:

@@ -37,7 +37,7 @@ from rpo.trainers.rollouts.settings import RolloutConfig
 from rpo.training.log import REWARD_INFO
 from rpo.training.processes import Processes
 from rpo.training.randomness import undisturbed_randomness
-from rpo.types import Conditioning, Grid, Images, Latents, Node, PerSample, Trajectory, join_conditioning
+from rpo.types import Conditioning, Grid, Images, Latents, Node, Output, PerSample, Trajectory, join_conditioning
 
 PROMPTS_KEPT = 2048
 """Embeddings at hand, the least recently drawn leave first: 1 GiB of Stable Diffusion 1.5's."""
@@ -284,7 +284,7 @@ class Rollouts:
         if not isinstance(kernel, Unmasking) or kernel.order == "policy":
             return kernel
 
-        def reference(x_t: Latents, t: Node) -> Latents:
+        def reference(x_t: Latents, t: Node) -> Output:
             with self._as_reference():
                 return predict(self.model, x_t, t, cond, guidance_scale=self.config.guidance_scale)
 

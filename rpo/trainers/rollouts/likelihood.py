@@ -26,7 +26,7 @@ from rpo.trainers.rollouts.steps import Steps, per_image, transition_by
 from rpo.trainers.value import returns as returns_of
 from rpo.trainers.value.inputs import ValuePoints, compared_with_others, node_time, others_mean
 from rpo.trainers.value.returns import make_value, scaled
-from rpo.types import Latents, PerSample
+from rpo.types import Output, PerSample
 
 
 @final
@@ -80,7 +80,7 @@ class LikelihoodWorth:
         advantage, scale = scaled((returns - baseline)[None], objective.scale, processes, is_judged)
         return steps.knowing(advantage=advantage[0], cost_weight=config.kl_weight / scale[0]), returns, nodes
 
-    def _kl(self, prediction: Latents, steps: Steps) -> PerSample:
+    def _kl(self, prediction: Output, steps: Steps) -> PerSample:
         """KL of what x_0 says of the step from what a prediction says: a term of the bound on -log p(x_0)."""
         model, kernel = self.collector.run.model, self.noised.kernel
         posterior = transition_by(model, steps["prediction"], steps, kernel)

@@ -15,7 +15,7 @@ from rpo.sampling.step import has_negative, predict_negative
 from rpo.trainers.rollouts.collector import Collector
 from rpo.trainers.rollouts.draw import JITTER, Rollout
 from rpo.trainers.rollouts.steps import Steps, noised_steps, replayed
-from rpo.types import Grid, Latents, Node
+from rpo.types import Grid, Node, Output
 
 SHORT_OF_NOISE = 0.005
 """Share of the process next to pure noise at which nothing ends."""
@@ -55,7 +55,7 @@ class NoisedImages:
         )
 
     @torch.no_grad()
-    def said(self, steps: Steps) -> Latents:
+    def said(self, steps: Steps) -> Output:
         """The policy's guided output."""
         model, guidance = self._collector.run.model, self._collector.config.guidance_scale
         parts = steps.batches(self._collector.batch_size)

@@ -20,7 +20,7 @@ from rpo.trainers.rollouts.lag import OldPolicy
 from rpo.trainers.rollouts.noised import NoisedImages
 from rpo.trainers.rollouts.steps import Steps
 from rpo.trainers.value.inputs import node_time
-from rpo.types import Latents
+from rpo.types import Output
 
 
 @final
@@ -52,7 +52,7 @@ class PublishedWorth:
     def of(self, rollout: Rollout, steps: Steps) -> tuple[Steps, Mapping[str, Tensor]]:
         """The moments with what the preset needs: who says what there, and what each is worth; and what to log."""
         preset, collector = self.preset, self.collector
-        said: dict[Copy, Latents] = {}
+        said: dict[Copy, Output] = {}
         if "reference" in preset.needs:
             said["reference"] = collector.reference(steps, guidance_scale=self._reference_guidance)
         if "current" in preset.needs:
@@ -71,7 +71,7 @@ class PublishedWorth:
         worth[judged] = preset.worth(advantage[judged], errors, group[judged])
         return steps.knowing(worth=worth, **said), share_facts(weighted, collector.run.processes)
 
-    def moments(self, steps: Steps, prediction: Latents) -> Moments:
+    def moments(self, steps: Steps, prediction: Output) -> Moments:
         """A micro-batch as the preset takes it."""
         model = self.collector.run.model
         return Moments(

@@ -25,7 +25,7 @@ from rpo.process.transition import Kernel, Transition
 from rpo.sampling.step import predict, transition
 from rpo.trainers.rollouts.draw import Rollout
 from rpo.trainers.rollouts.settings import StepsConfig
-from rpo.types import Conditioning, Grid, Latents, Node, PerSample, PredictionType, StepOutput
+from rpo.types import Conditioning, Grid, Node, Output, PerSample, PredictionType, StepOutput
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Steps:
     "prediction" (the guided output that drew it), "log_prob" (under the policy that drew it), "advantage"."""
     facts: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict[str, Tensor])
     """What to log of the rollout: the same for all of its steps."""
-    live: Float[Tensor, "steps c h w"] | None = None
+    live: Float[Tensor, "steps _ h w"] | None = None
     """The prediction with the graph of the rollout, where that was kept."""
 
     def __len__(self) -> int:
@@ -125,7 +125,7 @@ class Steps:
 
 def replayed(
     model: DiffusionModel, steps: Steps, kernel: Kernel, *, guidance_scale: float
-) -> tuple[Latents, Transition]:
+) -> tuple[Output, Transition]:
     """The guided output of the policy as it is now and the transition it gives, with their gradient.
 
     It is the sampler's own step: with unchanged weights, and batches of the size that was drawn in, the log-density at
@@ -144,7 +144,7 @@ def replayed(
     return noise_pred, transition_by(model, noise_pred, steps, kernel)
 
 
-def transition_by(model: DiffusionModel, noise_pred: Latents, steps: Steps, kernel: Kernel) -> Transition:
+def transition_by(model: DiffusionModel, noise_pred: Output, steps: Steps, kernel: Kernel) -> Transition:
     """p(x_s | x_t) of every step by a guided network output at it."""
     return transition(model, noise_pred, steps.x_t, steps.t, steps.s, kernel)
 
