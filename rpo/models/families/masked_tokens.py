@@ -10,7 +10,7 @@ from inspect import signature
 from typing import Any, final
 
 import torch
-from diffusers.loaders import AmusedLoraLoaderMixin
+from diffusers.loaders import SanaLoraLoaderMixin
 from torch import Tensor
 
 from rpo.errors import InputError
@@ -32,15 +32,15 @@ class MaskedTokens(UsualFamily):
     widens_autoencoder = True
     narrows_states = False
     lora_preparation: tuple[str, ...] = (
-        "from diffusers.loaders import AmusedLoraLoaderMixin  # which the pipeline's class lacks",
-        "pipe.__class__ = type(type(pipe).__name__, (type(pipe), AmusedLoraLoaderMixin), {})",
+        "from diffusers.loaders import SanaLoraLoaderMixin  # aMUSEd's own looks for a UNet",
+        "pipe.__class__ = type(type(pipe).__name__, (type(pipe), SanaLoraLoaderMixin), {})",
     )
 
     def enable_lora(self, pipe: Any) -> None:
         """The same; what is saved of it still names the class of diffusers."""
         made = type(pipe)
-        if not issubclass(made, AmusedLoraLoaderMixin):
-            pipe.__class__ = type(made.__name__, (made, AmusedLoraLoaderMixin), {"__module__": made.__module__})
+        if not issubclass(made, SanaLoraLoaderMixin):
+            pipe.__class__ = type(made.__name__, (made, SanaLoraLoaderMixin), {"__module__": made.__module__})
 
     def refuse(self, pipe: Any) -> None:
         """Refuse a network and an autoencoder of other codebooks."""
