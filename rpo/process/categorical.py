@@ -29,7 +29,7 @@ from torch import Tensor
 
 from rpo.errors import InputError
 from rpo.process.schedule import check_inside
-from rpo.process.transition import Kernel, check_noise_level
+from rpo.process.transition import Kernel, Step, check_noise_level
 from rpo.types import Latents, Node, Output, PerSample
 
 TOKENS, DRAWN, RANK = range(3)
@@ -309,7 +309,7 @@ class MaskedDiffusion:
         masked = is_masked(x_t)
         return (values.sum(dim=1).flatten(1) * masked).sum(dim=1) / masked.sum(dim=1).clamp_min(1)
 
-    def transition(self, output: Output, x_t: Latents, t: Node, s: Node, kernel: Kernel) -> "Unmasked":
+    def transition(self, output: Output, x_t: Latents, t: Node, s: Node, kernel: Step) -> "Unmasked":
         """By the logits, or the tokens themselves."""
         known = output.shape[1] == 1
         found = kernel(output if known else _wide(output).log_softmax(dim=1), x_t, t, s)

@@ -12,7 +12,7 @@ from torch import Tensor
 from rpo.errors import InputError
 from rpo.process.categorical import MaskedDiffusion, Order
 from rpo.process.gaussian import GaussianDiffusion
-from rpo.process.transition import Kernel, Transition
+from rpo.process.transition import Kernel, Step, Transition
 from rpo.types import Latents, Node, Output, PerSample, PredictionType
 
 Reduction = Literal["mean", "sum"]
@@ -84,7 +84,7 @@ class Diffusion(Protocol):
         """Over the dimensions of an output, as in `error`."""
         ...
 
-    def transition(self, output: Output, x_t: Latents, t: Node, s: Node, kernel: Kernel) -> Transition:
+    def transition(self, output: Output, x_t: Latents, t: Node, s: Node, kernel: Step) -> Transition:
         """p(x_s | x_t)."""
         ...
 

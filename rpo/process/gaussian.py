@@ -11,7 +11,7 @@ from rpo.errors import InputError
 from rpo.process.categorical import Order
 from rpo.process.continuous import running_cost
 from rpo.process.prediction import add_noise, from_x0_eps, squared_error, to_x0_eps, x0_slope
-from rpo.process.transition import Ddim, EulerMaruyama, Kernel, Transition
+from rpo.process.transition import Ddim, EulerMaruyama, Kernel, Step, Transition
 from rpo.types import Latents, Node, Output, PerSample, PredictionType
 
 
@@ -83,7 +83,7 @@ class GaussianDiffusion:
         """Over all of them."""
         return values.mean(dim=(1, 2, 3))
 
-    def transition(self, output: Output, x_t: Latents, t: Node, s: Node, kernel: Kernel) -> Transition:
+    def transition(self, output: Output, x_t: Latents, t: Node, s: Node, kernel: Step) -> Transition:
         """By what the output says of data and noise."""
         x0_hat, eps_hat = to_x0_eps(output, x_t, t, self.prediction_type)
         return kernel(x0_hat, eps_hat, t, s)

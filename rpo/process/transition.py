@@ -10,6 +10,7 @@ limit of small steps: eta = 0 is the probability-flow ODE, eta = 1 is ancestral 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -74,6 +75,10 @@ class Transition(Protocol):
     def kl(self, other: Any) -> PerSample:
         """KL(self ‖ other) of two transitions from the same state."""
         ...
+
+
+Step = Callable[[Latents, Latents, Node, Node], Transition]
+"""What a kernel is when nobody asks it for densities: any function of a prediction and two nodes."""
 
 
 @runtime_checkable

@@ -190,7 +190,7 @@ TRAINERS = {
     "mapo": lambda folder, **given: dpo(folder, objective=Mapo(), **given),
     "dpo, kept winner": lambda folder, **given: dpo(folder, objective=Dpo(winner_preserving=0.5), **given),
     "grpo": grpo,
-    "ddpo": lambda folder, **given: grpo(folder, baseline="prompt", **given),
+    "ddpo": lambda folder, **given: grpo(folder, baseline="prompt_history", **given),
     "grpo, reference's order": lambda folder, **given: grpo(
         folder, rollout=replace(ROLLOUT, order="reference"), **given
     ),
