@@ -204,7 +204,13 @@ TRAINERS = {
 }
 
 
-@pytest.mark.parametrize("algorithm", TRAINERS)
+DEFAULT = ("dpo", "grpo", "nft")
+"""What stands for all of them in the default tests."""
+
+
+@pytest.mark.parametrize(
+    "algorithm", [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in TRAINERS]
+)
 def test_three_updates_move_the_adapter_and_nothing_else_and_a_killed_run_ends_in_the_same_weights(algorithm, tmp_path):
     make, pipe = TRAINERS[algorithm], tiny_amused()
     trainer, before = make(tmp_path / "whole", pipe=pipe, learning=learning(3)), weights(pipe.transformer)
