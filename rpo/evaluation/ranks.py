@@ -14,19 +14,18 @@ from rpo.evaluation.intervals import Interval
 
 RESAMPLES = 2_000
 TAIL = 0.025
+DIGITS = 12
+"""Means that differ by rounding alone are equal."""
 
 
 def rank_correlation(x: ArrayLike, y: ArrayLike) -> float:
     """Spearman's rho of two lists.
 
     Example:
-        >>> rank_correlation([1.0, 2.0, 3.0], [10.0, 30.0, 20.0])
+        >>> round(rank_correlation([1.0, 2.0, 3.0], [10.0, 30.0, 20.0]), 9)
         0.5
     """
-    ranks = np.stack([rankdata(x), rankdata(y)])
-    ranks -= ranks.mean(axis=1, keepdims=True)
-    spread = np.sqrt((ranks**2).sum(axis=1).prod())
-    return float(ranks[0] @ ranks[1] / spread) if spread > 0 else 0.0
+    return float(_correlations(np.asarray(x)[:, None], np.asarray(y)[:, None])[0])
 
 
 def rank_agreement(
@@ -48,9 +47,17 @@ def rank_agreement(
         )
     rng = np.random.default_rng(seed)
     _, seeds, prompts = after.shape
-    drawn = list[float]()
-    for _ in range(resamples):
-        own, runs = rng.integers(prompts, size=prompts), rng.integers(seeds, size=seeds)
-        drawn.append(rank_correlation(before[:, own].mean(1), after[:, runs].mean(1)[:, own].mean(1)))
-    low, high = np.quantile(drawn, [TAIL, 1 - TAIL])
+    # How often each is drawn; a mean over what is drawn is a sum over all with these weights.
+    of_prompts, of_seeds = (rng.multinomial(count, [1 / count] * count, size=resamples) for count in (prompts, seeds))
+    first = before @ of_prompts.T / prompts
+    then = (after @ of_prompts.T * of_seeds.T).sum(axis=1) / (seeds * prompts)
+    low, high = np.quantile(_correlations(first, then), [TAIL, 1 - TAIL])
     return Interval(rank_correlation(before.mean(1), after.mean((1, 2))), float(low), float(high))
+
+
+def _correlations(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of each column of two arrays [things, columns]."""
+    ranks = np.stack([rankdata(np.round(side, DIGITS), axis=0) for side in (x, y)])
+    ranks -= ranks.mean(axis=1, keepdims=True)
+    spread = np.sqrt((ranks**2).sum(axis=1).prod(axis=0))
+    return np.divide((ranks[0] * ranks[1]).sum(axis=0), spread, out=np.zeros_like(spread), where=spread > 0)
