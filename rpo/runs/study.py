@@ -36,14 +36,14 @@ from rpo.runs.settings import keep_settings, require_same_settings
 from rpo.runs.study_cells import (
     ONLINE,
     WATCHED,
-    Cell,
+    StudyCell,
     Prices,
     cells_of,
     folder_of,
     prompts_file,
 )
 from rpo.runs.study_config import StudyConfig
-from rpo.runs.study_findings import Findings
+from rpo.runs.study_findings import StudyFindings
 from rpo.runs.study_judge import IN_DOMAIN, Base, Jury, judge_base, told, untold
 from rpo.runs.study_report import PAGE, answers, first_table, write_study
 from rpo.runs.train import run
@@ -80,7 +80,7 @@ class Study:
     config: StudyConfig
     jury: Jury
     prompts: Sequence[str]
-    cells: Sequence[Cell]
+    cells: Sequence[StudyCell]
     flops: float | None
     """Of one evaluation, where they were counted."""
 
@@ -150,7 +150,7 @@ def study(
         raise InputError(failed[BASE])
     known = json.loads(read_text(base.folder / RESULT))
     _require_same_prompts(found, known)
-    findings = Findings(config, _base(found, known), found.jury.sets)
+    findings = StudyFindings(config, _base(found, known), found.jury.sets)
     if number == 0:
         keep_made_with(folder, made_with(type(config).__name__, known["inputs"]))
         write_study(findings, folder)  # before anything is trained
@@ -213,7 +213,7 @@ def _base(found: Study, known: Mapping[str, Any]) -> Base:
     return Base(untold(known["candidates"]), found.config.held_out.images_per_prompt)
 
 
-def _of_cell(found: Study, cell: Cell) -> dict[str, Any]:
+def _of_cell(found: Study, cell: StudyCell) -> dict[str, Any]:
     """Train a cell, as far as it is not trained, and judge what came of it."""
     facts, lora = (_online if cell.place.algorithm in ONLINE else _rounds)(found.config, cell)
     model = load_model(replace(found.config.model.deployed, lora=str(lora)))
@@ -221,7 +221,7 @@ def _of_cell(found: Study, cell: Cell) -> dict[str, Any]:
     return {**asdict(cell.place), "name": cell.name, "planned": cell.planned, **facts, "scores": told(scores)}
 
 
-def _rounds(config: StudyConfig, cell: Cell) -> tuple[dict[str, Any], Path]:
+def _rounds(config: StudyConfig, cell: StudyCell) -> tuple[dict[str, Any], Path]:
     (settings,) = cell.runs
     ended = align(settings, resume=Path(settings.output).exists())
     rounds = ended.rounds[1:]
@@ -239,7 +239,7 @@ def _rounds(config: StudyConfig, cell: Cell) -> tuple[dict[str, Any], Path]:
     return facts, ended.lora
 
 
-def _online(config: StudyConfig, cell: Cell) -> tuple[dict[str, Any], Path]:
+def _online(config: StudyConfig, cell: StudyCell) -> tuple[dict[str, Any], Path]:
     ended = [run(one, resume=Path(one.output).exists()) for one in cell.runs]
     updates = [one.trained.updates for one in ended]
     facts = {

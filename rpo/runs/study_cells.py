@@ -42,7 +42,7 @@ class Prices:
 
 
 @dataclass(frozen=True)
-class Place:
+class StudyPlace:
     """Where in the grid a cell is."""
 
     algorithm: Way
@@ -60,10 +60,10 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Cell:
+class StudyCell:
     """One of them, with all that its training needs."""
 
-    place: Place
+    place: StudyPlace
     prompts: int
     """What it is trained on; of pairs, as many as the budget buys images of."""
     updates: int
@@ -83,7 +83,7 @@ class Cell:
         return self.place.name
 
 
-def places(config: StudyConfig) -> Iterator[Place]:
+def places(config: StudyConfig) -> Iterator[StudyPlace]:
     """The grid, seed by seed: every algorithm with every reward, then each axis by itself."""
     axes = {"images_per_prompt": config.images_per_prompt, "share": config.shares, "rounds": config.rounds}
     walked = list(config.rewards) if config.walked is None else list(config.walked)
@@ -91,15 +91,15 @@ def places(config: StudyConfig) -> Iterator[Place]:
     for seed in config.seeds:
         for reward in config.rewards:
             for algorithm in config.algorithms:
-                yield Place(algorithm, reward, **first, seed=seed)
+                yield StudyPlace(algorithm, reward, **first, seed=seed)
         for reward in walked:
             for name, values in axes.items():
                 for value in values[1:]:
                     for algorithm in config.algorithms:
-                        yield Place(algorithm, reward, **{**first, name: value}, seed=seed)
+                        yield StudyPlace(algorithm, reward, **{**first, name: value}, seed=seed)
 
 
-def cells_of(config: StudyConfig, prices: Prices, prompts: int) -> list[Cell]:
+def cells_of(config: StudyConfig, prices: Prices, prompts: int) -> list[StudyCell]:
     """All cells, in the order in which they are run.
 
     Args:
@@ -109,7 +109,7 @@ def cells_of(config: StudyConfig, prices: Prices, prompts: int) -> list[Cell]:
     Raises:
         InputError: The budget of a cell is too small for an update of each round, or its settings cannot be.
     """
-    found = list[Cell]()
+    found = list[StudyCell]()
     for place in places(config):
         make = _online if place.algorithm in ONLINE else _pairs
         try:
@@ -124,12 +124,12 @@ def prompts_file(config: StudyConfig, count: int) -> Path:
     return Path(config.output) / f"prompts-{count}.jsonl"
 
 
-def folder_of(config: StudyConfig, place: Place) -> Path:
+def folder_of(config: StudyConfig, place: StudyPlace) -> Path:
     """Where a cell is."""
     return Path(config.output) / "cells" / place.name
 
 
-def _pairs(config: StudyConfig, prices: Prices, place: Place, prompts: int) -> Cell:
+def _pairs(config: StudyConfig, prices: Prices, place: StudyPlace, prompts: int) -> StudyCell:
     """Rounds of drawing, ordering or editing, and DPO."""
     source, is_rich = config.curate.source, place.algorithm == "rich"
     assert source.num_steps is not None and source.guidance_scale is not None
@@ -159,10 +159,10 @@ def _pairs(config: StudyConfig, prices: Prices, place: Place, prompts: int) -> C
         held_out=held_out,
     )
     planned = place.rounds * (count * of_prompt + updates * update)
-    return Cell(place, count, updates, update, planned, image, (run,))
+    return StudyCell(place, count, updates, update, planned, image, (run,))
 
 
-def _curation(config: StudyConfig, place: Place, prompts: int, count: int) -> CurateConfig:
+def _curation(config: StudyConfig, place: StudyPlace, prompts: int, count: int) -> CurateConfig:
     curate = config.curate
     source = replace(
         curate.source,
@@ -185,7 +185,7 @@ def _curation(config: StudyConfig, place: Place, prompts: int, count: int) -> Cu
     )
 
 
-def _online(config: StudyConfig, prices: Prices, place: Place, prompts: int) -> Cell:
+def _online(config: StudyConfig, prices: Prices, place: StudyPlace, prompts: int) -> StudyCell:
     """Runs that draw what they learn from, each from the LoRA of the one before."""
     section = getattr(config, place.algorithm)
     group = place.images_per_prompt
@@ -210,7 +210,7 @@ def _online(config: StudyConfig, prices: Prices, place: Place, prompts: int) -> 
         own = replace(_of_cell(section, updates), output=str(output), seed=seed)
         runs.append(cls(**_fields(own), model=model, **given))
         model = replace(model, lora=str(output / "lora"))
-    return Cell(place, prompts, updates, update, place.rounds * updates * update, 0.0, tuple(runs))
+    return StudyCell(place, prompts, updates, update, place.rounds * updates * update, 0.0, tuple(runs))
 
 
 def _of_cell(section: Any, updates: int) -> Any:

@@ -48,7 +48,7 @@ class Group:
 
 @final
 @dataclass(frozen=True)
-class Findings:
+class StudyFindings:
     """All that is known so far."""
 
     config: StudyConfig

@@ -24,7 +24,7 @@ from rpo.reports.sections import (
 )
 from rpo.runs.evaluate_report import scale_of
 from rpo.runs.study_config import TRUTH
-from rpo.runs.study_findings import AXES, TITLES, Findings, Group
+from rpo.runs.study_findings import AXES, TITLES, Group, StudyFindings
 from rpo.runs.study_judge import OUT_OF_DOMAIN
 
 NUMBERS, PAGE = "study.json", "report.html"
@@ -36,7 +36,7 @@ AXIS_TITLES = {
 }
 
 
-def write_study(found: Findings, folder: Path) -> Path:
+def write_study(found: StudyFindings, folder: Path) -> Path:
     """Write `study.json` and the page."""
     write_whole(folder / NUMBERS, json.dumps(numbers(found), indent=1, allow_nan=False) + "\n")
     sections: list[Section | None] = [
@@ -66,7 +66,7 @@ def write_study(found: Findings, folder: Path) -> Path:
     return write_report(report, folder / PAGE)
 
 
-def first_table(found: Findings) -> str:
+def first_table(found: StudyFindings) -> str:
     """Best-of-N of each reward for the terminal, a line each."""
     rows = {judge: [found.best_of(judge, count) for count in found.counts] for judge in found.judges}
     scale = scale_of([row for own in rows.values() for row in own], is_share=found.is_share(TRUTH))
@@ -81,7 +81,7 @@ def first_table(found: Findings) -> str:
     return "\n".join(lines)
 
 
-def answers(found: Findings) -> list[str]:
+def answers(found: StudyFindings) -> list[str]:
     """What came of it, in sentences."""
     told = list[str]()
     for name in found.sets:
@@ -99,7 +99,7 @@ def answers(found: Findings) -> list[str]:
     return told
 
 
-def numbers(found: Findings) -> dict[str, Any]:
+def numbers(found: StudyFindings) -> dict[str, Any]:
     """All that follows, as JSON has it."""
     return {
         "best_of": [
@@ -125,7 +125,7 @@ def numbers(found: Findings) -> dict[str, Any]:
     }
 
 
-def _group(found: Findings, group: Group) -> dict[str, Any]:
+def _group(found: StudyFindings, group: Group) -> dict[str, Any]:
     names = list(group.cells[0]["scores"])
     return {
         "algorithm": group.algorithm,
@@ -141,13 +141,13 @@ def _group(found: Findings, group: Group) -> dict[str, Any]:
     }
 
 
-def _ways(found: Findings) -> list[tuple[str, ...]]:
+def _ways(found: StudyFindings) -> list[tuple[str, ...]]:
     """All algorithms together, and each."""
     every = found.config.algorithms
     return list(dict.fromkeys([tuple(every), *((way,) for way in every)]))
 
 
-def _best_of(found: Findings) -> ContestsSection:
+def _best_of(found: StudyFindings) -> ContestsSection:
     rows = {count: [found.best_of(judge, count) for judge in found.judges] for count in reversed(found.counts)}
     scale = scale_of([row for own in rows.values() for row in own], is_share=found.is_share(TRUTH))
     groups = tuple(
@@ -169,7 +169,7 @@ def _best_of(found: Findings) -> ContestsSection:
     )
 
 
-def _order(found: Findings) -> TextSection | None:
+def _order(found: StudyFindings) -> TextSection | None:
     terms = [
         (
             TITLES[ways[0]] if len(ways) == 1 else "All algorithms",
@@ -188,7 +188,7 @@ def _order(found: Findings) -> TextSection | None:
     return TextSection("Did it tell the order after training?", (text,), tuple(terms))
 
 
-def _truth(found: Findings) -> ContestsSection | None:
+def _truth(found: StudyFindings) -> ContestsSection | None:
     groups = tuple(
         _contests(found, name.replace("_", " "), TRUTH, [found.contest(one, name, TRUTH) for one in found.center])
         for name in found.sets
@@ -196,7 +196,7 @@ def _truth(found: Findings) -> ContestsSection | None:
     return _section("What training came to, by the truth", groups, note=_at(found))
 
 
-def _every_judge(found: Findings) -> ContestsSection | None:
+def _every_judge(found: StudyFindings) -> ContestsSection | None:
     groups = tuple(
         _contests(found, f"{judge}, {name.replace('_', ' ')}", judge, rows)
         for judge in found.config.rewards
@@ -206,12 +206,12 @@ def _every_judge(found: Findings) -> ContestsSection | None:
     return _section("The same by every reward", groups)
 
 
-def _contrasts(found: Findings) -> ContestsSection | None:
+def _contrasts(found: StudyFindings) -> ContestsSection | None:
     groups = tuple(_contests(found, name.replace("_", " "), TRUTH, found.contrasts(name)) for name in found.sets)
     return _section("Algorithms against each other", groups, note="Over all rewards, by the truth.", before="the other")
 
 
-def _contests(found: Findings, title: str, judge: str, rows: list[Contest]) -> ContestGroup:
+def _contests(found: StudyFindings, title: str, judge: str, rows: list[Contest]) -> ContestGroup:
     scale = scale_of(rows, is_share=found.is_share(judge))
     return ContestGroup(title, tuple(ContestRow(row.means.name, row) for row in rows), scale)
 
@@ -224,12 +224,12 @@ def _section(
     return ContestsSection(title, groups, before=before, after="this one", note=note)
 
 
-def _at(found: Findings) -> str:
+def _at(found: StudyFindings) -> str:
     images, share, rounds = found.first
     return f"With {images} images of a prompt, {100 * share:g} % of the prompts and {rounds} round(s)."
 
 
-def _axes(found: Findings) -> list[CurvesSection]:
+def _axes(found: StudyFindings) -> list[CurvesSection]:
     """How the truth changes along each axis, a section for each reward with which they were walked."""
     sections = list[CurvesSection]()
     for reward in found.config.rewards:
@@ -240,7 +240,7 @@ def _axes(found: Findings) -> list[CurvesSection]:
     return sections
 
 
-def _chart(found: Findings, reward: str, place: int, name: str) -> Chart | None:
+def _chart(found: StudyFindings, reward: str, place: int, name: str) -> Chart | None:
     """The gain over the base by the truth along one axis, a curve for each algorithm."""
     rest = [one for number, one in enumerate(found.first) if number != place]
     factor, unit = (100, "points") if found.is_share(TRUTH) else (1, "the truth's own unit")
@@ -272,7 +272,7 @@ def _chart(found: Findings, reward: str, place: int, name: str) -> Chart | None:
     return Chart(title, tuple(series), tuple(marks), x_label=AXIS_TITLES[axis], is_log=axis != "rounds")
 
 
-def _costs(found: Findings) -> tuple[tuple[str, str], ...]:
+def _costs(found: StudyFindings) -> tuple[tuple[str, str], ...]:
     """Of every cell, what was planned and what it took."""
     return tuple(
         (

@@ -29,9 +29,7 @@ def test_names_may_have_a_checkpoint_or_an_address():
     assert weights_of(text) == {"clip-score:owner/name": 1.0, "http://host:1/ocr?seconds=3": 0.5}
 
 
-@pytest.mark.parametrize(
-    "parts", ["", "shapes", "shapes=", "=1", "a=x", "shapes=1,", "shapes=1,shapes=2", "a=inf"]
-)
+@pytest.mark.parametrize("parts", ["", "shapes", "shapes=", "=1", "a=x", "shapes=1,", "shapes=1,shapes=2", "a=inf"])
 def test_what_is_no_mixture_is_refused(parts):
     with pytest.raises(InputError, match="NAME=WEIGHT"):
         load_reward(f"mixture:{parts}")
