@@ -36,8 +36,8 @@ from rpo.runs.settings import keep_settings, require_same_settings
 from rpo.runs.study_cells import (
     ONLINE,
     WATCHED,
-    StudyCell,
     Prices,
+    StudyCell,
     cells_of,
     folder_of,
     prompts_file,
