@@ -12,15 +12,17 @@ A cell that has a result is never run again; one that was killed goes on where i
 of processes, of machines that share the folder, work on one study: each takes the next cell that nobody holds.
 """
 
+import gc
 import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
 from rpo.adapters.loading import load_model
@@ -29,7 +31,8 @@ from rpo.errors import InputError
 from rpo.files.lock import LOCK, taken_if_free
 from rpo.files.text import read_text
 from rpo.files.whole import write_whole
-from rpo.models.checkpoint import refuse_editor
+from rpo.models.checkpoint import Checkpoint, refuse_editor
+from rpo.models.unloaded import unloaded_pipeline
 from rpo.runs.align import align
 from rpo.runs.plan import Plan, plan
 from rpo.runs.settings import keep_settings, require_same_settings
@@ -39,6 +42,7 @@ from rpo.runs.study_cells import (
     Prices,
     StudyCell,
     cells_of,
+    fields_of,
     folder_of,
     prompts_file,
 )
@@ -142,14 +146,15 @@ def study(
     require_same_settings(folder, config, resume=resume or number > 0, free=FREE)
     folder.mkdir(parents=True, exist_ok=True)
     keep_settings(folder, config)
-    _keep_prompts(found)
-    say(plan_in_words(found))
     shows = config.progress and number == 0
     base = Job(folder / BASE, lambda: _of_base(found, progress=shows))
+    if base.is_done and number == 0:
+        _require_same_inputs(found, json.loads(read_text(base.folder / RESULT))["inputs"])
+    _keep_prompts(found)
+    say(plan_in_words(found))
     if failed := _work([base], waits=True):
         raise InputError(failed[BASE])
     known = json.loads(read_text(base.folder / RESULT))
-    _require_same_prompts(found, known)
     findings = StudyFindings(config, _base(found, known), found.jury.sets)
     if number == 0:
         keep_made_with(folder, made_with(type(config).__name__, known["inputs"]))
@@ -164,7 +169,9 @@ def study(
     page = write_study(findings, folder)
     say("\n".join(answers(findings)))
     if failed:
-        listed = "\n- ".join((f"{len(failed)} cells failed:", *(f"{name}: {words}" for name, words in failed.items())))
+        listed = "\n- ".join(
+            (f"cells that failed: {len(failed)}", *(f"{name}: {words}" for name, words in failed.items()))
+        )
         raise InputError(f"{listed}\n- the rest is in {page}; mend what they name, and run again with --resume")
     return page
 
@@ -202,11 +209,15 @@ def _bar(total: int) -> Any:
 
 
 def _of_base(found: Study, *, progress: bool) -> dict[str, Any]:
+    model = _checkpoint(found)
+    base = judge_base(found.jury, model, found.config, progress=progress)
+    return {"inputs": _inputs(found, model), "candidates": told(base.candidates)}
+
+
+def _checkpoint(found: Study) -> Checkpoint:
     model = load_model(found.config.model.deployed)
     refuse_editor(model, "`rpo study`")
-    base = judge_base(found.jury, model, found.config, progress=progress)
-    inputs = base_identity(model) | _prompts_told(found)
-    return {"inputs": inputs, "candidates": told(base.candidates)}
+    return model
 
 
 def _base(found: Study, known: Mapping[str, Any]) -> Base:
@@ -216,6 +227,7 @@ def _base(found: Study, known: Mapping[str, Any]) -> Base:
 def _of_cell(found: Study, cell: StudyCell) -> dict[str, Any]:
     """Train a cell, as far as it is not trained, and judge what came of it."""
     facts, lora = (_online if cell.place.algorithm in ONLINE else _rounds)(found.config, cell)
+    gc.collect()  # what training took
     model = load_model(replace(found.config.model.deployed, lora=str(lora)))
     scores = {name: found.jury.scores(model, name) for name in found.jury.sets}
     return {**asdict(cell.place), "name": cell.name, "planned": cell.planned, **facts, "scores": told(scores)}
@@ -253,15 +265,13 @@ def _online(config: StudyConfig, cell: StudyCell) -> tuple[dict[str, Any], Path]
 
 def _prices(config: StudyConfig) -> tuple[Prices, float | None]:
     """What the work of the checkpoint costs; networks are counted once for each kind of adapter."""
-    from rpo.models.unloaded import unloaded_pipeline
-
     model = config.model
     sections: dict[str, Any] = {
-        "dpo": DPORunConfig(**_fields(config.dpo), model=model),
-        **{name: cls(**_fields(getattr(config, name)), model=model) for name, cls in ONLINE.items()},
+        "dpo": DPORunConfig(**fields_of(config.dpo), model=model),
+        **{name: cls(**fields_of(getattr(config, name)), model=model) for name, cls in ONLINE.items()},
     }
     if config.backward is not None:
-        _, family = unloaded_pipeline(model.source, dtype=_dtype(model.dtype), revision=model.revision)
+        _, family = unloaded_pipeline(model.source, dtype=getattr(torch, model.dtype), revision=model.revision)
         return Prices(dict.fromkeys(sections, config.backward), family.guidance == "cfg"), None
     used = {"dpo" if name == "rich" else name for name in config.algorithms}
     counted: dict[str, Plan] = {}
@@ -275,37 +285,30 @@ def _prices(config: StudyConfig) -> tuple[Prices, float | None]:
     return Prices(backward, first.guided), float(first.forward.flops)
 
 
-def _dtype(name: str) -> Any:
-    import torch
-
-    return getattr(torch, name)
-
-
-def _fields(section: Any) -> dict[str, Any]:
-    return {one.name: getattr(section, one.name) for one in fields(section)}
-
-
 def _keep_prompts(found: Study) -> None:
     """Write what is trained on, and what rounds are judged by on their way."""
     counts = {len(found.prompts), *(max(1, round(share * len(found.prompts))) for share in found.config.shares)}
     texts = {prompts_file(found.config, count): found.prompts[:count] for count in counts}
     texts[found.folder / WATCHED] = list(dict.fromkeys(found.jury.sets[IN_DOMAIN].prompts))
     for file, prompts in texts.items():
-        if not file.is_file():
-            rows = [{"prompt": str(prompt), **metadata_of(prompt)} for prompt in prompts]
-            write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        rows = [{"prompt": str(prompt), **metadata_of(prompt)} for prompt in prompts]
+        write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _prompts_told(found: Study) -> dict[str, str]:
+def _inputs(found: Study, model: Checkpoint) -> dict[str, str]:
+    """What all cells have in common beside their settings."""
     texts = {"prompts": found.prompts, **{name: one.prompts for name, one in found.jury.sets.items()}}
-    return {name: hashlib.sha256(repr(list(one)).encode()).hexdigest()[:16] for name, one in texts.items()}
+    return base_identity(model) | {
+        name: hashlib.sha256(repr(list(one)).encode()).hexdigest()[:16] for name, one in texts.items()
+    }
 
 
-def _require_same_prompts(found: Study, known: Mapping[str, Any]) -> None:
-    if changed := [name for name, told in _prompts_told(found).items() if known["inputs"][name] != told]:
+def _require_same_inputs(found: Study, before: Mapping[str, str]) -> None:
+    now = _inputs(found, _checkpoint(found))
+    if changed := [f"{name} from {was} to {now.get(name)}" for name, was in before.items() if was != now.get(name)]:
         raise InputError(
-            f"{found.folder} was started with other prompts ({', '.join(changed)}); expected the same, for cells to be "
-            "comparable; restore them, or give --output for another folder"
+            f"{found.folder} was started with something else: {'; '.join(changed)}; expected the same, for cells to be "
+            "comparable; restore it, or give --output for another folder"
         )
 
 

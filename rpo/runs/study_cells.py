@@ -138,7 +138,7 @@ def _pairs(config: StudyConfig, prices: Prices, place: StudyPlace, prompts: int)
     a_round, of_prompt = config.budget / place.rounds, place.images_per_prompt * with_edit
     count = min(prompts, int(config.drawing * a_round / of_prompt))
     update = price(
-        DPORunConfig(**_fields(config.dpo), model=config.model), prices.backward["dpo"], guided=prices.guided
+        DPORunConfig(**fields_of(config.dpo), model=config.model), prices.backward["dpo"], guided=prices.guided
     )
     updates = int((a_round - count * of_prompt) / update)
     _require(config, count and updates, max(of_prompt / config.drawing, of_prompt + update) * place.rounds)
@@ -199,7 +199,7 @@ def _online(config: StudyConfig, prices: Prices, place: StudyPlace, prompts: int
         "held_out": None,
         "report": False,
     }
-    update = price(cls(**_fields(section)), prices.backward[place.algorithm], guided=prices.guided)
+    update = price(cls(**fields_of(section)), prices.backward[place.algorithm], guided=prices.guided)
     each = section.steps.updates_per_rollout
     updates = int(config.budget / place.rounds / update) // each * each
     _require(config, updates, place.rounds * update * each)
@@ -208,7 +208,7 @@ def _online(config: StudyConfig, prices: Prices, place: StudyPlace, prompts: int
         output = folder / f"round-{number}"
         seed = section.seed + BETWEEN_SEEDS * place.seed + number - 1
         own = replace(_of_cell(section, updates), output=str(output), seed=seed)
-        runs.append(cls(**_fields(own), model=model, **given))
+        runs.append(cls(**fields_of(own), model=model, **given))
         model = replace(model, lora=str(output / "lora"))
     return StudyCell(place, prompts, updates, update, place.rounds * updates * update, 0.0, tuple(runs))
 
@@ -232,5 +232,6 @@ def _another(reward: str) -> str:
     return "jpeg-incompressibility" if reward == "jpeg-compressibility" else "jpeg-compressibility"
 
 
-def _fields(section: Any) -> dict[str, Any]:
+def fields_of(section: Any) -> dict[str, Any]:
+    """The settings of a section by name, for a class that has them and more."""
     return {one.name: getattr(section, one.name) for one in fields(section)}

@@ -15,7 +15,7 @@ from rpo.data.prompt_sets import PromptSet, read_prompt_set
 from rpo.errors import InputError
 from rpo.evaluation.held_out import FEWEST, Sampling, repeated
 from rpo.models.base import DiffusionModel
-from rpo.rewards import load_reward, score
+from rpo.rewards import WeightedRewards, load_reward
 from rpo.runs.study_config import TRUTH, StudyConfig
 
 IN_DOMAIN, OUT_OF_DOMAIN = "in_domain", "out_of_domain"
@@ -32,7 +32,6 @@ class Jury:
 
     Attributes:
         sets: The prompts, by where they are from.
-        judges: Names, the truth first.
     """
 
     def __init__(self, config: StudyConfig):
@@ -48,14 +47,9 @@ class Jury:
                     f"{sources[name]!r} has one held-out prompt, but an interval over prompts needs {FEWEST} or more; "
                     "give more, or raise held_out.count"
                 )
-        self._names = {TRUTH: held_out.reward, **config.rewards}
-        self._rewards = {label: load_reward(name) for label, name in self._names.items()}
+        names = {TRUTH: held_out.reward, **config.rewards}
+        self._rewards = WeightedRewards({label: (load_reward(name), 1.0) for label, name in names.items()})
         self._config = config
-
-    @property
-    def judges(self) -> list[str]:
-        """The truth, and every reward."""
-        return list(self._names)
 
     def refuse_trained(self, prompts: list[str]) -> None:
         """Make sure that none of the prompts is trained on."""
@@ -82,10 +76,9 @@ class Jury:
             part = prompts[start : start + step]
             told = None if progress is None else f"{progress}, {start} of {len(prompts)}"
             drawn = sampling.draw(model, part, first=(start, 0), batch_size=config.batch_size, progress=told)
-            drawn, texts = drawn.to(model.device), repeated(part, count)
-            for label, reward in self._rewards.items():
-                values = score(reward, drawn, texts, name=self._names[label])
+            for label, values in self._rewards.parts(drawn.to(model.device), repeated(part, count)).items():
                 found.setdefault(label, []).extend(values.double().cpu().tolist())
+        self._rewards.leave()  # the next one is trained where they are
         return {label: np.array(values).reshape(-1, count) for label, values in found.items()}
 
 

@@ -71,7 +71,7 @@ def first_table(found: StudyFindings) -> str:
     rows = {judge: [found.best_of(judge, count) for count in found.counts] for judge in found.judges}
     scale = scale_of([row for own in rows.values() for row in own], is_share=found.is_share(TRUTH))
     start = scale.number(next(iter(rows.values()))[0].means.before.value)
-    lines = [f"truth out of domain, one image {start} {scale.unit}; of the best of N by"]
+    lines = [f"truth out of domain, one image {f'{start} {scale.unit}'.strip()}; of the best of N by"]
     for judge, own in rows.items():
         told = [
             f"N={count} {scale.gain(row.means.gain).strip()} [{scale.gain_range(row.means.gain)}]"

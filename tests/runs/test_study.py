@@ -1,6 +1,9 @@
 """A study in small: its cells cost alike, a killed one ends in the same files, and what cannot be is refused."""
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -207,21 +210,38 @@ def test_a_study_that_was_killed_ends_in_the_same_files(finished, home, tmp_path
         study(config)
     with pytest.raises(InputError, match="budget was 120 and is now 200"):
         study(replace(config, budget=200), resume=True)
+    monkeypatch.setattr(module, "read_prompts", lambda source, seed: ["a hat", "a coat"])
+    with pytest.raises(InputError, match="something else: prompts from"):
+        study(config, resume=True)
 
 
-def test_what_another_process_holds_is_left_to_it(home, tmp_path, finished):
-    config = small(home, tmp_path / "run", "algorithms=[grpo]")
-    held = tmp_path / "run/cells/grpo-small-n2-p1-r1-s0"
+def test_what_another_process_holds_is_left_to_it_and_what_fails_is_named(home, tmp_path, finished, monkeypatch):
+    def failing(*args, **kwargs):
+        raise InputError("it cannot be")
+
+    config, folder = small(home, tmp_path / "run", "algorithms=[grpo]"), tmp_path / "run"
+    held = folder / "cells/grpo-small-n2-p1-r1-s0"
     held.mkdir(parents=True)
     with taken(held / LOCK, "a cell"):
         study(config, number=1)
-    done = [file.parent.name for file in (tmp_path / "run/cells").glob("*/result.json")]
-    assert done == ["grpo-bright-n2-p1-r1-s0"]
-    assert not (tmp_path / "run/report.html").exists()
+    assert [file.parent.name for file in folder.glob("cells/*/result.json")] == ["grpo-bright-n2-p1-r1-s0"]
+    assert not (folder / "report.html").exists()
+    with monkeypatch.context() as patched, pytest.raises(InputError, match="failed: 1\n- grpo-small.*cannot be"):
+        patched.setattr(module, "run", failing)
+        study(config, resume=True)
+    assert json.loads((folder / "study.json").read_text())["failed"].keys() == {held.name}
     study(config, resume=True)
-    for name in ("grpo-small-n2-p1-r1-s0", "grpo-bright-n2-p1-r1-s0"):
+    assert not json.loads((folder / "study.json").read_text())["failed"]
+    for name in (held.name, "grpo-bright-n2-p1-r1-s0"):
         file = f"cells/{name}/result.json"
-        assert (tmp_path / "run" / file).read_bytes() == (finished[0] / file).read_bytes()
+        assert (folder / file).read_bytes() == (finished[0] / file).read_bytes()
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_share_out_the_cells(home, tmp_path, finished):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run([*torchrun, "-m", "rpo.cli", "study", *words(home, tmp_path / "run")], check=True)
+    assert results(tmp_path / "run") == results(finished[0])
 
 
 def test_a_process_of_torchrun_is_alone_inside(monkeypatch):
@@ -230,28 +250,8 @@ def test_a_process_of_torchrun_is_alone_inside(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     with on_its_own() as (number, count):
         assert (number, count) == (3, 4)
-        assert module.Path  # the study is imported without a launcher
-        import os
-
         assert "WORLD_SIZE" not in os.environ and os.environ["CUDA_VISIBLE_DEVICES"] == "7"
     assert os.environ["RANK"] == "3" and os.environ["CUDA_VISIBLE_DEVICES"] == "5,7"
-
-
-def test_a_cell_that_fails_is_named_and_the_rest_is_finished(home, tmp_path, monkeypatch, finished):
-    def fails_for_one(config, **given):
-        if BRIGHT in config.rewards:
-            raise InputError("it cannot be")
-        return run(config, **given)
-
-    run, config = module.run, small(home, tmp_path / "run", "algorithms=[grpo]")
-    with monkeypatch.context() as patched, pytest.raises(InputError, match="1 cells failed:\n- grpo-bright.*cannot be"):
-        patched.setattr(module, "run", fails_for_one)
-        study(config)
-    assert json.loads((tmp_path / "run/study.json").read_text())["failed"].keys() == {"grpo-bright-n2-p1-r1-s0"}
-    study(config, resume=True)
-    name = "cells/grpo-bright-n2-p1-r1-s0/result.json"
-    assert (tmp_path / "run" / name).read_bytes() == (finished[0] / name).read_bytes()
-    assert not json.loads((tmp_path / "run/study.json").read_text())["failed"]
 
 
 @pytest.mark.parametrize(
