@@ -155,23 +155,21 @@ def study(
     if failed := _work([base], waits=True):
         raise InputError(failed[BASE])
     known = json.loads(read_text(base.folder / RESULT))
-    findings = StudyFindings(config, _base(found, known), found.jury.sets)
+    jobs = [Job(folder_of(config, cell.place), partial(_of_cell, found, cell)) for cell in found.cells]
+    findings = StudyFindings(config, _base(found, known), found.jury.sets, _results(jobs))
     if number == 0:
         keep_made_with(folder, made_with(type(config).__name__, known["inputs"]))
         write_study(findings, folder)  # before anything is trained
         say(first_table(findings))
-    jobs = [Job(folder_of(config, cell.place), partial(_of_cell, found, cell)) for cell in found.cells]
     failed = _work(jobs, waits=number == 0, bar=_bar(len(jobs)) if shows else None)
     if number > 0:
         return folder / PAGE
-    results = [json.loads(read_text(job.folder / RESULT)) for job in jobs if job.is_done]
-    findings = replace(findings, results=tuple(results), failed=failed)
+    findings = replace(findings, results=_results(jobs), failed=failed)
     page = write_study(findings, folder)
     say("\n".join(answers(findings)))
     if failed:
-        listed = "\n- ".join(
-            (f"cells that failed: {len(failed)}", *(f"{name}: {words}" for name, words in failed.items()))
-        )
+        named = (f"{name}: {words}" for name, words in failed.items())
+        listed = "\n- ".join((f"cells that failed: {len(failed)}", *named))
         raise InputError(f"{listed}\n- the rest is in {page}; mend what they name, and run again with --resume")
     return page
 
@@ -202,6 +200,10 @@ def _work(jobs: Sequence[Job], *, waits: bool, bar: Any = None) -> dict[str, str
     if bar is not None:
         bar.close()
     return failed
+
+
+def _results(jobs: Sequence[Job]) -> tuple[dict[str, Any], ...]:
+    return tuple(json.loads(read_text(job.folder / RESULT)) for job in jobs if job.is_done)
 
 
 def _bar(total: int) -> Any:

@@ -23,7 +23,7 @@ from rpo.runs.study_judge import OUT_OF_DOMAIN, Base
 
 AXES = ("images_per_prompt", "share", "rounds")
 
-TITLES = {"dpo": "DPO, ranked pairs", "rich": "DPO, rich pairs", "grpo": "GRPO", "endpoint": "endpoint"}
+TITLES = {"dpo": "DPO on ranked pairs", "rich": "DPO on rich pairs", "grpo": "GRPO", "endpoint": "endpoint"}
 
 
 @dataclass(frozen=True)

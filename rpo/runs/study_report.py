@@ -21,6 +21,7 @@ from rpo.reports.sections import (
     FactsSection,
     Section,
     TextSection,
+    typographic,
 )
 from rpo.runs.evaluate_report import scale_of
 from rpo.runs.study_config import TRUTH
@@ -269,7 +270,8 @@ def _chart(found: StudyFindings, reward: str, place: int, name: str) -> Chart | 
         marks.append(Mark(f"best of {found.config.best_of}", factor * best))
     axis = AXES[place]
     title = f"Gain {name.replace('_', ' ')}, {unit}"
-    return Chart(title, tuple(series), tuple(marks), x_label=AXIS_TITLES[axis], is_log=axis != "rounds")
+    ticks = tuple(sorted({x for one in series for x in one.x}))
+    return Chart(title, tuple(series), tuple(marks), x_label=AXIS_TITLES[axis], is_log=axis != "rounds", ticks=ticks)
 
 
 def _costs(found: StudyFindings) -> tuple[tuple[str, str], ...]:
@@ -290,7 +292,7 @@ def _how_to_read() -> TextSection:
 
 
 def _rho(rho: Interval) -> str:
-    return f"{rho.value:.2f} [{rho.low:.2f}, {rho.high:.2f}]"
+    return typographic(f"{rho.value:.2f} [{rho.low:.2f} to {rho.high:.2f}]")
 
 
 def _ends(one: Interval) -> Mapping[str, float | None]:
