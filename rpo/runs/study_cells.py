@@ -7,6 +7,7 @@ Updates are as many as fit, so that a cell falls short of the budget by less tha
 round of pairs, at most the share `drawing` goes into images: with more images of a prompt there are fewer prompts.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -137,11 +138,10 @@ def _pairs(config: StudyConfig, prices: Prices, place: StudyPlace, prompts: int)
     with_edit = image + is_rich * config.edited * config.edit_cost
     a_round, of_prompt = config.budget / place.rounds, place.images_per_prompt * with_edit
     count = min(prompts, int(config.drawing * a_round / of_prompt))
-    update = price(
-        DPORunConfig(**fields_of(config.dpo), model=config.model), prices.backward["dpo"], guided=prices.guided
-    )
+    update = price(DPORunConfig(**fields_of(config.dpo)), prices.backward["dpo"], guided=prices.guided)
     updates = int((a_round - count * of_prompt) / update)
-    _require(config, count and updates, max(of_prompt / config.drawing, of_prompt + update) * place.rounds)
+    least = max(of_prompt / config.drawing, update / (1 - config.drawing))
+    _require(config, count and updates, place.rounds * least)
     folder = folder_of(config, place) / "run"
     held_out = replace(
         config.held_out,
@@ -222,8 +222,8 @@ def _of_cell(section: Any, updates: int) -> Any:
 def _require(config: StudyConfig, enough: int, least: float) -> None:
     if not enough:
         raise InputError(
-            f"budget is {config.budget:,}, but an update of each round needs {least:,.0f} evaluations; expected as "
-            "many for every cell: raise budget, or make an update smaller"
+            f"budget is {config.budget:,}, which does not buy an update of each round; {math.ceil(least):,} "
+            "evaluations do: raise budget, or make an update smaller"
         )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -143,6 +144,17 @@ def test_all_cells_cost_the_budget_but_for_an_update_of_each_round(budget):
     assert by_name["dpo-proxy-n16-p1-r1-s0"].prompts < by_name["dpo-proxy-n8-p1-r1-s0"].prompts
 
 
+@pytest.mark.parametrize("drawing", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("algorithm", ["dpo", "rich", "grpo", "endpoint"])
+def test_the_least_budget_that_is_told_is_enough(algorithm, drawing):
+    config = StudyConfig(budget=100, algorithms=(algorithm,), drawing=drawing, rounds=(2,))
+    with pytest.raises(InputError, match="does not buy") as refused:
+        cells_of(config, PRICES, 128)
+    least = int(re.findall(r"; ([\d,]+) evaluations do", str(refused.value))[0].replace(",", ""))
+    first = cells_of(replace(config, budget=least, images_per_prompt=(4,)), PRICES, 128)[0]
+    assert first.updates >= 1 and first.prompts >= 1
+
+
 def test_a_cell_is_the_run_that_its_place_says():
     config = StudyConfig()
     by_name = {cell.name: cell for cell in cells_of(config, PRICES, 128)}
@@ -268,7 +280,7 @@ def test_a_process_of_torchrun_is_alone_inside(monkeypatch):
         ("images_per_prompt=[1]", "at least 2|from 2"),
         ("rounds=[1, 1]", "rounds has 1 twice"),
         ("budgte=5", "nearest is 'budget'"),
-        ("budget=10", "the cell dpo-small.*budget is 10, but an update of each round needs"),
+        ("budget=10", "the cell dpo-small.*budget is 10, which does not buy an update"),
         ("algorithms=[grpo] budget=20", "the cell grpo-small.*budget is 20"),
         ("rounds=[1,9]", "the cell dpo-small-n2-p1-r9-s0: budget"),
         ("dpo.learning.warmup_updates=50", "the cell dpo-small.*warmup_updates is 50"),
