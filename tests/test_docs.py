@@ -91,6 +91,8 @@ def test_every_command_is_one_and_has_the_keys_it_is_given(page, capsys):
             check_rpo(rest)
         elif program == "make":
             assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words
+        elif program == "torchrun":
+            check_rpo(rest[rest.index("rpo.cli") + 1 :])
         elif program == "python":
             assert find_spec(rest[1]) if rest[0] == "-m" else (ROOT / rest[0]).is_file(), words
         else:

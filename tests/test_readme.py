@@ -14,6 +14,7 @@ COMMAND_OF = {name.replace("-", "_"): f"train {name}" for name in ALGORITHMS} | 
     "curate": "curate run",
     "align": "align",
     "quickstart": "quickstart",
+    "study": "study",
 }
 
 

@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from rpo.files.lock import sole_owner
+from rpo.errors import InputError
+from rpo.files.lock import LOCK, is_taken, sole_owner, taken_if_free
 
 FORK = multiprocessing.get_context("fork")
 
@@ -100,3 +101,16 @@ def _enter(folder):
             os._exit(0)
     except ValueError:
         os._exit(7)
+
+
+def test_what_is_held_is_left_alone_and_what_is_free_is_taken(tmp_path, other):
+    with taken_if_free(tmp_path / "run" / LOCK) as is_ours:
+        assert not is_ours
+    with taken_if_free(tmp_path / "new" / "folder" / LOCK) as is_ours:
+        assert is_ours and is_taken(tmp_path / "new" / "folder" / LOCK)
+    assert not is_taken(tmp_path / "new" / "folder" / LOCK)
+
+
+def test_an_error_inside_is_no_lock_of_another(tmp_path):
+    with pytest.raises(InputError, match="of its own"), taken_if_free(tmp_path / LOCK):
+        raise InputError("of its own")

@@ -173,8 +173,8 @@ def test_the_house_is_small() -> None:
     assert [f"{path} has {lines_of([path])} lines" for path in STORIES if lines_of([path]) > 200] == []
     assert len(list((ROOT / "rpo").glob("*.py"))) <= 8
     # Aim: 20,500. Of it 1,700 are for reward models, a file each, 1,100 to serve them, 1,700 to evaluate, 1,000 to
-    # watch and to select, 450 for words.
-    assert lines_of(set(SOURCES) - families) <= 40_000
+    # watch and to select, 450 for words, 1,600 for the study.
+    assert lines_of(set(SOURCES) - families) <= 41_600
 
 
 def test_class_names_are_unique() -> None:
@@ -197,7 +197,7 @@ def test_there_are_few_settings() -> None:
             owner = next(base for base in reversed(cls.__mro__) if name in vars(base).get("__annotations__", {}))
             if not sections:
                 values.add((owner.__name__, name))
-    assert 100 < len(values) <= 253  # 200, those of the endpoint and reward-gradient objectives, the monitor
+    assert 100 < len(values) <= 266  # 200, the endpoint and reward-gradient objectives, the monitor, the study
 
 
 def commands() -> list[Command]:

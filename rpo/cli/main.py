@@ -25,6 +25,7 @@ from rpo.cli.publish import PUBLISH
 from rpo.cli.reproduce import REPRODUCE
 from rpo.cli.sample import SAMPLE
 from rpo.cli.serve import SERVE
+from rpo.cli.study import STUDY
 from rpo.errors import SURROUNDINGS, InputError
 from rpo.interrupts import Terminated, ended_in_order
 
@@ -171,6 +172,7 @@ COMMANDS = {
         align,
         "rpo.runs.align_config:AlignConfig",
     ),
+    **STUDY,
     **CONFIG,
     **EXPORT,
     "data check": Command("say what a pair set holds and what is wrong with it", _takes_pairs, data_check),

@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -61,6 +61,19 @@ def taken(path: Path, what: str, remedy: str = "wait until it has ended, or choo
         with suppress(OSError):
             write_text(path, "")
         lock.release()
+
+
+@contextmanager
+def taken_if_free(path: Path) -> Iterator[bool]:
+    """Hold one lock file unless somebody does already; inside, whether it is held here."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        try:
+            held.enter_context(taken(path, f"{path} is held"))
+            is_ours = True
+        except InputError:
+            is_ours = False
+        yield is_ours
 
 
 def is_taken(path: Path) -> bool:

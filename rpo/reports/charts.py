@@ -72,6 +72,8 @@ class Chart:
     x_label: str = "update"
     is_log: bool = False
     """Whether x grows by factors; then it is above 0."""
+    ticks: tuple[float, ...] = ()
+    """What x is marked at, where it has few values; nothing leaves it to the drawing."""
 
 
 def curve(entries: Iterable[Mapping[str, float | None]], metric: str, *, name: str, x: str = "update") -> Series:
@@ -146,6 +148,9 @@ def _fill(axes: "Axes", chart: Chart) -> None:
     if chart.is_log:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
+    if chart.ticks:
+        axes.minorticks_off()
+        axes.set_xticks(chart.ticks, [f"{tick:g}" for tick in chart.ticks])
     _dress(axes, chart.x_label)
 
 

@@ -15,6 +15,7 @@ from rpo.plugins import load_plugin
 from rpo.rewards.answers import RewardError
 from rpo.rewards.base import Reward, WeightedRewards, score
 from rpo.rewards.function import FunctionReward, adapt, takes_metadata
+from rpo.rewards.mixture import MIXTURE, weights_of
 
 __all__ = [
     "REWARDS",
@@ -32,6 +33,7 @@ __all__ = [
 REWARDS = {
     "shapes": "rpo.shapes.reward:GRADED",
     "shapes-strict": "rpo.shapes.reward:STRICT",
+    "shapes-critic": "rpo.shapes.reward:CRITIC",
     "words-judge": "rpo.words.reward:JUDGE",
     "jpeg-compressibility": "rpo.rewards.jpeg:COMPRESSIBILITY",
     "jpeg-incompressibility": "rpo.rewards.jpeg:INCOMPRESSIBILITY",
@@ -76,10 +78,11 @@ def load_reward(spec: SingleReward) -> Reward:
     """Make a reward of a name or an object.
 
     Args:
-        spec: A name of `REWARDS`; a name of `OF_CHECKPOINT`, a colon and a folder or hub id;
-            "package.module:attribute"; "http://HOST:PORT/NAME" of a server; or an object. A class is called without
-            arguments, a function becomes a `FunctionReward`, as does what takes metadata, and any other callable object
-            is taken as the reward that it is. See `rpo.rewards.function` for how it is called.
+        spec: A name of `REWARDS`; a name of `OF_CHECKPOINT`, a colon and a folder or hub id; a mixture of several
+            (`rpo.rewards.mixture`); "package.module:attribute"; "http://HOST:PORT/NAME" of a server; or an object. A
+            class is called without arguments, a function becomes a `FunctionReward`, as does what takes metadata, and
+            any other callable object is taken as the reward that it is. See `rpo.rewards.function` for how it is
+            called.
 
     Raises:
         ValueError: There is no such name, module or attribute, or what is there cannot be called, or not so.
@@ -143,6 +146,8 @@ def _named(spec: str) -> Any:
 
         return RemoteReward(spec)
     name, colon, checkpoint = spec.partition(":")
+    if colon and name == MIXTURE:
+        return load_rewards(weights_of(checkpoint))
     if not colon or name not in REWARDS:
         return load_plugin(spec, REWARDS, "reward")
     if name not in OF_CHECKPOINT or not checkpoint:

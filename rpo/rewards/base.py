@@ -25,6 +25,7 @@ from rpo.errors import InputError
 from rpo.files.text import write_text
 from rpo.rewards.answers import Answered, RewardError, answered, joined, scores_and_info
 from rpo.rewards.function import FunctionReward
+from rpo.rewards.version import version_of
 from rpo.types import Images, PerSample
 
 MAX_IMAGES = 8
@@ -185,6 +186,10 @@ class WeightedRewards:
             )
             for name, reward in self.each.items()
         }
+
+    def version(self) -> str:
+        """The versions of all, with their weights."""
+        return " + ".join(f"{self.weights[name]:g} {name} {version_of(one)}" for name, one in self.each.items())
 
     def leave(self) -> None:
         """Have the reward models that can go to the main memory; they come back when they are asked."""

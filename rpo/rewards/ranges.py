@@ -3,6 +3,7 @@
 RANGES = {
     "shapes": (0.0, 1.0),
     "shapes-strict": (0.0, 1.0),
+    "shapes-critic": (0.1, 1.0),
     "jpeg-compressibility": (-150.0, -10.0),
     "jpeg-incompressibility": (10.0, 150.0),
     "clip-score": (20.0, 35.0),

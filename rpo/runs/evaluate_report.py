@@ -183,10 +183,15 @@ def _scale(found: Evaluation, by: str, rows: Sequence[Contest]) -> Scale:
     Args:
         by: The reward; empty for a measure that is none.
     """
+    scores = [own[by] for own in found.scores.values() if by in own]
+    return scale_of(rows, is_share=bool(scores) and all(value in (0.0, 1.0) for own in scores for value in own))
+
+
+def scale_of(rows: Sequence[Contest], *, is_share: bool) -> Scale:
+    """How differences are written: in per cent, or with two digits of the narrowest interval; drawn around zero."""
     ends = [abs(end) for row in rows for end in (row.means.gain.low, row.means.gain.high) if math.isfinite(end)]
     farthest = max(ends, default=0.0) * 1.05 or 1.0
-    scores = [own[by] for own in found.scores.values() if by in own]
-    if scores and all(value in (0.0, 1.0) for own in scores for value in own):
+    if is_share:
         return Scale(100, "%", "points", 1, -farthest, farthest)
     widths = [row.means.gain.high - row.means.gain.low for row in rows]
     narrowest = min((width / 2 for width in widths if math.isfinite(width) and width > 0), default=0.01)

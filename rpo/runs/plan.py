@@ -79,6 +79,8 @@ class Plan:
     cost: float
     """Of one update, in U: drawing, reference and training."""
     updates: int
+    guided: bool
+    """Whether guidance costs a second latent."""
 
     def weights(self, *away: str) -> int:
         """Bytes on the device of all parts but those."""
@@ -197,6 +199,7 @@ def plan(config: Config) -> Plan:
         *(drawing, updating, encoding, decoding, slope),
         *_counts(config, canvas, updating.flops / drawing.flops, guided=family.guidance == "cfg"),
         config.learning.updates,
+        family.guidance == "cfg",
     )
 
 
@@ -293,6 +296,16 @@ def _canvas(pipe: Any, family: Any, config: Any) -> Canvas:
         height, width = family.native(pipe)
         return Canvas(height * family.cell(pipe), width * family.cell(pipe))
     return Canvas(size, size) if isinstance(size, int) else Canvas(*size)
+
+
+def price(config: Config, backward: float, *, guided: bool) -> float:
+    """U of an update: drawing, reference and training.
+
+    Args:
+        backward: U of one latent through the denoiser and back.
+        guided: Whether guidance costs a second latent.
+    """
+    return _counts(config, Canvas(8, 8), backward, guided=guided)[-1]  # whose size is a matter of memory alone
 
 
 def _counts(config: Any, canvas: Canvas, backward: float, *, guided: bool) -> tuple[int, int, int, float]:

@@ -1,9 +1,8 @@
 """The critic of the shapes world: it sees with the verifier's eyes and speaks in plain words.
 
-`overall` = 1 + ⌊9 · score⌋, so that it is 10 exactly if the prompt holds, which is when there is nothing to fix.
+`overall` is the verifier's mark, 10 exactly if the prompt holds, which is when there is nothing to fix.
 """
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,7 +76,7 @@ def _criticise(image: Image, prompt: Prompt) -> Critique:
     return Critique(
         problems=tuple(problems[:_MOST_PROBLEMS]),
         keep=_what_is_right(scene, prompt, verdict),
-        overall=1 + math.floor(9 * verdict.score),
+        overall=verifier.mark_of(verdict),
     )
 
 

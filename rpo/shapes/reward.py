@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 
 from rpo.rewards.base import RewardError
-from rpo.shapes.verifier import Verdict, verify
+from rpo.shapes.verifier import Verdict, mark_of, verify
 from rpo.types import Images, PerSample
 
 
@@ -26,9 +26,10 @@ class ShapesReward:
         tensor([1.0000, 0.3000])
     """
 
-    kind: Literal["graded", "strict"] = "graded"
+    kind: Literal["graded", "strict", "critic"] = "graded"
     """`graded` gives credit for what is nearly right, so that images of one prompt can be told apart early on; `strict`
-    is 1 if the prompt holds and 0 otherwise, which is what accuracy counts."""
+    is 1 if the prompt holds and 0 otherwise, which is what accuracy counts; `critic` is the mark that the critic of
+    shapes gives, a whole number from 1 to 10, in tenths."""
 
     is_differentiable: ClassVar[bool] = False
 
@@ -41,9 +42,14 @@ class ShapesReward:
                 verdicts.append(verify(image, prompt))
             except ValueError as error:
                 raise RewardError(str(error), indices=[index], batch_size=len(images)) from error
-        numbers = [verdict.score if self.kind == "graded" else float(verdict.holds) for verdict in verdicts]
-        return torch.tensor(numbers, device=images.device)
+        return torch.tensor([self._number(verdict) for verdict in verdicts], device=images.device)
+
+    def _number(self, verdict: Verdict) -> float:
+        if self.kind == "critic":
+            return mark_of(verdict) / 10
+        return verdict.score if self.kind == "graded" else float(verdict.holds)
 
 
 GRADED = ShapesReward("graded")
 STRICT = ShapesReward("strict")
+CRITIC = ShapesReward("critic")

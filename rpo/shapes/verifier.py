@@ -7,6 +7,7 @@ the wanted objects enlarges the denominator, and a relation is judged only betwe
 nothing by showing more, nor by showing nothing. A prompt holds exactly if nothing is wrong, which is a score of 1.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,7 +24,7 @@ from rpo.shapes.reader import ReadObject, ReadScene, read_scene
 from rpo.shapes.world import DIRECTIONS, IMAGE_SIZE
 from rpo.types import Images
 
-__all__ = ["Mismatch", "ReadObject", "ReadScene", "Verdict", "judge", "read_scene", "verify", "verify_all"]
+__all__ = ["Mismatch", "ReadObject", "ReadScene", "Verdict", "judge", "mark_of", "read_scene", "verify", "verify_all"]
 
 PARTIAL_CREDIT = 0.3
 """For an object with only the right colour or the right shape; below one half, so that two of them never outweigh a
@@ -112,6 +113,11 @@ def judge(scene: ReadScene, prompt: Prompt) -> Verdict:
             problems += wrong_relation
     reason = "; ".join(problem.what for problem in problems) or f"shows {prompt.text}"
     return Verdict(not problems, earned / possible, reason, tuple(problems))
+
+
+def mark_of(verdict: Verdict) -> int:
+    """What the critic of shapes thinks of an image: 1 + ⌊9 · score⌋, which is 10 exactly if the prompt holds."""
+    return 1 + math.floor(9 * verdict.score)
 
 
 def _match(

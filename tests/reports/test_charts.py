@@ -144,3 +144,13 @@ def test_a_logarithmic_chart_puts_equal_factors_at_equal_distances():
     (path,) = colored_paths(draw(chart, name="c"))
     xs = [float(at) for at in re.findall(r"[ML] (\S+)", path)]
     assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], rel=1e-3)
+
+
+def test_x_is_marked_at_the_ticks_that_are_given():
+    series = (Series("one", (2.0, 4.0, 16.0), (0.0, 1.0, 2.0), is_noisy=False),)
+    drawn = draw(Chart("Growth", series, is_log=True, ticks=(2.0, 4.0, 16.0)), name="c")
+    assert [text for text in re.findall(r"<text[^>]*>([^<]+)</text>", drawn) if text in ("2", "4", "10", "16")][:3] == [
+        "2",
+        "4",
+        "16",
+    ]

@@ -78,6 +78,7 @@ def test_names_are_what_they_say():
     assert [load_reward(name) for name in REWARDS if name not in SEEING] == [
         ShapesReward("graded"),
         ShapesReward("strict"),
+        ShapesReward("critic"),
         JUDGE,
         JpegReward(is_small_good=True),
         JpegReward(is_small_good=False),

@@ -12,7 +12,7 @@ from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.frozen import stored_bytes
 from rpo.models.plain import parts_of
-from rpo.runs.plan import bytes_of, plan, to_fit
+from rpo.runs.plan import bytes_of, plan, price, to_fit
 from rpo.runs.train_config import DPORunConfig, EndpointRunConfig, GRPORunConfig, RewardGradientRunConfig
 from rpo.trainers.checks.footprint import PeakBytes
 from rpo.types import Canvas, Conditioning
@@ -92,6 +92,9 @@ def test_a_guided_rollout_counts_both_branches_and_a_frozen_one_trains_half(chec
     found = plan(settings(folder, *words, cls=GRPORunConfig))
     assert found.cost == pytest.approx(6 * 5 * 2 + 6 * 5 * found.backward)
     assert found.drawn == 12
+    longer = settings(folder, *words, "rollout.num_steps=7", cls=GRPORunConfig)
+    priced = price(longer, found.backward, guided=found.guided)  # without counting the network again
+    assert priced == pytest.approx(6 * 7 * 2 + 6 * 7 * found.backward)
     both = plan(settings(folder, *words, "steps.freeze_negative=false", cls=GRPORunConfig))
     assert both.cost == pytest.approx(6 * 5 * 2 + 6 * 5 * 2 * both.backward)
     alone = plan(settings(folder, *words[:-1], "rollout.guidance_scale=1", cls=GRPORunConfig))

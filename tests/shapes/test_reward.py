@@ -3,10 +3,12 @@ import re
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rpo.rewards.base import RewardError, score
+from rpo.shapes.critic import ShapesCritic
 from rpo.shapes.prompts import sample_prompts
-from rpo.shapes.reward import GRADED, STRICT, ShapesReward
+from rpo.shapes.reward import CRITIC, GRADED, STRICT, ShapesReward
 from rpo.shapes.verifier import verify_all
 from rpo.shapes.world import draw_scene, render
 
@@ -30,6 +32,18 @@ def test_graded_and_strict_are_the_verdicts():
     assert strict[:20].min() == 1 and strict.mean() < 1
     assert len(set(graded.tolist())) > 3
     assert torch.equal(graded == 1, strict == 1)
+
+
+def test_the_critics_mark_is_what_the_critic_says():
+    images, prompts = scenes(12)
+    pictures = [to_pil_image(image) for image in images]
+    marks = [critique.overall / 10 for critique in ShapesCritic()(pictures, prompts)]
+    assert CRITIC(images, prompts).tolist() == pytest.approx(marks)
+    assert max(marks) == 1 and len(set(marks)) > 2
+
+
+def to_pil_image(image):
+    return Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def test_it_is_graded_by_default():
