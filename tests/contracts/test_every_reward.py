@@ -12,7 +12,7 @@ from rpo.errors import InputError
 from rpo.rewards import OF_CHECKPOINT, REWARDS, load_reward
 from rpo.rewards.clip import clip_score
 from rpo.rewards.composition import CompositionReward
-from rpo.rewards.detector import Owlv2Detector
+from rpo.rewards.detector import OpenVocabularyDetector
 from rpo.rewards.differentiable import is_differentiable
 from rpo.rewards.hps import V2_1_FILE, V2_FILE
 from rpo.training.log import read_metrics
@@ -62,7 +62,7 @@ def tiny(name, folders, grades):
     if name == "graded-judge":
         return f"{name}:{grades}#model"
     if name == "composition":
-        return CompositionReward(Owlv2Detector(str(folders["owl"])), clip_score(str(folders["clip"])))
+        return CompositionReward(OpenVocabularyDetector(str(folders["owl"])), clip_score(str(folders["clip"])))
     kinds = {"hps-v2": "hps", "hps-v2.1": "hps", "hps-v3": "hpsv3", "image-reward": "blip", "vqa-score": "vlm"}
     return f"{name}:{folders[kinds.get(name, 'clip')]}" if name in OF_CHECKPOINT else name
 
