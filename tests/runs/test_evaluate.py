@@ -51,7 +51,11 @@ def blueness(images, prompts, metadata):
     return [float(image[2].mean()) + one.get("wanted", 0) for image, one in zip(images, metadata, strict=True)]
 
 
-RED, BLUE = f"{__name__}:redness", f"{__name__}:blueness"
+def darkness(images, prompts):
+    return -images.mean(dim=(1, 2, 3))
+
+
+RED, BLUE, DARK = (f"{__name__}:{name}" for name in ("redness", "blueness", "darkness"))
 
 
 @pytest.fixture(autouse=True)
@@ -168,9 +172,9 @@ def test_the_best_of_several_is_chosen_by_one_reward_and_judged_by_the_other(inp
 
 
 def test_of_the_best_of_several_alone_the_judge_sorts_the_images(inputs, tmp_path):
-    found, _ = evaluate(wish(inputs, tmp_path / "e", loras=[], best_of=3, best_by=BLUE, rewards=[BLUE, RED]))
+    found, _ = evaluate(wish(inputs, tmp_path / "e", loras=[], best_of=3, best_by=BLUE, rewards=[BLUE, DARK]))
     kept = Kept(tmp_path / "e", list(found.scores), json.loads((tmp_path / "e" / "pinned.json").read_text()))
-    judged = np.subtract(found.scores["best of 3"][RED], found.scores["base"][RED])
+    judged = np.subtract(found.scores["best of 3"][DARK], found.scores["base"][DARK])
     assert [len(one.lineups) for one in lineups_of(found, kept).groups] == [(judged > 0).sum(), (judged < 0).sum()]
 
 
