@@ -11,9 +11,10 @@ Qwen/Qwen2-VL-7B-Instruct (Apache-2.0), which gets one more token. The model sta
 (bfloat16, 17 GB), the head is float32. The score is differentiable in the image. hpsv3.txt is the authors' rubric, word
 for word, up to <|Reward|>: nothing before a token sees what comes after.
 
-As in the authors' code, positions are 0, 1, 2, … for the tokens of the image too, and not Qwen2-VL's own of three axes.
-An image is resized to about 200,704 pixels (448 x 448), both sides multiples of 28. They do that by PIL, on bytes; here
-nothing is rounded, by which a channel differs by up to about 1/255 before it is normalised.
+As in the authors' code with the transformers 4.45.2 that it pins, positions are 0, 1, 2, … for the tokens of the image
+too, and not Qwen2-VL's own of three axes. An image is resized to about 200,704 pixels (448 x 448), both sides multiples
+of 28. They do that by PIL, on bytes; here nothing is rounded, by which a channel differs by up to about 1/255 before it
+is normalised.
 """
 
 import math
@@ -39,7 +40,7 @@ from rpo.types import Images, PerSample
 REPOSITORY, WEIGHTS_FILE = "MizzenAI/HPSv3", "HPSv3.safetensors"
 PROCESSOR = "Qwen/Qwen2-VL-7B-Instruct"
 TURN = read_text(Path(__file__).with_name("hpsv3.txt"))
-REWARD_TOKEN, IMAGE_TOKEN = "<|Reward|>", "<|image_pad|>"  # noqa: S105
+REWARD_TOKEN, IMAGE_TOKEN = "<|Reward|>", "<|image_pad|>"
 
 PIXELS = 256 * 28 * 28
 LONGEST = 200
