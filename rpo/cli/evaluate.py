@@ -52,8 +52,8 @@ def takes_evaluation(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", metavar="MODEL", action="append", default=[], help="whole checkpoint to compare (repeat)")
     rewards = "what judges; the first sorts the images of the page"
     add("--rewards", metavar="NAME", nargs="+", action="extend", required=True, default=[], help=rewards)
-    sets = "general, shapes, a file, or FORM:PATH of parti, drawbench, geneval, t2i-compbench, hpd (default general)"
-    add("--prompts", metavar="SET", default="general", help=sets)
+    sets = "general, shapes, words, a file, or FORM:PATH of parti, drawbench, geneval, t2i-compbench, hpd"
+    add("--prompts", metavar="SET", default="general", help=f"{sets} (default general)")
     add("--count", metavar="N", type=count_from_one, help="prompts of each category, the first ones (default all)")
     add("--category", metavar="NAME", action="append", default=[], help="take this one alone (repeat; default all)")
     add("--images-per-prompt", metavar="N", type=count_from_one, default=1, help="more show diversity (default 1)")

@@ -1,7 +1,7 @@
 """Sets of prompts to evaluate on, each prompt with its category: our own, and the files that others evaluate on.
 
     general                  64 prompts without people, eight of each of eight categories, in the package
-    shapes                   both held-out domains of the shapes world
+    shapes, words            both held-out domains of the shapes world, or of the words world
     FILE                     one prompt per line; or .jsonl with a "prompt" and, if all have one, a "category"
     parti:FILE               PartiPrompts (arXiv:2206.10789): a table with tabs; Prompt, Category, Challenge
     drawbench:FILE           DrawBench (arXiv:2205.11487): a table with commas; Prompts, Category

@@ -30,7 +30,7 @@ from torch.nn import functional
 from rpo.rewards.answers import RewardError
 from rpo.rewards.base import check_batch, check_range
 from rpo.rewards.clip import CLIP_SCORE, ClipReward
-from rpo.rewards.detector import DETECTOR, Detector, Found, Owlv2Detector, Thing
+from rpo.rewards.detector import DETECTOR, Detector, Found, OpenVocabularyDetector, Thing
 from rpo.rewards.version import version_of
 from rpo.types import Images
 
@@ -87,8 +87,8 @@ class CompositionReward:
     """How much of what is asked of an image holds.
 
     Example:
-        >>> CompositionReward(Owlv2Detector("my/owl"), ClipReward("my/clip"))
-        CompositionReward(Owlv2Detector('my/owl'), ClipReward('my/clip', scale=None))
+        >>> CompositionReward(OpenVocabularyDetector("my/owl"), ClipReward("my/clip"))
+        CompositionReward(OpenVocabularyDetector('my/owl'), ClipReward('my/clip', scale=None))
     """
 
     is_differentiable = False
@@ -195,8 +195,8 @@ def _all(things: Sequence[Thing], relation: Relation, targets: Sequence[Thing]) 
 
 
 def composition(detector: str) -> CompositionReward:
-    """With the OWLv2 of a folder or hub id; colours are told by the model of "clip-score"."""
-    return CompositionReward(Owlv2Detector(detector), CLIP_SCORE)
+    """With the OWLv2 or Grounding DINO of a folder or hub id; colours are told by the model of "clip-score"."""
+    return CompositionReward(OpenVocabularyDetector(detector), CLIP_SCORE)
 
 
 COMPOSITION = composition(DETECTOR)

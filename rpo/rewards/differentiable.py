@@ -4,7 +4,16 @@ from rpo.errors import InputError
 from rpo.rewards.base import Reward, WeightedRewards
 from rpo.rewards.function import FunctionReward
 
-DIFFERENTIABLE = ("clip-score", "pick-score", "shapes-clip", "aesthetic", "hps-v2", "hps-v2.1", "image-reward")
+DIFFERENTIABLE = (
+    "clip-score",
+    "pick-score",
+    "shapes-clip",
+    "aesthetic",
+    "hps-v2",
+    "hps-v2.1",
+    "hps-v3",
+    "image-reward",
+)
 """Names of rewards that do."""
 
 

@@ -11,6 +11,7 @@ RANGES = {
     "aesthetic": (4.5, 7.0),
     "hps-v2": (0.24, 0.28),
     "hps-v2.1": (0.22, 0.32),
+    "hps-v3": (-5.0, 15.0),
     "image-reward": (-2.3, 2.0),
     "vqa-score": (0.0, 1.0),
     "graded-judge": (0.0, 1.0),

@@ -34,8 +34,12 @@ def find_file(source: str, *names: str) -> Path:
         ) from error
 
 
-def read_state(file: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or of one of `torch.save`, bare or under "state_dict", as float32."""
+def read_state(file: Path, *, dtype: torch.dtype | None = torch.float32) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file or of one of `torch.save`, bare or under "state_dict".
+
+    Args:
+        dtype: Their precision; None for that of the file.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -50,20 +54,30 @@ def read_state(file: Path) -> dict[str, Tensor]:
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{file} holds a {type(state).__name__} of other things; expected tensors by their names")
-    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
 
 
-def fitted(cls: Any, config: Any, state: Mapping[str, Tensor], file: Path, *, what: str, **more: Any) -> Any:
-    """A model of transformers with exactly these weights, in float32 and ready to be asked.
+def fitted(
+    cls: Any,
+    config: Any,
+    state: Mapping[str, Tensor],
+    file: Path,
+    *,
+    what: str,
+    dtype: torch.dtype = torch.float32,
+    **more: Any,
+) -> Any:
+    """A model of transformers with exactly these weights, ready to be asked.
 
     Args:
         file: Where the weights are from, and
         what: what they should be, for an error.
+        dtype: The precision that it computes in.
         **more: What else the class is made with.
     """
     with torch.device("meta"):
         check_fit(state, cls(config, **more), file, what=what)
-    model = cls.from_pretrained(None, config=config, state_dict=dict(state), dtype=torch.float32, **more)
+    model = cls.from_pretrained(None, config=config, state_dict=dict(state), dtype=dtype, **more)
     return model.eval().requires_grad_(False)
 
 

@@ -95,11 +95,11 @@ def _against_each_other(found: Evaluation) -> ContestsSection | None:
 
 
 def _by_category(found: Evaluation) -> ContestsSection | None:
-    base, best = found.models[0]["label"], {one["label"] for one in _of_kind(found, "best-of")}
+    base, labels = found.models[0]["label"], {one["label"] for one in _trained(found)}
     groups = list[ContestGroup]()
     for one in found.compared:
-        if one.before == base and one.after not in best and len(one.rows) > 1:
-            title = one.by if len(found.models) - len(best) <= 2 else f"{one.after}: {one.by}"  # noqa: PLR2004 - base, one
+        if one.before == base and one.after in labels and len(one.rows) > 1:
+            title = one.by if len(labels) == 1 else f"{one.after}: {one.by}"
             rows = tuple(ContestRow(row.means.name.replace("_", " "), row) for row in one.rows[1:])
             groups.append(ContestGroup(title, rows, _scale(found, one.by, one.rows[1:])))
     if not groups:
@@ -111,7 +111,7 @@ def _by_category(found: Evaluation) -> ContestsSection | None:
     return ContestsSection("By category", tuple(groups), before=base, after="this one", note=note)
 
 
-def _best_of(found: Evaluation) -> ContestsSection:
+def _best_of(found: Evaluation) -> ContestsSection | TextSection:
     """Whether plain best-of-N would have done as well, by the rewards that did not choose."""
     best, by = _of_kind(found, "best-of")[0]["label"], found.pinned["best_of"]["by"]
     count = found.pinned["best_of"]["count"]
@@ -121,11 +121,10 @@ def _best_of(found: Evaluation) -> ContestsSection:
         f"likes most is kept. This costs {count} times the images of a LoRA every time that an image is wanted, and no "
         f"training. {by} chose, so it does not judge here."
     )
+    if not own:
+        return TextSection(f"What {best} costs", (cost,))
     answers = [verdict_on(found, label, best) for label in dict.fromkeys(one.after for one in own)]
     groups = _groups(found, own, lambda one: f"{one.after} against {best}")
-    if not own:
-        lead = f"Nothing but the base was evaluated: the table above says what {best} is worth."
-        return ContestsSection(f"Would {best} have done as well?", (), lead=lead, note=cost)
     title = f"Would {best} have done as well?"
     return ContestsSection(title, groups, before=best, after="this one", note=cost, lead=" ".join(answers))
 
@@ -200,7 +199,8 @@ def scale_of(rows: Sequence[Contest], *, is_share: bool) -> Scale:
 
 def lineups_of(found: Evaluation, kept: Kept) -> LineupsSection:
     """The images by which each model is farthest above and below the base."""
-    base, first = found.models[0]["label"], next(iter(found.pinned["rewards"]))
+    base = found.models[0]["label"]
+    first = next(iter(found.of(base, _trained(found)[0]["label"]))).by
     groups = list[LineupGroup]()
     for model in _trained(found):
         label = model["label"]

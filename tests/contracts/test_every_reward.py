@@ -12,7 +12,7 @@ from rpo.errors import InputError
 from rpo.rewards import OF_CHECKPOINT, REWARDS, load_reward
 from rpo.rewards.clip import clip_score
 from rpo.rewards.composition import CompositionReward
-from rpo.rewards.detector import Owlv2Detector
+from rpo.rewards.detector import OpenVocabularyDetector
 from rpo.rewards.differentiable import is_differentiable
 from rpo.rewards.hps import V2_1_FILE, V2_FILE
 from rpo.training.log import read_metrics
@@ -22,6 +22,7 @@ from tests.rewards.clip_models import DIM, save_clip
 from tests.rewards.test_aesthetic import tiny_head
 from tests.rewards.test_detector import save_owl
 from tests.rewards.test_hps import save_hps, tiny_state
+from tests.rewards.test_hpsv3 import save_hpsv3
 from tests.rewards.test_image_reward import save_image_reward
 from tests.trainers.online_runs import ROLLOUT, TRAINERS, UNWATCHED, learning, small_value  # noqa: F401
 
@@ -35,7 +36,7 @@ OTHERS = ["a red circle", "two blue squares", "a green triangle"]
 def folders(tmp_path_factory):
     """Small random weights of the real classes."""
     root = tmp_path_factory.mktemp("rewards")
-    made = {name: root / name for name in ("clip", "hps", "blip", "owl", "vlm")}
+    made = {name: root / name for name in ("clip", "hps", "blip", "owl", "vlm", "hpsv3")}
     for folder in made.values():
         folder.mkdir()
     torch.save(tiny_head(DIM), save_clip(made["clip"]) / "aesthetic-model.pth")
@@ -44,6 +45,7 @@ def folders(tmp_path_factory):
     save_image_reward(made["blip"])
     save_owl(made["owl"])
     save_tiny_vlm(made["vlm"])
+    save_hpsv3(made["hpsv3"])
     return made
 
 
@@ -60,8 +62,8 @@ def tiny(name, folders, grades):
     if name == "graded-judge":
         return f"{name}:{grades}#model"
     if name == "composition":
-        return CompositionReward(Owlv2Detector(str(folders["owl"])), clip_score(str(folders["clip"])))
-    kinds = {"hps-v2": "hps", "hps-v2.1": "hps", "image-reward": "blip", "vqa-score": "vlm"}
+        return CompositionReward(OpenVocabularyDetector(str(folders["owl"])), clip_score(str(folders["clip"])))
+    kinds = {"hps-v2": "hps", "hps-v2.1": "hps", "hps-v3": "hpsv3", "image-reward": "blip", "vqa-score": "vlm"}
     return f"{name}:{folders[kinds.get(name, 'clip')]}" if name in OF_CHECKPOINT else name
 
 

@@ -8,24 +8,26 @@ from rpo.rewards import load_reward, load_rewards
 from rpo.rewards.base import CanLeave
 from tests.rewards.clip_models import DIM, EDGE, save_clip
 from tests.rewards.test_aesthetic import tiny_head
+from tests.rewards.test_hpsv3 import save_hpsv3
 from tests.rewards.test_image_reward import save_image_reward
 
-NETWORKS = {"clip-score": 1, "aesthetic": 2, "image-reward": 3}
+NETWORKS = {"clip-score": 1, "aesthetic": 2, "image-reward": 3, "hps-v3": 2}
 """What each is made of."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    for name in ("clip", "blip"):
+    for name in ("clip", "blip", "qwen"):
         (folder / name).mkdir()
     torch.save(tiny_head(DIM), save_clip(folder / "clip") / "aesthetic-model.pth")
     save_image_reward(folder / "blip")
+    save_hpsv3(folder / "qwen")
     return folder
 
 
 def reward_of(name, folder):
-    return load_rewards(f"{name}:{folder / ('blip' if name == 'image-reward' else 'clip')}")
+    return load_rewards(f"{name}:{folder / {'image-reward': 'blip', 'hps-v3': 'qwen'}.get(name, 'clip')}")
 
 
 def pictures(device="cpu"):

@@ -19,6 +19,7 @@ from rpo.rewards.composition import COMPOSITION
 from rpo.rewards.differentiable import DIFFERENTIABLE
 from rpo.rewards.function import FunctionReward
 from rpo.rewards.hps import HPS_V2, HPS_V2_1
+from rpo.rewards.hpsv3 import HPS_V3
 from rpo.rewards.image_reward import IMAGE_REWARD
 from rpo.rewards.jpeg import COMPRESSIBILITY, JpegReward
 from rpo.rewards.ocr import OCR
@@ -27,7 +28,7 @@ from rpo.shapes.reward import GRADED, ShapesReward
 from rpo.words.reward import JUDGE
 
 FILES = ("base", "function", "jpeg", "clip", "clip_preprocessing")
-MODELS = ("aesthetic", "hps", "image_reward", "ocr", "weights")
+MODELS = ("aesthetic", "hps", "hpsv3", "image_reward", "ocr", "weights")
 MODULES = ["rpo.rewards", "rpo.shapes.reward", "rpo.words.reward", *(f"rpo.rewards.{name}" for name in FILES + MODELS)]
 MODULES += ["rpo.rewards.remote.client", "rpo.curation.vlm.vqa_score", "rpo.curation.vlm.graded_judge"]
 MODULES += ["rpo.rewards.detector", "rpo.rewards.composition"]
@@ -88,6 +89,7 @@ def test_names_are_what_they_say():
         AESTHETIC,
         HPS_V2,
         HPS_V2_1,
+        HPS_V3,
         IMAGE_REWARD,
         OCR,
     ]

@@ -21,6 +21,8 @@ from rpo.publishing.evaluated import add_evaluation
 from rpo.publishing.model_card import NOT_MEASURED, CardFacts, write_model_card
 from rpo.rewards.jpeg import COMPRESSIBILITY as JPEG
 from rpo.runs.evaluate import evaluate
+from rpo.runs.evaluate_report import lineups_of
+from rpo.runs.evaluate_store import Kept
 from rpo.runs.evaluate_wish import EvaluationWish, entrants_of, labels_of, shown
 from rpo.sampling.sample import generate
 from tests.adapters.test_lora import disturb
@@ -49,7 +51,11 @@ def blueness(images, prompts, metadata):
     return [float(image[2].mean()) + one.get("wanted", 0) for image, one in zip(images, metadata, strict=True)]
 
 
-RED, BLUE = f"{__name__}:redness", f"{__name__}:blueness"
+def darkness(images, prompts):
+    return -images.mean(dim=(1, 2, 3))
+
+
+RED, BLUE, DARK = (f"{__name__}:{name}" for name in ("redness", "blueness", "darkness"))
 
 
 @pytest.fixture(autouse=True)
@@ -163,6 +169,13 @@ def test_the_best_of_several_is_chosen_by_one_reward_and_judged_by_the_other(inp
     # 6 images of each of two models by the judge, and those that are not the base's own.
     assert len(ASKED) == 12 + (~is_own).sum()
     assert "best of 3" in page.read_text()
+
+
+def test_of_the_best_of_several_alone_the_judge_sorts_the_images(inputs, tmp_path):
+    found, _ = evaluate(wish(inputs, tmp_path / "e", loras=[], best_of=3, best_by=BLUE, rewards=[BLUE, DARK]))
+    kept = Kept(tmp_path / "e", list(found.scores), json.loads((tmp_path / "e" / "pinned.json").read_text()))
+    judged = np.subtract(found.scores["best of 3"][DARK], found.scores["base"][DARK])
+    assert [len(one.lineups) for one in lineups_of(found, kept).groups] == [(judged > 0).sum(), (judged < 0).sum()]
 
 
 @pytest.mark.parametrize("stop_after", [0, 4, 9, 11])
