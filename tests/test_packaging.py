@@ -65,9 +65,9 @@ def test_wheel_holds(part: str, wheel: ZipFile) -> None:
     assert part in wheel.namelist()
 
 
-@pytest.mark.parametrize(("part", "mebibytes"), [("checkpoint", 10), ("editor", 12), ("proxy", 6)])
+@pytest.mark.parametrize(("part", "mebibytes"), [("checkpoint", 10), ("editor", 12), ("proxy", 6), ("tokens", 12)])
 def test_embedded_weights_are_small(part: str, mebibytes: int, wheel: ZipFile) -> None:
-    sizes = dict.fromkeys(("checkpoint", "editor", "proxy"), 0)
+    sizes = dict.fromkeys(("checkpoint", "editor", "proxy", "tokens"), 0)
     for info in wheel.infolist():
         _, is_asset, name = info.filename.partition("rpo/shapes/assets/")
         folder = name.partition("/")[0]

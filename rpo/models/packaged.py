@@ -4,7 +4,12 @@ from os import PathLike
 
 from rpo.plugins import load_plugin
 
-PACKAGED = {"shapes": "rpo.shapes:path", "shapes-editor": "rpo.shapes:editor_path", "words": "rpo.words:path"}
+PACKAGED = {
+    "shapes": "rpo.shapes:path",
+    "shapes-editor": "rpo.shapes:editor_path",
+    "shapes-tokens": "rpo.shapes:tokens_path",
+    "words": "rpo.words:path",
+}
 """What gives the folder of each."""
 
 

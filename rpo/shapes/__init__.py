@@ -19,6 +19,15 @@ GUIDANCE_SCALE = 2.0
 PROXY = Path(__file__).parent / "assets" / "proxy"
 """The embedded proxy reward: the folder of a small CLIPModel, which the reward "shapes-clip" reads."""
 
+TOKENS = Path(__file__).parent / "assets" / "tokens"
+"""The folder of the embedded masked-token generator; `tokens_path` gives it after a look at its files."""
+
+TOKENS_NUM_STEPS = 12
+"""Steps in which the token generator unmasks a grid and at which its accuracy is quoted; AmusedPipeline's default."""
+
+TOKENS_GUIDANCE_SCALE = 2.0
+"""Guidance, in logits, of these steps."""
+
 EDIT_GUIDANCE_SCALE = 3.0
 EDIT_IMAGE_GUIDANCE_SCALE = 2.5
 """Guidance by instruction and by source at which the editor is meant to be sampled and its accuracy is quoted."""
@@ -28,6 +37,22 @@ EDIT_NUM_STEPS = 20
 
 EDIT_SOLVER_STEPS = 8
 """Steps of DPM-Solver++ that edit as well."""
+
+_FILES = (
+    "model_index.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+    "tokenizer/tokenizer.json",
+)
+
+_TOKENS_FILES = (
+    "model_index.json",
+    "transformer/diffusion_pytorch_model.safetensors",
+    "vqvae/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+    "tokenizer/tokenizer.json",
+)
 
 
 def path() -> Path:
@@ -44,19 +69,16 @@ def editor_path() -> Path:
     return folder
 
 
-def _check(folder: Path, what: str, script: str) -> None:
-    missing = [name for name in _FILES if not (folder / name).is_file()]
+def tokens_path() -> Path:
+    """Find the embedded masked-token generator: `AmusedPipeline.from_pretrained(rpo.shapes.tokens_path())`."""
+    _check(TOKENS, "token generator", "pretrain_tokens", _TOKENS_FILES)
+    return TOKENS
+
+
+def _check(folder: Path, what: str, script: str, files: tuple[str, ...] = _FILES) -> None:
+    missing = [name for name in files if not (folder / name).is_file()]
     if missing:
         raise InputError(
             f"the shapes {what} in {folder} lacks {', '.join(missing)}, which a complete installation has; install "
             f"rpo again, or train it with `python -m scripts.shapes.{script}` of rpo's repository"
         )
-
-
-_FILES = (
-    "model_index.json",
-    "unet/diffusion_pytorch_model.safetensors",
-    "vae/diffusion_pytorch_model.safetensors",
-    "text_encoder/model.safetensors",
-    "tokenizer/tokenizer.json",
-)

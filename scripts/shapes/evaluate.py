@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusionInstructPix2PixPipeline
+from diffusers import AmusedPipeline, AutoencoderKL, StableDiffusionInstructPix2PixPipeline
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import spearmanr
@@ -24,8 +24,9 @@ from torch.nn import functional
 from transformers import CLIPModel, CLIPTokenizer
 
 import rpo.shapes
+from rpo.evaluation.held_out import Sampling
 from rpo.models.checkpoint import Checkpoint
-from rpo.shapes.evaluate import ShapesEvaluation, accuracies, evaluate, usual_sampling
+from rpo.shapes.evaluate import ShapesEvaluation, accuracies, evaluate, judge_images, usual_sampling
 from rpo.shapes.prompts import Split, sample_prompts
 from rpo.shapes.verifier import verify_all
 from rpo.shapes.world import render, training_scenes
@@ -34,6 +35,7 @@ from scripts.shapes.edit_world import EDIT_TASKS, EditTriple, triples
 from scripts.shapes.proxy_scenes import FAMILY_SIZE, Families, known_prompts
 from scripts.shapes.training import seed_of
 from scripts.shapes.vae import channels_first, decode, encode, psnr
+from scripts.shapes.vq import decode_tokens, encode_tokens
 
 SPLITS: tuple[Split, ...] = ("train", "in_domain", "out_of_domain")
 HELD_OUT_SCENES = 1024
@@ -42,7 +44,7 @@ EDIT_SAMPLING = {
     "guidance_scale": rpo.shapes.EDIT_GUIDANCE_SCALE,
     "image_guidance_scale": rpo.shapes.EDIT_IMAGE_GUIDANCE_SCALE,
 }
-EDIT_BATCH, EMBED_BATCH = 32, 128
+EDIT_BATCH, TOKEN_BATCH, EMBED_BATCH = 32, 64, 128
 IMAGE_MEAN, IMAGE_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """CLIP's own."""
 
@@ -73,13 +75,49 @@ def evaluate_checkpoint(folder: Path, images_per_split: int, *, seed: int, devic
 
 def vae_quality(vae: AutoencoderKL, images: Tensor, captions: list[str]) -> dict[str, float]:
     """PSNR on scenes, and the share that the verifier accepts before and after the autoencoder."""
-    decoded = decode(vae, encode(vae, images).mean).cpu()
+    return reconstruction(images, captions, decode(vae, encode(vae, images).mean).cpu())
+
+
+def reconstruction(images: Tensor, captions: list[str], decoded: Tensor) -> dict[str, float]:
+    """The same of uint8 scenes and what an autoencoder of any kind made of them."""
     untouched, after = (verify_all(some, captions) for some in (images / 255, decoded))
     return {
         "psnr_db": psnr(images, decoded),
         "verified": float(np.mean([verdict.holds for verdict in untouched])),
         "verified_after_round_trip": float(np.mean([verdict.holds for verdict in after])),
     }
+
+
+def evaluate_tokens(folder: Path, images_per_split: int, *, seed: int, device: torch.device) -> dict[str, Any]:
+    """Measure a token generator on prompts of each split, and its VQ model on scenes that no training saw."""
+    pipe = AmusedPipeline.from_pretrained(str(folder)).to(device)
+    prompts = {split: sample_prompts(split, images_per_split, seed) for split in SPLITS}
+    sampling = Sampling(seed, num_steps=rpo.shapes.TOKENS_NUM_STEPS, guidance_scale=rpo.shapes.TOKENS_GUIDANCE_SCALE)
+    texts = [prompt.text for some in prompts.values() for prompt in some]
+    found = accuracies(judge_images(token_images(pipe, texts, sampling), prompts, sampling))
+    images, captions = training_scenes(seed_of(seed, 1), HELD_OUT_SCENES)
+    scenes = channels_first(images)
+    return {
+        "images_per_split": images_per_split,
+        "num_steps": sampling.num_steps,
+        "guidance_scale": sampling.guidance_scale,
+        "accuracy": {split: {row.name: row.share.value for row in rows} for split, rows in found.items()},
+        "vqvae": reconstruction(scenes, captions, decode_tokens(pipe.vqvae, encode_tokens(pipe.vqvae, scenes)).cpu()),
+    }
+
+
+def token_images(pipe: AmusedPipeline, texts: Sequence[str], sampling: Sampling) -> NDArray[np.uint8]:
+    """What the stock pipeline draws for each text, [texts, 64, 64, 3]; every batch has a generator of its own."""
+    pipe.set_progress_bar_config(disable=True)
+    images: list[Image.Image] = []
+    for start in range(0, len(texts), TOKEN_BATCH):
+        images += pipe(
+            list(texts[start : start + TOKEN_BATCH]),
+            num_inference_steps=sampling.num_steps,
+            guidance_scale=sampling.guidance_scale,
+            generator=torch.Generator().manual_seed(seed_of(sampling.seed, start)),
+        ).images
+    return np.stack([np.asarray(image) for image in images])
 
 
 def evaluate_editor(pipe: StableDiffusionInstructPix2PixPipeline, *, cases: int, seed: int) -> dict[str, Any]:

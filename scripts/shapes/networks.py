@@ -14,15 +14,30 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AmusedScheduler,
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    UNet2DConditionModel,
+    UVit2DModel,
+    VQModel,
+)
 from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 from rpo.files.text import write_text
 from rpo.files.whole import replace_folder
-from rpo.shapes import PROXY, path
+from rpo.shapes import PROXY, TOKENS, path
 from rpo.shapes.prompts import prompts
 
 MAX_TOKENS = 16
@@ -64,6 +79,16 @@ def build_text_to_latent() -> TextToLatent:
     return TextToLatent(unet, CLIPTextModel(CLIPTextConfig.from_pretrained(str(path()), subfolder="text_encoder")))
 
 
+def build_vq() -> VQModel:
+    """Make an untrained VQ model of about one million parameters: 64x64 RGB to 8x8 tokens of a codebook of 256."""
+    return VQModel.from_config(VQModel.load_config(str(TOKENS), subfolder="vqvae"))
+
+
+def build_token_denoiser() -> UVit2DModel:
+    """Make an untrained token denoiser of about 2.7 million parameters."""
+    return UVit2DModel.from_config(UVit2DModel.load_config(str(TOKENS), subfolder="transformer"))
+
+
 def build_proxy() -> CLIPModel:
     """Make an untrained CLIP model of about 1.3 million parameters: 64 patches of 8 x 8 pixels, two text layers."""
     return CLIPModel(CLIPConfig.from_pretrained(str(PROXY)))
@@ -73,6 +98,21 @@ def build_proxy() -> CLIPModel:
 def build_scheduler() -> DDIMScheduler:
     """Make a DDIM scheduler with the noise schedule and the conventions of Stable Diffusion."""
     return DDIMScheduler.from_pretrained(str(path()), subfolder="scheduler")
+
+
+@cache
+def build_mask_scheduler() -> AmusedScheduler:
+    """Make aMUSEd's scheduler: tokens appear along a cosine, the most confident first."""
+    return AmusedScheduler.from_pretrained(str(TOKENS), subfolder="scheduler")
+
+
+def build_projected_text_encoder() -> CLIPTextModelWithProjection:
+    """The checkpoint's text encoder in the class that AmusedPipeline takes; its projection is the identity."""
+    base = CLIPTextModel.from_pretrained(str(path()), subfolder="text_encoder", dtype=torch.float32)
+    made = CLIPTextModelWithProjection(base.config)
+    learnt = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in base.state_dict().items()}
+    made.load_state_dict({**learnt, "text_projection.weight": torch.eye(base.config.projection_dim)})
+    return made.eval().requires_grad_(False)
 
 
 def world_words() -> set[str]:
@@ -179,7 +219,8 @@ def _halve(file: Path, *, is_text_encoder: bool) -> None:
     """Half precision, and for a text encoder the names of published ones: a fresh one lacks their first level."""
     halved: dict[str, Tensor] = {}
     for key, value in load_file(file).items():
-        name = f"text_model.{key}" if is_text_encoder and not key.startswith("text_model.") else key
+        is_bare = is_text_encoder and not key.startswith(("text_model.", "text_projection."))
+        name = f"text_model.{key}" if is_bare else key
         halved[name] = value.to(torch.float16) if value.is_floating_point() else value
     save_file(halved, file, metadata={"format": "pt"})
     file.chmod(0o644)  # safetensors leaves it readable by its owner alone, which a shared installation cannot load

@@ -182,7 +182,8 @@ def _loss_gradient(subject: Subject, rollout: Rollout, steps: Steps, some: Steps
     model, parameters = subject.run.model, subject.run.policy.parameters
     signs = 1.0 - 2.0 * (torch.arange(len(some), device=some.x_t.device) % 2)
     generator = keyed_generator("preflight slope", subject.config.seed)
-    direction = torch.randn(some["prediction"].shape, generator=generator, dtype=torch.float32, device="cpu").to(some.x_t.device)
+    shape, device = some["prediction"].shape, some.x_t.device
+    direction = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(device)
     # Some losses are flat where the policy predicts what the rollout did, so the rollout gets another prediction.
     prepared = some.knowing(
         **dict.fromkeys(subject.said, some["prediction"]),
