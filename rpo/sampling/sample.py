@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -89,11 +90,7 @@ def sample(
             f"{len(generators)} generators were given for {len(cond)} images; give one generator per row of cond"
         )
     keep = keep or Keep()
-    shape = model.latent_shape(canvas)
-    noise = [
-        torch.randn(grid.num_steps + 1, *shape, generator=one, dtype=torch.float32, device="cpu") for one in generators
-    ]
-    latents = uploaded(torch.stack(noise, dim=1), model.device)
+    latents = noise_of(model, generators, grid.num_steps, canvas)
     latents[0] = diffusion_of(model.prediction_type).start(latents[0])
     log_probs = torch.empty(grid.num_steps, len(cond), dtype=torch.float32, device=model.device)
     parts_branches = keep.negatives and has_negative(model, guidance_scale)
@@ -117,6 +114,15 @@ def sample(
         latents[step + 1] = drawn.sample(latents[step + 1])  # the noise that waited there
         log_probs[step] = drawn.log_prob(latents[step + 1])
     return Trajectory(latents, log_probs, cond, grid, predictions, negatives, live)
+
+
+def noise_of(
+    model: DiffusionModel, generators: Sequence[torch.Generator], num_steps: int, canvas: Canvas | None = None
+) -> Float[Tensor, "nodes batch c h w"]:
+    """All the noise of one trajectory per generator."""
+    shape = num_steps + 1, *model.latent_shape(canvas)
+    noise = [torch.randn(shape, generator=one, dtype=torch.float32, device="cpu") for one in generators]
+    return uploaded(torch.stack(noise, dim=1), model.device)
 
 
 def _kept(outputs: Tensor | None, output: Output, step: int, num_steps: int) -> Tensor:

@@ -20,11 +20,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rpo.devices import uploaded
 from rpo.errors import InputError
 from rpo.models.base import DiffusionModel
 from rpo.process.diffusion import diffusion_of
-from rpo.sampling.sample import SolverName, SpacingName, image_generator, images_at_once, sample, solving
+from rpo.sampling.sample import SolverName, SpacingName, image_generator, images_at_once, noise_of, sample, solving
 from rpo.sampling.step import has_negative, predict, transition
 from rpo.types import Canvas, Images, Latents, PerSample
 
@@ -171,7 +170,8 @@ def _pruned(
     numbers = torch.arange(n).repeat(len(prompts), 1)
     scores, evaluations, judged = torch.zeros(numbers.shape), 0, 0
     cond = model.encode_prompts(list(prompts)).select(torch.arange(len(prompts)).repeat_interleave(n))
-    noise = _noise(model, how, numbers, grid.num_steps)
+    jobs = [(prompt, number) for prompt, row in enumerate(numbers.tolist()) for number in row]
+    noise = noise_of(model, [how.generator(*job) for job in jobs], grid.num_steps, how.canvas)
     diffusion = diffusion_of(model.prediction_type)
     x_t = diffusion.start(noise[0])
     for step in range(grid.num_steps):
@@ -279,16 +279,6 @@ def _drawn(model: DiffusionModel, prompts: Sequence[str], numbers: Tensor, how: 
         )
         images.append(model.decode(trajectory.x_0).float().cpu())
     return torch.cat(images)
-
-
-def _noise(model: DiffusionModel, how: How, numbers: Tensor, steps: int) -> Latents:
-    """What `sample` would draw for each image, [steps + 1, images, …]."""
-    shape = model.latent_shape(how.canvas)
-    jobs = [(prompt, number) for prompt, row in enumerate(numbers.tolist()) for number in row]
-    noise = [
-        torch.randn(steps + 1, *shape, generator=how.generator(*job), dtype=torch.float32, device="cpu") for job in jobs
-    ]
-    return uploaded(torch.stack(noise, dim=1), model.device)
 
 
 def _decoded(model: DiffusionModel, latents: Latents, size: int) -> Images:
