@@ -15,7 +15,7 @@ import argparse
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jobs import on_one_core, read, write
@@ -62,29 +62,41 @@ def colourful(images: Any, prompts: Any) -> Any:
 REWARDS: dict[str, Reward] = {"gamed": colourful, "good": GRADED}
 
 
-def one_run(name: str, seed: int, folder: Path) -> dict[str, Any]:
-    """Train, and judge on the way: what was watched, what the verifier says, and the alarms."""
-    words = [*SETTINGS, f"seed={seed}", f"output={folder / 'run'}"]
+def trainer_of(name: str, seed: int, folder: Path, *more: str) -> Trainer:
+    """What trains one of the two.
+
+    Args:
+        more: Settings, as KEY=VALUE.
+    """
+    words = [*SETTINGS, f"seed={seed}", f"output={folder}", *more]
     config = load_config(GRPORunConfig, HERE.parent / "configs/grpo_shapes.yaml", words)
     prompts = [prompt.text for prompt in sample_prompts("train", 512, seed=0)]
-    algorithm = GRPO(REWARDS[name], prompts, part_of(config, GRPOConfig))
-    trainer = Trainer(Checkpoint.load("shapes"), algorithm)
-    judged, rollout = folder / "judged.json", config.rollout
-    asked = held_out_texts(160, seed=0)["in_domain"]
+    return Trainer(Checkpoint.load("shapes"), GRPO(REWARDS[name], prompts, part_of(config, GRPOConfig)))
+
+
+def verified(trainer: Trainer) -> list[float]:
+    """What the verifier says of 160 held-out prompts, drawn by the sampler of the rollouts: 1 or 0 of each."""
+    asked, rollout = held_out_texts(160, seed=0)["in_domain"], cast(GRPOConfig, trainer.algorithm.config).rollout
+    images = generate(
+        trainer.run.model,
+        asked,
+        seed=7,
+        num_steps=rollout.num_steps,
+        guidance_scale=rollout.guidance_scale,
+        eta=rollout.eta,
+        spacing="uniform",
+    )
+    return score(STRICT, images, asked, name="verifier").tolist()
+
+
+def one_run(name: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Train, and judge on the way: what was watched, what the verifier says, and the alarms."""
+    trainer, judged = trainer_of(name, seed, folder / "run"), folder / "judged.json"
 
     def judge(update: int) -> None:
         known = read(judged) or {}
         if str(update) not in known:
-            images = generate(
-                trainer.run.model,
-                asked,
-                seed=7,
-                num_steps=rollout.num_steps,
-                guidance_scale=rollout.guidance_scale,
-                eta=rollout.eta,
-                spacing="uniform",
-            )
-            write(judged, known | {str(update): score(STRICT, images, asked, name="verifier").tolist()})
+            write(judged, known | {str(update): verified(trainer)})
 
     def after(update: int, metrics: dict[str, float]) -> None:
         if update % 2 == 0:  # the monitor looks before the next rollout, at the weights as they are now
