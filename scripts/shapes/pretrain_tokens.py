@@ -39,7 +39,7 @@ from scripts.shapes.networks import (
 )
 from scripts.shapes.training import from_command_line, seed_of, train
 from scripts.shapes.vae import channels_first
-from scripts.shapes.vq import encode_tokens, make_vq, train_decoder
+from scripts.shapes.vq import encode_tokens, make_vq
 
 BATCH = 16
 EMPTY_CAPTION_RATE = 0.1
@@ -53,7 +53,7 @@ class PretrainTokensConfig:
     """Everything that a run depends on."""
 
     output: Path = Path("runs/shapes-tokens")
-    """The two trainings, which go on after a kill, and the finished diffusers folder `checkpoint`."""
+    """The training, which goes on after a kill, and the finished diffusers folder `checkpoint`."""
     device: Text = "auto"
     """Device of training and evaluation; "auto" takes the GPU when there is one."""
     seed: Seed = 0
@@ -62,11 +62,9 @@ class PretrainTokensConfig:
     """Scenes drawn once and used over and over; 10,000 to 100,000."""
     evaluate: WholeNumber = 400
     """Images drawn per split to measure the result; 0 skips it."""
-    decoder: LoopConfig = field(default_factory=lambda: LoopConfig(300, 5e-4, "cosine", 30, log_every=10))
-    """How the decoder of the VQ model is trained."""
     denoiser: LoopConfig = field(
         default_factory=lambda: LoopConfig(
-            4000, 1e-3, "constant", 100, adam_beta2=0.99, weight_decay=0.01, ema_decay=0.999, log_every=50
+            4000, 1e-3, "constant", 100, adam_beta2=0.99, weight_decay=0.01, ema_decay=0.997, log_every=50
         )
     )
     """How the transformer is trained; the updates may be raised for a run that is to go on."""
@@ -120,7 +118,6 @@ def pretrain_tokens(config: PretrainTokensConfig) -> None:
     vae = AutoencoderKL.from_pretrained(str(path()), subfolder="vae").to(device).requires_grad_(False)
     vq = make_vq(vae, images, torch.Generator(device).manual_seed(seed_of(seed, 3)))
     tokens = encode_tokens(vq, images)
-    train_decoder(vq, images, tokens, config.output / "decoder", config.decoder, data=data, seed=seed)
     transformer = seeded(seed, build_token_denoiser).to(device)
     captioned = captioned_tokens(tokens, captions, tokenizer, text_encoder)
     loss_of = partial(masked_loss, transformer)

@@ -1,23 +1,17 @@
 """The VQ model of the token generator: the checkpoint's autoencoder with a codebook (arXiv:1711.00937).
 
-Encoder and codebook are not trained: a token is the code nearest to the latent of the embedded AutoencoderKL, and the
-codes are centres by k-means of such latents. Three cells of four show nothing but background, whose tint no prompt asks
-for, so that only one in ten of these is counted among the points. The decoder starts from the AutoencoderKL's and
-learns to decode codes instead of latents, by L1 + L2.
+Its networks are those of the embedded AutoencoderKL. A token is the code nearest to a latent, and the codes are centres
+by k-means of latents. That keeps what the verifier reads, so that no network has to be trained for it. Three cells of
+four show nothing but background, whose tint no prompt asks for, so that only one in ten of these is among the points.
 """
-
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, VQModel
-from torch import Tensor, nn
+from torch import Tensor
 
-from rpo.training.loop import LoopConfig
 from scripts.shapes.networks import build_vq
-from scripts.shapes.training import train
 from scripts.shapes.vae import ENCODE_BATCH
 
-BATCH = 32
 KMEANS_IMAGES, KMEANS_ROUNDS = 2048, 12
 FLAT_RANGE = 6
 """Range of a cell's pixels up to which it shows one colour and nothing else."""
@@ -50,23 +44,6 @@ def make_vq(vae: AutoencoderKL, images: Tensor, generator: torch.Generator) -> V
     centers = _codebook(vq, images[:KMEANS_IMAGES], generator)
     vq.quantize.embedding.weight.copy_(centers.half())
     return vq
-
-
-def train_decoder(
-    vq: VQModel, images: Tensor, tokens: Tensor, folder: Path, loop: LoopConfig, *, data: str, seed: int
-) -> None:
-    """Train what comes after the codes on uint8 images and their tokens, on the device of these."""
-    learnt = nn.ModuleList([vq.post_quant_conv, vq.decoder]).requires_grad_(True)
-
-    def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        picked = torch.randint(len(images), (BATCH,), generator=generator, device=images.device)
-        return tokens[picked], images[picked].float() / 255
-
-    def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
-        error = 2 * (_decode(vq, batch[0]) - batch[1])  # on [-1, 1], as the autoencoder's
-        return error.abs().mean() + error.square().mean()
-
-    train(folder, learnt, draw, loss_of, loop, data=data, seed=seed)
 
 
 def _codebook(vq: VQModel, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -115,8 +92,8 @@ def _latents(vq: VQModel, images: Tensor) -> Tensor:
 @torch.no_grad()
 def decode_tokens(vq: VQModel, tokens: Tensor) -> Tensor:
     """The images of codes, RGB in [0, 1], as AmusedPipeline decodes them."""
-    return torch.cat([_decode(vq, batch) for batch in tokens.split(ENCODE_BATCH)]).clamp(0, 1)
-
-
-def _decode(vq: VQModel, tokens: Tensor) -> Tensor:
-    return vq.decode(tokens, force_not_quantize=True, shape=(*tokens.shape, vq.config.latent_channels)).sample
+    parts: list[Tensor] = []
+    for batch in tokens.split(ENCODE_BATCH):
+        shape = (*batch.shape, vq.config.latent_channels)
+        parts.append(vq.decode(batch, force_not_quantize=True, shape=shape).sample)
+    return torch.cat(parts).clamp(0, 1)

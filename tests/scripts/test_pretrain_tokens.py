@@ -133,11 +133,11 @@ def test_the_transformer_is_told_what_the_pipeline_tells_it(tmp_path):
 
 
 def test_the_script_makes_a_checkpoint_goes_on_and_refuses_other_data(tmp_path, monkeypatch):
-    sizes = {"vq.BATCH": 4, "pretrain_tokens.BATCH": 4, "evaluate.HELD_OUT_SCENES": 16, "vq.KMEANS_ROUNDS": 1}
+    sizes = {"pretrain_tokens.BATCH": 4, "evaluate.HELD_OUT_SCENES": 16, "vq.KMEANS_ROUNDS": 1}
     for name, size in sizes.items():
         monkeypatch.setattr(f"scripts.shapes.{name}", size)
-    words = ["device=cpu", "scenes=48", "decoder.updates=2", "decoder.warmup_updates=0", "denoiser.warmup_updates=0"]
-    words += [f"output={tmp_path}", "decoder.progress=false", "denoiser.progress=false"]
+    words = ["device=cpu", "scenes=48", "denoiser.warmup_updates=0"]
+    words += [f"output={tmp_path}", "denoiser.progress=false"]
 
     def config(*more):
         return load_config(PretrainTokensConfig, None, [*words, *more])
