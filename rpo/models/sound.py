@@ -19,7 +19,7 @@ from rpo.models.plain import parts_of, probe_side
 from rpo.models.schedules import PREDICTION_TYPES
 from rpo.process.diffusion import diffusion_of
 from rpo.process.prediction import from_x0_eps
-from rpo.types import PredictionType
+from rpo.types import Images, PredictionType
 
 WEIGHT_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -80,6 +80,8 @@ def _check_network(part: str, network: nn.Module) -> None:
 def check_prediction_type(pipe: Any, family: Family, schedule: Schedule, compute_dtype: torch.dtype) -> None:
     """Refuse a checkpoint whose network predicts something else than its scheduler's configuration says."""
     given = schedule.prediction_type
+    if not diffusion_of(given).is_gaussian:  # logits are nothing else
+        return
     errors = prediction_errors(pipe, family, schedule, compute_dtype)
     best = min(errors, key=errors.__getitem__)
     if errors[best] < CLEARLY and errors[best] < CLEARLY * errors[given]:
@@ -99,16 +101,18 @@ def check_prediction_type(pipe: Any, family: Family, schedule: Schedule, compute
 
 @torch.no_grad()
 def prediction_errors(
-    pipe: Any, family: Family, schedule: Schedule, compute_dtype: torch.dtype
+    pipe: Any, family: Family, schedule: Schedule, compute_dtype: torch.dtype, *, shown: Images | None = None
 ) -> dict[PredictionType, float]:
     """Error of the network at middle times, read as each type it may have, relative to that of predicting nothing.
 
-    Measured on an image of a few smooth colours, which every checkpoint knows how to denoise.
+    Measured on an image of a few smooth colours, which every checkpoint knows how to denoise; tokens only of a world
+    that it has seen, such as that of the one that is `shown`.
     """
     generator, count = torch.Generator().manual_seed(0), len(MID_TIMES)
     colours = torch.rand(1, 3, 3, 3, generator=generator, dtype=torch.float32, device="cpu")
     size = probe_side(pipe, family) * family.cell(pipe)
-    image = nn.functional.interpolate(colours, size, mode="bilinear", align_corners=True)
+    smooth = nn.functional.interpolate(colours, size, mode="bilinear", align_corners=True)
+    image = smooth if shown is None else shown
     timestep = torch.tensor([int(part * schedule.num_train_timesteps) for part in MID_TIMES])
     vae, diffusion = pipe.components[family.autoencoder], diffusion_of(schedule.prediction_type)
     with torch.compiler.set_stance("force_eager"), autoencoder.widened(vae, is_on=family.widens_autoencoder):

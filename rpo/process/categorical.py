@@ -192,13 +192,18 @@ class Unmasked:
         if self.log_probs.shape[1] == 1:
             per_place = -other._log_prob_of(self.log_probs[:, 0].flatten(1))
         else:
-            mine, theirs = self.log_probs.flatten(2), other.log_probs.flatten(2)
-            per_place = (mine.exp() * (mine - theirs)).sum(dim=1)
+            per_place = kl_of(self.log_probs, other.log_probs)
         count = (per_place * masked).sum(dim=1)
         return count if self.order == "policy" else count * self.kept / masked.sum(dim=1).clamp_min(1)
 
     def _log_prob_of(self, tokens: Float[Tensor, "batch places"]) -> Float[Tensor, "batch places"]:
         return log_prob_of(self.log_probs, tokens)
+
+
+def kl_of(log_p: Output, log_q: Output) -> Float[Tensor, "batch places"]:
+    """KL(p ‖ q) at each place, as Σ p log p/q - p + q: no part of it is negative, and its slope is 0 where p is q."""
+    p, q = log_p.exp(), log_q.exp()
+    return (p * (log_p - log_q) - p + q).sum(dim=1).flatten(1)
 
 
 def log_prob_of(log_probs: Output, tokens: Float[Tensor, "batch places"]) -> Float[Tensor, "batch places"]:
@@ -279,8 +284,7 @@ class MaskedDiffusion:
         if target.shape[1] == 1:
             per_place = -2 * log_prob_of(said, target[:, 0].flatten(1))
         else:
-            other = _wide(target).log_softmax(dim=1)
-            per_place = 2 * (other.exp() * (other - said)).sum(dim=1).flatten(1)
+            per_place = 2 * kl_of(_wide(target).log_softmax(dim=1), said)
         weighted = per_place * masked if weight is None else per_place * masked * weight.flatten(1)
         total = weighted.sum(dim=1)
         return total / masked.sum(dim=1).clamp_min(1) if reduction == "mean" else total

@@ -145,7 +145,10 @@ def test_the_kl_is_that_of_the_tokens():
     for place in (0, 2, 3):
         by_hand += sum(p[token, place] * (p[token, place] / q[token, place]).log() for token in range(CODES))
     assert mine.kl(theirs).item() == pytest.approx(float(by_hand))
-    assert mine.kl(mine).item() == pytest.approx(0, abs=1e-12)
+    output = logits().float().requires_grad_()
+    at_itself = law(SOME, output=output).kl(law(SOME, output=output.detach()))
+    (slope,) = torch.autograd.grad(at_itself.sum(), output)
+    assert at_itself.item() == 0 and not slope.any()
 
 
 def test_kl_from_who_knows_the_tokens_is_their_surprise():

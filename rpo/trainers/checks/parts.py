@@ -10,6 +10,7 @@ import torch
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.plain import parts_of
 from rpo.models.sound import prediction_errors
+from rpo.process.diffusion import diffusion_of
 from rpo.trainers.checks.own_steps import own_sigmas
 from rpo.trainers.checks.preflight import Check
 from rpo.types import Canvas, Images
@@ -51,21 +52,22 @@ def round_trip(model: Checkpoint, images: Images) -> Check:
     latents, _ = model.encode_moments(images.cpu())
     again, spread = model.decode(latents).cpu(), latents.std().item()
     error = ((again - images.cpu()).square().mean().sqrt() / images.std().clamp_min(1e-3)).item()
-    low, high = SCALES
+    (low, high), has_scale = SCALES, diffusion_of(model.prediction_type).is_gaussian
+    told = f"off by {error:.2f} of the picture's standard deviation, {PLAUSIBLE_ERROR:g} is allowed"
     return Check(
         "VAE round trip",
-        error < PLAUSIBLE_ERROR and low < spread < high,
-        f"off by {error:.2f} of the picture's standard deviation, {PLAUSIBLE_ERROR:g} is allowed; latents have "
-        f"{spread:.2g}, {low:g} to {high:g} is allowed",
+        error < PLAUSIBLE_ERROR and (low < spread < high or not has_scale),
+        told + (f"; latents have {spread:.2g}, {low:g} to {high:g} is allowed" if has_scale else ""),
         "if the picture is lost, the autoencoder is of another checkpoint, works in another range than [-1, 1], or "
         "overflows in its type: load the checkpoint's own, in float32; if the latents are off, correct scaling_factor "
         "(and shift_factor) in vae/config.json",
     )
 
 
-def denoises(model: Checkpoint) -> Check:
-    """Whether the denoiser knows the autoencoder's latents at all."""
-    errors = prediction_errors(model.pipe, model.family, model.schedule, model.compute_dtype)
+def denoises(model: Checkpoint, picture: Callable[[], Images]) -> Check:
+    """Whether the denoiser knows the autoencoder's latents at all; tokens of a picture that it is to draw like."""
+    shown = None if diffusion_of(model.prediction_type).is_gaussian else picture()[:1].cpu()
+    errors = prediction_errors(model.pipe, model.family, model.schedule, model.compute_dtype, shown=shown)
     error = errors[model.prediction_type]
     return Check(
         "denoiser denoises",
@@ -100,12 +102,14 @@ def part_looks(
     Args:
         picture: One that the checkpoint is to draw like.
     """
-    return {
+    looks: dict[str, Callable[[], Iterable[Check]]] = {
         "types": lambda: [types_agree(model), distilled(model)],
         "VAE round trip": lambda: [round_trip(model, picture())],
-        "denoiser denoises": lambda: [denoises(model)],
-        "noise levels of the steps": lambda: [steps_agree(model, num_steps, canvas)],
+        "denoiser denoises": lambda: [denoises(model, picture)],
     }
+    if diffusion_of(model.prediction_type).is_gaussian:
+        looks["noise levels of the steps"] = lambda: [steps_agree(model, num_steps, canvas)]
+    return looks
 
 
 def _short(dtype: torch.dtype) -> str:
