@@ -22,8 +22,8 @@ PROXY = Path(__file__).parent / "assets" / "proxy"
 TOKENS = Path(__file__).parent / "assets" / "tokens"
 """The folder of the embedded masked-token generator; `tokens_path` gives it after a look at its files."""
 
-TOKENS_NUM_STEPS = 12
-"""Steps in which the token generator unmasks a grid and at which its accuracy is quoted; AmusedPipeline's default."""
+TOKENS_NUM_STEPS = 20
+"""Steps in which the token generator is meant to unmask a grid, and at which its accuracy is quoted."""
 
 TOKENS_GUIDANCE_SCALE = 2.0
 """Guidance, in logits, of these steps."""

@@ -64,7 +64,7 @@ class PretrainTokensConfig:
     """Images drawn per split to measure the result; 0 skips it."""
     denoiser: LoopConfig = field(
         default_factory=lambda: LoopConfig(
-            4000, 1e-3, "constant", 100, adam_beta2=0.99, weight_decay=0.01, ema_decay=0.997, log_every=50
+            6689, 1e-3, "constant", 100, adam_beta2=0.99, weight_decay=0.01, ema_decay=0.997, log_every=50
         )
     )
     """How the transformer is trained; the updates may be raised for a run that is to go on."""
