@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 from rpo.process.prediction import to_x0_eps
-from rpo.trainers.endpoint import KERNEL
+from rpo.process.transition import Ddim
 from rpo.trainers.rollouts.settings import RolloutConfig, StepsConfig
 from rpo.trainers.rollouts.steps import transition_by
 from rpo.trainers.value.inputs import others_mean
@@ -132,9 +132,9 @@ def test_the_value_is_made_as_its_settings_say(tmp_path):
 
 
 def bound(trainer, steps):
-    posterior = transition_by(trainer.run.model, steps["prediction"], steps, KERNEL)
+    posterior = transition_by(trainer.run.model, steps["prediction"], steps, Ddim(1.0))
     with torch.no_grad():
-        return posterior.kl(replayed_by(trainer, steps, kernel=KERNEL)[1])
+        return posterior.kl(replayed_by(trainer, steps, kernel=Ddim(1.0))[1])
 
 
 def test_what_a_path_costs_is_summed_over_its_steps_of_which_some_are_asked(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from rpo.objectives.endpoint.ram import Ram
 from rpo.objectives.endpoint.rebel import Rebel
 from rpo.objectives.endpoint.rvm import Rvm
 from rpo.objectives.endpoint.update import LagConfig, Moments, descend, group_means
+from rpo.process.diffusion import diffusion_of
 from rpo.process.prediction import add_noise, from_x0_eps, to_x0_eps, x0_slope
 from rpo.types import Node
 
@@ -77,7 +78,9 @@ class Problem:
         said = {name: self.says(self.of[name]) for name in self.preset.needs}
         errors = {name: mean((one - self.target) ** 2) for name, one in said.items()}
         worth = self.preset.worth(self.advantage, errors, self.group)
-        moments = Moments(self.says(self.weight), self.target, self.x_t, self.t, self.time, worth, self.kind, said)
+        moments = Moments(
+            self.says(self.weight), self.target, self.x_t, self.t, self.time, worth, diffusion_of(self.kind), said
+        )
         surrogate, _ = descend(moments, self.preset.terms(moments))
         return torch.autograd.grad(surrogate.mean(), self.weight)[0]
 
@@ -153,7 +156,7 @@ def test_a_clip_holds_some_images_and_not_others(preset):
     worth = one.preset.worth(one.advantage, {"current": mean(one.x_0), "reference": mean(one.x_0)}, one.group)
     said = {name: one.says(one.of[name]) for name in one.preset.needs}
     now = one.says(one.weight).detach()
-    moments = Moments(now, one.target, one.x_t, one.t, one.time, worth, one.kind, said)
+    moments = Moments(now, one.target, one.x_t, one.t, one.time, worth, diffusion_of(one.kind), said)
     pull = one.preset.terms(moments).pull
     assert 0 < (pull == 0).sum() < len(pull)
     told = descend(moments, one.preset.terms(moments))[1]["policy/clipped"]
@@ -208,7 +211,7 @@ def test_the_first_step_climbs_the_reward_as_far_as_the_image_is_open(preset, st
     errors = {name: mean((one - target) ** 2) for name, one in still.items()}
     # Of the reward itself: how authors scale it is another matter.
     worth = preset.worth(x_0.flatten() - mean_x0, errors, group)
-    moments = Moments(said, target, x_t, Node(1 - node, node, node), node.flatten(), worth, "flow", still)
+    moments = Moments(said, target, x_t, Node(1 - node, node, node), node.flatten(), worth, diffusion_of("flow"), still)
     surrogate, _ = descend(moments, preset.terms(moments))
     (gradient,) = torch.autograd.grad(surrogate.sum(), said)
     assert (sigma * gradient.mean()).item() == pytest.approx(strength * left, rel=0.02)
@@ -241,7 +244,7 @@ def test_what_does_not_count_is_in_no_size_that_is_logged(preset):
         node = Node(*(each[kept] for each in (one.t.alpha, one.t.sigma, one.t.timestep)))
         said = {name: one.says(one.of[name])[kept] for name in preset.needs}
         given = one.says(one.weight)[kept], one.target[kept], one.x_t[kept], node, one.time[kept], worth[kept]
-        moments = Moments(*given, one.kind, said, counts=counts)
+        moments = Moments(*given, diffusion_of(one.kind), said, counts=counts)
         facts = descend(moments, preset.terms(moments))[1]
         return [facts["policy/pull"].item(), facts["policy/hold"].item()]
 
