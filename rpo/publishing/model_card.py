@@ -183,10 +183,9 @@ def _base(card: CardFacts) -> str:
 def _snippet(card: CardFacts, lora: LoraFile | None) -> str:
     base = card.base_expression or _quoted(card.base_model if is_hub_id(card.base_model) else "path/to/the/base")
     source = base if lora else _quoted(PLACEHOLDER)
-    loader = "DiffusionPipeline" if card.edits else "AutoPipelineForText2Image"
-    lines = [*card.imports, f"from diffusers import {loader}"]
+    lines = [*card.imports, "from diffusers import DiffusionPipeline"]  # which knows every class
     lines += ["from diffusers.utils import load_image"] if card.edits else []
-    lines += ["", f"pipe = {loader}.from_pretrained({source})"]
+    lines += ["", f"pipe = DiffusionPipeline.from_pretrained({source})"]
     if lora:
         lines += [
             *card.preparation,

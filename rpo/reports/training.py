@@ -283,7 +283,7 @@ def _strips(grid: Path, rows: int) -> list[np.ndarray]:
 
 def commands_section(saved: Path, base_source: str, preparation: Sequence[str]) -> CommandsSection:
     """How to use what was trained."""
-    start = "from diffusers import AutoPipelineForText2Image\n\npipe = AutoPipelineForText2Image.from_pretrained("
+    start = "from diffusers import DiffusionPipeline\n\npipe = DiffusionPipeline.from_pretrained("
     if saved.name != "lora":
         return CommandsSection("Use the result", (Snippet("With stock diffusers:", f'{start}"{saved}")'),))
     base = expression_of(base_source) or repr(base_source)
