@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers.schedulers import scheduling_amused
+from peft import PeftModel
 
+from rpo.adapters.formats.write import PEFT_FOLDER
 from rpo.adapters.lora import add_lora, lora_parameters, reference, save_lora
 from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
@@ -149,7 +151,7 @@ def test_a_fresh_lora_and_the_reference_are_the_base_to_the_bit():
         assert torch.equal(model.predict(x_t, torch.tensor(500.0), cond), base)
 
 
-def test_a_saved_lora_draws_the_same_in_stock_diffusers(tmp_path):
+def test_a_saved_lora_draws_the_same_in_stock_diffusers_and_peft(tmp_path):
     def drawn(pipe):
         words = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
         return pipe(PROMPTS, generator=torch.Generator().manual_seed(0), **words).images
@@ -165,6 +167,9 @@ def test_a_saved_lora_draws_the_same_in_stock_diffusers(tmp_path):
     fresh.load_lora_weights(str(tmp_path))
     assert torch.equal(drawn(fresh), ours)
     assert not torch.equal(ours, before)
+    fresh = tiny_amused()
+    PeftModel.from_pretrained(fresh.transformer, tmp_path / PEFT_FOLDER)
+    assert torch.equal(drawn(fresh), ours)
 
 
 def test_a_folder_of_the_family_is_loaded(tmp_path):
