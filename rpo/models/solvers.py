@@ -14,6 +14,7 @@ from diffusers import DEISMultistepScheduler, DPMSolverMultistepScheduler, UniPC
 from rpo.errors import InputError
 from rpo.models.base import DiffusionModel
 from rpo.models.schedules import check_steps
+from rpo.process.diffusion import require_gaussian
 from rpo.process.grid import check_grid, flow_grid
 from rpo.process.prediction import from_x0_eps
 from rpo.process.transition import Gaussian
@@ -61,6 +62,7 @@ class BlackBoxSolver:
         """
         if name not in SOLVERS:
             raise InputError(f"solver is {name!r}, but only some of diffusers' fit here; give {', '.join(SOLVERS)}")
+        require_gaussian(model, f"the solver {name}", "tokens are drawn by `rpo.process.categorical.Unmasking`")
         check_steps(num_steps, model.num_train_timesteps)
         options = DETERMINISTIC.get(name, {})
         if model.prediction_type == "flow":  # whose own scheduler's words a solver does not know

@@ -154,7 +154,7 @@ class Unmasked:
         """The state that unit Gaussian noise selects: its first channel the tokens, its second the order."""
         masked, seen = is_masked(self.x_t), self.x_t[:, TOKENS].flatten(1)
         cumulative = self.log_probs.flatten(2).float().exp().cumsum(dim=1)
-        level = 0.5 * (1 + (noise[:, TOKENS].flatten(1).float() / math.sqrt(2)).erf()) * cumulative[:, -1]
+        level = _log_normal_cdf(noise[:, TOKENS].flatten(1).float()).exp() * cumulative[:, -1]
         drawn = (cumulative < level[:, None]).sum(dim=1).clamp_max(cumulative.shape[1] - 1).to(seen)
         drawn = torch.where(masked, drawn, seen)
         if self.order == "reference" and self.confidence is None:

@@ -98,10 +98,10 @@ def diffusion_of(prediction_type: PredictionType) -> Diffusion:
     return MaskedDiffusion() if prediction_type == "logits" else GaussianDiffusion(prediction_type)
 
 
-def require_gaussian(model: Any, what: str) -> None:
+def require_gaussian(model: Any, what: str, instead: str = "take `rpo train grpo`, `dpo` or `endpoint`") -> None:
     """Refuse a model of tokens for what needs latents with Gaussian noise."""
     if not diffusion_of(model.prediction_type).is_gaussian:
         raise InputError(
             f"{what} needs latents with Gaussian noise, but this model draws tokens; expected a diffusion or flow "
-            "model: take `rpo train grpo`, `rpo train endpoint` or `rpo train dpo`"
+            f"model; {instead}"
         )

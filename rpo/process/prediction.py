@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rpo.errors import InputError
 from rpo.types import Node, PredictionType
 
 
@@ -34,6 +35,7 @@ def to_x0_eps(
         return alpha * x_t - sigma * noise_pred, alpha * noise_pred + sigma * x_t
     if prediction_type == "sample":
         return noise_pred, (x_t - alpha * noise_pred) / sigma
+    _require_flow(prediction_type)
     return x_t - sigma * noise_pred, x_t + alpha * noise_pred
 
 
@@ -48,6 +50,7 @@ def from_x0_eps(
         return alpha * eps - sigma * x_0
     if prediction_type == "sample":
         return x_0
+    _require_flow(prediction_type)
     return eps - x_0
 
 
@@ -55,7 +58,20 @@ def x0_slope(node: Node, prediction_type: PredictionType) -> Tensor:
     """|∂x0_hat / ∂noise_pred| at x_t, in the shape of the node."""
     if prediction_type == "epsilon":
         return node.sigma / node.alpha
-    return torch.ones_like(node.sigma) if prediction_type == "sample" else node.sigma
+    if prediction_type == "sample":
+        return torch.ones_like(node.sigma)
+    if prediction_type != "v_prediction":
+        _require_flow(prediction_type)
+    return node.sigma
+
+
+def _require_flow(prediction_type: PredictionType) -> None:
+    """Refuse what is no view of latents and noise, such as logits."""
+    if prediction_type != "flow":
+        raise InputError(
+            f"the prediction type is {prediction_type}, which says nothing of latents and noise; expected epsilon, "
+            "v_prediction, sample or flow: ask `rpo.process.diffusion.diffusion_of`"
+        )
 
 
 def add_noise(

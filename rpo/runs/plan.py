@@ -330,7 +330,8 @@ def _counts(config: Any, canvas: Canvas, backward: float, *, guided: bool) -> tu
     low, high = steps.window or (0.0, 1.0)
     eligible = sum(low <= step / rollout.num_steps < high for step in range(rollout.num_steps))
     trained = rollout.images * (steps.train_steps or eligible) * steps.passes
-    drawn = (rollout.images + config.watched_images / (config.monitor.every or 1)) * rollout.num_steps * both
+    asked = both * (2 if rollout.order == "reference" else 1)
+    drawn = (rollout.images + config.watched_images / (config.monitor.every or 1)) * rollout.num_steps * asked
     learning = trained * (backward * trained_both + _others(config, guided=guided))
     # With `keep_graph` the graphs of all trained steps are there at once.
     rows = trained if steps.keep_graph else config.learning.micro_batch

@@ -6,6 +6,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import rpo.shapes
+from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.solvers import SOLVERS, BlackBoxSolver
 from rpo.process.grid import vp_grid
@@ -13,6 +14,7 @@ from rpo.process.transition import Ddim
 from rpo.sampling.sample import image_generator, sample
 from rpo.types import Grid, Node
 from tests.tiny import tiny_scheduler, tiny_sd
+from tests.tiny_amused import tiny_amused
 
 PROMPTS = ["a red circle", "", "two blue squares"]
 
@@ -171,3 +173,8 @@ def test_impossible_numbers_of_steps_are_refused(num_steps):
         ValueError, match=f"^num_steps is {num_steps}, but this checkpoint has 1000 timesteps; ask for 1 to"
     ):
         BlackBoxSolver(Checkpoint(tiny_sd()), num_steps)
+
+
+def test_a_solver_of_latents_is_not_for_tokens():
+    with pytest.raises(InputError, match="tokens"):
+        BlackBoxSolver(Checkpoint(tiny_amused()), 4)

@@ -11,6 +11,7 @@ from diffusers import AmusedScheduler
 from rpo.errors import InputError
 from rpo.models.schedules import MaskingSchedule
 from rpo.process.categorical import MASK, NUM_TRAIN_TIMESTEPS, MaskedDiffusion, MaskingProcess, Unmasking, is_masked
+from rpo.process.prediction import from_x0_eps, to_x0_eps, x0_slope
 from rpo.types import Node
 
 PLACES, CODES = 4, 3
@@ -197,3 +198,23 @@ def test_the_process_goes_from_masks_to_tokens(schedule):
     assert torch.allclose(process.drift(times), slope)
     with pytest.raises(InputError):
         process.diffusion(times)
+
+
+def test_noise_far_out_draws_no_token_that_cannot_be():
+    """Where float32 has no number between 0 and the chance of what lies below."""
+    output = torch.tensor([-60.0, 0.0, 1.0]).view(1, CODES, 1, 1).expand(1, CODES, 2, 2)
+    noise = torch.full((1, 3, 2, 2), -6.0)
+    law = DIFFUSION.transition(output, state(ALL).float(), node(0.75, 0.9), node(0.5, 0.0), Unmasking())
+    assert law.sample(noise)[:, 0].unique().tolist() == [1]
+    assert law.sample(-noise)[:, 0].unique().tolist() == [2]
+
+
+def test_logits_are_no_view_of_latents():
+    x = torch.zeros(1, 3, 2, 2, dtype=torch.float64)
+    for ask in (
+        lambda: to_x0_eps(x, x, node(0.5, 0.5), "logits"),
+        lambda: from_x0_eps(x, x, node(0.5, 0.5), "logits"),
+        lambda: x0_slope(node(0.5, 0.5), "logits"),
+    ):
+        with pytest.raises(InputError, match="logits"):
+            ask()

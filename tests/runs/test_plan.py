@@ -17,6 +17,7 @@ from rpo.runs.train_config import DPORunConfig, EndpointRunConfig, GRPORunConfig
 from rpo.trainers.checks.footprint import PeakBytes
 from rpo.types import Canvas, Conditioning
 from tests.contracts.families import FAMILIES
+from tests.tiny_amused import tiny_amused
 
 pytestmark = pytest.mark.filterwarnings("ignore:the network denoises no better")
 OLD = [name for name in ("stable_diffusion", "sdxl", "sd3") if name in FAMILIES]
@@ -157,6 +158,16 @@ def test_looks_at_watched_prompts_are_counted(checkpoint):
         for more in ([UNWATCHED], ["monitor.prompts=4", "monitor.every=2"])
     ]
     assert costs[1] - costs[0] == pytest.approx(4 * 2 / 2 * 5 * 2)
+
+
+def test_an_order_by_the_reference_is_a_forward_more_in_each_step(tmp_path):
+    tiny_amused().save_pretrained(tmp_path)
+    words = ["rollout.prompts=2", "rollout.images_per_prompt=3", "rollout.num_steps=5", UNWATCHED]
+    costs = [
+        plan(settings(tmp_path, *words, f"rollout.order={order}", "rollout.guidance_scale=4", cls=GRPORunConfig)).cost
+        for order in ("policy", "reference")
+    ]
+    assert costs[1] - costs[0] == pytest.approx(6 * 5 * 2)
 
 
 def test_a_graph_that_is_kept_is_that_of_all_trained_steps(checkpoint):

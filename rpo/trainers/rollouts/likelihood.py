@@ -42,7 +42,8 @@ class LikelihoodWorth:
         self.collector, self.noised, self.config, self.objective = collector, noised, config, objective
         uses_value = objective.baseline == "value"
         if uses_value:
-            require_gaussian(collector.run.model, "a value of noised images (objective.baseline: value)")
+            what = "a value of noised images (objective.baseline: value)"
+            require_gaussian(collector.run.model, what, "give objective.baseline: group, or another objective.kind")
         self.value = make_value(collector, config.value, is_differentiable=False) if uses_value else None
 
     def pretrained(self) -> None:
