@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rpo.errors import InputError
+from rpo.process.prediction import Reduction, Weight
 from rpo.process.schedule import check_inside
 from rpo.process.transition import Kernel, Step, check_noise_level
 from rpo.types import Latents, Node, Output, PerSample
@@ -159,7 +160,7 @@ class Unmasked:
         drawn = torch.where(masked, drawn, seen)
         if self.order == "reference" and self.confidence is None:
             raise InputError("the reference that says the order is not there; expected Unmasking(reference=...)")
-        sure = self._log_prob_of(drawn) if self.confidence is None else self.confidence
+        sure = log_prob_of(self.log_probs, drawn) if self.confidence is None else self.confidence
         gumbel = -(-_log_normal_cdf(noise[:, DRAWN].flatten(1).float())).log()
         wanted = torch.where(masked, sure + self.temperature * gumbel, -math.inf)
         rank = wanted.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
@@ -171,8 +172,8 @@ class Unmasked:
         masked = is_masked(self.x_t)
         if self.order == "reference":
             kept = masked & ~is_masked(x_s)
-            return (self._log_prob_of(x_s[:, TOKENS].flatten(1)) * kept).sum(dim=1)
-        said = self._log_prob_of(x_s[:, DRAWN].flatten(1))
+            return (log_prob_of(self.log_probs, x_s[:, TOKENS].flatten(1)) * kept).sum(dim=1)
+        said = log_prob_of(self.log_probs, x_s[:, DRAWN].flatten(1))
         of_tokens = (said * masked).sum(dim=1)
         utility = torch.where(masked, said / self.temperature.clamp_min(1e-12), NEVER)
         place = torch.where(masked, x_s[:, RANK].flatten(1), math.inf).argsort(dim=1, stable=True)
@@ -190,14 +191,11 @@ class Unmasked:
         """
         masked = is_masked(self.x_t)
         if self.log_probs.shape[1] == 1:
-            per_place = -other._log_prob_of(self.log_probs[:, 0].flatten(1))
+            per_place = -log_prob_of(other.log_probs, self.log_probs[:, 0].flatten(1))
         else:
             per_place = kl_of(self.log_probs, other.log_probs)
         count = (per_place * masked).sum(dim=1)
         return count if self.order == "policy" else count * self.kept / masked.sum(dim=1).clamp_min(1)
-
-    def _log_prob_of(self, tokens: Float[Tensor, "batch places"]) -> Float[Tensor, "batch places"]:
-        return log_prob_of(self.log_probs, tokens)
 
 
 def kl_of(log_p: Output, log_q: Output) -> Float[Tensor, "batch places"]:
@@ -271,13 +269,7 @@ class MaskedDiffusion:
         return torch.stack([tokens, tokens, torch.zeros_like(tokens)], dim=1)
 
     def error(
-        self,
-        output: Output,
-        target: Output,
-        x_t: Latents,
-        weight: Float[Tensor, "batch 1 h w"] | None = None,
-        *,
-        reduction: Literal["mean", "sum"] = "mean",
+        self, output: Output, target: Output, x_t: Latents, weight: Weight = None, *, reduction: Reduction = "mean"
     ) -> PerSample:
         """Deviance from the tokens, or twice the KL from another output."""
         said, masked = _wide(output).log_softmax(dim=1), is_masked(x_t)

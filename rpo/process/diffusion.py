@@ -4,18 +4,16 @@ Everything above asks these questions of a diffusion and never looks inside a st
 latents with Gaussian noise and grids of tokens with masks go through the same samplers, objectives and trainers.
 """
 
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Float
 from torch import Tensor
 
 from rpo.errors import InputError
 from rpo.process.categorical import MaskedDiffusion, Order
 from rpo.process.gaussian import GaussianDiffusion
+from rpo.process.prediction import Reduction, Weight
 from rpo.process.transition import Kernel, Step, Transition
 from rpo.types import Latents, Node, Output, PerSample, PredictionType
-
-Reduction = Literal["mean", "sum"]
 
 
 @runtime_checkable  # for the tests, which check the types of arguments when functions run
@@ -57,13 +55,7 @@ class Diffusion(Protocol):
         ...
 
     def error(
-        self,
-        output: Output,
-        target: Output,
-        x_t: Latents,
-        weight: Float[Tensor, "batch 1 h w"] | None = None,
-        *,
-        reduction: Reduction = "mean",
+        self, output: Output, target: Output, x_t: Latents, weight: Weight = None, *, reduction: Reduction = "mean"
     ) -> PerSample:
         """How wrong an output is, by a target or another output; a weight is of each place."""
         ...

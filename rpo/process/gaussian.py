@@ -1,16 +1,14 @@
 """Latents with Gaussian noise: x_t = alpha x_0 + sigma eps, of which an output is one linear view."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from rpo.errors import InputError
 from rpo.process.categorical import Order
 from rpo.process.continuous import running_cost
-from rpo.process.prediction import add_noise, from_x0_eps, squared_error, to_x0_eps, x0_slope
+from rpo.process.prediction import Reduction, Weight, add_noise, from_x0_eps, squared_error, to_x0_eps, x0_slope
 from rpo.process.transition import Ddim, EulerMaruyama, Kernel, Step, Transition
 from rpo.types import Latents, Node, Output, PerSample, PredictionType
 
@@ -55,13 +53,7 @@ class GaussianDiffusion:
         return to_x0_eps(output, x_t, node, self.prediction_type)[0]
 
     def error(
-        self,
-        output: Output,
-        target: Output,
-        x_t: Latents,
-        weight: Float[Tensor, "batch 1 h w"] | None = None,
-        *,
-        reduction: Literal["mean", "sum"] = "mean",
+        self, output: Output, target: Output, x_t: Latents, weight: Weight = None, *, reduction: Reduction = "mean"
     ) -> PerSample:
         """Squared."""
         return squared_error(output, target, weight, reduction=reduction)

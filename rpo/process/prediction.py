@@ -20,6 +20,12 @@ from torch import Tensor
 from rpo.errors import InputError
 from rpo.types import Node, PredictionType
 
+Reduction = Literal["mean", "sum"]
+"""Over dimensions. "sum" leaves them uncounted, as a true log-likelihood does."""
+
+Weight = Float[Tensor, "batch 1 h w"] | None
+"""Of each place in an error."""
+
 
 def to_x0_eps(
     noise_pred: Float[Tensor, "batch c h w"],
@@ -84,9 +90,9 @@ def add_noise(
 def squared_error(
     noise_pred: Float[Tensor, "batch c h w"],
     target: Float[Tensor, "batch c h w"],
-    weight: Float[Tensor, "batch 1 h w"] | None = None,
+    weight: Weight = None,
     *,
-    reduction: Literal["mean", "sum"] = "mean",
+    reduction: Reduction = "mean",
 ) -> Float[Tensor, " batch"]:
     """Squared error per sample, averaged over its dimensions, in float32 or better.
 

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, final
+from typing import final
 
 import torch
 from jaxtyping import Float
@@ -19,13 +19,12 @@ from rpo.data.store import TensorStore
 from rpo.devices import uploaded
 from rpo.models.base import DiffusionModel
 from rpo.process.diffusion import Diffusion, diffusion_of
+from rpo.process.prediction import Reduction
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.trainers.pairs.batches import PairBatch, PairBatches
 from rpo.trainers.policy import Policy
 from rpo.training.processes import Processes
 from rpo.types import Node
-
-Reduction = Literal["mean", "sum"]
 
 
 @dataclass(frozen=True)
