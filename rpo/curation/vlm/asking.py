@@ -13,6 +13,8 @@ from rpo.curation.vlm.prompts import PromptFile
 from rpo.data.pixels import rgb
 from rpo.errors import InputError
 
+_ADDRESSES = ("http://", "https://")
+
 
 class Asking:
     """A component that asks a model."""
@@ -39,6 +41,18 @@ class Asking:
         return [one if isinstance(one, Fault) else understand(one, answer) for one in self._chat(questions)]
 
 
+def asked_by_name(model: str, name: str) -> dict[str, str]:
+    """What a configuration says of the model that a reward is given: FOLDER, owner/name, http://HOST:PORT/v1#MODEL."""
+    if not model.startswith(_ADDRESSES):
+        return {"kind": "local", "model": model}
+    address, _, served = model.rpartition("#")
+    if not (address and served):
+        raise InputError(
+            f"{name} is given {model!r}; expected http://HOST:PORT/v1#MODEL; say which model of the server"
+        )
+    return {"kind": "server", "base_url": address, "model": served}
+
+
 def load_chat(config: ChatConfig, cache_folder: Path | None) -> Chat:
     """The model that a configuration names.
 
@@ -50,8 +64,13 @@ def load_chat(config: ChatConfig, cache_folder: Path | None) -> Chat:
         from rpo.curation.vlm.local import LocalChat
 
         return LocalChat(config, cache)
+    return load_server(config, cache)
+
+
+def load_server(config: ChatConfig, cache: AnswerCache, *, tells_first_tokens: bool = False) -> Chat:
+    """The model behind a server; of its answers the likeliest first tokens, too, where that is wanted."""
     try:
         from rpo.curation.vlm.server import ServerChat
     except ImportError as error:
         raise InputError(f"asking a server needs the openai library ({error}); pip install 'rpo[judge]'") from error
-    return ServerChat(config, cache)
+    return ServerChat(config, cache, tells_first_tokens=tells_first_tokens)

@@ -1,6 +1,6 @@
 """A vision-language model as one question and its answer, whether it runs behind a server or on this machine."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +29,8 @@ class Reply:
     """Why it would not answer, where the server tells that apart."""
     is_cut: bool = False
     """Whether the answer ended because it had become too long."""
+    first_tokens: Mapping[str, float] | None = None
+    """The likeliest first tokens of the answer and how likely each was, where that was asked for and told."""
 
     def __post_init__(self) -> None:
         """Write out what no file can hold."""

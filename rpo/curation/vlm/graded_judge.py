@@ -22,20 +22,18 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from rpo.curation.curate_config import ChatConfig
 from rpo.curation.records import Fault
 from rpo.curation.vlm.answers import understand
-from rpo.curation.vlm.asking import load_chat
+from rpo.curation.vlm.asking import asked_by_name, load_chat
 from rpo.curation.vlm.chat import Chat, Question
 from rpo.curation.vlm.local import LocalChat
 from rpo.curation.vlm.prompts import PromptFile
 from rpo.curation.vlm.vqa_score import CHECKPOINT
 from rpo.data.pixels import to_pixels
-from rpo.errors import InputError
 from rpo.rewards.answers import FAILURE
 from rpo.rewards.base import check_batch, check_range
 from rpo.types import Images
 
 BEST = 10
 MAX_TOKENS = 300
-ADDRESSES = ("http://", "https://")
 
 
 class Grade(BaseModel):
@@ -61,14 +59,8 @@ class GradedJudge:
     def __init__(self, model: str) -> None:
         """Say which model, or the address of a server and its name there; nothing is asked yet."""
         self.source = model
-        address, _, name = model.rpartition("#")
-        if model.startswith(ADDRESSES) and not (address and name):
-            raise InputError(
-                f"graded-judge is given {model!r}; expected http://HOST:PORT/v1#MODEL; say which model of the server"
-            )
-        is_server = model.startswith(ADDRESSES)
-        where = {"kind": "server", "base_url": address, "model": name} if is_server else {"kind": "local"}
-        self._asks = {"model": model, "max_tokens": MAX_TOKENS, "batch_size": 4, "cache": False, **where}
+        self._asks: dict[str, Any] = {"max_tokens": MAX_TOKENS, "batch_size": 4, "cache": False}
+        self._asks |= asked_by_name(model, "graded-judge")
         self._prompt = PromptFile.load("grade", "", variables=("caption",))
         self._chat: Chat | None = None
 

@@ -10,6 +10,7 @@ OPENAI_API_KEY and from nowhere else; a server of one's own usually needs none.
 import asyncio
 import base64
 import io
+import math
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ from rpo.from_environment import as_written
 
 _REFUSES_EVERYBODY = (401, 403, 404, 429)  # no key, no right, no such model or address, too many requests
 _OPTIONAL = ("max_tokens", "temperature", "seed")  # of the request; null in the configuration is not sent
+_TOP_LOGPROBS = 20  # the most that the API gives
 _MAY_PASS = 500  # from here on, and for a timeout, a question is asked once more
 
 
@@ -54,11 +56,15 @@ class ServerChat:
     identity: Mapping[str, str]
     is_held_to_schema: bool
 
-    def __init__(self, config: ChatConfig, cache: AnswerCache) -> None:
-        """Prepare to ask; nothing is sent yet."""
+    def __init__(self, config: ChatConfig, cache: AnswerCache, *, tells_first_tokens: bool = False) -> None:
+        """Prepare to ask; nothing is sent yet.
+
+        Args:
+            tells_first_tokens: Whether it is asked how likely the answer's first token was, and which others were.
+        """
         if not config.model:
             raise InputError("a server is to be asked, but model is empty; give the name that the server knows it by")
-        self._config = config
+        self._config, self._tells_first_tokens = config, tells_first_tokens
         self._client = _client(config)
         self._address = as_written(config.base_url or str(self._client.base_url))
         self._loop = _loop_of(os.getpid())
@@ -150,6 +156,8 @@ class ServerChat:
             max_tokens=openai.omit if config.max_tokens is None else config.max_tokens,
             temperature=openai.omit if config.temperature is None else config.temperature,
             seed=openai.omit if config.seed is None else config.seed,
+            logprobs=True if self._tells_first_tokens else openai.omit,
+            top_logprobs=_TOP_LOGPROBS if self._tells_first_tokens else openai.omit,
         )
         return _reply(asyncio.run_coroutine_threadsafe(asked, self._loop).result())
 
@@ -229,7 +237,21 @@ def _reply(completion: object) -> Reply | Fault:
             "empty", "the server sent a completion without a message", raw=completion.model_dump_json(warnings=False)
         )
     refusal = message.refusal or ("content filter" if choice.finish_reason == "content_filter" else "")
-    return Reply(str(message.content or ""), str(refusal), is_cut=choice.finish_reason == "length")
+    is_cut = choice.finish_reason == "length"
+    return Reply(str(message.content or ""), str(refusal), is_cut=is_cut, first_tokens=_first_tokens(choice))
+
+
+def _first_tokens(choice: Choice) -> Mapping[str, float] | None:
+    """Of servers that tell them; of a token that is written in two ways, both."""
+    told = getattr(choice.logprobs, "content", None)
+    first = told[0] if isinstance(told, list) and told else None
+    rows = [(getattr(one, "token", None), getattr(one, "logprob", None)) for one in getattr(first, "top_logprobs", ())]
+    found: dict[str, float] = {}
+    for token, logprob in rows:
+        if not isinstance(token, str) or not isinstance(logprob, int | float) or not logprob <= 0:
+            return None
+        found[token] = found.get(token, 0.0) + math.exp(logprob)
+    return found or None
 
 
 def _fault(error: Exception) -> Fault:

@@ -26,6 +26,8 @@ class Response:
     """Whether the connection closes in the middle of the body."""
     message: dict = field(default_factory=dict)
     finish_reason: str = "stop"
+    logprobs: object = None
+    """Of the tokens of the answer, where the server tells them."""
 
 
 Behaviour = Callable[[dict], Response]
@@ -91,7 +93,7 @@ class FakeServer:
 
 def completion(response: Response, model: str) -> bytes:
     message = {"role": "assistant", "content": response.content, **response.message}
-    choice = {"index": 0, "finish_reason": response.finish_reason, "message": message}
+    choice = {"index": 0, "finish_reason": response.finish_reason, "message": message, "logprobs": response.logprobs}
     if response.status != 200:
         return json.dumps({"error": {"message": response.content, "type": "error"}}).encode()
     return json.dumps(

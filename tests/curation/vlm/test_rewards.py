@@ -78,10 +78,10 @@ def test_versions_are_of_the_weights(folder, tmp_path):
 
 
 def test_the_version_of_a_judge_behind_a_server_is_its_name():
-    one, same, other = (
-        version_of(GradedJudge(f"http://localhost:{n}/v1#{name}")) for n, name in ((1, "a"), (2, "a"), (1, "b"))
-    )
-    assert one == same != other
+    for kind in (GradedJudge, VqaScore):
+        places = ((1, "a"), (2, "a"), (1, "b"))
+        one, same, other = (version_of(kind(f"http://localhost:{n}/v1#{name}")) for n, name in places)
+        assert one == same != other
 
 
 def test_a_tokenizer_that_cannot_tell_the_answers_apart_is_refused(folder, monkeypatch):
@@ -93,6 +93,61 @@ def test_a_tokenizer_that_cannot_tell_the_answers_apart_is_refused(folder, monke
 def test_a_folder_without_a_model_is_an_error(tmp_path):
     with pytest.raises(RewardError, match="does not load"):
         ask(load_reward(f"vqa-score:{tmp_path}"), IMAGES, PROMPTS, name="vqa-score")
+
+
+def first_tokens(**chances):
+    """What a server says of a first token; `chances` by the token's text."""
+    likeliest = [{"token": token, "logprob": math.log(chance)} for token, chance in chances.items()]
+    token = max(likeliest, key=lambda one: one["logprob"])
+    return Response(token["token"], logprobs={"content": [{**token, "top_logprobs": likeliest}]})
+
+
+def asked_for_yes(behave, images=IMAGES, prompts=PROMPTS):
+    with fake_server(behave) as server:
+        found = ask(load_reward(f"vqa-score:{server.url}#qwen"), images, prompts, name="vqa-score", may_fail=True)
+        return found, server.requests
+
+
+def test_a_server_is_asked_for_the_probability_of_yes():
+    chances = {prompt: {"Yes": 0.1 + 0.2 * n, "No": 0.3, "I": 0.05} for n, prompt in enumerate(PROMPTS)}
+    told = {f'Does this figure show "{prompt}"? Please answer yes or no.': one for prompt, one in chances.items()}
+    found, requests = asked_for_yes(lambda request: first_tokens(**told[text_of(request)]))
+    assert found.values.tolist() == pytest.approx([0.1, 0.3, 0.5]) and not found.failures
+    assert found.info["answers"] == pytest.approx(0.6)
+    assert all((one["max_tokens"], one["logprobs"], one["top_logprobs"]) == (1, True, 20) for one in requests)
+
+
+def test_an_answer_that_is_not_told_is_less_likely_than_all_that_are():
+    found, _ = asked_for_yes(lambda _: first_tokens(No=0.9, Nope=0.05))
+    assert found.values.tolist() == [0, 0, 0] and found.info["answers"] == pytest.approx(0.9)
+
+
+def test_a_token_that_is_written_in_two_ways_counts_with_both():
+    both = [{"token": "Yes", "logprob": math.log(0.25)}] * 2
+    found, _ = asked_for_yes(lambda _: Response("Yes", logprobs={"content": [{**both[0], "top_logprobs": both}]}))
+    assert found.values.tolist() == pytest.approx([0.5] * 3)
+
+
+NO_CHANCES = {
+    "no logprobs": Response("Yes"),
+    "empty logprobs": Response("Yes", logprobs={"content": []}),
+    "nothing of the first": Response("Yes", logprobs={"content": [{"token": "Yes", "logprob": 0, "top_logprobs": []}]}),
+    "neither answer": first_tokens(Maybe=0.9, Perhaps=0.05),
+    "above one": Response(
+        "Yes", logprobs={"content": [{"token": "Yes", "top_logprobs": [{"token": "Yes", "logprob": 0.5}]}]}
+    ),
+    "text for a number": Response("Yes", logprobs={"content": [{"top_logprobs": [{"token": "Yes", "logprob": "0"}]}]}),
+    "no list": Response("Yes", logprobs={"content": "Yes"}),
+}
+
+
+@pytest.mark.parametrize("name", NO_CHANCES)
+def test_a_server_that_tells_no_probability_is_a_failed_score_and_never_0(name):
+    found, _ = asked_for_yes(
+        lambda request: NO_CHANCES[name] if PROMPTS[1] in text_of(request) else first_tokens(Yes=0.5)
+    )
+    assert found.values[[0, 2]].tolist() == pytest.approx([0.5, 0.5]) and math.isnan(found.values[1])
+    assert list(found.failures) == [1]
 
 
 def grade(number, reason="it is there"):
@@ -145,9 +200,10 @@ def test_a_server_that_is_away_ends_the_run():
         ask(reward, IMAGES, PROMPTS, name="judge", may_fail=True)
 
 
-def test_a_server_without_a_model_is_refused():
+@pytest.mark.parametrize("name", ["graded-judge", "vqa-score"])
+def test_a_server_without_a_model_is_refused(name):
     with pytest.raises(InputError, match="#MODEL"):
-        load_reward("graded-judge:http://localhost:8000/v1")
+        load_reward(f"{name}:http://localhost:8000/v1")
 
 
 def test_a_model_on_this_machine_is_asked_too_and_its_garbage_is_none(folder):
