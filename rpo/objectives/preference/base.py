@@ -80,8 +80,9 @@ class Statistics(Protocol):
         ...
 
 
+@runtime_checkable
 class PreferenceObjective(Protocol):
-    """From errors to a loss; also what has to be known before."""
+    """From errors to a loss; also what has to be known before. The seam of a new objective; its tests look for it."""
 
     @property
     def kind(self) -> str:

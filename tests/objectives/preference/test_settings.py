@@ -1,11 +1,13 @@
 """Objectives as their settings call them: each setting against its formula, and what the past of a run does."""
 
 import dataclasses
+from typing import get_args
 
 import pytest
 import torch
 
-from rpo.objectives.preference.base import Comparison
+from rpo.objectives.preference import Objective
+from rpo.objectives.preference.base import Comparison, PreferenceObjective
 from rpo.objectives.preference.dpo import TIME_BINS, TIME_DECAY, Dpo
 from rpo.objectives.preference.kto import KL_DECAY, Kto, kto_losses
 from rpo.objectives.preference.mapo import Mapo, mapo
@@ -35,6 +37,11 @@ def compared(*, seed=0, time=TIME, **known):
         residuals=lambda: (residuals[0], residuals[1]),
         **known,
     )
+
+
+@pytest.mark.parametrize("kind", get_args(get_args(Objective)[0]))
+def test_all_of_the_union_are_what_the_trainer_calls(kind):
+    assert isinstance(kind(), PreferenceObjective)
 
 
 PAIRED = compared()
