@@ -4,6 +4,7 @@ A family whose pipeline hands out its latents in another form than rpo does, or 
 has a line more.
 """
 
+import itertools
 from inspect import signature
 
 import pytest
@@ -60,9 +61,17 @@ ALWAYS = ("stable_diffusion", "sdxl", "sd3", "flux1")
 """What stands for all families in the default tests; `-m contracts` asks every one."""
 
 
-def mostly(names):
-    """The names, those of other families than `ALWAYS` for `-m contracts` alone."""
-    return [name if name.startswith(ALWAYS) else pytest.param(name, marks=pytest.mark.slow) for name in names]
+def mostly(names, *, always=ALWAYS):
+    """The names, those of other families than `always` for `-m contracts` alone."""
+    return [name if name.startswith(always) else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def mostly_pairs(names, others, *, always=ALWAYS):
+    """All pairs; by default as few as show each of `others`, and each of `always`, once."""
+    others, shown = list(others), max(len(always), len(others))
+    kept = {(always[n % len(always)], others[n % len(others)]) for n in range(shown)}
+    pairs = itertools.product(names, others)
+    return [pair if pair in kept else pytest.param(*pair, marks=pytest.mark.slow) for pair in pairs]
 
 
 def unpacked(pipe, latents, canvas):

@@ -16,6 +16,7 @@ from rpo.rewards.detector import OpenVocabularyDetector
 from rpo.rewards.differentiable import is_differentiable
 from rpo.rewards.hps import V2_1_FILE, V2_FILE
 from rpo.training.log import read_metrics
+from tests.contracts.families import mostly_pairs
 from tests.curation.vlm.fake_server import Response, fake_server
 from tests.curation.vlm.tiny_vlm import save_tiny_vlm
 from tests.rewards.clip_models import DIM, save_clip
@@ -68,8 +69,7 @@ def tiny(name, folders, grades):
 
 
 @pytest.mark.contracts
-@pytest.mark.parametrize("trainer", TRAINERS)
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize(("trainer", "name"), mostly_pairs(TRAINERS, REWARDS, always=list(TRAINERS)))
 def test_three_updates(name, trainer, folders, grades, tmp_path):
     reward = load_reward(tiny(name, folders, grades))
     rollout = replace(ROLLOUT, resolution=(16, 48)) if name == "words-judge" else ROLLOUT

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rpo.adapters.lora import lora_parameters
-from tests.contracts.families import FAMILIES
+from tests.contracts.families import FAMILIES, mostly_pairs
 from tests.trainers.online_runs import endpoint, learning, lightness
 from tests.trainers.test_presets import PRESETS
 
@@ -14,8 +14,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kind", PRESETS)
+@pytest.mark.parametrize(("family", "kind"), mostly_pairs(FAMILIES, PRESETS))
 def test_three_updates_move_the_adapter_and_nothing_else(kind, family, tmp_path):
     few = learning(3, learning_rate=1e-2)
     trainer = endpoint(tmp_path, pipe=FAMILIES[family](), objective=PRESETS[kind], reward=lightness, learning=few)
