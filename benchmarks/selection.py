@@ -34,7 +34,8 @@ from rpo.models.checkpoint import Checkpoint
 from rpo.reports.charts import Chart, Series, draw_figure
 from rpo.rewards import load_reward, score
 from rpo.sampling.sample import generate
-from rpo.sampling.select import How, Selected, best_of_n, by_drafts, by_pruning, corrected
+from rpo.sampling.select import How, Selected, best_of_n, by_drafts, corrected
+from rpo.sampling.stepwise import by_pruning
 from rpo.shapes.editor import shapes_editor
 from rpo.shapes.prompts import held_out_texts
 from rpo.shapes.reward import STRICT

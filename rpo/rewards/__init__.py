@@ -40,6 +40,7 @@ REWARDS = {
     "clip-score": "rpo.rewards.clip:CLIP_SCORE",
     "pick-score": "rpo.rewards.clip:PICK_SCORE",
     "shapes-clip": "rpo.shapes.proxy:REWARD",
+    "shapes-potential": "rpo.shapes.potential:POTENTIAL",
     "aesthetic": "rpo.rewards.aesthetic:AESTHETIC",
     "hps-v2": "rpo.rewards.hps:HPS_V2",
     "hps-v2.1": "rpo.rewards.hps:HPS_V2_1",

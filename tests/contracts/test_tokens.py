@@ -16,7 +16,8 @@ from rpo.objectives.preference.kto import Kto
 from rpo.objectives.preference.mapo import Mapo
 from rpo.process.categorical import MASK, Unmasking
 from rpo.sampling.sample import Keep, generate, image_generator, sample
-from rpo.sampling.select import How, by_drafts, by_pruning
+from rpo.sampling.select import How, by_drafts
+from rpo.sampling.stepwise import by_pruning
 from rpo.types import Canvas
 from tests.contracts.test_families import PROMPTS, pairs, weights
 from tests.contracts.test_ratio import GUIDANCE, log_ratio

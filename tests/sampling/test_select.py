@@ -8,7 +8,8 @@ import torch
 from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
 from rpo.sampling.sample import generate
-from rpo.sampling.select import How, best_of_n, by_drafts, by_pruning, corrected
+from rpo.sampling.select import How, best_of_n, by_drafts, corrected
+from rpo.sampling.stepwise import by_pruning
 from tests.tiny import tiny_sd
 
 PROMPTS = ("a red circle", "two dogs", "a house")
