@@ -109,6 +109,7 @@ def redraw(
 
 def _cells(faults: Bool[Tensor, "images height width"], states: Latents) -> Bool[Tensor, "images h w"]:
     """The tokens at fault: those covered by half, and the most covered one of each image."""
-    covered = functional.adaptive_avg_pool2d(faults[:, None].float(), states.shape[2:])[:, 0]
+    height, width = states.shape[2:]
+    covered = functional.adaptive_avg_pool2d(faults[:, None].float(), (height, width))[:, 0]
     most = covered.amax(dim=(1, 2), keepdim=True)
     return covered >= most.clamp_max(COVERED)
