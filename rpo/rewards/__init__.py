@@ -41,6 +41,7 @@ REWARDS = {
     "pick-score": "rpo.rewards.clip:PICK_SCORE",
     "shapes-clip": "rpo.shapes.proxy:REWARD",
     "shapes-potential": "rpo.shapes.potential:POTENTIAL",
+    "shapes-tokens-potential": "rpo.shapes.potential:POTENTIAL_OF_TOKENS",
     "aesthetic": "rpo.rewards.aesthetic:AESTHETIC",
     "hps-v2": "rpo.rewards.hps:HPS_V2",
     "hps-v2.1": "rpo.rewards.hps:HPS_V2_1",

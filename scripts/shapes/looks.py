@@ -20,6 +20,7 @@ from rpo.files.whole import written_whole
 from rpo.models.checkpoint import Checkpoint
 from rpo.process.diffusion import diffusion_of
 from rpo.sampling.sample import Keep, image_generator, sample, solving
+from rpo.shapes.potential import SOURCES
 from rpo.shapes.prompts import KINDS, Prompt
 from rpo.shapes.proxy import REWARD
 from rpo.shapes.verifier import verify_all
@@ -30,6 +31,7 @@ GENERATORS = {
     "shapes": (shapes.NUM_STEPS, shapes.GUIDANCE_SCALE),
     "shapes-tokens": (shapes.TOKENS_NUM_STEPS, shapes.TOKENS_GUIDANCE_SCALE),
 }
+assert tuple(GENERATORS) == SOURCES
 """Steps and guidance with which each is meant to be drawn from."""
 
 

@@ -38,7 +38,7 @@ from scripts.shapes.looks import GENERATORS, Looks, draw_looks, joined
 from scripts.shapes.networks import draft_of, seeded, write_evaluation
 from scripts.shapes.training import from_command_line, seed_of, train
 
-WIDTH, DROPOUT = 128, 0.2
+WIDTH, DROPOUT = 128, 0.3
 BATCH = 256
 APART = 8
 TIMES = (0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
@@ -62,7 +62,7 @@ class PretrainPotentialConfig:
     evaluate: WholeNumber = 128
     """Prompts of each held-out split to measure the result on, for each generator; 0 skips it."""
     loop: LoopConfig = field(
-        default_factory=lambda: LoopConfig(600, 1e-3, "cosine", 50, weight_decay=0.05, log_every=50, progress=True)
+        default_factory=lambda: LoopConfig(1000, 1e-3, "cosine", 50, weight_decay=1.0, log_every=50)
     )
     """How the heads are trained."""
 
@@ -142,9 +142,14 @@ def labelled(looks: Looks) -> Labelled:
     return Labelled(looks, truth, torch.stack([balance * ~is_end, torch.ones_like(balance), is_end.float()], dim=1))
 
 
+def heads_on(heads: PotentialHeads, looks: Looks) -> Tensor:
+    """The logits of looks."""
+    return heads(looks.image, looks.text, looks.time, looks.source)
+
+
 def loss_of(heads: PotentialHeads, some: Labelled) -> Tensor:
     """The cross-entropy of each head, a mean over what it is asked about, summed."""
-    logits = heads(some.looks.image, some.looks.text, some.looks.time)
+    logits = heads_on(heads, some.looks)
     losses = functional.binary_cross_entropy_with_logits(logits, some.truth, reduction="none")
     return ((some.weight * losses).sum(dim=0) / some.weight.sum(dim=0).clamp(min=1)).sum()
 
@@ -152,7 +157,7 @@ def loss_of(heads: PotentialHeads, some: Labelled) -> Tensor:
 @torch.no_grad()
 def temper(heads: PotentialHeads, apart: Labelled) -> None:
     """Multiply the logits of each head by what makes them likeliest on looks that they have not learnt from."""
-    logits = heads(apart.looks.image, apart.looks.text, apart.looks.time)
+    logits = heads_on(heads, apart.looks)
     factors = torch.linspace(0.2, 2.0, 91)
     losses = functional.binary_cross_entropy_with_logits(
         factors[:, None, None] * logits, apart.truth.expand(len(factors), -1, -1), reduction="none"
@@ -182,7 +187,7 @@ def measure(heads: PotentialHeads, looks: Looks) -> list[dict[str, Any]]:
         A row for each time of `TIMES`: its looks; the share that is called clear; and the `Truth` of each head that is
         asked, as a dictionary.
     """
-    data, said = labelled(looks), heads(looks.image, looks.text, looks.time).sigmoid()
+    data, said = labelled(looks), heads_on(heads, looks).sigmoid()
     rows, high = list[dict[str, Any]](), float("inf")
     for low in TIMES:
         here = (looks.time >= low) & (looks.time < high) if low else looks.time == 0
