@@ -59,7 +59,7 @@ class Rebel:
 
 
 def left_to_gain(advantage: PerSample, change: PerSample, group: Int[Tensor, " batch"], *, eta: float) -> PerSample:
-    """K/(K-1) [ (A - Ā) - η (Δ - Δ̄) ] of each: half the slope of L along -η Δ.
+    """K/(K-1) [ (A - Ā) - η (Δ - Δ̄) ] of each: a nat of Δ changes L, a mean over images, by -2η times that.
 
     Args:
         change: Δ, how much likelier each has become than under the old policy, in nats.
