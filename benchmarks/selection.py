@@ -131,9 +131,9 @@ LOOKS = {"shapes": (10, 12, 14), "shapes-tokens": (12, 14, 16)}
 """Steps after which there is a look: of tokens later, since they are clear later."""
 
 
-def on_the_way(model: Checkpoint, prompts: Sequence[str], how: How, *, source: str) -> Selected:
+def on_the_way(model: Checkpoint, prompts: Sequence[str], how: How, *, source: str, n: int) -> Selected:
     """Of n those that are clear and have no potential are dropped at each look."""
-    return by_potential(model, prompts, ShapesPotential(source), N, how, looks=LOOKS[source])
+    return by_potential(model, prompts, ShapesPotential(source), n, how, looks=LOOKS[source])
 
 
 def pruned_by_potential(model: Checkpoint, prompts: Sequence[str], how: How, *, source: str) -> Selected:
@@ -163,11 +163,12 @@ def reflected(model: Checkpoint, prompts: Sequence[str], how: How, *, source: st
 
 
 def _potential_ways(source: str) -> dict[str, tuple[Way, str, str]]:
-    drop = partial(on_the_way, source=source)
+    drop = partial(on_the_way, source=source, n=N)
     ways: dict[str, tuple[Way, str]] = {
         "one image": (one_image, "one image"),
-        "best of 4": (partial(best_by_potential, source=source, n=4), "best of 8"),
-        "best of 8": (partial(best_by_potential, source=source, n=N), "best of 8"),
+        "best of 4": (partial(best_by_potential, source=source, n=4), "best of 4"),
+        "4, dropped by potential": (partial(on_the_way, source=source, n=4), "best of 4"),
+        "best of 8": (partial(best_by_potential, source=source, n=N), "best of 4"),
         "8, dropped by potential": (drop, "best of 8"),
         "8, pruned to 4, 2, 1 by potential": (partial(pruned_by_potential, source=source), "best of 8"),
         "one image, reflected": (partial(reflected, source=source, way=one_image), "one image"),
