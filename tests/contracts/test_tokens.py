@@ -28,6 +28,7 @@ from tests.tiny_amused import CODES, tiny_amused
 from tests.trainers import pair_runs
 from tests.trainers.online_runs import (
     ROLLOUT,
+    UNWATCHED,
     endpoint,
     grpo,
     learning,
@@ -271,7 +272,8 @@ def test_paths_come_to_differ_in_likelihood_as_in_reward(pipe, tmp_path, monkeyp
     left, again = [], GRPO.again
     monkeypatch.setattr(GRPO, "again", lambda self, steps: left.append(again(self, steps)) or left[-1])
     steps, small = StepsConfig(passes=4), learning(4, learning_rate=1e-3)
-    grpo(tmp_path, pipe=pipe(), reward=lightness, regression=0.5, steps=steps, learning=small).train()
+    alone = {"preflight": False, "monitor": UNWATCHED}
+    grpo(tmp_path, pipe=pipe(), reward=lightness, regression=0.5, steps=steps, learning=small, **alone).train()
     sizes = [steps["advantage"].square().mean().item() for steps in left]
     gains = (2 * 0.5 * 2) ** 2 * left[0]["gain"].square().mean().item()  # K / (K - 1) of two images
     assert len(sizes) == 3 and sizes[0] < gains and sizes[-1] < 0.7 * gains
