@@ -300,23 +300,23 @@ def table_of_truth() -> str:
         high = 1.0
         for row in rows:
             low, one, clear = row["from"], row.get("potential") or row["best"], 100 * row["clear_share"]
-            time = f"{low:.1f} to {high:.1f}" if low else "finished"
+            time, share = (f"{low:.1f} to {high:.1f}", f"{clear:.0f} %") if low else ("finished", "")
             agree = f"{row['clear']['said']:.2f}, {row['clear']['true']:.2f}" if "clear" in row else ""
             high = low
             lines.append(
-                f"| {source} | {time} | {clear:.0f} % | {agree} | {one['said']:.2f}, {one['true']:.2f} "
+                f"| {source} | {time} | {share} | {agree} | {one['said']:.2f}, {one['true']:.2f} "
                 f"| {one['error']:.2f} | {one['auc']:.2f} | {row['auc_of_clip']:.2f} |"
             )
     return "\n".join(lines)
 
 
 def figure_of_truth() -> str:
-    """What came true of what was said, for potential on the way at three times and for the finished images."""
+    """What came true of what was said, for potential at two times on the way and for the finished images."""
     found, charts = (read(shapes.POTENTIAL / "evaluation.json") or {"held_out": {}})["held_out"], list[Chart]()
     for source, rows in found.items():
         series = [Series("what is said", (0.0, 1.0), (0.0, 1.0), is_noisy=False)]
         for row in rows:
-            if row["from"] in (0.6, 0.4, 0.2, 0.0):
+            if row["from"] in (0.6, 0.3, 0.0):
                 tenths = [one for one in (row.get("potential") or row["best"])["tenths"] if one["share"] >= LEAST_SHARE]
                 title = f"time from {row['from']:.1f}" if row["from"] else "finished"
                 series.append(
