@@ -121,14 +121,8 @@ def test_parts_that_are_there_are_not_drawn_again(tmp_path, monkeypatch):
 def test_a_run_that_is_killed_goes_on_and_leaves_a_judge(tmp_path, monkeypatch):
     for name in GENERATORS:
         monkeypatch.setitem(GENERATORS, name, (3, 2.0))
-    words = [
-        "trajectories=16",
-        "token_trajectories=8",
-        "looks=2",
-        "evaluate=4",
-        "loop.updates=6",
-        "loop.checkpoint_every=2",
-    ]
+    words = ["trajectories=16", "token_trajectories=8", "looks=2", "evaluate=4"]
+    words += [f"loop.{word}" for word in ("updates=6", "warmup_updates=0", "checkpoint_every=2", "progress=false")]
     config = lambda folder: load_config(PretrainPotentialConfig, None, [f"output={folder}", *words])  # noqa: E731
     pretrain_potential(config(tmp_path / "whole"))
     done = []
