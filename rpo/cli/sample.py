@@ -37,6 +37,7 @@ def sample(args: argparse.Namespace) -> None:
             rewards=args.reward,
             best_of=args.best_of,
             draft_steps=args.draft_steps,
+            looks=args.look_after,
         )
     )
     print(f"images: {folder}\nsheet:  {folder / SHEET}")
@@ -57,6 +58,13 @@ def takes_sample(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=count_from_one,
         help="choose among drafts in so few steps, then draw the best one",
+    )
+    add(
+        "--look-after",
+        metavar="N,N",
+        type=rising_steps,
+        default=(),
+        help="after so many steps drop the seeds that are clear and have no potential (--reward shapes-potential)",
     )
     add(
         "--images",
@@ -86,6 +94,11 @@ def count_from_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is no whole number from 1 on")
     return int(text)
+
+
+def rising_steps(text: str) -> tuple[int, ...]:
+    """Steps with commas between them, such as 8,12,16."""
+    return tuple(count_from_one(one.strip()) for one in text.split(","))
 
 
 SAMPLE = {"sample": Command("draw images and see what a LoRA does: sheet, sweep, comparison", takes_sample, sample)}

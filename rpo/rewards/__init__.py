@@ -40,6 +40,8 @@ REWARDS = {
     "clip-score": "rpo.rewards.clip:CLIP_SCORE",
     "pick-score": "rpo.rewards.clip:PICK_SCORE",
     "shapes-clip": "rpo.shapes.proxy:REWARD",
+    "shapes-potential": "rpo.shapes.potential:POTENTIAL",
+    "shapes-tokens-potential": "rpo.shapes.potential:POTENTIAL_OF_TOKENS",
     "aesthetic": "rpo.rewards.aesthetic:AESTHETIC",
     "hps-v2": "rpo.rewards.hps:HPS_V2",
     "hps-v2.1": "rpo.rewards.hps:HPS_V2_1",

@@ -86,7 +86,7 @@ def draw_samples(wish: Wish) -> Path:
                 "height": canvas.height,
                 "width": canvas.width,
                 "dtype": wish.model.dtype,
-                **({"best_of": wish.best_of, "draft_steps": wish.draft_steps} if wish.best_of else {}),
+                **_selection(wish),
             },
             "made_with": dict(environment_facts()),
             "columns": found.columns(),
@@ -105,7 +105,14 @@ def _drawn(
     if wish.best_of:
         with at_strength(model, next(iter(ways.columns)).strengths):
             yield from draw_best(
-                model, rows, rewards, wish.best_of, how, draft_steps=wish.draft_steps, progress=progress
+                model,
+                rows,
+                rewards,
+                wish.best_of,
+                how,
+                draft_steps=wish.draft_steps,
+                looks=wish.looks,
+                progress=progress,
             )
         return
     for cell in draw_side_by_side(
@@ -120,6 +127,12 @@ def _drawn(
         progress=progress,
     ):
         yield rows[cell.row], cell
+
+
+def _selection(wish: Wish) -> dict[str, Any]:
+    """How images were chosen, if they were."""
+    looks = {"look_after": list(wish.looks)} if wish.looks else {}
+    return {"best_of": wish.best_of, "draft_steps": wish.draft_steps, **looks} if wish.best_of else {}
 
 
 @final

@@ -47,6 +47,8 @@ class Wish:
     """Seeds of each image, of which the first reward chooses the best."""
     draft_steps: int | None = None
     """Steps in which the seeds are drawn to choose from; nothing draws them in full."""
+    looks: Sequence[int] = ()
+    """Steps after which seeds are dropped that are clear and have no potential."""
     progress: bool = True
 
 
@@ -119,11 +121,15 @@ def ways_of(wish: Wish) -> Ways:
 def check_selection(wish: Wish) -> None:
     """Refuse a choice of images that nothing chooses, or among columns."""
     if wish.best_of is None:
-        if wish.draft_steps is not None:
-            raise InputError(
-                f"--draft-steps is {wish.draft_steps} without --best-of; expected both; give such as --best-of 8"
-            )
+        for name, given in (("--draft-steps", wish.draft_steps), ("--look-after", list(wish.looks))):
+            if given:
+                raise InputError(f"{name} is {given} without --best-of; expected both; give such as --best-of 8")
         return
+    if wish.draft_steps is not None and wish.looks:
+        raise InputError(
+            f"--draft-steps is {wish.draft_steps} with --look-after {list(wish.looks)}, but drafts are drawn to the "
+            "end; expected one of them; leave out --draft-steps"
+        )
     if wish.best_of == 1 or not wish.rewards or wish.sweep or wish.compare:
         fault = (
             "with one image"

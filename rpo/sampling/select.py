@@ -2,17 +2,17 @@
 
     best of n   draw n images, judge them, take the best                              n T forwards
     drafts      draw all n in few steps, judge, render the best in full               n D + k T
-    pruning     draw n at once, judge what each is about to become, drop the worse    those still there, over the steps
+    on the way  draw n at once, judge what each is about to become, drop the worse    those still there, over the steps
 
 with T steps of an image and D of a draft; twice that with guidance. A draft tells its image as far as the sampler is
-deterministic: at eta 0 few steps and many end near each other, ancestral noise parts them. Pruning goes on with the
-path itself, whatever the sampler: of the network's output at x_t the clean image x̂₀ is decoded and judged, which can be
-done once it is clear enough. All take one of the images that `generate` would draw, by its number.
+deterministic: at eta 0 few steps and many end near each other, ancestral noise parts them. The last way goes on with
+the path itself, whatever the sampler: see `rpo.sampling.stepwise`. All take one of the images that `generate` would
+draw, by its number.
 
 A judge can be wrong, and the best of many by it is where it is wrong most: judge the choice by another one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,9 +22,8 @@ from tqdm.auto import tqdm
 
 from rpo.errors import InputError
 from rpo.models.base import DiffusionModel
-from rpo.process.diffusion import diffusion_of
-from rpo.sampling.sample import SolverName, SpacingName, image_generator, images_at_once, noise_of, sample, solving
-from rpo.sampling.step import has_negative, predict, transition
+from rpo.sampling.sample import SolverName, SpacingName, image_generator, images_at_once, sample, solving
+from rpo.sampling.step import has_negative
 from rpo.types import Canvas, Images, Latents, PerSample
 
 Judge = Callable[[Images, Sequence[str]], PerSample]
@@ -66,7 +65,7 @@ class Selected:
     scores: PerSample
     """What the judge said when it chose it: of the image, of its draft, or of what it was about to become."""
     evaluations: int
-    """Latents that went through the denoiser."""
+    """States that went through the denoiser."""
     judged: int
     """Images that the judge was asked about."""
 
@@ -106,92 +105,25 @@ def by_drafts(
         rendered: The best drafts of a prompt that are rendered, of which the best is taken.
         progress: Label of a progress bar; None for none.
     """
-    _check_count("n", n, least=2)
-    _check_count("draft_steps", draft_steps, most=how.num_steps)
-    _check_count("rendered", rendered, most=n)
+    check_count("n", n, least=2)
+    check_count("draft_steps", draft_steps, most=how.num_steps)
+    check_count("rendered", rendered, most=n)
 
     def part(texts: Sequence[str], how: How) -> Selected:
         drafts, candidates = replace(how, num_steps=draft_steps), torch.arange(n).repeat(len(texts), 1)
         images = _drawn(model, texts, candidates, drafts)
         scores, judged = _scores(judge, images, texts, n), len(images)
-        evaluations = len(images) * draft_steps * _forwards(model, how)
+        evaluations = len(images) * draft_steps * forwards(model, how)
         if draft_steps == how.num_steps:
             return _best(images, scores, candidates, evaluations, judged)
         best = scores.topk(rendered, dim=1)
         images, scores = _drawn(model, texts, best.indices, how), best.values
-        evaluations += len(images) * how.num_steps * _forwards(model, how)
+        evaluations += len(images) * how.num_steps * forwards(model, how)
         if rendered > 1:
             scores, judged = _scores(judge, images, texts, rendered), judged + len(images)
         return _best(images, scores, best.indices, evaluations, judged)
 
-    return _in_parts(model, prompts, n, how, part, progress)
-
-
-@torch.no_grad()
-def by_pruning(
-    model: DiffusionModel,
-    prompts: Sequence[str],
-    judge: Judge,
-    n: int,
-    how: How,
-    *,
-    stages: Mapping[int, int],
-    progress: str | None = None,
-) -> Selected:
-    """Draw n images of each prompt at once, and on the way drop those that will hardly be the best.
-
-    Args:
-        judge: Asked at every stage about what each image that is left is about to become, and about the images where
-            several come to the end.
-        n: Candidates of a prompt; 2 or more.
-        how: How the images are drawn; not by DPM-Solver++, whose steps remember those before.
-        stages: After so many steps, how many images of a prompt go on: {8: 4, 12: 2}.
-        progress: Label of a progress bar; None for none.
-    """
-    _check_count("n", n, least=2)
-    _check_stages(stages, n, how)
-    return _in_parts(
-        model, prompts, n, how, lambda texts, how: _pruned(model, texts, judge, n, how, stages=stages), progress
-    )
-
-
-def _pruned(
-    model: DiffusionModel,
-    prompts: Sequence[str],
-    judge: Judge,
-    n: int,
-    how: How,
-    *,
-    stages: Mapping[int, int],
-) -> Selected:
-    """The same of some of the prompts."""
-    size = _size(model, how)
-    grid, kernel = solving(model, how.num_steps, solver=how.solver, spacing=how.spacing, eta=how.eta, canvas=how.canvas)
-    numbers = torch.arange(n).repeat(len(prompts), 1)
-    scores, evaluations, judged = torch.zeros(numbers.shape), 0, 0
-    cond = model.encode_prompts(list(prompts)).select(torch.arange(len(prompts)).repeat_interleave(n))
-    jobs = [(prompt, number) for prompt, row in enumerate(numbers.tolist()) for number in row]
-    noise = noise_of(model, [how.generator(*job) for job in jobs], grid.num_steps, how.canvas)
-    diffusion = diffusion_of(model.prediction_type)
-    x_t = diffusion.start(noise[0])
-    for step in range(grid.num_steps):
-        t, s = grid[step], grid[step + 1]
-        parts = [(x_t[rows], cond.select(rows)) for rows in _slices(len(x_t), size)]
-        said = torch.cat([predict(model, x, t, told, guidance_scale=how.guidance_scale) for x, told in parts])
-        evaluations += len(x_t) * _forwards(model, how)
-        if (kept := stages.get(step + 1)) is not None:
-            clean = diffusion.x0_hat(said, x_t, t)
-            scores = _scores(judge, _decoded(model, clean, size), prompts, numbers.shape[1])
-            judged += len(clean)
-            is_kept = _best_rows(scores, kept)
-            numbers, scores = numbers[is_kept].view(-1, kept), scores[is_kept].view(-1, kept)
-            rows = is_kept.flatten().nonzero().flatten().to(x_t.device)
-            x_t, said, cond, noise = x_t[rows], said[rows], cond.select(rows), noise[:, rows]
-        x_t = transition(model, said, x_t, t, s, kernel).sample(noise[step + 1])
-    images = _decoded(model, x_t, size)
-    if numbers.shape[1] > 1:
-        scores, judged = _scores(judge, images, prompts, numbers.shape[1]), judged + len(images)
-    return _best(images, scores, numbers, evaluations, judged)
+    return in_parts(model, prompts, n, how, part, progress)
 
 
 @dataclass(frozen=True)
@@ -232,7 +164,7 @@ def corrected(
     return Corrected(images, scores, scores > before)
 
 
-def _in_parts(
+def in_parts(
     model: DiffusionModel,
     prompts: Sequence[str],
     n: int,
@@ -241,9 +173,9 @@ def _in_parts(
     progress: str | None,
 ) -> Selected:
     """All prompts, so many at a time that their candidates are one batch; each keeps its noise."""
-    size, found = max(1, _size(model, how) // n), list[Selected]()
+    size, found = max(1, at_once(model, how) // n), list[Selected]()
     with tqdm(total=len(prompts), desc=progress, unit="prompt", disable=progress is None, dynamic_ncols=True) as bar:
-        for rows in _slices(len(prompts), size):
+        for rows in slices(len(prompts), size):
             first = rows.start
             own = replace(how, noise_of=lambda prompt, number, first=first: how.generator(first + prompt, number))
             found.append(part(prompts[rows], own))
@@ -261,7 +193,7 @@ def _drawn(model: DiffusionModel, prompts: Sequence[str], numbers: Tensor, how: 
     """Those images of each prompt, [prompts * candidates, 3, height, width], on the CPU."""
     jobs = [(prompt, number) for prompt, row in enumerate(numbers.tolist()) for number in row]
     images = list[Images]()
-    for rows in _slices(len(jobs), _size(model, how)):
+    for rows in slices(len(jobs), at_once(model, how)):
         batch = jobs[rows]
         asked = list(dict.fromkeys(prompt for prompt, _ in batch))
         read = model.encode_prompts([prompts[prompt] for prompt in asked])
@@ -281,8 +213,9 @@ def _drawn(model: DiffusionModel, prompts: Sequence[str], numbers: Tensor, how: 
     return torch.cat(images)
 
 
-def _decoded(model: DiffusionModel, latents: Latents, size: int) -> Images:
-    return torch.cat([model.decode(latents[rows]).float().cpu() for rows in _slices(len(latents), size)])
+def decoded(model: DiffusionModel, latents: Latents, size: int) -> Images:
+    """The images of states, on the CPU."""
+    return torch.cat([model.decode(latents[rows]).float().cpu() for rows in slices(len(latents), size)])
 
 
 def _scores(judge: Judge, images: Images, prompts: Sequence[str], each: int) -> Tensor:
@@ -291,47 +224,30 @@ def _scores(judge: Judge, images: Images, prompts: Sequence[str], each: int) -> 
 
 
 def _best(images: Images, scores: Tensor, numbers: Tensor, evaluations: int, judged: int) -> Selected:
+    """By scores and numbers [prompts, candidates]; of equals the first."""
     place = scores.argmax(dim=1)
     rows = torch.arange(len(scores))
     each = images.unflatten(0, scores.shape)
     return Selected(each[rows, place], numbers[rows, place], scores[rows, place], evaluations, judged)
 
 
-def _best_rows(scores: Tensor, kept: int) -> Bool[Tensor, "prompts images"]:
-    """Which go on; of equals the earlier ones."""
-    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :kept]
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)
-
-
-def _forwards(model: DiffusionModel, how: How) -> int:
+def forwards(model: DiffusionModel, how: How) -> int:
+    """States that go through the denoiser for a step of one image."""
     return 2 if has_negative(model, how.guidance_scale) else 1
 
 
-def _size(model: DiffusionModel, how: How) -> int:
+def at_once(model: DiffusionModel, how: How) -> int:
+    """Images that are drawn together."""
     return how.batch_size or images_at_once(how.canvas or model.canvas)
 
 
-def _slices(count: int, size: int) -> list[slice]:
+def slices(count: int, size: int) -> list[slice]:
+    """So many things, in parts of that size."""
     return [slice(start, start + size) for start in range(0, count, size)]
 
 
-def _check_count(name: str, given: int, *, least: int = 1, most: int | None = None) -> None:
+def check_count(name: str, given: int, *, least: int = 1, most: int | None = None) -> None:
+    """Refuse a number out of range."""
     if given < least or (most is not None and given > most):
         expected = f"{least} or more" if most is None else f"{least} to {most}"
         raise InputError(f"{name} is {given}; expected {expected}; change it")
-
-
-def _check_stages(stages: Mapping[int, int], n: int, how: How) -> None:
-    if how.solver == "dpm_solver":
-        raise InputError(
-            "solver is dpm_solver, whose steps remember those before them, but pruning leaves images out on the way; "
-            'give solver "ddim", or choose by drafts'
-        )
-    steps, left = list(stages), [n, *stages.values()]
-    falls = all(0 < now < before for before, now in zip(left, left[1:], strict=False))
-    if not steps or steps != sorted(set(steps)) or not 0 < steps[0] <= steps[-1] < how.num_steps or not falls:
-        raise InputError(
-            f"stages are {dict(stages)} of {n} images in {how.num_steps} steps; expected steps from 1 to "
-            f"{how.num_steps - 1} that rise, and fewer images after each; give such as "
-            f"{{{max(1, how.num_steps // 2)}: {max(1, n // 2)}}}"
-        )

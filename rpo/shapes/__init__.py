@@ -19,6 +19,9 @@ GUIDANCE_SCALE = 2.0
 PROXY = Path(__file__).parent / "assets" / "proxy"
 """The embedded proxy reward: the folder of a small CLIPModel, which the reward "shapes-clip" reads."""
 
+POTENTIAL = Path(__file__).parent / "assets" / "potential"
+"""The embedded judge of images on their way: the heads that the reward "shapes-potential" reads."""
+
 TOKENS = Path(__file__).parent / "assets" / "tokens"
 """The folder of the embedded masked-token generator; `tokens_path` gives it after a look at its files."""
 

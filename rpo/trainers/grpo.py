@@ -7,6 +7,13 @@ Images of one prompt are compared with each other, and every step of the better 
 
 on the same rollouts, kernels and steps as score-as-action. Flow-GRPO's noise level a is eta = a/√2 here.
 
+With `regression`, REBEL on paths (arXiv:2404.16767) takes the place of the clip: of all pairs of a group
+
+    loss = mean ½ [ η (Δ_i - Δ_j) - (A_i - A_j) ]²,         Δ = Σ_k log p_θ/p_old of the path
+
+whose minimum on what was drawn is p_θ ∝ p_old exp(A/η). Its gradient is that of -2η w Σ_k log p_θ, with w what is left
+to gain, which is found anew before each further update of a rollout.
+
 Differs from the papers: the loss is summed over steps, not averaged, and is that of joint densities (times D), so that
 `kl_weight` weighs a reward against nats; the KL is that of the transitions, with its gradient; several rewards are
 normalised one by one before they are weighted, so that none drowns the others.
@@ -19,7 +26,8 @@ from typing import final
 import torch
 
 from rpo.objectives.advantages import MAX_ADVANTAGE
-from rpo.objectives.policy_gradient import clipped_surrogate
+from rpo.objectives.endpoint.rebel import left_to_gain
+from rpo.objectives.policy_gradient import clipped_surrogate, plain
 from rpo.rewards import RewardLike
 from rpo.trainers.grpo_config import GRPOConfig
 from rpo.trainers.rollouts.algorithm import OnlineAlgorithm
@@ -28,7 +36,7 @@ from rpo.trainers.rollouts.costs import step_cost
 from rpo.trainers.rollouts.draw import OnImages, Rollout
 from rpo.trainers.rollouts.prompt_history import PromptHistory
 from rpo.trainers.rollouts.prompts import PromptSource
-from rpo.trainers.rollouts.steps import Steps, mean_loss, replayed
+from rpo.trainers.rollouts.steps import Steps, mean_loss, per_image, replayed
 from rpo.trainers.trainer import Run
 from rpo.training.state import Stateful
 from rpo.types import PerSample, StepOutput
@@ -72,10 +80,35 @@ class GRPO(OnlineAlgorithm):
         rollout = collector.draw(index)
         steps, weighted = collector.steps(rollout), self.weighted(rollout)
         steps = steps.knowing(advantage=self._joined(weighted).to(steps.x_t.device)[steps.image])
+        if config.regression is not None:
+            steps = steps.knowing(gain=steps["advantage"])
+            steps = self._left(steps, torch.zeros(rollout.num_images, device=steps.x_t.device))
         steps = replace(steps, facts={**steps.facts, **share_facts(weighted, self.run.processes)})
         if config.kl_weight > 0:
             return steps.knowing(reference=collector.reference(steps))
         return replace(steps, facts={**steps.facts, "policy/kl": collector.measured_kl(rollout)})
+
+    @torch.no_grad()
+    def again(self, steps: Steps) -> Steps:
+        """With what is left to gain, where paths are regressed."""
+        if self.config.regression is None:
+            return steps
+        changes = list[PerSample]()
+        for part in steps.batches(self.collector.batch_size):
+            now = replayed(self.run.model, part, self.collector.kernel, guidance_scale=self.config.guidance_scale)[1]
+            changes.append(part.weight * (now.log_prob(part.x_s) - part["log_prob"]))
+        images = self.config.rollout.images // self.run.processes.count
+        return self._left(steps, per_image(torch.cat(changes), steps, images) * images / len(steps))
+
+    def _left(self, steps: Steps, change: PerSample) -> Steps:
+        """With 2η w for an advantage; the first rows are of one image each, in order."""
+        eta, images = self.config.regression, len(change)
+        assert eta is not None
+        judged = steps.counts[:images] > 0
+        group = torch.arange(images, device=change.device) // self.config.rollout.images_per_prompt
+        left = torch.zeros_like(change)
+        left[judged] = left_to_gain(steps["gain"][:images][judged], change[judged], group[judged], eta=eta)
+        return steps.knowing(advantage=2 * eta * left[steps.image])
 
     def advantages(self, rollout: Rollout) -> PerSample:
         """How each image compares, every reward by itself before they are weighted."""
@@ -104,13 +137,11 @@ class GRPO(OnlineAlgorithm):
         """The clipped surrogate of a micro-batch of steps, and its KL to the reference."""
         config, model, kernel = self.config, self.run.model, self.collector.kernel
         noise_pred, transition = replayed(model, steps, kernel, guidance_scale=config.guidance_scale)
-        surrogate = clipped_surrogate(
-            transition.log_prob(steps.x_s),
-            steps["log_prob"],
-            steps["advantage"],
-            num_dims=transition.num_dims,
-            clip=config.clip,
-        )
+        now, drawn, advantage = transition.log_prob(steps.x_s), steps["log_prob"], steps["advantage"]
+        if config.regression is None:
+            surrogate = clipped_surrogate(now, drawn, advantage, num_dims=transition.num_dims, clip=config.clip)
+        else:
+            surrogate = plain(now, drawn, advantage, num_dims=transition.num_dims)
         per_step = surrogate.loss
         facts = dict(steps.facts)
         facts |= {"policy/ratio": surrogate.ratio.mean(), "policy/clipped": surrogate.is_clipped.float().mean()}

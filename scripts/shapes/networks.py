@@ -187,7 +187,7 @@ def save_pipeline(pipe: DiffusionPipeline, folder: Path, words: Iterable[str]) -
         words: The words that the tokenizer knows whole; its two classic files are written beside `tokenizer.json`,
             so that a transformers that reads only those loads it as well.
     """
-    draft = _draft(folder)
+    draft = draft_of(folder)
     pipe.save_pretrained(draft, safe_serialization=True)
     write_tokenizer(draft / "tokenizer", words)
     _finish(draft, folder)
@@ -195,7 +195,7 @@ def save_pipeline(pipe: DiffusionPipeline, folder: Path, words: Iterable[str]) -
 
 def save_proxy(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
     """Write the proxy as a folder of a CLIPModel, as `save_pipeline` does."""
-    draft = _draft(folder)
+    draft = draft_of(folder)
     model.save_pretrained(draft)
     tokenizer.save_pretrained(draft)
     write_tokenizer(draft, world_words())
@@ -203,7 +203,8 @@ def save_proxy(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None
     _finish(draft, folder)
 
 
-def _draft(folder: Path) -> Path:
+def draft_of(folder: Path) -> Path:
+    """Where a folder is written before it takes its place; it is not there."""
     draft = folder.with_name(folder.name + ".draft")
     shutil.rmtree(draft, ignore_errors=True)
     return draft

@@ -69,6 +69,15 @@ def test_gradient_is_that_of_the_reward_and_of_every_step_s_kl(tmp_path, case, k
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_regression_of_paths_starts_with_the_gradient_of_the_reward(tmp_path, case):
+    """2η of it, of which a group's mean takes nothing away."""
+    trainer, descend = grpo(case, tmp_path, regression=0.7)
+    reward = objective(move(trainer, case), case.problem.quadratic, 0.0)[0]
+    found = sum(-gradient(trainer, descend, index) for index in range(ROLLOUTS)) / ROLLOUTS
+    assert error(found, 2 * 0.7 * slope(reward, trainer)) < 0.03
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_kl_has_a_gradient_away_from_the_reference_and_none_at_it(tmp_path, case):
     weighted, plain = (grpo(case, tmp_path, prompts=8, kl_weight=weight) for weight in (0.5, 0.0))
     assert torch.allclose(gradient(*weighted), gradient(*plain), rtol=1e-4)

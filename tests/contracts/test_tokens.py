@@ -16,14 +16,19 @@ from rpo.objectives.preference.kto import Kto
 from rpo.objectives.preference.mapo import Mapo
 from rpo.process.categorical import MASK, Unmasking
 from rpo.sampling.sample import Keep, generate, image_generator, sample
-from rpo.sampling.select import How, by_drafts, by_pruning
+from rpo.sampling.select import How, by_drafts
+from rpo.sampling.stepwise import Assessment, by_potential, by_pruning
+from rpo.trainers.grpo import GRPO
+from rpo.trainers.rollouts.settings import StepsConfig
 from rpo.types import Canvas
 from tests.contracts.test_families import PROMPTS, pairs, weights
 from tests.contracts.test_ratio import GUIDANCE, log_ratio
+from tests.tiny import tiny_sd
 from tests.tiny_amused import CODES, tiny_amused
 from tests.trainers import pair_runs
 from tests.trainers.online_runs import (
     ROLLOUT,
+    UNWATCHED,
     endpoint,
     grpo,
     learning,
@@ -53,6 +58,17 @@ def dpo(folder, *, pipe=None, learning=None, objective=None, **changes):
         preflight=True,
         **changes,
     )
+
+
+class OnTheWay:
+    """Sees light, and potential in half of what it sees."""
+
+    def __call__(self, images, prompts):
+        return lightness(images, prompts)
+
+    def assess(self, images, prompts, time):
+        light = lightness(images, prompts)
+        return Assessment(torch.ones_like(light), (light > light.median()).float())
 
 
 def generators():
@@ -250,6 +266,19 @@ def test_an_order_is_of_tokens_alone(tmp_path):
         grpo(tmp_path, rollout=replace(ROLLOUT, order="reference")).train()
 
 
+@pytest.mark.parametrize("pipe", [tiny_amused, tiny_sd], ids=["tokens", "latents"])
+def test_paths_come_to_differ_in_likelihood_as_in_reward(pipe, tmp_path, monkeypatch):
+    """Each update of a rollout leaves less to gain, down to what its network can express."""
+    left, again = [], GRPO.again
+    monkeypatch.setattr(GRPO, "again", lambda self, steps: left.append(again(self, steps)) or left[-1])
+    steps, small = StepsConfig(passes=4), learning(4, learning_rate=1e-3)
+    alone = {"preflight": False, "monitor": UNWATCHED}
+    grpo(tmp_path, pipe=pipe(), reward=lightness, regression=0.5, steps=steps, learning=small, **alone).train()
+    sizes = [steps["advantage"].square().mean().item() for steps in left]
+    gains = (2 * 0.5 * 2) ** 2 * left[0]["gain"].square().mean().item()  # K / (K - 1) of two images
+    assert len(sizes) == 3 and sizes[0] < gains and sizes[-1] < 0.7 * gains
+
+
 def test_images_are_chosen_among_many_by_drafts_and_on_the_way():
     model = Checkpoint(tiny_amused())
     how = How(num_steps=4, guidance_scale=2.0, seed=3)
@@ -258,6 +287,7 @@ def test_images_are_chosen_among_many_by_drafts_and_on_the_way():
     for found in (
         by_drafts(model, PROMPTS, judge, 4, how, draft_steps=2),
         by_pruning(model, PROMPTS, judge, 4, how, stages={2: 2}),
+        by_potential(model, PROMPTS, OnTheWay(), 4, how, looks=[2]),
     ):
         for row, number in enumerate(found.chosen.tolist()):
             assert torch.allclose(found.images[row], images[row, number], atol=1e-5)

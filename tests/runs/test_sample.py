@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from rpo.adapters.lora import add_lora, load_lora, save_lora
@@ -16,7 +17,9 @@ from rpo.models.checkpoint import Checkpoint
 from rpo.models.config import ModelConfig
 from rpo.runs import sample as module
 from rpo.runs.sample_wish import Wish, prompts_of, size_of, swept, ways_of
-from rpo.sampling.sample import generate
+from rpo.sampling.sample import generate, image_generator
+from rpo.sampling.select import How
+from rpo.sampling.stepwise import Assessment, by_potential
 from tests.adapters.test_lora import disturb
 from tests.tiny import save_tiny_sd
 
@@ -60,7 +63,18 @@ def lightness(images, prompts):
     return images.mean(dim=(1, 2, 3))
 
 
-LIGHT = f"{__name__}:lightness"
+class OnTheWay:
+    """Sees light, and potential in what is lighter than half of it."""
+
+    def __call__(self, images, prompts):
+        return lightness(images, prompts)
+
+    def assess(self, images, prompts, time):
+        light = lightness(images, prompts)
+        return Assessment(torch.ones_like(light), (light > light.median()).float())
+
+
+LIGHT, ON_THE_WAY = f"{__name__}:lightness", f"{__name__}:OnTheWay"
 
 
 @pytest.mark.parametrize("words", [(), ("--draft-steps", "2")], ids=["whole images", "drafts"])
@@ -78,10 +92,25 @@ def test_the_best_of_some_seeds_is_shown(inputs, tmp_path, words):
     assert found["settings"]["best_of"] == 3 and len(found["samples"]) == 4
 
 
+def test_seeds_without_potential_are_dropped_on_the_way(inputs, tmp_path):
+    words = ["--best-of", "3", "--images", "1", "--reward", ON_THE_WAY, "--look-after", "1,2"]
+    assert sampled(inputs, tmp_path / "out", *words) == 0
+    found = told(tmp_path / "out")
+    how = How(3, 2.0, noise_of=lambda row, number: image_generator(number, 0, 0))
+    model, prompts = Checkpoint.load(inputs / "model"), [one["prompt"] for one in found["samples"]]
+    chosen = by_potential(model, prompts, OnTheWay(), 3, how, looks=[1, 2]).chosen.tolist()
+    assert [one["seed"] for one in found["samples"]] == chosen
+    assert found["settings"]["look_after"] == [1, 2]
+
+
 @pytest.mark.parametrize(
     "words",
     [
         ["--best-of", "3"],
+        ["--look-after", "1"],
+        ["--best-of", "3", "--reward", LIGHT, "--look-after", "1"],
+        ["--best-of", "3", "--reward", ON_THE_WAY, "--look-after", "3"],
+        ["--best-of", "3", "--reward", ON_THE_WAY, "--look-after", "1", "--draft-steps", "2"],
         ["--best-of", "1", "--reward", LIGHT],
         ["--draft-steps", "2"],
         ["--best-of", "3", "--reward", LIGHT, "--lora", "one", "--sweep", "strength=0:1:1"],

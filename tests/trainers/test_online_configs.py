@@ -31,6 +31,8 @@ REFUSED = [
         ["estimator=pathwise", "rollout.guidance_scale=1", "steps.guidance_scale=3"],
         "negative branch from the rollout, which has none",
     ),
+    (GRPOConfig, ["regression=1", "baseline=prompt_history"], "it compares the images of a group"),
+    (GRPOConfig, ["regression=1", "steps.keep_graph=true"], "reads their steps anew"),
     (EndpointConfig, ["value.trace=0.5"], "value.trace is 0.5"),
     (EndpointConfig, ["steps.keep_graph=true"], "no graph of a rollout"),
     (EndpointConfig, ["rollout.images_per_prompt=1"], "a group is the images of one prompt"),
@@ -103,6 +105,7 @@ def test_refusals(kind, words, message):
         ),
         (RewardGradientConfig, ["objective.kind=refl", "rollout.solver=dpm_solver", "rollout.eta=0"]),
         (GRPOConfig, ["baseline=prompt_history", "rollout.images_per_prompt=1"]),
+        (GRPOConfig, ["regression=1", "steps.passes=4"]),
     ],
 )
 def test_what_goes_together_is_taken(kind, words):

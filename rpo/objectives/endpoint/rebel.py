@@ -5,7 +5,8 @@ With E = -‖v - v*‖² / D for the log-likelihood at a time and noise that the
     L = mean over pairs i ≠ j of  ½ [ η (Δ_i - Δ_j) - (A_i - A_j) ]²
 
 so that in a mean over the images, K to a group, a_i = 4η K/(K-1) [ (A_i - Ā) - η (Δ_i - Δ̄) ]. PAR without its ratio,
-differenced over pairs, is the same.
+differenced over pairs, is the same. On whole paths, with Δ the sum of their steps' log-ratios, it is GRPO with
+`regression`.
 """
 
 from collections.abc import Mapping
@@ -50,10 +51,20 @@ class Rebel:
 
     def worth(self, advantage: PerSample, errors: Mapping[str, PerSample], group: Int[Tensor, " batch"]) -> PerSample:
         """What is left to gain by the image, against its group."""
-        left = advantage - self.eta * (errors["old"] - errors["current"])
-        means, sizes = group_means(left, group)
-        return (left - means) * (sizes / (sizes - 1).clamp(min=1))  # what is alone differs by 0 from itself
+        return left_to_gain(advantage, errors["old"] - errors["current"], group, eta=self.eta)
 
     def terms(self, moments: Moments) -> Terms:
         """As above."""
         return Terms(4 * self.eta * moments.worth)
+
+
+def left_to_gain(advantage: PerSample, change: PerSample, group: Int[Tensor, " batch"], *, eta: float) -> PerSample:
+    """K/(K-1) [ (A - Ā) - η (Δ - Δ̄) ] of each: a nat of Δ changes L, a mean over images, by -2η times that.
+
+    Args:
+        change: Δ, how much likelier each has become than under the old policy, in nats.
+        group: Equal for what is compared.
+    """
+    left = advantage - eta * change
+    means, sizes = group_means(left, group)
+    return (left - means) * (sizes / (sizes - 1).clamp(min=1))  # what is alone differs by 0 from itself

@@ -90,11 +90,15 @@ class OnlineAlgorithm(Algorithm[Steps]):
             skips_last=self.skips_last,
             on_images=self._on_images,
         )
-        self._batches = self.collector.batches(self.collect)
+        self._batches = self.collector.batches(self.collect, self.again)
 
     @abstractmethod
     def collect(self, index: int) -> Steps:
         """Draw rollout `index`, from 0, and say what its trained steps are worth."""
+
+    def again(self, steps: Steps) -> Steps:
+        """The steps of a rollout that serves another update."""
+        return steps
 
     @property
     def division(self) -> tuple[int, int]:

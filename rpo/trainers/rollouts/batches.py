@@ -28,6 +28,7 @@ class StepBatches(WrittenOnce):
     def __init__(
         self,
         prepare: Callable[[int], Steps],
+        again: Callable[[Steps], Steps],
         live: Callable[[Steps], Iterator[Steps]],
         config: StepsConfig,
         *,
@@ -40,9 +41,11 @@ class StepBatches(WrittenOnce):
         """Prepare.
 
         Args:
+            prepare: Draws a rollout, by its number, and says what its steps are worth.
+            again: Says so anew before each further update that it serves.
             live: Splits the steps into micro-batches that carry the graph of the rollout; used with `keep_graph`.
         """
-        self._prepare, self._live, self._config = prepare, live, config
+        self._prepare, self._again, self._live, self._config = prepare, again, live, config
         self._rollout, self._share = rollout, share
         self._accumulate, self._seed, self._device = accumulate, seed, device
         self._kept: Steps | None = None
@@ -53,9 +56,10 @@ class StepBatches(WrittenOnce):
         update = first_update
         while True:
             index, turn = divmod(update, config.updates_per_rollout)
-            steps = self._prepare(index) if turn == 0 else self._kept
-            assert steps is not None, "a rollout that serves several updates is part of the state"
-            self._kept = steps if turn + 1 < config.updates_per_rollout else None
+            drawn = self._prepare(index) if turn == 0 else self._kept
+            assert drawn is not None, "a rollout that serves several updates is part of the state"
+            self._kept = drawn if turn + 1 < config.updates_per_rollout else None
+            steps = self._again(drawn) if turn else drawn
             yield from self._live(steps) if config.keep_graph else self._update(steps, index, turn)
             update += 1
 

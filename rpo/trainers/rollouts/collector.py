@@ -158,8 +158,8 @@ class Collector:
             processes=self.run.processes,
         )
 
-    def batches(self, prepare: Callable[[int], Steps]) -> StepBatches:
-        """The micro-batches of rollouts whose steps `prepare` makes."""
+    def batches(self, prepare: Callable[[int], Steps], again: Callable[[Steps], Steps]) -> StepBatches:
+        """The micro-batches of rollouts whose steps `prepare` makes, and `again` for each further update."""
         config, share = self.config, (self.run.processes.index, self.run.processes.count)
 
         def prepared(index: int) -> Steps:
@@ -170,6 +170,7 @@ class Collector:
 
         return StepBatches(
             prepared,
+            again,
             self._live,
             config.steps,
             rollout=config.rollout,

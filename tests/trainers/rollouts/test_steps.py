@@ -192,9 +192,17 @@ def test_any_micro_batch_gives_the_same_gradient(trainer, micro_batch):
     assert torch.allclose(gradient(trainer, parts), whole, atol=1e-5 * whole.abs().max().item(), rtol=1e-4)
 
 
-def batches(rollout, config, prepare, accumulate=2, **share):
+def batches(rollout, config, prepare, accumulate=2, again=lambda steps: steps, **share):
     return StepBatches(
-        prepare, iter, config, rollout=rollout, accumulate=accumulate, seed=3, device=torch.device("cpu"), **share
+        prepare,
+        again,
+        iter,
+        config,
+        rollout=rollout,
+        accumulate=accumulate,
+        seed=3,
+        device=torch.device("cpu"),
+        **share,
     )
 
 
@@ -212,6 +220,22 @@ def test_every_pass_visits_every_point_once_in_another_order(trainer):
     )
     assert visited(first) == visited(second) == everything
     assert [part.names for part in first] != [part.names for part in second]
+
+
+def test_what_steps_are_worth_is_said_anew_for_every_further_update(trainer):
+    asked = []
+
+    def again(steps):
+        asked.append(steps)
+        return steps.knowing(advantage=steps["advantage"] + len(asked))
+
+    stream = batches(ROLLOUT, StepsConfig(minibatches=2, passes=2), trainer.algorithm.collect, again=again)(0)
+    updates = [[next(stream), next(stream)] for _ in range(4)]
+    assert len(asked) == 3 and all(one is asked[0] for one in asked), "each time of what was drawn"
+    worth = [torch.cat([part["advantage"] for part in parts]).mean().item() for parts in updates]
+    whole = asked[0]["advantage"].mean().item()
+    assert (worth[0] + worth[1]) / 2 == pytest.approx(whole + 0.5, abs=1e-5)
+    assert (worth[2] + worth[3]) / 2 == pytest.approx(whole + 2.5, abs=1e-5)
 
 
 def test_killed_within_a_rollout_the_rest_is_the_same_to_the_bit(trainer):
