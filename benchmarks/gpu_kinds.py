@@ -1,4 +1,4 @@
-"""Whether every kind of number and kernel trains, and whether the quickstart runs: the embedded checkpoint, few updates.
+"""Whether every kind of number and kernel trains, and the quickstart runs: on the embedded checkpoint, few updates.
 
 What a kind computes is held against float32 on the same device: the denoising error of the first update, and the length
 of its gradient. A library that is not there, or a kernel that does not run here, is told and left out.
@@ -59,10 +59,10 @@ KINDS = {
 
 def kinds(setting: Setting, note: Note) -> None:
     """Train with each."""
-    first: dict[str, float] = {}
+    first: dict[str, Any] = {}
     for name, kind in KINDS.items():
         fault = _absent(kind, setting)
-        found = {"skipped": fault} if fault else _tried(kind, setting)
+        found: dict[str, Any] = {"skipped": fault} if fault else _tried(kind, setting)
         if name == "float32":
             first = found
         if "error" in found and "error" in first:

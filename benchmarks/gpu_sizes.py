@@ -1,8 +1,8 @@
 """What updates of checkpoints at their real size take, by the public `Trainer`, against what `rpo plan` says of them.
 
-Weights are random, which changes no cost. Of each checkpoint a DPO update and an endpoint update (DiffusionNFT) of a LoRA
-in bfloat16: seconds, the peak of memory, the time outside of the denoiser, and the share of the card's dense bf16 rate.
-The operations are those that the plan counts: what the update needs, not what recomputing adds.
+Weights are random, which changes no cost. Of each checkpoint a DPO update and an endpoint update (DiffusionNFT) of a
+LoRA in bfloat16: seconds, the peak of memory, the time outside of the denoiser, and the share of the card's dense bf16
+rate. The operations are those that the plan counts: what the update needs, not what recomputing adds.
 """
 
 import tempfile
@@ -66,18 +66,14 @@ def measure(name: str, setting: Setting, note: Note) -> None:
     note("resolution", side)
     with tempfile.TemporaryDirectory() as folder:
         words = [f"model.source={write_configs(size, Path(folder) / 'configs')}", "preview_every=0", "preflight=false"]
-        words += [f"model.dtype={str(dtype).removeprefix('torch.')}", f"output={folder}/run"]
-        words += [f"learning.updates={WARM_UP + TIMED}", "learning.progress=false"]
-        words += [f"learning.checkpoint_every={WARM_UP + TIMED}"]
+        words += [f"model.dtype={str(dtype).removeprefix('torch.')}", "learning.progress=false"]
+        words += [f"learning.{name}={WARM_UP + TIMED}" for name in ("updates", "checkpoint_every")]
         torch.manual_seed(0)
         model = Checkpoint(built(size, dtype, setting.device))
         prepare_denoiser(model.denoiser, compute_dtype=model.compute_dtype)
-        note("dpo", _measured(model, *_dpo(words, side, setting), setting))
+        note("dpo", _measured(model, *_dpo([*words, f"output={folder}/dpo"], side, setting), setting))
         model.pipe.unload_lora_weights()
-    with tempfile.TemporaryDirectory() as folder:
-        words = [f"model.source={write_configs(size, Path(folder) / 'configs')}", *words[1:]]
-        words[words.index(next(word for word in words if word.startswith("output=")))] = f"output={folder}/run"
-        note("endpoint", _measured(model, *_endpoint(words, side), setting))
+        note("endpoint", _measured(model, *_endpoint([*words, f"output={folder}/endpoint"], side), setting))
 
 
 def _dpo(words: list[str], side: int, setting: Setting) -> tuple[Algorithm[Any], Plan]:
