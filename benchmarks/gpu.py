@@ -51,14 +51,14 @@ def where(device: str) -> str:
 
 
 PARTS = {
-    "card": Part("what it is, and how fast a matrix product is", 20, card),
+    "card": Part("what it is, and how fast a matrix product is", 15, card),
     "parity": Part("a sampler's step and a DPO loss of every family, against the processor", 60, parity),
-    "kinds": Part("types of numbers, attention kernels, few bits: updates of the embedded checkpoint", 60, kinds),
-    "quickstart": Part("rpo quickstart, in short", 60, quickstart),
-    "waits": Part("how often the host waits for the device", 40, count_waits),
+    "kinds": Part("types of numbers, attention kernels, few bits: updates of the embedded checkpoint", 55, kinds),
+    "quickstart": Part("rpo quickstart, in short", 50, quickstart),
+    "waits": Part("how often the host waits for the device", 35, count_waits),
     "sd15": Part("updates at the size of Stable Diffusion 1.5", 45, partial(measure, "sd15")),
-    "sdxl": Part("updates at the size of SDXL", 60, partial(measure, "sdxl")),
-    "sd35_medium": Part("updates at the size of Stable Diffusion 3.5 medium", 75, partial(measure, "sd35_medium")),
+    "sdxl": Part("updates at the size of SDXL", 75, partial(measure, "sdxl")),
+    "sd35_medium": Part("updates at the size of Stable Diffusion 3.5 medium", 85, partial(measure, "sd35_medium")),
     "blocks": Part("what model.compile gains", 60, blocks),
     "graphs": Part("what one graph gains, and CUDA graphs", 60, graphs),
 }

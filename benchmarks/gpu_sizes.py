@@ -5,6 +5,7 @@ LoRA in bfloat16: seconds, the peak of memory, the time outside of the denoiser,
 rate. The operations are those that the plan counts: what the update needs, not what recomputing adds.
 """
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +29,8 @@ from torch import Tensor, nn
 from rpo.config.load import load_config
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.execution import prepare_denoiser
-from rpo.runs.plan import Plan, plan
+from rpo.models.latents import images_per_decode
+from rpo.runs.plan import Plan, plan, price
 from rpo.runs.train_config import DPORunConfig, EndpointRunConfig, part_of
 from rpo.trainers.dpo import DPO
 from rpo.trainers.dpo_config import DPOConfig
@@ -42,18 +44,19 @@ SMALL_SIDE = 64
 
 WARM_UP, TIMED = 2, 3
 
-MOST_PAIRS, MOST_TFLOP, MOST_MEMORY = 16, 400.0, 0.8
-"""Of one DPO update: as many pairs as fit into so much of the card, and take seconds on a slow one."""
+MOST_TFLOP, MOST_MEMORY = 400.0, 0.8
+"""Of one update, and the share of the card that its plan may fill."""
 
+PAIRS = ["max_chosen_error_ratio=.inf", "max_rejected_error_ratio=.inf"]
+
+IMAGES = 4
 ENDPOINT = [
     "objective.kind=nft",
     "rollout.prompts=2",
-    "rollout.images_per_prompt=2",
-    "rollout.num_steps=6",
+    f"rollout.images_per_prompt={IMAGES // 2}",
+    "rollout.num_steps=4",
     "rollout.guidance_scale=1.0",
-    "rollout.batch_size=4",
-    "steps.train_steps=2",
-    "learning.micro_batch=4",
+    "steps.train_steps=1",
     "monitor.every=null",
     "monitor.canaries=false",
 ]
@@ -71,33 +74,44 @@ def measure(name: str, setting: Setting, note: Note) -> None:
         torch.manual_seed(0)
         model = Checkpoint(built(size, dtype, setting.device))
         prepare_denoiser(model.denoiser, compute_dtype=model.compute_dtype)
-        note("dpo", _measured(model, *_dpo([*words, f"output={folder}/dpo"], side, setting), setting))
+        of_pairs = partial(_config, DPORunConfig, [*words, *PAIRS, f"resolution={side}", f"output={folder}/dpo"])
+        one = plan(of_pairs(["pairs_per_update=1", "learning.micro_batch=1"]))
+        note("dpo", _measured(model, *_dpo(of_pairs, one, side, setting), setting))
         model.pipe.unload_lora_weights()
-        note("endpoint", _measured(model, *_endpoint([*words, f"output={folder}/endpoint"], side), setting))
+        words += [*ENDPOINT, f"rollout.resolution={side}", f"output={folder}/endpoint"]
+        note(
+            "endpoint", _measured(model, *_endpoint(partial(_config, EndpointRunConfig, words), one, setting), setting)
+        )
 
 
-def _dpo(words: list[str], side: int, setting: Setting) -> tuple[Algorithm[Any], Plan]:
-    """With as many pairs as the plan finds room for."""
-    words = [*words, f"resolution={side}", "max_chosen_error_ratio=.inf", "max_rejected_error_ratio=.inf"]
-
-    def config(pairs: int) -> DPORunConfig:
-        more = [f"pairs_per_update={pairs}", f"learning.micro_batch={pairs}"]
-        return load_config(DPORunConfig, None, [*words, *more])
-
-    one = plan(config(1))
-    told = one
-    for pairs in (2, 4, 8, MOST_PAIRS) if setting.on_gpu else (2,):
-        wider = replace(one, rows=2 * pairs, cost=pairs * one.cost)
-        fits = wider.peak <= MOST_MEMORY * torch.cuda.mem_get_info()[1] if setting.on_gpu else True
-        if not fits or _tflop(wider) > MOST_TFLOP:
-            break
-        told = wider
-    return DPO(coloured_pairs(told.rows // 2, side), part_of(config(told.rows // 2), DPOConfig)), told
+def _config(made: type[Any], words: list[str], more: list[str]) -> Any:
+    return load_config(made, None, [*words, *more])
 
 
-def _endpoint(words: list[str], side: int) -> tuple[Algorithm[Any], Plan]:
-    config = load_config(EndpointRunConfig, None, [*words, *ENDPOINT, f"rollout.resolution={side}"])
-    return Endpoint(lightness, ["a red circle", "a house"], part_of(config, EndpointConfig)), plan(config)
+def _dpo(config: Callable[[list[str]], Any], one: Plan, side: int, setting: Setting) -> tuple[Algorithm[Any], Plan]:
+    """With as many pairs as the plan, which is of one, finds room for."""
+    wider = [replace(one, rows=2 * pairs, cost=pairs * one.cost) for pairs in (2, 4, 8, 16)]
+    told = _widest([one, *(wider if setting.on_gpu else wider[:1])], setting)
+    pairs = told.rows // 2
+    settings = config([f"pairs_per_update={pairs}", f"learning.micro_batch={pairs}"])
+    return DPO(coloured_pairs(pairs, side), part_of(settings, DPOConfig)), told
+
+
+def _endpoint(config: Callable[[list[str]], Any], one: Plan, setting: Setting) -> tuple[Algorithm[Any], Plan]:
+    """By the same counts of single latents, which are not taken again: they need most of the time."""
+    pixels = one.canvas.height * one.canvas.width
+    cost = price(config([]), one.backward, guided=one.guided)
+    every = {"waiting": (), "drawn": IMAGES, "decoded": min(images_per_decode(pixels), IMAGES), "cost": cost}
+    told = _widest([replace(one, rows=rows, **every) for rows in (1, 2, IMAGES)], setting)
+    settings = config([f"learning.micro_batch={told.rows}", f"rollout.batch_size={IMAGES}"])
+    return Endpoint(lightness, ["a red circle", "a house"], part_of(settings, EndpointConfig)), told
+
+
+def _widest(plans: list[Plan], setting: Setting) -> Plan:
+    """The last that fits well into the card and takes seconds on a slow one; or else the first."""
+    most = MOST_MEMORY * torch.cuda.mem_get_info(setting.where)[1] if setting.on_gpu else math.inf
+    fitting = [told for told in plans if told.peak <= most and _tflop(told) <= MOST_TFLOP]
+    return fitting[-1] if fitting else plans[0]
 
 
 def _tflop(told: Plan) -> float:

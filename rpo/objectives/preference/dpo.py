@@ -189,8 +189,10 @@ class Dpo:
 
     def _time_weight(self, pairs: Comparison, relative_std: Tensor | None) -> Tensor | None:
         if self.normalization == "weights":
-            weights = torch.tensor(self.time_weights, dtype=pairs.chosen.dtype, device=pairs.chosen.device)
-            return weights[(pairs.time * len(self.time_weights)).long()]
+            bins, weight = (pairs.time * len(self.time_weights)).long(), torch.zeros_like(pairs.chosen.detach())
+            for index, one in enumerate(self.time_weights):  # a table of them would come from the host
+                weight = torch.where(bins == index, one, weight)
+            return weight
         return 1 / relative_std if self.normalization == "time" and relative_std is not None else None
 
     def _margin(self, pairs: Comparison, relative_std: Tensor | None) -> Tensor | float:
