@@ -64,6 +64,9 @@ PARTS = {
 }
 """In their order; together nine minutes."""
 
+PATIENCE = 4
+"""How much longer a part may take in a rehearsal."""
+
 
 def main() -> None:
     """Run the parts, write, and print."""
@@ -75,8 +78,10 @@ def main() -> None:
     args = parser.parse_args()
 
     parts = {name: part for name, part in PARTS.items() if name in args.only}
-    share = 1.0 if args.seconds is None else args.seconds / sum(part.seconds for part in parts.values())
     setting = Setting(where(args.device))
+    share = 1.0 if setting.on_gpu else PATIENCE
+    if args.seconds is not None:
+        share = args.seconds / sum(part.seconds for part in parts.values())
     report: dict[str, Any] = {"setting": {"device": setting.device, "is_rehearsal": not setting.on_gpu}, "parts": {}}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     for name, part in parts.items():

@@ -91,7 +91,7 @@ UPDATES = {
 ONLINE = ("grpo", "endpoint", "nft")
 
 
-@pytest.mark.parametrize("name", slow_but(("dpo, sd3", "dpo by weights", "grpo", "nft"), UPDATES))
+@pytest.mark.parametrize("name", slow_but(("dpo, sd3", "grpo", "nft"), UPDATES))
 def test_an_update_reads_once_and_uploads_nothing(name, tmp_path):
     trainer = UPDATES[name](tmp_path)
     algorithm = trainer.algorithm
