@@ -2,7 +2,7 @@
 #
 #   PYTHON=python3.12      the interpreter that creates the virtual environment (3.11 or newer)
 #   VENV=/path/to/env      use this environment as it is, and install nothing (for a machine without a package index)
-#   ARGS="seed=1 --output runs/seed1"   passed on to `rpo quickstart`
+#   ARGS="seed=1 --output runs/seed1"   passed on to `rpo quickstart`, or to benchmarks/gpu.py
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,7 +18,7 @@ READY := .venv/.installed
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint unit slow analytic bench docs clean
+.PHONY: help quickstart test lint unit slow analytic bench gpu docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -52,6 +52,9 @@ analytic: $(READY) ## Check processes, gradients and training against closed for
 
 bench: $(READY) ## Time one DPO update; prints JSON
 	$(BIN)/python benchmarks/dpo_step.py
+
+gpu: $(READY) ## Check and measure on a GPU, nine minutes; without one, rehearse
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 docs: $(READY) ## Build the documentation in build/site; a warning is an error
 	$(BIN)/python -m zensical build --strict --clean

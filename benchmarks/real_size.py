@@ -162,10 +162,11 @@ def update(args: argparse.Namespace) -> dict[str, Any]:
         }
 
 
-def built(size: Architecture, dtype: torch.dtype) -> Any:
-    """A pipeline of random weights."""
+def built(size: Architecture, dtype: torch.dtype, device: str = "cpu") -> Any:
+    """A pipeline of random weights, which are drawn on the device."""
     options = {"requires_safety_checker": False} if "safety_checker" in size.absent else {}
-    return getattr(diffusers, size.pipeline)(**parts(size, random(dtype)), **dict.fromkeys(size.absent), **options)
+    made = parts(size, random(dtype, device))
+    return getattr(diffusers, size.pipeline)(**made, **dict.fromkeys(size.absent), **options).to(device)
 
 
 def bare(model: Checkpoint, side: int, *, on_gpu: bool) -> tuple[float, float]:

@@ -6,7 +6,7 @@ Written from the published configurations; the number of parameters of each part
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +170,48 @@ SIZES = {
 }
 
 
+IN_SMALL: dict[str, dict[str, Any]] = {
+    "sd15": {"block_out_channels": (32, 64, 64, 64), "cross_attention_dim": 64},
+    "sdxl": {
+        "block_out_channels": (32, 64, 64),
+        "transformer_layers_per_block": (1, 1, 2),
+        "attention_head_dim": (2, 4, 4),
+        "cross_attention_dim": 128,
+        "projection_class_embeddings_input_dim": 64 + 6 * 256,
+    },
+    "sd35_medium": {
+        "num_layers": 2,
+        "attention_head_dim": 32,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 128,
+        "caption_projection_dim": 64,
+        "pooled_projection_dim": 128,
+        "dual_attention_layers": (0,),
+    },
+}
+"""What is narrower in a denoiser for a rehearsal."""
+
+CLIP_IN_SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "projection_dim": 64,
+}
+T5_IN_SMALL = {"d_model": 128, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}
+
+
+def in_small(name: str) -> Architecture:
+    """The same parts with few and narrow layers: to rehearse on a processor what is measured on a GPU."""
+    size = SIZES[name]
+    part, cls, config = size.denoiser
+    texts = [(kind, text | (T5_IN_SMALL if kind.startswith("T5") else CLIP_IN_SMALL)) for kind, text in size.texts]
+    narrow = {"block_out_channels": (32,) * 4, "layers_per_block": 1}
+    return replace(
+        size, denoiser=(part, cls, config | IN_SMALL[name]), vae=size.vae | narrow, texts=tuple(texts), parameters={}
+    )
+
+
 def text_config(cls: str, config: dict[str, Any]) -> Any:
     """A text encoder's configuration, with the real vocabulary."""
     if cls.startswith("T5"):
@@ -211,7 +253,7 @@ def unloaded(build: Callable[[], nn.Module]) -> nn.Module:
         return build()
 
 
-def random(dtype: torch.dtype) -> Callable[[Callable[[], nn.Module]], nn.Module]:
+def random(dtype: torch.dtype, device: str = "cpu") -> Callable[[Callable[[], nn.Module]], nn.Module]:
     """Makes networks of random weights that keep their inputs about as large as they were; each is made once."""
 
     def make(build: Callable[[], nn.Module]) -> nn.Module:
@@ -221,14 +263,14 @@ def random(dtype: torch.dtype) -> Callable[[Callable[[], nn.Module]], nn.Module]
         for module in network.modules():
             for name, one in module._parameters.items():
                 if one is not None:
-                    made[id(one)] = module._parameters[name] = made.get(id(one)) or _drawn(one, name, dtype)
+                    made[id(one)] = module._parameters[name] = made.get(id(one)) or _drawn(one, name, dtype, device)
         return network.eval()
 
     return make
 
 
-def _drawn(like: nn.Parameter, name: str, dtype: torch.dtype) -> nn.Parameter:
-    tensor = torch.full(like.shape, float(like.ndim == 1 and name == "weight"), dtype=dtype)
+def _drawn(like: nn.Parameter, name: str, dtype: torch.dtype, device: str) -> nn.Parameter:
+    tensor = torch.full(like.shape, float(like.ndim == 1 and name == "weight"), dtype=dtype, device=device)
     if like.ndim > 1:
         tensor.normal_(std=like[0].numel() ** -0.5)
     return nn.Parameter(tensor, requires_grad=False)

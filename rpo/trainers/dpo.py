@@ -53,6 +53,7 @@ class DPO(Algorithm[PairBatch]):
 
     config: DPOConfig
     unit = "pairs"
+    draws_ahead = True
 
     def __init__(self, pairs: PairSource, config: DPOConfig | None = None):
         """Read the set.

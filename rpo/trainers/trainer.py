@@ -71,6 +71,8 @@ class Algorithm(ABC, Generic[B]):
 
     run: Run
     unit = "samples"
+    draws_ahead = False
+    """Whether a micro-batch depends on nothing that an update changes, so that it may be made during the one before."""
 
     def __init__(self, config: TrainingConfig):
         """Keep the settings."""
@@ -257,6 +259,7 @@ class Trainer:
             self.loop,
             folder=self.folder,
             names=algorithm.names,
+            draws_ahead=algorithm.draws_ahead,
             resume=resume,
             state=algorithm.state,
             identity=self.identity,

@@ -55,6 +55,7 @@ def fit(
     *,
     folder: Path,
     names: Callable[[B], Sequence[str]],
+    draws_ahead: bool = False,
     resume: bool = False,
     state: Mapping[str, Stateful] | None = None,
     identity: Identity | None = None,
@@ -71,6 +72,8 @@ def fit(
         loss_fn: From a micro-batch to its loss, as a mean over its samples.
         folder: Of the run; its own, and the same on every process.
         names: From a micro-batch to the names of its records, one per sample; called for each, so without device work.
+        draws_ahead: Make the next micro-batch while the device is busy with the last: where it depends on nothing that
+            an update changes, and its making draws no global random numbers.
         resume: Continue from the newest checkpoint in `folder`, if there is one. Without it, `folder` must hold no run.
         state: What else has to survive a kill, by name; copied after every update.
         identity: What a resumed run must have in common with the one that it continues, besides `loop`.
@@ -89,7 +92,8 @@ def fit(
             accumulator = Accumulator(loss_fn, names, gradients=gradients, processes=processes, loop=loop)
             session.start()
             if not session.is_done:
-                session.train(batches(session.state.update), accumulator, on_update, guard)
+                stream = batches(session.state.update)
+                session.train(stream, accumulator, on_update, guard, draws_ahead=draws_ahead)
             checkpoint = session.finish()
     except RuntimeError as error:
         note_who_left(error)

@@ -13,6 +13,7 @@ from torch import nn
 
 from rpo.errors import InputError
 from rpo.interrupts import uninterrupted
+from rpo.training.ahead import Ahead
 from rpo.training.checkpoint import checkpoint_path, checkpoints, remove_leftovers, save_checkpoint, verify_checkpoint
 from rpo.training.log import MetricLog, cut_metrics
 from rpo.training.loop_config import LoopConfig, plain
@@ -90,9 +91,16 @@ class Session(Generic[B]):
         self.state.own_part()  # refuses unsuitable objects before the first update instead of at the first checkpoint
 
     def train(
-        self, batches: Iterator[B], accumulator: Accumulator[B], on_update: OnUpdate | None, guard: Guard | None
+        self,
+        batches: Iterator[B],
+        accumulator: Accumulator[B],
+        on_update: OnUpdate | None,
+        guard: Guard | None,
+        *,
+        draws_ahead: bool = False,
     ) -> None:
-        """Do the updates that are left."""
+        """Do the updates that are left; see `fit`."""
+        ahead = Ahead(batches) if draws_ahead else None
         loop, state = self.loop, self.state
         log = MetricLog(
             self.folder,
@@ -106,7 +114,7 @@ class Session(Generic[B]):
         with closing(log):
             while not self.is_done:
                 try:
-                    self._update(batches, accumulator, log)
+                    self._update(ahead or batches, accumulator, log, ahead)
                     log.advance(state.metrics)
                     self._call_hooks(on_update, guard)
                     if state.stopped_because is not None and not self._is_logged:
@@ -145,10 +153,17 @@ class Session(Generic[B]):
         self.processes.fail_together(error)
         return path
 
-    def _update(self, batches: Iterator[B], accumulator: Accumulator[B], log: MetricLog) -> None:
+    def _update(
+        self, batches: Iterator[B], accumulator: Accumulator[B], log: MetricLog, ahead: Ahead[B] | None
+    ) -> None:
         state, started = self.state, time.perf_counter()
+        is_last = state.update + 1 == self.loop.updates
         done = accumulator.run(
-            batches, update=state.update + 1, scale=state.scale.value, scale_may_shrink=state.scale.may_shrink
+            batches,
+            update=state.update + 1,
+            scale=state.scale.value,
+            scale_may_shrink=state.scale.may_shrink,
+            meanwhile=(lambda: None) if ahead is None or is_last else ahead.make_next,
         )
         if done.problem is not None:
             raise NonFiniteLossError(done.problem, state.update + 1, self.save() if state.update > 0 else None)

@@ -109,10 +109,23 @@ class Accumulator(Generic[B]):
         self._samples: int | None = None
         self._metric_names: tuple[str, ...] | None = None
 
-    def run(self, batches: Iterator[B], *, update: int, scale: float, scale_may_shrink: bool) -> Accumulated:
+    def run(
+        self,
+        batches: Iterator[B],
+        *,
+        update: int,
+        scale: float,
+        scale_may_shrink: bool,
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> Accumulated:
         """Draw, differentiate, average, clip and read one update, whose gradient is then in the parameters.
 
-        With `scale_may_shrink`, a gradient that is not finite can be that factor's fault.
+        Args:
+            batches: The micro-batches.
+            update: Its number, from 1.
+            scale: Factor on the loss.
+            scale_may_shrink: Whether a gradient that is not finite can be that factor's fault.
+            meanwhile: Called when all work was given to the device, before it is waited for.
         """
         self._gradients.clear()
         done = [self._backward(batches, update, part, scale) for part in range(1, self._accumulate + 1)]
@@ -121,7 +134,9 @@ class Accumulator(Generic[B]):
         self._processes.average(numbers)
         self._gradients.divide(scale)
         norm = self._gradients.clip(self._max_grad_norm)
-        loss, samples, *metrics, grad_norm = torch.cat([numbers, norm[None]]).tolist()  # the only wait for the device
+        read = torch.cat([numbers, norm[None]])
+        meanwhile()
+        loss, samples, *metrics, grad_norm = read.tolist()  # the only wait for the device
         if self._processes.count > 1 and samples != self._samples:
             counts = self._processes.gather(self._samples)
             raise InputError(

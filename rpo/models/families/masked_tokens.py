@@ -87,7 +87,9 @@ class MaskedTokens(UsualFamily):
         told = signature(type(pipe).__call__).parameters
         (top, left), score = (told[f"micro_conditioning_{name}"].default for name in ("crop_coord", "aesthetic_score"))
         height, width = (side * self.cell(pipe) for side in tokens.shape[1:])
-        micro = embedding["tokens"].new_tensor([width, height, top, left, score]).expand(len(tokens), -1)
+        micro = embedding["tokens"].new_empty(len(tokens), 5)  # filled on the device: nothing comes from the host
+        for place, one in enumerate((width, height, top, left, score)):
+            micro[:, place] = one
         return network(
             torch.where(tokens < 0, mask, tokens.clamp(max=codes - 1)),
             encoder_hidden_states=embedding["tokens"],

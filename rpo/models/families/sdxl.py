@@ -67,7 +67,7 @@ class StableDiffusionXL(UsualFamily):
         sizes = embedding.get("sizes")
         if sizes is None:
             height, width = (side * pipe.vae_scale_factor for side in x_t.shape[-2:])
-            sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=tokens.dtype, device="cpu")
-        sizes = sizes.to(x_t.device, tokens.dtype, non_blocking=True).expand(len(x_t), -1)
-        added = {"text_embeds": pooled, "time_ids": sizes}
+            sizes = tokens.new_zeros(1, 6)  # filled on the device: nothing comes from the host in a step
+            sizes[:, ::4], sizes[:, 1::4] = height, width
+        added = {"text_embeds": pooled, "time_ids": sizes.to(tokens.dtype).expand(len(x_t), -1)}
         return network(x_t, timestep, encoder_hidden_states=tokens, added_cond_kwargs=added).sample

@@ -189,8 +189,11 @@ class Dpo:
 
     def _time_weight(self, pairs: Comparison, relative_std: Tensor | None) -> Tensor | None:
         if self.normalization == "weights":
-            weights = torch.tensor(self.time_weights, dtype=pairs.chosen.dtype, device=pairs.chosen.device)
-            return weights[(pairs.time * len(self.time_weights)).long()]
+            bins = (pairs.time * len(self.time_weights)).long().clamp_max(len(self.time_weights) - 1)
+            # A table of the weights would come from the host, and be waited for.
+            return sum(
+                ((bins == index) * one for index, one in enumerate(self.time_weights)), torch.zeros_like(pairs.time)
+            )
         return 1 / relative_std if self.normalization == "time" and relative_std is not None else None
 
     def _margin(self, pairs: Comparison, relative_std: Tensor | None) -> Tensor | float:

@@ -52,6 +52,8 @@ class PublishedWorth:
     def of(self, rollout: Rollout, steps: Steps) -> tuple[Steps, Mapping[str, Tensor]]:
         """The moments with what the preset needs: who says what there, and what each is worth; and what to log."""
         preset, collector = self.preset, self.collector
+        # Asked of the device first, which has little to do yet.
+        judged = rollout.judged.to(steps.image.device)[steps.image].nonzero().flatten()
         said: dict[Copy, Output] = {}
         if "reference" in preset.needs:
             said["reference"] = collector.reference(steps, guidance_scale=self._reference_guidance)
@@ -64,7 +66,7 @@ class PublishedWorth:
         weighted = ranked_in_groups(rollout, weights, collector.run.processes, group_size, preset.ranked)
         ranked = torch.stack(list(weighted.values())).sum(dim=0)
         group = rollout.group[steps.image] * rollout.trajectory.grid.num_steps + steps.step
-        advantage, judged = ranked.to(group.device)[steps.image], rollout.judged.to(group.device)[steps.image]
+        advantage = ranked.to(group.device)[steps.image]
         diffusion, target = diffusion_of(collector.run.model.prediction_type), steps["prediction"]
         errors = {name: diffusion.error(one, target, steps.x_t)[judged] for name, one in said.items()}
         worth = advantage.new_zeros(len(steps))

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from rpo.devices import uploaded
 from rpo.errors import InputError
 from rpo.models.base import DiffusionModel
 from rpo.process.diffusion import diffusion_of
@@ -85,7 +86,7 @@ class Steps:
             index: Rows, on the CPU: the names are looked up there, and reading them off a device would wait for it.
             on_device: The same on the device, so that many selections need one upload.
         """
-        rows = index.to(self.x_t.device) if on_device is None else on_device
+        rows = uploaded(index, self.x_t.device) if on_device is None else on_device
         return replace(
             self,
             x_t=self.x_t[rows],
@@ -208,7 +209,7 @@ def steps_of(rollout: Rollout, steps: Int[Tensor, "trained images"], weight: flo
     trajectory, grid = rollout.trajectory, rollout.trajectory.grid
     assert trajectory.predictions is not None
     trained, images = steps.shape
-    step = steps.flatten().to(trajectory.latents.device)
+    step = uploaded(steps.flatten(), trajectory.latents.device)
     image = torch.arange(images, device=step.device).repeat(trained)
     known = {"prediction": trajectory.predictions[step, image], "log_prob": trajectory.log_probs[step, image]}
     if is_frozen and trajectory.negatives is not None:
@@ -253,13 +254,13 @@ def noised_steps(
     """
     x_0 = rollout.trajectory.x_0
     diffusion, (trained, images) = diffusion_of(prediction_type), steps.shape
-    step = steps.flatten().to(x_0.device)
+    step = uploaded(steps.flatten(), x_0.device)
     image = torch.arange(images, device=step.device).repeat(trained)
     t, s = _node_at(grid, step), _node_at(grid, step + 1)
     noise = [
         torch.randn(trained, *x_0.shape[1:], generator=one, dtype=torch.float32, device="cpu") for one in generators
     ]
-    eps = torch.stack(noise, dim=1).flatten(0, 1).to(x_0)
+    eps = uploaded(torch.stack(noise, dim=1).flatten(0, 1), x_0.device)
     return Steps(
         x_t=diffusion.noised(x_0[image], eps, t),
         x_s=diffusion.noised(x_0[image], eps, s),
