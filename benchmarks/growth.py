@@ -26,7 +26,7 @@ from rpo.curation.export import export
 from rpo.curation.page import write_page
 from rpo.curation.records import Outcome
 from rpo.curation.status import status_of
-from rpo.curation.store.folder import STAGES
+from rpo.curation.store.shard import STAGES
 from rpo.data.order import visit
 from rpo.data.preference import encode_png, pairs_identity
 from rpo.data.readers import read_pairs

@@ -29,7 +29,7 @@ from rpo.config.load import load_config
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import CurateConfig
 from rpo.curation.status import status_of
-from rpo.curation.store.folder import STAGES
+from rpo.curation.store.shard import STAGES
 from rpo.data.preference import PairSet, pair_set
 from rpo.files.text import write_text
 from rpo.models.checkpoint import Checkpoint

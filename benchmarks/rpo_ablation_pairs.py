@@ -12,7 +12,7 @@ from rpo.config.load import load_config
 from rpo.curation.curate_config import CurateConfig, DecideConfig
 from rpo.curation.records import Critique, Edit, History, Scores, histories
 from rpo.curation.score import score_images
-from rpo.curation.store.folder import RunFolder
+from rpo.curation.store.run import Run
 from rpo.data.preference import PreferencePair
 from rpo.data.rejection_sampling import rejection_sampled_pairs
 from rpo.files.text import read_text
@@ -31,7 +31,7 @@ RSO_TEMPERATURE = 0.5
 
 def source_scores(run: Path) -> dict[str, float]:
     """What the proxy thinks of every image that the model drew."""
-    folder = RunFolder(run)
+    folder = Run(run)
     sources = [one.source for one in histories(folder)]
     found: dict[str, float] = {}
     for start in range(0, len(sources), BATCH):
@@ -45,7 +45,7 @@ def source_scores(run: Path) -> dict[str, float]:
 def _ranked(data: Path) -> list[PreferencePair]:
     """Best against worst, and second against third, of the model's own images of a prompt."""
     found: list[PreferencePair] = []
-    run, scores = RunFolder(data / "rich"), json.loads(read_text(data / SOURCE_SCORES))
+    run, scores = Run(data / "rich"), json.loads(read_text(data / SOURCE_SCORES))
     for some in _by_caption(run).values():
         order = sorted(some, key=lambda one: -scores[one.source.id])
         for better, worse in zip(order[: len(order) // 2], reversed(order), strict=False):
@@ -58,17 +58,17 @@ def _ranked(data: Path) -> list[PreferencePair]:
 
 def _rich(data: Path) -> list[PreferencePair]:
     """Edits that the proxy finds better than their source."""
-    return _shuffled(_edits(RunFolder(data / "rich"), is_improved_only=True))
+    return _shuffled(_edits(Run(data / "rich"), is_improved_only=True))
 
 
 def _unfiltered(data: Path) -> list[PreferencePair]:
     """Every edit against its source, whatever the proxy says."""
-    return _shuffled(_edits(RunFolder(data / "rich"), is_improved_only=False))
+    return _shuffled(_edits(Run(data / "rich"), is_improved_only=False))
 
 
 def _blind(data: Path) -> list[PreferencePair]:
     """Edits by what the caption alone suggests, that the proxy finds better."""
-    return _shuffled(_edits(RunFolder(data / "blind"), is_improved_only=True))
+    return _shuffled(_edits(Run(data / "blind"), is_improved_only=True))
 
 
 def _mixed(data: Path) -> list[PreferencePair]:
@@ -78,7 +78,7 @@ def _mixed(data: Path) -> list[PreferencePair]:
 
 def _rejection(data: Path) -> list[PreferencePair]:
     """Pairs by rejection sampling among all images of a prompt, edits included."""
-    run, of_source = RunFolder(data / "rich"), json.loads(read_text(data / SOURCE_SCORES))
+    run, of_source = Run(data / "rich"), json.loads(read_text(data / SOURCE_SCORES))
     found: list[PreferencePair] = []
     for caption, some in _by_caption(run).items():
         images = [(one, "source", of_source[one.source.id]) for one in some]
@@ -95,14 +95,14 @@ def _rejection(data: Path) -> list[PreferencePair]:
 
 def _verified(data: Path) -> list[PreferencePair]:
     """Edits that the critic, asked again, finds nothing wrong with, and the proxy better."""
-    run = RunFolder(data / "rich")
+    run = Run(data / "rich")
     kept = [one for one in histories(run) if any(outcome.chosen for outcome in one.outcomes or ())]
     return _shuffled([_pair(run, one, "edit", one, "source") for one in kept if _mark(one, "edit") == 1])
 
 
 def _siblings(data: Path) -> list[PreferencePair]:
     """Best against worst of the model's own images of a prompt, by the critic."""
-    run, found = RunFolder(data / "rich"), list[PreferencePair]()
+    run, found = Run(data / "rich"), list[PreferencePair]()
     for some in _by_caption(run).values():
         images = [(mark, one) for one in some if (mark := _mark(one, "source")) is not None]
         images.sort(key=lambda image: -image[0])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rpo.curation.audit import _drawn, _recorded
-from rpo.curation.store.folder import RunFolder
+from rpo.curation.store.run import Run
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 import growth  # noqa: E402
@@ -32,7 +32,7 @@ def test_every_step_is_measured(folder):
 
 
 def test_an_audit_holds_few_bytes_of_a_record(folder):
-    run = RunFolder(folder / "run")
+    run = Run(folder / "run")
     _recorded(run)
     tracemalloc.start()
     counts = _recorded(run)

@@ -19,7 +19,8 @@ from rpo.curation.records import histories
 from rpo.curation.score import ImageSimilarity
 from rpo.curation.sources import plan_import
 from rpo.curation.status import status_of
-from rpo.curation.store.folder import STAGES, RunFolder
+from rpo.curation.store.run import Run
+from rpo.curation.store.shard import STAGES
 from tests.curation.fakes import config_of, fakes, finished, image_folder
 from tests.opens import Counted, opened_images
 from tests.rewards.clip_models import save_clip
@@ -109,7 +110,7 @@ def run(tmp_path_factory):
 
 
 def test_status_reads_each_line_a_few_times_whatever_it_says(run, monkeypatch):
-    num_lines = sum(len(RunFolder(run).stages[stage]) for stage in STAGES)
+    num_lines = sum(len(Run(run).stages[stage]) for stage in STAGES)
     counted = Counted(monkeypatch)
     status_of(run)
     assert counted.parsed < 3.5 * num_lines + 30
@@ -144,13 +145,13 @@ def test_a_table_of_several_files_says_how_many_there_are(run, monkeypatch, tmp_
     names = sorted(path.name for path in (done.path / "data").iterdir())
     count = -(-done.num_pairs // 4)
     assert count > 2 and names == [f"train-{index:05}-of-{count:05}.parquet" for index in range(count)]
-    whole = [(pair.prompt, pair.key) for pair in pairs_of(RunFolder(run))]
+    whole = [(pair.prompt, pair.key) for pair in pairs_of(Run(run))]
     assert [(pair.prompt, pair.key) for pair in read_pairs(done.path)] == whole
 
 
 def test_histories_come_in_the_order_of_the_plan(run):
-    assert [one.source.order for one in histories(RunFolder(run))] == list(range(30))
-    assert render_page(RunFolder(run), 5).count("data:image") > 5
+    assert [one.source.order for one in histories(Run(run))] == list(range(30))
+    assert render_page(Run(run), 5).count("data:image") > 5
 
 
 def test_a_selection_holds_few_of_many():

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
-from rpo.curation.store.folder import RunFolder, Share, identity_hash, share_of
+from rpo.curation.store.folder import Share, identity_hash, share_of
 
 
 def picture(seed=0, size=(8, 6)):
@@ -16,7 +15,7 @@ def picture(seed=0, size=(8, 6)):
 
 
 def test_images_are_named_by_content_and_come_back(tmp_path):
-    folder = RunFolder(tmp_path, Share())
+    folder = Run(tmp_path, Share())
     digest = folder.save_image(picture())
     assert folder.save_image(picture()) == digest
     assert [path.name for path in (tmp_path / "images").iterdir()] == [f"{digest}.png"]
@@ -24,7 +23,7 @@ def test_images_are_named_by_content_and_come_back(tmp_path):
 
 
 def test_a_damaged_or_missing_image_names_the_record(tmp_path):
-    folder = RunFolder(tmp_path, Share())
+    folder = Run(tmp_path, Share())
     digest = folder.save_image(picture())
     path = folder.image_path(digest)
     path.write_bytes(path.read_bytes()[:60])
@@ -37,7 +36,7 @@ def test_a_damaged_or_missing_image_names_the_record(tmp_path):
 
 def test_a_folder_without_a_run_is_not_read(tmp_path):
     with pytest.raises(ValueError, match=r"holds no run of curation; expected a folder with manifest\.json"):
-        RunFolder(tmp_path)
+        Run(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -66,35 +65,35 @@ def test_shares_divide_all_groups():
 
 
 def test_a_part_is_held_by_one_and_a_split_by_its_own(tmp_path):
-    first = RunFolder(tmp_path, Share(0, 2))
+    first = Run(tmp_path, Share(0, 2))
     with pytest.raises(ValueError, match=rf"part 0 of 2 of {tmp_path} is in use by process {os.getpid()} on "):
-        RunFolder(tmp_path, Share(0, 2))
-    second = RunFolder(tmp_path, Share(1, 2))
+        Run(tmp_path, Share(0, 2))
+    second = Run(tmp_path, Share(1, 2))
     with pytest.raises(ValueError, match=r"in 2 parts are at work, and part 2 of 3 has records in common"):
-        RunFolder(tmp_path, Share(2, 3))
+        Run(tmp_path, Share(2, 3))
     first.close()
     second.close()
-    RunFolder(tmp_path, Share(2, 3)).close()
-    RunFolder(tmp_path, Share(0, 2)).close()
+    Run(tmp_path, Share(2, 3)).close()
+    Run(tmp_path, Share(0, 2)).close()
 
 
 def test_nothing_is_left_of_a_run_that_never_began(tmp_path):
-    RunFolder(tmp_path / "new", Share()).close()
+    Run(tmp_path / "new", Share()).close()
     assert not (tmp_path / "new").exists()
     (tmp_path / "mine").mkdir()
-    RunFolder(tmp_path / "mine", Share()).close()
+    Run(tmp_path / "mine", Share()).close()
     assert (tmp_path / "mine").is_dir(), "it was there before"
-    RunFolder(tmp_path / "shared", Share(0, 2)).close()
+    Run(tmp_path / "shared", Share(0, 2)).close()
     assert (tmp_path / "shared").is_dir(), "the other part may be at work"
     begun(tmp_path / "begun")
-    assert RunFolder(tmp_path / "begun").identities()
+    assert Run(tmp_path / "begun").identities()
 
 
 CRITIC = {"kind": "server", "model": "a", "prompt": "1" * 64}
 
 
 def begun(path: Path) -> None:
-    folder = RunFolder(path, Share())
+    folder = Run(path, Share())
     folder.claim({"sources": {"kind": "folder"}, "critiques": CRITIC})
     folder.stages["sources"].append({"id": "a"})
     folder.stages["critiques"].append({"id": "a"})
@@ -103,19 +102,19 @@ def begun(path: Path) -> None:
 
 def test_the_manifest_says_what_made_each_stage(tmp_path):
     begun(tmp_path)
-    assert RunFolder(tmp_path).identities() == {"sources": {"kind": "folder"}, "critiques": CRITIC}
+    assert Run(tmp_path).identities() == {"sources": {"kind": "folder"}, "critiques": CRITIC}
     written = json.loads((tmp_path / "manifest.json").read_text())
     assert written["stages"]["critiques"]["sha256"] == identity_hash(CRITIC)
-    begun_again = RunFolder(tmp_path, Share())
+    begun_again = Run(tmp_path, Share())
     begun_again.claim({"sources": {"kind": "folder"}, "critiques": CRITIC, "edits": {"kind": "x"}})
-    assert list(RunFolder(tmp_path).identities()) == ["sources", "critiques", "edits"]
+    assert list(Run(tmp_path).identities()) == ["sources", "critiques", "edits"]
 
 
 def test_a_changed_template_is_refused_with_stage_key_and_hashes(tmp_path):
     begun(tmp_path)
     changed = CRITIC | {"prompt": "2" * 64}
     with pytest.raises(ValueError) as refused:
-        RunFolder(tmp_path, Share()).claim({"sources": {"kind": "folder"}, "critiques": changed})
+        Run(tmp_path, Share()).claim({"sources": {"kind": "folder"}, "critiques": changed})
     message = str(refused.value)
     assert "stage 'critiques'" in message
     assert f"prompt was '{'1' * 64}' and is '{'2' * 64}'" in message
@@ -127,20 +126,20 @@ def test_a_changed_template_is_refused_with_stage_key_and_hashes(tmp_path):
 def test_a_stage_may_be_done_anew_if_those_after_it_are(tmp_path):
     begun(tmp_path)
     (tmp_path / "sources/part-0.jsonl").unlink()
-    folder = RunFolder(tmp_path, Share())
+    folder = Run(tmp_path, Share())
     with pytest.raises(ValueError, match="'sources' is to be done anew with other settings, but 'critiques' still has"):
         folder.claim({"sources": {"kind": "table"}, "critiques": CRITIC})
     folder.close()
     (tmp_path / "critiques/part-0.jsonl").unlink()
-    RunFolder(tmp_path, Share()).claim({"sources": {"kind": "table"}, "critiques": CRITIC})
-    assert RunFolder(tmp_path).identities()["sources"] == {"kind": "table"}
+    Run(tmp_path, Share()).claim({"sources": {"kind": "table"}, "critiques": CRITIC})
+    assert Run(tmp_path).identities()["sources"] == {"kind": "table"}
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"layout": 1, "stages": {"sources": {}}}'])
 def test_a_damaged_manifest_is_named(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
-        RunFolder(tmp_path).identities()
+        Run(tmp_path).identities()
     (tmp_path / "manifest.json").write_text('{"layout": 9, "stages": {}}')
     with pytest.raises(ValueError, match="has layout 9; expected 1"):
-        RunFolder(tmp_path).identities()
+        Run(tmp_path).identities()

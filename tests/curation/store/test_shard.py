@@ -8,9 +8,9 @@ from array import array
 
 import numpy as np
 import pytest
+from rpo.curation.store.shards import Places, StageRecords, key_of
 
 from rpo.curation.store import shards
-from rpo.curation.store.shards import Places, StageRecords, key_of
 from tests.opens import Counted
 
 
