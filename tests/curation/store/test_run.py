@@ -1,37 +1,37 @@
-"""The folder of a run: its lines, its images, its locks, and what it says was done."""
+"""A run as a whole: whose shards are whose, what it says was made by what, and what it refuses."""
 
 import json
-import os
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-from rpo.curation.store.folder import Share, identity_hash, share_of
+
+from rpo.curation.store.address import Store
+from rpo.curation.store.run import Run, Share, claim, identity_hash, share_of
+from rpo.curation.store.shard import STAGES, read_marks
+from tests.curation.store.samples import made, shard
 
 
-def picture(seed=0, size=(8, 6)):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+@pytest.mark.parametrize(
+    ("shards", "environment", "expected"),
+    [
+        ("", {}, Share(0, 1)),
+        ("", {"RANK": "2", "WORLD_SIZE": "3"}, Share(2, 3)),
+        ("1/4", {"RANK": "2", "WORLD_SIZE": "3"}, Share(1, 4)),
+    ],
+)
+def test_share(shards, environment, expected):
+    assert share_of(shards, environment) == expected
 
 
-def test_images_are_named_by_content_and_come_back(tmp_path):
-    folder = Run(tmp_path, Share())
-    digest = folder.save_image(picture())
-    assert folder.save_image(picture()) == digest
-    assert [path.name for path in (tmp_path / "images").iterdir()] == [f"{digest}.png"]
-    assert np.array_equal(np.asarray(folder.load_image(digest, "record a")), np.asarray(picture()))
+@pytest.mark.parametrize("shards", ["1", "4/4", "a/b", "-1/2", "0/0"])
+def test_a_share_that_there_is_not(shards):
+    with pytest.raises(ValueError, match="write shards=0/4|expected 0 to"):
+        share_of(shards, {})
 
 
-def test_a_damaged_or_missing_image_names_the_record(tmp_path):
-    folder = Run(tmp_path, Share())
-    digest = folder.save_image(picture())
-    path = folder.image_path(digest)
-    path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(ValueError, match=rf"^record a: the image .*{digest}.png cannot be decoded"):
-        folder.load_image(digest, "record a")
-    path.unlink()
-    with pytest.raises(ValueError, match=rf"^record a: the image .*{digest}.png does not exist; expected every image"):
-        folder.load_image(digest, "record a")
+def test_shares_divide_all_shards():
+    owners = [[share for share in range(3) if Share(share, 3).owns(number)] for number in range(100)]
+    assert all(len(one) == 1 for one in owners) and {one[0] for one in owners} == {0, 1, 2}
 
 
 def test_a_folder_without_a_run_is_not_read(tmp_path):
@@ -39,107 +39,97 @@ def test_a_folder_without_a_run_is_not_read(tmp_path):
         Run(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("part", "environment", "expected"),
-    [
-        ("", {}, Share(0, 1)),
-        ("", {"RANK": "2", "WORLD_SIZE": "3"}, Share(2, 3)),
-        ("1/4", {"RANK": "2", "WORLD_SIZE": "3"}, Share(1, 4)),
-    ],
-)
-def test_share(part, environment, expected):
-    assert share_of(part, environment) == expected
-
-
-@pytest.mark.parametrize("part", ["1", "4/4", "a/b", "-1/2", "0/0"])
-def test_a_share_that_there_is_not(part):
-    with pytest.raises(ValueError, match="write part=0/4|expected 0 to"):
-        share_of(part, {})
-
-
-def test_shares_divide_all_groups():
-    groups = [f"{index * 7919:016x}" for index in range(100)]
-    owners = [[share for share in range(3) if Share(share, 3).owns(group)] for group in groups]
-    assert all(len(one) == 1 for one in owners)
-    assert {one[0] for one in owners} == {0, 1, 2}
-
-
-def test_a_part_is_held_by_one_and_a_split_by_its_own(tmp_path):
-    first = Run(tmp_path, Share(0, 2))
-    with pytest.raises(ValueError, match=rf"part 0 of 2 of {tmp_path} is in use by process {os.getpid()} on "):
-        Run(tmp_path, Share(0, 2))
-    second = Run(tmp_path, Share(1, 2))
-    with pytest.raises(ValueError, match=r"in 2 parts are at work, and part 2 of 3 has records in common"):
-        Run(tmp_path, Share(2, 3))
-    first.close()
-    second.close()
-    Run(tmp_path, Share(2, 3)).close()
-    Run(tmp_path, Share(0, 2)).close()
-
-
-def test_nothing_is_left_of_a_run_that_never_began(tmp_path):
-    Run(tmp_path / "new", Share()).close()
-    assert not (tmp_path / "new").exists()
-    (tmp_path / "mine").mkdir()
-    Run(tmp_path / "mine", Share()).close()
-    assert (tmp_path / "mine").is_dir(), "it was there before"
-    Run(tmp_path / "shared", Share(0, 2)).close()
-    assert (tmp_path / "shared").is_dir(), "the other part may be at work"
-    begun(tmp_path / "begun")
-    assert Run(tmp_path / "begun").identities()
-
-
 CRITIC = {"kind": "server", "model": "a", "prompt": "1" * 64}
+BOTH = {"sources": {"kind": "folder"}, "critiques": CRITIC}
 
 
-def begun(path: Path) -> None:
-    folder = Run(path, Share())
-    folder.claim({"sources": {"kind": "folder"}, "critiques": CRITIC})
-    folder.stages["sources"].append({"id": "a"})
-    folder.stages["critiques"].append({"id": "a"})
-    folder.close()
+def begun(path: Path) -> Store:
+    made(path, [shard(0, 0, ["a"], num_stages=2)], BOTH)
+    return Store(path)
+
+
+def again(store, identities, **changes):
+    return claim(store, identities, (1, 1, 1), list(read_marks(store)), **changes)
 
 
 def test_the_manifest_says_what_made_each_stage(tmp_path):
-    begun(tmp_path)
-    assert Run(tmp_path).identities() == {"sources": {"kind": "folder"}, "critiques": CRITIC}
+    store = begun(tmp_path)
+    assert Run(tmp_path).identities() == BOTH
     written = json.loads((tmp_path / "manifest.json").read_text())
     assert written["stages"]["critiques"]["sha256"] == identity_hash(CRITIC)
-    begun_again = Run(tmp_path, Share())
-    begun_again.claim({"sources": {"kind": "folder"}, "critiques": CRITIC, "edits": {"kind": "x"}})
+    assert (written["records"], written["shards"], written["shard"]) == (1, 1, 1)
+    again(store, BOTH | {"edits": {"kind": "x"}})
     assert list(Run(tmp_path).identities()) == ["sources", "critiques", "edits"]
 
 
+def test_a_claim_of_the_same_writes_nothing(tmp_path):
+    store = begun(tmp_path)
+    before = (tmp_path / "manifest.json").stat().st_mtime_ns
+    again(store, BOTH)
+    assert (tmp_path / "manifest.json").stat().st_mtime_ns == before
+
+
 def test_a_changed_template_is_refused_with_stage_key_and_hashes(tmp_path):
-    begun(tmp_path)
-    changed = CRITIC | {"prompt": "2" * 64}
+    store, changed = begun(tmp_path), CRITIC | {"prompt": "2" * 64}
     with pytest.raises(ValueError) as refused:
-        Run(tmp_path, Share()).claim({"sources": {"kind": "folder"}, "critiques": changed})
+        again(store, BOTH | {"critiques": changed})
     message = str(refused.value)
     assert "stage 'critiques'" in message
     assert f"prompt was '{'1' * 64}' and is '{'2' * 64}'" in message
-    assert identity_hash(CRITIC) in message
-    assert identity_hash(changed) in message
-    assert "delete the folder 'critiques' and those of the stages after it" in message
+    assert identity_hash(CRITIC) in message and identity_hash(changed) in message
+    assert "redo=critiques" in message
 
 
-def test_a_stage_may_be_done_anew_if_those_after_it_are(tmp_path):
-    begun(tmp_path)
-    (tmp_path / "sources/part-0.jsonl").unlink()
-    folder = Run(tmp_path, Share())
-    with pytest.raises(ValueError, match="'sources' is to be done anew with other settings, but 'critiques' still has"):
-        folder.claim({"sources": {"kind": "table"}, "critiques": CRITIC})
-    folder.close()
-    (tmp_path / "critiques/part-0.jsonl").unlink()
-    Run(tmp_path, Share()).claim({"sources": {"kind": "table"}, "critiques": CRITIC})
-    assert Run(tmp_path).identities()["sources"] == {"kind": "table"}
+def test_a_stage_may_be_redone_and_counts_no_more_until_it_is(tmp_path):
+    store, changed = begun(tmp_path), CRITIC | {"prompt": "2" * 64}
+    again(store, BOTH | {"critiques": changed}, redo="critiques")
+    assert [num_stages for _, num_stages in Run(tmp_path).marks()] == [1]
+    assert Run(tmp_path).tally().done == {"sources": 1}
+    (found,) = Run(tmp_path).shards()
+    assert found.rows["sources"] and not found.rows["critiques"]
+    with pytest.raises(ValueError, match="stage 'sources' were made otherwise"):
+        again(store, BOTH | {"sources": {"kind": "table"}}, redo="critiques")
+    again(store, BOTH | {"sources": {"kind": "table"}}, redo="sources")
+    assert list(Run(tmp_path).marks()) == []
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"layout": 1, "stages": {"sources": {}}}'])
+def test_a_stage_that_nothing_was_made_by_may_change(tmp_path):
+    store = begun(tmp_path)
+    again(store, BOTH | {"edits": {"kind": "x"}})
+    again(store, BOTH | {"edits": {"kind": "y"}})
+    assert Run(tmp_path).identity_of("edits") == {"kind": "y"}
+
+
+def test_another_cut_is_refused(tmp_path):
+    store = begun(tmp_path)
+    with pytest.raises(ValueError, match="shard is 2, and .* was begun with shards of 1; expected one way to cut"):
+        claim(store, BOTH, (1, 1, 2), list(read_marks(store)))
+    claim(store, BOTH, (5, 5, 1), list(read_marks(store)))
+    assert Run(tmp_path).manifest.records == 5
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"layout": 2, "stages": {"sources": {}}}'])
 def test_a_damaged_manifest_is_named(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
-        Run(tmp_path).identities()
+        Run(tmp_path)
     (tmp_path / "manifest.json").write_text('{"layout": 9, "stages": {}}')
-    with pytest.raises(ValueError, match="has layout 9; expected 1"):
-        Run(tmp_path).identities()
+    with pytest.raises(ValueError, match="has layout 9; expected 2"):
+        Run(tmp_path)
+
+
+def test_only_shards_of_the_plan_are_read(tmp_path):
+    made(tmp_path, [shard(number, number, [f"{number}"]) for number in range(3)])
+    store = Store(tmp_path)
+    claim(store, Run(tmp_path).identities(), (2, 2, 1), list(read_marks(store)))
+    assert [found.ids for found in Run(tmp_path).shards()] == [("0",), ("1",)]
+    assert Run(tmp_path).tally().done == dict.fromkeys(STAGES, 2)
+
+
+def test_a_tally_is_the_sum_of_its_shards(tmp_path):
+    made(tmp_path, [shard(0, 0, ["a", "b"]), shard(1, 2, ["c"], num_stages=3)])
+    found = Run(tmp_path).tally()
+    assert found.done == {"sources": 3, "critiques": 3, "instructions": 3, "edits": 2, "scores": 2, "decisions": 2}
+    assert found.faults == {"critiques": {"parse_error": 2}}
+    assert found.kept == {"reward:bright": 2}
+    assert found.evaluation == {"better": 2, "equal": 0, "worse": 0, "gap": 2.0}

@@ -1,185 +1,161 @@
-"""The records of a stage: lines of many processes read as one, killed at any byte, and what many of them cost."""
+"""A shard in memory and as a file, on any place that fsspec knows; and a set of many numbers."""
 
-import errno
+import hashlib
 import json
-import threading
 import tracemalloc
-from array import array
 
 import numpy as np
 import pytest
-from rpo.curation.store.shards import Places, StageRecords, key_of
 
-from rpo.curation.store import shards
-from tests.opens import Counted
+from rpo.curation.store.address import Store
+from rpo.curation.store.keys import Keys, key_of
+from rpo.curation.store.run import Run
+from rpo.curation.store.shard import STAGES, Mark, Tally, load, read, read_images, read_mark, read_marks, seal
+from rpo.curation.worker import tally_of
+from rpo.data.pixels import decode_image
+from tests.curation.fakes import picture
+from tests.curation.store.samples import made, shard
 
-
-def test_records_are_the_union_of_all_parts(tmp_path):
-    first, second = StageRecords(tmp_path, 0), StageRecords(tmp_path, 1)
-    first.append({"id": "a", "value": 1})
-    second.append({"id": "b", "value": 2})
-    both = StageRecords(tmp_path)
-    assert len(both) == 2
-    assert "a" in both
-    assert both["b"] == {"id": "b", "value": 2}
-    assert both.get("c") is None
-    assert sorted(both) == ["a", "b"]
+HASHES = {stage: stage[0] * 64 for stage in STAGES}
 
 
-def test_a_half_written_last_line_is_cut_off_in_the_own_part_and_passed_over_in_others(tmp_path):
-    StageRecords(tmp_path, 0).append({"id": "a"})
-    path = tmp_path / "part-0.jsonl"
-    whole = path.read_bytes()
-    path.write_bytes(whole + b'{"id": "b", "val')
-    assert sorted(StageRecords(tmp_path)) == ["a"]
-    assert sorted(StageRecords(tmp_path, 1)) == ["a"]
-    assert path.read_bytes() != whole
-    mended = StageRecords(tmp_path, 0)
-    assert path.read_bytes() == whole
-    mended.append({"id": "b"})
-    assert sorted(StageRecords(tmp_path)) == ["a", "b"]
+@pytest.fixture(params=["folder", "file", "memory"])
+def store(request, tmp_path):
+    place = {"folder": str(tmp_path / "run"), "file": f"file://{tmp_path}/run", "memory": f"memory://{tmp_path}/run"}
+    return Store(place[request.param])
 
 
-def test_a_line_that_was_cut_in_the_middle_of_a_file_is_named(tmp_path):
-    (tmp_path / "part-0.jsonl").write_text('{"id": "a"}\n{"id": "b", \n{"id": "c"}\n')
-    with pytest.raises(ValueError, match=rf"^{tmp_path.name}/part-0.jsonl:2: not JSON"):
-        StageRecords(tmp_path)
+def sealed(store, found):
+    return seal(store, found, HASHES, tally_of(found))
 
 
-def test_a_line_without_id_is_named(tmp_path):
-    (tmp_path / "part-0.jsonl").write_text('{"id": 3}\n')
-    with pytest.raises(ValueError, match="a line has the id 3; expected text; mend or remove the line"):
-        StageRecords(tmp_path)
+@pytest.mark.parametrize("num_stages", range(1, 7))
+def test_a_shard_comes_back_as_it_was(store, num_stages):
+    found = shard(7, 40, ["a", "b", "c"], num_stages)
+    mark = sealed(store, found)
+    back = load(store, mark, num_stages)
+    assert (back.number, back.start, back.ids, back.num_through) == (7, 40, ("a", "b", "c"), num_stages)
+    assert back.rows == found.rows and back.images == found.images and back.plan == mark.plan
+    without = read(store, mark)
+    assert without.rows == found.rows and without.images == {}
+    assert read_images(store, mark.file, 0) == found.images
+    assert list(read_marks(store)) == [mark]
 
 
-def test_a_record_is_recorded_once_and_only_by_writers(tmp_path):
-    records = StageRecords(tmp_path, 0)
-    records.append({"id": "a"})
-    with pytest.raises(ValueError, match="has record a already"):
-        records.append({"id": "a"})
-    with pytest.raises(ValueError, match="opened for reading"):
-        StageRecords(tmp_path).append({"id": "b"})
+def test_images_are_named_by_content_and_come_back():
+    found = shard(0, 0, ["a"])
+    digest = found.save_image(picture(5))
+    assert digest == hashlib.sha256(found.images[digest]).hexdigest() == found.save_image(picture(5))
+    assert np.array_equal(np.asarray(found.load_image(digest, "a")), np.asarray(picture(5)))
 
 
-def test_many_threads_append_whole_lines(tmp_path):
-    records = StageRecords(tmp_path, 0)
-    rows = [{"id": f"{index:04}", "text": "x" * index} for index in range(80)]
-    threads = [threading.Thread(target=lambda k=k: [records.append(row) for row in rows[k::8]]) for k in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [records[row["id"]] for row in rows] == rows
-    assert [StageRecords(tmp_path)[row["id"]] for row in rows] == rows
+def test_what_came_of_later_stages_is_forgotten(store):
+    mark = sealed(store, shard(0, 0, ["a", "b"]))
+    back = load(store, mark, 2)
+    assert back.rows["critiques"] and not back.rows["edits"] and back.num_through == 2
+    assert back.images.keys() == {row["image"] for row in back.rows["sources"].values()}
 
 
-def test_a_full_disk_leaves_no_half_line_behind(tmp_path, monkeypatch):
-    records = StageRecords(tmp_path, 0)
-    records.append({"id": "a"})
-
-    def full(path, row):
-        with path.open("ab") as file:
-            file.write(json.dumps(row).encode()[:5])
-        raise OSError(errno.ENOSPC, "no space left")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(shards, "append_line", full)
-        with pytest.raises(OSError, match="no space left"):
-            records.append({"id": "b"})
-    records.append({"id": "c"})
-    assert (tmp_path / "part-0.jsonl").read_text() == '{"id": "a"}\n{"id": "c"}\n'
-    assert "b" not in records
+def test_the_same_shard_is_the_same_file_and_another_takes_its_place(store):
+    found = shard(3, 0, ["a", "b"], 2)
+    first = sealed(store, found)
+    assert sealed(store, shard(3, 0, ["a", "b"], 2)).file == first.file
+    whole = shard(3, 0, ["a", "b"])
+    whole.mark = first
+    second = sealed(store, whole)
+    assert store.names("shards") == [second.file.partition("/")[2], "0000003.json"] != [first.file, "0000003.json"]
+    assert hashlib.sha256(store.read(second.file)).hexdigest() == second.sha256
 
 
-COUNT = 20_000
+def test_a_shard_counts_as_far_as_it_was_made_as_the_run_says():
+    mark = Mark(0, 0, 1, "", "", "", {stage: HASHES[stage] for stage in STAGES[:4]}, Tally())
+    assert mark.num_stages(HASHES) == 4
+    assert mark.num_stages(HASHES | {"critiques": "other"}) == 1
+    assert mark.num_stages({}) == 0
 
 
-def name_of(number):
-    return f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}"
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"number": 1}', b"null"])
+def test_half_a_mark_is_none(store, data):
+    assert read_mark(data) is None
+    sealed(store, shard(0, 0, ["a"]))
+    store.write("shards/0000001.json", data)
+    assert [mark.number for mark in read_marks(store)] == [0]
 
 
-def lines(path, numbers, **columns):
-    path.parent.mkdir(exist_ok=True)
-    rows = ({"id": name_of(number), "order": number, "text": "word " * 20, **columns} for number in numbers)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def test_a_damaged_file_is_told(store):
+    mark = sealed(store, shard(0, 0, ["a"]))
+    store.write(mark.file, store.read(mark.file)[:-1])
+    with pytest.raises(ValueError, match=r"0000000.* is not what its mark says; .* delete .*0000000\.json"):
+        load(store, mark, 6)
+    store.remove(mark.file)
+    with pytest.raises(ValueError, match="does not exist, or is not what its mark says"):
+        load(store, mark, 6)
+    with pytest.raises(ValueError, match="does not exist; expected every shard that has a mark"):
+        read(store, mark)
 
 
-@pytest.fixture
-def long_stage(tmp_path):
-    for part in range(3):
-        lines(tmp_path / "sources" / f"part-{part}.jsonl", range(part, COUNT, 3))
-    return tmp_path / "sources"
+def test_datasets_reads_the_files_with_images(tmp_path):
+    import datasets
+
+    made(tmp_path / "run", [shard(0, 0, ["a", "b"]), shard(1, 2, ["c"], 2)])
+    files = str(tmp_path / "run" / "shards" / "*.parquet")
+    table = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    assert table["record"] == ["a", "b", "c"] and table["order"] == [0, 1, 2]
+    assert [image.size for image in table["source_image"]] == [(12, 10)] * 3
+    assert [len(images) for images in table["edited_images"]] == [2, 2, 0]
+    assert json.loads(table[1]["decisions"])["outcomes"][0]["chosen"] == "b/edit" and table[2]["decisions"] is None
 
 
-def test_a_record_takes_16_bytes(long_stage):
-    StageRecords(long_stage)  # what is imported and cached by then
+def test_an_image_of_a_run_is_found_by_its_place(tmp_path):
+    made(tmp_path, [shard(0, 0, [f"{k:02}" for k in range(40)]), shard(1, 40, ["x"])])
+    run = Run(tmp_path)
+    for found in run.shards():
+        for record in found.ids:
+            row = found.rows["sources"][record]
+            data = run.image_bytes(row["image"], row["order"], record)
+            assert decode_image(data, "").image == picture(row["order"])
+    with pytest.raises(ValueError, match=r"^record x: the image 00 is not in .*0000001"):
+        run.image_bytes("00", 40, "record x")
+
+
+def test_files_of_a_store(store):
+    store.write("a/b.json", b"1")
+    store.write("a/b.json", b"2")
+    store.write("a/c/d.json", b"3")
+    assert store.read("a/b.json") == b"2" and store.names("a") == ["b.json", "c"] and store.names("none") == []
+    assert store.read_all(["a/b.json", "a/none", "a/c/d.json"]) == {"a/b.json": b"2", "a/c/d.json": b"3"}
+    with pytest.raises(FileNotFoundError):
+        store.read("a/none")
+    store.remove("a/none")
+    store.remove("a/b.json")
+    store.remove_folder("a/c")
+    store.remove_folder("a/none")
+    assert store.names("a") == []
+    assert store.place("x") == f"{store.address}/x"
+
+
+def test_an_address_that_nothing_knows_is_told():
+    with pytest.raises(ValueError, match="nowhere://x cannot be used as the place of a run"):
+        Store("nowhere://x")
+
+
+def test_numbers_that_are_added_are_known_again(monkeypatch):
+    monkeypatch.setattr("rpo.curation.store.keys._FEW", 10)
+    keys, expected = Keys(), set()
+    for number in np.random.default_rng(0).integers(0, 2**63, 500).tolist():
+        number = 2 * number % 300
+        assert keys.add(number) == (number not in expected)
+        expected.add(number)
+        assert len(keys) == len(expected)
+    assert not keys.add(min(expected)) and keys.add(2**64 - 1)
+    assert 0 <= key_of("a") < 2**64 and key_of("a") != key_of("b")
+
+
+def test_a_number_takes_few_bytes():
     tracemalloc.start()
-    records = StageRecords(long_stage)
+    keys = Keys()
+    for number in range(200_000):
+        keys.add(number * 0x9E3779B97F4A7C15 % 2**64)
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(records) == COUNT
-    assert held < 24 * COUNT
-
-
-def test_records_that_are_added_are_sorted_in(monkeypatch):
-    monkeypatch.setattr("rpo.curation.store.shards._FEW", 10)
-    places = Places(array("Q", [5, 3, 5]), array("Q", [50, 30, 51]))
-    expected = {5: 50, 3: 30}
-    for key in np.random.default_rng(0).integers(0, 2**63, 500).tolist():
-        places.add(key * 2, key)
-        expected[key * 2] = key
-        assert len(places) == len(expected)
-    assert all(places.get(key) == place for key, place in expected.items())
-    assert places.get(4) is None and places.get(2**64 - 1) is None and places.get(1) is None
-    assert key_of("00000000000000ff") == 255 and key_of("ff") != 255 and key_of("00000000000000FF") != 255
-
-
-def test_looks_open_a_file_once(long_stage, monkeypatch):
-    records = StageRecords(long_stage)
-    counted = Counted(monkeypatch)
-    for number in range(0, 3000, 2):
-        assert records[name_of(number)]["order"] == number
-    assert counted.opened == {f"part-{part}.jsonl": 1 for part in range(3)}
-    assert counted.parsed == 1500
-
-
-def test_a_pass_over_everything_opens_and_reads_each_file_once(long_stage, monkeypatch):
-    records = StageRecords(long_stage)
-    counted = Counted(monkeypatch)
-    assert sum(1 for _ in records.rows()) == COUNT
-    assert counted.opened == {f"part-{part}.jsonl": 1 for part in range(3)} and counted.parsed == COUNT
-
-
-def test_the_order_of_a_plan_is_found_with_few_bytes(long_stage):
-    records = StageRecords(long_stage)
-    assert [row["order"] for row in records.in_order("order")] == list(range(COUNT))
-    tracemalloc.start()
-    first = next(records.in_order("order"))
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert first["order"] == 0 and peak < 100 * COUNT
-
-
-def test_more_parts_than_may_be_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "OPEN_FILES", 2)
-    for part in range(7):
-        lines(tmp_path / "s" / f"part-{part}.jsonl", range(part, 70, 7))
-    records = StageRecords(tmp_path / "s")
-    assert [records[name_of(number)]["order"] for number in range(70)] == list(range(70))
-
-
-def test_a_line_longer_than_a_block_and_a_line_cut_off_after_a_look(tmp_path):
-    records = StageRecords(tmp_path / "s", 0)
-    rows = [{"id": name_of(number), "text": "é" * size} for number, size in enumerate([1, 4094, 4096, 20_000, 3])]
-    for row in rows:
-        records.append(row)
-    assert [records[row["id"]] for row in rows] == rows == list(records.rows())
-
-
-def test_what_another_process_writes_later_is_not_half_seen(tmp_path):
-    lines(tmp_path / "s" / "part-1.jsonl", range(3))
-    records = StageRecords(tmp_path / "s")
-    with (tmp_path / "s" / "part-1.jsonl").open("a") as file:
-        file.write(json.dumps({"id": name_of(3), "order": 3}) + "\n")
-    assert sorted(records) == sorted(map(name_of, range(3)))
-    assert [row["order"] for row in records.in_order("order")] == [0, 1, 2]
+    assert len(keys) == 200_000 and held < 60 * 65536 + 20 * 200_000
