@@ -10,7 +10,7 @@ import torch
 
 from rpo.config.load import load_config
 from rpo.curation.curate_config import CurateConfig, DecideConfig
-from rpo.curation.records import Critique, Edit, History, Scores, histories
+from rpo.curation.records import Critique, Edit, History, Scores, encoded_of, histories, image_of
 from rpo.curation.score import score_images
 from rpo.curation.store.run import Run
 from rpo.data.preference import PreferencePair
@@ -29,16 +29,16 @@ RSO_TEMPERATURE = 0.5
 """In standard deviations of the proxy's scores of a prompt."""
 
 
-def source_scores(run: Path) -> dict[str, float]:
+def source_scores(place: Path) -> dict[str, float]:
     """What the proxy thinks of every image that the model drew."""
-    folder = Run(run)
-    sources = [one.source for one in histories(folder)]
+    run = Run(place)
+    drawn = list(histories(run))
     found: dict[str, float] = {}
-    for start in range(0, len(sources), BATCH):
-        some = sources[start : start + BATCH]
-        images = [folder.load_image(one.image, one.id) for one in some]
-        scores = score_images(load_reward(PROXY), images, [one.caption for one in some], name=PROXY)
-        found |= dict(zip([one.id for one in some], scores, strict=True))
+    for start in range(0, len(drawn), BATCH):
+        some = drawn[start : start + BATCH]
+        images = [image_of(run, one, "source") for one in some]
+        scores = score_images(load_reward(PROXY), images, [one.source.caption for one in some], name=PROXY)
+        found |= dict(zip([one.source.id for one in some], scores, strict=True))
     return found
 
 
@@ -124,14 +124,14 @@ def _mark(one: History, kind: str) -> float | None:
     return 1.0 if is_sound and kind == "source" else None
 
 
-def _by_caption(run: RunFolder) -> dict[str, list[History]]:
+def _by_caption(run: Run) -> dict[str, list[History]]:
     found: defaultdict[str, list[History]] = defaultdict(list)
     for one in histories(run):
         found[one.source.caption].append(one)
     return found
 
 
-def _edits(run: RunFolder, *, is_improved_only: bool) -> list[PreferencePair]:
+def _edits(run: Run, *, is_improved_only: bool) -> list[PreferencePair]:
     rules: DecideConfig = load_config(CurateConfig, CONFIG, []).decide
     found: list[PreferencePair] = []
     for one in histories(run):
@@ -147,10 +147,10 @@ def _is_in_window(one: History, rules: DecideConfig) -> bool:
     return distance is not None and rules.min_distance <= distance <= rules.max_distance
 
 
-def _pair(run: RunFolder, better: History, kind: str, worse: History, other: str) -> PreferencePair:
-    paths = [run.image_path(one.image_of(side) or "") for one, side in ((better, kind), (worse, other))]
+def _pair(run: Run, better: History, kind: str, worse: History, other: str) -> PreferencePair:
+    images = [encoded_of(run, one, side) for one, side in ((better, kind), (worse, other))]
     return PreferencePair(
-        better.source.caption, *paths, chosen_score=_score(better, kind), rejected_score=_score(worse, other)
+        better.source.caption, *images, chosen_score=_score(better, kind), rejected_score=_score(worse, other)
     )
 
 

@@ -21,7 +21,7 @@ from rpo.curation.sources import SourcePlan, plan_import
 from rpo.curation.store.address import Store
 from rpo.curation.store.progress import Progress
 from rpo.curation.store.run import SETTINGS, Share, claim, share_of
-from rpo.curation.store.shard import STAGES, Mark, StageName, read_marks
+from rpo.curation.store.shard import STAGES, Mark, StageName, Tally, read_marks
 from rpo.curation.worker import Components, Job, Task, Terms
 from rpo.errors import InputError
 from rpo.interrupts import ended_in_order
@@ -121,11 +121,10 @@ class _Call:
             progress.close()
 
     def _do(self, num_stages: int, made_by: Mapping[StageName, str], progress: Progress) -> None:
-        counted = {number: self._num_done(number, made_by) for number in self.marks}
         tasks = [
-            Task(one, self.marks.get(one.number), counted.get(one.number, 0))
+            Task(one, self.marks[one.number].tally.through(num_done) if num_done else Tally())
             for one in self.plan.shards
-            if self.share.owns(one.number) and counted.get(one.number, 0) < num_stages
+            if self.share.owns(one.number) and (num_done := self._num_done(one.number, made_by)) < num_stages
         ]
         terms = Terms(num_stages, made_by, frozenset(_answered(self.marks.values(), made_by)))
         self.marks |= {mark.number: mark for mark in self.engine.do(tasks, terms, progress)}

@@ -128,4 +128,6 @@ def is_of_one_image(outcome: Outcome, history: History) -> bool:
 def _digests(found: Found) -> list[str | None]:
     """The images of a pair."""
     names = [name.partition("/") for name in (found.outcome.chosen, found.outcome.rejected)]
-    return [history_of(found.shard, record).image_of(kind) for record, _, kind in names]
+    own, shard = found.history, found.shard
+    owners = [own if record == own.source.id else history_of(shard, record) for record, _, _ in names]
+    return [owner.image_of(kind) for owner, (_, _, kind) in zip(owners, names, strict=True)]

@@ -19,7 +19,7 @@ from PIL.Image import Image
 
 from rpo.curation.curate_config import SHARD, SourceConfig
 from rpo.curation.store.keys import Keys, key_of
-from rpo.curation.store.shard import Identity, Shard, plan_of
+from rpo.curation.store.shard import Identity, Mark, Shard, plan_of
 from rpo.data.image_facts import ImageFacts, ImageSource, facts_of, read_image, recalled
 from rpo.data.own_files import is_own, own_file
 from rpo.data.pixels import decode_image
@@ -74,10 +74,12 @@ class PlannedShard:
         """The records."""
         return pickle.loads(zlib.decompress(self.packed))
 
-    def opened(self) -> Shard:
-        """The shard, with nothing done."""
+    def opened(self, mark: Mark | None = None) -> Shard:
+        """The shard, with nothing done; its mark, if what is sealed of it does not count."""
         items = self.items
-        return Shard(self.number, self.start, [item.id for item in items], {item.id: item for item in items})
+        shard = Shard(self.number, self.start, [item.id for item in items], {item.id: item for item in items})
+        shard.mark = mark
+        return shard
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def decisions_stage(rules: DecideConfig) -> Stage:
             if rules.orderings == "prompt":
                 found += outcomes_of_siblings(together, rules)
             elif len(together) > 1:
-                found += outcomes_across(*together[:2], rules)
+                found += outcomes_across(together[0], together[1], rules)
         return found
 
     def load(shard: Shard, record: str) -> tuple[Shard, str]:

@@ -32,7 +32,7 @@ from rpo.curation.stages import (
 )
 from rpo.curation.store.address import Store
 from rpo.curation.store.run import identity_hash
-from rpo.curation.store.shard import STAGES, Identity, Mark, Shard, StageName, Tally, load, seal
+from rpo.curation.store.shard import STAGES, Identity, Mark, Shard, StageName, Tally, load, mark_of, seal
 from rpo.curation.vlm.answers import AnswerCache
 from rpo.devices import device_named
 from rpo.errors import InputError
@@ -65,10 +65,8 @@ class Task:
     """A shard to do."""
 
     planned: PlannedShard
-    mark: Mark | None
-    """What of it is sealed."""
-    num_done: int
-    """How many of its sealed stages count."""
+    before: Tally = field(default_factory=Tally)
+    """What was known of it when it was handed out."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +102,8 @@ class Worker:
         wanted = STAGES.index(config.stop_after) + 1
         found = list(islice(_stages(job, draw, self._answers), wanted))
         self._stages = [stage for stage, _ in found]
-        self.identities = {stage.name: identity for stage, identity in found}
-        self._made_by = {name: identity_hash(identity) for name, identity in self.identities.items()}
+        self.identities: dict[StageName, Identity] = {stage.name: identity for stage, identity in found}
+        self._made_by: dict[StageName, str] = {name: identity_hash(one) for name, one in self.identities.items()}
         self._answered = set[StageName]()
         self.overlaps = Pipeline(self._stages, lambda shard: None).overlaps
 
@@ -126,19 +124,39 @@ class Worker:
             self._answers.pack(shard.name)
             marks.append(seal(self._store, shard, self._made_by, tally_of(shard)))
 
+        def opened() -> Iterator[Shard]:
+            for task in tasks:
+                found = self._opened(task.planned, terms)
+                if isinstance(found, Mark):
+                    marks.append(found)
+                else:
+                    yield found
+
         Pipeline(
             self._stages[: terms.num_stages],
             sealed,
             observer=observer,
             answered=self._answered,
             within=lambda shard: self._answers.of(shard.name),
-        ).run(map(self._opened, tasks))
+        ).run(opened())
         return marks
 
-    def _opened(self, task: Task) -> Shard:
-        if task.mark is None or not task.num_done:
-            return task.planned.opened()
-        return load(self._store, task.mark, task.num_done)
+    def _opened(self, planned: PlannedShard, terms: Terms) -> Shard | Mark:
+        """A shard as far as it is done; its mark if that is far enough: another worker may have been here."""
+        mark = mark_of(self._store, planned.number)
+        if mark is None or mark.plan != planned.plan:
+            return planned.opened()
+        num_done = mark.num_stages(terms.made_by)
+        if num_done >= terms.num_stages:
+            return mark
+        if not num_done:
+            return planned.opened(mark)
+        try:
+            return load(self._store, mark, num_done)
+        except InputError:
+            if mark_of(self._store, planned.number) == mark:
+                raise
+            return self._opened(planned, terms)  # it was sealed anew in between
 
     def _require(self, made_by: Mapping[StageName, str]) -> None:
         for stage, digest in self._made_by.items():
@@ -212,8 +230,8 @@ def tally_of(shard: Shard) -> Tally:
                 dropped[str(outcome.reason)] += 1
     signs = Counter((gap > 0) - (gap < 0) for gap in gaps)
     evaluation = {"better": signs[1], "equal": signs[0], "worse": signs[-1], "gap": fsum(gaps)} if gaps else {}
-    outcomes = [dict(sorted(found.items())) for found in (kept, dropped)]
-    return Tally(done, faults, dict(shard.seconds), *outcomes, evaluation)
+    labels, reasons = (dict(sorted(found.items())) for found in (kept, dropped))
+    return Tally(done, faults, dict(shard.seconds), labels, reasons, evaluation)
 
 
 def _evaluation_gap(shard: Shard, outcome: Outcome) -> list[float]:

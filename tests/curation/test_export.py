@@ -290,7 +290,17 @@ def test_the_status_of_a_run_that_has_just_begun(tmp_path):
 def test_the_commands(run, tmp_path, capsys):
     assert main(["curate", "status", run.store.address]) == 0
     assert "decisions" in capsys.readouterr().out
-    words = ["curate", "export", run.store.address, "--form", "pickapic", "--to", str(tmp_path / "x"), "--repo", "me/pairs"]
+    words = [
+        "curate",
+        "export",
+        run.store.address,
+        "--form",
+        "pickapic",
+        "--to",
+        str(tmp_path / "x"),
+        "--repo",
+        "me/pairs",
+    ]
     assert main(words) == 0
     shown = capsys.readouterr().out
     assert "pairs in" in shown
@@ -360,7 +370,9 @@ def test_a_mix_has_the_shares_and_is_even_and_complete(runs, tmp_path):
 
 def test_shares_are_ratios_and_the_scarcest_run_is_taken_whole(runs, tmp_path):
     found = [export({runs[0]: 0.2 * scale, runs[1]: 0.8 * scale}, to=tmp_path / f"{scale}") for scale in (1, 10)]
-    assert found[0].sources == found[1].sources and found[0].sources[runs[0]] == round(found[0].sources[runs[1]] / 4) > 0
+    assert (
+        found[0].sources == found[1].sources and found[0].sources[runs[0]] == round(found[0].sources[runs[1]] / 4) > 0
+    )
     with pytest.raises(ValueError, match=r"a share is .*: 0; expected a number above 0"):
         export({runs[0]: 1, runs[1]: 0}, to=tmp_path / "none")
     with pytest.raises(ValueError, match="but not where to"):

@@ -17,8 +17,10 @@ from rpo.curation.worker import Draw, Job, Task, Terms
 class Engine(Protocol):
     """Does shards by one or more workers."""
 
-    identities: Mapping[StageName, Identity]
-    """What decides the results of each stage, as a worker says."""
+    @property
+    def identities(self) -> Mapping[StageName, Identity]:
+        """What decides the results of each stage, as a worker says."""
+        ...
 
     def do(self, tasks: Sequence[Task], terms: Terms, progress: Progress) -> list[Mark]:
         """Do the shards, and return their marks; the first error of a worker stops all."""

@@ -20,7 +20,7 @@ from rpo.curation.engines import hands_of
 from rpo.curation.records import Unavailable
 from rpo.curation.store.address import Store
 from rpo.curation.store.progress import Progress
-from rpo.curation.store.shard import Identity, Mark, StageName, Tally
+from rpo.curation.store.shard import Identity, Mark, StageName
 from rpo.curation.worker import Draw, Job, Task, Terms, Worker
 from rpo.errors import InputError
 
@@ -105,10 +105,9 @@ class ProcessEngine:
 
 def tell(progress: Progress, hand: Sequence[Task], marks: Sequence[Mark]) -> None:
     """Let the progress know of shards that another process has sealed."""
-    before = {task.planned.number: task for task in hand}
+    before = {task.planned.number: task.before for task in hand}
     for mark in marks:
-        task = before[mark.number]
-        progress.sealed(task.mark.tally.through(task.num_done) if task.mark else Tally(), mark.tally)
+        progress.sealed(before[mark.number], mark.tally)
 
 
 def _died() -> Unavailable:

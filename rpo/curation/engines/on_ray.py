@@ -6,8 +6,9 @@ Ray starts that one when there is room. If this process dies, Ray ends the actor
 """
 
 import os
+import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -27,8 +28,8 @@ except ImportError as error:
         f"engine is ray, which cannot be imported ({error}); expected Ray; pip install 'rpo[ray]', or give engine=local"
     ) from error
 
-TRIES = 5
-"""Actors that one hand of shards may cost before it is given up: more is no bad luck."""
+TRIES = 6
+"""Actors that one hand of shards may cost, or that may die in a row while nothing is done: more is no bad luck."""
 
 
 @final
@@ -43,17 +44,16 @@ class RayEngine:
             ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
         gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
         self._make: Any = ray.remote(num_cpus=1, num_gpus=gpus)(_Actor).remote
-        self._arguments = (job, os.getcwd())
+        self._arguments, self._workers = (job, os.getcwd()), job.config.workers
+        self._actors, self._ready = list[Any](), list[Any]()
         self._coming: dict[Any, Any] = {}
         """What an actor says when it has loaded everything, and the actor."""
-        self._ready, self._actors = list[Any](), list[Any]()
+        self._due = [0.0] * self._workers
+        """When to ask for actors that are missing: not at once, for a lost node is noticed late."""
         self._lost = 0
         try:
-            for _ in range(job.config.workers):
-                self._ask_for_actor()
-            self._workers = job.config.workers
             while not self._ready:
-                self._welcome(None)
+                self._next({})
         except BaseException:
             self.close()
             raise
@@ -62,28 +62,25 @@ class RayEngine:
         """Do the shards, one hand for each actor that is ready."""
         waiting = deque(hands_of(tasks, self._workers, overlaps=self._overlaps))
         working: dict[Any, tuple[Any, Sequence[Task]]] = {}
-        marks, tries = list[Mark](), Counter[int]()
-        given = ray.put(terms)
+        marks, tries, given = list[Mark](), Counter[int](), ray.put(terms)
         while waiting or working:
             while waiting and self._ready:
                 actor, hand = self._ready.pop(), waiting.popleft()
                 working[actor.do.remote(hand, given)] = actor, hand
-            done, _ = ray.wait([*working, *self._coming], num_returns=1)
-            for reply in done:
-                if reply in self._coming:
-                    self._welcome(reply)
-                    continue
-                actor, hand = working.pop(reply)
-                try:
-                    found = self._result(reply)
-                except RayError as error:
-                    number = hand[0].planned.number
-                    tries[number] += 1
-                    if tries[number] >= TRIES:
-                        raise Unavailable(f"{TRIES} workers died of shard {number}, the last of: {error}") from error
-                    waiting.append(hand)
-                    self._ask_for_actor()
-                    continue
+            if (reply := self._next(working)) is None:
+                continue
+            actor, hand = working.pop(reply)
+            try:
+                found = self._result(reply)
+            except RayError as error:
+                number = hand[0].planned.number
+                tries[number] += 1
+                if tries[number] >= TRIES:
+                    raise Unavailable(f"{TRIES} workers died of shard {number}, the last of: {error}") from error
+                waiting.append(hand)
+                self._due.append(0.0)
+            else:
+                self._lost = 0
                 self._ready.append(actor)
                 marks += found
                 tell(progress, hand, found)
@@ -96,25 +93,33 @@ class RayEngine:
         if self._is_ours:
             ray.shutdown()
 
-    def _ask_for_actor(self) -> None:
-        actor = self._make(*self._arguments)
-        self._actors.append(actor)
-        self._coming[actor.made.remote()] = actor
+    def _next(self, working: Mapping[Any, object]) -> Any:
+        """What is done next of the work, if that is soon; actors that come meanwhile are made ready."""
+        now = time.monotonic()
+        for _ in [due for due in self._due if due <= now]:
+            actor = self._make(*self._arguments)
+            self._actors.append(actor)
+            self._coming[actor.made.remote()] = actor
+        self._due = [due for due in self._due if due > now]
+        awaited = [*working, *self._coming]
+        done = ray.wait(awaited, num_returns=1, timeout=1)[0] if awaited else time.sleep(1)
+        for reply in done or ():
+            if reply in working:
+                return reply
+            self._welcome(reply)
+        return None
 
     def _welcome(self, reply: Any) -> None:
-        """Take in an actor that has loaded everything; None waits for one. One that died on the way is replaced."""
-        if reply is None:
-            (reply,), _ = ray.wait(list(self._coming), num_returns=1)
+        """Take in an actor that has loaded everything; one that died on the way is asked for again, later each time."""
         actor = self._coming.pop(reply)
         try:
             self.identities, self._overlaps = self._result(reply)
         except RayError as error:
             self._lost += 1
-            if self._lost >= TRIES and not self._ready:
+            if self._lost >= TRIES:
                 raise Unavailable(f"{TRIES} workers died loading their models, the last of: {error}") from error
-            self._ask_for_actor()
+            self._due.append(time.monotonic() + 2**self._lost)
         else:
-            self._lost = 0
             self._ready.append(actor)
 
     def _result(self, reply: Any) -> Any:

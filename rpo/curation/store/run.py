@@ -31,6 +31,7 @@ from rpo.curation.store.shard import (
     Shard,
     StageName,
     Tally,
+    opened,
     read,
     read_images,
     read_marks,
@@ -195,9 +196,11 @@ class Run:
         manifest = read_manifest(self.store)
         if manifest is None:
             raise InputError(
-                f"{address} holds no run of curation; expected a folder with {MANIFEST}; give the output of `rpo curate`"
+                f"{address} holds no run of curation; expected a folder with {MANIFEST}; give the output of "
+                "`rpo curate`"
             )
         self.manifest = manifest
+        self._opened = lru_cache(2)(lambda file: opened(self.store, file))
         self._images = lru_cache(4)(self._read_images)  # a pass over the records reads each image once
 
     def marks(self) -> Iterator[tuple[Mark, int]]:
@@ -211,7 +214,7 @@ class Run:
     def shards(self) -> Iterator[Shard]:
         """What each sealed shard says, without images."""
         for mark, num_stages in self.marks():
-            shard = read(self.store, mark)
+            shard = read(self._opened(mark.file), mark)
             shard.forget(num_stages)
             yield shard
 
@@ -247,7 +250,7 @@ class Run:
         return [_Place(mark.start, mark.file, mark.name) for mark, _ in self.marks()]
 
     def _read_images(self, mark: "_Place", group: int) -> dict[str, bytes]:
-        return read_images(self.store, mark.file, group)
+        return read_images(self._opened(mark.file), group)
 
 
 class _Place(NamedTuple):

@@ -24,6 +24,7 @@ from rpo.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 # arrow is imported where it is used: the command line answers before it has loaded.
 
@@ -132,12 +133,17 @@ def read_mark(data: bytes) -> Mark | None:
         return None
 
 
-def read_marks(store: Store, numbers: Sequence[int] | None = None) -> Iterator[Mark]:
-    """The marks that there are, of all shards or of some, in the order of their numbers."""
+def mark_of(store: Store, number: int) -> Mark | None:
+    """The mark of a shard, if it has one."""
+    try:
+        return read_mark(store.read(mark_name(number)))
+    except FileNotFoundError:
+        return None
+
+
+def read_marks(store: Store) -> Iterator[Mark]:
+    """The marks that there are, in the order of their shards' numbers."""
     names = [name for name in store.names(FOLDER) if name.endswith(".json") and not name.startswith(".")]
-    if numbers is not None:
-        wanted = {mark_name(number) for number in numbers}
-        names = [name for name in names if f"{FOLDER}/{name}" in wanted]
     for start in range(0, len(names), _AT_ONCE):
         some = [f"{FOLDER}/{name}" for name in names[start : start + _AT_ONCE]]
         found = store.read_all(some)
@@ -161,7 +167,8 @@ class Shard:
         rows: What each stage has said of its records so far.
         images: Encoded images, by their sha256.
         num_through: How many of the stages all records are through with.
-        mark: What of it is sealed.
+        num_sealed: How many of these are sealed.
+        mark: Of what was sealed last.
     """
 
     def __init__(self, number: int, start: int, ids: Sequence[str], planned: Mapping[str, Any] | None = None) -> None:
@@ -169,7 +176,7 @@ class Shard:
         self.number, self.start, self.ids, self.planned = number, start, tuple(ids), planned or {}
         self.rows: dict[StageName, dict[str, Row]] = {stage: {} for stage in STAGES}
         self.images: dict[str, bytes] = {}
-        self.num_through = 0
+        self.num_through = self.num_sealed = 0
         self.mark: Mark | None = None
         self.seconds: dict[str, float] = {}
         self._lock = threading.Lock()
@@ -183,11 +190,6 @@ class Shard:
     def plan(self) -> str:
         """sha256 of its records' ids."""
         return plan_of(self.ids)
-
-    @property
-    def num_sealed(self) -> int:
-        """How many of its stages are sealed."""
-        return 0 if self.mark is None else len(self.mark.stages)
 
     def place_of(self, record: str) -> int:
         """The place of a record in the plan."""
@@ -254,17 +256,17 @@ def seal(store: Store, shard: Shard, made_by: Mapping[StageName, str], tally: Ta
     data = sink.getvalue().to_pybytes()
     digest = hashlib.sha256(data).hexdigest()
     file = f"{FOLDER}/{shard.name}.{digest[:16]}.parquet"
-    stages = {stage: made_by[stage] for stage in STAGES[: shard.num_through]}
+    stages: dict[StageName, str] = {stage: made_by[stage] for stage in STAGES[: shard.num_through]}
     mark = Mark(shard.number, shard.start, len(shard.ids), shard.plan, file, digest, stages, tally)
     store.write(file, data)
     store.write(mark.name, (json.dumps(asdict(mark)) + "\n").encode())
     if shard.mark is not None and shard.mark.file != file:
         store.remove(shard.mark.file)
-    shard.mark = mark
+    shard.mark, shard.num_sealed = mark, shard.num_through
     return mark
 
 
-def load(store: Store, mark: Mark, num_stages: int, planned: Mapping[str, Any] | None = None) -> Shard:
+def load(store: Store, mark: Mark, num_stages: int) -> Shard:
     """A sealed shard to go on with, after so many of its stages."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -280,36 +282,33 @@ def load(store: Store, mark: Mark, num_stages: int, planned: Mapping[str, Any] |
             "--resume: this shard is then done again, and nobody is asked twice whose answers are kept"
         )
     shard = _rows(pq.read_table(pa.BufferReader(data)), mark)
-    shard.planned = planned or {}
+    shard.num_sealed = num_stages
     shard.seconds = dict(mark.tally.seconds)
     shard.forget(num_stages)
     return shard
 
 
-def read(store: Store, mark: Mark) -> Shard:
-    """A sealed shard without its images."""
+def opened(store: Store, file: str) -> "pq.ParquetFile":
+    """The file of a sealed shard, to read parts of."""
     import pyarrow.parquet as pq
 
-    with _opened(store, mark.file) as opened:
-        return _rows(pq.ParquetFile(opened).read(columns=[*_TEXTS, "order", *_EXTRAS, *STAGES[1:]]), mark)
-
-
-def read_images(store: Store, file: str, group: int) -> dict[str, bytes]:
-    """The images of `ROWS_AT_ONCE` records of a sealed shard, by their sha256."""
-    import pyarrow.parquet as pq
-
-    with _opened(store, file) as opened:
-        return _pictures(pq.ParquetFile(opened).read_row_group(group, columns=list(_IMAGES)))
-
-
-def _opened(store: Store, file: str) -> Any:
     try:
-        return store.open(file)
+        return pq.ParquetFile(store.open(file))
     except FileNotFoundError as error:
         raise InputError(
             f"{store.place(file)} does not exist; expected every shard that has a mark; restore it, or delete its mark "
             "beside it and run again with --resume: this shard is then done again"
         ) from error
+
+
+def read(file: "pq.ParquetFile", mark: Mark) -> Shard:
+    """A sealed shard without its images."""
+    return _rows(file.read(columns=[*_TEXTS, "order", *_EXTRAS, *STAGES[1:]]), mark)
+
+
+def read_images(file: "pq.ParquetFile", group: int) -> dict[str, bytes]:
+    """The images of `ROWS_AT_ONCE` records of a sealed shard, by their sha256."""
+    return _pictures(file.read_row_group(group, columns=list(_IMAGES)))
 
 
 _EXTRAS = ("origin", "image", "look")

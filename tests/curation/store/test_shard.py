@@ -10,7 +10,7 @@ import pytest
 from rpo.curation.store.address import Store
 from rpo.curation.store.keys import Keys, key_of
 from rpo.curation.store.run import Run
-from rpo.curation.store.shard import STAGES, Mark, Tally, load, read, read_images, read_mark, read_marks, seal
+from rpo.curation.store.shard import STAGES, Mark, Tally, load, opened, read, read_images, read_mark, read_marks, seal
 from rpo.curation.worker import tally_of
 from rpo.data.pixels import decode_image
 from tests.curation.fakes import picture
@@ -36,9 +36,9 @@ def test_a_shard_comes_back_as_it_was(store, num_stages):
     back = load(store, mark, num_stages)
     assert (back.number, back.start, back.ids, back.num_through) == (7, 40, ("a", "b", "c"), num_stages)
     assert back.rows == found.rows and back.images == found.images and back.plan == mark.plan
-    without = read(store, mark)
+    without = read(opened(store, mark.file), mark)
     assert without.rows == found.rows and without.images == {}
-    assert read_images(store, mark.file, 0) == found.images
+    assert read_images(opened(store, mark.file), 0) == found.images
     assert list(read_marks(store)) == [mark]
 
 
@@ -91,7 +91,7 @@ def test_a_damaged_file_is_told(store):
     with pytest.raises(ValueError, match="does not exist, or is not what its mark says"):
         load(store, mark, 6)
     with pytest.raises(ValueError, match="does not exist; expected every shard that has a mark"):
-        read(store, mark)
+        opened(store, mark.file)
 
 
 def test_datasets_reads_the_files_with_images(tmp_path):

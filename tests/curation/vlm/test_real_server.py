@@ -4,6 +4,7 @@ The server ignores `response_format`, so the answer's form is only asked for; th
 model says still depends on the caption.
 """
 
+import json
 import os
 import signal
 import socket
@@ -26,6 +27,7 @@ from rpo.curation.curate import curate
 from rpo.curation.curate_config import ChatConfig, CurateConfig, DecideConfig, SourceConfig
 from rpo.curation.records import Unavailable
 from rpo.curation.store.run import Run
+from tests.curation.fakes import lines_of
 from tests.curation.vlm.tiny_vlm import save_tiny_vlm
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
