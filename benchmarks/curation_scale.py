@@ -38,8 +38,9 @@ from rpo.curation.records import Scores
 from rpo.curation.status import status_of
 from rpo.curation.store.address import Store
 from rpo.curation.store.keys import Keys
+from rpo.curation.store.mark import STAGES, Identity, StageName, read_marks
 from rpo.curation.store.run import claim
-from rpo.curation.store.shard import STAGES, Identity, Shard, StageName, read_marks, seal
+from rpo.curation.store.shard import Shard, seal
 from rpo.curation.worker import tally_of
 from rpo.data.preference import encode_png
 from rpo.files.text import lines

@@ -9,7 +9,7 @@ import pytest
 
 from rpo.curation.audit import _drawn, _recorded
 from rpo.curation.store.address import Store
-from rpo.curation.store.run import Run
+from rpo.curation.store.run import CurationRun
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 import curation_scale  # noqa: E402
@@ -52,7 +52,7 @@ def test_a_store_that_loses_a_shard_is_found_out(folder):
 
 def test_an_audit_holds_few_bytes_of_a_record(folder):
     curation_scale.make_run(folder / "run", COUNT)
-    run = Run(folder / "run")
+    run = CurationRun(folder / "run")
     _recorded(run)
     tracemalloc.start()
     counts = _recorded(run)

@@ -29,8 +29,8 @@ from rpo.curation.faults import ask_each, broken, in_words, is_raised
 from rpo.curation.judge import BothOrders, OrderedVerdicts, load_judge
 from rpo.curation.records import Component, Critic, Critique, Fault, History, fault_in, histories, image_of
 from rpo.curation.store.keys import key_of
-from rpo.curation.store.run import SETTINGS, Run
-from rpo.curation.store.shard import StageName
+from rpo.curation.store.mark import StageName
+from rpo.curation.store.run import SETTINGS, CurationRun
 from rpo.curation.vlm.answers import AnswerCache
 from rpo.errors import InputError
 from rpo.evaluation.intervals import Interval, accuracy
@@ -105,7 +105,7 @@ class Pair:
 
 def audit(folder: str | Path, config: AuditConfig) -> Audit:
     """Audit a run, and write what was found to `audit.json` in its folder."""
-    run = Run(folder)
+    run = CurationRun(folder)
     answers = AnswerCache(run.store)
     critic = load_critic(config.critic or _critic_of(run), answers)
     configs = [one for one in (config.judge, config.second_judge) if one is not None]
@@ -198,7 +198,7 @@ def count_answers(answers: Sequence[object], captions: Sequence[object]) -> Answ
     return Answers(len(answers), dict(sorted(Counter(one.kind for one in faults).items())), rate)
 
 
-def _critic_of(run: Run) -> ChatConfig:
+def _critic_of(run: CurationRun) -> ChatConfig:
     """The critic that the settings of the run name."""
     try:
         text = run.store.read(SETTINGS)
@@ -213,7 +213,7 @@ def _critic_of(run: Run) -> ChatConfig:
         return load_config(CurateConfig, settings).critic
 
 
-def _recorded(run: Run) -> dict[str, Answers]:
+def _recorded(run: CurationRun) -> dict[str, Answers]:
     """How many answers of a run are faults; of the others nothing is held."""
     found: dict[StageName, list[Fault | None]] = {"critiques": [], "instructions": []}
     captions = {stage: array("Q") for stage in found}
@@ -225,7 +225,7 @@ def _recorded(run: Run) -> dict[str, Answers]:
     return {stage: count_answers(answers, captions[stage]) for stage, answers in found.items()}
 
 
-def _drawn(run: Run, number: int, rng: np.random.Generator, *, kind: str) -> list[History]:
+def _drawn(run: CurationRun, number: int, rng: np.random.Generator, *, kind: str) -> list[History]:
     """Some records that have such an image, in the order of the plan."""
     places = array("Q", (place for place, one in enumerate(histories(run)) if one.image_of(kind)))
     chosen = {places[index] for index in rng.permutation(len(places))[:number]}

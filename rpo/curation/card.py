@@ -11,7 +11,7 @@ from pathlib import Path
 from huggingface_hub import DatasetCardData
 
 from rpo.curation.status import RunStatus
-from rpo.curation.store.run import Run
+from rpo.curation.store.run import CurationRun
 from rpo.data.columns import DETAIL_COLUMNS
 from rpo.files.local_paths import shown_path
 from rpo.files.text import write_text
@@ -39,7 +39,7 @@ class CardSource:
 
 def write_dataset_card(
     folder: Path,
-    runs: Sequence[tuple[Run, RunStatus, int]],
+    runs: Sequence[tuple[CurationRun, RunStatus, int]],
     left_out: Mapping[str, int],
     form: str,
     licence: str | None,
@@ -74,7 +74,7 @@ def write_dataset_card(
     return path
 
 
-def _source(run: Run, status: RunStatus, number: int) -> CardSource:
+def _source(run: CurationRun, status: RunStatus, number: int) -> CardSource:
     identities = run.identities()
     edits, sources = identities.get("edits", {}), identities.get("sources", {})
     return CardSource(

@@ -19,10 +19,10 @@ from rpo.curation.generate import plan_generation
 from rpo.curation.score import check_filters
 from rpo.curation.sources import SourcePlan, plan_import
 from rpo.curation.store.address import Store
+from rpo.curation.store.mark import STAGES, ShardMark, StageName, Tally, read_marks
 from rpo.curation.store.progress import Progress
 from rpo.curation.store.run import SETTINGS, Share, claim, share_of
-from rpo.curation.store.shard import STAGES, Mark, StageName, Tally, read_marks
-from rpo.curation.worker import Components, Job, Task, Terms
+from rpo.curation.worker import Components, CurationJob, JobTerms, Task
 from rpo.errors import InputError
 from rpo.interrupts import ended_in_order
 
@@ -61,7 +61,7 @@ def curate(config: CurateConfig, *, resume: bool = False, components: Components
         plan = (plan_generation if config.source.kind == "generate" else plan_import)(config.source, config.shard)
         if plan.num_duplicates and share.index == 0:
             tqdm.write(f"{plan.num_duplicates} images came again with the same caption; each is done once")
-        engine = engine_of(Job(config, components or Components(), plan.identity), plan.draw)
+        engine = engine_of(CurationJob(config, components or Components(), plan.identity), plan.draw)
         try:
             _Call(config, store, share, plan, engine, marks).run()
         finally:
@@ -94,7 +94,7 @@ class _Call:
     share: Share
     plan: SourcePlan
     engine: Engine
-    marks: dict[int, Mark]
+    marks: dict[int, ShardMark]
 
     def run(self) -> None:
         """Do the shards of this share that are not done."""
@@ -126,7 +126,7 @@ class _Call:
             for one in self.plan.shards
             if self.share.owns(one.number) and (num_done := self._num_done(one.number, made_by)) < num_stages
         ]
-        terms = Terms(num_stages, made_by, frozenset(_answered(self.marks.values(), made_by)))
+        terms = JobTerms(num_stages, made_by, frozenset(_answered(self.marks.values(), made_by)))
         self.marks |= {mark.number: mark for mark in self.engine.do(tasks, terms, progress)}
 
     def _num_done(self, number: int, made_by: Mapping[StageName, str]) -> int:
@@ -134,7 +134,7 @@ class _Call:
         return mark.num_stages(made_by) if mark is not None else 0
 
 
-def _answered(marks: Iterable[Mark], made_by: Mapping[StageName, str]) -> Sequence[StageName]:
+def _answered(marks: Iterable[ShardMark], made_by: Mapping[StageName, str]) -> Sequence[StageName]:
     """Stages whose component has answered about some record."""
     return [
         stage

@@ -22,7 +22,7 @@ from rpo.config.ranges import (
     WholeNumber,
 )
 from rpo.config.settings import settings
-from rpo.curation.store.shard import StageName
+from rpo.curation.store.mark import StageName
 from rpo.errors import InputError
 from rpo.models.config import ModelConfig
 

@@ -25,8 +25,9 @@ from rpo.curation.decide import Candidate, edits_of, source_of
 from rpo.curation.mix import Found, Mix, is_of_one_image
 from rpo.curation.records import Critique, History, Instructions, Outcome, Scores, encoded_of, history_of
 from rpo.curation.status import RunStatus, status_of
-from rpo.curation.store.run import Run
-from rpo.curation.store.shard import Shard, StageName
+from rpo.curation.store.mark import StageName
+from rpo.curation.store.run import CurationRun
+from rpo.curation.store.shard import Shard
 from rpo.data.preference import PreferencePair
 from rpo.data.writers import write_pairs, write_parquet, write_pickapic
 from rpo.errors import InputError
@@ -108,7 +109,7 @@ def export(
     given = run if isinstance(run, Mapping) else {run: 1.0}
     shares = {str(address): float(share) for address, share in given.items()}
     _check_shares(shares)
-    runs = [Run(address) for address in shares]
+    runs = [CurationRun(address) for address in shares]
     target = _target(runs, form, to)
     statuses = [status_of(address) for address in shares]
     if empty := [status for status in statuses if not status.num_pairs]:
@@ -138,7 +139,7 @@ def _check_shares(shares: Mapping[str, float]) -> None:
         raise InputError(f"a share is {wrong[0]}; expected a number above 0 for each run; leave the run out")
 
 
-def _target(runs: Sequence[Run], form: ExportForm, to: str | Path | None) -> Path:
+def _target(runs: Sequence[CurationRun], form: ExportForm, to: str | Path | None) -> Path:
     folder = runs[0].store.folder
     if to is None and (len(runs) > 1 or folder is None):
         raise InputError(
@@ -182,7 +183,7 @@ def push_to_hub(
     return carry_out(plan, folder, "dataset", token=token, api=api or HfApi()) if push else plan
 
 
-def pairs_of(run: Run) -> Iterator[PreferencePair]:
+def pairs_of(run: CurationRun) -> Iterator[PreferencePair]:
     """The pairs that were kept, in the order of the plan.
 
     A pair that comes again, with the same images and caption, is given once.
@@ -253,7 +254,7 @@ def _side(shard: Shard, history: History, name: str) -> _Side:
     return own, source_of(own) if kind == "source" else edits.get(kind, Candidate(record, kind, {}))
 
 
-def _common_details(run: Run) -> dict[str, str]:
+def _common_details(run: CurationRun) -> dict[str, str]:
     found = {column: run.identity_of(stage).get(key, "") for column, (stage, key) in _IDENTITIES.items()}
     for column in ("critic_model", "instructor_model", "editor_model"):
         found[column] = shown_model(found[column] or run.identity_of(_IDENTITIES[column][0]).get("kind", ""))

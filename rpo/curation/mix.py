@@ -20,7 +20,7 @@ import numpy as np
 from rpo.curation.duplicates import are_first
 from rpo.curation.records import History, Instructions, Outcome, history_of
 from rpo.curation.store.keys import Keys, key_of
-from rpo.curation.store.run import Run
+from rpo.curation.store.run import CurationRun
 from rpo.curation.store.shard import Shard
 
 Wants = Callable[[Outcome, History], bool]
@@ -30,7 +30,7 @@ Wants = Callable[[Outcome, History], bool]
 class Found:
     """A pair, and where it is."""
 
-    run: Run
+    run: CurationRun
     shard: Shard
     history: History
     """Of the record that the pair was decided with."""
@@ -49,7 +49,7 @@ class Mix:
 
     def __init__(
         self,
-        runs: Sequence[Run],
+        runs: Sequence[CurationRun],
         shares: Sequence[float],
         *,
         wants: Wants | None = None,

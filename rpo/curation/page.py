@@ -21,7 +21,7 @@ from rpo.curation.card import shown_model
 from rpo.curation.fates import FAULT_WORDS, KEPT_EDIT, KEPT_SOURCE, UNDECIDED, WORDS, Fate, count_steps, fate_of, select
 from rpo.curation.page_records import AMPLIFICATION, EXACT_SIDE, SEVERITIES, shown_record
 from rpo.curation.records import History, Outcome, histories
-from rpo.curation.store.run import Run
+from rpo.curation.store.run import CurationRun
 from rpo.errors import InputError
 from rpo.files.text import read_text
 from rpo.files.whole import written_whole
@@ -54,7 +54,7 @@ def write_page(folder: str | Path, path: str | Path | None = None, *, max_record
     """
     if max_records < 1:
         raise InputError(f"max_records is {max_records}; expected at least 1; leave it out for 400")
-    run = Run(folder)
+    run = CurationRun(folder)
     page = render_page(run, max_records).encode("utf-8", errors="replace")
     if path is None:
         run.store.write(PAGE, page)
@@ -64,7 +64,7 @@ def write_page(folder: str | Path, path: str | Path | None = None, *, max_record
     return str(path)
 
 
-def render_page(run: Run, max_records: int) -> str:
+def render_page(run: CurationRun, max_records: int) -> str:
     """The page as HTML text."""
     kinds: Counter[Fate] = Counter()
     chosen = select(_counted((fate_of(history) for history in histories(run)), kinds), max_records)
@@ -125,7 +125,7 @@ def _counted(fates: Iterable[Fate], kinds: Counter[Fate]) -> Iterator[Fate]:
         yield one
 
 
-def _shown(run: Run, chosen: Collection[str]) -> tuple[list[History], dict[str, list[Outcome]], int]:
+def _shown(run: CurationRun, chosen: Collection[str]) -> tuple[list[History], dict[str, list[Outcome]], int]:
     """Records that are shown; outcomes of images of two records, by each that is shown; how many became pairs."""
     shown, found = list[History](), defaultdict[str, list[Outcome]](list)
     num_pairs = 0

@@ -15,8 +15,8 @@ from PIL import Image
 
 from rpo.curation.fates import FAULT_WORDS, UNDECIDED, WORDS, fate_of, faults_of
 from rpo.curation.records import Critique, Edit, History, Instructions, Outcome, Scores, image_of
-from rpo.curation.store.run import Run
-from rpo.curation.store.shard import Identity
+from rpo.curation.store.mark import Identity
+from rpo.curation.store.run import CurationRun
 from rpo.reports.html import data_uri
 
 Facts = list[tuple[str, str]]
@@ -37,7 +37,7 @@ _FEW = 5e-4  # below, three decimals would show a change as none
 
 
 def shown_record(
-    run: Run, history: History, side: int, across: Sequence[Outcome], identities: Mapping[str, Identity]
+    run: CurationRun, history: History, side: int, across: Sequence[Outcome], identities: Mapping[str, Identity]
 ) -> dict[str, Any]:
     """What the page says of a record, as JSON takes it.
 
@@ -78,7 +78,7 @@ def written(value: float) -> str:
     return f"{value:.{decimals}f}".replace("-", "−")
 
 
-def _images(run: Run, history: History, side: int) -> dict[str, object]:
+def _images(run: CurationRun, history: History, side: int) -> dict[str, object]:
     source = image_of(run, history, "source")
     edit = image_of(run, history, "edit") if isinstance(history.edit, Edit) else None
     return {

@@ -21,7 +21,8 @@ from typing import Generic, Protocol, TypeVar, final
 
 from rpo.curation.faults import Patience, ask_each
 from rpo.curation.records import Fault
-from rpo.curation.store.shard import Row, Shard, StageName
+from rpo.curation.store.mark import StageName
+from rpo.curation.store.shard import Row, Shard
 from rpo.errors import InputError
 
 Item = TypeVar("Item")

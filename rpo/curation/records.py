@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal, Protocol
 from PIL.Image import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from rpo.curation.store.run import Run
-from rpo.curation.store.shard import STAGES, Row, Shard, StageName
+from rpo.curation.store.mark import STAGES, StageName
+from rpo.curation.store.run import CurationRun
+from rpo.curation.store.shard import Row, Shard
 from rpo.data.pixels import decode_image
 from rpo.errors import InputError
 from rpo.files.text import encodable
@@ -337,18 +338,18 @@ def history_of(shard: Shard, record: str) -> History:
     return History(source_in(shard, record), *(result_of(shard, stage, record) for stage in STAGES[1:]))
 
 
-def histories(run: Run) -> Iterator[History]:
+def histories(run: CurationRun) -> Iterator[History]:
     """All records that are sealed, in the order of the plan."""
     return (history_of(shard, record) for shard in run.shards() for record in shard.ids)
 
 
-def encoded_of(run: Run, history: History, kind: str) -> bytes:
+def encoded_of(run: CurationRun, history: History, kind: str) -> bytes:
     """The encoded "source", "edit", or "edit-1" and so on of a record, which has such an image."""
     digest, source = history.image_of(kind), history.source
     assert digest is not None
     return run.image_bytes(digest, source.order, source.name)
 
 
-def image_of(run: Run, history: History, kind: str) -> Image:
+def image_of(run: CurationRun, history: History, kind: str) -> Image:
     """The pixels of the same."""
     return decode_image(encoded_of(run, history, kind), f"{history.source.name}: the {kind}").image

@@ -19,7 +19,8 @@ from PIL.Image import Image
 
 from rpo.curation.curate_config import SHARD, SourceConfig
 from rpo.curation.store.keys import Keys, key_of
-from rpo.curation.store.shard import Identity, Mark, Shard, plan_of
+from rpo.curation.store.mark import Identity, ShardMark
+from rpo.curation.store.shard import Shard, plan_of
 from rpo.data.image_facts import ImageFacts, ImageSource, facts_of, read_image, recalled
 from rpo.data.own_files import is_own, own_file
 from rpo.data.pixels import decode_image
@@ -74,7 +75,7 @@ class PlannedShard:
         """The records."""
         return pickle.loads(zlib.decompress(self.packed))
 
-    def opened(self, mark: Mark | None = None) -> Shard:
+    def opened(self, mark: ShardMark | None = None) -> Shard:
         """The shard, with nothing done; its mark, if what is sealed of it does not count."""
         items = self.items
         shard = Shard(self.number, self.start, [item.id for item in items], {item.id: item for item in items})

@@ -32,7 +32,8 @@ from rpo.curation.records import (
 )
 from rpo.curation.score import Scorer, ToScore
 from rpo.curation.sources import Planned
-from rpo.curation.store.shard import Row, Shard, StageName
+from rpo.curation.store.mark import StageName
+from rpo.curation.store.shard import Row, Shard
 
 
 def sources_stage(draw: Callable[[Sequence[Planned]], Sequence[Image]], batch_size: int) -> Stage[Planned, Image]:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rpo.curation.store.run import Run
-from rpo.curation.store.shard import STAGES, Tally
+from rpo.curation.store.mark import STAGES, Tally
+from rpo.curation.store.run import CurationRun
 from rpo.reports.html import environment
 
 
@@ -75,7 +75,7 @@ class RunStatus:
 
 def status_of(address: str | Path) -> RunStatus:
     """Read what a run has come to, be it at work or not."""
-    run = Run(address)
+    run = CurationRun(address)
     found = run.tally()
     stages = tuple(_stage(found, name) for name in STAGES)
     return RunStatus(
@@ -88,7 +88,7 @@ def _stage(found: Tally, name: str) -> StageStatus:
     return StageStatus(name, done, found.faults.get(name, {}), done / seconds if seconds > 0 else None)
 
 
-def _evaluation(run: Run, found: Tally) -> EvaluationStatus | None:
+def _evaluation(run: CurationRun, found: Tally) -> EvaluationStatus | None:
     if not found.evaluation:
         return None
     better, equal, worse = (int(found.evaluation[name]) for name in ("better", "equal", "worse"))

@@ -31,8 +31,9 @@ from rpo.curation.stages import (
     sources_stage,
 )
 from rpo.curation.store.address import Store
+from rpo.curation.store.mark import STAGES, Identity, ShardMark, StageName, Tally, mark_of
 from rpo.curation.store.run import identity_hash
-from rpo.curation.store.shard import STAGES, Identity, Mark, Shard, StageName, Tally, load, mark_of, seal
+from rpo.curation.store.shard import Shard, load, seal
 from rpo.curation.vlm.answers import AnswerCache
 from rpo.devices import device_named
 from rpo.errors import InputError
@@ -51,7 +52,7 @@ class Components:
 
 
 @dataclass(frozen=True)
-class Job:
+class CurationJob:
     """What every worker of a run is made of."""
 
     config: CurateConfig
@@ -70,7 +71,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Terms:
+class JobTerms:
     """What all workers of a run keep to."""
 
     num_stages: int
@@ -90,7 +91,7 @@ class Worker:
         overlaps: Whether several shards at a time are done sooner than one after the other.
     """
 
-    def __init__(self, job: Job, *, draw: Draw | None = None) -> None:
+    def __init__(self, job: CurationJob, *, draw: Draw | None = None) -> None:
         """Load every component that the stages need, up to the last that is wanted.
 
         Args:
@@ -107,7 +108,7 @@ class Worker:
         self._answered = set[StageName]()
         self.overlaps = Pipeline(self._stages, lambda shard: None).overlaps
 
-    def do(self, tasks: Iterable[Task], terms: Terms, observer: Observer | None = None) -> list[Mark]:
+    def do(self, tasks: Iterable[Task], terms: JobTerms, observer: Observer | None = None) -> list[ShardMark]:
         """Take shards through the first stages, and seal them.
 
         Args:
@@ -118,7 +119,7 @@ class Worker:
         """
         self._require(terms.made_by)
         self._answered.update(terms.answered)
-        marks: list[Mark] = []
+        marks: list[ShardMark] = []
 
         def sealed(shard: Shard) -> None:
             self._answers.pack(shard.name)
@@ -127,7 +128,7 @@ class Worker:
         def opened() -> Iterator[Shard]:
             for task in tasks:
                 found = self._opened(task.planned, terms)
-                if isinstance(found, Mark):
+                if isinstance(found, ShardMark):
                     marks.append(found)
                 else:
                     yield found
@@ -141,7 +142,7 @@ class Worker:
         ).run(opened())
         return marks
 
-    def _opened(self, planned: PlannedShard, terms: Terms) -> Shard | Mark:
+    def _opened(self, planned: PlannedShard, terms: JobTerms) -> Shard | ShardMark:
         """A shard as far as it is done; its mark if that is far enough: another worker may have been here."""
         mark = mark_of(self._store, planned.number)
         if mark is None or mark.plan != planned.plan:
@@ -168,7 +169,7 @@ class Worker:
                 )
 
 
-def _stages(job: Job, draw: Draw | None, answers: AnswerCache) -> Iterator[tuple[Stage, Identity]]:
+def _stages(job: CurationJob, draw: Draw | None, answers: AnswerCache) -> Iterator[tuple[Stage, Identity]]:
     """The stages, and what decides the results of each; the component of one is made when it is asked for."""
     config, given = job.config, job.components
     is_drawn = config.source.kind == "generate"

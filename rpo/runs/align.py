@@ -32,7 +32,7 @@ from rpo.curation.page import write_page
 from rpo.curation.score import check_filters, is_verifier
 from rpo.curation.sources import plan_import
 from rpo.curation.status import RunStatus, status_of
-from rpo.curation.store.run import Run
+from rpo.curation.store.run import CurationRun
 from rpo.data.preference import PairSet, pair_set, pairs_identity
 from rpo.data.prompts import read_prompts
 from rpo.data.readers import read_pairs
@@ -62,7 +62,7 @@ from rpo.training.resume import versions
 ROUNDS, STAGES = "rounds.jsonl", "stages.jsonl"
 
 WATCHED = ("monitor.held_out", "monitor.alarm", "monitor.stop")
-FREE = ("output", "rounds", "curate.progress", "dpo.learning.progress", *WATCHED)
+FREE = ("output", "rounds", "curate.progress", "curate.engine", "curate.workers", "dpo.learning.progress", *WATCHED)
 """Settings that may change in a resumed run."""
 
 
@@ -239,7 +239,7 @@ class _Rounds:
 
     def _licence_of_edits(self, number: int) -> str:
         """Of the editor whose images were trained on, if it is known."""
-        edits = Run(self._place(number) / "curate").identity_of("edits")
+        edits = CurationRun(self._place(number) / "curate").identity_of("edits")
         if not (licence := edits.get("licence")):
             return ""
         return f"Trained on images by the editor `{shown_model(edits.get('model', ''))}`, whose licence is: {licence}."

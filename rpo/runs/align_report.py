@@ -11,7 +11,7 @@ from rpo.config.load import to_yaml
 from rpo.curation.curate_config import DecideConfig
 from rpo.curation.records import History, Instructions, histories, image_of
 from rpo.curation.status import RunStatus, status_of
-from rpo.curation.store.run import Run
+from rpo.curation.store.run import CurationRun
 from rpo.evaluation.held_out import Judged
 from rpo.reports.facts import environment_facts, settings_facts
 from rpo.reports.html import Report, write_report
@@ -112,7 +112,7 @@ def yield_section(status: RunStatus, last: Mapping[str, Any], rules: DecideConfi
 
 def edits_section(run: Path, *, seed: int) -> PairsSection:
     """Some of the kept pairs: the model's image, and what the editor made of it."""
-    found = Run(run)
+    found = CurationRun(run)
     kept = [place for place, one in enumerate(histories(found)) if (own := one.own_outcome) is not None and own.chosen]
     drawn = {kept[index] for index in np.random.default_rng(seed).permutation(len(kept))[:SHOWN]}
     pairs = tuple(_pair(found, one) for place, one in enumerate(histories(found)) if place in drawn)
@@ -121,7 +121,7 @@ def edits_section(run: Path, *, seed: int) -> PairsSection:
     return PairsSection("Images and their edits", (group,), selection, before="source", after="edit")
 
 
-def _pair(run: Run, one: History) -> ImagePair:
+def _pair(run: CurationRun, one: History) -> ImagePair:
     images = [np.asarray(image_of(run, one, kind)) for kind in ("source", "edit")]
     told = one.instructions.text if isinstance(one.instructions, Instructions) else ""
     return ImagePair(one.source.caption, *(JudgedImage(pixels) for pixels in images), label=told)

@@ -15,8 +15,9 @@ from rpo.curation.curate import Components, CurateConfig, curate
 from rpo.curation.curate_config import DecideConfig, SourceConfig
 from rpo.curation.records import Critique, Edit, Fault, History, Instructions, Problem, Scores, Source
 from rpo.curation.store.address import Store
-from rpo.curation.store.run import Run, claim
-from rpo.curation.store.shard import STAGES, Shard, load, read_marks, seal
+from rpo.curation.store.mark import STAGES, read_marks
+from rpo.curation.store.run import CurationRun, claim
+from rpo.curation.store.shard import Shard, load, seal
 from rpo.curation.worker import tally_of
 
 
@@ -159,7 +160,7 @@ def lines_of(folder: Path) -> dict[str, list[str]]:
 
 def whole(folder) -> Shard:
     """All records of a run together, with their images."""
-    run = Run(folder)
+    run = CurationRun(folder)
     found = Shard(0, 0, [])
     for mark, num_stages in run.marks():
         shard = load(run.store, mark, num_stages)
@@ -183,9 +184,9 @@ def write_run(path, identities, shards) -> None:
         seal(store, shard, made_by, tally_of(shard))
 
 
-def finished(config: CurateConfig, **changes) -> Run:
+def finished(config: CurateConfig, **changes) -> CurationRun:
     """A run that went to its end."""
-    return Run(curate(config, components=fakes(**changes)))
+    return CurationRun(curate(config, components=fakes(**changes)))
 
 
 def scored(record, before=None, after=None, *, distance=0.1, similarity=None, side="", **known) -> History:

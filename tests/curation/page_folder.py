@@ -10,7 +10,8 @@ from rpo.curation.decide import outcomes_across, outcomes_of
 from rpo.curation.records import Critique, Fault, Instructions, Problem, history_of
 from rpo.curation.score import distance
 from rpo.curation.sources import record_id
-from rpo.curation.store.shard import STAGES, Shard
+from rpo.curation.store.mark import STAGES
+from rpo.curation.store.shard import Shard
 from rpo.shapes.world import render
 from scripts.shapes.edit_world import triples
 from tests.curation.fakes import write_run

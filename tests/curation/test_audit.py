@@ -12,7 +12,8 @@ from rpo.config.load import to_yaml
 from rpo.curation.audit import AUDIT_FILE, CONTROLS, Audit, AuditConfig, audit, format_audit
 from rpo.curation.curate_config import ChatConfig, CurateConfig
 from rpo.curation.records import Critique, Fault, Unavailable
-from rpo.curation.store.shard import STAGES, Shard
+from rpo.curation.store.mark import STAGES
+from rpo.curation.store.shard import Shard
 from rpo.errors import InputError
 from rpo.shapes.prompts import sample_prompts
 from rpo.shapes.world import draw_scene, render

@@ -11,7 +11,7 @@ from rpo.curation.curate import curate
 from rpo.curation.curate_config import SourceConfig
 from rpo.curation.records import Critique, Edit, Fault, histories
 from rpo.curation.score import Scorer, ToScore
-from rpo.curation.store.shard import STAGES
+from rpo.curation.store.mark import STAGES
 from rpo.data.preference import encode_png
 from rpo.data.writers import write_pairs
 from tests.curation.fakes import (

@@ -11,7 +11,7 @@ from rpo.curation.export import pairs_of
 from rpo.curation.records import Critique, Edit, Fault, Problem, Scores, histories, image_of
 from rpo.curation.score import check_filters, critic_marks
 from rpo.curation.status import status_of
-from rpo.curation.store.run import Run
+from rpo.curation.store.run import CurationRun
 from rpo.errors import InputError
 from rpo.rewards.clip import CLIP_CHECKPOINT, PICK_CHECKPOINT
 from tests.curation.fakes import (
@@ -89,7 +89,7 @@ def test_an_answer_that_is_no_critique_is_the_fault_of_its_record_alone():
 def test_the_mark_of_the_edit_decides_in_a_run_and_the_source_is_asked_about_once(tmp_path):
     critic = Grader()
     config = voted(tmp_path)
-    run = Run(curate(config, components=fakes(critic=critic)))
+    run = CurationRun(curate(config, components=fakes(critic=critic)))
     edited = [one for one in histories(run) if isinstance(one.edit, Edit)]
     assert len(edited) > 10
     assert len(critic.seen) == 24 + len(edited)
@@ -109,7 +109,7 @@ def test_a_critic_that_cannot_judge_an_edit_costs_that_record_only(tmp_path):
             return Fault("parse_error", "no JSON", "?") if is_edit and number_of(image) % 3 == 0 else super().one(image)
 
     sources = {number_of(picture(index)) for index in range(24)}
-    run = Run(curate(voted(tmp_path), components=fakes(critic=Shy())))
+    run = CurationRun(curate(voted(tmp_path), components=fakes(critic=Shy())))
     found = [one.scores for one in histories(run) if isinstance(one.edit, Edit)]
     faults = [one for one in found if isinstance(one, Fault)]
     assert 0 < len(faults) < len(found)
@@ -190,7 +190,7 @@ def by_prompt(output, shards="", prompts=6):
 
 
 def test_a_run_orders_the_images_of_a_prompt_alone_and_in_two_processes(tmp_path):
-    run = Run(curate(by_prompt(tmp_path / "one"), components=fakes(critic=Grader())))
+    run = CurationRun(curate(by_prompt(tmp_path / "one"), components=fakes(critic=Grader())))
     pairs = list(pairs_of(run))
     assert len(pairs) >= 6
     assert {pair.details["label_source"] for pair in pairs} == {"reward:critic"}

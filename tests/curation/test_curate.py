@@ -14,8 +14,8 @@ from rpo.curation.export import export
 from rpo.curation.records import Critique, Edit, Fault, Unavailable, histories, history_of, image_of, result_of
 from rpo.curation.status import status_of
 from rpo.curation.store.address import Store
-from rpo.curation.store.run import Run
-from rpo.curation.store.shard import read_marks
+from rpo.curation.store.mark import read_marks
+from rpo.curation.store.run import CurationRun
 from rpo.data.readers import read_pairs
 from rpo.errors import InputError
 from rpo.interrupts import Terminated
@@ -125,7 +125,7 @@ def test_decisions_can_be_made_anew_by_other_rules(source, tmp_path):
         curate(other, resume=True, components=fakes())
     curate(replace(other, redo="decisions"), resume=True, components=fakes())
     curate(other, resume=True, components=fakes(critic=FakeCritic(before=raising)))
-    reasons = Counter(one.outcomes[0].reason for one in histories(Run(config.output)))
+    reasons = Counter(one.outcomes[0].reason for one in histories(CurationRun(config.output)))
     assert reasons["got_worse"] > 0
 
 

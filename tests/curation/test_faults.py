@@ -8,7 +8,7 @@ from rpo.curation.curate import curate
 from rpo.curation.faults import PATIENCE, ask_each, broken, in_words
 from rpo.curation.records import Fault
 from rpo.curation.status import status_of
-from rpo.curation.store.shard import STAGES
+from rpo.curation.store.mark import STAGES
 from tests.curation.fakes import (
     FakeCritic,
     FakeEditor,

@@ -24,7 +24,7 @@ from rpo.curation.score import ImageSimilarity
 from rpo.curation.sources import cut_to_shards, plan_import, planned
 from rpo.curation.status import status_of
 from rpo.curation.store import run as run_module
-from rpo.curation.store.run import Run
+from rpo.curation.store.run import CurationRun
 from tests.curation.fakes import config_of, fakes, finished, image_folder
 from tests.opens import opened_images
 from tests.rewards.clip_models import save_clip
@@ -125,7 +125,7 @@ def test_status_reads_the_marks_alone(run, tmp_path):
 def test_an_image_is_read_once_in_a_pass_over_all(run, monkeypatch):
     reads, real = Counter(), run_module.read_images
     monkeypatch.setattr(run_module, "read_images", lambda file, at: reads.update([(file, at)]) or real(file, at))
-    assert len(list(pairs_of(Run(run)))) > 5
+    assert len(list(pairs_of(CurationRun(run)))) > 5
     assert len(reads) == 4 and set(reads.values()) == {1}
 
 
@@ -178,13 +178,13 @@ def test_a_table_of_several_files_says_how_many_there_are(run, monkeypatch, tmp_
     names = sorted(path.name for path in (done.path / "data").iterdir())
     count = -(-done.num_pairs // 4)
     assert count > 2 and names == [f"train-{index:05}-of-{count:05}.parquet" for index in range(count)]
-    whole = [(pair.prompt, pair.key) for pair in pairs_of(Run(run))]
+    whole = [(pair.prompt, pair.key) for pair in pairs_of(CurationRun(run))]
     assert [(pair.prompt, pair.key) for pair in read_pairs(done.path)] == whole
 
 
 def test_histories_come_in_the_order_of_the_plan(run):
-    assert [one.source.order for one in histories(Run(run))] == list(range(30))
-    assert render_page(Run(run), 5).count("data:image") > 5
+    assert [one.source.order for one in histories(CurationRun(run))] == list(range(30))
+    assert render_page(CurationRun(run), 5).count("data:image") > 5
 
 
 def test_a_selection_holds_few_of_many():

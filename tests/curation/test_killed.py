@@ -16,7 +16,7 @@ from rpo.curation.engines import local
 from rpo.curation.export import export
 from rpo.curation.records import Unavailable
 from rpo.curation.store.address import Store
-from rpo.curation.store.shard import STAGES
+from rpo.curation.store.mark import STAGES
 from rpo.data.readers import read_pairs
 from tests.curation.fakes import (
     FakeCritic,

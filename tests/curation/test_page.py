@@ -20,7 +20,7 @@ from rpo.curation.fates import FAULT_WORDS, STEPS, WORDS, Fate, count_steps, fat
 from rpo.curation.page import image_side, script_json, write_page
 from rpo.curation.page_records import AMPLIFICATION, difference, shown, who, written
 from rpo.curation.records import FaultKind, Reason, histories
-from rpo.curation.store.run import Run
+from rpo.curation.store.run import CurationRun
 from tests.curation.fakes import whole, write_run
 from tests.curation.page_folder import FAULTS, KINDS, NASTY, PROMPT_SHA256, make_run
 
@@ -199,7 +199,7 @@ def test_counts_are_of_all_records_however_few_are_shown(run, page, tmp_path):
 
 
 def test_steps_count_who_came_through_and_why_the_others_did_not(run):
-    steps = count_steps(fate_of(one) for one in histories(Run(run)))
+    steps = count_steps(fate_of(one) for one in histories(CurationRun(run)))
     assert [step.name for step in steps] == list(STEPS)
     assert [step.count for step in steps] == [24, 21, 20, 17, 15, 13, 10, 6]
     assert dict(steps[0].lost) == {"critique_fault": 2, "undecided": 1}

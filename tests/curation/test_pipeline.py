@@ -9,7 +9,8 @@ import torch
 
 from rpo.curation.pipeline import Pipeline, Stage
 from rpo.curation.records import Fault, Unavailable
-from rpo.curation.store.shard import STAGES, Shard
+from rpo.curation.store.mark import STAGES
+from rpo.curation.store.shard import Shard
 
 
 class Notes:

@@ -12,7 +12,7 @@ from rpo.config.load import to_yaml
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import ChatConfig, EditorConfig
 from rpo.curation.records import RAW_LIMIT, Critique, Fault, Instructions, histories
-from rpo.curation.store.run import Run
+from rpo.curation.store.run import CurationRun
 from rpo.curation.vlm.prompts import FOLDER, PromptFile
 from tests.curation.fakes import FakeEditor, config_of, image_folder, lines_of
 from tests.curation.vlm.fake_server import SMALL_QUESTION, Response, fake_server, text_of
@@ -94,7 +94,7 @@ def test_everything_that_a_server_may_say_is_counted_and_kept(tmp_path, capsys):
     with fake_server(babbling) as server:
         assert main(["curate", as_file(tmp_path, settings(tmp_path, server))]) == 0
     capsys.readouterr()
-    found = list(histories(Run(tmp_path / "run")))
+    found = list(histories(CurationRun(tmp_path / "run")))
     assert [one.source.caption for one in found] == [f"caption {number}" for number in range(COUNT)]
     for number, one in enumerate(found):
         if number in EXPECTED:

@@ -9,9 +9,9 @@ from math import ceil
 from typing import Protocol
 
 from rpo.curation.pipeline import SHARDS_AHEAD
+from rpo.curation.store.mark import Identity, ShardMark, StageName
 from rpo.curation.store.progress import Progress
-from rpo.curation.store.shard import Identity, Mark, StageName
-from rpo.curation.worker import Draw, Job, Task, Terms
+from rpo.curation.worker import CurationJob, Draw, JobTerms, Task
 
 
 class Engine(Protocol):
@@ -22,7 +22,7 @@ class Engine(Protocol):
         """What decides the results of each stage, as a worker says."""
         ...
 
-    def do(self, tasks: Sequence[Task], terms: Terms, progress: Progress) -> list[Mark]:
+    def do(self, tasks: Sequence[Task], terms: JobTerms, progress: Progress) -> list[ShardMark]:
         """Do the shards, and return their marks; the first error of a worker stops all."""
         ...
 
@@ -31,7 +31,7 @@ class Engine(Protocol):
         ...
 
 
-def engine_of(job: Job, draw: Draw) -> Engine:
+def engine_of(job: CurationJob, draw: Draw) -> Engine:
     """The engine that the settings name, with a worker that has loaded everything.
 
     Args:

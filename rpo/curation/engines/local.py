@@ -19,9 +19,9 @@ import torch
 from rpo.curation.engines import hands_of
 from rpo.curation.records import Unavailable
 from rpo.curation.store.address import Store
+from rpo.curation.store.mark import Identity, ShardMark, StageName
 from rpo.curation.store.progress import Progress
-from rpo.curation.store.shard import Identity, Mark, StageName
-from rpo.curation.worker import Draw, Job, Task, Terms, Worker
+from rpo.curation.worker import CurationJob, Draw, JobTerms, Task, Worker
 from rpo.errors import InputError
 
 START = "spawn"
@@ -32,12 +32,12 @@ START = "spawn"
 class SingleEngine:
     """This process."""
 
-    def __init__(self, job: Job, draw: Draw) -> None:
+    def __init__(self, job: CurationJob, draw: Draw) -> None:
         """Make its worker."""
         self._worker = Worker(job, draw=draw)
         self.identities: dict[StageName, Identity] = self._worker.identities
 
-    def do(self, tasks: Sequence[Task], terms: Terms, progress: Progress) -> list[Mark]:
+    def do(self, tasks: Sequence[Task], terms: JobTerms, progress: Progress) -> list[ShardMark]:
         """Do the shards; every record is heard of at once."""
         return self._worker.do(tasks, terms, progress)
 
@@ -49,7 +49,7 @@ class SingleEngine:
 class ProcessEngine:
     """Several processes."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: CurationJob) -> None:
         """Start them, and wait for one that has loaded everything."""
         require_shareable(job)
         self._workers, context = job.config.workers, multiprocessing.get_context(START)
@@ -64,10 +64,10 @@ class ProcessEngine:
             self.close()
             raise
 
-    def do(self, tasks: Sequence[Task], terms: Terms, progress: Progress) -> list[Mark]:
+    def do(self, tasks: Sequence[Task], terms: JobTerms, progress: Progress) -> list[ShardMark]:
         """Do the shards, a few more than there are workers handed out at a time."""
         waiting = iter(hands_of(tasks, self._workers, overlaps=self._overlaps))
-        pending, marks = dict[Future[list[Mark]], Sequence[Task]](), list[Mark]()
+        pending, marks = dict[Future[list[ShardMark]], Sequence[Task]](), list[ShardMark]()
         while True:
             for hand in waiting:
                 pending[self._submit(hand, terms)] = hand
@@ -90,7 +90,7 @@ class ProcessEngine:
         for child in own:
             child.join()
 
-    def _submit(self, hand: Sequence[Task], terms: Terms) -> "Future[list[Mark]]":
+    def _submit(self, hand: Sequence[Task], terms: JobTerms) -> "Future[list[ShardMark]]":
         try:
             return self._pool.submit(_do, hand, terms)
         except BrokenProcessPool as error:
@@ -103,7 +103,7 @@ class ProcessEngine:
             raise _died() from error
 
 
-def tell(progress: Progress, hand: Sequence[Task], marks: Sequence[Mark]) -> None:
+def tell(progress: Progress, hand: Sequence[Task], marks: Sequence[ShardMark]) -> None:
     """Let the progress know of shards that another process has sealed."""
     before = {task.planned.number: task.before for task in hand}
     for mark in marks:
@@ -116,7 +116,7 @@ def _died() -> Unavailable:
     )
 
 
-def require_shareable(job: Job) -> None:
+def require_shareable(job: CurationJob) -> None:
     """Refuse a run that other processes cannot work at."""
     if not Store(job.config.output).is_shared:
         raise InputError(
@@ -138,7 +138,7 @@ _HERE: dict[str, Any] = {}
 """The job and the worker of this process."""
 
 
-def _begin(job: Job, ranks: Any) -> None:
+def _begin(job: CurationJob, ranks: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     rank = ranks.get()
     if gpus := torch.cuda.device_count():
@@ -171,5 +171,5 @@ def _made() -> tuple[dict[StageName, Identity], bool]:
     return worker.identities, worker.overlaps
 
 
-def _do(hand: Sequence[Task], terms: Terms) -> list[Mark]:
+def _do(hand: Sequence[Task], terms: JobTerms) -> list[ShardMark]:
     return _worker().do(hand, terms)

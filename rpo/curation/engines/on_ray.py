@@ -15,9 +15,9 @@ from typing import Any, final
 from rpo.curation.engines import hands_of
 from rpo.curation.engines.local import require_shareable, tell
 from rpo.curation.records import Unavailable
+from rpo.curation.store.mark import Identity, ShardMark, StageName
 from rpo.curation.store.progress import Progress
-from rpo.curation.store.shard import Identity, Mark, StageName
-from rpo.curation.worker import Job, Task, Terms, Worker
+from rpo.curation.worker import CurationJob, JobTerms, Task, Worker
 from rpo.errors import InputError
 
 try:
@@ -28,15 +28,18 @@ except ImportError as error:
         f"engine is ray, which cannot be imported ({error}); expected Ray; pip install 'rpo[ray]', or give engine=local"
     ) from error
 
-TRIES = 6
-"""Actors that one hand of shards may cost, or that may die in a row while nothing is done: more is no bad luck."""
+TRIES = 5
+"""Actors that one hand of shards may cost before it is given up: more is no bad luck."""
+
+LOSSES = 20
+"""Actors that may die in a row before they have loaded, and while nothing is done."""
 
 
 @final
 class RayEngine:
     """Actors of a cluster."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: CurationJob) -> None:
         """Connect to the cluster, or start one on this machine; ask for actors, and wait for the first."""
         require_shareable(job)
         self._is_ours = not ray.is_initialized()
@@ -58,11 +61,11 @@ class RayEngine:
             self.close()
             raise
 
-    def do(self, tasks: Sequence[Task], terms: Terms, progress: Progress) -> list[Mark]:
+    def do(self, tasks: Sequence[Task], terms: JobTerms, progress: Progress) -> list[ShardMark]:
         """Do the shards, one hand for each actor that is ready."""
         waiting = deque(hands_of(tasks, self._workers, overlaps=self._overlaps))
         working: dict[Any, tuple[Any, Sequence[Task]]] = {}
-        marks, tries, given = list[Mark](), Counter[int](), ray.put(terms)
+        marks, tries, given = list[ShardMark](), Counter[int](), ray.put(terms)
         while waiting or working:
             while waiting and self._ready:
                 actor, hand = self._ready.pop(), waiting.popleft()
@@ -116,9 +119,9 @@ class RayEngine:
             self.identities, self._overlaps = self._result(reply)
         except RayError as error:
             self._lost += 1
-            if self._lost >= TRIES:
-                raise Unavailable(f"{TRIES} workers died loading their models, the last of: {error}") from error
-            self._due.append(time.monotonic() + 2**self._lost)
+            if self._lost >= LOSSES:
+                raise Unavailable(f"{LOSSES} workers died loading their models, the last of: {error}") from error
+            self._due.append(time.monotonic() + min(2**self._lost, 15))
         else:
             self._ready.append(actor)
 
@@ -134,7 +137,7 @@ class RayEngine:
 class _Actor:
     """A worker that loads its models when it is first asked."""
 
-    def __init__(self, job: Job, folder: str) -> None:
+    def __init__(self, job: CurationJob, folder: str) -> None:
         if Path(folder).is_dir():
             os.chdir(folder)  # paths of the settings may be relative
         self._job = job
@@ -144,7 +147,7 @@ class _Actor:
         worker = self._loaded()
         return worker.identities, worker.overlaps
 
-    def do(self, hand: Sequence[Task], terms: Terms) -> list[Mark]:
+    def do(self, hand: Sequence[Task], terms: JobTerms) -> list[ShardMark]:
         return self._loaded().do(hand, terms)
 
     def _loaded(self) -> Worker:

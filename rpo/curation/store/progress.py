@@ -7,7 +7,7 @@ from typing import final
 
 from tqdm.auto import tqdm
 
-from rpo.curation.store.shard import STAGES, StageName, Tally
+from rpo.curation.store.mark import STAGES, StageName, Tally
 
 REFRESH_SECONDS = 0.3
 

@@ -23,19 +23,8 @@ from pathlib import Path
 from typing import NamedTuple, final
 
 from rpo.curation.store.address import Store
-from rpo.curation.store.shard import (
-    ROWS_AT_ONCE,
-    STAGES,
-    Identity,
-    Mark,
-    Shard,
-    StageName,
-    Tally,
-    opened,
-    read,
-    read_images,
-    read_marks,
-)
+from rpo.curation.store.mark import STAGES, Identity, ShardMark, StageName, Tally, read_marks
+from rpo.curation.store.shard import ROWS_AT_ONCE, Shard, opened, read, read_images
 from rpo.errors import InputError
 from rpo.from_environment import as_written
 
@@ -125,7 +114,7 @@ def claim(
     store: Store,
     identities: Mapping[StageName, Identity],
     cut: tuple[int, int, int],
-    marks: Collection[Mark] = (),
+    marks: Collection[ShardMark] = (),
     redo: StageName | None = None,
 ) -> Manifest:
     """Write down what makes the records of each stage, or compare it with what made them before.
@@ -182,7 +171,7 @@ def _shown(identity: Identity, key: str) -> str:
 
 
 @final
-class Run:
+class CurationRun:
     """A run to read from, finished or at work; of each shard it sees what was sealed last.
 
     Attributes:
@@ -203,7 +192,7 @@ class Run:
         self._opened = lru_cache(2)(lambda file: opened(self.store, file))
         self._images = lru_cache(4)(self._read_images)  # a pass over the records reads each image once
 
-    def marks(self) -> Iterator[tuple[Mark, int]]:
+    def marks(self) -> Iterator[tuple[ShardMark, int]]:
         """Each sealed shard's mark, with how many of its stages count; in the order of the plan."""
         made_by = self.manifest.made_by
         for mark in read_marks(self.store):

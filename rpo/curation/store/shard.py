@@ -10,14 +10,15 @@ be killed at any moment, and two that do the same shard do no harm. Any version 
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, final, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 from PIL.Image import Image
 
 from rpo.curation.store.address import Store
+from rpo.curation.store.mark import FOLDER, STAGES, ShardMark, StageName, Tally
 from rpo.data.pixels import decode_image
 from rpo.data.preference import encode_png
 from rpo.errors import InputError
@@ -28,131 +29,14 @@ if TYPE_CHECKING:
 
 # arrow is imported where it is used: the command line answers before it has loaded.
 
-StageName = Literal["sources", "critiques", "instructions", "edits", "scores", "decisions"]
-"""The stages, in their order."""
-
-STAGES: tuple[StageName, ...] = get_args(StageName)
-
-Identity = Mapping[str, str]
-"""The plain values that decide the results of a stage: model, revision, sha256 of the prompt template, decoding …"""
-
 Row = Mapping[str, Any]
 """What a stage says of a record, as JSON takes it: a result, or {"fault": …}."""
-
-FOLDER = "shards"
 
 ROWS_AT_ONCE = 16
 """Records whose images are read together: a row group."""
 
 _TEXTS = ("record", "caption", "group", "side")
 _IMAGES = ("source_image", "edited_images")
-
-
-@dataclass(frozen=True)
-class Tally:
-    """What came of some records, in numbers; the tallies of shards add up to that of a run."""
-
-    done: Mapping[str, int] = field(default_factory=dict)
-    """Records that each stage is through with."""
-    faults: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Of these the faults, by stage and kind."""
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    """That each stage was at work."""
-    kept: Mapping[str, int] = field(default_factory=dict)
-    """Pairs, by who says which image is better."""
-    dropped: Mapping[str, int] = field(default_factory=dict)
-    """Pairs that were not made, by reason."""
-    evaluation: Mapping[str, float] = field(default_factory=dict)
-    """Of the kept pairs that the evaluating reward was asked about: "better", "equal", "worse" and the "gap" in all."""
-
-    def __add__(self, other: "Tally") -> "Tally":
-        """Both together."""
-        return Tally(**{name: _sum(one, vars(other)[name]) for name, one in vars(self).items()})
-
-    def through(self, num_stages: int) -> "Tally":
-        """The same of the first stages alone."""
-        known = set(STAGES[:num_stages])
-        parts = {
-            name: {stage: one for stage, one in vars(self)[name].items() if stage in known}
-            for name in ("done", "faults", "seconds")
-        }
-        is_decided = num_stages == len(STAGES)
-        return Tally(**parts, **({n: vars(self)[n] for n in ("kept", "dropped", "evaluation")} if is_decided else {}))
-
-
-def _sum(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    found = dict(one)
-    for name, value in other.items():
-        if isinstance(value, Mapping):
-            found[name] = _sum(found.get(name, {}), value)
-        else:
-            found[name] = found.get(name, 0) + value
-    return found
-
-
-@dataclass(frozen=True)
-class Mark:
-    """Says that a shard is sealed, where, by what it was made, and what came of it."""
-
-    number: int
-    start: int
-    """Place of its first record in the plan."""
-    records: int
-    plan: str
-    """sha256 of its records' ids: another plan is another shard."""
-    file: str
-    sha256: str
-    stages: Mapping[StageName, str]
-    """The stages that it has been through, each with the hash of what made it."""
-    tally: Tally
-
-    @property
-    def name(self) -> str:
-        """The file that it is kept in."""
-        return mark_name(self.number)
-
-    def num_stages(self, made_by: Mapping[StageName, str]) -> int:
-        """How many of its first stages were made as `made_by` says; what came of another stage does not count."""
-        for number, stage in enumerate(STAGES):
-            if stage not in self.stages or self.stages[stage] != made_by.get(stage):
-                return number
-        return len(STAGES)
-
-
-def mark_name(number: int) -> str:
-    """The file of a shard's mark."""
-    return f"{FOLDER}/{number:07}.json"
-
-
-def read_mark(data: bytes) -> Mark | None:
-    """A mark; None for the half of one, on a disk that renames no whole files."""
-    try:
-        found = json.loads(data)
-        return Mark(**{**found, "tally": Tally(**found["tally"])})
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def mark_of(store: Store, number: int) -> Mark | None:
-    """The mark of a shard, if it has one."""
-    try:
-        return read_mark(store.read(mark_name(number)))
-    except FileNotFoundError:
-        return None
-
-
-def read_marks(store: Store) -> Iterator[Mark]:
-    """The marks that there are, in the order of their shards' numbers."""
-    names = [name for name in store.names(FOLDER) if name.endswith(".json") and not name.startswith(".")]
-    for start in range(0, len(names), _AT_ONCE):
-        some = [f"{FOLDER}/{name}" for name in names[start : start + _AT_ONCE]]
-        found = store.read_all(some)
-        for name in some:
-            if name in found and (mark := read_mark(found[name])) is not None:
-                yield mark
-
-
-_AT_ONCE = 512  # marks
 
 
 @final
@@ -177,7 +61,7 @@ class Shard:
         self.rows: dict[StageName, dict[str, Row]] = {stage: {} for stage in STAGES}
         self.images: dict[str, bytes] = {}
         self.num_through = self.num_sealed = 0
-        self.mark: Mark | None = None
+        self.mark: ShardMark | None = None
         self.seconds: dict[str, float] = {}
         self._lock = threading.Lock()
 
@@ -243,7 +127,7 @@ def digests_of(edit: Row) -> list[str]:
     return [edit["image"], *edit.get("others", ())] if "image" in edit else []
 
 
-def seal(store: Store, shard: Shard, made_by: Mapping[StageName, str], tally: Tally) -> Mark:
+def seal(store: Store, shard: Shard, made_by: Mapping[StageName, str], tally: Tally) -> ShardMark:
     """Write what a shard has come to, as far as whole stages go, and mark it; what was sealed of it before is gone."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -257,7 +141,7 @@ def seal(store: Store, shard: Shard, made_by: Mapping[StageName, str], tally: Ta
     digest = hashlib.sha256(data).hexdigest()
     file = f"{FOLDER}/{shard.name}.{digest[:16]}.parquet"
     stages: dict[StageName, str] = {stage: made_by[stage] for stage in STAGES[: shard.num_through]}
-    mark = Mark(shard.number, shard.start, len(shard.ids), shard.plan, file, digest, stages, tally)
+    mark = ShardMark(shard.number, shard.start, len(shard.ids), shard.plan, file, digest, stages, tally)
     store.write(file, data)
     store.write(mark.name, (json.dumps(asdict(mark)) + "\n").encode())
     if shard.mark is not None and shard.mark.file != file:
@@ -266,7 +150,7 @@ def seal(store: Store, shard: Shard, made_by: Mapping[StageName, str], tally: Ta
     return mark
 
 
-def load(store: Store, mark: Mark, num_stages: int) -> Shard:
+def load(store: Store, mark: ShardMark, num_stages: int) -> Shard:
     """A sealed shard to go on with, after so many of its stages."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -301,7 +185,7 @@ def opened(store: Store, file: str) -> "pq.ParquetFile":
         ) from error
 
 
-def read(file: "pq.ParquetFile", mark: Mark) -> Shard:
+def read(file: "pq.ParquetFile", mark: ShardMark) -> Shard:
     """A sealed shard without its images."""
     return _rows(file.read(columns=[*_TEXTS, "order", *_EXTRAS, *STAGES[1:]]), mark)
 
@@ -379,7 +263,7 @@ def _json(value: Row | None) -> str | None:
     return None if value is None else json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
-def _rows(table: "pa.Table", mark: Mark) -> Shard:
+def _rows(table: "pa.Table", mark: ShardMark) -> Shard:
     names = [name for name in table.column_names if name not in _IMAGES]
     found = table.select(names).to_pylist()
     shard = Shard(mark.number, mark.start, [row["record"] for row in found])

@@ -3,7 +3,8 @@
 from dataclasses import asdict
 
 from rpo.curation.records import Outcome, Scores
-from rpo.curation.store.shard import STAGES, Shard
+from rpo.curation.store.mark import STAGES
+from rpo.curation.store.shard import Shard
 from tests.curation.fakes import picture, write_run
 
 MADE_BY = {stage: {"kind": "test", "of": stage} for stage in STAGES}

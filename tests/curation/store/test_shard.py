@@ -9,8 +9,9 @@ import pytest
 
 from rpo.curation.store.address import Store
 from rpo.curation.store.keys import Keys, key_of
-from rpo.curation.store.run import Run
-from rpo.curation.store.shard import STAGES, Mark, Tally, load, opened, read, read_images, read_mark, read_marks, seal
+from rpo.curation.store.mark import STAGES, ShardMark, Tally, read_mark, read_marks
+from rpo.curation.store.run import CurationRun
+from rpo.curation.store.shard import load, opened, read, read_images, seal
 from rpo.curation.worker import tally_of
 from rpo.data.pixels import decode_image
 from tests.curation.fakes import picture
@@ -68,7 +69,7 @@ def test_the_same_shard_is_the_same_file_and_another_takes_its_place(store):
 
 
 def test_a_shard_counts_as_far_as_it_was_made_as_the_run_says():
-    mark = Mark(0, 0, 1, "", "", "", {stage: HASHES[stage] for stage in STAGES[:4]}, Tally())
+    mark = ShardMark(0, 0, 1, "", "", "", {stage: HASHES[stage] for stage in STAGES[:4]}, Tally())
     assert mark.num_stages(HASHES) == 4
     assert mark.num_stages(HASHES | {"critiques": "other"}) == 1
     assert mark.num_stages({}) == 0
@@ -108,7 +109,7 @@ def test_datasets_reads_the_files_with_images(tmp_path):
 
 def test_an_image_of_a_run_is_found_by_its_place(tmp_path):
     made(tmp_path, [shard(0, 0, [f"{k:02}" for k in range(40)]), shard(1, 40, ["x"])])
-    run = Run(tmp_path)
+    run = CurationRun(tmp_path)
     for found in run.shards():
         for record in found.ids:
             row = found.rows["sources"][record]

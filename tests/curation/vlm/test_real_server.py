@@ -26,7 +26,7 @@ from rpo.config.load import to_yaml
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import ChatConfig, CurateConfig, DecideConfig, SourceConfig
 from rpo.curation.records import Unavailable
-from rpo.curation.store.run import Run
+from rpo.curation.store.run import CurationRun
 from tests.curation.fakes import lines_of
 from tests.curation.vlm.tiny_vlm import save_tiny_vlm
 
@@ -151,7 +151,7 @@ def test_garbage_is_counted_and_a_killed_server_costs_what_was_in_flight(picture
     assert main(["curate", "status", str(killed)]) == 0
     line = next(one for one in capsys.readouterr().out.splitlines() if one.startswith("  critiques"))
     assert line.endswith(f" {NUM_IMAGES} parse_error")
-    run = Run(killed)
+    run = CurationRun(killed)
     faults = [row["fault"] for shard in run.shards() for row in shard.rows["critiques"].values()]
     assert len(faults) == NUM_IMAGES
     assert {fault["kind"] for fault in faults} == {"parse_error"}
