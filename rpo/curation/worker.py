@@ -103,7 +103,7 @@ class Worker:
         wanted = STAGES.index(config.stop_after) + 1
         found = list(islice(_stages(job, draw, self._answers), wanted))
         self._stages = [stage for stage, _ in found]
-        self.identities: dict[StageName, Identity] = {stage.name: identity for stage, identity in found}
+        self.identities: dict[StageName, Identity] = {stage.name: dict(identity) for stage, identity in found}
         self._made_by: dict[StageName, str] = {name: identity_hash(one) for name, one in self.identities.items()}
         self._answered = set[StageName]()
         self.overlaps = Pipeline(self._stages, lambda shard: None).overlaps

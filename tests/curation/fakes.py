@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from rpo.curation.curate import Components, CurateConfig, curate
-from rpo.curation.curate_config import DecideConfig, SourceConfig
+from rpo.curation.curate_config import ChatConfig, DecideConfig, EditorConfig, SourceConfig
 from rpo.curation.records import Critique, Edit, Fault, History, Instructions, Problem, Scores, Source
 from rpo.curation.store.address import Store
 from rpo.curation.store.mark import STAGES, read_marks
@@ -120,6 +121,29 @@ def fakes(**changes) -> Components:
 def threaded(**changes) -> Components:
     """Fresh components, of which critic and instructor are asked in threads, as servers are."""
     return fakes(**{"critic": FakeCritic(concurrency=4), "instructor": FakeInstructor(concurrency=4)} | changes)
+
+
+def pause():
+    time.sleep(0.03)
+
+
+def slow_critic(config):
+    return FakeCritic(before=pause)
+
+
+def slow_instructor(config):
+    return FakeInstructor(before=pause)
+
+
+def slow_editor(config):
+    return FakeEditor(before=pause)
+
+
+def named(config: CurateConfig) -> CurateConfig:
+    """The same run with slow components that its settings name, as another process must find them."""
+    critic, instructor = (ChatConfig(kind=f"{__name__}:slow_{one}") for one in ("critic", "instructor"))
+    editor = EditorConfig(kind=f"{__name__}:slow_editor")
+    return replace(config, critic=critic, instructor=instructor, editor=editor)
 
 
 def config_of(output: Path, source: Path, **changes) -> CurateConfig:

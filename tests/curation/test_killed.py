@@ -29,6 +29,7 @@ from tests.curation.fakes import (
     image_folder,
     in_child,
     lines_of,
+    named,
     sealed,
     threaded,
 )
@@ -205,6 +206,21 @@ def is_alive(pid):
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.slow
+def test_workers_that_are_not_forked(undisturbed, source, tmp_path):
+    curate(named(config_of(tmp_path / "run", source, workers=2)))
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed)
+    require_same_shards(tmp_path / "run", undisturbed)
+
+
+def test_workers_see_a_common_place_and_components_that_can_be_handed_over(source, tmp_path):
+    config = config_of("memory://nowhere", source, workers=2)
+    with pytest.raises(ValueError, match="who cannot see each other's memory; expected a place that all see"):
+        curate(config, components=fakes())
+    with pytest.raises(ValueError, match="cannot be handed to 2 workers .*; name what makes it as package.module"):
+        curate(replace(config, output=str(tmp_path / "run")), components=fakes())
 
 
 @pytest.mark.slow

@@ -13,18 +13,10 @@ from pathlib import Path
 import pytest
 
 from rpo.config.load import to_yaml
-from rpo.curation.curate_config import ChatConfig, EditorConfig
+from rpo.curation.curate_config import ChatConfig
 from rpo.curation.store.address import Store
 from rpo.curation.store.mark import STAGES, read_marks
-from tests.curation.fakes import (
-    FakeCritic,
-    FakeEditor,
-    FakeInstructor,
-    config_of,
-    finished,
-    image_folder,
-    lines_of,
-)
+from tests.curation.fakes import config_of, finished, image_folder, lines_of, named
 from tests.curation.test_killed import require_same_exports, require_same_shards
 
 pytest.importorskip("ray")
@@ -35,29 +27,8 @@ COUNT, SHARD = 120, 4
 KILLS = 10
 
 
-def pause():
-    time.sleep(0.03)
-
-
-def critic(config):
-    return FakeCritic(before=pause)
-
-
-def instructor(config):
-    return FakeInstructor(before=pause)
-
-
-def editor(config):
-    return FakeEditor(before=pause)
-
-
-def own(name):
-    return f"{__name__}:{name}"
-
-
 def settings(output, source, **changes):
-    parts = {"critic": ChatConfig(kind=own("critic")), "instructor": ChatConfig(kind=own("instructor"))}
-    return config_of(output, source, shard=SHARD, **parts, editor=EditorConfig(kind=own("editor")), **changes)
+    return named(config_of(output, source, shard=SHARD, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +46,7 @@ def cluster():
     """A head without room for workers, and two nodes with one each."""
     from ray.cluster_utils import Cluster
 
-    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
     os.environ |= environment
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     yield found
