@@ -124,7 +124,7 @@ def threaded(**changes) -> Components:
 
 
 def pause():
-    time.sleep(0.03)
+    time.sleep(0.2)
 
 
 def slow_critic(config):

@@ -23,7 +23,7 @@ pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parent.parent.parent
-COUNT, SHARD = 120, 4
+COUNT, SHARD = 200, 4
 KILLS = 10
 
 
@@ -38,7 +38,8 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, source):
-    return finished(settings(tmp_path_factory.mktemp("undisturbed") / "run", source)).store.address
+    config = config_of(tmp_path_factory.mktemp("undisturbed") / "run", source, shard=SHARD)
+    return finished(config).store.address
 
 
 @pytest.fixture(scope="module")
