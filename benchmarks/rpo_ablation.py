@@ -29,7 +29,6 @@ from rpo.config.load import load_config
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import CurateConfig
 from rpo.curation.status import status_of
-from rpo.curation.store.folder import STAGES
 from rpo.data.preference import PairSet, pair_set
 from rpo.files.text import write_text
 from rpo.models.checkpoint import Checkpoint
@@ -123,10 +122,11 @@ def make_data(folder: Path, seed: int, prompts: int) -> None:
     if not blind.exists():
         partial = blind.with_name("blind.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(rich, partial, ignore=shutil.ignore_patterns(*STAGES[1:], "lock*"))
+        shutil.copytree(rich, partial)
         partial.rename(blind)
     _curate(words)
-    _curate([*words, f"output={blind}", "instructor.kind=shapes-caption", "instruct_sound=true"])
+    told = ["instructor.kind=shapes-caption", "instruct_sound=true", "redo=instructions"]
+    _curate([*words, f"output={blind}", *told])
     if not (data / SOURCE_SCORES).is_file():
         write(data / SOURCE_SCORES, source_scores(rich))
 

@@ -10,9 +10,9 @@ import torch
 
 from rpo.config.load import load_config
 from rpo.curation.curate_config import CurateConfig, DecideConfig
-from rpo.curation.records import Critique, Edit, History, Scores, histories
+from rpo.curation.records import Critique, Edit, History, Scores, encoded_of, histories, image_of
 from rpo.curation.score import score_images
-from rpo.curation.store.folder import RunFolder
+from rpo.curation.store.run import CurationRun
 from rpo.data.preference import PreferencePair
 from rpo.data.rejection_sampling import rejection_sampled_pairs
 from rpo.files.text import read_text
@@ -29,23 +29,23 @@ RSO_TEMPERATURE = 0.5
 """In standard deviations of the proxy's scores of a prompt."""
 
 
-def source_scores(run: Path) -> dict[str, float]:
+def source_scores(place: Path) -> dict[str, float]:
     """What the proxy thinks of every image that the model drew."""
-    folder = RunFolder(run)
-    sources = [one.source for one in histories(folder)]
+    run = CurationRun(place)
+    drawn = list(histories(run))
     found: dict[str, float] = {}
-    for start in range(0, len(sources), BATCH):
-        some = sources[start : start + BATCH]
-        images = [folder.load_image(one.image, one.id) for one in some]
-        scores = score_images(load_reward(PROXY), images, [one.caption for one in some], name=PROXY)
-        found |= dict(zip([one.id for one in some], scores, strict=True))
+    for start in range(0, len(drawn), BATCH):
+        some = drawn[start : start + BATCH]
+        images = [image_of(run, one, "source") for one in some]
+        scores = score_images(load_reward(PROXY), images, [one.source.caption for one in some], name=PROXY)
+        found |= dict(zip([one.source.id for one in some], scores, strict=True))
     return found
 
 
 def _ranked(data: Path) -> list[PreferencePair]:
     """Best against worst, and second against third, of the model's own images of a prompt."""
     found: list[PreferencePair] = []
-    run, scores = RunFolder(data / "rich"), json.loads(read_text(data / SOURCE_SCORES))
+    run, scores = CurationRun(data / "rich"), json.loads(read_text(data / SOURCE_SCORES))
     for some in _by_caption(run).values():
         order = sorted(some, key=lambda one: -scores[one.source.id])
         for better, worse in zip(order[: len(order) // 2], reversed(order), strict=False):
@@ -58,17 +58,17 @@ def _ranked(data: Path) -> list[PreferencePair]:
 
 def _rich(data: Path) -> list[PreferencePair]:
     """Edits that the proxy finds better than their source."""
-    return _shuffled(_edits(RunFolder(data / "rich"), is_improved_only=True))
+    return _shuffled(_edits(CurationRun(data / "rich"), is_improved_only=True))
 
 
 def _unfiltered(data: Path) -> list[PreferencePair]:
     """Every edit against its source, whatever the proxy says."""
-    return _shuffled(_edits(RunFolder(data / "rich"), is_improved_only=False))
+    return _shuffled(_edits(CurationRun(data / "rich"), is_improved_only=False))
 
 
 def _blind(data: Path) -> list[PreferencePair]:
     """Edits by what the caption alone suggests, that the proxy finds better."""
-    return _shuffled(_edits(RunFolder(data / "blind"), is_improved_only=True))
+    return _shuffled(_edits(CurationRun(data / "blind"), is_improved_only=True))
 
 
 def _mixed(data: Path) -> list[PreferencePair]:
@@ -78,7 +78,7 @@ def _mixed(data: Path) -> list[PreferencePair]:
 
 def _rejection(data: Path) -> list[PreferencePair]:
     """Pairs by rejection sampling among all images of a prompt, edits included."""
-    run, of_source = RunFolder(data / "rich"), json.loads(read_text(data / SOURCE_SCORES))
+    run, of_source = CurationRun(data / "rich"), json.loads(read_text(data / SOURCE_SCORES))
     found: list[PreferencePair] = []
     for caption, some in _by_caption(run).items():
         images = [(one, "source", of_source[one.source.id]) for one in some]
@@ -95,14 +95,14 @@ def _rejection(data: Path) -> list[PreferencePair]:
 
 def _verified(data: Path) -> list[PreferencePair]:
     """Edits that the critic, asked again, finds nothing wrong with, and the proxy better."""
-    run = RunFolder(data / "rich")
+    run = CurationRun(data / "rich")
     kept = [one for one in histories(run) if any(outcome.chosen for outcome in one.outcomes or ())]
     return _shuffled([_pair(run, one, "edit", one, "source") for one in kept if _mark(one, "edit") == 1])
 
 
 def _siblings(data: Path) -> list[PreferencePair]:
     """Best against worst of the model's own images of a prompt, by the critic."""
-    run, found = RunFolder(data / "rich"), list[PreferencePair]()
+    run, found = CurationRun(data / "rich"), list[PreferencePair]()
     for some in _by_caption(run).values():
         images = [(mark, one) for one in some if (mark := _mark(one, "source")) is not None]
         images.sort(key=lambda image: -image[0])
@@ -124,14 +124,14 @@ def _mark(one: History, kind: str) -> float | None:
     return 1.0 if is_sound and kind == "source" else None
 
 
-def _by_caption(run: RunFolder) -> dict[str, list[History]]:
+def _by_caption(run: CurationRun) -> dict[str, list[History]]:
     found: defaultdict[str, list[History]] = defaultdict(list)
     for one in histories(run):
         found[one.source.caption].append(one)
     return found
 
 
-def _edits(run: RunFolder, *, is_improved_only: bool) -> list[PreferencePair]:
+def _edits(run: CurationRun, *, is_improved_only: bool) -> list[PreferencePair]:
     rules: DecideConfig = load_config(CurateConfig, CONFIG, []).decide
     found: list[PreferencePair] = []
     for one in histories(run):
@@ -147,10 +147,10 @@ def _is_in_window(one: History, rules: DecideConfig) -> bool:
     return distance is not None and rules.min_distance <= distance <= rules.max_distance
 
 
-def _pair(run: RunFolder, better: History, kind: str, worse: History, other: str) -> PreferencePair:
-    paths = [run.image_path(one.image_of(side) or "") for one, side in ((better, kind), (worse, other))]
+def _pair(run: CurationRun, better: History, kind: str, worse: History, other: str) -> PreferencePair:
+    images = [encoded_of(run, one, side) for one, side in ((better, kind), (worse, other))]
     return PreferencePair(
-        better.source.caption, *paths, chosen_score=_score(better, kind), rejected_score=_score(worse, other)
+        better.source.caption, *images, chosen_score=_score(better, kind), rejected_score=_score(worse, other)
     )
 
 

@@ -32,12 +32,16 @@ def metrics_of(folder):
 
 def result_of(folder):
     """What two equal runs have in common: LoRAs, records, pairs, images, metrics; by path within the folder."""
-    kept = [path for path in folder.rglob("*") if path.is_file() and path.suffix in (".safetensors", ".jsonl", ".png")]
+    kept = [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix in (".safetensors", ".jsonl", ".png", ".parquet")
+    ]
     found = {}
     for path in kept:
         name = path.relative_to(folder).as_posix()
         if path.name == "metrics.jsonl":
             found[name] = metrics_of(path.parent)
-        elif path.name not in ("stages.jsonl",) and "timings" not in path.parts:
+        elif path.name != "stages.jsonl":
             found[name] = sorted(path.read_bytes().splitlines()) if path.suffix == ".jsonl" else path.read_bytes()
     return found

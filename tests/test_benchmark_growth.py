@@ -1,4 +1,4 @@
-"""The measurement of growth in small: its sets and runs are what rpo reads, and an audit of one holds little of it."""
+"""The measurements of growth in small: what they make is what rpo reads, and nothing is lost in simulated kills."""
 
 import sys
 import tracemalloc
@@ -8,31 +8,51 @@ import numpy as np
 import pytest
 
 from rpo.curation.audit import _drawn, _recorded
-from rpo.curation.store.folder import RunFolder
+from rpo.curation.store.address import Store
+from rpo.curation.store.run import CurationRun
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+import curation_scale  # noqa: E402
 import growth  # noqa: E402
 
-COUNT = 2000
+COUNT = 1500
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "known"))
-    growth.make_pairs(tmp_path, 60)
-    growth.make_run(tmp_path, COUNT)
+    monkeypatch.setattr(curation_scale, "SHARD", 100)
     return tmp_path
 
 
 def test_every_step_is_measured(folder):
+    growth.make_pairs(folder, 60)
     for name, step in growth.STEPS.items():
         assert growth.measured(step, folder).keys() == {"cpu_seconds", "peak_mb"}, name
-    assert growth.status_of(folder / "run").num_pairs == 3 * COUNT // 4
-    assert len(growth.read_pairs(folder / "run/export/native", limit=10)) == 10
+    curation_scale.make_run(folder / "run", COUNT)
+    pairs = {name: curation_scale.measured(step, folder)["pairs"] for name, step in curation_scale.STEPS.items()}
+    assert len(set(pairs.values())) > 1 and pairs["status"] == pairs["export parquet"] == 3 * COUNT // 4
+
+
+def test_kills_lose_and_double_nothing(folder, monkeypatch):
+    monkeypatch.setattr(curation_scale, "SHARD", 3)
+    monkeypatch.setattr(curation_scale, "WORKERS", 8)
+    row = curation_scale.simulated(500, folder)
+    assert (row["lost"], row["duplicates"]) == (0, 0)
+    assert row["workers killed"] > 5 and row["drivers killed"] > 5 and row["shards begun again"] > 5
+
+
+def test_a_store_that_loses_a_shard_is_found_out(folder):
+    curation_scale.make_run(folder / "run", COUNT)
+    store = Store(folder / "run")
+    assert curation_scale.looked_for(store, COUNT // 100, COUNT) == (0, 0)
+    store.remove("shards/0000003.json")
+    assert curation_scale.looked_for(store, COUNT // 100, COUNT) == (100, 0)
 
 
 def test_an_audit_holds_few_bytes_of_a_record(folder):
-    run = RunFolder(folder / "run")
+    curation_scale.make_run(folder / "run", COUNT)
+    run = CurationRun(folder / "run")
     _recorded(run)
     tracemalloc.start()
     counts = _recorded(run)
@@ -41,4 +61,4 @@ def test_an_audit_holds_few_bytes_of_a_record(folder):
     tracemalloc.stop()
     assert counts["critiques"].asked == COUNT and len(drawn) == 20
     assert [one.source.order for one in drawn] == sorted(np.random.default_rng(0).permutation(COUNT)[:20].tolist())
-    assert peak < 250 * COUNT
+    assert peak < 500 * COUNT + 2_000_000

@@ -53,6 +53,7 @@ ONLY_HERE = {
     "transformers": {"models", "adapters", "rewards", "curation"},
     "datasets": {"data"},
     "matplotlib": {"reports"},
+    "ray": {"curation"},
 }
 """Libraries that few parts know."""
 
@@ -173,8 +174,9 @@ def test_the_house_is_small() -> None:
     assert [f"{path} has {lines_of([path])} lines" for path in STORIES if lines_of([path]) > 200] == []
     assert len(list((ROOT / "rpo").glob("*.py"))) <= 8
     # Aim: 20,500. Of it 2,000 are for reward models, a file each, 1,100 to serve them, 1,700 to evaluate, 1,500 to
-    # watch and to select, 450 for words, 1,600 for the study, 500 for tokens.
-    assert lines_of(set(SOURCES) - families) <= 43_240
+    # watch and to select, 450 for words, 1,600 for the study, 500 for tokens, 1,400 for engines and mixes of
+    # curation.
+    assert lines_of(set(SOURCES) - families) <= 44_830
 
 
 def test_class_names_are_unique() -> None:
@@ -197,7 +199,7 @@ def test_there_are_few_settings() -> None:
             owner = next(base for base in reversed(cls.__mro__) if name in vars(base).get("__annotations__", {}))
             if not sections:
                 values.add((owner.__name__, name))
-    assert 100 < len(values) <= 268  # 200, the endpoint and reward-gradient objectives, the monitor, the study
+    assert 100 < len(values) <= 271  # 200, the endpoint and reward-gradient objectives, the monitor, the study, engines
 
 
 def commands() -> list[Command]:

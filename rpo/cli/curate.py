@@ -15,7 +15,7 @@ def run(args: argparse.Namespace) -> None:
     from rpo.curation.page import write_page
     from rpo.curation.records import Unavailable
     from rpo.curation.status import status_of
-    from rpo.curation.store.folder import share_of
+    from rpo.curation.store.run import share_of
 
     path, overrides = config_and_overrides(args)
     config = load_config(CurateConfig, path, overrides)
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
         folder = curate(config, resume=args.resume)
     except Unavailable as error:
         raise InputError(f"{error}; run the same command with --resume: what was found out is kept") from error
-    if share_of(config.part, os.environ).index == 0:
+    if share_of(config.shards, os.environ).index == 0:
         print(status_of(folder))
         print(f"to leaf through: {write_page(folder)}")
 
@@ -47,8 +47,14 @@ def export(args: argparse.Namespace) -> None:
     from rpo.curation.export import export as write
     from rpo.curation.export import push_to_hub
 
-    done = write(args.run_folder, args.form, to=args.to, licence=args.licence)
-    print(f"{done.num_pairs} pairs in {done.path}")
+    shares = args.shares or [1.0] * len(args.run_folders)
+    if len(shares) != len(args.run_folders):
+        raise InputError(
+            f"there are {len(args.run_folders)} runs and {len(shares)} shares; expected one for each; give as many"
+        )
+    runs = dict(zip(args.run_folders, shares, strict=True))
+    done = write(runs, args.form, to=args.to, licence=args.licence, near_duplicates=args.near_duplicates)
+    print(done)
     if args.repo:
         print(push_to_hub(done.path, args.repo, push=args.push, private=not args.public))
 
@@ -68,7 +74,7 @@ def audit(args: argparse.Namespace) -> None:
 
 def takes_run_folder(parser: argparse.ArgumentParser) -> None:
     """Declare what `rpo curate status` accepts."""
-    parser.add_argument("run_folder", metavar="DIR", type=Path, help="folder of a run of curation")
+    parser.add_argument("run_folder", metavar="RUN", help="where a run of curation is: its output")
 
 
 def takes_page(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +94,17 @@ def takes_audit(parser: argparse.ArgumentParser) -> None:
 
 def takes_export(parser: argparse.ArgumentParser) -> None:
     """Declare what `rpo curate export` accepts."""
-    takes_run_folder(parser)
+    parser.add_argument("run_folders", metavar="RUN", nargs="+", help="where a run is; several are mixed")
+    parser.add_argument(
+        "--shares", metavar="NUMBER", nargs="+", type=float, help="of each run, in their order (default: equal)"
+    )
+    parser.add_argument(
+        "--near-duplicates",
+        metavar="BITS",
+        type=int,
+        help="leave out pairs whose source image looks like an earlier one: its hash of 64 bits differs in at most "
+        "so many; 0 to 4 find the same picture (default: keep all)",
+    )
     parser.add_argument(
         "--form",
         choices=("native", "parquet", "pickapic", "edits"),

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal, TypeVar, get_args
 
 import numpy as np
@@ -26,12 +27,13 @@ from rpo.curation.components import load_critic
 from rpo.curation.curate_config import AuditConfig, ChatConfig, CurateConfig
 from rpo.curation.faults import ask_each, broken, in_words, is_raised
 from rpo.curation.judge import BothOrders, OrderedVerdicts, load_judge
-from rpo.curation.records import Component, Critic, Critique, Fault, History, fault_in, histories
-from rpo.curation.store.folder import RunFolder, StageName
-from rpo.curation.store.shards import key_of
+from rpo.curation.records import Component, Critic, Critique, Fault, History, fault_in, histories, image_of
+from rpo.curation.store.keys import key_of
+from rpo.curation.store.mark import StageName
+from rpo.curation.store.run import SETTINGS, CurationRun
+from rpo.curation.vlm.answers import AnswerCache
 from rpo.errors import InputError
 from rpo.evaluation.intervals import Interval, accuracy
-from rpo.files.text import write_text
 from rpo.from_environment import as_written
 from rpo.reports.html import environment
 
@@ -103,25 +105,29 @@ class Pair:
 
 def audit(folder: str | Path, config: AuditConfig) -> Audit:
     """Audit a run, and write what was found to `audit.json` in its folder."""
-    run = RunFolder(folder)
-    critic = load_critic(config.critic or _critic_of(run), run.answers)
+    run = CurationRun(folder)
+    answers = AnswerCache(run.store)
+    critic = load_critic(config.critic or _critic_of(run), answers)
     configs = [one for one in (config.judge, config.second_judge) if one is not None]
-    judges = [load_judge(one, run.answers) for one in configs]
+    judges = [load_judge(one, answers) for one in configs]
     rng = np.random.default_rng(config.seed)
     edited, plain = _drawn(run, config.pairs, rng, kind="edit"), _drawn(run, config.controls, rng, kind="source")
-    pairs = [Pair(one.source.caption, _image(run, one, "source"), _image(run, one, "edit")) for one in edited]
-    sources = [(one.source.caption, _image(run, one, "source")) for one in plain]
+    pairs = [Pair(one.source.caption, image_of(run, one, "source"), image_of(run, one, "edit")) for one in edited]
+    sources = [(one.source.caption, image_of(run, one, "source")) for one in plain]
     controls: dict[Control, list[Pair]] = {kind: _controls(kind, sources, rng) for kind in CONTROLS}
-    verdicts = [_judge(judge, pairs) for judge in judges]
-    kappa, number = _agreement(pairs, verdicts)
-    found = Audit(
-        records=_recorded(run),
-        critic=audit_critic(critic, controls),
-        judges=tuple(audit_judge(*one, pairs, controls) for one in zip(judges, verdicts, strict=True)),
-        agreement=kappa,
-        num_agreement_pairs=number,
-    )
-    write_text(run.path / AUDIT_FILE, json.dumps(as_written(asdict(found)), indent=2, ensure_ascii=False) + "\n")
+    with answers.of("audit"):
+        verdicts = [_judge(judge, pairs) for judge in judges]
+        kappa, number = _agreement(pairs, verdicts)
+        found = Audit(
+            records=_recorded(run),
+            critic=audit_critic(critic, controls),
+            judges=tuple(audit_judge(*one, pairs, controls) for one in zip(judges, verdicts, strict=True)),
+            agreement=kappa,
+            num_agreement_pairs=number,
+        )
+    answers.pack("audit")
+    text = json.dumps(as_written(asdict(found)), indent=2, ensure_ascii=False)
+    run.store.write(AUDIT_FILE, (text + "\n").encode())
     return found
 
 
@@ -192,37 +198,38 @@ def count_answers(answers: Sequence[object], captions: Sequence[object]) -> Answ
     return Answers(len(answers), dict(sorted(Counter(one.kind for one in faults).items())), rate)
 
 
-def _critic_of(run: RunFolder) -> ChatConfig:
+def _critic_of(run: CurationRun) -> ChatConfig:
     """The critic that the settings of the run name."""
-    settings = run.path / "run.yaml"
-    if not settings.is_file():
+    try:
+        text = run.store.read(SETTINGS)
+    except FileNotFoundError:
         raise InputError(
-            f"{settings} is missing, which names the critic of the run; restore it, or say whom to audit: critic.kind=…"
-        )
-    return load_config(CurateConfig, settings).critic
+            f"{run.store.place(SETTINGS)} is missing, which names the critic of the run; restore it, or say whom to "
+            "audit: critic.kind=…"
+        ) from None
+    with TemporaryDirectory() as folder:
+        settings = Path(folder) / SETTINGS
+        settings.write_bytes(text)
+        return load_config(CurateConfig, settings).critic
 
 
-def _recorded(run: RunFolder) -> dict[str, Answers]:
+def _recorded(run: CurationRun) -> dict[str, Answers]:
     """How many answers of a run are faults; of the others nothing is held."""
     found: dict[StageName, list[Fault | None]] = {"critiques": [], "instructions": []}
     captions = {stage: array("Q") for stage in found}
-    for source in run.stages["sources"].in_order("order"):
+    for shard in run.shards():
         for stage, answers in found.items():
-            if (row := run.stages[stage].get(str(source["id"]))) is not None:
+            for record, row in shard.rows[stage].items():
                 answers.append(fault_in(row))
-                captions[stage].append(key_of(str(source["caption"])))
+                captions[stage].append(key_of(shard.rows["sources"][record]["caption"]))
     return {stage: count_answers(answers, captions[stage]) for stage, answers in found.items()}
 
 
-def _drawn(run: RunFolder, number: int, rng: np.random.Generator, *, kind: str) -> list[History]:
+def _drawn(run: CurationRun, number: int, rng: np.random.Generator, *, kind: str) -> list[History]:
     """Some records that have such an image, in the order of the plan."""
     places = array("Q", (place for place, one in enumerate(histories(run)) if one.image_of(kind)))
     chosen = {places[index] for index in rng.permutation(len(places))[:number]}
     return [one for place, one in enumerate(histories(run)) if place in chosen]
-
-
-def _image(run: RunFolder, one: History, kind: str) -> Image.Image:
-    return run.load_image(one.image_of(kind) or "", one.source.name)
 
 
 def _controls(kind: Control, sources: Sequence[tuple[str, Image.Image]], rng: np.random.Generator) -> list[Pair]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rpo.curation.curate_config import ChatConfig, EditorConfig
 from rpo.curation.records import Critic, Editor, Instructor, Unavailable
+from rpo.curation.vlm.answers import AnswerCache
 from rpo.errors import SURROUNDINGS, InputError
 from rpo.plugins import load_plugin
 
@@ -28,7 +29,7 @@ JUDGES = {
     "server": "rpo.curation.judge:vlm_judge",
     "local": "rpo.curation.judge:vlm_judge",
 }
-"""What makes those of the package: each is called with the configuration and the folder of the cache."""
+"""What makes those of the package: each is called with the configuration and where answers are kept."""
 
 EDITORS = {
     "shapes": "rpo.shapes.editor:shapes_editor",
@@ -40,14 +41,14 @@ EDITORS = {
 """What makes the editors of the package: it is called with the configuration."""
 
 
-def load_critic(config: ChatConfig, cache_folder: Path | None = None) -> Critic:
+def load_critic(config: ChatConfig, answers: AnswerCache | None = None) -> Critic:
     """Make the critic that a configuration describes; one of your own is called with the configuration alone."""
-    return make_component(config, CRITICS, "critic", cache_folder)
+    return make_component(config, CRITICS, "critic", answers or AnswerCache(None))
 
 
-def load_instructor(config: ChatConfig, cache_folder: Path | None = None) -> Instructor:
+def load_instructor(config: ChatConfig, answers: AnswerCache | None = None) -> Instructor:
     """Make the instructor that a configuration describes; one of your own is called with the configuration alone."""
-    return make_component(config, INSTRUCTORS, "instructor", cache_folder)
+    return make_component(config, INSTRUCTORS, "instructor", answers or AnswerCache(None))
 
 
 def load_editor(config: EditorConfig) -> Editor:

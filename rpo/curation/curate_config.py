@@ -22,13 +22,16 @@ from rpo.config.ranges import (
     WholeNumber,
 )
 from rpo.config.settings import settings
-from rpo.curation.store.folder import StageName
+from rpo.curation.store.mark import StageName
 from rpo.errors import InputError
 from rpo.models.config import ModelConfig
 
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 Policy = Literal["keep_improved", "both_directions", "always_edit"]
 Orderings = Literal["own", "all", "prompt"]
+
+SHARD = 128
+"""Records of a shard: at 512 pixels about 100 MB."""
 
 JUDGE_TOKENS = 256
 """Longest answer of a judge; a verdict takes 20 to 60."""
@@ -270,15 +273,30 @@ class CurateConfig:
     score_batch_size: Count = 32
     """Records scored at once."""
 
-    chunk: Count = 256
-    """Records that go through the stages together; less shows pairs earlier, more fills large batches."""
+    renamed: ClassVar[dict[str, str]] = {"chunk": "it is shard now", "part": "it is shards now"}
 
-    part: str = ""
-    """Which share of the records this process does, as in 0/4; nothing means what torchrun or accelerate says (RANK and
+    shard: Count = SHARD
+    """Records that one worker does together, that are sealed together, and that a kill costs; 100 to 1000. A run keeps
+    what it was begun with."""
+
+    shards: str = ""
+    """Which share of the shards this process does, as in 0/4; nothing means what torchrun or accelerate says (RANK and
     WORLD_SIZE), or all."""
+
+    engine: Literal["local", "ray"] = "local"
+    """Who does the shards: "local" is this machine, "ray" a cluster of Ray (RAY_ADDRESS, or one that is started here).
+    """
+
+    workers: Count = 1
+    """Processes, or actors of Ray, each of which loads every model once; one per GPU. With 1 and "local" there is no
+    process but this one."""
 
     stop_after: StageName = "decisions"
     """The last stage to do: with "sources" a GPU is free for a server afterwards; run again for the rest."""
+
+    redo: StageName | None = None
+    """In a resumed run, the first stage that may be made otherwise than before; it and those after it are done again.
+    """
 
     progress: bool = True
     """Show how far each stage is, how much of it came through, and how fast."""

@@ -1,21 +1,18 @@
 """Whose fault an exception of a component is: the item's, the component's, or the machine's.
 
 An exception about a single item is that item's fault, and the run goes on. One that the machine threw (no server, no
-memory, a broken GPU, a full disk) stops the run. And a component that raises on `PATIENCE` items one after the other,
-or on all where there are fewer, is broken: the run stops, and asks about these items again when it is resumed. A wrong
-answer (no JSON, the wrong form, nothing at all) is the model's own, and shows that it works.
+memory, a broken GPU, a full disk) stops the run. And a component that raises on `PATIENCE` items of a shard one after
+the other, or on all where there are fewer, is broken: the run stops, and the shard is not sealed after this stage. A
+wrong answer (no JSON, the wrong form, nothing at all) is the model's own, and shows that it works.
 """
 
 import errno
 from collections.abc import Callable, Mapping, Sequence
-from itertools import takewhile
 from typing import TypeVar, final
 
 import torch
 
-from rpo.curation.records import Fault, Unavailable, fault_in
-from rpo.curation.store.folder import STAGES, RunFolder
-from rpo.curation.store.shards import StageRecords
+from rpo.curation.records import Fault, Unavailable
 from rpo.errors import InputError
 
 Item = TypeVar("Item")
@@ -90,7 +87,11 @@ def broken(who: str, last: Fault, on: str) -> InputError:
 
 @final
 class Patience:
-    """Counts the items in a row on which a component has raised."""
+    """Counts the items of a shard in a row on which a component has raised.
+
+    Attributes:
+        has_answered: Whether it has answered about any.
+    """
 
     def __init__(self, who: str) -> None:
         """Begin to count.
@@ -98,7 +99,7 @@ class Patience:
         Args:
             who: What messages call the component, and where it is asked.
         """
-        self._who, self._raised, self._has_answered = who, list[Fault](), False
+        self._who, self._raised, self.has_answered = who, list[Fault](), False
 
     def hear(self, answers: Sequence[object]) -> None:
         """Take the answers to a batch; refuse a component that is broken."""
@@ -106,37 +107,18 @@ class Patience:
             if isinstance(answer, Fault) and is_raised(answer):
                 self._raised.append(answer)
             else:
-                self._raised, self._has_answered = [], True
+                self._raised, self.has_answered = [], True
         if len(self._raised) >= PATIENCE:
             raise broken(self._who, self._raised[-1], f"{len(self._raised)} items in a row")
 
-    def end(self, recorded: StageRecords) -> None:
-        """Nothing more will be asked: refuse a component that has never answered, however few the items were.
+    def end(self, *, is_known_to_work: bool) -> None:
+        """The shard is through: refuse a component that has never answered, however few the items were.
 
         Args:
-            recorded: All that is known of its stage; it may have answered in an earlier session.
+            is_known_to_work: Whether it has answered about items of another shard.
         """
-        if not self._raised or self._has_answered:
+        if not self._raised or self.has_answered or is_known_to_work:
             return
-        if all(is_raised(fault_in(row)) for row in recorded.rows()):
-            number = len(self._raised)
-            on = "the only item that there is" if number == 1 else f"all {number} items that there are"
-            raise broken(self._who, self._raised[-1], on)
-
-
-def forget_raised(folder: RunFolder, groups: Mapping[str, Sequence[str]]) -> None:
-    """Let the items that a component raised on last be asked about again, with everything that came of them.
-
-    What was answered, if only wrongly, stays, and so does an exception after which there was an answer: it was the
-    item's.
-
-    Args:
-        groups: Ids of the records that are decided together, by the first of them.
-    """
-    for number, stage in enumerate(STAGES):
-        raised = takewhile(lambda row: is_raised(fault_in(row)), folder.stages[stage].newest())
-        if streak := {str(row["id"]) for row in raised}:
-            together = {one for members in groups.values() if streak.intersection(members) for one in members}
-            folder.stages["decisions"].forget(streak | together)
-            for later in reversed(STAGES[number:]):  # killed in between, the streak is still there
-                folder.stages[later].forget(streak)
+        number = len(self._raised)
+        on = "the only item that there is" if number == 1 else f"all {number} items that there are"
+        raise broken(self._who, self._raised[-1], on)

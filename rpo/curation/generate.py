@@ -5,7 +5,7 @@ drawn beside it (but for float error), by DDIM or DPM-Solver++.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import final
@@ -15,8 +15,8 @@ from PIL import Image
 
 from rpo.adapters.loading import load_model
 from rpo.adapters.lora_file import inspect_lora
-from rpo.curation.curate_config import SourceConfig
-from rpo.curation.sources import Planned, SourcePlan, planned
+from rpo.curation.curate_config import SHARD, SourceConfig
+from rpo.curation.sources import Planned, SourcePlan, cut_to_shards, planned
 from rpo.data.pixels import to_pixels
 from rpo.data.prompts import read_prompts
 from rpo.models.checkpoint import Checkpoint, refuse_editor
@@ -25,22 +25,25 @@ from rpo.models.usual import usual_guidance, usual_steps
 from rpo.sampling.sample import image_generator, sample, solving
 
 
-def plan_generation(config: SourceConfig) -> SourcePlan:
-    """The plan of images that are to be drawn."""
+def plan_generation(config: SourceConfig, shard: int = SHARD) -> SourcePlan:
+    """The plan of images that are to be drawn.
+
+    Args:
+        shard: Records of a shard, about.
+    """
     prompts = read_prompts(config.prompts, seed=config.seed)
     drawer = Drawer(config)
-    items = [
-        planned(
-            caption,
-            {"kind": "generated", "seed": config.seed, "prompt": prompt, "image": image},
-            f"generated/{drawer.fingerprint}/{config.seed}/{prompt}/{image}",
-            f"prompt {prompt} of {config.prompts}",
-        )
-        for prompt, caption in enumerate(prompts[: config.limit])
-        for image in range(config.images_per_prompt)
-    ]
-    size = config.images_per_prompt
-    items = [replace(item, group=items[place - place % size].id) for place, item in enumerate(items)]
+
+    def items() -> Iterator[Planned]:
+        for prompt, caption in enumerate(prompts[: config.limit]):
+            group = ""
+            for image in range(config.images_per_prompt):
+                origin = {"kind": "generated", "seed": config.seed, "prompt": prompt, "image": image}
+                key = f"generated/{drawer.fingerprint}/{config.seed}/{prompt}/{image}"
+                item = planned(caption, origin, key, f"prompt {prompt} of {config.prompts}")
+                group = group or item.id
+                yield replace(item, group=group)
+
     identity = {
         "kind": "generate",
         "model": config.model.source,
@@ -54,7 +57,7 @@ def plan_generation(config: SourceConfig) -> SourcePlan:
         "eta": str(config.eta),
         "guidance_scale": str(drawer.guidance_scale),
     }
-    return SourcePlan(items, identity, drawer, False)
+    return SourcePlan(cut_to_shards(items(), shard), identity, drawer, False)
 
 
 @final

@@ -6,7 +6,6 @@ is better. So both orders are always asked; answers that disagree are a fault th
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, final
 
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 from rpo.curation.components import JUDGES, make_component
 from rpo.curation.curate_config import ChatConfig
 from rpo.curation.records import Fault, Judge, Verdict
+from rpo.curation.vlm.answers import AnswerCache
 from rpo.curation.vlm.asking import Asking, load_chat
 from rpo.curation.vlm.prompts import PromptFile
 from rpo.data.pixels import rgb
@@ -130,22 +130,22 @@ class RewardJudge:
         return score(self._reward, pixels, [caption], name=self._name).item()
 
 
-def load_judge(config: ChatConfig, cache_folder: Path | None = None) -> BothOrders:
+def load_judge(config: ChatConfig, answers: AnswerCache | None = None) -> BothOrders:
     """Make the judge that a configuration describes, which asks both orders.
 
     Args:
         config: Kind, model, address, prompt and decoding; one of your own is called with it alone.
     """
-    return BothOrders(make_component(config, JUDGES, "judge", cache_folder))
+    return BothOrders(make_component(config, JUDGES, "judge", answers or AnswerCache(None)))
 
 
-def vlm_judge(config: ChatConfig, cache_folder: Path | None) -> VlmJudge:
+def vlm_judge(config: ChatConfig, answers: AnswerCache) -> VlmJudge:
     """The judge behind a server or on this machine, as the configuration's kind says."""
     prompt = PromptFile.load("judge", config.prompt, variables=("caption",))
-    return VlmJudge(load_chat(config, cache_folder), prompt)
+    return VlmJudge(load_chat(config, answers), prompt)
 
 
-def reward_judge(config: ChatConfig, cache_folder: Path | None) -> RewardJudge:
+def reward_judge(config: ChatConfig, answers: AnswerCache) -> RewardJudge:
     """The reward that `model` names, or the verifier of the shapes world, as a judge."""
     name = "shapes" if config.kind == "shapes" else config.model
     if not name:

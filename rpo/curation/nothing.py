@@ -4,7 +4,6 @@ Images of one prompt are then ordered by the rewards of `decide`, so that rounds
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import final
 
@@ -12,6 +11,7 @@ from PIL.Image import Image
 
 from rpo.curation.curate_config import ChatConfig
 from rpo.curation.records import Critique
+from rpo.curation.vlm.answers import AnswerCache
 
 
 @final
@@ -27,7 +27,7 @@ class NothingToFix:
         return [Critique(problems=(), overall=10) for _ in images]
 
 
-def nothing_to_fix(config: ChatConfig, cache_folder: Path | None) -> NothingToFix:
+def nothing_to_fix(config: ChatConfig, answers: AnswerCache) -> NothingToFix:
     """As the table of critics calls it."""
-    del config, cache_folder  # it asks nobody
+    del config, answers  # it asks nobody
     return NothingToFix()

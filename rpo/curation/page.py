@@ -20,12 +20,14 @@ from typing import Any
 from rpo.curation.card import shown_model
 from rpo.curation.fates import FAULT_WORDS, KEPT_EDIT, KEPT_SOURCE, UNDECIDED, WORDS, Fate, count_steps, fate_of, select
 from rpo.curation.page_records import AMPLIFICATION, EXACT_SIDE, SEVERITIES, shown_record
-from rpo.curation.records import Outcome, histories, read_row
-from rpo.curation.store.folder import RunFolder
+from rpo.curation.records import History, Outcome, histories
+from rpo.curation.store.run import CurationRun
 from rpo.errors import InputError
 from rpo.files.text import read_text
 from rpo.files.whole import written_whole
 from rpo.reports.html import TEMPLATES, environment
+
+PAGE = "pairs.html"
 
 MAX_SIDE = 512
 """Longest side of an image in the page."""
@@ -36,35 +38,40 @@ PIXEL_BUDGET = 240 * MAX_SIDE**2
 _MAX_STARTS = 30  # first words of instructions to choose from; the search finds the others
 
 
-def write_page(folder: str | Path, path: str | Path | None = None, *, max_records: int = 400) -> Path:
+def write_page(folder: str | Path, path: str | Path | None = None, *, max_records: int = 400) -> str:
     """Write the page of a run, finished or not; an older page stays whole until the new one is complete.
 
     Args:
-        path: The file to write; None for `pairs.html` in the folder.
+        path: The file to write; None for `pairs.html` in the run.
         max_records: Records that are shown with their images; all are counted.
+
+    Returns:
+        Where the page is.
 
     Example:
         >>> write_page("runs/curate")                                    # doctest: +SKIP
-        PosixPath('runs/curate/pairs.html')
+        'runs/curate/pairs.html'
     """
     if max_records < 1:
         raise InputError(f"max_records is {max_records}; expected at least 1; leave it out for 400")
-    run = RunFolder(folder)
-    target = Path(path) if path is not None else run.path / "pairs.html"
-    page = render_page(run, max_records)
-    with written_whole(target) as partial:
-        partial.write_bytes(page.encode("utf-8", errors="replace"))
-    return target
+    run = CurationRun(folder)
+    page = render_page(run, max_records).encode("utf-8", errors="replace")
+    if path is None:
+        run.store.write(PAGE, page)
+        return run.store.place(PAGE)
+    with written_whole(Path(path)) as partial:
+        partial.write_bytes(page)
+    return str(path)
 
 
-def render_page(run: RunFolder, max_records: int) -> str:
+def render_page(run: CurationRun, max_records: int) -> str:
     """The page as HTML text."""
     kinds: Counter[Fate] = Counter()
     chosen = select(_counted((fate_of(history) for history in histories(run)), kinds), max_records)
     side = image_side(len(chosen))
     identities = run.identities()
-    across, num_across = _outcomes_across(run, {one.record for one in chosen})
-    records = [shown_record(run, one.record, side, across.get(one.record, ()), identities) for one in chosen]
+    shown, across, num_across = _shown(run, {one.record for one in chosen})
+    records = [shown_record(run, one, side, across.get(one.source.id, ()), identities) for one in shown]
     script = read_text(TEMPLATES / "curation.js")
     page_data = {"words": WORDS, "severities": SEVERITIES, "amplification": AMPLIFICATION, "records": records}
     counts = Counter(one.outcome for one in kinds.elements())
@@ -72,7 +79,7 @@ def render_page(run: RunFolder, max_records: int) -> str:
         environment()
         .get_template("curation.html.j2")
         .render(
-            name=run.path.resolve().name,
+            name=Path(run.store.address).resolve().name,
             kept_edits=counts[KEPT_EDIT],
             kept_sources=counts[KEPT_SOURCE],
             undecided=counts[UNDECIDED],
@@ -118,18 +125,20 @@ def _counted(fates: Iterable[Fate], kinds: Counter[Fate]) -> Iterator[Fate]:
         yield one
 
 
-def _outcomes_across(run: RunFolder, shown: Collection[str]) -> tuple[dict[str, list[Outcome]], int]:
-    """Outcomes of images of two records, by each of the two that is shown; and how many of all became pairs."""
-    found: defaultdict[str, list[Outcome]] = defaultdict(list)
+def _shown(run: CurationRun, chosen: Collection[str]) -> tuple[list[History], dict[str, list[Outcome]], int]:
+    """Records that are shown; outcomes of images of two records, by each that is shown; how many became pairs."""
+    shown, found = list[History](), defaultdict[str, list[Outcome]](list)
     num_pairs = 0
-    for row in run.stages["decisions"].rows():
-        for outcome in read_row("decisions", row):
+    for history in histories(run):
+        if history.source.id in chosen:
+            shown.append(history)
+        for outcome in history.outcomes or ():
             owners = {name.partition("/")[0] for name in (outcome.first, outcome.second)}
             if len(owners) > 1:  # written down once, with the first record of a group
                 num_pairs += outcome.chosen != ""
-                for owner in owners.intersection(shown):
+                for owner in owners.intersection(chosen):
                     found[owner].append(outcome)
-    return found, num_pairs
+    return shown, found, num_pairs
 
 
 def _choices(

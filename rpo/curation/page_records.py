@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from rpo.curation.fates import FAULT_WORDS, UNDECIDED, WORDS, fate_of, faults_of
-from rpo.curation.records import Critique, Edit, History, Instructions, Outcome, Scores, history_of
-from rpo.curation.store.folder import Identity, RunFolder
+from rpo.curation.records import Critique, Edit, History, Instructions, Outcome, Scores, image_of
+from rpo.curation.store.mark import Identity
+from rpo.curation.store.run import CurationRun
 from rpo.reports.html import data_uri
 
 Facts = list[tuple[str, str]]
@@ -36,7 +37,7 @@ _FEW = 5e-4  # below, three decimals would show a change as none
 
 
 def shown_record(
-    run: RunFolder, record: str, side: int, across: Sequence[Outcome], identities: Mapping[str, Identity]
+    run: CurationRun, history: History, side: int, across: Sequence[Outcome], identities: Mapping[str, Identity]
 ) -> dict[str, Any]:
     """What the page says of a record, as JSON takes it.
 
@@ -44,8 +45,7 @@ def shown_record(
         side: Longest side of its images.
         across: Outcomes of its images together with those of other records.
     """
-    history = history_of(run, record)
-    outcome, scores = history.own_outcome, history.scores
+    outcome, scores, record = history.own_outcome, history.scores, history.source.id
     judge = identities.get("scores", {}).get("evaluation") or "evaluation"
     told = history.instructions.instructions if isinstance(history.instructions, Instructions) else None
     return {
@@ -78,10 +78,9 @@ def written(value: float) -> str:
     return f"{value:.{decimals}f}".replace("-", "−")
 
 
-def _images(run: RunFolder, history: History, side: int) -> dict[str, object]:
-    name = history.source.name
-    source = run.load_image(history.source.image, name)
-    edit = run.load_image(history.edit.image, name) if isinstance(history.edit, Edit) else None
+def _images(run: CurationRun, history: History, side: int) -> dict[str, object]:
+    source = image_of(run, history, "source")
+    edit = image_of(run, history, "edit") if isinstance(history.edit, Edit) else None
     return {
         "source": shown(source, side),
         "edit": shown(edit, side) if edit is not None else "",
@@ -138,9 +137,9 @@ def _provenance(history: History, identities: Mapping[str, Identity]) -> Facts:
     facts += [(name, who(identities.get(stages[name], {}))) for name, result in asked.items() if result is not None]
     if source.group != source.id:
         facts.append(("done together with", f"{source.group}, as its {source.side} side"))
-    facts.append(("source image", f"images/{source.image}.png"))
+    facts.append(("source image", source.image))
     if isinstance(edit, Edit):
-        facts += [("edit image", f"images/{edit.image}.png"), ("seed of the edit", str(edit.seed))]
+        facts += [("edit image", edit.image), ("seed of the edit", str(edit.seed))]
     return facts
 
 

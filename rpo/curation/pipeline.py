@@ -1,36 +1,35 @@
-"""The pipeline: takes records through all stages; what a stage is, is said in `rpo.curation.stages`.
+"""The pipeline: takes shards through all stages; what a stage is, is said in `rpo.curation.stages`.
 
-Records go through the stages in chunks. A stage gets a chunk when the stage before is through with all of it, cuts it
-to batches, and records every result at once. Batches are cut from the whole chunk and not from what is left to do, so
-that a batch has the same members, and therefore the same bits, whether or not the run was killed in between; a batch
-that was recorded in part is asked again, and only what is missing is recorded.
+A stage gets a shard when the stage before is through with all of it, and cuts it to batches. Batches are cut from the
+whole shard, so that a batch has the same members, and therefore the same bits, whoever does the shard and whenever.
 
 Components that take several batches at a time (a server) are called in threads; the others are called in the main
-thread, one batch after the other, and the latest stage that has a batch ready goes first. So the first pairs come
-early, and while the main thread draws or edits one chunk the server is busy with another: with one chunk at a time,
-either would wait for the other.
+thread, one batch after the other, and the latest stage that has a batch ready goes first. So while the main thread
+draws or edits one shard the server is busy with another: with one at a time, either would wait for the other.
+
+If something stops the run, shards are sealed after the last stage that they are through with.
 """
 
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from typing import Generic, Protocol, TypeVar, final
 
 from rpo.curation.faults import Patience, ask_each
 from rpo.curation.records import Fault
-from rpo.curation.store.folder import StageName
-from rpo.curation.store.shards import Row, StageRecords
+from rpo.curation.store.mark import StageName
+from rpo.curation.store.shard import Row, Shard
 from rpo.errors import InputError
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
-CHUNKS_AHEAD = 4
-"""Chunks under way at the same time: enough to keep a server and a GPU busy, few enough to see whole pairs early."""
+SHARDS_AHEAD = 3
+"""Shards under way at the same time: enough to keep a server and a GPU busy, few enough to hold their images."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +40,13 @@ class Stage(Generic[Item, Answer]):
     batch_size: int
     concurrency: int
     """Batches at the same time, in threads; 1 is the main thread."""
-    load: Callable[[str], Item]
+    load: Callable[[Shard, str], Item]
     """What the component needs of a record; an error stops the run."""
     ask: Callable[[Sequence[Item]], Sequence[Answer | Fault]]
     """The component; an error is the fault of one item, and is recorded."""
-    keep: Callable[[str, Item, Answer], Row | Fault]
+    keep: Callable[[Shard, str, Item, Answer], Row | Fault]
     """The row to record of an answer; an error stops the run."""
-    wants: Callable[[str], bool] = lambda record: True
+    wants: Callable[[Shard, str], bool] = lambda shard, record: True
     """Whether a record, through with all stages before, comes here."""
     is_strict: bool = False
     """Whether an error of `ask` stops the run as well."""
@@ -66,8 +65,8 @@ class Stage(Generic[Item, Answer]):
 class Observer(Protocol):
     """Hears what the pipeline does; may be called by several threads."""
 
-    def batch(self, stage: StageName) -> AbstractContextManager[None]:
-        """A batch of a stage is at work meanwhile."""
+    def took(self, stage: StageName, seconds: float) -> None:
+        """A stage was at work on a shard for so long."""
         ...
 
     def recorded(self, stage: StageName, *, is_fault: bool) -> None:
@@ -77,76 +76,107 @@ class Observer(Protocol):
 
 @dataclass(eq=False)
 class _Work:
-    """What one stage has to do of one chunk."""
+    """What one stage has to do of one shard."""
 
-    chunk: Sequence[str]
-    number: int
+    shard: Shard
     stage_index: int
     batches: deque[Sequence[str]] = field(default_factory=deque)
     num_open: int = 0
+    began: float = field(default_factory=time.perf_counter)
+    seconds: float = 0.0
+    """At work in the main thread."""
+    patience: Patience = field(default_factory=lambda: Patience(""))
 
 
 @final
 class Pipeline:
-    """Takes chunks of records through stages."""
+    """Takes shards through stages."""
 
-    def __init__(self, stages: Sequence[Stage], records: Mapping[StageName, StageRecords], observer: Observer) -> None:
-        """Say what is done to each record."""
-        self._stages, self._records, self._observer = stages, records, observer
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        seal: Callable[[Shard], None],
+        *,
+        observer: Observer | None = None,
+        answered: set[StageName] | None = None,
+        within: Callable[[Shard], AbstractContextManager[object]] = lambda shard: nullcontext(),
+    ) -> None:
+        """Say what is done to each record.
+
+        Args:
+            seal: Called with each shard that is through with the stages.
+            answered: Stages whose component is known to work; it grows.
+            within: What batches of a shard are done within.
+        """
+        self._stages, self._seal, self._observer, self._within = stages, seal, observer, within
+        self._answered = set[StageName]() if answered is None else answered
         self._local: list[_Work] = []
         self._remote: dict[Future[None], _Work] = {}
+        self._open: list[Shard] = []
         self._pools: dict[StageName, ThreadPoolExecutor] = {}
-        self._patience = {one.name: Patience(f"stage '{one.name}': {one.component}") for one in stages}
         self._lock = threading.Lock()
         self._error: BaseException | None = None
 
-    def run(self, chunks: Iterable[Sequence[str]]) -> None:
-        """Take every chunk through all stages; what is recorded already is not asked again."""
-        waiting = enumerate(chunks)
-        with ExitStack() as stack:
-            for stage in self._stages:
-                if stage.concurrency > 1:
-                    self._pools[stage.name] = stack.enter_context(ThreadPoolExecutor(stage.concurrency, stage.name))
-            try:
-                while self._open_more(waiting) or self._local or self._remote:
-                    self._do_some()
-            finally:
-                self._local.clear()
-                for future in self._remote:
-                    future.cancel()  # those that run are waited for, and recorded
-                self._remote.clear()
-        for stage in self._stages:
-            self._patience[stage.name].end(self._records[stage.name])
+    @property
+    def overlaps(self) -> bool:
+        """Whether several shards at a time are done sooner than one after the other."""
+        return len({stage.concurrency > 1 for stage in self._stages}) > 1
 
-    def _open_more(self, waiting: Iterator[tuple[int, Sequence[str]]]) -> bool:
-        """Begin with a further chunk if there is room; whether one was begun."""
-        room = CHUNKS_AHEAD - len({work.number for work in [*self._local, *self._remote.values()]})
-        for number, chunk in islice(waiting, min(room, 1)):
-            self._advance(_Work(chunk, number, -1))
-            return True
-        return False
+    def run(self, shards: Iterable[Shard]) -> None:
+        """Take every shard through all stages that it is not through with, and seal it."""
+        waiting = iter(shards)
+        try:
+            with ExitStack() as stack:
+                for stage in self._stages:
+                    if stage.concurrency > 1:
+                        self._pools[stage.name] = stack.enter_context(ThreadPoolExecutor(stage.concurrency, stage.name))
+                try:
+                    self._open_more(waiting)
+                    while self._local or self._remote:
+                        self._do_some()
+                        self._open_more(waiting)
+                finally:
+                    for future in self._remote:
+                        future.cancel()  # those that run are waited for
+        except BaseException:
+            for shard in self._open:
+                if shard.num_through > shard.num_sealed:
+                    with suppress(OSError):  # a full disk may be what stopped the run
+                        self._seal(shard)
+            raise
 
-    def _advance(self, work: _Work) -> None:
-        """Give a chunk to the next stage that has something to do with it."""
-        for index, stage in enumerate(self._stages[work.stage_index + 1 :], start=work.stage_index + 1):
-            done = self._records[stage.name]
-            wanted = cut([one for one in work.chunk if stage.wants(one)], stage.batch_size)
+    def _open_more(self, waiting: Iterator[Shard]) -> None:
+        """Begin with further shards as long as there is room; one that has nothing to do makes room at once."""
+        while len(self._open) < SHARDS_AHEAD and (shard := next(waiting, None)) is not None:
+            self._open.append(shard)
+            self._advance(shard)
+
+    def _advance(self, shard: Shard) -> None:
+        """Give a shard to the next stage that has something to do with it, or seal it after the last."""
+        for index, stage in enumerate(self._stages[shard.num_through :], start=shard.num_through):
+            done = shard.rows[stage.name]
+            wanted = cut([one for one in shard.ids if stage.wants(shard, one)], stage.batch_size)
             batches = deque(batch for batch in wanted if not all(one in done for one in batch))
-            if not batches:
-                continue
-            following = _Work(work.chunk, work.number, index, batches, len(batches))
-            if stage.concurrency == 1:
-                self._local.append(following)
-            else:
-                pool = self._pools[stage.name]
-                self._remote |= {pool.submit(self._do, stage, batch): following for batch in batches}
-            return
+            if batches:
+                work = _Work(shard, index, batches, len(batches))
+                work.patience = Patience(f"stage '{stage.name}': {stage.component}")
+                if stage.concurrency == 1:
+                    self._local.append(work)
+                else:
+                    pool = self._pools[stage.name]
+                    self._remote |= {pool.submit(self._do, work, batch): work for batch in batches}
+                return
+            shard.num_through = index + 1
+        self._open.remove(shard)
+        self._seal(shard)
 
     def _do_some(self) -> None:
         """One batch in the main thread, or else wait for one in another thread; then see what has come of it."""
         if self._local:
-            work = max(self._local, key=lambda one: (one.stage_index, -one.number))
-            self._do(self._stages[work.stage_index], work.batches.popleft())
+            work = max(self._local, key=lambda one: (one.stage_index, -one.shard.number))
+            start = time.perf_counter()
+            self._do(work, work.batches.popleft())
+            work.seconds += time.perf_counter() - start
             self._settle(work)
         elif self._remote:
             wait(self._remote, return_when=FIRST_COMPLETED)
@@ -156,35 +186,44 @@ class Pipeline:
             self._settle(work)
 
     def _settle(self, work: _Work) -> None:
-        """A batch is through; with the last one, the chunk goes on to the next stage."""
+        """A batch is through; with the last one, the shard goes on to the next stage."""
         work.num_open -= 1
         if work.num_open == 0:
+            stage = self._stages[work.stage_index]
+            seconds = work.seconds if stage.concurrency == 1 else time.perf_counter() - work.began
+            work.patience.end(is_known_to_work=stage.name in self._answered)
+            if work.patience.has_answered:
+                self._answered.add(stage.name)
+            work.shard.took(stage.name, seconds)
+            if self._observer is not None:
+                self._observer.took(stage.name, seconds)
             self._local = [one for one in self._local if one is not work]
-            self._advance(work)
+            work.shard.num_through = work.stage_index + 1
+            self._advance(work.shard)
 
-    def _do(self, stage: Stage, batch: Sequence[str]) -> None:
-        """Ask for one batch, and record what is not recorded yet; nothing more is asked after an error."""
+    def _do(self, work: _Work, batch: Sequence[str]) -> None:
+        """Ask for one batch, and record the answers; nothing more is asked after an error."""
         if self._error is not None:
             raise self._error
+        stage, shard = self._stages[work.stage_index], work.shard
         try:
-            with self._observer.batch(stage.name):
-                items = [stage.load(one) for one in batch]
+            with self._within(shard):
+                items = [stage.load(shard, one) for one in batch]
                 answers = stage.ask(items) if stage.is_strict else ask_each(stage.ask, items)
-                done = self._records[stage.name]
-                new = [one for one in zip(batch, items, answers, strict=True) if one[0] not in done]
-                for record, item, answer in new:
-                    row = answer if isinstance(answer, Fault) else stage.keep(record, item, answer)
-                    self._record(stage, record, row)
+                for record, item, answer in zip(batch, items, answers, strict=True):
+                    self._record(stage, shard, record, item, answer)
                 with self._lock:
-                    self._patience[stage.name].hear(answers)
+                    work.patience.hear(answers)
         except BaseException as error:
             self._error = error
             raise
 
-    def _record(self, stage: Stage, record: str, row: Row | Fault) -> None:
+    def _record(self, stage: Stage, shard: Shard, record: str, item: object, answer: object) -> None:
+        row = answer if isinstance(answer, Fault) else stage.keep(shard, record, item, answer)
         is_fault = isinstance(row, Fault)
-        self._records[stage.name].append({"id": record, **({"fault": asdict(row)} if is_fault else row)})
-        self._observer.recorded(stage.name, is_fault=is_fault)
+        shard.record(stage.name, record, {"fault": asdict(row)} if is_fault else row)
+        if self._observer is not None:
+            self._observer.recorded(stage.name, is_fault=is_fault)
 
 
 def cut(items: Sequence[Item], size: int) -> list[Sequence[Item]]:

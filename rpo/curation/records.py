@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal, Protocol
 from PIL.Image import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from rpo.curation.store.folder import STAGES, RunFolder, StageName
-from rpo.curation.store.shards import Row
+from rpo.curation.store.mark import STAGES, StageName
+from rpo.curation.store.run import CurationRun
+from rpo.curation.store.shard import Row, Shard
+from rpo.data.pixels import decode_image
 from rpo.errors import InputError
 from rpo.files.text import encodable
 
@@ -215,6 +217,8 @@ class Source:
     """Id of the record that it is done together with, or its own."""
     side: str
     """"chosen" or "rejected" if it was a side of a pair, else empty."""
+    look: str = ""
+    """What it looks like, in 64 bits: see `rpo.curation.duplicates`."""
 
     @property
     def name(self) -> str:
@@ -306,14 +310,10 @@ def fault_in(row: Row) -> Fault | None:
 
 def read_row(stage: StageName, row: Row) -> Any:
     """What a row of a stage records: the stage's result, or a fault."""
-    if fault := fault_in(row):
-        return fault
-    values = {name: value for name, value in row.items() if name != "id" or stage == "sources"}
-    return _READ[stage](**values)
+    return fault_in(row) or _READ[stage](**row)
 
 
 _READ: dict[StageName, Callable[..., Any]] = {
-    "sources": Source,
     "critiques": lambda critique: Critique.model_validate(critique),
     "instructions": Instructions,
     "edits": Edit,
@@ -322,22 +322,34 @@ _READ: dict[StageName, Callable[..., Any]] = {
 }
 
 
-def result_of(folder: RunFolder, stage: StageName, record: str) -> Any:
-    """What a stage has found out about a record: a result, a fault, or None."""
-    row = folder.stages[stage].get(record)
+def source_in(shard: Shard, record: str) -> Source:
+    """The image that a record of a shard begins with."""
+    return Source(id=record, **shard.rows["sources"][record])
+
+
+def result_of(shard: Shard, stage: StageName, record: str) -> Any:
+    """What a later stage has found out about a record: a result, a fault, or None."""
+    row = shard.rows[stage].get(record)
     return None if row is None else read_row(stage, row)
 
 
-def history_of(folder: RunFolder, record: str) -> History:
-    """What the stages have found out about one record."""
-    return _history(folder, folder.stages["sources"][record])
+def history_of(shard: Shard, record: str) -> History:
+    """What the stages have found out about one record of a shard."""
+    return History(source_in(shard, record), *(result_of(shard, stage, record) for stage in STAGES[1:]))
 
 
-def histories(folder: RunFolder) -> Iterator[History]:
-    """All records, in the order of the plan."""
-    return (_history(folder, source) for source in folder.stages["sources"].in_order("order"))
+def histories(run: CurationRun) -> Iterator[History]:
+    """All records that are sealed, in the order of the plan."""
+    return (history_of(shard, record) for shard in run.shards() for record in shard.ids)
 
 
-def _history(folder: RunFolder, source: Row) -> History:
-    found = read_row("sources", source)
-    return History(found, *(result_of(folder, stage, found.id) for stage in STAGES[1:]))
+def encoded_of(run: CurationRun, history: History, kind: str) -> bytes:
+    """The encoded "source", "edit", or "edit-1" and so on of a record, which has such an image."""
+    digest, source = history.image_of(kind), history.source
+    assert digest is not None
+    return run.image_bytes(digest, source.order, source.name)
+
+
+def image_of(run: CurationRun, history: History, kind: str) -> Image:
+    """The pixels of the same."""
+    return decode_image(encoded_of(run, history, kind), f"{history.source.name}: the {kind}").image

@@ -7,6 +7,7 @@ reward that gives no finite number for an image is that record's fault; one that
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import cast, final
 
@@ -155,7 +156,8 @@ def critic_marks(
 
     places = [place for place, critique in enumerate(known) if critique is None]
     with ThreadPoolExecutor(critic.concurrency) as pool:
-        answers = [answer for some in pool.map(ask, cut(places, critic.batch_size)) for answer in some]
+        asked = [pool.submit(copy_context().run, ask, some) for some in cut(places, critic.batch_size)]
+        answers = [answer for some in asked for answer in some.result()]
     found: list[object] = list(known)
     for place, answer in zip(places, answers, strict=True):
         found[place] = answer

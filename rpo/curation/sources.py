@@ -7,16 +7,20 @@ the same plan has the same ids in every process and in every run.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+import pickle
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Literal
 
 from PIL.Image import Image
 
-from rpo.curation.curate_config import SourceConfig
-from rpo.curation.store.folder import Identity
+from rpo.curation.curate_config import SHARD, SourceConfig
+from rpo.curation.store.keys import Keys, key_of
+from rpo.curation.store.mark import Identity, ShardMark
+from rpo.curation.store.shard import Shard, plan_of
 from rpo.data.image_facts import ImageFacts, ImageSource, facts_of, read_image, recalled
 from rpo.data.own_files import is_own, own_file
 from rpo.data.pixels import decode_image
@@ -45,13 +49,45 @@ class Planned:
     """Id of the record that it must be done together with; the two sides of a pair have one. Empty for its own."""
     side: Side | Literal[""] = ""
     """Which side of a pair it was."""
+    image: ImageSource | None = field(default=None, repr=False, compare=False)
+    """Where the image is, of an import."""
+
+    @property
+    def together(self) -> str:
+        """What the records that are done together have in common."""
+        return self.group or self.id
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """The records of one shard, packed, so that a plan of tens of millions fits into memory and through a pipe."""
+
+    number: int
+    start: int
+    """Place of the first record in the plan."""
+    records: int
+    plan: str
+    """sha256 of the ids."""
+    packed: bytes = field(repr=False)
+
+    @property
+    def items(self) -> list[Planned]:
+        """The records."""
+        return pickle.loads(zlib.decompress(self.packed))
+
+    def opened(self, mark: ShardMark | None = None) -> Shard:
+        """The shard, with nothing done; its mark, if what is sealed of it does not count."""
+        items = self.items
+        shard = Shard(self.number, self.start, [item.id for item in items], {item.id: item for item in items})
+        shard.mark = mark
+        return shard
 
 
 @dataclass(frozen=True)
 class SourcePlan:
-    """All records, in order, and how to get their images."""
+    """All records, in order, cut to shards, and how to get their images."""
 
-    items: Sequence[Planned]
+    shards: Sequence[PlannedShard]
     identity: Identity
     """What decides the images."""
     draw: Callable[[Sequence[Planned]], Sequence[Image]]
@@ -60,6 +96,38 @@ class SourcePlan:
     """Whether the images are there already: then all are read before anything is spent on any."""
     num_duplicates: int = 0
     """Images that came again with the same caption; they are done once."""
+
+    @property
+    def records(self) -> int:
+        """How many there are."""
+        return sum(one.records for one in self.shards)
+
+    @property
+    def items(self) -> list[Planned]:
+        """All records, unpacked."""
+        return [item for shard in self.shards for item in shard.items]
+
+
+def cut_to_shards(items: Iterable[Planned], size: int) -> list[PlannedShard]:
+    """Records in shards of about `size`, none of those torn apart that are done together."""
+    shards: list[PlannedShard] = []
+    waiting: list[Planned] = []
+    start = 0
+    for together in _groups(items):
+        waiting += together
+        if len(waiting) >= size:
+            shards.append(_packed(len(shards), start, waiting))
+            start, waiting = start + len(waiting), []
+    return [*shards, _packed(len(shards), start, waiting)] if waiting else shards
+
+
+def _groups(items: Iterable[Planned]) -> Iterator[list[Planned]]:
+    return (list(some) for _, some in groupby(items, lambda item: item.together))
+
+
+def _packed(number: int, start: int, items: list[Planned]) -> PlannedShard:
+    packed = zlib.compress(pickle.dumps(items), 1)
+    return PlannedShard(number, start, len(items), plan_of([item.id for item in items]), packed)
 
 
 def record_id(caption: str, origin: str) -> str:
@@ -101,35 +169,46 @@ class _Found:
         return planned(self.caption, self.origin, self.facts[""].digest, self.name)
 
 
-def plan_import(config: SourceConfig) -> SourcePlan:
-    """The plan of an import; reads every caption and the bytes of images that are not known yet, and decodes none."""
+def plan_import(config: SourceConfig, shard: int = SHARD) -> SourcePlan:
+    """The plan of an import; reads every caption and the bytes of images that are not known yet, and decodes none.
+
+    Args:
+        shard: Records of a shard, about.
+    """
     if not config.path:
         raise InputError(f"source.path is empty; expected what to import as {config.kind}; give source.path=PATH")
-    images: dict[str, ImageSource] = {}
-    items: list[Planned] = []
-    num_found = 0
-    for item, image in _in_pairs(config) if config.kind == "pairs" else _imported(config):
-        num_found += 1
-        if item.id not in images:
-            images[item.id] = image
-            items.append(item)
-    if not items:
+    seen, num_found = Keys(), 0
+
+    def new() -> Iterator[Planned]:
+        nonlocal num_found
+        for item in _in_pairs(config) if config.kind == "pairs" else _imported(config):
+            num_found += 1
+            if seen.add(key_of(item.id)):
+                yield item
+
+    shards = cut_to_shards(new(), shard)
+    if not shards:
         raise InputError(f"{config.path} holds no images; expected at least one with a caption; look at source.kind")
-
-    def draw(some: Sequence[Planned]) -> list[Image]:
-        named = [(images[item.id], f"{item.name}: the image") for item in some]
-        return [decode_image(read_image(image, name), name).image for image, name in named]
-
     identity = {"kind": config.kind, "from": Path(config.path).name, "split": config.split}
     if config.kind != "pairs":
         identity["caption_column"] = config.caption_column
-    return SourcePlan(items, identity, draw, True, num_found - len(items))
+    return SourcePlan(shards, identity, read_planned, True, num_found - len(seen))
 
 
-def _imported(config: SourceConfig) -> Iterator[tuple[Planned, ImageSource]]:
+def read_planned(items: Sequence[Planned]) -> list[Image]:
+    """The images of an import."""
+    found: list[Image] = []
+    for item in items:
+        assert item.image is not None
+        name = f"{item.name}: the image"
+        found.append(decode_image(read_image(item.image, name), name).image)
+    return found
+
+
+def _imported(config: SourceConfig) -> Iterator[Planned]:
     found = islice(_in_folder(config) if config.kind == "folder" else _in_table(config), config.limit)
     for one in recalled(found, lambda one: [(one.facts, "", one.image)]):
-        yield one.planned(), one.image
+        yield replace(one.planned(), image=one.image)
 
 
 def _in_folder(config: SourceConfig) -> Iterator[_Found]:
@@ -185,7 +264,7 @@ def _in_table(config: SourceConfig) -> Iterator[_Found]:
         yield _Found(f"{config.path} row {index}", row[config.caption_column], image, {"kind": "table", "row": index})
 
 
-def _in_pairs(config: SourceConfig) -> Iterator[tuple[Planned, ImageSource]]:
+def _in_pairs(config: SourceConfig) -> Iterator[Planned]:
     # Pairs of two sizes are welcome: each side is edited on its own.
     for pair in recalled_pairs(
         read_pairs(config.path, split=config.split, limit=config.limit, allow_size_mismatch=True)
@@ -196,4 +275,4 @@ def _in_pairs(config: SourceConfig) -> Iterator[tuple[Planned, ImageSource]]:
             origin = {"kind": "pair", "pair": pair.key, "side": side, "from": pair.source or Path(config.path).name}
             record = record_id(pair.prompt, keys[side])
             image = pair.chosen if side == "chosen" else pair.rejected
-            yield Planned(record, pair.prompt, origin, f"{pair.name}, {side} image", group, side), image
+            yield Planned(record, pair.prompt, origin, f"{pair.name}, {side} image", group, side, image)

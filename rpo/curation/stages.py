@@ -4,7 +4,7 @@ What `load` gives of a record are the arguments of the component, in their order
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +12,7 @@ from PIL.Image import Image
 
 from rpo.curation.curate_config import CurateConfig, DecideConfig
 from rpo.curation.decide import outcomes_across, outcomes_of, outcomes_of_siblings
+from rpo.curation.duplicates import look_of
 from rpo.curation.faults import in_words
 from rpo.curation.pipeline import Stage
 from rpo.curation.records import (
@@ -27,82 +28,83 @@ from rpo.curation.records import (
     Source,
     history_of,
     result_of,
+    source_in,
 )
 from rpo.curation.score import Scorer, ToScore
-from rpo.curation.sources import Planned, SourcePlan
-from rpo.curation.store.folder import RunFolder, StageName
-from rpo.curation.store.shards import Row
+from rpo.curation.sources import Planned
+from rpo.curation.store.mark import StageName
+from rpo.curation.store.shard import Row, Shard
 
 
-def sources_stage(folder: RunFolder, plan: SourcePlan, batch_size: int) -> Stage[Planned, Image]:
-    """Draw or read the images of a plan; an item that cannot be read ends the run."""
-    places = {item.id: order for order, item in enumerate(plan.items)}
+def sources_stage(draw: Callable[[Sequence[Planned]], Sequence[Image]], batch_size: int) -> Stage[Planned, Image]:
+    """Draw or read the images that are planned; an item that cannot be read ends the run."""
 
-    def load(record: str) -> Planned:
-        return plan.items[places[record]]
+    def load(shard: Shard, record: str) -> Planned:
+        return shard.planned[record]
 
-    def keep(record: str, item: Planned, image: Image) -> Row:
+    def keep(shard: Shard, record: str, item: Planned, image: Image) -> Row:
         return {
             "caption": item.caption,
-            "image": folder.save_image(image),
-            "order": places[record],
+            "image": shard.save_image(image),
+            "order": shard.place_of(record),
             "origin": dict(item.origin),
             "group": item.group or item.id,
             "side": item.side,
+            "look": look_of(image),
         }
 
-    return Stage("sources", batch_size, 1, load, plan.draw, keep, is_strict=True)
+    return Stage("sources", batch_size, 1, load, draw, keep, is_strict=True)
 
 
-def critiques_stage(folder: RunFolder, critic: Critic) -> Stage:
+def critiques_stage(critic: Critic) -> Stage:
     """Ask what is wrong with every image."""
 
-    def load(record: str) -> tuple[Image, str]:
-        return _image(folder, record), _source(folder, record).caption
+    def load(shard: Shard, record: str) -> tuple[Image, str]:
+        return _image(shard, record), _source(shard, record).caption
 
-    def keep(record: str, asked: object, answer: Critique) -> Row | Fault:
+    def keep(shard: Shard, record: str, asked: object, answer: Critique) -> Row | Fault:
         return _wrong_type(answer, Critique) or {"critique": answer.model_dump(mode="json")}
 
     return _stage("critiques", "critic", critic, load, keep)
 
 
-def instructions_stage(folder: RunFolder, instructor: Instructor, *, instruct_sound: bool) -> Stage:
+def instructions_stage(instructor: Instructor, *, instruct_sound: bool) -> Stage:
     """Ask what to do about what is wrong; where nothing is, only with `instruct_sound`."""
 
-    def wants(record: str) -> bool:
-        critique = result_of(folder, "critiques", record)
+    def wants(shard: Shard, record: str) -> bool:
+        critique = result_of(shard, "critiques", record)
         return isinstance(critique, Critique) and (instruct_sound or not critique.nothing_to_fix)
 
-    def load(record: str) -> tuple[Image, str, Critique]:
-        critique = result_of(folder, "critiques", record)
-        return _image(folder, record), _source(folder, record).caption, critique
+    def load(shard: Shard, record: str) -> tuple[Image, str, Critique]:
+        critique = result_of(shard, "critiques", record)
+        return _image(shard, record), _source(shard, record).caption, critique
 
-    def keep(record: str, asked: object, answer: Instructions) -> Row | Fault:
+    def keep(shard: Shard, record: str, asked: object, answer: Instructions) -> Row | Fault:
         return _wrong_type(answer, Instructions) or {"instructions": list(answer.instructions)}
 
     return _stage("instructions", "instructor", instructor, load, keep, wants)
 
 
-def edits_stage(folder: RunFolder, editor: Editor, seed: int, edits_per_image: int = 1) -> Stage:
+def edits_stage(editor: Editor, seed: int, edits_per_image: int = 1) -> Stage:
     """Carry out the instructions; an edit of another size than its source is a fault."""
 
-    def wants(record: str) -> bool:
-        told = result_of(folder, "instructions", record)
+    def wants(shard: Shard, record: str) -> bool:
+        told = result_of(shard, "instructions", record)
         return isinstance(told, Instructions) and not told.is_empty
 
-    def load(record: str) -> tuple[Image, str, int]:
+    def load(shard: Shard, record: str) -> tuple[Image, str, int]:
         own_seed = int(hashlib.sha256(f"edit/{seed}/{record}".encode()).hexdigest()[:12], 16)
-        return _image(folder, record), result_of(folder, "instructions", record).text, own_seed
+        return _image(shard, record), result_of(shard, "instructions", record).text, own_seed
 
     def ask(items: Sequence[tuple[Image, str, int]]) -> Sequence[Any]:
         images, texts, seeds = map(list, zip(*items, strict=True))
         tries = [editor(images, texts, [one + number for one in seeds]) for number in range(edits_per_image)]
         return tries[0] if edits_per_image == 1 else [list(one) for one in zip(*tries, strict=True)]
 
-    def keep(record: str, asked: tuple[Image, str, int], answer: Any) -> Row | Fault:
+    def keep(shard: Shard, record: str, asked: tuple[Image, str, int], answer: Any) -> Row | Fault:
         source, _, own_seed = asked
         tries = [one if (fault := _wrong_edit(one, source)) is None else fault for one in _listed(answer)]
-        good = [folder.save_image(one) for one in tries if isinstance(one, Image)]
+        good = [shard.save_image(one) for one in tries if isinstance(one, Image)]
         if not good:
             return tries[0]
         return {"image": good[0], "seed": own_seed} | ({"others": good[1:]} if len(good) > 1 else {})
@@ -111,58 +113,63 @@ def edits_stage(folder: RunFolder, editor: Editor, seed: int, edits_per_image: i
     return Stage("edits", editor.batch_size, editor.concurrency, load, ask, keep, wants, component=who)
 
 
-def scores_stage(folder: RunFolder, scorer: Scorer, config: CurateConfig) -> Stage[ToScore, Scores]:
+def scores_stage(scorer: Scorer, config: CurateConfig) -> Stage[ToScore, Scores]:
     """Score source and edit; where they are ordered with others, also sources that were not edited."""
 
-    def wants(record: str) -> bool:
-        if isinstance(result_of(folder, "edits", record), Edit):
+    def wants(shard: Shard, record: str) -> bool:
+        if isinstance(result_of(shard, "edits", record), Edit):
             return True
-        is_pair = config.decide.orderings == "all" and bool(_source(folder, record).side)
+        is_pair = config.decide.orderings == "all" and bool(_source(shard, record).side)
         return is_pair or config.decide.orderings == "prompt"
 
-    def load(record: str) -> ToScore:
-        known = history_of(folder, record)
-        edited = folder.load_image(known.edit.image, known.source.name) if isinstance(known.edit, Edit) else None
+    def load(shard: Shard, record: str) -> ToScore:
+        known = history_of(shard, record)
+        edited = shard.load_image(known.edit.image, known.source.name) if isinstance(known.edit, Edit) else None
         critique = known.critique if isinstance(known.critique, Critique) else None
         others = known.edit.others if isinstance(known.edit, Edit) else ()
-        further = tuple(folder.load_image(one, known.source.name) for one in others)
-        return ToScore(known.source.caption, _image(folder, record), edited, critique, further)
+        further = tuple(shard.load_image(one, known.source.name) for one in others)
+        return ToScore(known.source.caption, _image(shard, record), edited, critique, further)
 
-    def keep(record: str, asked: ToScore, answer: Scores) -> Row:
+    def keep(shard: Shard, record: str, asked: ToScore, answer: Scores) -> Row:
         return asdict(answer)
 
     return Stage("scores", config.score_batch_size, 1, load, scorer, keep, wants, is_strict=True)
 
 
-def decisions_stage(folder: RunFolder, rules: DecideConfig, groups: Mapping[str, Sequence[str]]) -> Stage:
+def decisions_stage(rules: DecideConfig) -> Stage:
     """Decide what becomes of each record; outcomes across a given pair are written with its first record."""
 
-    def decide(record: str) -> list[Outcome]:
-        own = history_of(folder, record)
+    def decide(asked: tuple[Shard, str]) -> list[Outcome]:
+        shard, record = asked
+        own = history_of(shard, record)
         found = outcomes_of(own, rules)
-        members = groups.get(own.source.group, ())
-        if rules.orderings == "all" and len(members) > 1 and members[0] == record:
-            found += outcomes_across(own, history_of(folder, members[1]), rules)
-        if rules.orderings == "prompt" and members[0] == record:
-            found += outcomes_of_siblings([history_of(folder, one) for one in members], rules)
+        if rules.orderings != "own" and (members := shard.together_with(record))[0] == record:
+            together = [history_of(shard, one) for one in members]
+            if rules.orderings == "prompt":
+                found += outcomes_of_siblings(together, rules)
+            elif len(together) > 1:
+                found += outcomes_across(together[0], together[1], rules)
         return found
 
-    def ask(records: Sequence[str]) -> list[list[Outcome] | Fault]:
-        return [decide(record) for record in records]
+    def load(shard: Shard, record: str) -> tuple[Shard, str]:
+        return shard, record
 
-    def keep(record: str, asked: str, answer: Sequence[Outcome]) -> Row:
+    def ask(asked: Sequence[tuple[Shard, str]]) -> list[list[Outcome] | Fault]:
+        return [decide(one) for one in asked]
+
+    def keep(shard: Shard, record: str, asked: object, answer: Sequence[Outcome]) -> Row:
         return {"outcomes": [asdict(one) for one in answer]}
 
-    return Stage("decisions", 1, 1, str, ask, keep, is_strict=True)
+    return Stage("decisions", 1, 1, load, ask, keep, is_strict=True)
 
 
 def _stage(
     name: StageName,
     what: str,
     component: Any,
-    load: Callable[[str], tuple],
-    keep: Callable[[str, Any, Any], Row | Fault],
-    wants: Callable[[str], bool] = lambda record: True,
+    load: Callable[[Shard, str], tuple],
+    keep: Callable[[Shard, str, Any, Any], Row | Fault],
+    wants: Callable[[Shard, str], bool] = lambda shard, record: True,
 ) -> Stage:
     """The stage of a component, which is asked with a list of each of its arguments."""
 
@@ -173,13 +180,13 @@ def _stage(
     return Stage(name, component.batch_size, component.concurrency, load, ask, keep, wants, component=who)
 
 
-def _source(folder: RunFolder, record: str) -> Source:
-    return result_of(folder, "sources", record)
+def _source(shard: Shard, record: str) -> Source:
+    return source_in(shard, record)
 
 
-def _image(folder: RunFolder, record: str) -> Image:
-    source = _source(folder, record)
-    return folder.load_image(source.image, source.name)
+def _image(shard: Shard, record: str) -> Image:
+    source = _source(shard, record)
+    return shard.load_image(source.image, source.name)
 
 
 def _listed(answer: object) -> Sequence[Any]:

@@ -1,15 +1,14 @@
-"""What a run has come to so far: what is done by stage, what went wrong, why pairs were dropped, and how fast it is."""
+"""What a run has come to so far: what is done by stage, what went wrong, why pairs were dropped, and how fast it is.
 
-import math
-from array import array
-from collections import Counter
+All of it is the sum of the shards' marks; no record is read.
+"""
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rpo.curation.records import Outcome, Scores, fault_in, read_row, result_of
-from rpo.curation.store.folder import STAGES, RunFolder
-from rpo.curation.store.progress import rates
+from rpo.curation.store.mark import STAGES, Tally
+from rpo.curation.store.run import CurationRun
 from rpo.reports.html import environment
 
 
@@ -48,7 +47,10 @@ class EvaluationStatus:
 class RunStatus:
     """The whole run."""
 
-    path: Path
+    path: str
+    """Where it is."""
+    records: int
+    """Records that are planned."""
     stages: tuple[StageStatus, ...]
     kept: Mapping[str, int]
     """Pairs, by who says which image is better."""
@@ -71,43 +73,24 @@ class RunStatus:
         return environment(is_html=False).get_template("status.txt.j2").render(status=self).rstrip()
 
 
-def status_of(path: str | Path) -> RunStatus:
-    """Read a run's folder, be it at work or not."""
-    folder = RunFolder(path)
-    speed = rates(folder.path)
-    stages: list[StageStatus] = []
-    for name in STAGES:
-        records = folder.stages[name]
-        faults = Counter(fault.kind for row in records.rows() if (fault := fault_in(row)) is not None)
-        stages.append(StageStatus(name, len(records), dict(faults), speed.get(name)))
-    kept: Counter[str] = Counter()
-    dropped: Counter[str] = Counter()
-    gaps = array("d")
-    for row in folder.stages["decisions"].rows():
-        for outcome in read_row("decisions", row):
-            if outcome.chosen:
-                kept[outcome.label] += 1
-                gaps.extend(evaluation_gap(folder, outcome))
-            else:
-                dropped[str(outcome.reason)] += 1
-    return RunStatus(folder.path, tuple(stages), dict(kept), dict(dropped), _evaluation(folder, gaps))
+def status_of(address: str | Path) -> RunStatus:
+    """Read what a run has come to, be it at work or not."""
+    run = CurationRun(address)
+    found = run.tally()
+    stages = tuple(_stage(found, name) for name in STAGES)
+    return RunStatus(
+        run.store.address, run.manifest.records, stages, found.kept, found.dropped, _evaluation(run, found)
+    )
 
 
-def evaluation_gap(folder: RunFolder, outcome: Outcome) -> list[float]:
-    """Score of the chosen image minus that of the rejected one by the evaluating reward; empty if it was not asked."""
-    found: list[float] = []
-    for name in (outcome.chosen, outcome.rejected):
-        record, _, kind = name.partition("/")
-        scores = result_of(folder, "scores", record)
-        if not isinstance(scores, Scores) or kind not in scores.evaluation:
-            return []
-        found.append(scores.evaluation[kind])
-    return [found[0] - found[1]]
+def _stage(found: Tally, name: str) -> StageStatus:
+    done, seconds = found.done.get(name, 0), found.seconds.get(name, 0.0)
+    return StageStatus(name, done, found.faults.get(name, {}), done / seconds if seconds > 0 else None)
 
 
-def _evaluation(folder: RunFolder, gaps: "array[float]") -> EvaluationStatus | None:
-    if not gaps:
+def _evaluation(run: CurationRun, found: Tally) -> EvaluationStatus | None:
+    if not found.evaluation:
         return None
-    signs = Counter((gap > 0) - (gap < 0) for gap in gaps)
-    name = folder.identity_of("scores").get("evaluation", "")
-    return EvaluationStatus(name, signs[1], signs[0], signs[-1], math.fsum(gaps) / len(gaps))
+    better, equal, worse = (int(found.evaluation[name]) for name in ("better", "equal", "worse"))
+    name = run.identity_of("scores").get("evaluation", "")
+    return EvaluationStatus(name, better, equal, worse, found.evaluation["gap"] / (better + equal + worse))

@@ -183,10 +183,10 @@ def _write(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    numbered = enumerate(pairs)
+    numbered, known = enumerate(pairs), set(schema.names)
     with written_whole(Path(path)) as partial, pq.ParquetWriter(partial, schema) as writer:
         while rows := [row_of(pair, number) for number, pair in islice(numbered, _PARQUET_ROWS)]:
-            if strangers := {name for row in rows for name in row if name not in schema.names}:
+            if strangers := {name for row in rows for name in row if name not in known}:
                 raise InputError(
                     f"{path}: the first record has no {', '.join(sorted(strangers))}, but others have; expected one "
                     "kind of records; write those with and without it apart"

@@ -6,9 +6,9 @@ Every round starts from the model of the last one, which is also its reference, 
 log 2 each time, and the pull to the reference is to the policy that drew the images. What is written is one LoRA of the
 checkpoint, the adapters of all rounds beside each other (`rpo.adapters.stack`), and what is judged is that file.
 
-A round that is finished is a line of `rounds.jsonl`; a killed run goes on inside the round it was in, and draws nothing
-twice. The paper (arXiv:2503.11720) has one round; iterating it is ours. `rpo quickstart` is one round on the embedded
-checkpoint, by `configs/quickstart.yaml`.
+A round that is finished is a line of `rounds.jsonl`; a killed run goes on inside the round it was in, and does at most
+one shard of its records again. The paper (arXiv:2503.11720) has one round; iterating it is ours. `rpo quickstart` is
+one round on the embedded checkpoint, by `configs/quickstart.yaml`.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from rpo.curation.page import write_page
 from rpo.curation.score import check_filters, is_verifier
 from rpo.curation.sources import plan_import
 from rpo.curation.status import RunStatus, status_of
-from rpo.curation.store.folder import RunFolder
+from rpo.curation.store.run import CurationRun
 from rpo.data.preference import PairSet, pair_set, pairs_identity
 from rpo.data.prompts import read_prompts
 from rpo.data.readers import read_pairs
@@ -62,7 +62,7 @@ from rpo.training.resume import versions
 ROUNDS, STAGES = "rounds.jsonl", "stages.jsonl"
 
 WATCHED = ("monitor.held_out", "monitor.alarm", "monitor.stop")
-FREE = ("output", "rounds", "curate.progress", "dpo.learning.progress", *WATCHED)
+FREE = ("output", "rounds", "curate.progress", "curate.engine", "curate.workers", "dpo.learning.progress", *WATCHED)
 """Settings that may change in a resumed run."""
 
 
@@ -176,9 +176,9 @@ class _Rounds:
         """One round, from the LoRA of the last one to its own."""
         place = self._place(number)
         with self._timed("draw, criticise, instruct, edit, judge"):
-            curated = self._curated(number)
+            curated, page = self._curated(number)
         if self.shows:
-            tqdm.write(f"{status_of(curated)}\n  to leaf through: {curated / 'pairs.html'}\n")
+            tqdm.write(f"{status_of(curated)}\n  to leaf through: {page}\n")
         pairs = self._pooled(number)
         model = load_model(self._after(number - 1), mixed_precision=self.config.dpo.learning.mixed_precision)
         seed = self.config.dpo.seed + self.config.seed + number - 1
@@ -205,16 +205,15 @@ class _Rounds:
             **watched,
         }
 
-    def _curated(self, number: int) -> Path:
-        """The curation of a round: its images are drawn with the LoRA of the last one, from noise of its own."""
+    def _curated(self, number: int) -> tuple[str, str]:
+        """The curation of a round, of images by the LoRA of the last one, from noise of its own; and its page."""
         settings, place = self.config.curate, self._place(number)
         seed = settings.source.seed + self.config.seed + number - 1
         source = replace(settings.source, model=self._after(number - 1), seed=seed)
         settings = replace(settings, output=str(place / "curate"), source=source)
         run = curate(settings, resume=(place / "curate").exists(), components=self.components)
-        write_page(run)
         export(run, "native", to=place / "pairs")
-        return run
+        return run, write_page(run)
 
     def _after(self, number: int) -> ModelConfig:
         """The model after a round, 0 being the start."""
@@ -240,7 +239,7 @@ class _Rounds:
 
     def _licence_of_edits(self, number: int) -> str:
         """Of the editor whose images were trained on, if it is known."""
-        edits = RunFolder(self._place(number) / "curate").identity_of("edits")
+        edits = CurationRun(self._place(number) / "curate").identity_of("edits")
         if not (licence := edits.get("licence")):
             return ""
         return f"Trained on images by the editor `{shown_model(edits.get('model', ''))}`, whose licence is: {licence}."

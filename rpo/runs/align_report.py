@@ -9,9 +9,9 @@ import numpy as np
 
 from rpo.config.load import to_yaml
 from rpo.curation.curate_config import DecideConfig
-from rpo.curation.records import Edit, Instructions, histories, history_of
+from rpo.curation.records import History, Instructions, histories, image_of
 from rpo.curation.status import RunStatus, status_of
-from rpo.curation.store.folder import RunFolder
+from rpo.curation.store.run import CurationRun
 from rpo.evaluation.held_out import Judged
 from rpo.reports.facts import environment_facts, settings_facts
 from rpo.reports.html import Report, write_report
@@ -112,18 +112,16 @@ def yield_section(status: RunStatus, last: Mapping[str, Any], rules: DecideConfi
 
 def edits_section(run: Path, *, seed: int) -> PairsSection:
     """Some of the kept pairs: the model's image, and what the editor made of it."""
-    folder = RunFolder(run)
-    kept = [one.source.id for one in histories(folder) if (own := one.own_outcome) is not None and own.chosen]
-    drawn = np.random.default_rng(seed).permutation(len(kept))[:SHOWN]
-    pairs = tuple(_pair(folder, kept[index]) for index in sorted(drawn.tolist()))
+    found = CurationRun(run)
+    kept = [place for place, one in enumerate(histories(found)) if (own := one.own_outcome) is not None and own.chosen]
+    drawn = {kept[index] for index in np.random.default_rng(seed).permutation(len(kept))[:SHOWN]}
+    pairs = tuple(_pair(found, one) for place, one in enumerate(histories(found)) if place in drawn)
     selection = f"Drawn at random (seed {seed}) from the {len(kept)} kept edits; below each is what was asked for."
     group = PairGroup("fixed", len(kept), pairs, "found better")
     return PairsSection("Images and their edits", (group,), selection, before="source", after="edit")
 
 
-def _pair(folder: RunFolder, record: str) -> ImagePair:
-    one = history_of(folder, record)
-    assert isinstance(one.edit, Edit)
-    images = [np.asarray(folder.load_image(digest, one.source.id)) for digest in (one.source.image, one.edit.image)]
+def _pair(run: CurationRun, one: History) -> ImagePair:
+    images = [np.asarray(image_of(run, one, kind)) for kind in ("source", "edit")]
     told = one.instructions.text if isinstance(one.instructions, Instructions) else ""
     return ImagePair(one.source.caption, *(JudgedImage(pixels) for pixels in images), label=told)

@@ -5,7 +5,6 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL.Image import Image
 
 from rpo.curation.curate_config import ChatConfig
 from rpo.curation.records import Critique, Problem
+from rpo.curation.vlm.answers import AnswerCache
 from rpo.data.pixels import rgb
 from rpo.errors import InputError
 from rpo.shapes import verifier
@@ -53,7 +53,7 @@ class ShapesCritic:
         return [_criticise(image, parse_prompt(caption)) for image, caption in zip(images, captions, strict=True)]
 
 
-def shapes_critic(config: ChatConfig, cache_folder: Path | None) -> ShapesCritic:
+def shapes_critic(config: ChatConfig, answers: AnswerCache) -> ShapesCritic:
     """The critic of the shapes world, which has nothing to set and nothing to keep."""
     return ShapesCritic()
 

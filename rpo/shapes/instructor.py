@@ -14,13 +14,13 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 
 from PIL.Image import Image
 
 from rpo.curation.curate_config import ChatConfig
 from rpo.curation.records import Critique, Fault, Instructions
+from rpo.curation.vlm.answers import AnswerCache
 from rpo.shapes.critic import pixels_of
 from rpo.shapes.edits import MALFORMED, MAX_EDITS, SceneEdit, add, change, move, remove
 from rpo.shapes.prompts import COLORS, NUMBER_WORDS, SHAPES, ObjectType, parse_prompt
@@ -65,7 +65,7 @@ class ShapesInstructor:
         return [_instruct(*one) for one in zip(images, captions, critiques, strict=True)]
 
 
-def shapes_instructor(config: ChatConfig, cache_folder: Path | None) -> ShapesInstructor:
+def shapes_instructor(config: ChatConfig, answers: AnswerCache) -> ShapesInstructor:
     """The instructor of the shapes world, which has nothing to set and nothing to keep."""
     return ShapesInstructor()
 
@@ -84,7 +84,7 @@ class ShapesCaptionInstructor:
         return [Instructions(instructions=_blindly(caption)) for caption in captions]
 
 
-def shapes_caption_instructor(config: ChatConfig, cache_folder: Path | None) -> ShapesCaptionInstructor:
+def shapes_caption_instructor(config: ChatConfig, answers: AnswerCache) -> ShapesCaptionInstructor:
     """The blind instructor, which has nothing to set and nothing to keep."""
     return ShapesCaptionInstructor()
 

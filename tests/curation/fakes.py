@@ -1,8 +1,10 @@
 """Small deterministic components, a folder of small images, and a child process that can be killed."""
 
+import json
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,9 +13,13 @@ import numpy as np
 from PIL import Image
 
 from rpo.curation.curate import Components, CurateConfig, curate
-from rpo.curation.curate_config import DecideConfig, SourceConfig
+from rpo.curation.curate_config import ChatConfig, DecideConfig, EditorConfig, SourceConfig
 from rpo.curation.records import Critique, Edit, Fault, History, Instructions, Problem, Scores, Source
-from rpo.curation.store.folder import STAGES, RunFolder
+from rpo.curation.store.address import Store
+from rpo.curation.store.mark import STAGES, read_marks
+from rpo.curation.store.run import CurationRun, claim
+from rpo.curation.store.shard import Shard, load, seal
+from rpo.curation.worker import tally_of
 
 
 def picture(seed, size=(12, 10)):
@@ -117,6 +123,29 @@ def threaded(**changes) -> Components:
     return fakes(**{"critic": FakeCritic(concurrency=4), "instructor": FakeInstructor(concurrency=4)} | changes)
 
 
+def pause():
+    time.sleep(0.2)
+
+
+def slow_critic(config):
+    return FakeCritic(before=pause)
+
+
+def slow_instructor(config):
+    return FakeInstructor(before=pause)
+
+
+def slow_editor(config):
+    return FakeEditor(before=pause)
+
+
+def named(config: CurateConfig) -> CurateConfig:
+    """The same run with slow components that its settings name, as another process must find them."""
+    critic, instructor = (ChatConfig(kind=f"{__name__}:slow_{one}") for one in ("critic", "instructor"))
+    editor = EditorConfig(kind=f"{__name__}:slow_editor")
+    return replace(config, critic=critic, instructor=instructor, editor=editor)
+
+
 def config_of(output: Path, source: Path, **changes) -> CurateConfig:
     """A run over a folder of images, by rewards of this file."""
     rules = DecideConfig(rewards={"tests.curation.fakes:brightness": 0.0}, policy="both_directions")
@@ -126,7 +155,7 @@ def config_of(output: Path, source: Path, **changes) -> CurateConfig:
         decide=rules,
         evaluation="tests.curation.fakes:greenness",
         score_batch_size=5,
-        chunk=8,
+        shard=8,
         progress=False,
     )
     return replace(base, **changes)
@@ -147,16 +176,41 @@ def in_child(*calls: Callable[[], object], kill_after: float | None = None) -> l
 
 
 def lines_of(folder: Path) -> dict[str, list[str]]:
-    """The lines of every stage, sorted: what two runs are compared by."""
-    return {
-        stage: sorted(line for path in (folder / stage).glob("part-*.jsonl") for line in path.read_text().splitlines())
-        for stage in STAGES
-    }
+    """What every stage has said, and every image: what two runs are compared by."""
+    run = whole(folder)
+    said = {stage: [json.dumps({"id": one, **row}) for one, row in run.rows[stage].items()] for stage in STAGES}
+    return said | {"images": sorted(run.images)}
 
 
-def finished(config: CurateConfig, **changes) -> RunFolder:
-    """The folder of a run that went to its end."""
-    return RunFolder(curate(config, components=fakes(**changes)))
+def whole(folder) -> Shard:
+    """All records of a run together, with their images."""
+    run = CurationRun(folder)
+    found = Shard(0, 0, [])
+    for mark, num_stages in run.marks():
+        shard = load(run.store, mark, num_stages)
+        found.ids += shard.ids
+        found.images |= shard.images
+        for stage in STAGES:
+            found.rows[stage] |= shard.rows[stage]
+    return found
+
+
+def sealed(folder) -> list[int]:
+    """The numbers of the shards that are sealed."""
+    return [mark.number for mark in read_marks(Store(folder))]
+
+
+def write_run(path, identities, shards) -> None:
+    """A run as shards have been left, each after the stages that it is through with."""
+    store, records = Store(path), sum(len(shard.ids) for shard in shards)
+    made_by = claim(store, identities, (records, len(shards), 1)).made_by
+    for shard in shards:
+        seal(store, shard, made_by, tally_of(shard))
+
+
+def finished(config: CurateConfig, **changes) -> CurationRun:
+    """A run that went to its end."""
+    return CurationRun(curate(config, components=fakes(**changes)))
 
 
 def scored(record, before=None, after=None, *, distance=0.1, similarity=None, side="", **known) -> History:

@@ -10,9 +10,11 @@ from rpo.curation.decide import outcomes_across, outcomes_of
 from rpo.curation.records import Critique, Fault, Instructions, Problem, history_of
 from rpo.curation.score import distance
 from rpo.curation.sources import record_id
-from rpo.curation.store.folder import RunFolder, Share
+from rpo.curation.store.mark import STAGES
+from rpo.curation.store.shard import Shard
 from rpo.shapes.world import render
 from scripts.shapes.edit_world import triples
+from tests.curation.fakes import write_run
 
 NASTY = "<script>alert('caption')</script> <!-- a \"red\" circle & </script> \u2028"
 
@@ -64,17 +66,17 @@ def make_run(path, kinds=KINDS, *, size=64, captions=None, has_pair=True):
         captions: Of the records; None for plain ones.
         has_pair: Whether a given pair is at the end, with outcomes across its sides.
     """
-    folder = RunFolder(path, Share())
-    folder.claim(IDENTITIES)
-    drawn = triples(0)
+    shards, drawn = [], triples(0)
     for order, kind in enumerate(kinds):
         triple = next(drawn)
         caption = captions[order] if captions else f"{triple.instruction.split(' ', 1)[-1]} number {order}"
         images = [Image.fromarray(render(scene)) for scene in (triple.source, triple.edited)]
-        _write(folder, order, kind, caption, triple.instruction, [_resized(image, size) for image in images])
+        images = [_resized(image, size) for image in images]
+        shards.append(_shard(len(shards), order, kind, caption, triple.instruction, images))
     if has_pair:
-        _write_pair(folder, len(kinds), [Image.fromarray(render(next(drawn).source)) for _ in range(4)])
-    folder.close()
+        images = [Image.fromarray(render(next(drawn).source)) for _ in range(4)]
+        shards.append(_shard_of_pair(len(shards), len(kinds), images))
+    write_run(path, IDENTITIES, shards)
     return path
 
 
@@ -82,31 +84,40 @@ def _resized(image, size):
     return image if size == image.width else image.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def _write(folder, order, kind, caption, instruction, images):
+def _shard(number, order, kind, caption, instruction, images):
     record = record_id(caption, f"test/{order}")
-    add = {name: _adder(records, record) for name, records in folder.stages.items()}
+    shard = Shard(number, order, [record])
+    shard.num_through = STAGES.index(kind) + 1 if kind in STAGES else len(STAGES)
+    add = {name: _adder(shard, name, record) for name in STAGES}
     source, edit = images
     if kind == "too_close":
         edit = source
     if kind == "too_far":
         edit = Image.fromarray(255 - np.asarray(source))
     origin = {"kind": "generated", "seed": 0, "prompt": order, "image": 0}
-    add["sources"](caption=caption, image=folder.save_image(source), order=order, origin=origin, group=record, side="")
+    add["sources"](**_source(shard, caption, source, order, origin=origin, group=record))
     _critique(kind, add, instruction)
-    _edit(folder, order, kind, add, source, edit)
+    _edit(shard, order, kind, add, source, edit)
     if kind not in ("sources", "critiques", "instructions", "edits", "scores"):
         policy = "both_directions" if kind == "kept_source" else "keep_improved"
-        found = outcomes_of(history_of(folder, record), replace(RULES, policy=policy))
+        found = outcomes_of(history_of(shard, record), replace(RULES, policy=policy))
         add["decisions"](outcomes=[asdict(one) for one in found])
+    return shard
 
 
-def _edit(folder, order, kind, add, source, edit):
+def _source(shard, caption, image, order, *, origin, group, side=""):
+    look = "0" * 16
+    found = {"caption": caption, "image": shard.save_image(image), "order": order, "origin": origin, "group": group}
+    return found | {"side": side, "look": look}
+
+
+def _edit(shard, order, kind, add, source, edit):
     """The rows of the edit and its scores, as far as the kind goes."""
     if kind in ("critique_fault", "empty", "nothing_to_fix", "no_instructions", "instruction_fault", "edit_fault"):
         return
     if kind in ("sources", "critiques", "instructions"):
         return
-    add["edits"](image=folder.save_image(edit), seed=1000 + order)
+    add["edits"](image=shard.save_image(edit), seed=1000 + order)
     if kind == "edits":
         return
     if kind == "score_fault":
@@ -139,30 +150,27 @@ def _critique(kind, add, instruction):
         add["edits"](fault=asdict(FAULTS[kind]))
 
 
-def _write_pair(folder, order, images):
+def _shard_of_pair(number, order, images):
     """The two sides of a given pair, both edited, and what is decided across them."""
     ids = [record_id("a pair", f"test/pair/{side}") for side in ("chosen", "rejected")]
+    shard = Shard(number, order, ids)
+    shard.num_through = len(STAGES)
     for place, (record, side) in enumerate(zip(ids, ("chosen", "rejected"), strict=True)):
-        add = {name: _adder(records, record) for name, records in folder.stages.items()}
+        add = {name: _adder(shard, name, record) for name in STAGES}
         source, edit = images[2 * place : 2 * place + 2]
-        add["sources"](
-            caption="a pair",
-            image=folder.save_image(source),
-            order=order + place,
-            origin={"kind": "pair", "pair": "7", "side": side, "from": "given"},
-            group=ids[0],
-            side=side,
-        )
+        origin = {"kind": "pair", "pair": "7", "side": side, "from": "given"}
+        add["sources"](**_source(shard, "a pair", source, order + place, origin=origin, group=ids[0], side=side))
         _critique("kept_edit", add, "add a red circle")
-        add["edits"](image=folder.save_image(edit), seed=place)
+        add["edits"](image=shard.save_image(edit), seed=place)
         scores = [{"shapes-clip": 0.2 * place + gain, "jpeg": gain} for gain in (0.1, 0.5)]
         gap = distance(source, edit)
         add["scores"](source=scores[0], edit=scores[1], distance=gap, similarity=None, evaluation={})
-    both = [history_of(folder, record) for record in ids]
+    both = [history_of(shard, record) for record in ids]
     for one, more in zip(both, (outcomes_across(*both, RULES), []), strict=True):
         rows = [asdict(outcome) for outcome in [*outcomes_of(one, RULES), *more]]
-        folder.stages["decisions"].append({"id": one.source.id, "outcomes": rows})
+        shard.record("decisions", one.source.id, {"outcomes": rows})
+    return shard
 
 
-def _adder(records, record):
-    return lambda **values: records.append({"id": record, **values})
+def _adder(shard, stage, record):
+    return lambda **values: shard.record(stage, record, values)

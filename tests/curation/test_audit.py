@@ -12,13 +12,16 @@ from rpo.config.load import to_yaml
 from rpo.curation.audit import AUDIT_FILE, CONTROLS, Audit, AuditConfig, audit, format_audit
 from rpo.curation.curate_config import ChatConfig, CurateConfig
 from rpo.curation.records import Critique, Fault, Unavailable
-from rpo.curation.store.folder import RunFolder, Share
+from rpo.curation.store.mark import STAGES
+from rpo.curation.store.shard import Shard
 from rpo.errors import InputError
 from rpo.shapes.prompts import sample_prompts
 from rpo.shapes.world import draw_scene, render
+from tests.curation.fakes import write_run
 
 NUM_RECORDS = 24
 HONEST = ChatConfig()
+MADE_BY = {stage: {"kind": "test"} for stage in STAGES}
 
 
 @cache
@@ -34,26 +37,24 @@ def scenes():
 @pytest.fixture
 def folder(tmp_path):
     """A run whose edits are right and whose sources mostly are not; one critique and two instructions are faults."""
-    path = tmp_path / "run"
-    run = RunFolder(path, Share())
-    run.claim({"sources": {"kind": "test"}})
-    (path / "run.yaml").write_text(to_yaml(CurateConfig()))
+    path, shards = tmp_path / "run", []
     fault = {"fault": {"kind": "parse_error", "message": "no", "raw": "prose"}}
     critique = {"critique": {"problems": [{"what": "x", "severity": 1}], "overall": 3}}
     for index, (caption, source, edit) in enumerate(scenes()):
         key = f"{index:016x}"
-        image = {"image": run.save_image(source), "order": index, "origin": {}, "group": key, "side": ""}
-        run.stages["sources"].append({"id": key, "caption": caption, **image})
-        run.stages["critiques"].append({"id": key, **(fault if index == 0 else critique)})
-        if index == 0:
-            continue
-        is_fault = index in (1, 2)
-        run.stages["instructions"].append(
-            {"id": key, **(fault if is_fault else {"instructions": ["add a red circle"]})}
-        )
-        if not is_fault:
-            run.stages["edits"].append({"id": key, "image": run.save_image(edit), "seed": 0})
-    run.close()
+        shard = Shard(index, index, [key])
+        image = {"image": shard.save_image(source), "order": index, "origin": {}, "group": key, "side": ""}
+        shard.record("sources", key, {"caption": caption, "look": "0" * 16, **image})
+        shard.record("critiques", key, fault if index == 0 else critique)
+        if index:
+            is_fault = index in (1, 2)
+            shard.record("instructions", key, fault if is_fault else {"instructions": ["add a red circle"]})
+            if not is_fault:
+                shard.record("edits", key, {"image": shard.save_image(edit), "seed": 0})
+        shard.num_through = 4
+        shards.append(shard)
+    write_run(path, MADE_BY, shards)
+    (path / "run.yaml").write_text(to_yaml(CurateConfig()))
     return path
 
 
@@ -196,9 +197,7 @@ def test_the_same_seed_audits_the_same(folder):
 
 
 def test_a_run_without_edits_has_no_pairs(tmp_path):
-    run = RunFolder(tmp_path, Share())
-    run.claim({"sources": {"kind": "test"}})
-    run.close()
+    write_run(tmp_path, MADE_BY, [])
     found = audit(tmp_path, AuditConfig(critic=HONEST, second_judge=HONEST))
     assert found.judges[0].position_bias is None and found.agreement is None
     assert found.critic.finds_nothing == dict.fromkeys(CONTROLS)

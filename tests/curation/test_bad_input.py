@@ -11,7 +11,7 @@ from rpo.curation.curate import curate
 from rpo.curation.curate_config import SourceConfig
 from rpo.curation.records import Critique, Edit, Fault, histories
 from rpo.curation.score import Scorer, ToScore
-from rpo.curation.store.folder import STAGES
+from rpo.curation.store.mark import STAGES
 from rpo.data.preference import encode_png
 from rpo.data.writers import write_pairs
 from tests.curation.fakes import (
@@ -145,7 +145,7 @@ def test_an_unreadable_image_ends_the_run_before_anything_is_asked(tmp_path, mak
     def refuse():
         raise AssertionError("the critic was asked")
 
-    config = replace(config_of(tmp_path / "run", tmp_path), source=source, chunk=1)
+    config = replace(config_of(tmp_path / "run", tmp_path), source=source, shard=1)
     with pytest.raises(ValueError, match=rf"{name}.*image.* cannot be (decoded|read)"):
         curate(config, components=fakes(critic=FakeCritic(before=refuse)))
 
@@ -174,7 +174,7 @@ def test_a_critic_that_gives_something_else_is_a_counted_fault(source, tmp_path,
 
 def test_a_critic_that_gives_ten_megabytes_fills_no_disk(source, tmp_path):
     folder = finished(config_of(tmp_path / "run", source), critic=Answering("x" * 10_000_000))
-    assert (folder.path / "critiques/part-0.jsonl").stat().st_size < COUNT * 21_000
+    assert sum(path.stat().st_size for path in folder.store.folder.rglob("*") if path.is_file()) < COUNT * 21_000
 
 
 class Mute(FakeInstructor):
@@ -245,7 +245,7 @@ def test_an_editor_that_raises_on_some_images_loses_only_those(undisturbed, sour
     assert faulty
     assert {one.edit.message for one in faulty} == {"RuntimeError: cannot edit this"}
     ids = {one.source.id for one in faulty}
-    lines, before = lines_of(folder.path), lines_of(undisturbed.path)
+    lines, before = lines_of(folder.store.address), lines_of(undisturbed.store.address)
     for stage in STAGES:
         others = [[line for line in some[stage] if json.loads(line)["id"] not in ids] for some in (lines, before)]
         assert others[0] == others[1], "the others are as they would have been"

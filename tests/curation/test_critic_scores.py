@@ -8,10 +8,10 @@ from rpo.curation.curate import curate
 from rpo.curation.curate_config import CurateConfig, DecideConfig, SourceConfig
 from rpo.curation.decide import Candidate, check_rules, compare, outcomes_of_siblings
 from rpo.curation.export import pairs_of
-from rpo.curation.records import Critique, Edit, Fault, Problem, Scores, histories
+from rpo.curation.records import Critique, Edit, Fault, Problem, Scores, histories, image_of
 from rpo.curation.score import check_filters, critic_marks
 from rpo.curation.status import status_of
-from rpo.curation.store.folder import RunFolder
+from rpo.curation.store.run import CurationRun
 from rpo.errors import InputError
 from rpo.rewards.clip import CLIP_CHECKPOINT, PICK_CHECKPOINT
 from tests.curation.fakes import (
@@ -89,12 +89,12 @@ def test_an_answer_that_is_no_critique_is_the_fault_of_its_record_alone():
 def test_the_mark_of_the_edit_decides_in_a_run_and_the_source_is_asked_about_once(tmp_path):
     critic = Grader()
     config = voted(tmp_path)
-    run = RunFolder(curate(config, components=fakes(critic=critic)))
+    run = CurationRun(curate(config, components=fakes(critic=critic)))
     edited = [one for one in histories(run) if isinstance(one.edit, Edit)]
     assert len(edited) > 10
     assert len(critic.seen) == 24 + len(edited)
     for one in edited:
-        marks = {kind: 1 + number_of(run.load_image(one.image_of(kind), "")) % 10 for kind in ("source", "edit")}
+        marks = {kind: 1 + number_of(image_of(run, one, kind)) % 10 for kind in ("source", "edit")}
         assert isinstance(one.scores, Scores)
         assert (one.scores.source["critic"], one.scores.edit["critic"]) == (marks["source"], marks["edit"])
         (outcome,) = one.outcomes
@@ -109,12 +109,12 @@ def test_a_critic_that_cannot_judge_an_edit_costs_that_record_only(tmp_path):
             return Fault("parse_error", "no JSON", "?") if is_edit and number_of(image) % 3 == 0 else super().one(image)
 
     sources = {number_of(picture(index)) for index in range(24)}
-    run = RunFolder(curate(voted(tmp_path), components=fakes(critic=Shy())))
+    run = CurationRun(curate(voted(tmp_path), components=fakes(critic=Shy())))
     found = [one.scores for one in histories(run) if isinstance(one.edit, Edit)]
     faults = [one for one in found if isinstance(one, Fault)]
     assert 0 < len(faults) < len(found)
     assert {one.kind for one in faults} == {"parse_error"}
-    assert status_of(run.path).dropped["score_fault"] == len(faults)
+    assert status_of(run.store.address).dropped["score_fault"] == len(faults)
 
 
 def test_the_same_judge_does_not_filter_and_evaluate():
@@ -177,20 +177,20 @@ def test_a_preferred_image_must_be_good_not_only_better():
         check_rules(replace(RULES, policy="always_edit"))
 
 
-def by_prompt(output, part="", prompts=6):
+def by_prompt(output, shards="", prompts=6):
     return CurateConfig(
         output=str(output),
         source=SourceConfig(images_per_prompt=3, limit=prompts, num_steps=3, batch_size=1),  # equal to the last bit
         decide=DecideConfig(rewards={"critic": 1.0, BRIGHTNESS: 0.0}, agreement=False, orderings="prompt"),
         evaluation="",
-        chunk=7,
-        part=part,
+        shard=7,
+        shards=shards,
         progress=False,
     )
 
 
 def test_a_run_orders_the_images_of_a_prompt_alone_and_in_two_processes(tmp_path):
-    run = RunFolder(curate(by_prompt(tmp_path / "one"), components=fakes(critic=Grader())))
+    run = CurationRun(curate(by_prompt(tmp_path / "one"), components=fakes(critic=Grader())))
     pairs = list(pairs_of(run))
     assert len(pairs) >= 6
     assert {pair.details["label_source"] for pair in pairs} == {"reward:critic"}
@@ -206,8 +206,8 @@ def test_a_run_orders_the_images_of_a_prompt_alone_and_in_two_processes(tmp_path
         for outcome in one.outcomes:
             assert every[outcome.first.partition("/")[0]] == every[outcome.second.partition("/")[0]]
     calls = [
-        lambda part=part: curate(by_prompt(tmp_path / "two", part), components=fakes(critic=Grader()))
-        for part in ("0/2", "1/2")
+        lambda shards=shards: curate(by_prompt(tmp_path / "two", shards), components=fakes(critic=Grader()))
+        for shards in ("0/2", "1/2")
     ]
     assert in_child(*calls) == [0, 0]
     assert lines_of(tmp_path / "two") == lines_of(tmp_path / "one")

@@ -11,8 +11,11 @@ import pytest
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import EditorConfig
 from rpo.curation.export import export
-from rpo.curation.records import Critique, Edit, Fault, Unavailable, histories, history_of, result_of
-from rpo.curation.store.folder import STAGES, RunFolder
+from rpo.curation.records import Critique, Edit, Fault, Unavailable, histories, history_of, image_of, result_of
+from rpo.curation.status import status_of
+from rpo.curation.store.address import Store
+from rpo.curation.store.mark import read_marks
+from rpo.curation.store.run import CurationRun
 from rpo.data.readers import read_pairs
 from rpo.errors import InputError
 from rpo.interrupts import Terminated
@@ -26,7 +29,9 @@ from tests.curation.fakes import (
     image_folder,
     in_child,
     lines_of,
+    sealed,
     threaded,
+    whole,
 )
 from tests.run_state import assert_refused
 
@@ -53,8 +58,7 @@ def test_every_record_has_its_history_and_an_outcome(undisturbed, source):
     for one in found:
         assert (one.edit is None) == (one.instructions is None or one.instructions.is_empty)
         if isinstance(one.edit, Edit):
-            source_image = undisturbed.load_image(one.source.image, one.source.id)
-            assert undisturbed.load_image(one.edit.image, one.source.id).size == source_image.size
+            assert image_of(undisturbed, one, "edit").size == image_of(undisturbed, one, "source").size
             (outcome,) = one.outcomes
             scores = one.scores
             gap = scores.edit["tests.curation.fakes:brightness"] - scores.source["tests.curation.fakes:brightness"]
@@ -66,55 +70,51 @@ def test_every_record_has_its_history_and_an_outcome(undisturbed, source):
 
 def test_two_processes_share_a_folder_without_duplicates(undisturbed, source, tmp_path):
     config = config_of(tmp_path / "run", source)
-    runs = [partial(curate, replace(config, part=f"{part}/2"), components=fakes()) for part in range(2)]
+    runs = [partial(curate, replace(config, shards=f"{share}/2"), components=fakes()) for share in range(2)]
     assert in_child(*runs) == [0, 0]
-    for stage in STAGES:
-        parts = sorted((tmp_path / "run" / stage).glob("part-*.jsonl"))
-        assert [path.name for path in parts] == ["part-0.jsonl", "part-1.jsonl"]
-    assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed.store.address)
 
 
 def test_a_run_of_two_processes_is_gone_on_with_by_one(undisturbed, source, tmp_path):
     config = config_of(tmp_path / "run", source)
-    in_child(partial(curate, replace(config, part="1/2"), components=fakes(editor=FakeEditor(before=Hook(2)))))
+    in_child(partial(curate, replace(config, shards="1/2"), components=fakes(editor=FakeEditor(before=Hook(2)))))
     curate(config, resume=True, components=fakes())
-    assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed.store.address)
 
 
 def test_the_environment_of_torchrun_divides_the_records(source, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")
-    folder = finished(config_of(tmp_path / "run", source))
-    assert all(int(record, 16) % 3 == 1 for record in folder.stages["sources"])
-    assert 0 < len(folder.stages["decisions"]) < COUNT
+    finished(config_of(tmp_path / "run", source))
+    assert sealed(tmp_path / "run") == [1]
 
 
 def test_threads_give_the_same_records(undisturbed, source, tmp_path):
     config = config_of(tmp_path / "run", source)
     curate(config, components=threaded())
-    assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed.store.address)
 
 
 def test_a_used_folder_is_not_overwritten(undisturbed, source):
     with pytest.raises(ValueError, match="holds a run already; give --resume"):
-        curate(config_of(undisturbed.path, source), components=fakes())
+        curate(config_of(undisturbed.store.address, source), components=fakes())
 
 
 def test_a_finished_run_asks_nobody_again(undisturbed, source):
-    before = lines_of(undisturbed.path)
+    before = lines_of(undisturbed.store.address)
 
     def refuse():
         raise AssertionError("asked again")
 
     asked = fakes(critic=FakeCritic(before=refuse), editor=FakeEditor(before=refuse))
-    curate(config_of(undisturbed.path, source), resume=True, components=asked)
-    assert lines_of(undisturbed.path) == before
+    curate(config_of(undisturbed.store.address, source), resume=True, components=asked)
+    assert lines_of(undisturbed.store.address) == before
 
 
 def test_a_changed_prompt_in_a_resumed_run_is_refused(undisturbed, source):
     changed = FakeCritic(identity={"kind": "fake", "model": "eye", "prompt_sha256": "9"})
     with pytest.raises(ValueError, match=r"stage 'critiques' were made otherwise: prompt_sha256 was '1' and is '9'"):
-        curate(config_of(undisturbed.path, source), resume=True, components=fakes(critic=changed))
+        curate(config_of(undisturbed.store.address, source), resume=True, components=fakes(critic=changed))
 
 
 def test_decisions_can_be_made_anew_by_other_rules(source, tmp_path):
@@ -123,18 +123,18 @@ def test_decisions_can_be_made_anew_by_other_rules(source, tmp_path):
     other = replace(config, decide=replace(config.decide, policy="keep_improved"))
     with pytest.raises(ValueError, match="policy was 'both_directions' and is 'keep_improved'"):
         curate(other, resume=True, components=fakes())
-    (tmp_path / "run/decisions/part-0.jsonl").unlink()
-    curate(other, resume=True, components=fakes())
-    reasons = Counter(one.outcomes[0].reason for one in histories(RunFolder(config.output)))
+    curate(replace(other, redo="decisions"), resume=True, components=fakes())
+    curate(other, resume=True, components=fakes(critic=FakeCritic(before=raising)))
+    reasons = Counter(one.outcomes[0].reason for one in histories(CurationRun(config.output)))
     assert reasons["got_worse"] > 0
 
 
 def test_a_run_may_stop_after_a_stage_and_go_on_later(undisturbed, source, tmp_path):
     config = config_of(tmp_path / "run", source)
     curate(replace(config, stop_after="instructions"), components=replace(fakes(), editor=None))
-    assert len(RunFolder(config.output).stages["edits"]) == 0
+    assert status_of(config.output).stages[3].done == 0
     curate(config, resume=True, components=fakes())
-    assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed.store.address)
 
 
 def test_a_server_that_is_gone_stops_the_run_and_costs_nothing_else(undisturbed, source, tmp_path):
@@ -148,9 +148,9 @@ def test_a_server_that_is_gone_stops_the_run_and_costs_nothing_else(undisturbed,
     config = config_of(tmp_path / "run", source)
     with pytest.raises(Unavailable, match="no answer"):
         curate(config, components=fakes(critic=FakeCritic(before=fail_later)))
-    assert 8 <= len(RunFolder(config.output).stages["critiques"]) < COUNT
+    assert [len(mark.stages) for mark in read_marks(Store(config.output))] == [6, 1, 1, 1]
     curate(config, resume=True, components=fakes())
-    assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed.store.address)
 
 
 def raising(images, prompts):
@@ -163,7 +163,7 @@ def test_a_reward_that_raises_stops_the_run(source, tmp_path):
     broken = replace(base, decide=replace(base.decide, rewards={"tests.curation.test_curate:raising": 0.0}))
     with pytest.raises(ValueError, match="raised OSError: no weights"):
         curate(broken, components=fakes())
-    assert len(RunFolder(base.output).stages["scores"]) == 0
+    assert status_of(base.output).stages[4].done == 0
 
 
 @pytest.mark.parametrize(
@@ -200,20 +200,24 @@ def test_rules_that_nothing_can_meet_are_refused(source, tmp_path, changes, mess
         curate(replace(base, decide=replace(base.decide, **changes)), components=fakes())
 
 
-def test_a_damaged_image_of_the_folder_names_the_record(source, tmp_path):
+def test_a_damaged_shard_is_named_and_done_again_without_its_mark(undisturbed, source, tmp_path):
     config = config_of(tmp_path / "run", source)
     curate(replace(config, stop_after="sources"), components=fakes())
-    victim = next(iter(histories(RunFolder(config.output)))).source
-    (tmp_path / f"run/images/{victim.image}.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=rf"^record {victim.id} \('caption 0'\): the image .* cannot be decoded"):
+    victim = next((tmp_path / "run/shards").glob("0000001.*.parquet"))
+    victim.write_bytes(victim.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"0000001\..*\.parquet is not what its mark says.*delete .*0000001\.json"):
         curate(config, resume=True, components=fakes())
+    (tmp_path / "run/shards/0000001.json").unlink()
+    curate(config, resume=True, components=fakes())
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed.store.address)
 
 
 def test_instructions_may_be_asked_for_sound_images_too(undisturbed, source, tmp_path):
     folder = finished(replace(config_of(tmp_path / "run", source), instruct_sound=True))
     sound = [one.critique for one in histories(undisturbed) if one.outcomes[0].reason == "nothing_to_fix"]
     assert all(isinstance(one, Critique) and one.nothing_to_fix for one in sound)
-    assert len(folder.stages["instructions"]) == len(undisturbed.stages["instructions"]) + len(sound)
+    told = [len(whole(run.store.address).rows["instructions"]) for run in (folder, undisturbed)]
+    assert told[0] == told[1] + len(sound)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -228,9 +232,9 @@ def test_a_run_that_is_told_to_end_keeps_what_it_has_and_goes_on(undisturbed, so
     with pytest.raises(Terminated):
         curate(config, components=fakes(editor=FakeEditor(before=end_later)))
     assert signal.getsignal(number) == signal.SIG_DFL
-    assert len(lines_of(tmp_path / "run")["edits"]) > 0
+    assert sealed(tmp_path / "run") == [0, 1, 2, 3]
     curate(config, resume=True, components=fakes())
-    assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed.store.address)
 
 
 def test_a_refused_resume_changes_nothing(source, tmp_path):
@@ -257,23 +261,24 @@ def test_several_edits_of_an_image_are_ordered_and_become_pairs_for_an_editor(tm
     config = config_of(tmp_path / "run", image_folder(tmp_path / "source", 12))
     one, several = finished(config), replace(config, output=str(tmp_path / "several"))
     folder = finished(replace(several, editor=EditorConfig(edits_per_image=4)))
-    for record in one.stages["edits"]:
-        first, others = (run.stages["edits"][record] for run in (one, folder))
+    alone, together = whole(one.store.address), whole(folder.store.address)
+    for record in alone.rows["edits"]:
+        first, others = (run.rows["edits"][record] for run in (alone, together))
         if "fault" in first:
             continue
         assert first["image"] == others["image"]  # what was there alone is the first of several
-        scores = result_of(folder, "scores", record)
+        scores = result_of(together, "scores", record)
         marks = [one["tests.curation.fakes:brightness"] for one in (scores.edit, *scores.others)]
         ranked = sorted(range(4), key=lambda number: -marks[number])
         names = [f"{record}/edit" + (f"-{number}" if number else "") for number in ranked]
-        own, *among = result_of(folder, "decisions", record)
+        own, *among = result_of(together, "decisions", record)
         assert {own.first, own.second} == {f"{record}/source", f"{record}/edit"}
         assert [(two.chosen, two.rejected) for two in among] == [(names[0], names[3]), (names[1], names[2])]
-    pairs = list(read_pairs(export(folder.path, "edits").path))
-    edited = [row for row in folder.stages["edits"].rows() if "image" in row]
+    pairs = list(read_pairs(export(folder.store.address, "edits").path))
+    edited = [row for row in together.rows["edits"].values() if "image" in row]
     assert len(pairs) == 2 * len(edited) > 0
     for pair in pairs:
-        history = history_of(folder, str(pair.details["record"]))
+        history = history_of(together, str(pair.details["record"]))
         assert pair.prompt == history.instructions.text
         assert pair.facts("original").digest == history.source.image
         assert pair.margin > 0
@@ -283,4 +288,4 @@ def test_several_edits_of_an_image_are_ordered_and_become_pairs_for_an_editor(tm
 def test_pairs_for_an_editor_need_several_edits(tmp_path):
     folder = finished(config_of(tmp_path / "run", image_folder(tmp_path / "source", 6)))
     with pytest.raises(InputError, match="edits_per_image: 2 or more"):
-        export(folder.path, "edits")
+        export(folder.store.address, "edits")

@@ -12,7 +12,7 @@ from rpo.curation.decide import Candidate, compare, outcomes_across, outcomes_of
 from rpo.curation.export import export, pairs_of
 from rpo.curation.records import Fault, Instructions, histories
 from rpo.curation.score import ImageSimilarity, Scorer, ToScore, distance, score_images
-from rpo.curation.store.folder import RunFolder
+from rpo.curation.store.run import CurationRun
 from rpo.data.preference import SIDES
 from rpo.data.readers import read_pairs
 from rpo.data.writers import write_pairs
@@ -153,11 +153,11 @@ def test_all_orderings_of_given_pairs_in_a_run(tmp_path):
     given = SourceConfig(kind="pairs", path=str(tmp_path / "pairs"), batch_size=4)
     config = replace(config, source=given, decide=replace(config.decide, orderings="all"))
     curate(config, components=fakes())
-    folder = RunFolder(config.output)
+    folder = CurationRun(config.output)
     labels = Counter(one.label for history in histories(folder) for one in history.outcomes)
     assert labels["given"] == 10
     assert labels["reward:tests.curation.fakes:brightness"] > 10
-    written = read_pairs(export(folder.path).path)
+    written = read_pairs(export(folder.store.address).path)
     assert len(written) == len(list(pairs_of(folder)))
     originals = {tuple(one.facts(side).digest for side in SIDES) for one in (pair(index) for index in range(10))}
     as_given = [one for one in written if one.details["label_source"] == "given"]

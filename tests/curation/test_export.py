@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -12,13 +13,14 @@ from PIL import Image
 from rpo.cli.main import main
 from rpo.curation.card import shown_model
 from rpo.curation.curate import curate
+from rpo.curation.curate_config import DecideConfig
 from rpo.curation.export import export, pairs_of, push_to_hub
 from rpo.curation.records import Critique, Unavailable
 from rpo.curation.status import status_of
 from rpo.data.preference import SIDES
 from rpo.data.readers import read_pairs
 from rpo.data.writers import side_order, write_pickapic
-from tests.curation.fakes import FakeCritic, config_of, fakes, finished, image_folder
+from tests.curation.fakes import FakeCritic, config_of, fakes, finished, image_folder, picture
 from tests.data.samples import pair
 
 REWARD = "tests.curation.fakes:brightness"
@@ -32,7 +34,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def native(run):
-    return export(run.path)
+    return export(run.store.address)
 
 
 def pixels(one, side):
@@ -72,7 +74,7 @@ def test_every_pair_says_how_it_came_to_be(native):
 
 
 def test_parquet_round_trips_too(run, native):
-    table, folder = read_pairs(export(run.path, "parquet").path), read_pairs(native.path)
+    table, folder = read_pairs(export(run.store.address, "parquet").path), read_pairs(native.path)
     assert len(table) == len(folder) == native.num_pairs
     for one, other in zip(table, folder, strict=True):
         assert (one.key, one.prompt, one.chosen_score, one.rejected_score, dict(one.details)) == (
@@ -88,7 +90,7 @@ def test_parquet_round_trips_too(run, native):
 def test_parquet_is_read_by_datasets_as_images_and_plain_columns(run, native, tmp_path):
     import datasets
 
-    done = export(run.path, "parquet", to=tmp_path / "parquet")
+    done = export(run.store.address, "parquet", to=tmp_path / "parquet")
     table = datasets.load_dataset(str(done.path), split="train", cache_dir=str(tmp_path / "cache"))
     types = {name: feature.dtype for name, feature in table.features.items()}
     assert isinstance(table.features["chosen"], datasets.Image) and isinstance(
@@ -106,7 +108,7 @@ def test_parquet_is_read_by_datasets_as_images_and_plain_columns(run, native, tm
 def test_pickapic_is_read_by_datasets_with_its_columns_and_types(run, native, tmp_path):
     import datasets
 
-    done = export(run.path, "pickapic", to=tmp_path / "pickapic")
+    done = export(run.store.address, "pickapic", to=tmp_path / "pickapic")
     table = datasets.load_dataset(str(done.path), split="train", cache_dir=str(tmp_path / "cache"))
     types = {name: feature.dtype for name, feature in table.features.items()}
     assert types == {
@@ -158,21 +160,24 @@ def test_position_tells_nothing_and_stays(tmp_path):
 
 def test_an_export_replaces_an_export_and_nothing_else(run, native, tmp_path):
     before = sorted(path.name for path in native.path.rglob("*"))
-    assert export(run.path).path == native.path
+    assert export(run.store.address).path == native.path
     assert sorted(path.name for path in native.path.rglob("*")) == before
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds something other than an export"):
-        export(run.path, to=tmp_path)
+        export(run.store.address, to=tmp_path)
     assert (tmp_path / "precious.txt").read_text() == "mine"
 
 
 def test_a_damaged_image_is_named_and_leaves_the_last_export(tmp_path):
     folder = finished(config_of(tmp_path / "run", image_folder(tmp_path / "source", 12)))
-    done = export(folder.path)
-    victim = next(pairs_of(folder))
-    victim.chosen.write_bytes(b"")
-    with pytest.raises(ValueError, match=rf"^{victim.name}: the chosen image .* cannot be decoded"):
-        export(folder.path)
+    done = export(folder.store.address)
+    shard = sorted((tmp_path / "run" / "shards").glob("*.parquet"))[-1]
+    damaged = bytearray(shard.read_bytes())
+    for image in re.finditer(rb"\x89PNG", bytes(damaged)):
+        damaged[image.start() + 60] ^= 1
+    shard.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"^record \w{16} \('caption \d+'\): the image \w{64} is not in .*0000001"):
+        export(folder.store.address)
     assert len(read_pairs(done.path)) == done.num_pairs
 
 
@@ -180,13 +185,13 @@ def test_a_run_without_pairs_says_why(tmp_path):
     config = config_of(tmp_path / "run", image_folder(tmp_path / "source", 6))
     folder = finished(replace(config, decide=replace(config.decide, min_distance=0.9, max_distance=1.0)))
     with pytest.raises(ValueError, match=r"has no pairs \(dropped: .*too_close.*\); expected at least one"):
-        export(folder.path)
+        export(folder.store.address)
 
 
 def test_the_card_says_who_made_what_under_which_licence(run, tmp_path):
     from huggingface_hub import DatasetCard
 
-    done = export(run.path, "parquet", to=tmp_path / "set", licence="cc-by-4.0")
+    done = export(run.store.address, "parquet", to=tmp_path / "set", licence="cc-by-4.0")
     card = DatasetCard.load(done.path / "README.md")
     assert card.data.license == "cc-by-4.0"
     assert card.data.size_categories == ["n<1K"]
@@ -228,7 +233,7 @@ class Hub:
 
 
 def test_an_upload_is_a_plan_until_it_is_asked_for(run, tmp_path):
-    done = export(run.path, "parquet", to=tmp_path / "set")
+    done = export(run.store.address, "parquet", to=tmp_path / "set")
     hub = Hub()
     plan = push_to_hub(done.path, "me/pairs", api=hub)
     assert "dry run: nothing was sent; would go to me/pairs (private)" in str(plan)
@@ -243,7 +248,7 @@ def test_an_upload_is_a_plan_until_it_is_asked_for(run, tmp_path):
 
 
 def test_uploads_that_are_refused(run, tmp_path):
-    done = export(run.path, to=tmp_path / "set")
+    done = export(run.store.address, to=tmp_path / "set")
     with pytest.raises(ValueError, match="use owner/name"):
         push_to_hub(done.path, "pairs")
     with pytest.raises(ValueError, match="is no exported data set"):
@@ -255,7 +260,7 @@ def test_uploads_that_are_refused(run, tmp_path):
 
 
 def test_the_status_adds_up(run):
-    status = status_of(run.path)
+    status = status_of(run.store.address)
     stages = {stage.name: stage for stage in status.stages}
     assert stages["sources"].done == stages["critiques"].done == stages["decisions"].done == 40
     assert stages["critiques"].faults["parse_error"] == status.dropped["critique_fault"]
@@ -283,9 +288,19 @@ def test_the_status_of_a_run_that_has_just_begun(tmp_path):
 
 
 def test_the_commands(run, tmp_path, capsys):
-    assert main(["curate", "status", str(run.path)]) == 0
+    assert main(["curate", "status", run.store.address]) == 0
     assert "decisions" in capsys.readouterr().out
-    words = ["curate", "export", str(run.path), "--form", "pickapic", "--to", str(tmp_path / "x"), "--repo", "me/pairs"]
+    words = [
+        "curate",
+        "export",
+        run.store.address,
+        "--form",
+        "pickapic",
+        "--to",
+        str(tmp_path / "x"),
+        "--repo",
+        "me/pairs",
+    ]
     assert main(words) == 0
     shown = capsys.readouterr().out
     assert "pairs in" in shown
@@ -297,7 +312,7 @@ def test_the_commands(run, tmp_path, capsys):
 @pytest.mark.parametrize("last", [["run.yaml"], []])
 def test_curate_takes_its_words_in_any_order(tmp_path, capsys, last, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "run.yaml").write_text("chunk: 7\n")
+    (tmp_path / "run.yaml").write_text("shard: 7\n")
     words = ["curate", "--output", "out", "source.kind=folder", "decide.rewards={jpeg-compressibility: 0.0}", *last]
     assert main(words) == 2
     assert "source.path is empty; expected what to import as folder" in capsys.readouterr().err
@@ -316,3 +331,91 @@ def test_a_server_that_is_gone_is_told_in_one_line(tmp_path, capsys, monkeypatch
     assert capsys.readouterr().err == (
         "rpo: error: no answer from http://gone; run the same command with --resume: what was found out is kept\n"
     )
+
+
+# several runs, and images that look alike
+
+
+def keys(path):
+    return [(pair.prompt, pair.key) for pair in read_pairs(path)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs of which no image is the same."""
+    folder = tmp_path_factory.mktemp("mix")
+    many, few = (image_folder(folder / f"source-{count}", count) for count in (40, 14))
+    for path in few.glob("*.png"):
+        Image.open(path).rotate(180).save(path)
+    return [finished(config_of(folder / source.name / "run", source)).store.address for source in (many, few)]
+
+
+def test_a_mix_has_the_shares_and_is_even_and_complete(runs, tmp_path):
+    whole = [keys(export(run, to=tmp_path / f"{place}").path) for place, run in enumerate(runs)]
+    done = export({runs[0]: 1, runs[1]: 1}, "parquet", to=tmp_path / "mix")
+    count = min(map(len, whole))
+    assert dict(done.sources) == dict.fromkeys(runs, count) and done.num_pairs == 2 * count
+    assert done.left_out == {"share": sum(map(len, whole)) - 2 * count}
+    found = keys(done.path)
+    owners = [next(place for place, one in enumerate(whole) if key in one) for key in found]
+    assert all(abs(owners[: 2 * k].count(0) - k) <= 1 for k in range(count + 1)), "everywhere as in the whole"
+    for place, one in enumerate(whole):
+        assert [key for key in found if key in one] == [key for key in one if key in found], "each in its own order"
+        assert (place == 0) == (len(one) > count)
+    assert keys(export({runs[0]: 1, runs[1]: 1}, to=tmp_path / "again").path) == found
+    text = (done.path / "README.md").read_text()
+    assert f"{2 * count} preference pairs" in text and f"{count} of the pairs." in text
+    assert "beyond the share of their run" in text
+
+
+def test_shares_are_ratios_and_the_scarcest_run_is_taken_whole(runs, tmp_path):
+    found = [export({runs[0]: 0.2 * scale, runs[1]: 0.8 * scale}, to=tmp_path / f"{scale}") for scale in (1, 10)]
+    assert (
+        found[0].sources == found[1].sources and found[0].sources[runs[0]] == round(found[0].sources[runs[1]] / 4) > 0
+    )
+    with pytest.raises(ValueError, match=r"a share is .*: 0; expected a number above 0"):
+        export({runs[0]: 1, runs[1]: 0}, to=tmp_path / "none")
+    with pytest.raises(ValueError, match="but not where to"):
+        export(dict.fromkeys(runs, 1))
+
+
+def test_near_duplicates_are_left_out_and_counted(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(18):  # the last six are the first again: larger, as JPEG, with another caption
+        image = picture(number % 12, (5, 4)).resize((48, 40), Image.Resampling.BICUBIC)
+        if number >= 12:
+            image.resize((60, 50)).save(source / f"{number:03}.jpg", quality=75)
+        else:
+            image.save(source / f"{number:03}.png")
+        caption = f"caption {number}" if number < 12 else f"again {number - 12}"
+        (source / f"{number:03}.txt").write_text(caption)
+    run = finished(replace(config_of(tmp_path / "run", source), decide=ALWAYS)).store.address
+    every, unlike = export(run, to=tmp_path / "every"), export(run, to=tmp_path / "unlike", near_duplicates=4)
+    again = [pair.prompt for pair in read_pairs(every.path) if pair.prompt.startswith("again")]
+    assert len(again) > 2 and every.left_out == {}
+    assert unlike.left_out == {"near_duplicate": sum(first_of(one) in captions(every) for one in again)}
+    assert unlike.num_pairs == every.num_pairs - unlike.left_out["near_duplicate"]
+    assert "looks like an earlier one" in (unlike.path / "README.md").read_text()
+    assert "looks like an earlier one" in str(unlike) and "left out" not in str(every)
+    with pytest.raises(ValueError, match="at most 64 bits; expected 0 to 15"):
+        export(run, to=tmp_path / "wrong", near_duplicates=64)
+
+
+ALWAYS = DecideConfig(rewards={REWARD: 0.0}, policy="always_edit", max_distance=1.0)
+
+
+def captions(done):
+    return {pair.prompt for pair in read_pairs(done.path)}
+
+
+def first_of(caption):
+    return caption.replace("again", "caption")
+
+
+def test_the_commands_of_a_mix(runs, tmp_path, capsys):
+    words = ["curate", "export", *runs, "--to", str(tmp_path / "mix"), "--near-duplicates", "0"]
+    assert main([*words, "--shares", "1", "1"]) == 0
+    assert "pairs in" in capsys.readouterr().out
+    assert main([*words, "--shares", "1"]) == 2
+    assert "there are 2 runs and 1 shares; expected one for each" in capsys.readouterr().err

@@ -1,17 +1,14 @@
 """A component that raises on everything stops the run; one that raises on some records loses these."""
 
-import os
-import signal
 from dataclasses import dataclass
-from functools import partial
 
 import pytest
 
 from rpo.curation.curate import curate
-from rpo.curation.faults import PATIENCE, ask_each, broken, forget_raised, in_words
+from rpo.curation.faults import PATIENCE, ask_each, broken, in_words
 from rpo.curation.records import Fault
-from rpo.curation.store.folder import RunFolder, Share
-from rpo.curation.store.shards import StageRecords
+from rpo.curation.status import status_of
+from rpo.curation.store.mark import STAGES
 from tests.curation.fakes import (
     FakeCritic,
     FakeEditor,
@@ -20,10 +17,9 @@ from tests.curation.fakes import (
     fakes,
     finished,
     image_folder,
-    in_child,
     lines_of,
 )
-from tests.curation.test_pipeline import Notes, run, stage
+from tests.curation.test_pipeline import Notes, Sealed, run, stage
 
 
 class Moody:
@@ -42,7 +38,7 @@ class Moody:
 IDS = [f"{index:02}" for index in range(5 * PATIENCE)]
 
 
-def in_chunks(ids, size):
+def in_shards(ids, size):
     return [ids[start : start + size] for start in range(0, len(ids), size)]
 
 
@@ -51,9 +47,9 @@ def kinds(records):
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
-@pytest.mark.parametrize("chunk", [1, 3, 100])
+@pytest.mark.parametrize("shard", [PATIENCE, 100])
 @pytest.mark.parametrize("num_answered", [0, 5])
-def test_what_raises_on_one_record_after_the_other_stops_the_run(tmp_path, chunk, concurrency, num_answered):
+def test_what_raises_on_one_record_after_the_other_stops_the_run(shard, concurrency, num_answered):
     broken = Moody(IDS[num_answered:])
     first = stage("critiques", broken, batch_size=1, concurrency=concurrency, component="the critic (kind own)")
     message = (
@@ -61,16 +57,17 @@ def test_what_raises_on_one_record_after_the_other_stops_the_run(tmp_path, chunk
         r"'RuntimeError: cannot look at \d+'; expected an answer.* --resume"
     )
     with pytest.raises(ValueError, match=message):
-        run(tmp_path, [first, stage("decisions")], in_chunks(IDS, chunk))
+        run([first, stage("decisions")], in_shards(IDS, shard))
     # What was in flight, and what threads took up before this one, on a busy machine, had heard of the last fault.
     more = 1 if concurrency == 1 else 4 * concurrency
-    assert PATIENCE <= len(broken.asked) - num_answered <= PATIENCE + more
+    most = PATIENCE if shard > PATIENCE or not num_answered else 2 * PATIENCE  # of each shard anew
+    assert PATIENCE <= len(broken.asked) - num_answered <= most + more
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
-@pytest.mark.parametrize("chunk", [1, 4, 100])
+@pytest.mark.parametrize("shard", [20, 100])
 @pytest.mark.parametrize("nonsense", [True, False])
-def test_an_answer_after_fewer_says_that_the_records_were_at_fault(tmp_path, chunk, concurrency, nonsense):
+def test_an_answer_after_fewer_says_that_the_records_were_at_fault(shard, concurrency, nonsense):
     """An answer in no form at all is one: the model's own."""
     odd, first_answer, later = IDS[: PATIENCE - 3], IDS[PATIENCE - 3], IDS[-PATIENCE + 3 :]
     moody = Moody([*odd, *later], [first_answer] if nonsense else [])
@@ -79,7 +76,7 @@ def test_an_answer_after_fewer_says_that_the_records_were_at_fault(tmp_path, chu
         stage("critiques", moody, batch_size=1, concurrency=concurrency),
         stage("decisions", lambda items: seen.extend(items) or items),
     ]
-    records = run(tmp_path, stages, in_chunks(IDS, chunk), notes)
+    records = run(stages, in_shards(IDS, shard), notes)
     expected = dict.fromkeys(IDS) | dict.fromkeys([*odd, *later], "raised")
     expected[first_answer] = "parse_error" if nonsense else None
     assert kinds(records["critiques"]) == expected
@@ -87,45 +84,29 @@ def test_an_answer_after_fewer_says_that_the_records_were_at_fault(tmp_path, chu
     assert notes.faults["critiques"] == len(odd) + len(later) + nonsense
 
 
-def test_a_batch_in_which_the_last_one_is_answered_is_no_row_of_exceptions(tmp_path):
-    records = run(tmp_path, [stage("critiques", Moody(IDS[:-1]), batch_size=len(IDS))], [IDS])
+def test_a_batch_in_which_the_last_one_is_answered_is_no_row_of_exceptions():
+    records = run([stage("critiques", Moody(IDS[:-1]), batch_size=len(IDS))], [IDS])
     assert list(kinds(records["critiques"]).values()).count("raised") == len(IDS) - 1
 
 
 @pytest.mark.parametrize(("number", "words"), [(1, "the only item that there is"), (3, "all 3 items that there are")])
-def test_fewer_records_than_the_patience_that_all_raise_stop_the_run(tmp_path, number, words):
+def test_fewer_records_than_the_patience_that_all_raise_stop_the_run(number, words):
     with pytest.raises(ValueError, match=rf"^stage 'critiques': the component raised on {words}, the last time"):
-        run(tmp_path, [stage("critiques", Moody(IDS)), stage("edits")], in_chunks(IDS[:number], 2))
+        run([stage("critiques", Moody(IDS)), stage("edits")], in_shards(IDS[:number], 5))
 
 
-def test_the_last_few_of_a_run_that_was_killed_may_raise_if_others_were_answered_before(tmp_path):
-    run(tmp_path, [stage("critiques", Moody([]), batch_size=1)], [IDS[:2]])
-    records = run(tmp_path, [stage("critiques", Moody(IDS[2:5]), batch_size=1)], in_chunks(IDS[:5], 1))
+def test_the_last_few_may_raise_if_others_were_answered_before():
+    records = run([stage("critiques", Moody(IDS[2:5]), batch_size=1)], [IDS[:2], IDS[2:5]])
     assert kinds(records["critiques"]) == dict.fromkeys(IDS[:2]) | dict.fromkeys(IDS[2:5], "raised")
+    again = run([stage("critiques", Moody(IDS))], [IDS[2:5]], answered={"critiques"})
+    assert kinds(again["critiques"]) == dict.fromkeys(IDS[2:5], "raised")
 
 
-def test_faults_of_an_earlier_session_are_no_answers(tmp_path):
-    done = StageRecords(tmp_path / "critiques", 0)
-    done.append({"id": IDS[0], "fault": {"kind": "raised", "message": "no", "raw": ""}})
-    with pytest.raises(ValueError, match="raised on the only item"):
-        run(tmp_path, [stage("critiques", Moody(IDS), batch_size=1)], [IDS[:2]])
-
-
-def test_only_what_a_component_raised_on_last_is_forgotten_with_all_that_came_of_it(tmp_path):
-    folder = RunFolder(tmp_path, Share())
-    fault = {"kind": "raised", "message": "no", "raw": ""}
-    for one in "abcd":
-        folder.stages["sources"].append({"id": one})
-        folder.stages["critiques"].append({"id": one, "fault": fault} if one != "b" else {"id": one, "critique": {}})
-        folder.stages["decisions"].append({"id": one})
-    forget_raised(folder, {"a": ["a", "c"], "b": ["b"], "d": ["d"]})
-    assert {name: sorted(folder.stages[name]) for name in ("sources", "critiques", "decisions")} == {
-        "sources": ["a", "b", "c", "d"],
-        "critiques": ["a", "b"],
-        "decisions": ["b"],
-    }
-    folder.close()
-    assert sorted(RunFolder(tmp_path, Share()).stages["decisions"]) == ["b"]
+def test_a_shard_is_not_sealed_after_the_stage_that_broke():
+    sealed = Sealed()
+    with pytest.raises(ValueError, match="in a row"):
+        run([stage("sources"), stage("critiques", Moody(IDS))], [IDS[:20]], sealed=sealed)
+    assert sealed.through == {0: 1} and sealed["critiques"] == {}
 
 
 def test_a_component_in_words():
@@ -164,7 +145,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, source):
-    return finished(config_of(tmp_path_factory.mktemp("undisturbed") / "run", source))
+    return finished(config_of(tmp_path_factory.mktemp("undisturbed") / "run", source, shard=NUM_IMAGES)).store.address
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -172,55 +153,41 @@ def test_a_broken_component_stops_the_run_and_once_mended_it_ends_as_an_undistur
     undisturbed, source, tmp_path, case
 ):
     name, broken, stage_name, model = case
-    config = config_of(tmp_path / "run", source)
+    config = config_of(tmp_path / "run", source, shard=NUM_IMAGES)
     for resume in (False, True):  # to try again without mending changes nothing
         message = rf"^stage '{stage_name}': the {name} \(kind fake, model {model}\) raised on \d+ items in a row"
         with pytest.raises(ValueError, match=message):
             curate(config, resume=resume, components=fakes(**{name: broken}))
-        folder = RunFolder(config.output)
-        assert len(folder.stages[stage_name]) == 0
-        assert all("fault" not in folder.stages["decisions"][one] for one in folder.stages["decisions"])
+        done = {one.name: one.done for one in status_of(config.output).stages}
+        assert done[stage_name] == done["decisions"] == 0
+        assert done["sources"] == NUM_IMAGES, "what was whole before is kept"
     curate(config, resume=True, components=fakes())
-    assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed)
 
 
 @dataclass
 class Breaking:
-    """Raises from its third call on; is killed at a later one, while what it raised on is being recorded."""
+    """Raises from its third call on."""
 
-    killed_at: int = 0
     calls: int = 0
 
     def __call__(self):
         self.calls += 1
-        if self.calls == self.killed_at:
-            os.kill(os.getpid(), signal.SIGKILL)
         if self.calls > 2:
             raise RuntimeError("no memory of its own")
 
 
 @pytest.mark.parametrize("case", BROKEN)
-@pytest.mark.parametrize("killed_at", [0, 8])
-def test_a_component_that_breaks_at_work_costs_nothing_that_was_answered(
-    undisturbed, source, tmp_path, case, killed_at
-):
+def test_a_component_that_breaks_at_work_costs_nothing_that_was_sealed(undisturbed, source, tmp_path, case):
     name, broken, stage_name, _ = case
-    config = config_of(tmp_path / "run", source)
-    run = partial(curate, config, components=fakes(**{name: type(broken)(before=Breaking(killed_at))}))
-    if killed_at:
-        assert in_child(run) == [-9]
-        assert "RuntimeError" in "".join(lines_of(tmp_path / "run")[stage_name])
-    else:
-        with pytest.raises(ValueError, match=rf"stage '{stage_name}': the {name} .* items in a row"):
-            run()
-    answered = [line for line in lines_of(tmp_path / "run")[stage_name] if "RuntimeError" not in line]
-    assert answered and set(answered) <= set(lines_of(undisturbed.path)[stage_name])
-    asked = []
-    again = type(broken)(before=lambda: asked.append(0))
-    curate(config, resume=True, components=fakes(**{name: again}))
-    assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
-    rest = len(lines_of(undisturbed.path)[stage_name]) - len(answered)
-    assert len(asked) <= rest, "only what is missing is asked about, in batches"
+    config = config_of(tmp_path / "run", source, shard=NUM_IMAGES)
+    with pytest.raises(ValueError, match=rf"stage '{stage_name}': the {name} .* items in a row"):
+        curate(config, components=fakes(**{name: type(broken)(before=Breaking())}))
+    before = next((tmp_path / "run/shards").glob("*.parquet"))
+    assert STAGES.index(stage_name) == [one.done > 0 for one in status_of(config.output).stages].count(True)
+    curate(config, resume=True, components=fakes())
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed)
+    assert not before.exists(), "of each shard there is one file"
 
 
 def test_a_source_of_one_image_that_raises_stops_the_run(tmp_path):

@@ -2,14 +2,18 @@
 
 import json
 import os
+import shutil
 import tracemalloc
+from collections import Counter
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from rpo.curation import export as export_module
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import SourceConfig
 from rpo.curation.export import export, pairs_of
@@ -17,11 +21,12 @@ from rpo.curation.fates import Fate, select
 from rpo.curation.page import render_page
 from rpo.curation.records import histories
 from rpo.curation.score import ImageSimilarity
-from rpo.curation.sources import plan_import
+from rpo.curation.sources import cut_to_shards, plan_import, planned
 from rpo.curation.status import status_of
-from rpo.curation.store.folder import STAGES, RunFolder
+from rpo.curation.store import run as run_module
+from rpo.curation.store.run import CurationRun
 from tests.curation.fakes import config_of, fakes, finished, image_folder
-from tests.opens import Counted, opened_images
+from tests.opens import opened_images
 from tests.rewards.clip_models import save_clip
 
 COUNT = 20_000
@@ -85,13 +90,13 @@ def test_a_start_opens_only_images_that_are_new_or_changed(source, kind):
     assert planned_by(config) == ([], ids)
 
 
-def test_resuming_opens_no_image_of_the_source_and_another_part_its_own_once(source, tmp_path):
+def test_resuming_opens_no_image_of_the_source_and_another_share_its_own_once(source, tmp_path):
     source("folder")
     run = partial(config_of, tmp_path / "run", tmp_path / "source")
     found = []
-    for part, resume in (("0/2", False), ("0/2", True), ("1/2", False)):
+    for shards, resume in (("0/2", False), ("0/2", True), ("1/2", False)):
         with opened_images(tmp_path / "source") as names:
-            curate(run(part=part), resume=resume, components=fakes())
+            curate(run(shards=shards, shard=2), resume=resume, components=fakes())
         found.append(names)
     everything = sorted(path.name for path in (tmp_path / "source").glob("*.png"))
     assert found[1] == []
@@ -105,24 +110,53 @@ def test_resuming_opens_no_image_of_the_source_and_another_part_its_own_once(sou
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("growth")
-    return finished(config_of(folder / "run", image_folder(folder / "source", 30))).path
+    return finished(config_of(folder / "run", image_folder(folder / "source", 30))).store.address
 
 
-def test_status_reads_each_line_a_few_times_whatever_it_says(run, monkeypatch):
-    num_lines = sum(len(RunFolder(run).stages[stage]) for stage in STAGES)
-    counted = Counted(monkeypatch)
-    status_of(run)
-    assert counted.parsed < 3.5 * num_lines + 30
-    assert max(counted.opened[name] for name in counted.opened if name.startswith("part-")) <= 3 * len(STAGES) + 1
+def test_status_reads_the_marks_alone(run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    for path in (copy / "shards").glob("*.parquet"):
+        path.unlink()
+    assert str(status_of(copy)).splitlines()[1:] == str(status_of(run)).splitlines()[1:]
+    assert status_of(copy).stages[0].done == 30
+
+
+def test_an_image_is_read_once_in_a_pass_over_all(run, monkeypatch):
+    reads, real = Counter(), run_module.read_images
+    monkeypatch.setattr(run_module, "read_images", lambda file, at: reads.update([(file, at)]) or real(file, at))
+    assert len(list(pairs_of(CurationRun(run)))) > 5
+    assert len(reads) == 4 and set(reads.values()) == {1}
+
+
+def test_a_plan_takes_few_bytes_for_a_record():
+    def many():
+        for number in range(COUNT):
+            yield planned(f"a photograph of number {number}", {"kind": "x", "prompt": number}, f"{number}", "prompt")
+
+    def held(count):
+        tracemalloc.start()
+        shards = cut_to_shards(islice(many(), count), 128)
+        found, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert sum(one.records for one in shards) == count and len(shards) == -(-count // 128)
+        return found
+
+    assert held(COUNT) < 80 * COUNT
+    shards = cut_to_shards(islice(many(), 300), 128)
+    assert [item.caption for one in shards for item in one.items] == [item.caption for item in islice(many(), 300)]
+    assert [one.start for one in shards] == [0, 128, 256]
 
 
 def test_exports_take_pairs_one_by_one(run, monkeypatch, tmp_path):
     alive = []
 
-    def watched(pairs):
-        for number, one in enumerate(pairs, start=1):
+    def watched(*args, **kwargs):
+        for number, one in enumerate(real(*args, **kwargs), start=1):
             alive.append(number)
             yield one
+
+    real = export_module._pairs
 
     def slow(folder, pairs):
         taken = 0
@@ -130,8 +164,8 @@ def test_exports_take_pairs_one_by_one(run, monkeypatch, tmp_path):
             assert alive[-1] == taken, "no pair is made before it is written"
         return taken
 
-    monkeypatch.setattr("rpo.curation.export.pairs_of", lambda folder: watched(pairs_of(folder)))
-    monkeypatch.setattr("rpo.curation.export.write_pairs", slow)
+    monkeypatch.setattr(export_module, "_pairs", watched)
+    monkeypatch.setattr(export_module, "write_pairs", slow)
     assert export(run, to=tmp_path / "native").num_pairs == len(alive) > 5
 
 
@@ -144,13 +178,13 @@ def test_a_table_of_several_files_says_how_many_there_are(run, monkeypatch, tmp_
     names = sorted(path.name for path in (done.path / "data").iterdir())
     count = -(-done.num_pairs // 4)
     assert count > 2 and names == [f"train-{index:05}-of-{count:05}.parquet" for index in range(count)]
-    whole = [(pair.prompt, pair.key) for pair in pairs_of(RunFolder(run))]
+    whole = [(pair.prompt, pair.key) for pair in pairs_of(CurationRun(run))]
     assert [(pair.prompt, pair.key) for pair in read_pairs(done.path)] == whole
 
 
 def test_histories_come_in_the_order_of_the_plan(run):
-    assert [one.source.order for one in histories(RunFolder(run))] == list(range(30))
-    assert render_page(RunFolder(run), 5).count("data:image") > 5
+    assert [one.source.order for one in histories(CurationRun(run))] == list(range(30))
+    assert render_page(CurationRun(run), 5).count("data:image") > 5
 
 
 def test_a_selection_holds_few_of_many():

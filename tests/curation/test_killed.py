@@ -1,25 +1,23 @@
-"""Killed at any moment and called again, a run ends as one that was left alone: line for line, export for export."""
+"""Killed at any moment and called again, a run ends as one left alone: record for record, export for export."""
 
+import json
 import multiprocessing
 import os
 import random
 import signal
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 
-from rpo.curation import curate as curate_module
 from rpo.curation.curate import curate
+from rpo.curation.engines import local
 from rpo.curation.export import export
-from rpo.curation.store import shards as parts
-from rpo.curation.store.folder import STAGES, RunFolder
-from rpo.curation.store.progress import Progress
+from rpo.curation.records import Unavailable
+from rpo.curation.store.address import Store
+from rpo.curation.store.mark import STAGES
 from rpo.data.readers import read_pairs
-from rpo.files.whole import append_line
 from tests.curation.fakes import (
     FakeCritic,
     FakeEditor,
@@ -31,10 +29,13 @@ from tests.curation.fakes import (
     image_folder,
     in_child,
     lines_of,
+    named,
+    sealed,
     threaded,
 )
 
 COUNT = 30
+SHARDS = 4
 
 
 @pytest.fixture(scope="module")
@@ -44,155 +45,63 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, source):
-    return finished(config_of(tmp_path_factory.mktemp("undisturbed") / "run", source))
+    return finished(config_of(tmp_path_factory.mktemp("undisturbed") / "run", source)).store.address
 
 
-def images_of(folder):
-    return {path.name: path.read_bytes() for path in (folder / "images").glob("*.png")}
-
-
-@pytest.mark.parametrize(
-    ("component", "at"), [("critic", 1), ("critic", 7), ("instructor", 5), ("editor", 2), ("editor", 4)]
-)
-def test_in_a_component(undisturbed, source, tmp_path, component, at):
-    config = config_of(tmp_path / "run", source)
-    kinds = {"critic": FakeCritic, "instructor": FakeInstructor, "editor": FakeEditor}
-    killed = fakes(**{component: kinds[component](before=Hook(at))})
-    assert in_child(partial(curate, config, components=killed)) == [-9]
-    assert lines_of(tmp_path / "run") != lines_of(undisturbed.path)
-    curate(config, resume=True, components=fakes())
-    assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
+@pytest.fixture
+def forked(monkeypatch):
+    """Workers that are forked: they start at once, and take components that cannot be pickled."""
+    monkeypatch.setattr(local, "START", "fork")
+    monkeypatch.setattr(local, "require_shareable", lambda job: None)
 
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("moment", ["before", "half", "after"])
-@pytest.mark.parametrize("stage", STAGES)
-def test_while_a_line_is_written(undisturbed, source, tmp_path, monkeypatch, stage, moment):
-    at = max(len(undisturbed.stages[stage]) // 2, 2)
-    written = []
+@pytest.mark.parametrize(("component", "at"), [("critic", 1), ("critic", 7), ("instructor", 5), ("editor", 4)])
+def test_in_a_component(undisturbed, source, tmp_path, component, at):
+    config = config_of(tmp_path / "run", source)
+    kinds = {"critic": FakeCritic, "instructor": FakeInstructor, "editor": FakeEditor}
+    killed = fakes(**{component: kinds[component](before=Hook(at))})
+    assert in_child(partial(curate, config, components=killed)) == [-9]
+    curate(config, resume=True, components=fakes())
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed)
 
-    def append_and_die(path: Path, row):
-        written.append(path.parent.name)
-        is_last = written.count(stage) == at and path.parent.name == stage
-        if is_last and moment == "half":
-            append_line(path, row)
-            os.truncate(path, path.stat().st_size - 17)
-        elif not is_last or moment == "after":
-            append_line(path, row)
+
+MOMENTS = [(what, moment) for what in ("manifest.json", ".parquet", "2.json") for moment in ("before", "half", "after")]
+
+
+@pytest.mark.parametrize(("what", "moment"), [one for one in MOMENTS if one != ("manifest.json", "half")])
+def test_while_a_file_is_written(undisturbed, source, tmp_path, monkeypatch, what, moment):
+    """Half a file is what a disk leaves that renames before it has written; half a manifest is told."""
+    real, written = Store.write, []
+
+    def write_and_die(self, name, data):
+        is_last = name.endswith(what)
+        written.append(is_last)
+        is_last = sum(written) == (3 if what == ".parquet" else 1) and is_last
+        if not is_last or moment != "before":
+            real(self, name, data[: len(data) // 2] if is_last and moment == "half" else data)
         if is_last:
             die()
 
     config = config_of(tmp_path / "run", source)
     with monkeypatch.context() as patch:
-        patch.setattr(parts, "append_line", append_and_die)
+        patch.setattr(Store, "write", write_and_die)
         assert in_child(partial(curate, config, components=fakes())) == [-9]
-    found = RunFolder(config.output).stages[stage]
-    assert len(found) == (at if moment == "after" else at - 1), "all but the line that was being written"
-    is_torn = not (tmp_path / "run" / stage / "part-0.jsonl").read_bytes().endswith(b"\n")
-    assert is_torn == (moment == "half")
     curate(config, resume=True, components=fakes())
-    assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed)
+    require_same_shards(tmp_path / "run", undisturbed)
 
 
-@pytest.mark.parametrize("at", [1, 9, 36])
-@pytest.mark.parametrize("is_in_place", [False, True])
-def test_while_an_image_is_stored(undisturbed, source, tmp_path, monkeypatch, at, is_in_place):
-    """Sources and edits: a part of an image is never taken for one, and one without a line is stored once."""
-    calls = []
-    real = Path.replace
-
-    def replace_and_die(self, target):
-        if Path(target).parent.name == "images":
-            calls.append(target)
-            if len(calls) == at and not is_in_place:
-                die()
-        real(self, target)
-        if len(calls) == at:
-            die()
-
-    config = config_of(tmp_path / "run", source)
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", replace_and_die)
-        assert in_child(partial(curate, config, components=fakes())) == [-9]
-    assert len(images_of(tmp_path / "run")) == at - (not is_in_place)
-    curate(config, resume=True, components=fakes())
-    assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
-    assert images_of(tmp_path / "run") == images_of(undisturbed.path)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_file_that_ends_in_the_middle_of_a_line_is_gone_on_with(undisturbed, source, tmp_path, stage, share):
-    config = config_of(tmp_path / "run", source)
-    curate(config, components=fakes())
-    path = tmp_path / "run" / stage / "part-0.jsonl"
-    whole = path.read_bytes()
-    cut = whole[: max(int(len(whole) * share), 5)]
-    assert not cut.endswith(b"\n")
-    path.write_bytes(cut)
-    num_whole = cut.count(b"\n")
-    assert len(RunFolder(config.output).stages[stage]) == num_whole, "the torn line does not count"
-    curate(config, resume=True, components=fakes())
-    assert path.read_bytes()[: cut.rfind(b"\n") + 1] == whole[: cut.rfind(b"\n") + 1], "what was whole stays"
-    assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
-
-
-class AtWork:
-    """Which stages a process is at work in, to be read after its death."""
-
-    def __init__(self):
-        self.counts = multiprocessing.get_context("fork").Array("i", len(STAGES), lock=False)
-
-    def names(self):
-        return {stage for stage, count in zip(STAGES, self.counts, strict=True) if count > 0}
-
-    def clear(self):
-        self.counts[:] = [0] * len(STAGES)
-
-
-def under_watch(monkeypatch, at_work, *, line_seconds):
-    """Note what is at work, and make every line take its time, so that all stages are killed in and not the slowest."""
-    real = Progress.batch
-
-    @contextmanager
-    def batch(self, stage):
-        at_work.counts[STAGES.index(stage)] += 1
-        with real(self, stage):
-            yield
-        at_work.counts[STAGES.index(stage)] -= 1
-
-    def append_slowly(path, row):
-        time.sleep(line_seconds)
-        append_line(path, row)
-
-    monkeypatch.setattr(curate_module.Progress, "batch", batch)
-    monkeypatch.setattr(parts, "append_line", append_slowly)
-
-
-def kill_at_random(config, make, at_work, *, times, seconds, stages=()):
-    """Kill a run at random times until it was killed often enough, and in these stages; what it was killed in.
-
-    A run that comes to its end before loses the end of every file, in the middle of a line, and goes on.
-    """
-    chance = random.Random(0)
-    kills: list[set[str]] = []
-    while len(kills) < times or not set(stages) <= set().union(*kills):
-        assert len(kills) < 10 * times, set().union(*kills)
-        at_work.clear()
-        run = partial(curate, config, resume=True, components=make())
-        (code,) = in_child(run, kill_after=chance.uniform(0.1, 1) * seconds)
-        assert code in (0, -9)
-        if code == -9:
-            kills.append(at_work.names())
-            continue
-        for stage in STAGES:
-            for part in Path(config.output).glob(f"{stage}/part-*"):
-                data = part.read_bytes()
-                part.write_bytes(data[: chance.randrange(len(data))])
-    return kills
+def require_same_shards(folder, other):
+    """The same files, byte for byte, but for when they were made: nothing is lost, doubled or left behind."""
+    found = []
+    for path in (folder, other):
+        marks = [json.loads(Store(path).read(f"shards/{number:07}.json")) for number in sealed(path)]
+        found.append([(mark["file"], mark["sha256"], mark["stages"], mark["start"]) for mark in marks])
+    assert found[0] == found[1]
 
 
 def require_same_exports(folder, other):
@@ -207,48 +116,159 @@ def require_same_exports(folder, other):
         assert len(read_pairs(one)) == len(read_pairs(two)) > 0
 
 
-def test_at_random_times(undisturbed, source, tmp_path, monkeypatch):
-    config = config_of(tmp_path / "run", source)
-    with monkeypatch.context() as patch:
-        under_watch(patch, at_work := AtWork(), line_seconds=0.001)
-        assert len(kill_at_random(config, threaded, at_work, times=3, seconds=0.3)) == 3
-    curate(config, resume=True, components=fakes())
-    assert lines_of(tmp_path / "run") == lines_of(undisturbed.path)
+class Slow:
+    """Makes a component take its time, so that kills find a run at work."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def __call__(self):
+        time.sleep(self.seconds)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+def slow(make, seconds):
+    before = Slow(seconds)
+    found = make()
+    for component in (found.critic, found.instructor, found.editor):
+        component.before = before
+    return found
+
+
+def kill_at_random(config, make, *, times, seconds):
+    """Kill a run at random times, often enough; one that comes to its end before loses half of its marks."""
+    chance, kills = random.Random(0), 0
+    while kills < times:
+        run = partial(curate, config, resume=True, components=slow(make, 0.003))
+        (code,) = in_child(run, kill_after=chance.uniform(0.1, 1) * seconds)
+        assert code in (0, -9)
+        kills += code == -9
+        if code == 0:
+            for number in chance.sample(sealed(config.output), k=len(sealed(config.output)) // 2):
+                Store(config.output).remove(f"shards/{number:07}.json")
+
+
 @pytest.mark.parametrize("make", [fakes, threaded])
-def test_often_and_under_load_in_every_stage(tmp_path, monkeypatch, make):
-    source = image_folder(tmp_path / "source", 150)
-    undisturbed = finished(config_of(tmp_path / "undisturbed" / "run", source))
-    at_work = AtWork()
-    config = config_of(tmp_path / "killed" / "run", source)
-    with monkeypatch.context() as patch:
-        under_watch(patch, at_work, line_seconds=0.002)
-        kills = kill_at_random(config, make, at_work, times=30, seconds=1.5, stages=STAGES)
-    assert len(kills) >= 30 and set().union(*kills) == set(STAGES)
+def test_at_random_times(undisturbed, source, tmp_path, make):
+    config = config_of(tmp_path / "run", source)
+    kill_at_random(config, make, times=2, seconds=0.2)
     curate(config, resume=True, components=make())
-    assert lines_of(tmp_path / "killed" / "run") == lines_of(undisturbed.path)
-    require_same_exports(tmp_path / "killed" / "run", undisturbed.path)
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed)
+    require_same_shards(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_several_workers_give_the_same(undisturbed, source, tmp_path, forked, workers):
+    config = config_of(tmp_path / "run", source, workers=workers)
+    curate(config, components=threaded() if workers == 2 else fakes())
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed)
+    require_same_shards(tmp_path / "run", undisturbed)
+
+
+def test_a_worker_that_dies_ends_the_run_and_the_others(undisturbed, source, tmp_path, forked):
+    config = config_of(tmp_path / "run", source, workers=2)
+    before = set(multiprocessing.active_children())
+    with pytest.raises(Unavailable, match="a worker process died"):
+        curate(config, components=fakes(editor=FakeEditor(before=die)))
+    assert set(multiprocessing.active_children()) == before
+    curate(config, resume=True, components=fakes())
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed)
+
+
+def test_workers_end_with_the_process_that_started_them(undisturbed, source, tmp_path, forked):
+    config, pids = config_of(tmp_path / "run", source, workers=2), tmp_path / "pids"
+    pids.mkdir()
+
+    def note_and_wait():
+        (pids / str(os.getpid())).touch()
+        time.sleep(60)
+
+    run = partial(curate, config, components=fakes(critic=FakeCritic(before=note_and_wait)))
+    child = multiprocessing.get_context("fork").Process(target=run)
+    child.start()
+    until(lambda: len(list(pids.iterdir())) == 2)
+    child.kill()
+    child.join()
+    until(lambda: not any(is_alive(int(path.name)) for path in pids.iterdir()))
+    curate(config, resume=True, components=fakes())
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed)
+
+
+def until(holds):
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def is_alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+def test_workers_that_are_not_forked(undisturbed, source, tmp_path):
+    curate(named(config_of(tmp_path / "run", source, workers=2)))
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed)
+    require_same_shards(tmp_path / "run", undisturbed)
+
+
+def test_workers_see_a_common_place_and_components_that_can_be_handed_over(source, tmp_path):
+    config = config_of("memory://nowhere", source, workers=2)
+    with pytest.raises(ValueError, match="who cannot see each other's memory; expected a place that all see"):
+        curate(config, components=fakes())
+    with pytest.raises(ValueError, match="cannot be handed to 2 workers .*; name what makes it as package.module"):
+        curate(replace(config, output=str(tmp_path / "run")), components=fakes())
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_processes_that_are_killed_again_and_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("make", "workers"), [(fakes, 1), (threaded, 1), (threaded, 2)])
+def test_twenty_times(tmp_path, forked, make, workers):
+    source = image_folder(tmp_path / "source", 150)
+    undisturbed = finished(config_of(tmp_path / "undisturbed" / "run", source)).store.address
+    config = config_of(tmp_path / "killed" / "run", source, workers=workers)
+    kill_at_random(config, make, times=20, seconds=1.5)
+    curate(config, resume=True, components=make())
+    assert lines_of(tmp_path / "killed" / "run") == lines_of(undisturbed)
+    require_same_shards(tmp_path / "killed" / "run", undisturbed)
+    require_same_exports(tmp_path / "killed" / "run", undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_that_are_killed_again_and_again(tmp_path):
     source = image_folder(tmp_path / "source", 80)
-    undisturbed = finished(config_of(tmp_path / "undisturbed" / "run", source))
+    undisturbed = finished(config_of(tmp_path / "undisturbed" / "run", source)).store.address
     config = config_of(tmp_path / "killed" / "run", source)
-    shares = [replace(config, part=f"{part}/2") for part in range(2)]
+    shares = [replace(config, shards=f"{share}/2") for share in range(2)]
     chance = random.Random(1)
     codes: list[int | None] = []
-    with monkeypatch.context() as patch:
-        under_watch(patch, AtWork(), line_seconds=0.03)
-        for _ in range(12):
-            runs = [partial(curate, share, resume=True, components=threaded()) for share in shares]
-            codes += in_child(*runs, kill_after=chance.uniform(0.1, 0.4))
-    assert codes.count(-9) >= 12 and set(codes) <= {0, -9}
+    while codes.count(-9) < 20:
+        runs = [partial(curate, share, resume=True, components=slow(threaded, 0.02)) for share in shares]
+        codes += in_child(*runs, kill_after=chance.uniform(0.1, 0.4))
+    assert set(codes) <= {0, -9}
     for share in shares:
         curate(share, resume=True, components=fakes())
-    assert lines_of(tmp_path / "killed" / "run") == lines_of(undisturbed.path)
-    require_same_exports(tmp_path / "killed" / "run", undisturbed.path)
+    assert lines_of(tmp_path / "killed" / "run") == lines_of(undisturbed)
+    require_same_exports(tmp_path / "killed" / "run", undisturbed)
+
+
+def test_two_that_do_the_same_shards_do_no_harm(undisturbed, source, tmp_path):
+    config = config_of(tmp_path / "run", source)
+    runs = [partial(curate, config, resume=True, components=slow(make, 0.005)) for make in (fakes, threaded)]
+    assert in_child(*runs) == [0, 0]
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed)
+    require_same_shards(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stopped_after_a_stage_and_killed_in_the_next(undisturbed, source, tmp_path, stage):
+    config = config_of(tmp_path / "run", source)
+    curate(replace(config, stop_after=stage), components=fakes())
+    killed = fakes(critic=FakeCritic(before=Hook(2)), editor=FakeEditor(before=Hook(2)))
+    in_child(partial(curate, config, resume=True, components=killed))
+    curate(config, resume=True, components=fakes())
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed)

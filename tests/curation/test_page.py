@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -19,8 +20,18 @@ from rpo.curation.fates import FAULT_WORDS, STEPS, WORDS, Fate, count_steps, fat
 from rpo.curation.page import image_side, script_json, write_page
 from rpo.curation.page_records import AMPLIFICATION, difference, shown, who, written
 from rpo.curation.records import FaultKind, Reason, histories
-from rpo.curation.store.folder import RunFolder, Share
+from rpo.curation.store.run import CurationRun
+from tests.curation.fakes import whole, write_run
 from tests.curation.page_folder import FAULTS, KINDS, NASTY, PROMPT_SHA256, make_run
+
+
+def text_of(page):
+    return Path(page).read_text("utf-8")
+
+
+def decoded(data):
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
 
 VOID = {"meta", "link", "input", "img", "br"}
 
@@ -69,7 +80,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(run):
-    return Page(write_page(run).read_text("utf-8"))
+    return Page(text_of(write_page(run)))
 
 
 def record_of(page, kind):
@@ -84,7 +95,7 @@ def pixels(address):
 def test_the_page_is_beside_the_records_or_where_it_is_wanted(run, page, tmp_path):
     assert page.html == (run / "pairs.html").read_text("utf-8")
     wanted = tmp_path / "new" / "page.html"
-    assert write_page(str(run), str(wanted)) == wanted
+    assert write_page(str(run), str(wanted)) == str(wanted)
     assert wanted.read_bytes() == (run / "pairs.html").read_bytes()
     assert [path.name for path in wanted.parent.iterdir()] == ["page.html"]
 
@@ -118,14 +129,15 @@ def test_a_pair_has_everything_that_is_known_of_it(page, run):
     assert facts["editor"] == "instruct-pix2pix, some/editor, revision 0123456789ab"
     assert facts["seed of the edit"] == "1000"
     assert facts["source"] == "kind generated, seed 0, prompt 0, image 0"
-    assert (run / facts["source image"]).is_file() and (run / facts["edit image"]).is_file()
+    assert {facts["source image"], facts["edit image"]} <= set(whole(run).images)
     assert record["faults"] == []
 
 
 def test_small_images_are_kept_pixel_for_pixel_and_their_difference_is_amplified(page, run):
     record = record_of(page, "kept_edit")
     facts, images = dict(record["provenance"]), record["images"]
-    originals = [np.asarray(Image.open(run / facts[f"{kind} image"])).astype(int) for kind in ("source", "edit")]
+    kept = whole(run).images
+    originals = [np.asarray(decoded(kept[facts[f"{kind} image"]])).astype(int) for kind in ("source", "edit")]
     found = {kind: pixels(images[kind]) for kind in ("source", "edit", "difference")}
     assert {head for head, _ in found.values()} == {"data:image/png;base64"}
     assert (found["source"][1] == originals[0]).all() and (found["edit"][1] == originals[1]).all()
@@ -173,7 +185,7 @@ def test_outcomes_across_a_given_pair_are_told_with_both_sides(page):
 
 
 def test_counts_are_of_all_records_however_few_are_shown(run, page, tmp_path):
-    few = Page(write_page(run, tmp_path / "few.html", max_records=3).read_text("utf-8"))
+    few = Page(text_of(write_page(run, tmp_path / "few.html", max_records=3)))
     steps = re.search(r"What came through (.*) Record by record", page.text)[1]
     assert steps == re.search(r"What came through (.*) Record by record", few.text)[1]
     assert len(few.data["records"]) == 3
@@ -187,7 +199,7 @@ def test_counts_are_of_all_records_however_few_are_shown(run, page, tmp_path):
 
 
 def test_steps_count_who_came_through_and_why_the_others_did_not(run):
-    steps = count_steps(fate_of(one) for one in histories(RunFolder(run)))
+    steps = count_steps(fate_of(one) for one in histories(CurationRun(run)))
     assert [step.name for step in steps] == list(STEPS)
     assert [step.count for step in steps] == [24, 21, 20, 17, 15, 13, 10, 6]
     assert dict(steps[0].lost) == {"critique_fault": 2, "undecided": 1}
@@ -231,9 +243,9 @@ def test_the_selection_is_balanced_in_order_and_the_same_every_time():
 def test_texts_of_records_run_nowhere_and_end_nothing(tmp_path):
     captions = [NASTY, "lone \ud800 surrogate", "]]> --> </style></title>", "'\"`${alert(1)}"]
     kinds = ("kept_edit", "critique_fault", "instruction_fault", "got_worse")
-    plain = Page(write_page(make_run(tmp_path / "plain", kinds)).read_text("utf-8"))
+    plain = Page(text_of(write_page(make_run(tmp_path / "plain", kinds))))
     nasty_page = write_page(make_run(tmp_path / "<b>run", kinds, captions=captions[:1] + ["b"] + captions[2:]))
-    nasty = Page(nasty_page.read_text("utf-8"))
+    nasty = Page(text_of(nasty_page))
     assert [tag for tag, _ in nasty.elements] == [tag for tag, _ in plain.elements]
     assert set(captions) - {captions[1]} <= set(nasty.records)
     assert "<" not in nasty.scripts[0]
@@ -285,7 +297,7 @@ def test_every_reason_and_every_fault_has_words():
 
 def test_photographs_are_shrunk_and_compressed_and_the_page_says_so(tmp_path):
     run = make_run(tmp_path / "run", ("kept_edit", "nothing_to_fix"), size=640, has_pair=False)
-    page = Page(write_page(run).read_text("utf-8"))
+    page = Page(text_of(write_page(run)))
     assert "Images are shrunk to 512 pixels and compressed; those in the folder are not." in page.text
     images = page.data["records"][0]["images"]
     for kind in ("source", "edit", "difference"):
@@ -328,20 +340,18 @@ def test_components_are_named_by_what_they_have():
 
 
 def test_a_run_without_records_has_a_page(tmp_path):
-    folder = RunFolder(tmp_path, Share())
-    folder.claim({"sources": {"kind": "generate"}})
-    folder.close()
-    page = Page(write_page(tmp_path).read_text("utf-8"))
+    write_run(tmp_path, {"sources": {"kind": "generate"}}, [])
+    page = Page(text_of(write_page(tmp_path)))
     assert "There are no records yet." in page.text and page.all("form") == [] and page.data["records"] == []
 
 
 def test_an_older_page_survives_a_failed_one(tmp_path):
     run = make_run(tmp_path, ("kept_edit",), has_pair=False)
-    path = write_page(run)
+    path = Path(write_page(run))
     before = path.read_bytes()
-    for image in (run / "images").iterdir():
-        image.unlink()
-    with pytest.raises(ValueError, match=r"^record [0-9a-f]{16} \(.*\): the image .* does not exist"):
+    for shard in (run / "shards").glob("*.parquet"):
+        shard.unlink()
+    with pytest.raises(ValueError, match=r"\.parquet does not exist; expected every shard that has a mark"):
         write_page(run)
     assert path.read_bytes() == before
 

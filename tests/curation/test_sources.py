@@ -12,9 +12,9 @@ from rpo import shapes
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import SourceConfig
 from rpo.curation.generate import plan_generation
-from rpo.curation.records import histories
+from rpo.curation.records import histories, image_of
 from rpo.curation.sources import plan_import, record_id
-from rpo.curation.store.folder import RunFolder
+from rpo.curation.store.run import CurationRun
 from rpo.data.pixels import to_pixels
 from rpo.data.writers import write_pairs
 from rpo.models.checkpoint import Checkpoint
@@ -126,10 +126,10 @@ def test_both_sides_of_a_pair_become_records_that_belong_together(tmp_path):
 @pytest.mark.parametrize("share", ["0/2", "1/2"])
 def test_the_sides_of_a_pair_are_done_by_one_process(tmp_path, share):
     write_pairs(tmp_path / "pairs", [pair(index) for index in range(8)])
-    config = config_of(tmp_path / "run", tmp_path, part=share, stop_after="sources")
+    config = config_of(tmp_path / "run", tmp_path, shards=share, shard=2, stop_after="sources")
     config = replace(config, source=SourceConfig(kind="pairs", path=str(tmp_path / "pairs"), batch_size=4))
     curate(config, components=fakes())
-    found = list(histories(RunFolder(config.output)))
+    found = list(histories(CurationRun(config.output)))
     sides = {
         one.source.group: {other.source.side for other in found if other.source.group == one.source.group}
         for one in found
@@ -152,7 +152,7 @@ def drawn(tmp_path_factory):
 
 
 def test_drawn_images_are_those_of_the_sampler(drawn):
-    found = list(histories(RunFolder(drawn.output)))
+    found = list(histories(CurationRun(drawn.output)))
     assert [one.source.caption for one in found] == ["a red circle"] * 2 + ["a blue square"] * 2
     assert [(one.source.origin["prompt"], one.source.origin["image"]) for one in found] == [
         (0, 0),
@@ -160,8 +160,8 @@ def test_drawn_images_are_those_of_the_sampler(drawn):
         (1, 0),
         (1, 1),
     ]
-    folder = RunFolder(drawn.output)
-    images = np.stack([np.asarray(folder.load_image(one.source.image, one.source.id)) for one in found])
+    run = CurationRun(drawn.output)
+    images = np.stack([np.asarray(image_of(run, one, "source")) for one in found])
     model = Checkpoint.load("shapes")
     prompts = ["a red circle", "a blue square"]
     expected = generate(model, prompts, seed=7, images_per_prompt=2, num_steps=2, guidance_scale=2.0, eta=1.0)
@@ -178,7 +178,7 @@ def test_more_prompts_may_be_drawn_later(drawn, tmp_path):
     one = replace(drawn, output=str(tmp_path), source=replace(drawn.source, limit=1))
     curate(one, components=fakes())
     curate(replace(one, source=drawn.source), resume=True, components=fakes())
-    ids = [[history.source.id for history in histories(RunFolder(path))] for path in (tmp_path, drawn.output)]
+    ids = [[history.source.id for history in histories(CurationRun(path))] for path in (tmp_path, drawn.output)]
     assert ids[0] == ids[1]
 
 

@@ -26,12 +26,15 @@ from rpo.config.load import load_config
 from rpo.config.settings import describe_fields
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import CurateConfig
+from rpo.curation.store.address import Store
+from rpo.curation.store.mark import STAGES, read_marks
+from rpo.curation.store.shard import load
 from rpo.objectives.preference.region import RegionConfig
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.trainers.rollouts.settings import StepsConfig
 from rpo.trainers.value import network, returns
 from rpo.trainers.value.settings import ValueConfig
-from tests.run_state import metrics_of, result_of
+from tests.run_state import metrics_of
 from tests.trainers.online_runs import endpoint, grpo, learning, lightness, score_as_action
 from tests.trainers.pair_runs import SCORED, edits, trainer_of
 
@@ -74,13 +77,18 @@ def saved(folder: Path) -> dict[str, Any]:
 
 
 def curated(folder: Path) -> dict[str, Any]:
-    """Every line of a small curation on `shapes`."""
+    """What every stage of a small curation on `shapes` says, and its images."""
     words = ["source.limit=3", "source.images_per_prompt=2", "source.num_steps=4", "progress=false"]
     words += ["source.guidance_scale=2.0", "source.eta=1.0"]
     curate(load_config(CurateConfig, None, [*words, f"output={folder}"]))
-    found = result_of(folder)
-    lines = {name: [line.decode() for line in value] for name, value in found.items() if name.endswith(".jsonl")}
-    return {"lines": lines, "images": sorted(hashlib.sha256(v).hexdigest() for k, v in found.items() if k not in lines)}
+    lines: dict[str, list[str]] = {stage: [] for stage in STAGES}
+    images = set[str]()
+    for mark in read_marks(Store(folder)):
+        shard = load(Store(folder), mark, len(STAGES))
+        images |= shard.images.keys()
+        for stage, rows in shard.rows.items():
+            lines[stage] += [json.dumps({"id": record, **row}) for record, row in rows.items()]
+    return {"lines": lines, "images": sorted(images)}
 
 
 def keys(_: Path) -> dict[str, Any]:

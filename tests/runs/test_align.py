@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from rpo.adapters.lora_file import WEIGHT_FILE, inspect_lora
 from rpo.config.load import load_config
 from rpo.curation.curate import Components
-from rpo.curation.store.folder import RunFolder
+from rpo.curation.store.run import CurationRun
 from rpo.reports.rounds import format_rounds
 from rpo.runs import align as module
 from rpo.runs.align import align
@@ -88,7 +88,7 @@ def test_every_round_is_recorded_with_its_yield_and_its_scores(finished):
 
 
 def test_the_second_round_draws_with_the_lora_of_the_first_and_from_noise_of_its_own(finished):
-    drawn = [RunFolder(finished.folder / f"round-{number}/curate").identity_of("sources") for number in (1, 2)]
+    drawn = [CurationRun(finished.folder / f"round-{number}/curate").identity_of("sources") for number in (1, 2)]
     assert [one["lora"] for one in drawn] == ["", "lora"]
     assert [one["seed"] for one in drawn] == ["0", "1"]
     assert drawn[0]["fingerprint"] != drawn[1]["fingerprint"]
@@ -108,7 +108,7 @@ def test_the_lora_of_the_end_is_both_adapters_one_on_top_of_the_other(finished):
 def test_rounds_may_start_from_a_lora(finished, tmp_path):
     result = align(small(tmp_path / "run", f"curate.source.model.lora={finished.lora}", "rounds=1"), components=OWN)
     assert inspect_lora(result.lora).ranks == (6,)
-    assert RunFolder(result.folder / "round-1/curate").identity_of("sources")["lora"] == "lora"
+    assert CurationRun(result.folder / "round-1/curate").identity_of("sources")["lora"] == "lora"
     assert lines(result.folder)[0]["scores"] == lines(finished.folder)[2]["scores"]
 
 

@@ -1,4 +1,1 @@
-"""What a run has found out, kept on disk; nothing outside this folder knows that there are files.
-
-`folder` opens a run and claims its settings, `shards` has the records of a stage, `progress` counts and times the work.
-"""
+"""Where a run of curation is kept: the only files that know that there are files."""

@@ -11,17 +11,18 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, TypeVar, final
 
 from pydantic import BaseModel, ValidationError
 
 from rpo.curation.records import Fault
+from rpo.curation.store.address import Store
 from rpo.curation.vlm.chat import Question, Reply
 from rpo.errors import InputError
-from rpo.files.whole import write_whole
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
@@ -132,15 +133,27 @@ def _in_words(error: ValidationError) -> str:
 
 @final
 class AnswerCache:
-    """A folder of replies: a file each, named by the sha256 of everything that decides it.
+    """Replies that were paid for, kept in a run so that no question is asked twice, whatever becomes of a worker.
 
-    A file appears whole by an atomic rename and is never changed, so any number of processes and machines can share the
-    folder. A file that cannot be read (a power cut) counts as absent and is written again.
+        answers/0000017/<sha256>.json    of a shard in work, each by the sha256 of everything that decides it
+        answers/0000017.jsonl            of a sealed shard, packed
+
+    Whatever is asked within `of` a place belongs there. What cannot be read (a power cut) counts as absent.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        """Use a folder, which is made when there is something to keep; None keeps nothing."""
-        self.folder, self._saving = folder, threading.Lock()
+    def __init__(self, store: Store | None) -> None:
+        """Keep replies in a run; None keeps nothing."""
+        self._store, self._lock = store, threading.Lock()
+        self._known: dict[str, dict[str, Reply]] = {}
+
+    @contextmanager
+    def of(self, place: str) -> Iterator[None]:
+        """Inside, in this thread, questions are asked for a place: a shard, or an audit."""
+        token = _PLACE.set(place)
+        try:
+            yield
+        finally:
+            _PLACE.reset(token)
 
     def load(self, asked: Mapping[str, str], question: Question) -> Reply | None:
         """What was answered, if the question was asked before.
@@ -148,27 +161,65 @@ class AnswerCache:
         Args:
             asked: The model and its settings.
         """
-        if self.folder is None:
+        if self._store is None:
             return None
-        try:
-            return Reply(**json.loads(self._path(self.folder, asked, question).read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError, RecursionError):
-            return None
+        return self._of(self._store, _PLACE.get()).get(_digest(asked, question))
 
     def save(self, asked: Mapping[str, str], question: Question, reply: Reply) -> None:
-        """Keep an answer."""
-        if self.folder is None:
+        """Keep an answer, at once."""
+        if self._store is None:
             return
-        path = self._path(self.folder, asked, question)
-        with self._saving:
-            write_whole(path, json.dumps(asdict(reply), ensure_ascii=False))
+        place, digest = _PLACE.get(), _digest(asked, question)
+        with self._lock:
+            self._store.write(f"{ANSWERS}/{place}/{digest}.json", _line(asdict(reply)))
+        self._of(self._store, place)[digest] = reply
 
-    def _path(self, folder: Path, asked: Mapping[str, str], question: Question) -> Path:
-        digest = hashlib.sha256(json.dumps(dict(asked), sort_keys=True).encode())
-        # Pixels and not the bytes of a file: the same image may be compressed in many ways.
-        for image in question.images:
-            digest.update(f"\0{image.mode}{image.size}\0".encode() + image.tobytes())
-        schema = question.answer.model_json_schema() if question.answer else None
-        digest.update(f"\0{json.dumps(schema, sort_keys=True)}\0{question.text}".encode())
-        name = digest.hexdigest()
-        return folder / name[:2] / f"{name}.json"
+    def pack(self, place: str) -> None:
+        """Put all answers of a place into one file; nothing more is asked there."""
+        if self._store is None or place not in self._known:  # nobody has asked there
+            return
+        if loose := self._store.names(f"{ANSWERS}/{place}"):
+            lines = [_line({"question": digest, **asdict(one)}) for digest, one in self._of(self._store, place).items()]
+            self._store.write(f"{ANSWERS}/{place}.jsonl", b"".join(lines))
+            for name in loose:
+                self._store.remove(f"{ANSWERS}/{place}/{name}")
+            self._store.remove_folder(f"{ANSWERS}/{place}")
+        with self._lock:
+            self._known.pop(place, None)
+
+    def _of(self, store: Store, place: str) -> dict[str, Reply]:
+        """The answers of a place."""
+        with self._lock:
+            if place not in self._known:
+                self._known[place] = dict(_read(store, place))
+            return self._known[place]
+
+
+_PLACE = ContextVar("place", default="other")
+ANSWERS = "answers"
+
+
+def _read(store: Store, place: str) -> Iterator[tuple[str, Reply]]:
+    packed = store.read_all([f"{ANSWERS}/{place}.jsonl"]).values()
+    loose = store.read_all([f"{ANSWERS}/{place}/{name}" for name in store.names(f"{ANSWERS}/{place}")])
+    for line in (line for data in packed for line in data.splitlines()):
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
+            found = json.loads(line)
+            yield found.pop("question"), Reply(**found)
+    for name, data in loose.items():
+        with suppress(ValueError, TypeError, RecursionError):
+            yield name.rpartition("/")[2].removesuffix(".json"), Reply(**json.loads(data))
+
+
+def _line(value: Mapping[str, object]) -> bytes:
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode()
+
+
+def _digest(asked: Mapping[str, str], question: Question) -> str:
+    digest = hashlib.sha256(json.dumps(dict(asked), sort_keys=True).encode())
+    # Pixels and not the bytes of a file: the same image may be compressed in many ways.
+    for image in question.images:
+        digest.update(f"\0{image.mode}{image.size}\0".encode() + image.tobytes())
+    schema = question.answer.model_json_schema() if question.answer else None
+    digest.update(f"\0{json.dumps(schema, sort_keys=True)}\0{question.text}".encode())
+    return digest.hexdigest()

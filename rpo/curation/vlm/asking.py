@@ -1,7 +1,6 @@
 """What critic, instructor and judge have in common: they ask a model, each by a prompt and for a type of answer."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from PIL.Image import Image
 
@@ -53,13 +52,13 @@ def asked_by_name(model: str, name: str) -> dict[str, str]:
     return {"kind": "server", "base_url": address, "model": served}
 
 
-def load_chat(config: ChatConfig, cache_folder: Path | None) -> Chat:
+def load_chat(config: ChatConfig, answers: AnswerCache) -> Chat:
     """The model that a configuration names.
 
     Args:
-        cache_folder: Where answers are kept if the configuration wants that; None for nowhere.
+        answers: Where they are kept, if the configuration wants that.
     """
-    cache = AnswerCache(cache_folder if config.cache else None)
+    cache = answers if config.cache else AnswerCache(None)
     if config.kind == "local":
         from rpo.curation.vlm.local import LocalChat
 

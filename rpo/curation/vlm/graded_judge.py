@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from rpo.curation.curate_config import ChatConfig
 from rpo.curation.records import Fault
-from rpo.curation.vlm.answers import understand
+from rpo.curation.vlm.answers import AnswerCache, understand
 from rpo.curation.vlm.asking import asked_by_name, load_chat
 from rpo.curation.vlm.chat import Chat, Question
 from rpo.curation.vlm.local import LocalChat
@@ -99,7 +99,7 @@ class GradedJudge:
 
     def _chat_on(self, device: torch.device) -> Chat:
         if self._chat is None:
-            self._chat = load_chat(ChatConfig(**{**self._asks, "device": str(device)}), None)
+            self._chat = load_chat(ChatConfig(**{**self._asks, "device": str(device)}), AnswerCache(None))
         if isinstance(self._chat, LocalChat):
             self._chat.to(device)
         return self._chat

@@ -10,13 +10,13 @@ that, not a grammar.
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import final
 
 from PIL.Image import Image
 
 from rpo.curation.curate_config import ChatConfig
 from rpo.curation.records import Critique, Fault, Instructions
+from rpo.curation.vlm.answers import AnswerCache
 from rpo.curation.vlm.asking import Asking, load_chat
 from rpo.curation.vlm.prompts import PromptFile
 
@@ -48,10 +48,10 @@ class VlmInstructor(Asking):
         return [answer if isinstance(answer, Fault) else check_commands(answer) for answer in answers]
 
 
-def vlm_instructor(config: ChatConfig, cache_folder: Path | None) -> VlmInstructor:
+def vlm_instructor(config: ChatConfig, answers: AnswerCache) -> VlmInstructor:
     """The instructor behind a server or on this machine, as the configuration's kind says."""
     prompt = PromptFile.load("instruct", config.prompt, variables=("caption", "critique"))
-    return VlmInstructor(load_chat(config, cache_folder), prompt)
+    return VlmInstructor(load_chat(config, answers), prompt)
 
 
 def check_commands(instructions: Instructions, raw: str = "") -> Instructions | Fault:

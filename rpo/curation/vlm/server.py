@@ -15,6 +15,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import cache
 from typing import Any
 
@@ -92,7 +93,7 @@ class ServerChat:
         if len(questions) == 1:
             return [self._answer(questions[0])]
         with ThreadPoolExecutor(self.concurrency) as pool:
-            futures = [pool.submit(self._answer, question) for question in questions]
+            futures = [pool.submit(copy_context().run, self._answer, question) for question in questions]
             try:
                 return [future.result() for future in futures]
             except BaseException:

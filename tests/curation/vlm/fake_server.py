@@ -8,6 +8,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from rpo.curation.store.address import Store
+from rpo.curation.vlm.answers import AnswerCache
+
 SMALL_QUESTION = 'Answer with {"ok": true}.'
 
 
@@ -122,3 +125,8 @@ def fake_server(behave: Behaviour, port: int = 0) -> Iterator[FakeServer]:
         yield server
     finally:
         server.close()
+
+
+def kept_in(folder):
+    """A cache of answers in a folder; None for nowhere."""
+    return AnswerCache(folder and Store(folder))

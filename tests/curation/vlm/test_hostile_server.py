@@ -16,7 +16,7 @@ from rpo.curation.curate_config import ChatConfig, CurateConfig
 from rpo.curation.records import Critique, Fault, Unavailable
 from rpo.curation.vlm.bounded_http import BODY_LIMIT, KEY_SHOWN, secret_pattern
 from rpo.files.whole import append_line
-from tests.curation.vlm.fake_server import SMALL_QUESTION, Response, completion, fake_server, saying, text_of
+from tests.curation.vlm.fake_server import SMALL_QUESTION, Response, completion, fake_server, kept_in, saying, text_of
 from tests.curation.vlm.raw_server import HEAD, raw_server
 
 IMAGE = Image.new("RGB", (8, 8))
@@ -34,7 +34,7 @@ def no_key(monkeypatch):
 
 def ask(server, tmp_path=None, **changes):
     settings = {"kind": "server", "model": "m", "base_url": server.url, "max_retries": 1, "timeout_seconds": SECONDS}
-    critic = load_critic(ChatConfig(**settings | changes), tmp_path)
+    critic = load_critic(ChatConfig(**settings | changes), kept_in(tmp_path))
     (answer,) = critic([IMAGE], ["a hat"])
     return answer
 

@@ -9,6 +9,7 @@ from rpo.curation.components import load_critic, load_instructor
 from rpo.curation.curate_config import ChatConfig
 from rpo.curation.judge import load_judge
 from rpo.curation.records import Critique, Fault, Problem
+from rpo.curation.store.address import Store
 from rpo.curation.vlm.answers import AnswerCache
 from rpo.curation.vlm.chat import Question, Reply
 from rpo.curation.vlm.local import LocalChat
@@ -30,7 +31,7 @@ def folder(tmp_path_factory):
 
 def chat(folder, cache=None, **changes):
     settings = {"kind": "local", "model": str(folder), "device": "cpu", "max_tokens": 12, "cache": bool(cache)}
-    return LocalChat(ChatConfig(**settings | changes), AnswerCache(cache))
+    return LocalChat(ChatConfig(**settings | changes), AnswerCache(cache and Store(cache)))
 
 
 def test_a_batch_says_what_its_items_say_alone(folder):

@@ -4,6 +4,7 @@ The server ignores `response_format`, so the answer's form is only asked for; th
 model says still depends on the caption.
 """
 
+import json
 import os
 import signal
 import socket
@@ -25,7 +26,8 @@ from rpo.config.load import to_yaml
 from rpo.curation.curate import curate
 from rpo.curation.curate_config import ChatConfig, CurateConfig, DecideConfig, SourceConfig
 from rpo.curation.records import Unavailable
-from rpo.curation.store.folder import RunFolder
+from rpo.curation.store.run import CurationRun
+from tests.curation.fakes import lines_of
 from tests.curation.vlm.tiny_vlm import save_tiny_vlm
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -102,13 +104,14 @@ def settings(output: Path, pictures: Path, model: Path, port: int) -> CurateConf
     )
 
 
-def lines(output: Path) -> list[str]:
-    file = output / "critiques" / "part-0.jsonl"
-    return file.read_text().splitlines() if file.exists() else []
+def answers(output: Path) -> set[str]:
+    loose = [path.read_text() for path in output.glob("answers/*/*.json")]
+    packed = [line for path in output.glob("answers/*.jsonl") for line in path.read_text().splitlines()]
+    return {json.loads(one)["text"] for one in loose + packed}
 
 
 def kill_after(process: subprocess.Popen, output: Path, number: int) -> None:
-    while len(lines(output)) < number:
+    while len(answers(output)) < number:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
 
@@ -136,20 +139,20 @@ def test_garbage_is_counted_and_a_killed_server_costs_what_was_in_flight(picture
             curate(settings(killed, pictures, model, port))
         killer.join()
 
-    before = lines(killed)
-    assert NUM_IMAGES // 2 <= len(before) < NUM_IMAGES, "nothing is recorded for the items in flight"
+    before = answers(killed)
+    assert NUM_IMAGES // 2 <= len(before) < NUM_IMAGES, "nothing is kept of the items in flight"
     with serving(model, port, other_log):
         curate(settings(killed, pictures, model, port), resume=True)
-    assert lines(killed)[: len(before)] == before
+    assert before < answers(killed)
     assert num_requests(other_log) == NUM_IMAGES - len(before), "what was answered is not asked again"
-    assert sorted(lines(killed)) == sorted(lines(undisturbed)), "record for record, as if nothing had happened"
+    assert lines_of(killed) == lines_of(undisturbed), "record for record, as if nothing had happened"
 
     capsys.readouterr()
     assert main(["curate", "status", str(killed)]) == 0
     line = next(one for one in capsys.readouterr().out.splitlines() if one.startswith("  critiques"))
     assert line.endswith(f" {NUM_IMAGES} parse_error")
-    run = RunFolder(killed)
-    faults = [run.stages["critiques"][record]["fault"] for record in run.stages["critiques"]]
+    run = CurationRun(killed)
+    faults = [row["fault"] for shard in run.shards() for row in shard.rows["critiques"].values()]
     assert len(faults) == NUM_IMAGES
     assert {fault["kind"] for fault in faults} == {"parse_error"}
     assert all(fault["raw"] for fault in faults) and len({fault["raw"] for fault in faults}) > 1

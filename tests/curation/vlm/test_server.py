@@ -17,7 +17,7 @@ from rpo.curation.curate_config import ChatConfig
 from rpo.curation.judge import load_judge
 from rpo.curation.records import RAW_LIMIT, Critique, Fault, Problem, Unavailable
 from rpo.curation.vlm.answers import answer_schema
-from tests.curation.vlm.fake_server import SMALL_QUESTION, Response, fake_server, in_turn, saying, text_of
+from tests.curation.vlm.fake_server import SMALL_QUESTION, Response, fake_server, in_turn, kept_in, saying, text_of
 
 GOOD = '{"problems": [{"what": "the hat is blue", "where": "", "severity": 2}], "keep": [], "overall": 6}'
 VALUE = Critique(problems=(Problem(what="the hat is blue", severity=2),), overall=6)
@@ -290,11 +290,12 @@ def test_the_order_of_a_batch_is_kept():
 def test_a_question_is_asked_once(tmp_path):
     with fake_server(saying(GOOD)) as server:
         for _ in range(2):
-            assert load_critic(config(server), tmp_path)([IMAGE, IMAGE.rotate(90)], ["a hat", "a hat"]) == [VALUE] * 2
+            critic = load_critic(config(server), kept_in(tmp_path))
+            assert critic([IMAGE, IMAGE.rotate(90)], ["a hat", "a hat"]) == [VALUE] * 2
         assert len(server.requests) == 2
-        assert load_critic(config(server, cache=False), tmp_path)([IMAGE], ["a hat"]) == [VALUE]
+        assert load_critic(config(server, cache=False), kept_in(tmp_path))([IMAGE], ["a hat"]) == [VALUE]
         assert len(server.requests) == 3
-    assert load_critic(config(server), tmp_path)([IMAGE], ["a hat"]) == [VALUE], "no server is needed any more"
+    assert load_critic(config(server), kept_in(tmp_path))([IMAGE], ["a hat"]) == [VALUE], "no server is needed any more"
     kept = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(kept) == 2 and all(path.suffix == ".json" for path in kept)
 
@@ -315,15 +316,15 @@ def test_another_question_is_asked(change, tmp_path):
     if change == "image":
         image.putpixel((3, 3), (0, 0, 0))
     with fake_server(saying(GOOD)) as server:
-        load_critic(config(server), tmp_path / "cache")([IMAGE], ["a hat"])
-        load_critic(config(server, **other), tmp_path / "cache")([image], ["a hat"])
+        load_critic(config(server), kept_in(tmp_path / "cache"))([IMAGE], ["a hat"])
+        load_critic(config(server, **other), kept_in(tmp_path / "cache"))([image], ["a hat"])
     assert len(server.requests) == 2
 
 
 def test_another_caption_and_another_address_are_asked(tmp_path):
     for _ in range(2):
         with fake_server(saying(GOOD)) as server:
-            critic = load_critic(config(server), tmp_path)
+            critic = load_critic(config(server), kept_in(tmp_path))
             critic([IMAGE], ["a hat"])
             critic([IMAGE], ["a cap"])
         assert len(server.requests) == 2
@@ -331,20 +332,20 @@ def test_another_caption_and_another_address_are_asked(tmp_path):
 
 def test_answers_that_were_wrong_are_kept_but_failures_are_not(tmp_path):
     with fake_server(saying("What a hat!")) as server:
-        faults = [load_critic(config(server), tmp_path)([IMAGE], ["a hat"]) for _ in range(2)]
+        faults = [load_critic(config(server), kept_in(tmp_path))([IMAGE], ["a hat"]) for _ in range(2)]
         assert faults[0] == faults[1] and len(server.requests) == 1
     with fake_server(in_turn([Response(body=b"{}"), Response(GOOD)])) as server:
-        assert load_critic(config(server), tmp_path)([IMAGE], ["a hat"])[0].kind == "empty"
-        assert load_critic(config(server), tmp_path)([IMAGE], ["a hat"]) == [VALUE]
+        assert load_critic(config(server), kept_in(tmp_path))([IMAGE], ["a hat"])[0].kind == "empty"
+        assert load_critic(config(server), kept_in(tmp_path))([IMAGE], ["a hat"]) == [VALUE]
 
 
 def test_a_damaged_cache_file_is_asked_again(tmp_path):
     with fake_server(saying(GOOD)) as server:
-        load_critic(config(server), tmp_path)([IMAGE], ["a hat"])
+        load_critic(config(server), kept_in(tmp_path))([IMAGE], ["a hat"])
         (kept,) = tmp_path.rglob("*.json")
         for damage in (b"", kept.read_bytes()[:20], b"[]", b'{"other": 1}'):
             kept.write_bytes(damage)
-            assert load_critic(config(server), tmp_path)([IMAGE], ["a hat"]) == [VALUE]
+            assert load_critic(config(server), kept_in(tmp_path))([IMAGE], ["a hat"]) == [VALUE]
     assert len(server.requests) == 5
 
 
@@ -358,7 +359,7 @@ def test_a_server_killed_half_way_and_restarted_costs_only_what_was_in_flight(tm
 
     captions = [f"hat {number}" for number in range(10)]
     with fake_server(dying) as server:
-        critic = load_critic(config(server, concurrency=2, max_retries=0), tmp_path)
+        critic = load_critic(config(server, concurrency=2, max_retries=0), kept_in(tmp_path))
         with pytest.raises(Unavailable):
             critic([IMAGE] * 10, captions)
         answered = len(list(tmp_path.rglob("*.json")))
