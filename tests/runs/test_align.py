@@ -105,6 +105,7 @@ def test_the_lora_of_the_end_is_both_adapters_one_on_top_of_the_other(finished):
     assert "Rich Preference Optimization" in (finished.lora / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_rounds_may_start_from_a_lora(finished, tmp_path):
     result = align(small(tmp_path / "run", f"curate.source.model.lora={finished.lora}", "rounds=1"), components=OWN)
     assert inspect_lora(result.lora).ranks == (6,)
@@ -112,6 +113,7 @@ def test_rounds_may_start_from_a_lora(finished, tmp_path):
     assert lines(result.folder)[0]["scores"] == lines(finished.folder)[2]["scores"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_after_any_part_ends_as_if_it_had_not_been(finished, tmp_path, monkeypatch):
     class Stop(Exception):
         pass

@@ -37,7 +37,10 @@ def failed(told):
     return {name for name, line in told.items() if line.startswith("  FAIL")}
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(
+    "algorithm",
+    [one if one in ("dpo", "grpo") else pytest.param(one, marks=pytest.mark.slow) for one in ALGORITHMS],
+)
 def test_it_goes_through_everything_and_leaves_nothing_behind(algorithm, inputs, tmp_path, capfd):  # noqa: F811
     before = sorted(path for path in inputs.rglob("*"))
     code, told, lines = examined(capfd, algorithm, inputs, tmp_path)

@@ -178,7 +178,7 @@ def test_of_the_best_of_several_alone_the_judge_sorts_the_images(inputs, tmp_pat
     assert [len(one.lineups) for one in lineups_of(found, kept).groups] == [(judged > 0).sum(), (judged < 0).sum()]
 
 
-@pytest.mark.parametrize("stop_after", [0, 4, 9, 11])
+@pytest.mark.parametrize("stop_after", [4, *(pytest.param(number, marks=pytest.mark.slow) for number in (0, 9, 11))])
 def test_a_killed_evaluation_goes_on_to_the_same_result(inputs, tmp_path, monkeypatch, stop_after):
     whole, drawn = tmp_path / "whole", list[tuple[int, int]]()
     words = {"best_of": 2, "best_by": BLUE}
