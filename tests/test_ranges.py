@@ -47,7 +47,7 @@ MAY_BE_EMPTY = {
     *(f"EditorConfig.{name}" for name in ("model", "base_model")),
     *(f"SourceConfig.{name}" for name in ("path", "lora")),
     *(f"DecideConfig.{name}" for name in ("similarity_model", "min_chosen")),
-    *(f"CurateConfig.{name}" for name in ("evaluation", "part")),
+    *(f"CurateConfig.{name}" for name in ("evaluation", "shards")),
     *(f"{cls}.trackers" for cls in ("LearningSpeed", "LearningConfig", "OnlineLearningConfig", "LoopConfig")),
     *(f"{cls}Config.held_out" for cls in ("Watch", "Monitor")),
     *(
