@@ -180,7 +180,7 @@ def looked_for(store: Store, num_shards: int, records: int) -> tuple[int, int]:
     """How many records of the plan are nowhere, and how many are somewhere twice."""
     seen, twice = Keys(), 0
     for mark in read_marks(store):
-        with store.open(mark.file) as file:
+        with store.reader(mark.file) as file:
             found = pq.ParquetFile(file).read(columns=["record"]).column("record").to_pylist()
         assert found == ids_of(mark.number, records), "a shard of another plan"
         twice += sum(not seen.add(int(record, 16)) for record in found)

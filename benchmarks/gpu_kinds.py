@@ -20,6 +20,7 @@ from gpu_part import Note, Setting
 from rpo.adapters.loading import load_model
 from rpo.cli.main import main as rpo
 from rpo.errors import InputError
+from rpo.files.text import lines, read_text
 from rpo.models.config import ModelConfig
 from rpo.models.execution import xformers_fault
 from rpo.trainers.dpo import DPO
@@ -142,7 +143,7 @@ def quickstart(setting: Setting, note: Note) -> None:
         if code != 0:
             raise RuntimeError(f"rpo quickstart ended with {code}; what it said is above")
         note("seconds", time.perf_counter() - started)
-        rounds = (Path(folder) / "run/rounds.jsonl").read_text("utf-8").splitlines()
+        rounds = lines(read_text(Path(folder) / "run/rounds.jsonl"))
         last = json.loads(rounds[-1])
         with suppress(KeyError):
             note("gain", last["gain"])

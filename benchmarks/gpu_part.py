@@ -97,7 +97,7 @@ def _work(part: Part, setting: Setting, told: Connection) -> None:
         except Skipped as reason:
             told.send(("skipped", str(reason)))
         except Exception as error:
-            lines = traceback.format_exc().strip().splitlines()[-LINES_OF_AN_ERROR:]
+            lines = traceback.format_exc().strip().split("\n")[-LINES_OF_AN_ERROR:]
             told.send(("failed", f"{type(error).__name__}: {error}\n" + "\n".join(lines)))
         else:
             told.send(("done", ""))

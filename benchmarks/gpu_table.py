@@ -26,7 +26,7 @@ def table(report: Found) -> str:
 def rows(name: str, part: Found) -> Iterator[Row]:
     """Of one part: how it ended, if it did not end well, and what it found until then."""
     if part["status"] != "done":
-        reason = part["reason"].splitlines()[0]
+        reason = part["reason"].partition("\n")[0]
         is_skipped = part["status"] == "skipped"
         yield part["status"], f"{part['seconds']:.0f} s", f"{LEFT_OUT}{reason}" if is_skipped else f"{BAD}: {reason}"
     yield from ROWS.get(name, _sized)(part["found"])
@@ -128,7 +128,7 @@ def _compiled(found: Found) -> Iterator[Row]:
 
 
 def _short(text: str, most: int = 120) -> str:
-    line = text.splitlines()[0].replace("|", "/")
+    line = text.partition("\n")[0].replace("|", "/")
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 

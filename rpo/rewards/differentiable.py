@@ -8,6 +8,8 @@ DIFFERENTIABLE = (
     "clip-score",
     "pick-score",
     "shapes-clip",
+    "shapes-potential",
+    "shapes-tokens-potential",
     "aesthetic",
     "hps-v2",
     "hps-v2.1",

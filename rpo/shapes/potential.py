@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from rpo import shapes
 from rpo.errors import InputError
+from rpo.files.text import read_text
 from rpo.rewards.base import check_batch, check_range
 from rpo.rewards.clip import ClipReward
 from rpo.rewards.version import version_of_weights
@@ -84,7 +85,7 @@ class PotentialHeads(nn.Module):
 def load_heads(folder: Path) -> PotentialHeads:
     """Those of a folder that `scripts/shapes/pretrain_potential.py` wrote, in float32."""
     try:
-        heads = PotentialHeads(**json.loads((folder / CONFIG).read_text("utf-8")))
+        heads = PotentialHeads(**json.loads(read_text(folder / CONFIG)))
         heads.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, TypeError, RuntimeError, ValueError) as error:
         raise InputError(

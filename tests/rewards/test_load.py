@@ -23,6 +23,7 @@ from rpo.rewards.hpsv3 import HPS_V3
 from rpo.rewards.image_reward import IMAGE_REWARD
 from rpo.rewards.jpeg import COMPRESSIBILITY, JpegReward
 from rpo.rewards.ocr import OCR
+from rpo.shapes.potential import POTENTIAL, POTENTIAL_OF_TOKENS
 from rpo.shapes.proxy import REWARD
 from rpo.shapes.reward import GRADED, ShapesReward
 from rpo.words.reward import JUDGE
@@ -86,6 +87,8 @@ def test_names_are_what_they_say():
         CLIP_SCORE,
         PICK_SCORE,
         REWARD,
+        POTENTIAL,
+        POTENTIAL_OF_TOKENS,
         AESTHETIC,
         HPS_V2,
         HPS_V2_1,

@@ -54,9 +54,9 @@ class Store:
         found = self._files.cat(list(paths), on_error="omit") if paths else {}
         return {paths[path]: data for path, data in found.items()}
 
-    def open(self, name: str) -> Any:
+    def reader(self, name: str) -> Any:
         """A file to read here and there of."""
-        return self._files.open(self._path(name), "rb")
+        return self._files.open(path=self._path(name), mode="rb")
 
     def write(self, name: str, data: bytes) -> None:
         """Put a file there, whole."""

@@ -177,7 +177,7 @@ def opened(store: Store, file: str) -> "pq.ParquetFile":
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(store.open(file))
+        return pq.ParquetFile(store.reader(file))
     except FileNotFoundError as error:
         raise InputError(
             f"{store.place(file)} does not exist; expected every shard that has a mark; restore it, or delete its mark "

@@ -202,7 +202,7 @@ ANSWERS = "answers"
 def _read(store: Store, place: str) -> Iterator[tuple[str, Reply]]:
     packed = store.read_all([f"{ANSWERS}/{place}.jsonl"]).values()
     loose = store.read_all([f"{ANSWERS}/{place}/{name}" for name in store.names(f"{ANSWERS}/{place}")])
-    for line in (line for data in packed for line in data.splitlines()):
+    for line in (line for data in packed for line in data.split(b"\n")):
         with suppress(ValueError, TypeError, KeyError, RecursionError):
             found = json.loads(line)
             yield found.pop("question"), Reply(**found)
