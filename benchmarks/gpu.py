@@ -89,8 +89,9 @@ def main() -> None:
         found = run_part(part, setting, share * part.seconds)
         report["parts"][name] = {"what": part.what, **found}
         write_whole(args.output, json.dumps(report, indent=2) + "\n")
-        told = f": {found['reason'].partition(chr(10))[0]}" if found["reason"] else ""
-        print(f"{name}: {found['status']} after {found['seconds']:.0f} s{told}", file=sys.stderr, flush=True)
+        reason, _, _ = found["reason"].partition("\n")
+        told = f"{name}: {found['status']} after {found['seconds']:.0f} s"
+        print(": ".join(filter(None, (told, reason))), file=sys.stderr, flush=True)
     print(table(report))
     print(f"\nall findings: {args.output}")
     sys.exit(0 if is_well(report) else 1)

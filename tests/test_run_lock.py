@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from rpo.errors import InputError
-from rpo.files.lock import LOCK, is_taken, sole_owner, taken_if_free
+from rpo.files.lock import LOCK, sole_owner, taken_if_free
 
 FORK = multiprocessing.get_context("fork")
 
@@ -107,8 +107,11 @@ def test_what_is_held_is_left_alone_and_what_is_free_is_taken(tmp_path, other):
     with taken_if_free(tmp_path / "run" / LOCK) as is_ours:
         assert not is_ours
     with taken_if_free(tmp_path / "new" / "folder" / LOCK) as is_ours:
-        assert is_ours and is_taken(tmp_path / "new" / "folder" / LOCK)
-    assert not is_taken(tmp_path / "new" / "folder" / LOCK)
+        assert is_ours
+        with taken_if_free(tmp_path / "new" / "folder" / LOCK) as is_ours_too:
+            assert not is_ours_too
+    with taken_if_free(tmp_path / "new" / "folder" / LOCK) as is_ours_again:
+        assert is_ours_again
 
 
 def test_an_error_inside_is_no_lock_of_another(tmp_path):

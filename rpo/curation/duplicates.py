@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from rpo.data.pixels import grey
 from rpo.errors import InputError
 
 MAX_BITS = 15
@@ -28,8 +29,8 @@ def look_of(image: Image.Image) -> str:
         >>> look_of(Image.new("RGB", (32, 32), "red"))
         '0000000000000000'
     """
-    grey = np.asarray(image.convert("L").resize((_SIDE + 1, _SIDE), Image.Resampling.BOX), np.int16)
-    return np.packbits(grey[:, :-1] < grey[:, 1:]).tobytes().hex()
+    shrunk = np.asarray(grey(image).resize((_SIDE + 1, _SIDE), Image.Resampling.BOX), np.int16)
+    return np.packbits(shrunk[:, :-1] < shrunk[:, 1:]).tobytes().hex()
 
 
 def are_first(looks: np.ndarray, groups: np.ndarray, bits: int) -> np.ndarray:

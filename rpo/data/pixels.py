@@ -77,6 +77,11 @@ def rgb(image: Image.Image) -> Image.Image:
     return as_seen(image).image
 
 
+def grey(image: Image.Image) -> Image.Image:
+    """How light an image is, whatever its colours: as it is seen, in one band."""
+    return rgb(image).convert("L")
+
+
 def to_pixels(images: "Images") -> NDArray[np.uint8]:
     """Float images [n, 3, h, w] in [0, 1] as the bytes [n, h, w, 3] that a PNG holds."""
     return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()

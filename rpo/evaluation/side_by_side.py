@@ -52,11 +52,6 @@ class Drawn:
     latent_distance: float | None = None
 
 
-def rows_of(prompts: Sequence[str], images: int, seed: int) -> list[Row]:
-    """So many images of each prompt, those of one beside each other; the noise of an image is that of its seed."""
-    return [Row(prompt, seed + number) for prompt in prompts for number in range(images)]
-
-
 def draw_side_by_side(
     model: Checkpoint,
     rows: Sequence[Row],

@@ -76,15 +76,6 @@ def taken_if_free(path: Path) -> Iterator[bool]:
         yield is_ours
 
 
-def is_taken(path: Path) -> bool:
-    """Whether somebody holds a lock file."""
-    try:
-        FileLock(path).acquire(timeout=0).lock.release()
-    except Timeout:
-        return True
-    return False
-
-
 def _owner(path: Path) -> str:
     try:
         return read_text(path) or "another process"

@@ -100,8 +100,7 @@ class Session(Generic[B]):
         draws_ahead: bool = False,
     ) -> None:
         """Do the updates that are left; see `fit`."""
-        ahead = Ahead(batches) if draws_ahead else None
-        loop, state = self.loop, self.state
+        coming, loop, state = Ahead(batches), self.loop, self.state
         log = MetricLog(
             self.folder,
             updates=loop.updates,
@@ -114,7 +113,7 @@ class Session(Generic[B]):
         with closing(log):
             while not self.is_done:
                 try:
-                    self._update(ahead or batches, accumulator, log, ahead)
+                    self._update(coming, accumulator, log, draws_ahead=draws_ahead)
                     log.advance(state.metrics)
                     self._call_hooks(on_update, guard)
                     if state.stopped_because is not None and not self._is_logged:
@@ -153,17 +152,15 @@ class Session(Generic[B]):
         self.processes.fail_together(error)
         return path
 
-    def _update(
-        self, batches: Iterator[B], accumulator: Accumulator[B], log: MetricLog, ahead: Ahead[B] | None
-    ) -> None:
+    def _update(self, coming: Ahead[B], accumulator: Accumulator[B], log: MetricLog, *, draws_ahead: bool) -> None:
         state, started = self.state, time.perf_counter()
         is_last = state.update + 1 == self.loop.updates
         done = accumulator.run(
-            batches,
+            coming,
             update=state.update + 1,
             scale=state.scale.value,
             scale_may_shrink=state.scale.may_shrink,
-            meanwhile=(lambda: None) if ahead is None or is_last else ahead.make_next,
+            meanwhile=coming.make_next if draws_ahead and not is_last else lambda: None,
         )
         if done.problem is not None:
             raise NonFiniteLossError(done.problem, state.update + 1, self.save() if state.update > 0 else None)

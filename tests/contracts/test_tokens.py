@@ -17,12 +17,13 @@ from rpo.objectives.preference.mapo import Mapo
 from rpo.process.categorical import MASK, Unmasking
 from rpo.sampling.sample import Keep, generate, image_generator, sample
 from rpo.sampling.select import How, by_drafts
-from rpo.sampling.stepwise import Assessment, by_potential, by_pruning
+from rpo.sampling.stepwise import by_potential, by_pruning
 from rpo.trainers.grpo import GRPO
 from rpo.trainers.rollouts.settings import StepsConfig
 from rpo.types import Canvas
 from tests.contracts.test_families import PROMPTS, pairs, weights
 from tests.contracts.test_ratio import GUIDANCE, log_ratio
+from tests.sampling.choices import OnTheWay
 from tests.tiny import tiny_sd
 from tests.tiny_amused import CODES, tiny_amused
 from tests.trainers import pair_runs
@@ -58,17 +59,6 @@ def dpo(folder, *, pipe=None, learning=None, objective=None, **changes):
         preflight=True,
         **changes,
     )
-
-
-class OnTheWay:
-    """Sees light, and potential in half of what it sees."""
-
-    def __call__(self, images, prompts):
-        return lightness(images, prompts)
-
-    def assess(self, images, prompts, time):
-        light = lightness(images, prompts)
-        return Assessment(torch.ones_like(light), (light > light.median()).float())
 
 
 def generators():

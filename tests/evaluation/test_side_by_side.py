@@ -6,7 +6,7 @@ import torch
 
 from rpo.adapters.lora import add_lora, load_lora
 from rpo.data.pixels import to_pixels
-from rpo.evaluation.side_by_side import Column, Row, draw_side_by_side, rows_of
+from rpo.evaluation.side_by_side import Column, Row, draw_side_by_side
 from rpo.models.checkpoint import Checkpoint
 from rpo.sampling.sample import generate
 from tests.adapters.test_strength import files  # noqa: F401 - a fixture
@@ -26,10 +26,6 @@ def model(files):  # noqa: F811
 
 def lightness(images, prompts):
     return images.mean((1, 2, 3))
-
-
-def test_rows_count_seeds_on_for_each_prompt():
-    assert rows_of(["a", "b"], 2, 7) == [*ROWS, Row("b", 8)]
 
 
 def test_an_image_is_that_of_its_prompt_and_seed_whatever_the_batch(model):

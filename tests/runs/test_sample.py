@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from rpo.adapters.lora import add_lora, load_lora, save_lora
@@ -19,8 +18,9 @@ from rpo.runs import sample as module
 from rpo.runs.sample_wish import Wish, prompts_of, size_of, swept, ways_of
 from rpo.sampling.sample import generate, image_generator
 from rpo.sampling.select import How
-from rpo.sampling.stepwise import Assessment, by_potential
+from rpo.sampling.stepwise import by_potential
 from tests.adapters.test_lora import disturb
+from tests.sampling.choices import OnTheWay, lightness
 from tests.tiny import save_tiny_sd
 
 DRAWN = {"num_steps": 3, "guidance_scale": 2.0}
@@ -59,22 +59,7 @@ def drawn(inputs, prompt, seed, lora=None):
     return to_pixels(generate(model, [prompt], seed=seed, **DRAWN))[0]
 
 
-def lightness(images, prompts):
-    return images.mean(dim=(1, 2, 3))
-
-
-class OnTheWay:
-    """Sees light, and potential in what is lighter than half of it."""
-
-    def __call__(self, images, prompts):
-        return lightness(images, prompts)
-
-    def assess(self, images, prompts, time):
-        light = lightness(images, prompts)
-        return Assessment(torch.ones_like(light), (light > light.median()).float())
-
-
-LIGHT, ON_THE_WAY = f"{__name__}:lightness", f"{__name__}:OnTheWay"
+LIGHT, ON_THE_WAY = (f"{lightness.__module__}:{one.__name__}" for one in (lightness, OnTheWay))
 
 
 @pytest.mark.parametrize("words", [(), ("--draft-steps", "2")], ids=["whole images", "drafts"])

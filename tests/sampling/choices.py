@@ -3,6 +3,7 @@
 import torch
 
 from rpo.sampling.select import How
+from rpo.sampling.stepwise import Assessment
 
 PROMPTS = ("a red circle", "two dogs", "a house")
 N = 4
@@ -11,6 +12,21 @@ HOW = How(num_steps=5, guidance_scale=2.0, eta=1.0, seed=3)
 
 def redness(images, prompts):
     return images[:, 0].mean(dim=(1, 2)) - images[:, 1].mean(dim=(1, 2))
+
+
+def lightness(images, prompts):
+    return images.mean(dim=(1, 2, 3))
+
+
+class OnTheWay:
+    """A judge that sees light, and potential in the lighter half of what it sees."""
+
+    def __call__(self, images, prompts):
+        return lightness(images, prompts)
+
+    def assess(self, images, prompts, time):
+        light = lightness(images, prompts)
+        return Assessment(torch.ones_like(light), (light > light.median()).float())
 
 
 class Asked:
