@@ -7,6 +7,8 @@ from typing import Any
 from huggingface_hub import metadata_load
 from yaml import YAMLError
 
+from rpo.models.packaged import PACKAGED, expression_of
+
 
 @dataclass(frozen=True)
 class License:
@@ -44,9 +46,18 @@ LICENSES = {
 }
 """Of well-known bases."""
 
+OF_THE_PACKAGE = License("apache-2.0")
+"""Of the checkpoints that come with it."""
 
-def license_of_base(base: str | None) -> License | None:
-    """The licence of a checkpoint: known, or as the card in its folder says; nothing where neither tells."""
+
+def license_of_base(base: str | None, *, expression: str = "") -> License | None:
+    """The licence of a checkpoint: known, or as the card in its folder says; nothing where neither tells.
+
+    Args:
+        expression: Python that gives its folder, as those that come with the package have.
+    """
+    if expression and expression in map(expression_of, PACKAGED):
+        return OF_THE_PACKAGE
     if not base or base in LICENSES:
         return LICENSES.get(base or "")
     card = Path(base) / "README.md"

@@ -90,7 +90,7 @@ class CardFacts:
     samples_note: str = ""
     """How the samples were chosen."""
     license: str | None = None
-    """Licence id of the Hub; that of a base which is well known, or whose folder has a card, is filled in."""
+    """Licence id of the Hub; that of a base which is well known, is in the package, or has a card is filled in."""
     license_name: str | None = None
     license_link: str | None = None
     """Both for the licence "other"."""
@@ -126,7 +126,7 @@ def is_hub_id(name: str | None) -> bool:
 
 def _header(card: CardFacts, images: list[str], *, is_lora: bool) -> ModelCardData:
     tags = [_task(card), "diffusers", *(["lora", "template:sd-lora"] if is_lora else []), "rpo", *card.tags]
-    known = license_of_base(card.base_model) or License("")
+    known = license_of_base(card.base_model, expression=card.base_expression) or License("")
     licence = License(card.license, card.license_name, card.license_link) if card.license else known
     optional = {
         "license_name": licence.name,

@@ -25,3 +25,11 @@ def test_a_known_base_hands_its_licence_down(known, folder):  # noqa: F811
     one = LICENSES[known]
     assert (data.license, data.get("license_name"), data.get("license_link")) == (one.id, one.name, one.link)
     assert (one.id == "other") == (one.link is not None)
+
+
+def test_what_comes_with_the_package_has_its_licence_and_no_other_expression_has(folder):  # noqa: F811
+    written = [
+        ModelCard.load(write_model_card(folder, CardFacts("MaPO", base_expression=expression))).data.license
+        for expression in ("rpo.shapes.path()", "mine.path()")
+    ]
+    assert written == ["apache-2.0", None]
