@@ -129,9 +129,12 @@ def test_files_of_a_store(store):
         store.read("a/none")
     store.remove("a/none")
     store.remove("a/b.json")
-    store.remove_folder("a/c")
-    store.remove_folder("a/none")
-    assert store.names("a") == []
+    store.remove_if_empty("a/c")
+    assert store.names("a") == ["c"]
+    store.remove("a/c/d.json")
+    for folder in ("a/c", "a/none"):
+        store.remove_if_empty(folder)
+    assert store.names("a") == [] or store.folder is None
     assert store.place("x") == f"{store.address}/x"
 
 
