@@ -2,6 +2,7 @@
 
 import sys
 import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,13 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_every_step_is_measured(folder):
+def test_every_step_is_measured(folder, monkeypatch):
     growth.make_pairs(folder, 60)
-    for name, step in growth.STEPS.items():
-        assert growth.measured(step, folder).keys() == {"cpu_seconds", "peak_mb"}, name
+    read, identify, train, _ = growth.steps_of(3).values()
+    assert all(growth.measured(step, folder).keys() == {"cpu_seconds", "peak_mb"} for step in (read, identify))
+    monkeypatch.setattr(growth, "UPDATES", 6)
+    told = growth.measured(partial(train, times=3), folder)
+    assert told["to_the_first_update"] > 0 and told["an_update_early"] > 0 and told["an_update_late"] > 0
     curation_scale.make_run(folder / "run", COUNT)
     pairs = {name: curation_scale.measured(step, folder)["pairs"] for name, step in curation_scale.STEPS.items()}
     assert len(set(pairs.values())) > 1 and pairs["status"] == pairs["export parquet"] == 3 * COUNT // 4

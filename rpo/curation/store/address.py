@@ -36,7 +36,7 @@ class Store:
         except (ImportError, ValueError) as error:
             raise InputError(
                 f"{self.address} cannot be used as the place of a run ({error}); expected a folder, or an address that "
-                "fsspec knows; install its library (s3:// needs `pip install s3fs`), or correct the address"
+                "fsspec knows; install its library (s3:// needs `pip install 'rpo[s3]'`), or correct the address"
             ) from error
         self._files, self._root = files, root.rstrip("/")
         self.folder = Path(root) if isinstance(files, LocalFileSystem) else None

@@ -20,9 +20,11 @@ from tests.curation.store.samples import made, shard
 HASHES = {stage: stage[0] * 64 for stage in STAGES}
 
 
-@pytest.fixture(params=["folder", "file", "memory"])
+@pytest.fixture(params=["folder", "file", "memory", pytest.param("s3", marks=pytest.mark.slow)])
 def store(request, tmp_path):
     place = {"folder": str(tmp_path / "run"), "file": f"file://{tmp_path}/run", "memory": f"memory://{tmp_path}/run"}
+    if request.param == "s3":
+        place["s3"] = f"{request.getfixturevalue('bucket')}{tmp_path}/run"
     return Store(place[request.param])
 
 
