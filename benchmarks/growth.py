@@ -42,9 +42,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=1_000_000)
     parser.add_argument("--times", type=int, help="train on so many times the pairs as well")
+    parser.add_argument("--only", default="", help="steps whose names have this in them (default: all)")
     parser.add_argument("--step", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    steps = steps_of(args.times)
+    steps = {name: step for name, step in steps_of(args.times).items() if args.only in name}
     if args.step:
         name, folder = args.step
         print(json.dumps(measured(steps[name], Path(folder))))

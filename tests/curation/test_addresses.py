@@ -1,4 +1,4 @@
-"""A run on an object store, here a stand-in for S3: it ends as one on a disk, killed or not; slow."""
+"""A run at any address that fsspec knows, as on an object store: it ends as one in a folder, killed or not."""
 
 import os
 import random
@@ -19,10 +19,8 @@ from rpo.curation.store.mark import read_marks
 from tests.curation.fakes import config_of, fakes, finished, image_folder, lines_of, named
 from tests.curation.test_killed import require_same_shards
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
 ROOT = Path(__file__).parent.parent.parent
-COUNT, SHARD = 40, 4
+COUNT, SHARD = 24, 4
 KILLS = 3
 
 
@@ -45,8 +43,10 @@ def require_same(address, undisturbed, tmp_path):
     assert (one / "metadata.jsonl").read_bytes() == (two / "metadata.jsonl").read_bytes()
 
 
-def test_a_run_on_an_object_store_is_one_on_a_disk(bucket, undisturbed, source, tmp_path):
-    address = f"{bucket}/whole"
+@pytest.mark.parametrize("kind", ["file", "memory", pytest.param("s3", marks=pytest.mark.slow)])
+def test_a_run_at_an_address_is_one_in_a_folder(request, kind, undisturbed, source, tmp_path):
+    place = request.getfixturevalue("bucket") if kind == "s3" else f"{kind}://{tmp_path}"
+    address = f"{place}/whole"
     config = config_of(address, source, shard=SHARD)
     curate(config, components=fakes())
     with pytest.raises(ValueError, match="holds a run already"):
@@ -56,6 +56,8 @@ def test_a_run_on_an_object_store_is_one_on_a_disk(bucket, undisturbed, source, 
     assert write_page(address) == f"{address}/pairs.html" and Store(address).read("pairs.html")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_workers_on_an_object_store_are_killed(bucket, undisturbed, source, tmp_path):
     address, chance = f"{bucket}/killed", random.Random(0)
     config = named(config_of(address, source, shard=SHARD, workers=2))
