@@ -115,6 +115,7 @@ def simulated(records: int, folder: Path | None) -> dict[str, object]:
             "CPU seconds": round(seconds, 1),
             "µs a record": round(1e6 * seconds / records, 1),
             "peak MB": round(peak_mb()),
+            "bytes a record": round(sum(file.stat().st_size for file in Path(place, "shards").iterdir()) / records),
         }
 
 

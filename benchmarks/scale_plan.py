@@ -61,13 +61,13 @@ ASSUMED = {
 }  # fmt: skip
 
 MEASURED = {
-    "sealed": Given("to seal a record", 90, "µs of a core", "`benchmarks/curation_scale.py simulate`"),
-    "text": Given("of a record beside its images", 350, "bytes", "the same"),
-    "status": Given("`status` of 10⁶ records", 0.1, "s of a core", "`benchmarks/curation_scale.py read`"),
+    "sealed": Given("to seal a record", 133, "µs of a core", "`benchmarks/curation_scale.py simulate`"),
+    "text": Given("of a record beside its images", 362, "bytes", "the same"),
+    "status": Given("`status` of 10⁵ records", 0.01, "s of a core", "`benchmarks/curation_scale.py read`"),
     "export": Given("`export` to parquet, a record", 410, "µs of a core", "the same"),
     "planned": Given("a plan, a record", 80, "bytes", "at most; `tests/curation/test_growth.py`"),
     "held": Given("a set of pairs in a process that trains, a pair", 1300, "bytes", "`benchmarks/growth.py`"),
-    "begun": Given("to the first update, a pair", 100, "µs of a core", "the same"),
+    "begun": Given("to the first update, a pair", 312, "µs of a core", "the same"),
 }
 
 
@@ -220,7 +220,7 @@ def books() -> str:
         ("files: shards and marks", f"{number(files)}, written for {number(files / 1e6 * value('put'))} $"),
         ("hours of a core to seal all", number(value("sealed") * 1e-6 * drawn() / 3600)),
         ("hours of a core to export all", f"{number(export)}; side by side {number(export / runs * 60)} minutes a run"),
-        ("seconds of a core for the status of all", number(value("status") * drawn() / 1e6)),
+        ("seconds of a core for the status of all", number(value("status") * drawn() / 1e5)),
         ("memory of a plan in each worker", f"{number(plan[0])} GB for one run, {number(plan[1])} GB if all were one"),
         ("written by all: many steps; few", "; ".join(f"{number(rate / 1e9)} GB/s" for rate in rates)),
     ]
