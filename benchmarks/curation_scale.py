@@ -2,6 +2,7 @@
 
     python benchmarks/curation_scale.py simulate                   # 10⁵, 10⁶ and 10⁷ records by 64 workers
     python benchmarks/curation_scale.py read                       # status and exports of 10⁵ and 10⁶ records
+    python benchmarks/curation_scale.py workers                    # records a second on shapes with 1 and 2 workers
 
 `simulate` lets 64 workers that exist in simulated time alone do the shards of a plan, through the store's own files. A
 worker is killed at random, about once in eight shards: before it has written anything, with the file written and no
@@ -11,12 +12,16 @@ a run. At the end every record is looked for.
 `read` makes runs with two small images for each record, one in ten of which looks like the one before, and asks for
 status and exports in processes of their own: the seconds of the processor, and the peak of resident memory beyond that
 of the process before the step.
+
+`workers` curates the embedded world with 1 and with 2 workers of one thread each: from when a worker has loaded its
+models to the last shard, by the clock. It says how busy the machine was before, for two workers need two idle cores.
 """
 
 import argparse
 import hashlib
 import heapq
 import json
+import os
 import random
 import resource
 import subprocess
@@ -57,9 +62,11 @@ ALIKE = 10
 def main() -> None:
     """Simulate, or measure, and print a table; or, in a child process, measure one step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("simulate", "read", "step"))
+    parser.add_argument("what", choices=("simulate", "read", "workers", "step"))
     parser.add_argument("given", nargs="*", help=argparse.SUPPRESS)
-    parser.add_argument("--records", type=int, nargs="+", help="sizes (default: up to 10⁷ to simulate, 10⁶ to read)")
+    parser.add_argument(
+        "--records", type=int, nargs="+", help="sizes (default: up to 10⁷ to simulate, 10⁶ to read, 768)"
+    )
     parser.add_argument("--folder", type=Path, help="where to keep the runs meanwhile (default: a temporary folder)")
     args = parser.parse_args()
     if args.what == "step":
@@ -67,6 +74,8 @@ def main() -> None:
         print(json.dumps(measured(STEPS[name], Path(folder))))
     elif args.what == "simulate":
         shown(simulated(records, args.folder) for records in args.records or (10**5, 10**6, 10**7))
+    elif args.what == "workers":
+        shown(worked(workers, records, args.folder) for records in args.records or (768,) for workers in (1, 2))
     else:
         shown(row for records in args.records or (10**5, 10**6) for row in read_of(records, args.folder))
 
@@ -106,6 +115,7 @@ def simulated(records: int, folder: Path | None) -> dict[str, object]:
             "CPU seconds": round(seconds, 1),
             "µs a record": round(1e6 * seconds / records, 1),
             "peak MB": round(peak_mb()),
+            "bytes a record": round(sum(file.stat().st_size for file in Path(place, "shards").iterdir()) / records),
         }
 
 
@@ -285,6 +295,50 @@ STEPS: dict[str, Callable[[Path], object]] = {
     "export parquet": _exported,
     "export parquet, near-duplicates left out": lambda folder: _exported(folder, near_duplicates=4),
 }
+
+# What workers are worth.
+
+
+def worked(workers: int, records: int, folder: Path | None) -> dict[str, object]:
+    """A run of the embedded world, in a process of its own."""
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        run = Path(place) / "run"
+        words = [
+            f"source.limit={records // 2}",
+            "source.images_per_prompt=2",
+            f"shard={WORKED_SHARD}",
+            "progress=false",
+        ]
+        command = [
+            sys.executable,
+            "-m",
+            "rpo.cli",
+            "curate",
+            str(CONFIG),
+            *words,
+            f"workers={workers}",
+            f"output={run}",
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CONFIG.parent.parent)}
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+        began, marks = (run / "manifest.json").stat().st_mtime, [*(run / "shards").glob("*.json")]
+        seconds = max(mark.stat().st_mtime for mark in marks) - began
+        done = status_of(run)
+    return {
+        "workers": workers,
+        "cores": len(os.sched_getaffinity(0)),
+        "load before": round(load, 1),
+        "records": done.records,
+        "pairs": done.num_pairs,
+        "seconds": round(seconds, 1),
+        "records a second": round(done.records / seconds, 2),
+    }
+
+
+CONFIG = Path(__file__).parent.parent / "configs" / "curate_shapes.yaml"
+WORKED_SHARD = 32
+
 
 if __name__ == "__main__":
     main()

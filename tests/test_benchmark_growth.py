@@ -27,11 +27,27 @@ def folder(tmp_path, monkeypatch):
 
 def test_every_step_is_measured(folder):
     growth.make_pairs(folder, 60)
-    for name, step in growth.STEPS.items():
-        assert growth.measured(step, folder).keys() == {"cpu_seconds", "peak_mb"}, name
+    read, identify, *_ = growth.steps_of().values()
+    assert all(growth.measured(step, folder).keys() == {"cpu_seconds", "peak_mb"} for step in (read, identify))
     curation_scale.make_run(folder / "run", COUNT)
     pairs = {name: curation_scale.measured(step, folder)["pairs"] for name, step in curation_scale.STEPS.items()}
     assert len(set(pairs.values())) > 1 and pairs["status"] == pairs["export parquet"] == 3 * COUNT // 4
+
+
+@pytest.mark.slow
+def test_training_is_measured(folder, monkeypatch):
+    monkeypatch.setattr(growth, "UPDATES", 6)
+    growth.make_pairs(folder, 60)
+    *_, train, train_on_more = growth.steps_of(3).values()
+    for step in (train, train_on_more):
+        told = growth.measured(step, folder)
+        assert told["to_the_first_update"] > 0 and told["an_update_early"] > 0 and told["an_update_late"] > 0
+
+
+@pytest.mark.slow
+def test_workers_are_measured(folder):
+    one, two = (curation_scale.worked(workers, 64, folder) for workers in (1, 2))
+    assert one["records"] == two["records"] == 64 and one["pairs"] == two["pairs"] > 0
 
 
 def test_kills_lose_and_double_nothing(folder, monkeypatch):

@@ -91,6 +91,8 @@ def test_every_command_is_one_and_has_the_keys_it_is_given(page, capsys):
             check_rpo(rest)
         elif program == "make":
             assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), words
+        elif program in ("bash", "sbatch"):
+            assert (ROOT / next(word for word in rest if not word.startswith("-"))).is_file(), words
         elif program == "torchrun":
             check_rpo(rest[rest.index("rpo.cli") + 1 :])
         elif program == "python":

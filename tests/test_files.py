@@ -5,10 +5,12 @@ import multiprocessing
 import os
 import resource
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
+from rpo.files.partial import OLD_SECONDS, sweep
 from rpo.files.whole import (
     append_line,
     mend_last_line,
@@ -126,3 +128,51 @@ def test_a_folder_takes_the_place_of_another(tmp_path):
         (draft / "a.txt").write_text(text)
         replace_folder(draft, folder)
         assert (folder / "a.txt").read_text() == text and list(tmp_path.iterdir()) == [folder]
+
+
+def write_half_and_die(path):
+    with written_whole(path) as partial:
+        partial.write_bytes(b"ha")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def write_half_and_wait(path, is_half, may_end):
+    with written_whole(path) as partial:
+        partial.write_bytes(b"ha")
+        is_half.set()
+        may_end.wait(60)
+        partial.write_bytes(b"whole")
+
+
+def test_a_sweep_takes_what_the_dead_have_left_and_nothing_of_the_living(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    is_half, may_end = fork.Event(), fork.Event()
+    dead = fork.Process(target=write_half_and_die, args=(tmp_path / "in/dead.json",))
+    alive = fork.Process(target=write_half_and_wait, args=(tmp_path / "in/alive.json", is_half, may_end))
+    for process in (dead, alive):
+        process.start()
+    dead.join()
+    assert is_half.wait(60)
+    left = sorted(path.name for path in (tmp_path / "in").iterdir())
+    assert len(left) == 2 and left[1].startswith(".dead.json.")
+    long_ago = time.time() - 10 * OLD_SECONDS
+    os.utime(tmp_path / "in" / left[0], (long_ago, long_ago))
+    assert sweep(tmp_path) == 0, "it lies deeper"
+    assert sweep(tmp_path, is_deep=True) == 1
+    assert [path.name for path in (tmp_path / "in").iterdir()] == left[:1]
+    may_end.set()
+    alive.join()
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["alive.json"]
+    assert (tmp_path / "in/alive.json").read_text() == "whole"
+
+
+def test_of_other_machines_only_what_is_old_is_swept(tmp_path):
+    elsewhere = tmp_path / f".a.json.{'0' * 12}-{os.getpid()}.partial"
+    others = [tmp_path / name for name in (".mine.partial", "x.partial", ".a.json.42.partial", "a.json")]
+    for path in (elsewhere, *others):
+        path.touch()
+    for age, swept in ((OLD_SECONDS - 60, 0), (OLD_SECONDS + 60, 1)):
+        for path in (elsewhere, *others):
+            os.utime(path, (time.time() - age,) * 2)
+        assert sweep(tmp_path) == swept
+    assert sorted(tmp_path.iterdir()) == sorted(others) and sweep(tmp_path / "none") == 0

@@ -174,9 +174,9 @@ def test_the_house_is_small() -> None:
     assert [f"{path} has {lines_of([path])} lines" for path in STORIES if lines_of([path]) > 200] == []
     assert len(list((ROOT / "rpo").glob("*.py"))) <= 8
     # Aim: 20,500. Of it 2,000 are for reward models, a file each, 1,100 to serve them, 1,700 to evaluate, 1,500 to
-    # watch and to select, 450 for words, 1,600 for the study, 500 for tokens, 1,400 for engines and mixes of
+    # watch and to select, 450 for words, 1,600 for the study, 500 for tokens, 1,500 for engines and mixes of
     # curation.
-    assert lines_of(set(SOURCES) - families) <= 44_830
+    assert lines_of(set(SOURCES) - families) <= 44_900
 
 
 def test_class_names_are_unique() -> None:

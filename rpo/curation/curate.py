@@ -19,9 +19,10 @@ from rpo.curation.generate import plan_generation
 from rpo.curation.score import check_filters
 from rpo.curation.sources import SourcePlan, plan_import
 from rpo.curation.store.address import Store
-from rpo.curation.store.mark import STAGES, ShardMark, StageName, Tally, read_marks
+from rpo.curation.store.mark import FOLDER, STAGES, ShardMark, StageName, Tally, read_marks
 from rpo.curation.store.progress import Progress
 from rpo.curation.store.run import SETTINGS, Share, claim, share_of
+from rpo.curation.vlm.answers import ANSWERS
 from rpo.curation.worker import Components, CurationJob, JobTerms, Task
 from rpo.errors import InputError
 from rpo.interrupts import ended_in_order
@@ -99,6 +100,7 @@ class _Call:
     def run(self) -> None:
         """Do the shards of this share that are not done."""
         config, plan = self.config, self.plan
+        self._sweep()
         cut = (plan.records, len(plan.shards), config.shard)
         made_by = claim(self.store, self.engine.identities, cut, self.marks.values(), config.redo).made_by
         if self.share.index == 0:
@@ -119,6 +121,12 @@ class _Call:
             self._do(wanted, made_by, progress)
         finally:
             progress.close()
+
+    def _sweep(self) -> None:
+        """Take away what writers of earlier calls, that were killed, have left."""
+        for folder in ("", FOLDER):
+            self.store.sweep(folder)
+        self.store.sweep(ANSWERS, is_deep=True)
 
     def _do(self, num_stages: int, made_by: Mapping[StageName, str], progress: Progress) -> None:
         tasks = [

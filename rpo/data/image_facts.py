@@ -30,7 +30,7 @@ ImageSource = str | Path | bytes | Callable[[], bytes]
 """An encoded image: a file, its bytes, or a function that reads its bytes from where they are."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageFacts:
     """What is known of an image without decoding it."""
 
@@ -56,12 +56,9 @@ def recalled(items: Iterable[T], places: Callable[[T], Iterable[Place]]) -> Iter
     """Items in order, each told what is known of its images; what is learnt of them on the way is kept."""
     remaining = iter(items)
     while some := list(islice(remaining, _AT_ONCE)):
-        wanted = ((facts, name, stamp_of(source)) for item in some for facts, name, source in places(item))
-        asked = [
-            (facts, name, hashlib.sha256(stamp.encode()).digest()[:20])
-            for facts, name, stamp in wanted
-            if stamp and name not in facts
-        ]
+        unknown = (place for item in some for place in places(item) if place[1] not in place[0])
+        stamped = ((facts, name, stamp_of(source)) for facts, name, source in unknown)
+        asked = [(facts, name, hashlib.sha256(stamp.encode()).digest()[:20]) for facts, name, stamp in stamped if stamp]
         known = _known({key for _, _, key in asked})
         for facts, name, key in asked:
             if key in known:

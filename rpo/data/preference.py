@@ -238,7 +238,15 @@ def pairs_identity(pairs: PairSet) -> dict[str, str]:
     }
     if any(pair.original is not None for pair in pairs):
         parts["original images"] = (pair.facts("original").digest for pair in pairs if pair.original is not None)
-    return {"pairs": str(len(pairs))} | {name: digest_of("".join(part).encode())[:16] for name, part in parts.items()}
+    return {"pairs": str(len(pairs))} | {name: _digest_of_all(part)[:16] for name, part in parts.items()}
+
+
+def _digest_of_all(parts: Iterable[str]) -> str:
+    """sha256 of texts behind each other, without holding them all."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode())
+    return digest.hexdigest()
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rpo.errors import InputError
+from rpo.files.partial import partial_of
 from rpo.files.text import read_lines_of, text_fault, write_text
 
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair, which JSON can write alone
@@ -22,7 +23,7 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair, which JSON can 
 def written_whole(path: Path) -> Iterator[Path]:
     """A file to write to that takes the place of `path` once it is written, and is gone if that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_of(path)
     try:
         yield partial
         partial.replace(path)

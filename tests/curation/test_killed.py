@@ -8,6 +8,7 @@ import signal
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -92,6 +93,24 @@ def test_while_a_file_is_written(undisturbed, source, tmp_path, monkeypatch, wha
         assert in_child(partial(curate, config, components=fakes())) == [-9]
     curate(config, resume=True, components=fakes())
     assert lines_of(tmp_path / "run") == lines_of(undisturbed)
+    require_same_shards(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.parametrize("what", ["manifest.json", ".parquet", "2.json"])
+def test_the_next_call_sweeps_what_a_killed_one_was_writing(undisturbed, source, tmp_path, monkeypatch, what):
+    def write_and_die(self, data):
+        real(self, data[: len(data) // 2])
+        if f"{what}." in self.name:
+            die()
+        real(self, data)
+
+    real, config = Path.write_bytes, config_of(tmp_path / "run", source)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", write_and_die)
+        assert in_child(partial(curate, config, components=fakes())) == [-9]
+    assert len(list((tmp_path / "run").rglob("*.partial"))) == 1
+    curate(config, resume=True, components=fakes())
+    assert list((tmp_path / "run").rglob("*.partial")) == []
     require_same_shards(tmp_path / "run", undisturbed)
 
 

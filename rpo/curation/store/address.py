@@ -5,6 +5,7 @@ objects by itself. Nothing is ever appended to, and nothing is locked.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -12,6 +13,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from rpo.errors import InputError
+from rpo.files.partial import SUFFIX, sweep
 from rpo.files.whole import written_whole
 
 
@@ -34,7 +36,7 @@ class Store:
         except (ImportError, ValueError) as error:
             raise InputError(
                 f"{self.address} cannot be used as the place of a run ({error}); expected a folder, or an address that "
-                "fsspec knows; install its library (s3:// needs `pip install s3fs`), or correct the address"
+                "fsspec knows; install its library (s3:// needs `pip install 'rpo[s3]'`), or correct the address"
             ) from error
         self._files, self._root = files, root.rstrip("/")
         self.folder = Path(root) if isinstance(files, LocalFileSystem) else None
@@ -74,21 +76,26 @@ class Store:
         except FileNotFoundError:
             return
 
-    def remove_folder(self, name: str) -> None:
-        """Take a folder away with everything in it, if it is there."""
-        try:
-            self._files.rm(self._path(name), recursive=True)
-        except FileNotFoundError:
-            return
+    def remove_if_empty(self, folder: str) -> None:
+        """Take a folder of a disk away if nobody has anything in it; elsewhere there are no folders."""
+        if self.folder is not None:
+            with suppress(OSError):
+                Path(self._path(folder)).rmdir()
 
     def names(self, folder: str) -> list[str]:
-        """Last names of what a folder holds, in their order; none if there is no such folder."""
+        """Last names of what a folder holds, in their order, without files in the making; none if it is not there."""
         self._files.invalidate_cache()  # others write meanwhile
         try:
             found = self._files.ls(self._path(folder), detail=False)
         except FileNotFoundError:
             return []
-        return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
+        names = (path.rstrip("/").rpartition("/")[2] for path in found)
+        return sorted(name for name in names if not name.endswith(SUFFIX))
+
+    def sweep(self, folder: str, *, is_deep: bool = False) -> None:
+        """Take away what killed writers have left half-written; only a disk has such files."""
+        if self.folder is not None:
+            sweep(Path(self._path(folder)), is_deep=is_deep)
 
     def _path(self, name: str) -> str:
-        return f"{self._root}/{name}"
+        return f"{self._root}/{name}".rstrip("/")

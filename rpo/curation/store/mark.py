@@ -116,7 +116,7 @@ def mark_of(store: Store, number: int) -> ShardMark | None:
 
 def read_marks(store: Store) -> Iterator[ShardMark]:
     """The marks that there are, in the order of their shards' numbers."""
-    names = [name for name in store.names(FOLDER) if name.endswith(".json") and not name.startswith(".")]
+    names = [name for name in store.names(FOLDER) if name.endswith(".json")]
     for start in range(0, len(names), _AT_ONCE):
         some = [f"{FOLDER}/{name}" for name in names[start : start + _AT_ONCE]]
         found = store.read_all(some)

@@ -183,7 +183,8 @@ class AnswerCache:
             self._store.write(f"{ANSWERS}/{place}.jsonl", b"".join(lines))
             for name in loose:
                 self._store.remove(f"{ANSWERS}/{place}/{name}")
-            self._store.remove_folder(f"{ANSWERS}/{place}")
+            self._store.sweep(f"{ANSWERS}/{place}")
+            self._store.remove_if_empty(f"{ANSWERS}/{place}")
         with self._lock:
             self._known.pop(place, None)
 

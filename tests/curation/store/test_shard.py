@@ -20,9 +20,11 @@ from tests.curation.store.samples import made, shard
 HASHES = {stage: stage[0] * 64 for stage in STAGES}
 
 
-@pytest.fixture(params=["folder", "file", "memory"])
+@pytest.fixture(params=["folder", "file", "memory", pytest.param("s3", marks=pytest.mark.slow)])
 def store(request, tmp_path):
     place = {"folder": str(tmp_path / "run"), "file": f"file://{tmp_path}/run", "memory": f"memory://{tmp_path}/run"}
+    if request.param == "s3":
+        place["s3"] = f"{request.getfixturevalue('bucket')}{tmp_path}/run"
     return Store(place[request.param])
 
 
@@ -129,9 +131,12 @@ def test_files_of_a_store(store):
         store.read("a/none")
     store.remove("a/none")
     store.remove("a/b.json")
-    store.remove_folder("a/c")
-    store.remove_folder("a/none")
-    assert store.names("a") == []
+    store.remove_if_empty("a/c")
+    assert store.names("a") == ["c"]
+    store.remove("a/c/d.json")
+    for folder in ("a/c", "a/none"):
+        store.remove_if_empty(folder)
+    assert store.names("a") == [] or store.folder is None
     assert store.place("x") == f"{store.address}/x"
 
 
