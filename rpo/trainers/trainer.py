@@ -23,7 +23,7 @@ from rpo.publishing.publish import CardFacts, PublishPlan, publish, write_model_
 from rpo.trainers.checks.preflight import Check, preflight
 from rpo.trainers.checks.prepared import computes_in, prepared_model
 from rpo.trainers.identity import base_identity, card_of, settings_identity
-from rpo.trainers.policy import Policy, make_policy
+from rpo.trainers.policy import Policy, divide, make_policy
 from rpo.trainers.preview import PREVIEWS, Preview, PreviewOf
 from rpo.trainers.settings import TrainingConfig
 from rpo.training.checkpoint import checkpoints
@@ -53,6 +53,11 @@ class Run:
     def folder(self) -> Path:
         """The run's folder."""
         return Path(self.config.output)
+
+    @property
+    def draws(self) -> bool:
+        """Whether this process makes the forwards that one is enough for: with a divided denoiser, all make them."""
+        return self.processes.is_main or self.config.learning.sharding != "none"
 
     @property
     def shows_progress(self) -> bool:
@@ -173,6 +178,7 @@ class Trainer:
         base = base_identity(model)
         policy = make_policy(model, config.adapter, seed=config.seed)
         self.run = Run(model, policy, Processes(), config, base)
+        divide(policy, config.learning.sharding, self.run.processes)
         self.algorithm = algorithm
         algorithm.start(self.run)
 
@@ -268,10 +274,10 @@ class Trainer:
         )
 
     def _preview(self) -> Callable[[int], None]:
-        every = self.run.config.preview_every if self.run.processes.is_main else 0
+        every = self.run.config.preview_every if self.run.draws else 0
         if not every:
             return lambda update: None
-        place = self.folder / PREVIEWS
+        place = self.folder / PREVIEWS if self.run.processes.is_main else None
         return Preview(self.run.model, self.algorithm.previewed(), place, every=every, seed=self.run.config.seed)
 
     def save(self, folder: str | PathLike[str] | None = None) -> Path:
@@ -289,10 +295,13 @@ class Trainer:
         run, config = self.run, self.run.config
         run.policy.require_in_place()
         place = Path(folder) if folder else self.folder / ("lora" if config.adapter.train == "lora" else "pipeline")
-        if run.processes.is_main:
+        card = self.card() if run.draws else None  # first, as all processes do it together
+        if run.processes.is_main and card is not None:
             run.policy.save(place)
             write_text(place / "training_config.yaml", to_yaml(config, for_others=True))
-            write_model_card(place, self.card())
+            write_model_card(place, card)
+        elif run.draws:
+            run.policy.help_save()
         return place
 
     def card(self) -> CardFacts:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from rpo.devices import dealt
+
 
 class ExponentialAverage:
     """The average of a fixed list of parameters over the updates so far."""
@@ -42,4 +44,5 @@ class ExponentialAverage:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of an average over the same parameters."""
         self.updates = state["updates"]
-        torch._foreach_copy_(self.averages, state["averages"])
+        for average, value in zip(self.averages, state["averages"], strict=True):
+            average.copy_(dealt(value, average))

@@ -1,8 +1,9 @@
 """Who else trains: this process among all, and the few things they say to each other.
 
-The model is never wrapped. `fit` sums the gradients over processes once per update, in one all-reduce of one flat
-tensor. For a LoRA that is a few megabytes, so there is nothing to gain from overlapping it with backward, and much to
-lose: key prefixes, searches for unused parameters, a forward that differs between sampling and training.
+The model is wrapped only to be divided (`rpo.models.sharding`). `fit` sums the gradients over processes once per
+update, in one all-reduce of one flat tensor. For a LoRA that is a few megabytes, so there is nothing to gain from
+overlapping it with backward, and much to lose: key prefixes, searches for unused parameters, a forward that differs
+between sampling and training.
 """
 
 import atexit
@@ -20,6 +21,7 @@ import torch.distributed.nn
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from rpo.errors import InputError
 
@@ -82,6 +84,10 @@ class Processes:
         """This process's part of what all have along a dimension."""
         return joined.chunk(self.count, dim)[self.index]
 
+    def any(self, is_so: bool) -> bool:
+        """Whether it is so for any process; they all ask."""
+        return any(self.gather(is_so))
+
     def require_same(self, told: Mapping[str, str]) -> None:
         """Refuse, on every process, that they were told different things: they would wait for each other for ever."""
         if self.count == 1:
@@ -98,8 +104,8 @@ class Processes:
 
     @torch.no_grad()
     def broadcast(self, params: Sequence[nn.Parameter]) -> None:
-        """Give every process the main one's parameters, which lie on each process's own device."""
-        if self.count > 1:
+        """Give every process the main one's parameters, which lie on each process's own device, unless divided."""
+        if self.count > 1 and not isinstance(params[0], DTensor):
             if params[0].device != self.device:
                 raise InputError(
                     f"the parameters of process {self.index} are on {params[0].device}; expected its own device, "

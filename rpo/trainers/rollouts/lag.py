@@ -1,6 +1,6 @@
 """The old policy: a copy of what is trained that follows it slowly, and takes its place when it is asked.
 
-A copy of the adapter, never of the base. It changes places with the policy's own weights, so that nothing is copied and
+A copy of the adapter, never of the base. It changes places with the policy's own weights, one after the other, so that
 no second network is there.
 """
 
@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from rpo.devices import dealt
 from rpo.objectives.endpoint.update import LagConfig
 
 
@@ -48,9 +49,12 @@ class OldPolicy:
         finally:
             self._exchange()
 
+    @torch.no_grad()
     def _exchange(self) -> None:
-        for place, param in enumerate(self._params):
-            param.data, self._copies[place] = self._copies[place], param.data
+        for copy, param in zip(self._copies, self._params, strict=True):
+            now = param.clone()  # where they lie: another place of a divided one would not be found
+            param.copy_(copy)
+            copy.copy_(now)
 
     def state_dict(self) -> dict[str, Any]:
         """The copies, and how many updates they followed."""
@@ -60,4 +64,5 @@ class OldPolicy:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a saved state."""
         self.updates = state_dict["updates"]
-        torch._foreach_copy_(self._copies, state_dict["copies"])
+        for copy, value in zip(self._copies, state_dict["copies"], strict=True):
+            copy.copy_(dealt(value, copy))
