@@ -30,7 +30,7 @@ def together(count: int, folder: Path, do: Callable[..., Any], *given: Any, mach
             _be(told, folder / f"rank-{rank}.pkl", do, given)
         children[child] = rank
     try:
-        _wait(children, limit)
+        _wait(children, folder, limit)
     finally:
         for child in children:
             os.kill(child, signal.SIGKILL)
@@ -56,13 +56,14 @@ def _be(told: dict[str, Any], answer: Path, do: Callable[..., Any], given: tuple
         os._exit(status)
 
 
-def _wait(children: dict[int, int], limit: int) -> None:
+def _wait(children: dict[int, int], folder: Path, limit: int) -> None:
     """Until all have ended well; the first that has not ends all."""
     until = time.monotonic() + limit
     while children:
         child, status = os.waitpid(-1, os.WNOHANG)
         if child in children:
             rank = children.pop(child)
-            assert status == 0, f"process {rank} ended with {status}"
+            told = folder / f"rank-{rank}.txt"
+            assert status == 0, f"process {rank}: {told.read_text() if told.exists() else status}"
         assert time.monotonic() < until, f"processes {sorted(children.values())} still wait after {limit} s"
         time.sleep(0.02)

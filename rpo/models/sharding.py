@@ -32,7 +32,7 @@ def refuse_settings(kind: Sharding, *, processes: int, frozen_base: str = "whole
     """Refuse what cannot be divided, as far as settings tell."""
     why = ""
     if kind != "none" and processes == 1:
-        why = "there is one process; launch several with torchrun --nproc_per_node N, or give none"
+        why = "there is one process; launch several (torchrun --nproc_per_node N), plan for --processes N, or give none"
     elif kind != "none" and frozen_base != "whole":
         why = f"model.frozen_base is {frozen_base}, and only whole weights can be divided; give one of both"
     elif kind != "none" and is_compiled:
@@ -108,7 +108,7 @@ def whole_copy(network: Any, *, is_kept: bool) -> Any:
     return made
 
 
-def sharded_bytes(network: Any, parts: int) -> int:
+def divided_bytes(network: Any, parts: int) -> int:
     """Bytes of one process's part, the block that computes and the one that is fetched meanwhile, both whole."""
     largest = max((stored_bytes(one) for one in blocks_of(network)), default=0)
     return -(-stored_bytes(network) // parts) + 2 * largest

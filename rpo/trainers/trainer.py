@@ -29,7 +29,7 @@ from rpo.trainers.settings import TrainingConfig
 from rpo.training.checkpoint import checkpoints
 from rpo.training.loop import TrainResult, describe, fit
 from rpo.training.loop_config import LoopConfig
-from rpo.training.processes import Processes
+from rpo.training.processes import Processes, ended_together
 from rpo.training.resume import claimed
 from rpo.training.state import Stateful
 from rpo.types import StepOutput
@@ -230,7 +230,7 @@ class Trainer:
         """
         run, algorithm = self.run, self.algorithm
         run.policy.require_in_place()
-        with self.claim(resume=resume):
+        with ended_together(run.processes), self.claim(resume=resume):
             if run.shows_progress:
                 tqdm.write(self.plan())
             algorithm.prepare()
@@ -295,13 +295,14 @@ class Trainer:
         run, config = self.run, self.run.config
         run.policy.require_in_place()
         place = Path(folder) if folder else self.folder / ("lora" if config.adapter.train == "lora" else "pipeline")
-        card = self.card() if run.draws else None  # first, as all processes do it together
-        if run.processes.is_main and card is not None:
-            run.policy.save(place)
-            write_text(place / "training_config.yaml", to_yaml(config, for_others=True))
-            write_model_card(place, card)
-        elif run.draws:
-            run.policy.help_save()
+        with ended_together(run.processes):
+            card = self.card() if run.draws else None  # first, as all processes do it together
+            if run.processes.is_main and card is not None:
+                run.policy.save(place)
+                write_text(place / "training_config.yaml", to_yaml(config, for_others=True))
+                write_model_card(place, card)
+            elif run.draws:
+                run.policy.help_save()
         return place
 
     def card(self) -> CardFacts:

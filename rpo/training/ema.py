@@ -34,7 +34,8 @@ class ExponentialAverage:
     @torch.no_grad()
     def copy_to_params(self) -> None:
         """Overwrite the parameters with their averages, for good."""
-        torch._foreach_copy_(self.params, self.averages)
+        for param, average in zip(self.params, self.averages, strict=True):
+            param.copy_(average)
 
     def state_dict(self) -> dict[str, Any]:
         """The averages and how many updates they have seen."""

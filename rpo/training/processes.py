@@ -9,7 +9,9 @@ between sampling and training.
 import atexit
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -19,12 +21,18 @@ import torch.distributed
 # with the first optimizer. A group that cannot be destroyed at the end may abort the process.
 import torch.distributed.nn
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list, gather_object
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from rpo.errors import InputError
 
+PATIENCE = timedelta(minutes=30)
+"""How long a process waits for another, after which it ends. The main one draws previews and writes checkpoints alone,
+and a reward may ask a server that answers one process much later than another; a process that has died is no matter of
+patience: `torchrun` ends the others at once, and so does a closed connection."""
+
+_WORD = "rpo/why_a_process_ended"
 _WRAPS_THE_MODEL = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM, DistributedType.XLA)
 
 
@@ -34,7 +42,8 @@ class Processes:
     def __init__(self) -> None:
         """Join the other processes, if there are any."""
         # Unless told so, accelerate takes processes on a machine without an accelerator for strangers.
-        accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        patience = InitProcessGroupKwargs(timeout=PATIENCE)
+        accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[patience])
         check_kind(accelerator.distributed_type)
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched != accelerator.num_processes:
@@ -130,10 +139,53 @@ class Processes:
             raise error
 
 
-def note_who_left(error: RuntimeError) -> None:
-    """Say of the error of a wait for another process that it is none of this one's."""
-    if "by peer" in str(error):  # how a group says that a connection is gone
-        error.add_note("Another process of this run has ended; its own error, which is shown as well, says why.")
+class LostProcessError(InputError):
+    """Another process of the run has ended, so that this one ends, too; it says why the other has, if that is known."""
+
+
+@contextmanager
+def ended_together(processes: Processes) -> Iterator[None]:
+    """Inside, what ends one process is told to the others: none waits for it for ever, and all say the same.
+
+    The word lies in the store by which the processes found each other, where a process looks when a connection is gone.
+    """
+    try:
+        yield
+    except LostProcessError:
+        raise
+    except Exception as error:
+        if processes.count == 1:
+            raise
+        if _is_of_a_connection(error):
+            raise LostProcessError(_word()) from error
+        with suppress(RuntimeError):
+            _store().set(_WORD, f"process {processes.index} of {processes.count} failed, {_in_words(error)}")
+        raise
+
+
+def _is_of_a_connection(error: Exception) -> bool:
+    return isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and "by peer" in str(error)
+    )
+
+
+def _word() -> str:
+    killed = (
+        "another process of this run has ended without a word, as one does that was killed; expected all of them: look "
+        "for its own error, and resume from the last checkpoint, which torchrun --max-restarts does by itself"
+    )
+    with suppress(RuntimeError):  # the store may have been the other's
+        if _store().check([_WORD]):
+            return f"{_store().get(_WORD).decode()}; so this one stops too"
+    return killed
+
+
+def _in_words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _store() -> torch.distributed.Store:
+    return torch.distributed.distributed_c10d._get_default_store()  # pyright: ignore[reportPrivateUsage]
 
 
 @functools.cache

@@ -23,8 +23,12 @@ def shared_out(every: Sequence[Steps], process: int, processes: int) -> Steps:
         """Rows of steps, [trained × images, …]."""
         return torch.cat([one.unflatten(0, (trained, images)) for one in parts], dim=1)[:, own].flatten(0, 1)
 
+    def rows(name: str) -> Tensor:
+        return dealt(*(vars(one)[name] for one in every))
+
     def words(name: str) -> tuple[str, ...]:
-        steps = [[word for one in every for word in vars(one)[name][row : row + images]] for row in _rows(every[0])]
+        starts = range(0, len(every[0]), images)
+        steps = [[word for one in every for word in vars(one)[name][row : row + images]] for row in starts]
         return tuple(word for step in steps for word in step[own])
 
     def node(name: str) -> Node:
@@ -33,8 +37,13 @@ def shared_out(every: Sequence[Steps], process: int, processes: int) -> Steps:
 
     conditioning: Conditioning = join_conditioning([one.of_images for one in every]).select(own)
     return Steps(
-        **{name: dealt(*(vars(one)[name] for one in every)) for name in ("x_t", "x_s", "step", "weight", "counts")},
-        **{name: words(name) for name in ("names", "prompts")},
+        x_t=rows("x_t"),
+        x_s=rows("x_s"),
+        step=rows("step"),
+        weight=rows("weight"),
+        counts=rows("counts"),
+        names=words("names"),
+        prompts=words("prompts"),
         t=node("t"),
         s=node("s"),
         of_images=conditioning,
@@ -43,7 +52,3 @@ def shared_out(every: Sequence[Steps], process: int, processes: int) -> Steps:
         # Some are those of all, others a process's own part of their mean.
         facts=tree_map(lambda *parts: torch.stack(parts).mean(dim=0), *(dict(one.facts) for one in every)),
     )
-
-
-def _rows(steps: Steps) -> range:
-    return range(0, len(steps), len(steps.of_images))
