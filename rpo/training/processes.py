@@ -134,7 +134,7 @@ class Processes:
         if self.count > 1:
             (text,) = broadcast_object_list([None if error is None else f"{type(error).__name__}: {error}"])
             if text is not None and not self.is_main:
-                raise RuntimeError(f"the main process failed, so this one stops too: {text}")
+                raise LostProcessError(f"the main process failed, so this one stops too: {text}")
         if error is not None:
             raise error
 

@@ -19,7 +19,7 @@ ONLINE = {
 }
 RUNS = {
     "dpo": (pairs, {"flip": True}),
-    "dpo of all weights": (pairs, {"adapter": {"train": "full"}, "speed": {"ema_decay": 0.5, "learning_rate": 1e-3}}),
+    "dpo of all weights": (pairs, {"adapter": {"train": "full"}, "speed": {"ema_decay": 0.5}}),
     "grpo": (online, {"make": grpo, "clip": 0.1}),
     "ddpo": (online, {"make": grpo, "baseline": "prompt_history", "history": 6}),
     "endpoint": (online, {"make": endpoint, "baseline": "value", "kl_weight": 0.01}),
@@ -49,7 +49,7 @@ def test_two_then_four_then_one(tmp_path, name, sharding):
         assert [one[2] for one in found] == [processes] * processes
     start, alone, _ = go_on(tmp_path / "alone", name, "none", PARTS[-1][1])
     assert (alone - start).abs().max() > 1e-3
-    torch.testing.assert_close(found[0][1], alone, rtol=0, atol=5e-5 if name == "endpoint" else 1e-5)
+    torch.testing.assert_close(found[0][1], alone, rtol=0, atol=1e-5)
     both = [read_metrics(place) for place in (folder, tmp_path / "alone")]
     for line, expected in zip(*both, strict=True):
         assert (line["update"], line["samples"]) == (expected["update"], expected["samples"])
@@ -64,7 +64,7 @@ def too_many(folder):
 
 def other_update(folder):
     trainer = pairs(folder, "none", speed={"micro_batch": 2, "updates": 3}, pairs_per_update=8)
-    with pytest.raises(ValueError, match="what it is made of changed .*pairs_per_update from 4 to 8"):
+    with pytest.raises(ValueError, match=r"what it is made of changed \(pairs_per_update from 4 to 8"):
         trainer.train(resume=True)
 
 

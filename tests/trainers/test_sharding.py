@@ -50,7 +50,12 @@ def corner(images, prompts):
 def share(sharding, **speed):
     """This process's part of four at once, divided where there are several."""
     count = Processes().count
-    return {"updates": UPDATES, "micro_batch": 4 // count, "sharding": sharding if count > 1 else "none"} | speed
+    return {
+        "updates": UPDATES,
+        "learning_rate": 1e-3,
+        "micro_batch": 4 // count,
+        "sharding": sharding if count > 1 else "none",
+    } | speed
 
 
 def pairs(folder, sharding, *, pipe=None, speed=None, **changes):
@@ -69,7 +74,7 @@ KEPT = {"draws_per_pair": 2, "objective": Dpo(context="reference"), "preflight":
 RUNS = {
     "dpo": (pairs, {"adapter": RECOMPUTED, **KEPT}),
     "dpo of a unet": (pairs, {"adapter": RECOMPUTED}),
-    "dpo of all weights": (pairs, {"adapter": {"train": "full"}, "speed": {"ema_decay": 0.5, "learning_rate": 1e-3}}),
+    "dpo of all weights": (pairs, {"adapter": {"train": "full"}, "speed": {"ema_decay": 0.5}}),
     "grpo": (online, {"make": grpo, "kl_weight": 0.01, "preflight": True}),
     "grpo live": (online, {"make": grpo, "steps": StepsConfig(keep_graph=True)}),
     "score-as-action": (online, {"make": score_as_action, **PATHWISE}),
@@ -82,9 +87,12 @@ RUNS = {
 }
 
 
+OF_A_UNET = {"dpo of a unet", "score-as-action", "reward-gradient"}
+
+
 def made(folder, name, sharding) -> Trainer:
     make, changes = RUNS[name]
-    return steady(make(folder, sharding, pipe=tiny_sd() if "unet" in name else None, **changes))
+    return steady(make(folder, sharding, pipe=tiny_sd() if name in OF_A_UNET else None, **changes))
 
 
 def weights(trainer):
@@ -99,7 +107,7 @@ def trained(folder, name, sharding="full"):
 
 
 def with_files(folder, *, saves):
-    trainer = pairs(folder, "full", speed={"learning_rate": 3e-3})
+    trainer = pairs(folder, "full")
     start = weights(trainer)
     steady(trainer).train()
     divided = [type(one).__name__ for one in trainer.run.model.denoiser.parameters()].count("DTensor")
@@ -114,7 +122,7 @@ def test_a_divided_base_trains_the_adapter_that_one_process_trains(tmp_path, sav
     both = together(2, tmp_path / "answers", partial(with_files, saves=saves), tmp_path / "two")
     assert divided == 0 and both[0][2] > 50
     assert torch.equal(both[0][1], both[1][1])
-    assert (alone - start).abs().max() > 3e-3
+    assert (alone - start).abs().max() > 1e-3
     torch.testing.assert_close(both[0][1], alone, rtol=0, atol=1e-5)
     if not saves:
         return
@@ -133,9 +141,8 @@ def test_every_algorithm_learns_the_same_on_a_divided_base(tmp_path, name):
     start, alone = trained(tmp_path / "one", name)
     both = together(2, tmp_path / "answers", trained, tmp_path / "two", name)
     assert torch.equal(both[0][1], both[1][1])
-    assert (alone - start).abs().max() > 1e-3
-    # V is fitted in many more steps than the policy.
-    torch.testing.assert_close(both[0][1], alone, rtol=0, atol=5e-5 if name == "endpoint" else 1e-5)
+    assert (alone - start).abs().max() > 1e-4
+    torch.testing.assert_close(both[0][1], alone, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -149,7 +156,7 @@ def test_copies_on_each_machine_of_what_is_divided_within_it(tmp_path, name):
 @pytest.mark.parametrize(
     ("kind", "facts", "said"),
     [
-        ("full", {"processes": 1}, "there is one process; launch several with torchrun"),
+        ("full", {"processes": 1}, "there is one process; launch several .torchrun"),
         ("full", {"processes": 2, "frozen_base": "int8"}, "frozen_base is int8, and only whole weights can be divided"),
         ("full", {"processes": 2, "frozen_base": "offload"}, "frozen_base is offload"),
         ("full", {"processes": 2, "is_compiled": True}, "give model.compile: false"),
