@@ -32,11 +32,10 @@ from rpo.errors import InputError
 from rpo.files.local_paths import clean_configs
 from rpo.models.base import DiffusionModel
 from rpo.models.checkpoint import Checkpoint
-from rpo.models.config import Sharding
 from rpo.models.distilled import ASSISTANT
 from rpo.models.frozen import is_offloaded, is_quantized, recomputed
 from rpo.models.sharding import is_sharded, mesh_of, refuse_network, shard, whole_copy
-from rpo.trainers.settings import AdapterConfig
+from rpo.trainers.settings import AdapterConfig, LearningConfig
 from rpo.training.processes import Processes
 
 
@@ -209,9 +208,14 @@ def make_policy(model: DiffusionModel, adapter: AdapterConfig, *, seed: int) -> 
     return LoraPolicy(model, adapter, seed=seed)
 
 
-def divide(policy: Policy, kind: Sharding, processes: Processes) -> None:
+def divide(policy: Policy, learning: LearningConfig, processes: Processes) -> None:
     """Divide the denoiser among the processes, if that is asked for, and bring what stays whole to their devices."""
-    model = policy.model
+    model, kind = policy.model, learning.sharding
+    if kind != "none" and isinstance(policy, FullPolicy) and learning.optimizer != "adamw":
+        raise InputError(
+            f"learning.sharding is {kind} with adapter.train: full, whose moments are divided, too, but "
+            f"learning.optimizer is {learning.optimizer}; give adamw"
+        )
     if not isinstance(model, Checkpoint):
         if kind != "none":
             raise InputError(f"learning.sharding is {kind}, but a {type(model).__name__} is no pipeline; give none")

@@ -178,7 +178,7 @@ class Trainer:
         base = base_identity(model)
         policy = make_policy(model, config.adapter, seed=config.seed)
         self.run = Run(model, policy, Processes(), config, base)
-        divide(policy, config.learning.sharding, self.run.processes)
+        divide(policy, config.learning, self.run.processes)
         self.algorithm = algorithm
         algorithm.start(self.run)
 

@@ -164,15 +164,14 @@ def ended_together(processes: Processes) -> Iterator[None]:
 
 
 def _is_of_a_connection(error: Exception) -> bool:
-    return isinstance(error, torch.distributed.DistError) or (
-        isinstance(error, RuntimeError) and "by peer" in str(error)
-    )
+    told = "by peer" in str(error) or "Timed out waiting" in str(error)  # as gloo says it
+    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and told)
 
 
 def _word() -> str:
     killed = (
-        "another process of this run has ended without a word, as one does that was killed; expected all of them: look "
-        "for its own error, and resume from the last checkpoint, which torchrun --max-restarts does by itself"
+        "another process of this run has ended without a word, as one does that was killed, or hangs; expected all of "
+        "them: look for its own error, and resume from the last checkpoint, as torchrun --max-restarts … --resume does"
     )
     with suppress(RuntimeError):  # the store may have been the other's
         if _store().check([_WORD]):

@@ -1,6 +1,6 @@
 """The old policy: a copy of what is trained that follows it slowly, and takes its place when it is asked.
 
-A copy of the adapter, never of the base. It changes places with the policy's own weights, one after the other, so that
+A copy of the adapter, never of the base. It changes places with the policy's own weights, so that nothing is copied and
 no second network is there.
 """
 
@@ -10,8 +10,9 @@ from typing import Any, final
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
-from rpo.devices import dealt
+from rpo.errors import InputError
 from rpo.objectives.endpoint.update import LagConfig
 
 
@@ -25,6 +26,11 @@ class OldPolicy:
 
     def __init__(self, params: Sequence[nn.Parameter], lag: LagConfig):
         """Start at the parameters as they are."""
+        if any(isinstance(param, DTensor) for param in params):
+            raise InputError(
+                "all weights are trained, and learning.sharding divides them, but the objective keeps an old policy, "
+                "which changes places with undivided ones; give adapter.train: lora, or learning.sharding: none"
+            )
         self._params, self._lag, self.updates = list(params), lag, 0
         self._copies = [param.detach().clone() for param in params]
 
@@ -49,12 +55,9 @@ class OldPolicy:
         finally:
             self._exchange()
 
-    @torch.no_grad()
     def _exchange(self) -> None:
-        for copy, param in zip(self._copies, self._params, strict=True):
-            now = param.clone()  # where they lie: another place of a divided one would not be found
-            param.copy_(copy)
-            copy.copy_(now)
+        for place, param in enumerate(self._params):
+            param.data, self._copies[place] = self._copies[place], param.data
 
     def state_dict(self) -> dict[str, Any]:
         """The copies, and how many updates they followed."""
@@ -64,5 +67,4 @@ class OldPolicy:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a saved state."""
         self.updates = state_dict["updates"]
-        for copy, value in zip(self._copies, state_dict["copies"], strict=True):
-            copy.copy_(dealt(value, copy))
+        torch._foreach_copy_(self._copies, state_dict["copies"])
