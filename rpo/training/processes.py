@@ -42,6 +42,7 @@ class Processes:
     def __init__(self) -> None:
         """Join the other processes, if there are any."""
         # Unless told so, accelerate takes processes on a machine without an accelerator for strangers.
+        _join_again()
         patience = InitProcessGroupKwargs(timeout=PATIENCE)
         accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[patience])
         check_kind(accelerator.distributed_type)
@@ -185,6 +186,27 @@ def _in_words(error: Exception) -> str:
 
 def _store() -> torch.distributed.Store:
     return torch.distributed.distributed_c10d._get_default_store()  # pyright: ignore[reportPrivateUsage]
+
+
+def _join_again() -> None:
+    """Join the others after `torchrun` has started all anew.
+
+    Its store is the same for all attempts (torch 2.13), with the addresses of those that have died, by which gloo waits
+    for them in half of all attempts.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or torch.distributed.is_initialized():
+        return
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
+    device = None if on_cpu else torch.accelerator.current_accelerator()
+    store, rank, count = next(iter(torch.distributed.rendezvous("env://", timeout=PATIENCE)))
+    torch.distributed.init_process_group(
+        torch.distributed.get_default_backend_for_device(device or "cpu"),
+        store=torch.distributed.PrefixStore(f"attempt {attempt}", store),
+        rank=rank,
+        world_size=count,
+        timeout=PATIENCE,
+    )
 
 
 @functools.cache
