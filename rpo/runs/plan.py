@@ -153,14 +153,9 @@ class Plan:
 
 
 def plan(config: Config, *, processes: int = 1) -> Plan:
-    """Count what a run of these settings needs; takes seconds to a minute, and a gigabyte at most.
-
-    Of `processes` that share one denoiser, where `learning.sharding` divides it, the bytes are those of one.
-    """
+    """Count what a run needs, each of `processes` if they share a denoiser; takes up to a minute, and a gigabyte."""
     model, adapter, dtype = config.model, config.adapter, getattr(torch, config.model.dtype)
-    _require_float32(config)
-    divided = "none" if config.learning.sharding == "none" else "full"  # hybrid is that on each machine
-    refuse_settings(divided, processes=processes, frozen_base=model.frozen_base, is_compiled=model.compile)
+    _refuse(config, processes)
     pipe, family = unloaded_pipeline(model.source, dtype=dtype, revision=model.revision)
     networks: dict[str, Any] = dict(parts_of(pipe, family))
     small = dict(quantized_parts(family, pipe.config)) if model.frozen_base in LIBRARY else {}
@@ -172,8 +167,7 @@ def plan(config: Config, *, processes: int = 1) -> Plan:
         for name, one in networks.items()
     }
     denoiser = networks[family.denoiser]
-    fetched = fetched_bytes(denoiser) if model.frozen_base == "offload" else None
-    fetched = fetched if divided == "none" else divided_bytes(denoiser, processes)
+    fetched = _fetched(config, denoiser, processes)
     if adapter.train == "lora":
         family.enable_lora(pipe)
         add_lora(denoiser, rank=adapter.rank, target_modules=adapter.target_modules or family.lora_targets)
@@ -208,7 +202,7 @@ def plan(config: Config, *, processes: int = 1) -> Plan:
     return Plan(
         parts,
         fetched,
-        1 if divided == "none" else processes,
+        1 if config.learning.sharding == "none" else processes,
         tuple(name for name in parts if name != family.denoiser) if is_alone else (),
         MOMENTS[config.learning.optimizer],
         sum(one.numel() for one in denoiser.parameters() if one.requires_grad),
@@ -220,8 +214,16 @@ def plan(config: Config, *, processes: int = 1) -> Plan:
     )
 
 
-def _require_float32(config: Config) -> None:
-    """Refuse all weights in half precision, which training would refuse after they were loaded."""
+def _fetched(config: Config, denoiser: Any, processes: int) -> int | None:
+    if config.learning.sharding != "none":
+        return divided_bytes(denoiser, processes)
+    return fetched_bytes(denoiser) if config.model.frozen_base == "offload" else None
+
+
+def _refuse(config: Config, processes: int) -> None:
+    """Refuse what training would refuse after weights were loaded: to divide them, or train all in half precision."""
+    model, divided = config.model, "none" if config.learning.sharding == "none" else "full"  # hybrid: on each machine
+    refuse_settings(divided, processes=processes, frozen_base=model.frozen_base, is_compiled=model.compile)
     if config.adapter.train == "full" and config.model.dtype != "float32":
         raise InputError(
             f"adapter.train: full needs float32 weights, but model.dtype is {config.model.dtype}; give model.dtype: "

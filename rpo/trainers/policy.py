@@ -34,6 +34,7 @@ from rpo.models.base import DiffusionModel
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.distilled import ASSISTANT
 from rpo.models.frozen import is_offloaded, is_quantized, recomputed
+from rpo.models.plain import parts_of
 from rpo.models.sharding import is_sharded, mesh_of, refuse_network, shard, whole_copy
 from rpo.trainers.settings import AdapterConfig, LearningConfig
 from rpo.training.processes import Processes
@@ -232,8 +233,9 @@ def divide(policy: Policy, learning: LearningConfig, processes: Processes) -> No
         return
     refuse_network(kind, model.denoiser, processes=processes.count)
     policy.shard(mesh_of(kind, processes.device, processes.count))
-    for network in (model.vae, *model.text_encoders.values()):
-        network.to(processes.device)
+    for network in parts_of(model.pipe, model.family).values():
+        if network is not model.denoiser:
+            network.to(processes.device)
 
 
 def _require_denoiser_alone(model: Checkpoint, why: str, *, only: str = "") -> None:

@@ -8,6 +8,7 @@ between sampling and training.
 
 import atexit
 import functools
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -32,7 +33,10 @@ PATIENCE = timedelta(minutes=30)
 and a reward may ask a server that answers one process much later than another; a process that has died is no matter of
 patience: `torchrun` ends the others at once, and so does a closed connection."""
 
-_WORD = "rpo/why_a_process_ended"
+_numbers, _places = itertools.count(), list[str]()
+"""Where the processes would find each other's last words, for each `ended_together` that they are in: numbered, as all
+of them enter the same ones, so that none reads an older word."""
+
 _WRAPS_THE_MODEL = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM, DistributedType.XLA)
 
 
@@ -150,6 +154,7 @@ def ended_together(processes: Processes) -> Iterator[None]:
 
     The word lies in the store by which the processes found each other, where a process looks when a connection is gone.
     """
+    _places.append(f"rpo/why a process ended {next(_numbers)}")
     try:
         yield
     except LostProcessError:
@@ -159,9 +164,11 @@ def ended_together(processes: Processes) -> Iterator[None]:
             raise
         if _is_of_a_connection(error):
             raise LostProcessError(_word()) from error
-        with suppress(RuntimeError):
-            _store().set(_WORD, f"process {processes.index} of {processes.count} failed, {_in_words(error)}")
+        with suppress(RuntimeError, ValueError):  # there may be no group any more
+            _store().set(_places[-1], f"process {processes.index} of {processes.count} failed, {_in_words(error)}")
         raise
+    finally:
+        _places.pop()
 
 
 def _is_of_a_connection(error: Exception) -> bool:
@@ -174,9 +181,9 @@ def _word() -> str:
         "another process of this run has ended without a word, as one does that was killed, or hangs; expected all of "
         "them: look for its own error, and resume from the last checkpoint, as torchrun --max-restarts … --resume does"
     )
-    with suppress(RuntimeError):  # the store may have been the other's
-        if _store().check([_WORD]):
-            return f"{_store().get(_WORD).decode()}; so this one stops too"
+    with suppress(RuntimeError, ValueError):  # the store may have been the other's
+        if found := [place for place in _places if _store().check([place])]:
+            return f"{_store().get(found[0]).decode()}; so this one stops too"
     return killed
 
 

@@ -77,7 +77,7 @@ RUNS = {
     "dpo of all weights": (pairs, {"adapter": {"train": "full"}, "speed": {"ema_decay": 0.5}}),
     "grpo": (online, {"make": grpo, "kl_weight": 0.01, "preflight": True}),
     "grpo live": (online, {"make": grpo, "steps": StepsConfig(keep_graph=True)}),
-    "score-as-action": (online, {"make": score_as_action, **PATHWISE}),
+    "score-as-action": (online, {"make": score_as_action, "speed": {"learning_rate": 1e-2}, **PATHWISE}),
     "endpoint": (online, {"make": endpoint, "baseline": "value", "kl_weight": 0.01}),
     "nft": (online, {"make": endpoint, "objective": Nft()}),
     "reward-gradient": (
