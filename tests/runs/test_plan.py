@@ -291,10 +291,13 @@ def test_what_is_divided_lies_in_parts_beside_two_whole_blocks(checkpoint):
         plan(settings(folder, "learning.sharding=full"))
 
 
-def test_several_processes_can_divide_what_does_not_fit(checkpoint):
+def test_several_processes_divide_what_does_not_fit_and_one_does_not(checkpoint, monkeypatch):
     folder, _ = checkpoint
-    without, found = to_fit(settings(folder), 1e12, processes=64)
-    assert without == []
-    changes, smaller = to_fit(settings(folder), found.peak * 0.2, processes=64)
-    assert "learning.sharding: full" in changes and not any("frozen_base" in one for one in changes)
-    assert smaller.shared_by == 64
+    monkeypatch.setattr("rpo.runs.plan.CHANGES", (("learning.sharding", "full"), ("model.frozen_base", "int8")))
+    monkeypatch.setattr("rpo.runs.plan.WORTHWHILE", 1.0)
+    divided = plan(settings(folder, "learning.sharding=full"), processes=64)
+    changes, found = to_fit(settings(folder), divided.peak, processes=64)
+    assert changes == ["learning.sharding: full"] and found == divided
+    with pytest.raises(InputError, match="the run needs"):
+        to_fit(settings(folder), divided.peak // 100, processes=64)  # few bits cannot be divided
+    assert "learning.sharding: full" not in to_fit(settings(folder), plan(settings(folder)).peak - 1)[0]
