@@ -3,6 +3,7 @@
 import os
 
 import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rpo.errors import InputError
 
@@ -28,6 +29,24 @@ def uploaded(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def gathered(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor that processes have parts of, which all of them ask for; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own_part(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's part of a tensor that processes have parts of, not copied; any other as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def dealt(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A tensor that every process has the whole of, divided as another one is, if that is."""
+    if not isinstance(like, DTensor):
+        return tensor
+    there = tensor.to(like.device)
+    return distribute_tensor(there, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def slow_type_note(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -56,9 +56,9 @@ def plan(settings: str, args: argparse.Namespace) -> None:
 
     config = load_config(getattr(train_config, settings), *config_and_overrides(args))
     if args.memory is None:
-        print(planning.plan(config))
+        print(planning.plan(config, processes=args.processes))
     else:
-        changes, found = planning.to_fit(config, planning.bytes_of(args.memory))
+        changes, found = planning.to_fit(config, planning.bytes_of(args.memory), processes=args.processes)
         print(f"{found}\n\nto fit {args.memory}: {', '.join(changes) or 'nothing to change'}")
 
 
@@ -122,6 +122,8 @@ def _takes_pairs(parser: argparse.ArgumentParser) -> None:
 def _takes_plan(parser: argparse.ArgumentParser) -> None:
     takes_config(parser, is_run=False)
     parser.add_argument("--memory", metavar="SIZE", help="what there is, such as 24GB: say what to change to fit")
+    help_of_processes = "that share one denoiser, of which the memory of one is told (learning.sharding)"
+    parser.add_argument("--processes", metavar="N", type=int, default=1, help=help_of_processes)
 
 
 def _takes_evaluation(parser: argparse.ArgumentParser) -> None:

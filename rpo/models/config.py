@@ -18,6 +18,8 @@ HALF_TYPES: dict[str, DType] = {"bf16": "bfloat16", "fp16": "float16"}
 
 FrozenBase = Literal["whole", "int8", "nf4", "offload"]
 
+Sharding = Literal["none", "full", "hybrid"]
+
 
 @settings
 class ModelConfig:

@@ -11,6 +11,7 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from rpo.devices import gathered
 from rpo.models.frozen import is_quantized, stored
 
 SCHEDULE = (
@@ -37,7 +38,7 @@ def hash_network(network: nn.Module, config: Mapping[str, Any], extra: Mapping[s
     digest = hashlib.sha256(json.dumps([described, extra], sort_keys=True, default=str).encode())
     for name, tensor in _base_tensors(network):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        for part in stored(tensor):
+        for part in stored(gathered(tensor)):
             digest.update(_bytes_of(part))
     return digest.hexdigest()
 
@@ -82,7 +83,8 @@ def _has_weights_of(base: Mapping[str, Tensor], file: Path) -> bool:
     with safe_open(file, "pt") as opened:
         shared = [name for name in opened.keys() if name in base]  # noqa: SIM118, it is no dict
         return all(
-            torch.equal(opened.get_tensor(name).to(base[name].dtype), base[name].detach().cpu()) for name in shared
+            torch.equal(opened.get_tensor(name).to(base[name].dtype), gathered(base[name]).detach().cpu())
+            for name in shared
         )
 
 

@@ -14,6 +14,7 @@ import torch
 from diffusers import PipelineQuantizationConfig
 from diffusers.hooks import apply_group_offloading
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
@@ -51,7 +52,8 @@ def quantization(kind: FrozenBase, parts: Iterable[tuple[str, str]], dtype: torc
 
 def is_quantized(tensor: Tensor) -> bool:
     """Whether a weight is kept in few bits."""
-    return is_traceable_wrapper_subclass(tensor) or hasattr(tensor, "quant_state")
+    is_wrapped = is_traceable_wrapper_subclass(tensor) and not isinstance(tensor, DTensor)
+    return is_wrapped or hasattr(tensor, "quant_state")
 
 
 def stored(tensor: Tensor) -> list[Tensor]:

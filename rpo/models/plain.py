@@ -18,6 +18,7 @@ from rpo.models import latents as autoencoder
 from rpo.models.base import ORIGINAL, Family
 from rpo.models.execution import call, embedded
 from rpo.models.frozen import device_of, is_offloaded, offload, quantized_like
+from rpo.models.sharding import divided_like
 
 PROBE_SIDE, IMAGE_LATENT_SIDE = 16, 4
 """Sides of the latents that the UNet and the VAE are probed with: small, but they pass every level."""
@@ -141,6 +142,7 @@ def _fresh(network: Any) -> nn.Module:
     config = network.config
     with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
         fresh = type(network).from_config(_stated(config)) if isinstance(config, Mapping) else type(network)(config)
+    divided_like(network, fresh)
     shared = tuple(f"{name}." for name in quantized_like(network, fresh))
     state = {name.replace(".base_layer", ""): tensor for name, tensor in network.state_dict().items()}
     # Fused projections stay in a network after they were unfused, without a part in what it computes.

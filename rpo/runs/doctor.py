@@ -67,6 +67,7 @@ class _Visit:
         config: Any = self._make("settings", load, lambda one: type(one).__name__.removesuffix("RunConfig"))
         if config is None:
             return self.found
+        config = replace(config, learning=replace(config.learning, sharding="none"))  # here is one process
         planned = self._make("memory plan", lambda: memory_check(config), lambda one: one[0])
         model = self._make("checkpoint", lambda: load_model(config.model), _of_model)
         if model is None:

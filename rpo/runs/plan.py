@@ -25,6 +25,7 @@ from rpo.models.frozen import LIBRARY, fetched_bytes, planned_bytes
 from rpo.models.latents import images_per_decode, images_per_slope, recomputed
 from rpo.models.loading import quantized_parts
 from rpo.models.plain import parts_of
+from rpo.models.sharding import divided_bytes, refuse_settings
 from rpo.models.unloaded import DEPENDS_ON_CONTENT, pretend, unloaded_pipeline
 from rpo.objectives.endpoint.bound import Bound
 from rpo.objectives.reward_gradient import AlongPath
@@ -52,7 +53,9 @@ class Plan:
     parts: dict[str, tuple[int, int]]
     """Parameters and bytes of each part."""
     fetched: int | None
-    """Bytes of the denoiser that are on the device at once, if it is offloaded."""
+    """Bytes of the denoiser that are on the device at once, if it is offloaded or divided."""
+    shared_by: int
+    """Processes that have a part each of a denoiser, and of what is trained of it."""
     waiting: tuple[str, ...]
     """Parts that leave the device while updates run."""
     moments: int
@@ -89,6 +92,12 @@ class Plan:
         return sum((sizes if self.fetched is None else sizes | {denoiser: self.fetched}).values())
 
     @property
+    def own(self) -> int:
+        """Parameters that an update moves on one process: all of an adapter, its part of a denoiser."""
+        is_whole = self.trained < next(iter(self.parts.values()))[0]
+        return self.trained if is_whole else -(-self.trained // self.shared_by)
+
+    @property
     def backward(self) -> float:
         """Forward and backward of one latent, in U."""
         return self.update.flops / self.forward.flops
@@ -96,8 +105,8 @@ class Plan:
     @property
     def peaks(self) -> dict[str, int]:
         """The most that is held at once, by what is going on."""
-        rest = self.weights() + self.trained * 4
-        trained = self.trained * (WEIGHT_AND_GRADIENT + self.moments)
+        rest = self.weights() + self.own * 4
+        trained = self.own * (WEIGHT_AND_GRADIENT + self.moments)
         running = self.weights(*self.waiting) + trained
         decoding = self.weights(*(name for name in self.waiting if name != "vae")) + trained
         found = {"at rest": rest, "encoding an image": rest + self.encode.peak}
@@ -124,7 +133,8 @@ class Plan:
         lines += [f"  {'trained':{wide}}  {self.trained:>14,}", "", "memory, the most at once"]
         lines += [f"  {name:{wide}}  {readable_bytes(size)}" for name, size in self.peaks.items()]
         lines += [f"  ({', '.join(self.waiting)} wait on the CPU while updates run)"] if self.waiting else []
-        lines += [] if self.fetched is None else ["  (so does the denoiser, but for the block that computes)"]
+        held = "so does the denoiser, but for the block that computes", "the denoiser lies in parts, but for two blocks"
+        lines += [] if self.fetched is None else [f"  ({held[self.shared_by > 1]})"]
         total = self.cost * self.updates
         lines += [
             "",
@@ -142,10 +152,10 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan(config: Config) -> Plan:
-    """Count what a run of these settings needs; takes seconds to a minute, and a gigabyte at most."""
+def plan(config: Config, *, processes: int = 1) -> Plan:
+    """Count what a run needs, each of `processes` if they share a denoiser; takes up to a minute, and a gigabyte."""
     model, adapter, dtype = config.model, config.adapter, getattr(torch, config.model.dtype)
-    _require_float32(config)
+    _refuse(config, processes)
     pipe, family = unloaded_pipeline(model.source, dtype=dtype, revision=model.revision)
     networks: dict[str, Any] = dict(parts_of(pipe, family))
     small = dict(quantized_parts(family, pipe.config)) if model.frozen_base in LIBRARY else {}
@@ -157,7 +167,7 @@ def plan(config: Config) -> Plan:
         for name, one in networks.items()
     }
     denoiser = networks[family.denoiser]
-    fetched = fetched_bytes(denoiser) if model.frozen_base == "offload" else None
+    fetched = _fetched(config, denoiser, processes)
     if adapter.train == "lora":
         family.enable_lora(pipe)
         add_lora(denoiser, rank=adapter.rank, target_modules=adapter.target_modules or family.lora_targets)
@@ -192,6 +202,7 @@ def plan(config: Config) -> Plan:
     return Plan(
         parts,
         fetched,
+        1 if config.learning.sharding == "none" else processes,
         tuple(name for name in parts if name != family.denoiser) if is_alone else (),
         MOMENTS[config.learning.optimizer],
         sum(one.numel() for one in denoiser.parameters() if one.requires_grad),
@@ -203,8 +214,16 @@ def plan(config: Config) -> Plan:
     )
 
 
-def _require_float32(config: Config) -> None:
-    """Refuse all weights in half precision, which training would refuse after they were loaded."""
+def _fetched(config: Config, denoiser: Any, processes: int) -> int | None:
+    if config.learning.sharding != "none":
+        return divided_bytes(denoiser, processes)
+    return fetched_bytes(denoiser) if config.model.frozen_base == "offload" else None
+
+
+def _refuse(config: Config, processes: int) -> None:
+    """Refuse what training would refuse after weights were loaded: to divide them, or train all in half precision."""
+    model, divided = config.model, "none" if config.learning.sharding == "none" else "full"  # hybrid: on each machine
+    refuse_settings(divided, processes=processes, frozen_base=model.frozen_base, is_compiled=model.compile)
     if config.adapter.train == "full" and config.model.dtype != "float32":
         raise InputError(
             f"adapter.train: full needs float32 weights, but model.dtype is {config.model.dtype}; give model.dtype: "
@@ -231,18 +250,18 @@ def _embedding(pipe: Any, family: Any, mode: FakeTensorMode, dtype: torch.dtype)
     return found
 
 
-def to_fit(config: Config, memory: float) -> tuple[list[str], Plan]:
+def to_fit(config: Config, memory: float, *, processes: int = 1) -> tuple[list[str], Plan]:
     """The usual changes, in their order, with which a run needs no more than so many bytes; and its plan.
 
     Raises `InputError` if all of them are not enough.
     """
     changes: dict[str, Any] = {}
-    found = plan(config)
+    found = plan(config, processes=processes)
     for key, value in CHANGES:
         if found.peak <= memory:
             break
-        changed = config if key.startswith("model.") and config.adapter.train == "full" else _with(config, key, value)
-        if changed != config and (smaller := plan(changed)).peak < WORTHWHILE * found.peak:
+        changed = config if key in _not_for(config, processes) else _with(config, key, value)
+        if changed != config and (smaller := plan(changed, processes=processes)).peak < WORTHWHILE * found.peak:
             config, found = changed, smaller
             changes[key] = value
     if found.peak > memory:
@@ -251,6 +270,13 @@ def to_fit(config: Config, memory: float) -> tuple[list[str], Plan]:
             f"{readable_bytes(memory)}; expected less: take a smaller checkpoint or resolution, or a larger card"
         )
     return [_told(one) for one in changes.items()], found
+
+
+def _not_for(config: Any, processes: int) -> set[str]:
+    """The changes that this run cannot have."""
+    is_divided, is_full = config.learning.sharding != "none", config.adapter.train == "full"
+    held = {"model.frozen_base": is_divided or is_full, "model.dtype": is_full, "learning.sharding": processes == 1}
+    return {key for key, is_held in held.items() if is_held}
 
 
 def _with(config: Any, key: str, value: Any) -> Any:
@@ -280,6 +306,7 @@ CHANGES: tuple[tuple[str, Any], ...] = (
     ("preview_every", 0),
     ("learning.optimizer", "adamw8bit"),
     ("adapter.gradient_checkpointing", True),
+    ("learning.sharding", "full"),
     ("model.frozen_base", "int8"),
     ("model.frozen_base", "nf4"),
     ("model.frozen_base", "offload"),

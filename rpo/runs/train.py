@@ -18,6 +18,7 @@ from rpo.files.local_paths import shown_path
 from rpo.files.text import write_text
 from rpo.models.checkpoint import Checkpoint, refuse_editor
 from rpo.models.packaged import expression_of, imports_of
+from rpo.models.sharding import refuse_settings
 from rpo.models.usual import call_of
 from rpo.publishing.measured import measured
 from rpo.publishing.model_card import CardFacts, write_model_card
@@ -48,6 +49,7 @@ from rpo.trainers.trainer import Algorithm, Trainer
 from rpo.training.log import read_metrics
 from rpo.training.loop import TrainResult
 from rpo.training.made_with import MadeWith, keep_made_with, made_with
+from rpo.training.processes import Processes
 from rpo.training.resume import refuse_used
 
 RUN = "run.yaml"
@@ -88,7 +90,14 @@ def run(config: RunConfig, *, resume: bool = False, tell: Callable[[MadeWith], N
     if not resume:
         refuse_used(folder)
     held_out = None if config.held_out is None else HeldOut(config.held_out)
-    trainer = Trainer(load_model(config.model, mixed_precision=algorithm.config.learning.mixed_precision), algorithm)
+    learning, model = algorithm.config.learning, config.model
+    processes, is_divided = Processes(), learning.sharding != "none"
+    refuse_settings(
+        learning.sharding, processes=processes.count, frozen_base=model.frozen_base, is_compiled=model.compile
+    )
+    if is_divided:  # from there it goes to the devices block by block
+        model = replace(model, device="cpu")
+    trainer = Trainer(load_model(model, mixed_precision=learning.mixed_precision), algorithm)
     if held_out is not None:
         refuse_editor(trainer.run.model, "held_out")
         held_out.refuse_trained(algorithm.previewed().prompts)
@@ -101,7 +110,7 @@ def run(config: RunConfig, *, resume: bool = False, tell: Callable[[MadeWith], N
         trained = trainer.train(resume=resume)
         saved = trainer.save()
     result = RunResult(trained, saved)
-    return _judged_and_reported(trainer, config, result, held_out) if trainer.run.processes.is_main else result
+    return _judged_and_reported(trainer, config, result, held_out) if trainer.run.draws else result
 
 
 def require_deployment(config: RunConfig) -> None:
@@ -161,7 +170,7 @@ def data_in_words(config: RunConfig) -> str:
 
 
 def _judged_and_reported(trainer: Trainer, config: RunConfig, result: RunResult, held_out: HeldOut | None) -> RunResult:
-    seconds = {"train": float(read_metrics(trainer.folder)[-1]["seconds"])}
+    is_main, seconds = trainer.run.processes.is_main, {"train": float(read_metrics(trainer.folder)[-1]["seconds"])}
     progress, began, base, aligned = trainer.run.shows_progress, time.perf_counter(), None, None
     if held_out is not None:
         policy, model = trainer.run.policy, trainer.run.model
@@ -170,10 +179,12 @@ def _judged_and_reported(trainer: Trainer, config: RunConfig, result: RunResult,
         with policy.deployed():
             aligned = held_out.judge(model, progress="aligned" if progress else None)
         seconds["judge base and aligned model"] = time.perf_counter() - began
-        write_model_card(result.saved, _card(trainer, config, base, aligned))
+        card = _card(trainer, config, base, aligned)
+        if is_main:
+            write_model_card(result.saved, card)
         if progress:
             tqdm.write(aligned.gain_in_words(base))
-    if not config.report:
+    if not (config.report and is_main):
         return RunResult(result.trained, result.saved, None, base, aligned)
     findings = Findings(
         method=trainer.algorithm.title,

@@ -99,7 +99,7 @@ class DPO(Algorithm[PairBatch]):
     @cached_property
     def reference(self) -> Reference:
         """What the policy is compared with."""
-        return Reference(self.model, self.run.policy, self.config, self._cache, self.run.base)
+        return Reference(self.model, self.config, self._cache, self.run)
 
     @cached_property
     def data(self) -> PairBatches:
@@ -145,9 +145,7 @@ class DPO(Algorithm[PairBatch]):
         """Encode what the run visits, and measure what the objective needs of the pairs."""
         if self.config.encode_ahead:
             self.data.fill_caches(self.config.learning.updates, progress=self.run.shows_progress)
-        self.facts = pair_facts(
-            self.pairs, self.config.objective, lambda: self.reference.mid_time(self.data, self.run.processes)
-        )
+        self.facts = pair_facts(self.pairs, self.config.objective, lambda: self.reference.mid_time(self.data))
 
     def running(self) -> AbstractContextManager[None]:
         """Where all is encoded, a GPU keeps the denoiser alone."""

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import final
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from rpo.adapters.lora import (
     adapter_layers,
@@ -32,7 +34,10 @@ from rpo.models.base import DiffusionModel
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.distilled import ASSISTANT
 from rpo.models.frozen import is_offloaded, is_quantized, recomputed
-from rpo.trainers.settings import AdapterConfig
+from rpo.models.plain import parts_of
+from rpo.models.sharding import is_sharded, mesh_of, refuse_network, shard, whole_copy
+from rpo.trainers.settings import AdapterConfig, LearningConfig
+from rpo.training.processes import Processes
 
 
 @final
@@ -67,6 +72,11 @@ class LoraPolicy:
             )
         self._layers = adapter_layers(network)
 
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Divide the base; every process keeps all of the adapters."""
+        adapters = [one for name, one in self.model.denoiser.named_parameters() if ".lora_" in name]
+        shard(self.model.denoiser, mesh, whole=adapters)
+
     @property
     def note(self) -> str:
         """What a plan has to say of a start from a LoRA; else nothing."""
@@ -93,6 +103,11 @@ class LoraPolicy:
         """Write a verified LoRA file; see `save_lora`."""
         return save_lora(self.model, folder)
 
+    def help_save(self) -> None:
+        """Make the forwards by which another process verifies its file."""
+        with TemporaryDirectory() as aside:
+            save_lora(self.model, aside)
+
 
 @final
 class FullPolicy:
@@ -118,6 +133,12 @@ class FullPolicy:
 
     note, starts_at_reference = "", True
 
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Divide both; a process then updates its part of every parameter."""
+        for network in (self._frozen, self.model.denoiser):
+            shard(network, mesh)
+        self.parameters = list(self.model.denoiser.parameters())
+
     def require_in_place(self) -> None:
         """All weights of a network are where they are."""
 
@@ -142,11 +163,19 @@ class FullPolicy:
             raise InputError(
                 f"a {type(self.model).__name__} has no diffusers pipeline to write; save its denoiser's state_dict"
             )
-        self.model.pipe.save_pretrained(folder)
+        pipe = self.model.pipe
+        if is_sharded(self.model.denoiser):
+            pipe = copy.copy(pipe)
+            setattr(pipe, self.model.family.denoiser, whole_copy(self.model.denoiser, is_kept=True))
+        pipe.save_pretrained(folder)
         clean_configs(Path(folder))
         for file in Path(folder).rglob("*.safetensors"):  # which only their owner may read, as the library has it
             shutil.copymode(Path(folder) / "model_index.json", file)
         return Path(folder)
+
+    def help_save(self) -> None:
+        """Give this process's parts of the weights to the one that writes."""
+        whole_copy(self.model.denoiser, is_kept=False)
 
 
 Policy = LoraPolicy | FullPolicy
@@ -178,6 +207,35 @@ def make_policy(model: DiffusionModel, adapter: AdapterConfig, *, seed: int) -> 
     if not is_diffusers or adapter.train == "full":
         return FullPolicy(model)
     return LoraPolicy(model, adapter, seed=seed)
+
+
+def divide(policy: Policy, learning: LearningConfig, processes: Processes) -> None:
+    """Divide the denoiser among the processes, if that is asked for, and bring what stays whole to their devices."""
+    model, kind = policy.model, learning.sharding
+    if kind != "none" and isinstance(policy, FullPolicy) and learning.optimizer != "adamw":
+        raise InputError(
+            f"learning.sharding is {kind} with adapter.train: full, whose moments are divided, too, but "
+            f"learning.optimizer is {learning.optimizer}; give adamw"
+        )
+    if not isinstance(model, Checkpoint):
+        if kind != "none":
+            raise InputError(f"learning.sharding is {kind}, but a {type(model).__name__} is no pipeline; give none")
+        return
+    if is_sharded(model.denoiser):  # by an earlier trainer
+        if kind == "none" or isinstance(policy, FullPolicy):
+            raise InputError(
+                "the denoiser was divided among the processes by an earlier trainer, but learning.sharding is "
+                f"{kind} and adapter.train {'full' if isinstance(policy, FullPolicy) else 'lora'}; expected another "
+                "LoRA with the same sharding: give these, or load the checkpoint again"
+            )
+        return
+    if kind == "none":
+        return
+    refuse_network(kind, model.denoiser, processes=processes.count)
+    policy.shard(mesh_of(kind, processes.device, processes.count))
+    for network in parts_of(model.pipe, model.family).values():
+        if network is not model.denoiser:
+            network.to(processes.device)
 
 
 def _require_denoiser_alone(model: Checkpoint, why: str, *, only: str = "") -> None:

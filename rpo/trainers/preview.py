@@ -51,8 +51,8 @@ class PreviewOf:
 class Preview:
     """Writes `update-000020.png` and so on: one row per prompt, which begins with the image that is edited, if any."""
 
-    def __init__(self, model: DiffusionModel, shown: PreviewOf, folder: Path, *, every: int, seed: int):
-        """Prepare."""
+    def __init__(self, model: DiffusionModel, shown: PreviewOf, folder: Path | None, *, every: int, seed: int):
+        """Prepare; without a folder they are drawn for another process, which writes them."""
         self._model, self._shown = model, shown
         self._folder, self._every, self._seed = folder, every, seed
 
@@ -72,6 +72,8 @@ class Preview:
             solver=self._shown.solver,
             canvas=self._shown.canvas,
         )
+        if self._folder is None:
+            return
         given = [()] * len(self._shown.rows) if originals is None else [(one,) for one in originals]
         rows = [torch.cat([*first, *row], dim=2) for first, row in zip(given, images.split(IMAGES), strict=True)]
         pixels = (torch.cat(rows, dim=1).permute(1, 2, 0) * 255).round().byte().numpy()

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from rpo.config.ranges import Count, Names, Positive, Seed, Text, WholeNumber
 from rpo.config.settings import settings
-from rpo.models.config import MixedPrecision
+from rpo.models.config import MixedPrecision, Sharding
 from rpo.training.loop_config import LearningSpeed, LoopConfig
 
 
@@ -43,6 +43,10 @@ class LearningConfig(LearningSpeed):
     mixed_precision: MixedPrecision = "no"
     """What the denoiser of a float32 model computes in; "no" computes in the type of the weights, and weights of the
     other half type are an error. In float16 the loss is scaled, and updates whose gradient overflows are skipped."""
+
+    sharding: Sharding = "none"
+    """Of several processes, which hold a copy of the denoiser each ("none"), a part of one ("full"), or a part of one
+    on each machine ("hybrid"). For a base that does not fit one GPU; every forward waits for its parts."""
 
     def loop(self, *, accumulate: int, seed: int, scale_loss: bool = False) -> LoopConfig:
         """The settings of the loop."""

@@ -23,13 +23,13 @@ from rpo.publishing.publish import CardFacts, PublishPlan, publish, write_model_
 from rpo.trainers.checks.preflight import Check, preflight
 from rpo.trainers.checks.prepared import computes_in, prepared_model
 from rpo.trainers.identity import base_identity, card_of, settings_identity
-from rpo.trainers.policy import Policy, make_policy
+from rpo.trainers.policy import Policy, divide, make_policy
 from rpo.trainers.preview import PREVIEWS, Preview, PreviewOf
 from rpo.trainers.settings import TrainingConfig
 from rpo.training.checkpoint import checkpoints
 from rpo.training.loop import TrainResult, describe, fit
 from rpo.training.loop_config import LoopConfig
-from rpo.training.processes import Processes
+from rpo.training.processes import Processes, ended_together
 from rpo.training.resume import claimed
 from rpo.training.state import Stateful
 from rpo.types import StepOutput
@@ -53,6 +53,11 @@ class Run:
     def folder(self) -> Path:
         """The run's folder."""
         return Path(self.config.output)
+
+    @property
+    def draws(self) -> bool:
+        """Whether this process makes the forwards that one is enough for: with a divided denoiser, all make them."""
+        return self.processes.is_main or self.config.learning.sharding != "none"
 
     @property
     def shows_progress(self) -> bool:
@@ -173,6 +178,7 @@ class Trainer:
         base = base_identity(model)
         policy = make_policy(model, config.adapter, seed=config.seed)
         self.run = Run(model, policy, Processes(), config, base)
+        divide(policy, config.learning, self.run.processes)
         self.algorithm = algorithm
         algorithm.start(self.run)
 
@@ -224,7 +230,7 @@ class Trainer:
         """
         run, algorithm = self.run, self.algorithm
         run.policy.require_in_place()
-        with self.claim(resume=resume):
+        with ended_together(run.processes), self.claim(resume=resume):
             if run.shows_progress:
                 tqdm.write(self.plan())
             algorithm.prepare()
@@ -268,10 +274,10 @@ class Trainer:
         )
 
     def _preview(self) -> Callable[[int], None]:
-        every = self.run.config.preview_every if self.run.processes.is_main else 0
+        every = self.run.config.preview_every if self.run.draws else 0
         if not every:
             return lambda update: None
-        place = self.folder / PREVIEWS
+        place = self.folder / PREVIEWS if self.run.processes.is_main else None
         return Preview(self.run.model, self.algorithm.previewed(), place, every=every, seed=self.run.config.seed)
 
     def save(self, folder: str | PathLike[str] | None = None) -> Path:
@@ -289,10 +295,14 @@ class Trainer:
         run, config = self.run, self.run.config
         run.policy.require_in_place()
         place = Path(folder) if folder else self.folder / ("lora" if config.adapter.train == "lora" else "pipeline")
-        if run.processes.is_main:
-            run.policy.save(place)
-            write_text(place / "training_config.yaml", to_yaml(config, for_others=True))
-            write_model_card(place, self.card())
+        with ended_together(run.processes):
+            card = self.card() if run.draws else None  # first, as all processes do it together
+            if run.processes.is_main and card is not None:
+                run.policy.save(place)
+                write_text(place / "training_config.yaml", to_yaml(config, for_others=True))
+                write_model_card(place, card)
+            elif run.draws:
+                run.policy.help_save()
         return place
 
     def card(self) -> CardFacts:

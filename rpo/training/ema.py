@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from rpo.devices import dealt
+
 
 class ExponentialAverage:
     """The average of a fixed list of parameters over the updates so far."""
@@ -32,7 +34,8 @@ class ExponentialAverage:
     @torch.no_grad()
     def copy_to_params(self) -> None:
         """Overwrite the parameters with their averages, for good."""
-        torch._foreach_copy_(self.params, self.averages)
+        for param, average in zip(self.params, self.averages, strict=True):
+            param.copy_(average)
 
     def state_dict(self) -> dict[str, Any]:
         """The averages and how many updates they have seen."""
@@ -42,4 +45,5 @@ class ExponentialAverage:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of an average over the same parameters."""
         self.updates = state["updates"]
-        torch._foreach_copy_(self.averages, state["averages"])
+        for average, value in zip(self.averages, state["averages"], strict=True):
+            average.copy_(dealt(value, average))

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from rpo.training.gradients import FlatGradients
 from rpo.training.loop_config import LoopConfig, describe
-from rpo.training.processes import Processes, note_who_left
+from rpo.training.processes import Processes, ended_together
 from rpo.training.randomness import undisturbed_randomness
 from rpo.training.resume import Identity, claimed
 from rpo.training.session import Session
@@ -86,7 +86,11 @@ def fit(
     processes, folder, same = Processes(), Path(folder), identity or {}
     gradients = FlatGradients(params)
     try:
-        with claimed(folder, loop, same, processes, resume=resume), undisturbed_randomness(params[0].device):
+        with (
+            ended_together(processes),
+            claimed(folder, loop, same, processes, resume=resume),
+            undisturbed_randomness(params[0].device),
+        ):
             processes.broadcast(params)  # first, because the session starts an average from them
             session = Session(params, loop, folder, processes, objects=state or {}, identity=same)
             accumulator = Accumulator(loss_fn, names, gradients=gradients, processes=processes, loop=loop)
@@ -95,9 +99,6 @@ def fit(
                 stream = batches(session.state.update)
                 session.train(stream, accumulator, on_update, guard, draws_ahead=draws_ahead)
             checkpoint = session.finish()
-    except RuntimeError as error:
-        note_who_left(error)
-        raise
     finally:
         gradients.release()
     end = session.state

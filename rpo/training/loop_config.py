@@ -101,12 +101,14 @@ ABSENT = "nothing said of it"
 _FREE_TO_CHANGE = ("checkpoint_every", "keep_checkpoints", "log_every", "trackers", "progress")
 
 
-def check_unchanged(loop: LoopConfig, saved: Mapping[str, Any], where: str) -> None:
+def check_unchanged(loop: LoopConfig, saved: Mapping[str, Any], where: str, *, same_processes: bool = True) -> None:
     """Refuse to resume a run under other settings than it was started with, where they decide its result.
 
-    How often to log and save may change, and `updates` too as long as the learning rate does not depend on it.
+    How often to log and save may change, and `updates` too as long as the learning rate does not depend on it. Other
+    processes share an update out in other micro-batches.
     """
     free = _FREE_TO_CHANGE + (("updates",) if loop.lr_schedule == "constant" else ())
+    free += () if same_processes else ("accumulate",)
     now, before = ({name: one for name, one in these.items() if name not in free} for these in (plain(loop), saved))
     refuse_changed(now, before, where)
 

@@ -1,14 +1,18 @@
 """Who else trains: this process among all, and the few things they say to each other.
 
-The model is never wrapped. `fit` sums the gradients over processes once per update, in one all-reduce of one flat
-tensor. For a LoRA that is a few megabytes, so there is nothing to gain from overlapping it with backward, and much to
-lose: key prefixes, searches for unused parameters, a forward that differs between sampling and training.
+The model is wrapped only to be divided (`rpo.models.sharding`). `fit` sums the gradients over processes once per
+update, in one all-reduce of one flat tensor. For a LoRA that is a few megabytes, so there is nothing to gain from
+overlapping it with backward, and much to lose: key prefixes, searches for unused parameters, a forward that differs
+between sampling and training.
 """
 
 import atexit
 import functools
+import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -18,10 +22,20 @@ import torch.distributed
 # with the first optimizer. A group that cannot be destroyed at the end may abort the process.
 import torch.distributed.nn
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list, gather_object
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from rpo.errors import InputError
+
+PATIENCE = timedelta(minutes=30)
+"""How long a process waits for another, after which it ends. The main one draws previews and writes checkpoints alone,
+and a reward may ask a server that answers one process much later than another; a process that has died is no matter of
+patience: `torchrun` ends the others at once, and so does a closed connection."""
+
+_numbers, _places = itertools.count(), list[str]()
+"""Where the processes would find each other's last words, for each `ended_together` that they are in: numbered, as all
+of them enter the same ones, so that none reads an older word."""
 
 _WRAPS_THE_MODEL = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM, DistributedType.XLA)
 
@@ -32,7 +46,9 @@ class Processes:
     def __init__(self) -> None:
         """Join the other processes, if there are any."""
         # Unless told so, accelerate takes processes on a machine without an accelerator for strangers.
-        accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        _join_again()
+        patience = InitProcessGroupKwargs(timeout=PATIENCE)
+        accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[patience])
         check_kind(accelerator.distributed_type)
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched != accelerator.num_processes:
@@ -82,6 +98,10 @@ class Processes:
         """This process's part of what all have along a dimension."""
         return joined.chunk(self.count, dim)[self.index]
 
+    def any(self, is_so: bool) -> bool:
+        """Whether it is so for any process; they all ask."""
+        return any(self.gather(is_so))
+
     def require_same(self, told: Mapping[str, str]) -> None:
         """Refuse, on every process, that they were told different things: they would wait for each other for ever."""
         if self.count == 1:
@@ -98,8 +118,8 @@ class Processes:
 
     @torch.no_grad()
     def broadcast(self, params: Sequence[nn.Parameter]) -> None:
-        """Give every process the main one's parameters, which lie on each process's own device."""
-        if self.count > 1:
+        """Give every process the main one's parameters, which lie on each process's own device, unless divided."""
+        if self.count > 1 and not isinstance(params[0], DTensor):
             if params[0].device != self.device:
                 raise InputError(
                     f"the parameters of process {self.index} are on {params[0].device}; expected its own device, "
@@ -119,15 +139,81 @@ class Processes:
         if self.count > 1:
             (text,) = broadcast_object_list([None if error is None else f"{type(error).__name__}: {error}"])
             if text is not None and not self.is_main:
-                raise RuntimeError(f"the main process failed, so this one stops too: {text}")
+                raise LostProcessError(f"the main process failed, so this one stops too: {text}")
         if error is not None:
             raise error
 
 
-def note_who_left(error: RuntimeError) -> None:
-    """Say of the error of a wait for another process that it is none of this one's."""
-    if "by peer" in str(error):  # how a group says that a connection is gone
-        error.add_note("Another process of this run has ended; its own error, which is shown as well, says why.")
+class LostProcessError(InputError):
+    """Another process of the run has ended, so that this one ends, too; it says why the other has, if that is known."""
+
+
+@contextmanager
+def ended_together(processes: Processes) -> Iterator[None]:
+    """Inside, what ends one process is told to the others: none waits for it for ever, and all say the same.
+
+    The word lies in the store by which the processes found each other, where a process looks when a connection is gone.
+    """
+    _places.append(f"rpo/why a process ended {next(_numbers)}")
+    try:
+        yield
+    except LostProcessError:
+        raise
+    except Exception as error:
+        if processes.count == 1:
+            raise
+        if _is_of_a_connection(error):
+            raise LostProcessError(_word()) from error
+        with suppress(RuntimeError, ValueError):  # there may be no group any more
+            _store().set(_places[-1], f"process {processes.index} of {processes.count} failed, {_in_words(error)}")
+        raise
+    finally:
+        _places.pop()
+
+
+def _is_of_a_connection(error: Exception) -> bool:
+    told = "by peer" in str(error) or "Timed out waiting" in str(error)  # as gloo says it
+    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and told)
+
+
+def _word() -> str:
+    killed = (
+        "another process of this run has ended without a word, as one does that was killed, or hangs; expected all of "
+        "them: look for its own error, and resume from the last checkpoint, as torchrun --max-restarts … --resume does"
+    )
+    with suppress(RuntimeError, ValueError):  # the store may have been the other's
+        if found := [place for place in _places if _store().check([place])]:
+            return f"{_store().get(found[0]).decode()}; so this one stops too"
+    return killed
+
+
+def _in_words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _store() -> torch.distributed.Store:
+    return torch.distributed.distributed_c10d._get_default_store()  # pyright: ignore[reportPrivateUsage]
+
+
+def _join_again() -> None:
+    """Join the others after `torchrun` has started all anew.
+
+    Its store is the same for all attempts (torch 2.13), with the addresses of those that have died, by which gloo waits
+    for them in half of all attempts.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or torch.distributed.is_initialized():
+        return
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
+    device = None if on_cpu else torch.accelerator.current_accelerator()
+    store, rank, count = next(iter(torch.distributed.rendezvous("env://", timeout=PATIENCE)))
+    torch.distributed.init_process_group(
+        torch.distributed.get_default_backend_for_device(device or "cpu"),
+        store=torch.distributed.PrefixStore(f"attempt {attempt}", store),
+        rank=rank,
+        world_size=count,
+        timeout=PATIENCE,
+    )
 
 
 @functools.cache

@@ -82,12 +82,7 @@ def _check_same(folder: Path, loop: LoopConfig, identity: Identity, processes: i
             )
         # What a person gave comes before what was worked out from it, such as the micro-batches of an update.
         refuse_changed(identity, run.get("identity", {}), str(path))
-        check_unchanged(loop, run["loop"], str(path))
-        if run["processes"] != processes:
-            raise InputError(
-                f"{path} was trained by {run['processes']} processes, now there are {processes}; expected the same "
-                f"number to continue it: launch {run['processes']}, or start in a new folder"
-            )
+        check_unchanged(loop, run["loop"], str(path), same_processes=run["processes"] == processes)
         if run["update"] > loop.updates:
             raise InputError(
                 f"{path} is past the end, updates={loop.updates}; expected updates={run['update']} or more: raise "

@@ -82,7 +82,7 @@ class Session(Generic[B]):
             )
         if newest:
             verify_checkpoint(newest[0])
-            self.state.load(newest[0], process=self.processes.index)
+            self.state.load(newest[0], process=self.processes.index, processes=self.processes.count)
             self._seconds_before = self.state.seconds
         if self.processes.is_main:  # from here on the folder is changed
             remove_leftovers(self.folder)
@@ -137,13 +137,13 @@ class Session(Generic[B]):
     def save(self) -> Path:
         """Write the checkpoint of the last complete update, unless it is there; every process has to take part."""
         state = self.state
-        own = self.processes.gather(state.own_part())
+        own, shared = self.processes.gather(state.own_part()), state.shared_parts(is_kept=self.processes.is_main)
         path = checkpoint_path(self.folder, state.update)
         error: Exception | None = None
         if self.processes.is_main:
             same = {"loop": plain(self.loop), "identity": self.identity, "processes": self.processes.count}
             run = {**state.progress(), **same, "versions": versions()}
-            parts = {**state.shared_parts(), RUN: run, **{own_name(i): part for i, part in enumerate(own)}}
+            parts = {**shared, RUN: run, **{own_name(i): part for i, part in enumerate(own)}}
             try:
                 with uninterrupted():
                     save_checkpoint(path, parts, keep=self.loop.keep_checkpoints)
@@ -167,8 +167,8 @@ class Session(Generic[B]):
         if done.samples * state.update != state.samples:
             raise InputError(
                 f"update {state.update + 1} has {done.samples} samples, those before had "
-                f"{state.samples // state.update}; expected the same: resume with the micro-batch size of the run, or "
-                "start in a new folder"
+                f"{state.samples // state.update}; expected the same: resume with a micro-batch size and a number of "
+                "processes that share out as many, or start in a new folder"
             )
         rate = self.loop.rate(state.update)
         now = time.perf_counter()

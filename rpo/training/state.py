@@ -7,13 +7,17 @@ optimizer that fails half-way leaves nothing worth keeping: then `is_whole` is f
 
 import copy
 import io
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_map_only
 
+from rpo.devices import dealt, gathered
 from rpo.errors import InputError
 from rpo.training.checkpoint import read_part
 from rpo.training.ema import ExponentialAverage
@@ -33,6 +37,14 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
         """Continue from there."""
         ...
+
+
+class SharedOut(ABC):
+    """A `Stateful` of which every process has a part of its own; that of any other is the same on all of them."""
+
+    @abstractmethod
+    def shared_out(self, states: Sequence[dict[str, Any]], process: int, processes: int) -> dict[str, Any]:
+        """The state of one of another number of processes, from those of all processes before."""
 
 
 class WrittenOnce:
@@ -101,15 +113,24 @@ class TrainingState:
             },
         }
 
-    def shared_parts(self) -> dict[str, Any]:
-        """What is the same on every process: the files of a checkpoint but `run.json` and the processes' own."""
-        return {
+    def shared_parts(self, *, is_kept: bool) -> dict[str, Any]:
+        """What is the same on every process: the files of a checkpoint but `run.json` and the processes' own.
+
+        What processes have parts of is whole in it, and on the CPU: every process asks, and has it if it `is_kept`.
+        """
+        parts = {
             "weights.pt": {
                 "params": [param.detach() for param in self.params],
                 "ema": None if self.ema is None else self.ema.state_dict(),
             },
             "optimizer.pt": self.optimizer.state_dict(),
         }
+
+        def whole(tensor: torch.Tensor) -> torch.Tensor | None:
+            found = gathered(tensor)  # one at a time
+            return found.cpu() if is_kept else None
+
+        return tree_map_only(DTensor, whole, parts)
 
     def progress(self) -> dict[str, Any]:
         """How far the run is, in plain numbers and strings."""
@@ -134,18 +155,39 @@ class TrainingState:
         torch.save(self._marked, buffer)
         return buffer.getvalue()
 
-    def load(self, path: Any, *, process: int) -> None:
-        """Continue from a verified checkpoint."""
-        run, weights, own = (read_part(path, name) for name in ("run.json", "weights.pt", own_name(process)))
+    def load(self, path: Any, *, process: int, processes: int) -> None:
+        """Continue from a verified checkpoint.
+
+        Of another number of processes than wrote it, each continues with the parts that are the same on all, and with
+        what is its own of those that know how to share theirs out anew. A process that there was not keeps its global
+        generators as they are: seeded, and never used by any.
+        """
+        run, weights = (read_part(path, name) for name in ("run.json", "weights.pt"))
+        before = run["processes"]
+        own = read_part(path, own_name(process if process < before else 0))
+        if before != processes:
+            every = [own["objects"]]
+            if any(isinstance(item, SharedOut) for item in self.objects.values()):
+                every = [read_part(path, own_name(index))["objects"] for index in range(before)]
+            own["objects"] = self._shared_out(every, process, processes)
         self._load_params(path, weights["params"])
         if self.ema is not None:
             self.ema.load_state_dict(weights["ema"])
-        self.optimizer.load_state_dict(read_part(path, "optimizer.pt"))
+        self.optimizer.load_state_dict(self._dealt(read_part(path, "optimizer.pt")))
         self.scale.load_state_dict(run["loss_scale"])
         self.update, self.samples, self.seconds = run["update"], run["samples"], run["seconds"]
         self.metrics, self.stopped_because = run["metrics"], run["stopped_because"]
         self._load_objects(path, own["objects"])
-        set_random_state(own["random"], self.device)
+        if process < before:
+            set_random_state(own["random"], self.device)
+
+    def _shared_out(self, every: Sequence[dict[str, Any]], process: int, processes: int) -> dict[str, Any]:
+        """What the objects of all processes of before come to on one of those of now."""
+        found = dict(every[0])
+        for name in found.keys() & self.objects.keys():
+            if isinstance(item := self.objects[name], SharedOut):
+                found[name] = item.shared_out([one[name] for one in every], process, processes)
+        return found
 
     @torch.no_grad()
     def _load_params(self, path: Any, values: Sequence[torch.Tensor]) -> None:
@@ -160,7 +202,16 @@ class TrainingState:
                 "new folder"
             )
         for param, value in zip(self.params, values, strict=True):
-            param.copy_(value)
+            param.copy_(dealt(value, param))
+
+    def _dealt(self, optimizer: dict[str, Any]) -> dict[str, Any]:
+        """An optimizer's state, of which this process has its parts where the parameters are divided."""
+        for place, values in optimizer["state"].items():
+            param = self.params[place]
+            for name, value in values.items():
+                if isinstance(value, torch.Tensor) and value.shape == param.shape:
+                    values[name] = dealt(value, param)
+        return optimizer
 
     def _load_objects(self, path: Any, states: Mapping[str, dict[str, Any]]) -> None:
         if states.keys() != self.objects.keys():

@@ -14,6 +14,7 @@ from typing import Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from rpo.devices import own_part
 from rpo.errors import InputError
 from rpo.training.gradients import FlatGradients
 from rpo.training.log import check_metric_names
@@ -130,7 +131,7 @@ class Accumulator(Generic[B]):
         self._gradients.clear()
         done = [self._backward(batches, update, part, scale) for part in range(1, self._accumulate + 1)]
         numbers = torch.stack([part.numbers for part in done]).mean(dim=0)
-        self._processes.average(self._gradients.flat)
+        self._gradients.average(self._processes)
         self._processes.average(numbers)
         self._gradients.divide(scale)
         norm = self._gradients.clip(self._max_grad_norm)
@@ -203,7 +204,7 @@ class Accumulator(Generic[B]):
     def _problem(self, what: str, records: list[str], metrics: dict[str, float]) -> NotFinite:
         assert self._samples is not None
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
-        if not all(bool(weights.isfinite().all()) for weights in self._gradients.params):
+        if not all(bool(own_part(weights).isfinite().all()) for weights in self._gradients.params):
             return NotFinite(what, records, "weights", broken)
         num_records = self._samples * self._accumulate * self._processes.count
         return NotFinite(what, records, "all" if len(records) == num_records else "some", broken)

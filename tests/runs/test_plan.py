@@ -12,6 +12,7 @@ from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.frozen import stored_bytes
 from rpo.models.plain import parts_of
+from rpo.models.sharding import blocks_of
 from rpo.runs.plan import bytes_of, plan, price, to_fit
 from rpo.runs.train_config import DPORunConfig, EndpointRunConfig, GRPORunConfig, RewardGradientRunConfig
 from rpo.trainers.checks.footprint import PeakBytes
@@ -275,3 +276,28 @@ def test_recomputing_saves_in_the_plan_what_it_saves(tmp_path):
         model.predict(x_t, time, cond).square().mean().backward()
     assert found.update.peak == pytest.approx(held.peak, rel=0.05)
     assert found.update.peak < plan(settings(tmp_path)).update.peak
+
+
+def test_what_is_divided_lies_in_parts_beside_two_whole_blocks(checkpoint):
+    folder, loaded = checkpoint
+    denoiser = loaded[torch.float32].denoiser
+    alone, four = plan(settings(folder)), plan(settings(folder, "learning.sharding=full"), processes=4)
+    largest = max(map(stored_bytes, blocks_of(denoiser)))
+    assert alone.weights() - four.weights() == stored_bytes(denoiser) - (stored_bytes(denoiser) // 4 + 2 * largest)
+    assert four.own == alone.own == alone.trained
+    whole = ["adapter.train=full", "learning.sharding=full"]
+    assert plan(settings(folder, *whole), processes=4).own == -(-alone.parts[next(iter(alone.parts))][0] // 4)
+    with pytest.raises(InputError, match="there is one process; launch several"):
+        plan(settings(folder, "learning.sharding=full"))
+
+
+def test_several_processes_divide_what_does_not_fit_and_one_does_not(checkpoint, monkeypatch):
+    folder, _ = checkpoint
+    monkeypatch.setattr("rpo.runs.plan.CHANGES", (("learning.sharding", "full"), ("model.frozen_base", "int8")))
+    monkeypatch.setattr("rpo.runs.plan.WORTHWHILE", 1.0)
+    divided = plan(settings(folder, "learning.sharding=full"), processes=64)
+    changes, found = to_fit(settings(folder), divided.peak, processes=64)
+    assert changes == ["learning.sharding: full"] and found == divided
+    with pytest.raises(InputError, match="the run needs"):
+        to_fit(settings(folder), divided.peak // 100, processes=64)  # few bits cannot be divided
+    assert "learning.sharding: full" not in to_fit(settings(folder), plan(settings(folder)).peak - 1)[0]

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
+
+from rpo.devices import own_part
 
 GRADIENT, AVERAGE = 4, 4
 """Bytes per trained parameter: float32 gradient, and the average where one is kept."""
@@ -59,14 +61,18 @@ class SavedBytes:
 
     def __init__(self, parameters: Iterator[Tensor]):
         """Start at nothing."""
-        self._seen = {parameter.untyped_storage().data_ptr() for parameter in parameters}
-        self.total = 0
+        self._known = {own_part(parameter).untyped_storage().data_ptr() for parameter in parameters}
+        self._kept: dict[int, UntypedStorage] = {}
+
+    @property
+    def total(self) -> int:
+        """What is there now: a block of a divided network is saved, and let go for as long as it does not compute."""
+        return sum(storage.nbytes() for storage in self._kept.values())
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._seen:
-            self._seen.add(storage.data_ptr())
-            self.total += storage.nbytes()
+        if storage.data_ptr() not in self._known:
+            self._kept[storage.data_ptr()] = storage
         return tensor
 
     @contextmanager

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from rpo.devices import own_part
 from rpo.process.transition import Kernel
 from rpo.randomness import keyed_generator
 from rpo.rewards import RewardError
@@ -211,7 +212,7 @@ def _memory(subject: Subject, rollout: Rollout, steps: Steps, *, graph: float) -
         graph=graph,
         rows=num_steps if settings.steps.keep_graph else subject.micro_batch,
         parameter=GRADIENT + MOMENTS[learning.optimizer] + (0 if learning.ema_decay is None else AVERAGE),
-        parameters=sum(parameter.numel() for parameter in subject.run.policy.parameters),
+        parameters=sum(own_part(parameter).numel() for parameter in subject.run.policy.parameters),
     )
     free = free_bytes(subject.run.model.device)
     return Check(

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from rpo.devices import dealt, own_part
 from rpo.errors import InputError
 from rpo.randomness import keyed_generator
 from rpo.training.randomness import undisturbed_randomness
@@ -95,13 +97,14 @@ def kl_gradient_check(
 @contextmanager
 def perturbed(parameters: Sequence[nn.Parameter], *, seed: int) -> Iterator[None]:
     """Inside, every parameter is moved by noise; afterwards all are bit for bit what they were."""
-    squares = sum(float(parameter.detach().double().square().sum()) for parameter in parameters)
-    scale = PERTURBATION * (squares / sum(parameter.numel() for parameter in parameters)) ** 0.5
+    own = [own_part(parameter.detach()) for parameter in parameters]
+    squares = sum(float(parameter.double().square().sum()) for parameter in own)
+    scale = PERTURBATION * (squares / sum(parameter.numel() for parameter in own)) ** 0.5
     generator = keyed_generator("preflight perturbation", seed)
     with undone(parameters):
         for parameter in parameters:
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32, device="cpu")
-            parameter.data.add_(scale * noise.to(parameter))
+            parameter.data.add_(dealt(scale * noise.to(parameter.device, parameter.dtype), parameter))
         yield
 
 
@@ -118,9 +121,15 @@ def undone(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 def gradient_of(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """Without touching `.grad`; zeros for what the loss does not depend on."""
+    """Of this process's parts, with `.grad` as before; zeros for what the loss does not depend on."""
     if not loss.requires_grad:
-        return [torch.zeros_like(parameter) for parameter in parameters]
+        return [torch.zeros_like(own_part(parameter)) for parameter in parameters]
+    if isinstance(parameters[0], DTensor):  # whose gradients backward alone puts in their places
+        loss.backward()
+        divided = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        return [own_part(part) for part in divided]
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
     return [torch.zeros_like(p) if part is None else part for p, part in zip(parameters, found, strict=True)]
 

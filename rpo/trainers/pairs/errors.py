@@ -6,7 +6,7 @@ instead of two forwards and one backward.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -22,8 +22,7 @@ from rpo.process.diffusion import Diffusion, diffusion_of
 from rpo.process.prediction import Reduction
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.trainers.pairs.batches import PairBatch, PairBatches
-from rpo.trainers.policy import Policy
-from rpo.training.processes import Processes
+from rpo.trainers.trainer import Run
 from rpo.types import Node
 
 
@@ -68,8 +67,13 @@ def denoise(model: DiffusionModel, batch: PairBatch, mask: Tensor | None = None)
 class ReferenceErrors:
     """Errors `[chosen, rejected]` of the reference, by visit."""
 
-    def __init__(self, folder: Path, model_key: str):
-        """Open or create the file."""
+    def __init__(self, folder: Path, model_key: str, any_lacks: Callable[[bool], bool] = bool):
+        """Open or create the file.
+
+        Args:
+            any_lacks: From whether this process has to compute to whether it does, where several do so together.
+        """
+        self._any_lacks = any_lacks
         self._store = TensorStore(folder / "reference_errors.sqlite")
         self._model_key = model_key
         self.computed = 0
@@ -81,7 +85,7 @@ class ReferenceErrors:
         """
         keys = [self._key(draw) for draw in batch.draws]
         known = self._store.load(keys)
-        if any(key not in known for key in keys):
+        if self._any_lacks(any(key not in known for key in keys)):
             errors = compute(batch).float().cpu().view(2, -1)
             self.computed += len(batch.draws)
             fresh = {key: errors[:, row] for row, key in enumerate(keys)}
@@ -103,12 +107,13 @@ class Reference:
         kept: Its errors that are on disk, or None where no draw repeats.
     """
 
-    def __init__(self, model: DiffusionModel, policy: Policy, config: DPOConfig, folder: Path, base: Mapping[str, str]):
-        """Name the model behind the errors that are kept in `folder`: `base`, by what identifies it."""
-        self._model, self._policy = model, policy
+    def __init__(self, model: DiffusionModel, config: DPOConfig, folder: Path, run: Run):
+        """Name the model behind the errors that are kept in `folder`, by what identifies it."""
+        self._model, self._policy, self._processes = model, run.policy, run.processes
+        self._is_divided = config.learning.sharding != "none"
         self._needed = config.objective.needs_reference
         self._reduction: Reduction = config.objective.reduction
-        self._folder, self._name = folder, f"{sorted(base.items())}"
+        self._folder, self._name = folder, f"{sorted(run.base.items())}"
         repeats = config.draws_per_pair is not None
         self.kept = self._errors_by(f"{self._reduction} {config.region}") if repeats else None
 
@@ -130,9 +135,10 @@ class Reference:
         chosen, rejected = errors.chunk(2)
         return (chosen, rejected), answer
 
-    def mid_time(self, batches: PairBatches, processes: Processes) -> Float[Tensor, " pairs"]:
+    def mid_time(self, batches: PairBatches) -> Float[Tensor, " pairs"]:
         """Its error at mid-time, mean over the two sides of each pair; the same on every process and when resumed."""
-        sized = batches.by_size(range(processes.index, len(batches.pairs), processes.count))
+        processes, pairs = self._processes, range(len(batches.pairs))
+        sized = batches.by_size(pairs if self._is_divided else pairs[processes.index :: processes.count])
         size, kept = batches.share.micro_batch, self._errors_by("mid-time")
         known: dict[int, float] = {}
         for some in (own[start : start + size] for own in sized for start in range(0, len(own), size)):
@@ -142,4 +148,5 @@ class Reference:
         return torch.tensor([everyone[index] for index in range(len(batches.pairs))])
 
     def _errors_by(self, weighting: str) -> ReferenceErrors:
-        return ReferenceErrors(self._folder, f"{self._name}/{weighting}")
+        together = self._processes.any if self._is_divided else bool
+        return ReferenceErrors(self._folder, f"{self._name}/{weighting}", together)

@@ -4,7 +4,7 @@ What is in an update depends on images and steps alone, not on the process that 
 what one would.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 
 import torch
@@ -13,12 +13,13 @@ from torch import Tensor
 from rpo.devices import uploaded
 from rpo.randomness import keyed_generator
 from rpo.trainers.rollouts.settings import RolloutConfig, StepsConfig
+from rpo.trainers.rollouts.shared_out import shared_out
 from rpo.trainers.rollouts.steps import Steps
-from rpo.training.state import WrittenOnce
+from rpo.training.state import SharedOut, WrittenOnce
 
 
 @final
-class StepBatches(WrittenOnce):
+class StepBatches(WrittenOnce, SharedOut):
     """The endless micro-batches of an online trainer, for `fit`; draws a rollout when the last is used up.
 
     A rollout that serves several updates is part of the state, since after a kill it could not be drawn again: the
@@ -89,6 +90,11 @@ class StepBatches(WrittenOnce):
     def state_dict(self) -> dict[str, Any]:
         """The rollout in use, if it serves further updates."""
         return {} if self._kept is None else self._kept.state_dict()
+
+    def shared_out(self, states: Sequence[dict[str, Any]], process: int, processes: int) -> dict[str, Any]:
+        """The images of the rollout in use, in other shares."""
+        every = [Steps.of_state_dict(state, torch.device("cpu")) for state in states if state]
+        return shared_out(every, process, processes).state_dict() if every else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue within a rollout."""

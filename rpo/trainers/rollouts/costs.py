@@ -50,10 +50,16 @@ def measured_kl(
     stride = min(KL_STRIDE, everyone)
     is_asked = torch.arange(everyone).view(num_steps, -1) % stride == rollout.index % stride
     every = all_steps_of(rollout)
-    rows = processes.own(is_asked, dim=1).flatten().nonzero().flatten()
-    if not len(rows):
-        return every.x_t.new_zeros(())
+    own = processes.own(is_asked, dim=1).flatten()
+    # Every process asks as often, the last steps of those with fewer for nothing, so that none waits for a forward.
+    most = max(int(part.sum()) for part in is_asked.chunk(processes.count, dim=1))
+    rows = (~own).int().argsort(stable=True)[:most]
     some = every.select(rows)
     reference = reference_prediction(policy, some, guidance_scale=guidance_scale, batch_size=batch_size)
     cost = step_cost(policy.model, some["prediction"], reference, some, kernel)
-    return num_steps * processes.count * torch.where(cost.isfinite(), cost, 0.0).sum() / int(is_asked.sum())
+    return (
+        num_steps
+        * processes.count
+        * torch.where(cost.isfinite() & own[rows].to(cost.device), cost, 0.0).sum()
+        / int(is_asked.sum())
+    )

@@ -154,6 +154,7 @@ class Rollouts:
         self.failed = FailedScores(config.max_failed, join=join, evidence=evidence)
         self.canvas = model.canvas_of(config.resolution) if isinstance(model, Checkpoint) else None
         self._process, processes = share
+        self._is_shown = self._process == 0
         if config.prompts % processes:
             raise InputError(
                 f"rollout.prompts is {config.prompts} for {processes} processes, but each needs an equal share; give a "
@@ -167,18 +168,20 @@ class Rollouts:
         config: RolloutConfig,
         *,
         seed: int,
+        share: tuple[int, int] = (0, 1),
         prompts: PromptSource | None = None,
         rewards: WeightedRewards | None = None,
         on_images: OnImages | None = None,
     ) -> "Rollouts":
-        """Rollouts of this process alone that are looked at and not learnt from; each prompt is encoded once for both.
+        """Rollouts that are looked at and not learnt from; each prompt is encoded once for both.
 
         Args:
             config: How they are drawn.
             seed: Of their noise.
+            share: Of all that draw them together, such as (1, 4); this process alone by default.
             prompts: These by default.
             rewards: These by default.
-            on_images: Called with the images of each.
+            on_images: Called with the images of each, on every process with its own.
         """
         given, judges = self.prompts if prompts is None else prompts, rewards or self.rewards
         evidence = self.failed.evidence
@@ -188,11 +191,12 @@ class Rollouts:
             judges,
             config,
             seed=seed,
+            share=share,
             evidence=evidence,
             on_images=on_images,
             as_reference=self._as_reference,
         )
-        made._embeds = self._embeds
+        made._embeds, made._is_shown = self._embeds, True
         return made
 
     def notes(self) -> list[str]:
@@ -269,7 +273,7 @@ class Rollouts:
     @torch.no_grad()
     def _tell(self, index: int, images: Images, prompts: tuple[str, ...], rewards: PerSample) -> None:
         """Show a rollout to whoever wants to see it, who may draw random numbers without changing the run."""
-        if self._on_images is None or index < 0 or self._process > 0:
+        if self._on_images is None or index < 0 or not self._is_shown:
             return
         with undisturbed_randomness(images.device):
             known = tuple(metadata_of(prompt) for prompt in prompts)

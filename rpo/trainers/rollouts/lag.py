@@ -10,7 +10,9 @@ from typing import Any, final
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
+from rpo.errors import InputError
 from rpo.objectives.endpoint.update import LagConfig
 
 
@@ -24,6 +26,11 @@ class OldPolicy:
 
     def __init__(self, params: Sequence[nn.Parameter], lag: LagConfig):
         """Start at the parameters as they are."""
+        if any(isinstance(param, DTensor) for param in params):
+            raise InputError(
+                "all weights are trained, and learning.sharding divides them, but the objective keeps an old policy, "
+                "which changes places with undivided ones; give adapter.train: lora, or learning.sharding: none"
+            )
         self._params, self._lag, self.updates = list(params), lag, 0
         self._copies = [param.detach().clone() for param in params]
 

@@ -153,15 +153,18 @@ class Monitor:
         """What draws the watched prompts of this process, always from the same noise."""
         prompts, images = self._size
         config, processes = self._config, self._run.processes
-        if self._watched:  # a resumed run looks at what it began with
-            prompts = len(self._watched) // processes.count
-        else:
+        if not self._watched:  # a resumed run looks at what it began with
             self._watched = list(self._own.prompts.visited(range(prompts * processes.count), config.seed))
-        own = self._watched[processes.index * prompts :][:prompts]
+        if (total := len(self._watched)) % processes.count:
+            raise InputError(
+                f"the run began with {total} watched prompts, and {processes.count} processes cannot share them "
+                f"equally; resume it with a number of processes that divides {total}"
+            )
         return self._own.aside(
-            replace(config.rollout.of_few(prompts, images), max_failed=MAY_FAIL),
-            seed=keyed_generator("monitor", config.seed, processes.index).initial_seed(),
-            prompts=own,
+            replace(config.rollout.of_few(total, images), max_failed=MAY_FAIL),
+            seed=keyed_generator("monitor", config.seed, 0).initial_seed(),
+            share=(processes.index, processes.count),
+            prompts=self._watched,
             rewards=self._rewards,
             on_images=lambda index, images, *_: self._shown.append(images),
         )
