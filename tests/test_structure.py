@@ -163,20 +163,26 @@ def lines_of(paths: Iterable[Path]) -> int:
     return sum(len(path.read_text().splitlines()) for path in paths)
 
 
+OF_ALL_PREFERENCES = ("base", "context_scale", "dpo", "links", "region", "winner_preserving")
+"""Preference objectives and what several share; the other files of the folder are one objective each."""
+
+
 def test_the_house_is_small() -> None:
     # Small each, and as many as there are.
-    folders = ("models/families", "adapters/formats", "objectives/endpoint", "objectives/reward_gradient")
+    objectives = [f"objectives/{kind}" for kind in ("preference", "endpoint", "reward_gradient")]
+    folders = ("models/families", "adapters/formats", *objectives)
     families = {file for folder in folders for file in (ROOT / "rpo" / folder).glob("*.py")}
     families -= {ROOT / f"rpo/objectives/endpoint/{name}.py" for name in ("update", "bound")}
+    families -= {ROOT / f"rpo/objectives/preference/{name}.py" for name in OF_ALL_PREFERENCES}
     core = [path for path in SOURCES if path.relative_to(ROOT / "rpo").parts[0] in CORE and path not in families]
-    assert lines_of([*core, *STORIES]) <= 7845
-    assert [f"{path} has {lines_of([path])} lines" for path in families if lines_of([path]) > 120] == []
+    assert lines_of([*core, *STORIES]) <= 7620
+    assert [f"{path} has {lines_of([path])} lines" for path in families if lines_of([path]) > 122] == []
     assert [f"{path} has {lines_of([path])} lines" for path in STORIES if lines_of([path]) > 200] == []
     assert len(list((ROOT / "rpo").glob("*.py"))) <= 8
     # Aim: 20,500. Of it 2,000 are for reward models, a file each, 1,100 to serve them, 1,700 to evaluate, 1,500 to
     # watch and to select, 450 for words, 1,600 for the study, 500 for tokens, 1,500 for engines and mixes of
     # curation, 500 to divide a denoiser and to go on with other processes.
-    assert lines_of(set(SOURCES) - families) <= 45_390
+    assert lines_of(set(SOURCES) - families) <= 45_160
 
 
 def test_class_names_are_unique() -> None:
@@ -199,7 +205,8 @@ def test_there_are_few_settings() -> None:
             owner = next(base for base in reversed(cls.__mro__) if name in vars(base).get("__annotations__", {}))
             if not sections:
                 values.add((owner.__name__, name))
-    assert 100 < len(values) <= 272  # 200, the endpoint and reward-gradient objectives, the monitor, the study, engines
+    # 200, the endpoint and reward-gradient objectives, the monitor, the study, engines.
+    assert 100 < len(values) <= 272, "raise it by the settings that are needed, `kind` included; the commit says why"
 
 
 def commands() -> list[Command]:

@@ -63,13 +63,24 @@ def load_pipeline(
     stated = DiffusionPipeline.load_config(source, revision=revision)
     few_bits = quantization(frozen_base, quantized_parts(family, stated), dtype)
     try:
-        pipe = getattr(diffusers, family.pipelines[0]).from_pretrained(
+        pipe = pipeline_class(family).from_pretrained(
             source, dtype=dtype, revision=revision, variant=variant, **family.load_options, **few_bits
         )
     except LOAD_ERRORS as error:
         raise InputError(f"'{source}' does not load as a {family.name} pipeline: {error}") from error
     check_nothing_missing(pipe, family, path)
     return pipe
+
+
+def pipeline_class(family: Family) -> Any:
+    """What diffusers loads a family by; refused where this version lacks it."""
+    name = family.pipelines[0]
+    if (made := getattr(diffusers, name, None)) is None:
+        raise InputError(
+            f"diffusers {diffusers.__version__} has no {name}, which {family.name} needs; expected a version that has "
+            f"it: pip install -U diffusers; or, for a class of your own, diffusers.{name} = {name} before loading"
+        )
+    return made
 
 
 def plain(pipe: Any) -> Any:
@@ -106,7 +117,7 @@ def _load_single_file(path: Path, *, dtype: torch.dtype, config: str | PathLike[
     if path.suffix == ".safetensors":
         check_safetensors(path)
         family = family_of_file(_announced_tensors(path))
-    made = getattr(diffusers, family.pipelines[0])
+    made = pipeline_class(family)
     if not hasattr(made, "from_single_file"):
         raise InputError(f"'{path}' is a single file of {family.name}, which diffusers does not read; give its folder")
     try:

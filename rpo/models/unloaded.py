@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map_only
 
 from rpo.errors import InputError
 from rpo.models.base import Family
-from rpo.models.loading import LOAD_ERRORS, stated_family
+from rpo.models.loading import LOAD_ERRORS, pipeline_class, stated_family
 from rpo.models.packaged import folder_of
 
 DEPENDS_ON_CONTENT = (DataDependentOutputException, DynamicOutputShapeException)
@@ -49,7 +49,7 @@ def unloaded_pipeline(
                 given[name] = None if value[0] is None else _part(place, name, *value, dtype=dtype, revision=revision)
             elif not name.startswith("_"):
                 given[name] = value
-        return getattr(diffusers, family.pipelines[0])(**given | dict(family.load_options)), family
+        return pipeline_class(family)(**given | dict(family.load_options)), family
     except LOAD_ERRORS as error:
         raise InputError(f"'{place}' does not describe a {family.name} pipeline: {error}") from error
 

@@ -1,22 +1,9 @@
 """Which rewards have a gradient in the image: a reward says so by `is_differentiable`, or shows it when it is asked."""
 
 from rpo.errors import InputError
+from rpo.rewards import REWARDS, load_reward
 from rpo.rewards.base import Reward, WeightedRewards
 from rpo.rewards.function import FunctionReward
-
-DIFFERENTIABLE = (
-    "clip-score",
-    "pick-score",
-    "shapes-clip",
-    "shapes-potential",
-    "shapes-tokens-potential",
-    "aesthetic",
-    "hps-v2",
-    "hps-v2.1",
-    "hps-v3",
-    "image-reward",
-)
-"""Names of rewards that do."""
 
 
 def require_differentiable(rewards: WeightedRewards) -> None:
@@ -33,10 +20,15 @@ def is_differentiable(reward: Reward) -> bool | None:
     return getattr(reward.function, "is_differentiable", None) if reward.images == "tensor" else False
 
 
+def with_gradient() -> list[str]:
+    """The names of rewards that have one."""
+    return [name for name in REWARDS if is_differentiable(load_reward(name))]
+
+
 def without_gradient(name: str) -> InputError:
     """What to say of a reward that has none."""
     return InputError(
         f"reward {name!r} has no gradient in the image, which this algorithm follows; expected one that has: "
-        f"{', '.join(DIFFERENTIABLE)}, or a torch function of the images' tensor; or take `rpo train endpoint` or "
+        f"{', '.join(with_gradient())}, or a torch function of the images' tensor; or take `rpo train endpoint` or "
         "`rpo train grpo`, which need none"
     )

@@ -1,11 +1,12 @@
 """Every algorithm, objective and estimator still computes what it did when `traces.json` was written."""
 
 import json
+import sys
 from itertools import combinations
 
 import pytest
 
-from tests.golden.traces import FILE, TOLERANCE, TRACES, portable, trace
+from tests.golden.traces import FILE, TOLERANCE, TRACES, main, portable, trace
 
 KNOWN = json.loads(FILE.read_text())
 
@@ -36,3 +37,11 @@ def test_no_trace_is_left_behind():
 
 def test_no_two_could_be_taken_for_each_other():
     assert not [(one, other) for one, other in combinations(KNOWN, 2) if KNOWN[one] == near(KNOWN[other])]
+
+
+def test_what_is_not_written_anew_stays(tmp_path, monkeypatch):
+    file, other = tmp_path / "traces.json", next(name for name in TRACES if name != "keys")
+    file.write_text(json.dumps({other: 1.0, "keys": {}}))
+    monkeypatch.setattr(sys, "argv", ["traces", "write", str(file), "--only", "keys"])
+    main()
+    assert json.loads(file.read_text()) == {other: 1.0, "keys": portable(trace("keys"))}

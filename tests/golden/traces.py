@@ -1,6 +1,7 @@
 """What the package computes today, run by run, so that a change of its form can be told from a change of its results.
 
     python -m tests.golden.traces write                    # traces.json: numbers that hold on every machine, to 1e-3
+    python -m tests.golden.traces write --only keys        # ... the keys of all commands, and all else as it was
     python -m tests.golden.traces record FILE              # digests that hold to the bit, on this machine only
     python -m tests.golden.traces compare FILE             # ... and which of them are others now
 
@@ -191,7 +192,9 @@ def main() -> None:
     torch.set_num_threads(1)
     found = {name: trace(name) for name in args.only}
     if args.action == "write":
-        args.file.write_text(json.dumps({name: portable(one) for name, one in found.items()}, indent=1) + "\n")
+        known = json.loads(args.file.read_text()) if args.file.exists() else {}
+        now = known | {name: portable(one) for name, one in found.items()}
+        args.file.write_text(json.dumps({name: now[name] for name in TRACES if name in now}, indent=1) + "\n")
         return
     digests = {name: digest(one) for name, one in found.items()}
     if args.action == "record":
