@@ -34,7 +34,7 @@ def divided(root, *more):
 
 
 def test_all_draw_what_is_judged_and_shown_and_one_writes(tmp_path):
-    tiny_sd3(with_t5=False).save_pretrained(tmp_path / "base")
+    tiny_sd3().save_pretrained(tmp_path / "base")
     write_pairs(tmp_path / "pairs", toy_pairs())
     (tmp_path / "held_out.txt").write_text("a house\ntwo dogs\n")
     judged = JUDGED.replace("PLACE", str(tmp_path / "held_out.txt"))
