@@ -44,7 +44,7 @@ def test_all_draw_what_is_judged_and_shown_and_one_writes(tmp_path):
     assert [one.name for one in sorted((tmp_path / "run" / "previews").iterdir())] == [
         f"update-{update:06d}.png" for update in range(3)
     ]
-    assert "held-out" in (main[0] / "README.md").read_text()
+    assert "jpeg-compressibility" in (main[0] / "README.md").read_text()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
