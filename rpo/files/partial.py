@@ -17,6 +17,8 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from rpo.files.text import read_text
+
 OLD_SECONDS = 86_400.0
 """What nobody has written to for so long has no writer, wherever: files take seconds, the largest ones minutes."""
 
@@ -80,6 +82,6 @@ def _machine() -> str:
     """What tells apart those whose processes are numbered apart."""
     parts = [socket.gethostname()]
     with suppress(OSError):  # Linux alone says these
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        parts.append(read_text("/proc/sys/kernel/random/boot_id"))
         parts.append(os.readlink("/proc/self/ns/pid"))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
