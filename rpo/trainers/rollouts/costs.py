@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from rpo.devices import uploaded
 from rpo.models.base import DiffusionModel
 from rpo.process.diffusion import diffusion_of
 from rpo.process.transition import Kernel
@@ -52,14 +53,10 @@ def measured_kl(
     every = all_steps_of(rollout)
     own = processes.own(is_asked, dim=1).flatten()
     # Every process asks as often, the last steps of those with fewer for nothing, so that none waits for a forward.
-    most = max(int(part.sum()) for part in is_asked.chunk(processes.count, dim=1))
+    most = int(torch.stack([part.sum() for part in is_asked.chunk(processes.count, dim=1)]).max())
     rows = (~own).int().argsort(stable=True)[:most]
     some = every.select(rows)
     reference = reference_prediction(policy, some, guidance_scale=guidance_scale, batch_size=batch_size)
     cost = step_cost(policy.model, some["prediction"], reference, some, kernel)
-    return (
-        num_steps
-        * processes.count
-        * torch.where(cost.isfinite() & own[rows].to(cost.device), cost, 0.0).sum()
-        / int(is_asked.sum())
-    )
+    counts = cost.isfinite() & uploaded(own[rows], cost.device)
+    return num_steps * processes.count * torch.where(counts, cost, 0.0).sum() / int(is_asked.sum())
