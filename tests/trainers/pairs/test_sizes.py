@@ -112,7 +112,7 @@ def test_the_doubt_of_a_prompt_is_measured_at_every_size(tmp_path):
     algorithm = of(tmp_path, **FOUR).algorithm
     errors = algorithm.reference.mid_time(algorithm.data)
     alone = of(tmp_path / "alone", **{**FOUR, "learning": {"micro_batch": 1}}).algorithm
-    torch.testing.assert_close(errors, alone.reference.mid_time(alone.data, alone.run.processes), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(errors, alone.reference.mid_time(alone.data), rtol=1e-4, atol=1e-5)
 
 
 def test_the_plan_says_the_buckets(tmp_path):
