@@ -153,9 +153,9 @@ def test_the_optimizer_keeps_float32_moments(tmp_path):
     seen = []
     original = TrainingState.shared_parts
 
-    def spy(self):
+    def spy(self, **options):
         seen.append({v.dtype for s in self.optimizer.state.values() for v in s.values()})
-        return original(self)
+        return original(self, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainingState, "shared_parts", spy)
