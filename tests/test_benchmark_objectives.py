@@ -92,6 +92,7 @@ def test_an_update_costs_what_its_parts_cost(tmp_path, monkeypatch):
     assert cost.after(3) == {"evaluations": 3 * cost.update[0], "images_scored": 12}
 
 
+@pytest.mark.slow
 def test_rounds_cost_what_they_are_said_to(tmp_path, monkeypatch):
     words = ("curate.source.limit=8", "curate.source.num_steps=2", "dpo.learning.updates=2", "dpo.pairs_per_update=2")
     words += ("dpo.learning.micro_batch=2", "dpo.learning.warmup_updates=0", "held_out.count=2", "held_out.num_steps=1")

@@ -18,6 +18,7 @@ from rpo.training.loop_config import LoopConfig
 from rpo.training.processes import Processes
 from rpo.training.step import Accumulator
 from tests.contracts.families import FAMILIES
+from tests.marks import slow_but
 from tests.tiny_amused import tiny_amused
 from tests.trainers.online_runs import UNWATCHED, endpoint, grpo, learning, lightness
 from tests.trainers.pair_runs import trainer_of
@@ -40,15 +41,6 @@ OF_THE_LIBRARY = {
 
 WAITLESS = [name for name in {**FAMILIES, "masked_tokens": tiny_amused} if name not in LISTS]
 QUICK = ("sdxl", "sd3", "masked_tokens")
-
-
-def slow_but(quick, names):
-    """Those that every run of the tests asks, and the others for `-m slow`."""
-    given = [one if isinstance(one, tuple) else (one,) for one in names]
-    return [
-        pytest.param(*one, marks=[] if name in quick else [pytest.mark.slow])
-        for name, one in zip(names, given, strict=True)
-    ]
 
 
 def drawn(family):

@@ -3,12 +3,14 @@
 The condition is that the network is asked about batches of one size, since other sizes are other kernels.
 """
 
+import itertools
+
 import pytest
 import torch
 
 from rpo.models.checkpoint import Checkpoint
 from rpo.trainers.rollouts.settings import RolloutConfig, StepsConfig
-from tests.contracts.families import FAMILIES, mostly
+from tests.contracts.families import ALWAYS, FAMILIES
 from tests.trainers.online_runs import grpo, moved, replayed_by, score_as_action, small_value  # noqa: F401
 
 pytestmark = [pytest.mark.contracts, pytest.mark.filterwarnings("ignore:the network denoises no better")]
@@ -29,10 +31,20 @@ def log_ratio(trainer):
     return now.log_prob(steps.x_s) - steps["log_prob"]
 
 
-@pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])
-@pytest.mark.parametrize("guidance", GUIDANCE)
-@pytest.mark.parametrize("family", mostly(FAMILIES))
-@pytest.mark.parametrize("make", [grpo, score_as_action])
+def cases():
+    """All of them; by default Stable Diffusion with everything, and the others once."""
+    for case in itertools.product([grpo, score_as_action], FAMILIES, GUIDANCE, [torch.float32, torch.bfloat16]):
+        make, family, guidance, dtype = case
+        once = make is grpo and guidance == "frozen negative" and dtype is torch.bfloat16 and family in ALWAYS
+        is_shown = once or (family == "stable_diffusion")
+        yield pytest.param(*case, marks=() if is_shown else pytest.mark.slow, id=name_of(*case))
+
+
+def name_of(make, family, guidance, dtype):
+    return f"{make.__name__}-{family}-{guidance}-{str(dtype).removeprefix('torch.')}"
+
+
+@pytest.mark.parametrize(("make", "family", "guidance", "compute_dtype"), cases())
 def test_a_policy_that_has_not_moved_has_log_ratio_0(make, family, guidance, compute_dtype, tmp_path):
     scale, steps = GUIDANCE[guidance]
     rollout = RolloutConfig(prompts=2, images_per_prompt=2, num_steps=3, guidance_scale=scale)

@@ -196,6 +196,7 @@ def test_every_cell_is_judged_by_the_truth_and_every_reward(finished, home):
     assert "Did it tell the order after training?" in (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_study_that_was_killed_ends_in_the_same_files(finished, home, tmp_path, monkeypatch):
     class Killed(Exception):
         pass

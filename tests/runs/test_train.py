@@ -67,7 +67,7 @@ def equal(ours, theirs):
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", pytest.param("v_prediction", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_command_trains_resumes_and_reports(algorithm, prediction_type, inputs, tmp_path, capfd):
     given = words(algorithm, inputs, prediction_type, tmp_path / "out")

@@ -84,6 +84,7 @@ def test_its_vq_model_keeps_scenes(pipe: AmusedPipeline) -> None:
     assert quality["verified_after_round_trip"] >= 0.96
 
 
+@pytest.mark.slow
 def test_it_follows_prompts_and_leaves_room(pipe: AmusedPipeline) -> None:
     assert 0.25 <= in_domain_accuracy(pipe, 64) <= 0.9  # 64 images know it to within about 13 points
 

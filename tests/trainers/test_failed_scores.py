@@ -22,6 +22,7 @@ from rpo.trainers.checks.preflight import PreflightError
 from rpo.trainers.rollouts.settings import StepsConfig
 from rpo.trainers.value.settings import ValueConfig
 from rpo.training.log import read_metrics
+from tests.marks import slow_but
 from tests.run_state import metrics_of
 from tests.trainers.online_runs import (  # noqa: F401
     ROLLOUT,
@@ -89,7 +90,7 @@ def gradient(folder, name, images_per_prompt):
     return torch.cat([one.flatten() for one in found]), output
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", slow_but(("grpo", "likelihood", "pathwise", "endpoint", "nft", "dgpo"), RUNS))
 def test_the_gradient_is_that_of_the_images_that_were_judged(tmp_path, name):
     found, output = gradient(tmp_path / "three", name, 3)
     expected, without = gradient(tmp_path / "two", name, 2)
@@ -117,7 +118,7 @@ def sixth_of_sixteen(images, prompts):
     return values
 
 
-@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("name", slow_but(("grpo", "endpoint"), TRAINERS))
 def test_a_run_goes_on_without_the_images_that_fail_and_resumes_in_the_same_bits(name, tmp_path):
     def made(folder, updates):
         return TRAINERS[name](

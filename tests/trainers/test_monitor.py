@@ -12,6 +12,7 @@ from rpo.sampling.sample import Keep
 from rpo.trainers.checks.canaries import canary_checks
 from rpo.trainers.rollouts.settings import MonitorConfig
 from rpo.training.log import read_metrics
+from tests.marks import slow_but
 from tests.trainers.online_runs import ROLLOUT, TRAINERS, digest, grpo, learning, small_value  # noqa: F401
 
 TWELVE = dataclasses.replace(ROLLOUT, prompts=12)
@@ -54,7 +55,7 @@ def lines(folder):
     return [{name: one for name, one in entry.items() if name not in TIMINGS} for entry in read_metrics(folder)]
 
 
-@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("name", slow_but(("grpo",), TRAINERS))
 def test_it_changes_nothing_that_is_learnt(name, tmp_path):
     runs = [TRAINERS[name](tmp_path / str(every), monitor=MonitorConfig(prompts=6, every=every)) for every in (1, None)]
     for trainer in runs:

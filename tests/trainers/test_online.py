@@ -32,7 +32,7 @@ class Judge:
         raise RuntimeError("no connection to the judge")
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", pytest.param("v_prediction", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("make", TRAINERS.values(), ids=TRAINERS)
 def test_two_updates_on_the_callers_own_pipeline(make, prediction_type, tmp_path):
     pipe = StableDiffusionPipeline.from_pretrained(
@@ -61,7 +61,7 @@ def test_two_updates_on_the_callers_own_pipeline(make, prediction_type, tmp_path
     assert (drawn - after).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("failure", ["nan", "raises"])
+@pytest.mark.parametrize("failure", ["nan", pytest.param("raises", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", TRAINERS)
 def test_a_failing_reward_stops_with_evidence_and_what_was_learnt_is_kept(name, failure, tmp_path):
     make, three = TRAINERS[name], learning(3)

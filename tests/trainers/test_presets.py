@@ -23,6 +23,7 @@ from rpo.trainers.rollouts.settings import OnlineLearningConfig, RolloutConfig, 
 from tests.analytic.closed_forms import PRINTED
 from tests.analytic.linear_quadratic import Case
 from tests.analytic.linear_quadratic import endpoint as toy_endpoint
+from tests.marks import slow_but
 from tests.run_state import metrics_of
 from tests.trainers.online_runs import endpoint, learning, lightness, moved
 
@@ -37,7 +38,7 @@ def made(folder, kind, *, updates=3, rate=1e-2, **changes):
     return endpoint(folder, learning=learning(updates, learning_rate=rate), **given | changes)
 
 
-@presets
+@pytest.mark.parametrize("kind", slow_but(("nft", "dgpo"), PRESETS))
 def test_a_killed_run_goes_on_in_the_same_bits(kind, tmp_path):
     whole = made(tmp_path / "whole", kind, updates=4)
     whole.train()
@@ -100,7 +101,7 @@ def test_the_old_policy_draws_where_its_authors_have_it(tmp_path):
         assert torch.equal(*drawn) is is_old
 
 
-@presets
+@pytest.mark.parametrize("kind", slow_but(("nft", "ram"), PRESETS))
 def test_it_climbs_a_reward(kind, tmp_path):
     """On a toy of one pixel, drawn from a normal law, whose reward is a parabola: by five standard errors and more."""
     case = Case(PRINTED, (0.0, 0.0))

@@ -8,6 +8,7 @@ import torch
 
 from rpo.data.preference import PreferencePair, encode_png, pair_set
 from rpo.training.log import read_metrics
+from tests.marks import slow_but
 from tests.run_state import assert_refused
 from tests.tiny import tiny_sd
 from tests.trainers.online_runs import PROMPTS, TRAINERS, learning, small_value  # noqa: F401
@@ -58,7 +59,7 @@ def begun(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("what", list(bases()))
+@pytest.mark.parametrize("what", slow_but(("prediction", "betas", "dtype"), list(bases())))
 def test_dpo_on_another_base(begun, what):
     pipe, message = bases()[what]
     assert_refused(begun, message, lambda: trained(begun, updates=2, resume=True, pipe=pipe))
@@ -112,7 +113,7 @@ def test_the_same_base_and_pairs_go_on_wherever_they_lie(begun, tmp_path):
     assert [line["update"] for line in read_metrics(tmp_path / "run")] == [1, 2]
 
 
-@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("name", slow_but(("grpo",), TRAINERS))
 def test_online_runs_with_something_else(tmp_path, monkeypatch, name):
     def attempt(resume=True, **changes):
         TRAINERS[name](tmp_path, preflight=False, **{"learning": learning(2)} | changes).train(resume=resume)

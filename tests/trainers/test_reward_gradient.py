@@ -19,6 +19,7 @@ from rpo.sampling.step import predict, transition
 from rpo.trainers.checks.preflight import PreflightError
 from rpo.trainers.rollouts.settings import StepsConfig
 from rpo.trainers.settings import AdapterConfig
+from tests.marks import slow_but
 from tests.run_state import metrics_of
 from tests.trainers.online_runs import PROMPTS, ROLLOUT, learning, lightness, moved, reward_gradient
 
@@ -144,7 +145,7 @@ def test_networks_that_compute_again_are_those_that_computed(kind, tmp_path):
     assert apart(again, plain) < 1e-4
 
 
-@kinds
+@pytest.mark.parametrize("kind", slow_but(("draft", "along the ode"), KINDS))
 def test_a_killed_run_goes_on_in_the_same_bits(kind, tmp_path):
     def made(folder, updates):
         return reward_gradient(tmp_path / folder, reward=worded, learning=learning(updates), **KINDS[kind])
@@ -159,7 +160,7 @@ def test_a_killed_run_goes_on_in_the_same_bits(kind, tmp_path):
     assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")
 
 
-@kinds
+@pytest.mark.parametrize("kind", slow_but(("draft", "adjoint_matching"), KINDS))
 def test_it_learns(kind, tmp_path):
     """The reward that the slopes are of rises; SRPO's is that by its good wording against its bad."""
 

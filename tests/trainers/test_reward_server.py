@@ -108,6 +108,7 @@ def ended(processes):
     return on_update
 
 
+@pytest.mark.slow
 def test_a_run_that_waits_in_vain_ends_and_resumes_in_the_same_bits(tmp_path):
     with serving() as (port, processes):
         undisturbed = run_of(tmp_path / "one", port)

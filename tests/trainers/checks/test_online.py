@@ -11,6 +11,7 @@ from rpo.trainers.checks.online import DRAWS
 from rpo.trainers.checks.preflight import PreflightError, perturbed, preflight
 from rpo.trainers.rollouts.settings import StepsConfig
 from rpo.types import Conditioning, StepOutput
+from tests.marks import slow_but
 from tests.trainers.online_runs import ROLLOUT, TRAINERS, UNWATCHED, digest, grpo, learning, small_value  # noqa: F401
 
 
@@ -45,7 +46,7 @@ def test_a_sound_run_passes_line_by_line(tmp_path):
     assert "norm 0 at the reference" in lines[5]
 
 
-@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("name", slow_but(("endpoint",), TRAINERS))
 def test_a_run_is_the_same_with_and_without_it(name, tmp_path):
     runs = [TRAINERS[name](tmp_path / str(asked), preflight=asked) for asked in (True, False)]
     for trainer in runs:
