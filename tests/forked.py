@@ -1,9 +1,11 @@
-"""Several processes of one group, forked from the test's own, so that nothing is imported a second time."""
+"""Several processes of one group: forked from the test's own, so that nothing is imported again, or by torchrun."""
 
 import os
 import pickle
 import signal
 import socket
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -12,6 +14,23 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+
+ROOT = Path(__file__).parent.parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+def by_torchrun(*words: str, limit: int, options: tuple[str, ...] = ()) -> None:
+    """Two processes of Python with these words, each of one thread, which have to end well within `limit` seconds."""
+    ended = subprocess.run(
+        [*TORCHRUN, *options, "--no-python", sys.executable, *words],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=limit,
+    )
+    assert ended.returncode == 0, ended.stderr
 
 
 def together(count: int, folder: Path, do: Callable[..., Any], *given: Any, machines: int = 1, limit: int = 120) -> Any:

@@ -9,12 +9,14 @@ import sys
 import sysconfig
 import tomllib
 import venv
-from importlib.metadata import PackageNotFoundError, requires, version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import rpo
 
@@ -151,6 +153,21 @@ def test_constraints_pin_all_that_is_needed_and_match_the_bounds() -> None:
     for text in [*PROJECT["dependencies"], *EXTRAS["dev"]]:
         needed = Requirement(text)
         assert needed.specifier.contains(pins[needed.name.lower().replace("_", "-")]), text
+
+
+def test_every_constraint_installs_on_the_oldest_python_that_is_taken() -> None:
+    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    refused = []
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        name, pin, pinned = line.partition("==")
+        with suppress(PackageNotFoundError):  # of an extra that is not installed
+            if (
+                pin
+                and version(name) == pinned
+                and not SpecifierSet(metadata(name)["Requires-Python"] or "").contains(oldest)
+            ):
+                refused.append(line)
+    assert refused == []
 
 
 def test_declared_requirements_are_those_that_are_imported() -> None:

@@ -222,6 +222,8 @@ def _fetched(config: Config, denoiser: Any, processes: int) -> int | None:
 
 def _refuse(config: Config, processes: int) -> None:
     """Refuse what training would refuse after weights were loaded: to divide them, or train all in half precision."""
+    if processes < 1:
+        raise InputError(f"processes is {processes}, but one at least makes the run; give 1 or more, or leave it out")
     model, divided = config.model, "none" if config.learning.sharding == "none" else "full"  # hybrid: on each machine
     refuse_settings(divided, processes=processes, frozen_base=model.frozen_base, is_compiled=model.compile)
     if config.adapter.train == "full" and config.model.dtype != "float32":

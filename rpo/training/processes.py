@@ -163,7 +163,7 @@ def ended_together(processes: Processes) -> Iterator[None]:
         if processes.count == 1:
             raise
         if _is_of_a_connection(error):
-            raise LostProcessError(_word()) from error
+            raise LostProcessError(_word(error)) from error
         with suppress(RuntimeError, ValueError):  # there may be no group any more
             _store().set(_places[-1], f"process {processes.index} of {processes.count} failed, {_in_words(error)}")
         raise
@@ -176,10 +176,11 @@ def _is_of_a_connection(error: Exception) -> bool:
     return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and told)
 
 
-def _word() -> str:
+def _word(error: Exception) -> str:
     killed = (
-        "another process of this run has ended without a word, as one does that was killed, or hangs; expected all of "
-        "them: look for its own error, and resume from the last checkpoint, as torchrun --max-restarts … --resume does"
+        "another process of this run has ended without a word, as one does that was killed, or hangs, or cannot be "
+        f"reached ({_in_words(error)}); expected all of them: look for its own error, and resume from the last "
+        "checkpoint, as torchrun --max-restarts … --resume does"
     )
     with suppress(RuntimeError, ValueError):  # the store may have been the other's
         if found := [place for place in _places if _store().check([place])]:

@@ -289,6 +289,8 @@ def test_what_is_divided_lies_in_parts_beside_two_whole_blocks(checkpoint):
     assert plan(settings(folder, *whole), processes=4).own == -(-alone.parts[next(iter(alone.parts))][0] // 4)
     with pytest.raises(InputError, match="there is one process; launch several"):
         plan(settings(folder, "learning.sharding=full"))
+    with pytest.raises(InputError, match="processes is 0, but one at least"):
+        plan(settings(folder, "learning.sharding=full"), processes=0)
 
 
 def test_several_processes_divide_what_does_not_fit_and_one_does_not(checkpoint, monkeypatch):

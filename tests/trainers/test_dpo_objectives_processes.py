@@ -1,10 +1,6 @@
 """Two processes with running moments and a measured context make the updates of one."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +11,9 @@ from rpo.objectives.preference.dpo import Dpo
 from rpo.objectives.preference.kto import Kto
 from rpo.objectives.preference.region import RegionConfig
 from rpo.training.processes import Processes
+from tests.forked import by_torchrun
 from tests.trainers.pair_runs import steady, toy_pairs, trainer_of, weights
 
-ROOT = Path(__file__).parents[2]
 OBJECTIVES = {
     "time": Dpo(normalization="time", context="reference", margin=0.2),
     "kto": Kto(),
@@ -53,17 +49,7 @@ def in_each_process(root):
 @pytest.mark.slow
 def test_two_processes_make_the_updates_of_one(tmp_path):
     write_pairs(tmp_path / "pairs", toy_pairs(5))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
-    ended = subprocess.run(
-        [*torchrun, sys.executable, "-c", SCRIPT, str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-    )
-    assert ended.returncode == 0, ended.stderr
+    by_torchrun("-c", SCRIPT, str(tmp_path), limit=280)
     seen = [json.loads((tmp_path / f"seen-{index}.json").read_text()) for index in range(2)]
     for name, objective in OBJECTIVES.items():
         ours, theirs = (torch.tensor(process[name]) for process in seen)

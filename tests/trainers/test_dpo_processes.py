@@ -1,10 +1,7 @@
 """Two processes make the updates of one, from pairs on disk and one cache."""
 
 import json
-import os
 import sqlite3
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -17,9 +14,9 @@ from rpo.data.readers import read_pairs
 from rpo.data.writers import write_pairs
 from rpo.training.log import TIMINGS, read_metrics
 from rpo.training.processes import Processes
+from tests.forked import by_torchrun
 from tests.trainers.pair_runs import steady, toy_pairs, trainer_of, weights
 
-ROOT = Path(__file__).parents[2]
 PAIRS = 3
 SCRIPT = """
 import sys
@@ -68,17 +65,7 @@ def in_each_process(root):
 def two(tmp_path_factory):
     root = tmp_path_factory.mktemp("two")
     write_pairs(root / "pairs", toy_pairs(PAIRS))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
-    ended = subprocess.run(
-        [*torchrun, sys.executable, "-c", SCRIPT, str(root)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
-    assert ended.returncode == 0, ended.stderr
+    by_torchrun("-c", SCRIPT, str(root), limit=200)
     return root, [json.loads((root / f"seen-{index}.json").read_text()) for index in range(2)]
 
 

@@ -2,10 +2,7 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,12 +10,11 @@ import torch
 from rpo.adapters.lora_file import WEIGHT_FILE
 from rpo.training.log import read_metrics
 from rpo.training.processes import Processes
-from tests.forked import together
+from tests.forked import by_torchrun, together
 from tests.trainers.online_runs import grpo
 from tests.trainers.pair_runs import steady
 from tests.trainers.test_sharding import corner, online, pairs
 
-ROOT = Path(__file__).parents[2]
 UPDATES = 6
 KILLS = {(0, 1), (1, 0), (3, 1), (5, 0)}
 """(updates done, process): before the first checkpoint, after it, within an interval of two, before the last."""
@@ -83,18 +79,14 @@ def run(root, sharding, kills=frozenset()):
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["none", "full"])
 def test_killed_processes_are_started_again_and_end_in_the_same_file(tmp_path, sharding):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
-    torchrun += ["--max-restarts", str(len(KILLS)), "--monitor-interval", "0.1"]
-    done = subprocess.run(
-        [*torchrun, sys.executable, "-c", SCRIPT, str(tmp_path), sharding],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
+    by_torchrun(
+        "-c",
+        SCRIPT,
+        str(tmp_path),
+        sharding,
+        limit=400,
+        options=("--max-restarts", str(len(KILLS)), "--monitor-interval", "0.1"),
     )
-    assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("killed-*"))) == len(KILLS)
     files = [tmp_path / "run" / "lora" / WEIGHT_FILE]
     files.append(together(2, tmp_path / "answers", run, tmp_path / "undisturbed", sharding)[0] / WEIGHT_FILE)

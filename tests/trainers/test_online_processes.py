@@ -3,10 +3,7 @@
 import json
 import os
 import random
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,12 +12,12 @@ from rpo.rewards import RewardError
 from rpo.trainers.rollouts.settings import StepsConfig
 from rpo.training.log import TIMINGS, read_metrics
 from rpo.training.processes import Processes
+from tests.forked import by_torchrun
 from tests.trainers.online_runs import ROLLOUT, endpoint, grpo, learning, score_as_action
 from tests.trainers.pair_runs import steady, weights
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -101,17 +98,7 @@ def in_each_process(root):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     root = tmp_path_factory.mktemp("two")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
-    ended = subprocess.run(
-        [*torchrun, sys.executable, "-c", SCRIPT, str(root)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert ended.returncode == 0, ended.stderr
+    by_torchrun("-c", SCRIPT, str(root), limit=300)
     return root, [json.loads((root / f"seen-{index}.json").read_text()) for index in range(2)]
 
 
