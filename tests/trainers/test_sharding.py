@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file
 
 from rpo.adapters.lora_file import WEIGHT_FILE
@@ -74,6 +75,7 @@ KEPT = {"draws_per_pair": 2, "objective": Dpo(context="reference"), "preflight":
 RUNS = {
     "dpo": (pairs, {"adapter": RECOMPUTED, **KEPT}),
     "dpo of a unet": (pairs, {"adapter": RECOMPUTED}),
+    "dpo from a lora": (pairs, {}),
     "dpo of all weights": (pairs, {"adapter": {"train": "full"}, "speed": {"ema_decay": 0.5}}),
     "grpo": (online, {"make": grpo, "kl_weight": 0.01, "preflight": True}),
     "grpo live": (online, {"make": grpo, "steps": StepsConfig(keep_graph=True)}),
@@ -87,12 +89,27 @@ RUNS = {
 }
 
 
-OF_A_UNET = {"dpo of a unet", "score-as-action", "reward-gradient"}
+def with_lora():
+    """A UNet that carries a LoRA, from which training starts."""
+    pipe = tiny_sd()
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"]), "mine")
+    for index, (name, one) in enumerate(pipe.unet.named_parameters()):
+        if ".lora_" in name:
+            torch.nn.init.normal_(one, std=0.1, generator=torch.Generator().manual_seed(index))
+    return pipe
+
+
+OTHER_PIPES = {
+    "dpo of a unet": tiny_sd,
+    "dpo from a lora": with_lora,
+    "score-as-action": tiny_sd,
+    "reward-gradient": tiny_sd,
+}
 
 
 def made(folder, name, sharding) -> Trainer:
     make, changes = RUNS[name]
-    return steady(make(folder, sharding, pipe=tiny_sd() if name in OF_A_UNET else None, **changes))
+    return steady(make(folder, sharding, pipe=OTHER_PIPES.get(name, of_two_blocks)(), **changes))
 
 
 def weights(trainer):
