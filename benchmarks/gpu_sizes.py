@@ -30,7 +30,8 @@ from rpo.config.load import load_config
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.execution import prepare_denoiser
 from rpo.models.latents import images_per_decode
-from rpo.runs.plan import Plan, plan, price
+from rpo.runs.plan import Plan, plan
+from rpo.runs.price import price
 from rpo.runs.train_config import DPORunConfig, EndpointRunConfig, part_of
 from rpo.trainers.dpo import DPO
 from rpo.trainers.dpo_config import DPOConfig

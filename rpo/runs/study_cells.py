@@ -17,7 +17,7 @@ from rpo.curation.curate_config import ChatConfig, CurateConfig, EditorConfig
 from rpo.errors import InputError
 from rpo.evaluation.held_out import FEWEST
 from rpo.runs.align_config import AlignConfig
-from rpo.runs.plan import price
+from rpo.runs.price import price
 from rpo.runs.study_config import StudyConfig, Way
 from rpo.runs.train_config import DPORunConfig, EndpointRunConfig, GRPORunConfig
 from rpo.trainers.rollouts.settings import MonitorConfig

@@ -13,7 +13,8 @@ from rpo.models.checkpoint import Checkpoint
 from rpo.models.frozen import stored_bytes
 from rpo.models.plain import parts_of
 from rpo.models.sharding import blocks_of
-from rpo.runs.plan import bytes_of, plan, price, to_fit
+from rpo.runs.plan import bytes_of, plan, to_fit
+from rpo.runs.price import price
 from rpo.runs.train_config import DPORunConfig, EndpointRunConfig, GRPORunConfig, RewardGradientRunConfig
 from rpo.trainers.checks.footprint import PeakBytes
 from rpo.types import Canvas, Conditioning
