@@ -42,8 +42,8 @@ def own_part(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def dealt(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A tensor that every process has the whole of, divided as another one is, if that is."""
-    if not isinstance(like, DTensor):
+    """A tensor that every process has the whole of, divided as another one is, if that is; a divided one as it is."""
+    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
         return tensor
     there = tensor.to(like.device)
     return distribute_tensor(there, like.device_mesh, like.placements, src_data_rank=None)

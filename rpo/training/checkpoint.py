@@ -10,7 +10,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +21,12 @@ from rpo.errors import InputError
 from rpo.files.text import read_text
 
 MANIFEST = "manifest.json"
+RUN = "run.json"
+"""The part of a checkpoint that says what run it is of."""
+
+Sealed = dict[str, dict[str, int | str]]
+"""Size and sha256 of files."""
+
 _NAME = re.compile(r"checkpoint-(\d{6,})")
 
 
@@ -36,25 +43,43 @@ def checkpoint_path(folder: Path, update: int) -> Path:
     return folder / f"checkpoint-{update:06d}"
 
 
-def save_checkpoint(final: Path, parts: Mapping[str, Any], *, keep: int) -> None:
+def begin_checkpoint(final: Path) -> Path:
+    """An empty folder that becomes a checkpoint, for processes to write to before `save_checkpoint` ends it."""
+    temporary = beside(final)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def save_checkpoint(final: Path, parts: Mapping[str, Any], *, keep: int, begun: Sealed | None = None) -> None:
     """Write one checkpoint, atomically, and drop the oldest beyond `keep`; one that is already there is left as it is.
 
     Args:
         parts: Content per file name: bytes as they are, `.json` as JSON, anything else by `torch.save`.
+        begun: Files that are written already, where `begin_checkpoint` was called.
     """
     if final.exists():
         return
-    temporary = final.with_name(final.name + ".tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    with whole_or_absent(final):
+        temporary = begin_checkpoint(final) if begun is None else beside(final)
         for name, part in parts.items():
             _write(temporary / name, part)
-        _seal(temporary)
+        _seal(temporary, begun or {})
         os.replace(temporary, final)
         _sync(final.parent)
+    for old in checkpoints(final.parent)[:-keep]:
+        doomed = beside(old)  # a kill half-way must not leave what looks like a checkpoint
+        os.replace(old, doomed)
+        shutil.rmtree(doomed)
+
+
+@contextmanager
+def whole_or_absent(final: Path) -> Iterator[None]:
+    """What fails inside leaves nothing behind, and a disk that takes no more is told how to go on."""
+    try:
+        yield
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(beside(final), ignore_errors=True)
         kept, free = checkpoints(final.parent), shutil.disk_usage(final.parent).free
         raise OSError(
             error.errno,
@@ -62,21 +87,32 @@ def save_checkpoint(final: Path, parts: Mapping[str, Any], *, keep: int) -> None
             f"{kept[-1].name if kept else 'the start, as there is no earlier checkpoint'}",
         ) from error
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(beside(final), ignore_errors=True)
         raise
-    for old in checkpoints(final.parent)[:-keep]:
-        doomed = old.with_name(old.name + ".tmp")  # a kill half-way must not leave what looks like a checkpoint
-        os.replace(old, doomed)
-        shutil.rmtree(doomed)
+
+
+def sealed(files: Iterable[Path], *, below: Path) -> Sealed:
+    """Sizes and sums of files by their names below a folder, once they are on the disk."""
+    found: Sealed = {}
+    for file in files:
+        _sync(file)
+        found[file.relative_to(below).as_posix()] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+    return found
 
 
 def verify_checkpoint(path: Path, *, only: str | None = None) -> None:
     """Check every file of a checkpoint against its manifest."""
-    if fault := _fault(path, only):
-        raise InputError(f"{fault}: {remedy_for(path)}")
+    if fault := fault_of(path, only=only):
+        raise InputError(fault)
 
 
-def _fault(path: Path, only: str | None) -> str:
+def fault_of(path: Path, *, only: str | None = None, share: tuple[int, int] = (0, 1)) -> str:
+    """What is wrong with a checkpoint, and the remedy; nothing if all is well with this share of its files."""
+    fault = _fault(path, only, share)
+    return f"{fault}: {remedy_for(path)}" if fault else ""
+
+
+def _fault(path: Path, only: str | None, share: tuple[int, int]) -> str:
     manifest = path / MANIFEST
     if not manifest.is_file():
         return f"{path} has no {MANIFEST}; expected a complete checkpoint"
@@ -89,7 +125,7 @@ def _fault(path: Path, only: str | None) -> str:
         return f"{manifest} is damaged; expected the sizes and sha256 of the checkpoint's files"
     if only is not None and only not in named:
         return f"{manifest} does not name {only}; expected every file of a checkpoint"
-    for name in named if only is None else [only]:
+    for name in sorted(named)[share[0] :: share[1]] if only is None else [only]:
         file, expected = path / name, named[name]
         if not file.is_file():
             fault = "is missing"
@@ -148,14 +184,16 @@ def _save_tensors(part: Any, handle: BinaryIO) -> None:
         raise
 
 
-def _seal(temporary: Path) -> None:
-    manifest: dict[str, dict[str, int | str]] = {}
-    for file in sorted(path for path in temporary.rglob("*") if path.is_file()):
-        manifest[file.relative_to(temporary).as_posix()] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-        _sync(file)
-    _write(temporary / MANIFEST, manifest)
+def _seal(temporary: Path, begun: Sealed) -> None:
+    named = begun | sealed((path for path in temporary.iterdir() if path.is_file()), below=temporary)
+    _write(temporary / MANIFEST, dict(sorted(named.items())))
     _sync(temporary / MANIFEST)
     _sync(temporary)
+
+
+def beside(final: Path) -> Path:
+    """Where a checkpoint is written before it is whole."""
+    return final.with_name(final.name + ".tmp")
 
 
 def _sync(path: Path) -> None:

@@ -14,15 +14,20 @@ from tqdm import tqdm
 from rpo.errors import InputError
 from rpo.files.lock import sole_owner
 from rpo.interrupts import ended_in_order
-from rpo.training.checkpoint import checkpoint_path, checkpoints, read_part, remedy_for, update_of, verify_checkpoint
+from rpo.training.checkpoint import (
+    RUN,
+    checkpoint_path,
+    checkpoints,
+    read_part,
+    remedy_for,
+    update_of,
+    verify_checkpoint,
+)
 from rpo.training.log import METRICS_FILE
 from rpo.training.loop_config import LoopConfig, check_unchanged, plain, refuse_changed
 from rpo.training.processes import Processes
 
 Identity = Mapping[str, str]
-
-RUN = "run.json"
-"""The part of a checkpoint that says what run it is of."""
 
 _LIBRARIES = ("rpo", "torch", "diffusers", "transformers", "peft", "accelerate")
 

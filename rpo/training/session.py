@@ -4,23 +4,38 @@ What holds at every moment: the state in memory is that of a complete update, an
 """
 
 import time
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from rpo.errors import InputError
 from rpo.interrupts import uninterrupted
 from rpo.training.ahead import Ahead
-from rpo.training.checkpoint import checkpoint_path, checkpoints, remove_leftovers, save_checkpoint, verify_checkpoint
+from rpo.training.checkpoint import (
+    RUN,
+    Sealed,
+    begin_checkpoint,
+    beside,
+    checkpoint_path,
+    checkpoints,
+    fault_of,
+    remove_leftovers,
+    save_checkpoint,
+    sealed,
+    whole_or_absent,
+)
+from rpo.training.divided import PARTS, apart, write_parts
 from rpo.training.log import MetricLog, cut_metrics
 from rpo.training.loop_config import LoopConfig, plain
 from rpo.training.optimizer import make_optimizer
 from rpo.training.processes import Processes
 from rpo.training.randomness import seed_all, undisturbed_randomness
-from rpo.training.resume import RUN, Identity, versions
+from rpo.training.resume import Identity, versions
 from rpo.training.state import Stateful, TrainingState, own_name
 from rpo.training.step import Accumulated, Accumulator, NonFiniteLossError
 
@@ -81,7 +96,9 @@ class Session(Generic[B]):
                 "them share: put it on a file system that every machine mounts"
             )
         if newest:
-            verify_checkpoint(newest[0])
+            faults = self.processes.gather(fault_of(newest[0], share=(self.processes.index, self.processes.count)))
+            if any(faults):
+                raise InputError(next(filter(None, faults)))
             self.state.load(newest[0], process=self.processes.index, processes=self.processes.count)
             self._seconds_before = self.state.seconds
         if self.processes.is_main:  # from here on the folder is changed
@@ -137,20 +154,40 @@ class Session(Generic[B]):
     def save(self) -> Path:
         """Write the checkpoint of the last complete update, unless it is there; every process has to take part."""
         state = self.state
-        own, shared = self.processes.gather(state.own_part()), state.shared_parts(is_kept=self.processes.is_main)
+        own, (shared, divided) = self.processes.gather(state.own_part()), apart(state.shared_parts())
         path = checkpoint_path(self.folder, state.update)
         error: Exception | None = None
+        with uninterrupted():
+            begun = self._save_divided(path, divided) if divided else None
+            if self.processes.is_main:
+                same = {"loop": plain(self.loop), "identity": self.identity, "processes": self.processes.count}
+                run = {**state.progress(), **same, "versions": versions()}
+                parts = {**shared, RUN: run, **{own_name(i): part for i, part in enumerate(own)}}
+                try:
+                    save_checkpoint(path, parts, keep=self.loop.keep_checkpoints, begun=begun)
+                except Exception as caught:
+                    error = caught
+        self.processes.fail_together(error)
+        return path
+
+    def _save_divided(self, path: Path, tensors: Mapping[str, DTensor]) -> Sealed:
+        """Have every process write its parts, and sum a share of the files."""
+        if any(self.processes.gather(path.exists())):
+            return {}
+        error: Exception | None = None
         if self.processes.is_main:
-            same = {"loop": plain(self.loop), "identity": self.identity, "processes": self.processes.count}
-            run = {**state.progress(), **same, "versions": versions()}
-            parts = {**shared, RUN: run, **{own_name(i): part for i, part in enumerate(own)}}
             try:
-                with uninterrupted():
-                    save_checkpoint(path, parts, keep=self.loop.keep_checkpoints)
+                with whole_or_absent(path):
+                    begin_checkpoint(path)
             except Exception as caught:
                 error = caught
         self.processes.fail_together(error)
-        return path
+        with whole_or_absent(path):
+            folder = beside(path) / PARTS
+            write_parts(folder, tensors)
+            files = sorted(folder.iterdir())[self.processes.index :: self.processes.count]
+            sums = self.processes.gather(sealed(files, below=folder.parent))
+        return dict(ChainMap(*sums))
 
     def _update(self, coming: Ahead[B], accumulator: Accumulator[B], log: MetricLog, *, draws_ahead: bool) -> None:
         state, started = self.state, time.perf_counter()

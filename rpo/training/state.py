@@ -14,15 +14,17 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
-from torch.utils._pytree import tree_map_only
 
-from rpo.devices import dealt, gathered
+from rpo.devices import dealt
 from rpo.errors import InputError
-from rpo.training.checkpoint import read_part
+from rpo.training.checkpoint import RUN, read_part
+from rpo.training.divided import PARTS, put_back, read_parts, stored
 from rpo.training.ema import ExponentialAverage
 from rpo.training.loss_scale import LossScale
 from rpo.training.randomness import random_state, set_random_state
+
+WEIGHTS, OPTIMIZER = "weights.pt", "optimizer.pt"
+"""Files of a checkpoint."""
 
 _PLAIN = (torch.Tensor, nn.Parameter, bool, int, float, str, bytes, type(None))
 
@@ -113,24 +115,15 @@ class TrainingState:
             },
         }
 
-    def shared_parts(self, *, is_kept: bool) -> dict[str, Any]:
-        """What is the same on every process: the files of a checkpoint but `run.json` and the processes' own.
-
-        What processes have parts of is whole in it, and on the CPU: every process asks, and has it if it `is_kept`.
-        """
-        parts = {
-            "weights.pt": {
+    def shared_parts(self) -> dict[str, Any]:
+        """What is the same on every process, or what they have parts of: a checkpoint's files of tensors."""
+        return {
+            WEIGHTS: {
                 "params": [param.detach() for param in self.params],
                 "ema": None if self.ema is None else self.ema.state_dict(),
             },
-            "optimizer.pt": self.optimizer.state_dict(),
+            OPTIMIZER: self.optimizer.state_dict(),
         }
-
-        def whole(tensor: torch.Tensor) -> torch.Tensor | None:
-            found = gathered(tensor)  # one at a time
-            return found.cpu() if is_kept else None
-
-        return tree_map_only(DTensor, whole, parts)
 
     def progress(self) -> dict[str, Any]:
         """How far the run is, in plain numbers and strings."""
@@ -162,7 +155,7 @@ class TrainingState:
         what is its own of those that know how to share theirs out anew. A process that there was not keeps its global
         generators as they are: seeded, and never used by any.
         """
-        run, weights = (read_part(path, name) for name in ("run.json", "weights.pt"))
+        run, files = read_part(path, RUN), {name: read_part(path, name) for name in (WEIGHTS, OPTIMIZER)}
         before = run["processes"]
         own = read_part(path, own_name(process if process < before else 0))
         if before != processes:
@@ -170,10 +163,11 @@ class TrainingState:
             if any(isinstance(item, SharedOut) for item in self.objects.values()):
                 every = [read_part(path, own_name(index))["objects"] for index in range(before)]
             own["objects"] = self._shared_out(every, process, processes)
-        self._load_params(path, weights["params"])
+        self._load_divided(path / PARTS, files)
+        self._load_params(path, files[WEIGHTS]["params"])
         if self.ema is not None:
-            self.ema.load_state_dict(weights["ema"])
-        self.optimizer.load_state_dict(self._dealt(read_part(path, "optimizer.pt")))
+            self.ema.load_state_dict(files[WEIGHTS]["ema"])
+        self.optimizer.load_state_dict(self._dealt(files[OPTIMIZER]))
         self.scale.load_state_dict(run["loss_scale"])
         self.update, self.samples, self.seconds = run["update"], run["samples"], run["seconds"]
         self.metrics, self.stopped_because = run["metrics"], run["stopped_because"]
@@ -190,7 +184,31 @@ class TrainingState:
         return found
 
     @torch.no_grad()
+    def _load_divided(self, folder: Any, files: dict[str, Any]) -> None:
+        """Fill in what processes had parts of: read to where it belongs, or to what the optimizer then keeps."""
+        known = stored(folder)
+        put_back(files, known)
+        self._check_shapes(folder.parent, files[WEIGHTS]["params"])
+        averages = [] if self.ema is None else self.ema.averages
+        into: dict[str, torch.Tensor] = {}
+        for place, like in known.items():
+            match place.split("/"):
+                case [_, "params", number]:
+                    into[place] = self.params[int(number)].detach()
+                case [_, "ema", _, number]:
+                    into[place] = averages[int(number)]
+                case [_, _, number, *_]:
+                    into[place] = torch.empty_like(self.params[int(number)], dtype=like.dtype)
+        read_parts(folder, into)
+        put_back(files, into)
+
+    @torch.no_grad()
     def _load_params(self, path: Any, values: Sequence[torch.Tensor]) -> None:
+        self._check_shapes(path, values)
+        for param, value in zip(self.params, values, strict=True):
+            param.copy_(dealt(value, param))
+
+    def _check_shapes(self, path: Any, values: Sequence[torch.Tensor]) -> None:
         found, expected = [tuple(v.shape) for v in values], [tuple(p.shape) for p in self.params]
         if found != expected:
             what = f"{len(found)} parameters, this run trains {len(expected)}"
@@ -201,8 +219,6 @@ class TrainingState:
                 f"{path} holds {what}; expected the same network and adapter: restore their settings, or start in a "
                 "new folder"
             )
-        for param, value in zip(self.params, values, strict=True):
-            param.copy_(dealt(value, param))
 
     def _dealt(self, optimizer: dict[str, Any]) -> dict[str, Any]:
         """An optimizer's state, of which this process has its parts where the parameters are divided."""

@@ -54,7 +54,7 @@ def test_the_oldest_go_and_the_newest_stay_in_numerical_order(tmp_path):
 def test_pruning_waits_until_the_new_one_is_in_place(tmp_path, monkeypatch):
     save(tmp_path, 1, keep=1)
     seen, seal = [], checkpoint._seal
-    monkeypatch.setattr(checkpoint, "_seal", lambda path: (seen.append(checkpoints(tmp_path)[0].name), seal(path)))
+    monkeypatch.setattr(checkpoint, "_seal", lambda *given: (seen.append(checkpoints(tmp_path)[0].name), seal(*given)))
     save(tmp_path, 2, keep=1)
     assert seen == ["checkpoint-000001"]
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-000002"]
@@ -68,7 +68,7 @@ def test_a_checkpoint_that_is_there_is_left_alone(tmp_path):
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
-    def fails(path):
+    def fails(*_):
         raise RuntimeError("out of luck")
 
     monkeypatch.setattr(checkpoint, "_seal", fails)

@@ -248,10 +248,10 @@ def test_an_optimizer_that_fails_half_way_is_not_kept(tmp_path, monkeypatch):
 def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, monkeypatch):
     seal = checkpoint._seal
 
-    def full(path):
+    def full(path, *others):
         if "000004" in path.name:
             raise OSError(28, "No space left on device")
-        seal(path)
+        seal(path, *others)
 
     monkeypatch.setattr(checkpoint, "_seal", full)
     with pytest.raises(OSError, match=r"could not save .*checkpoint-000004: No space left on device; \d+"):

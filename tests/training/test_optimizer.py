@@ -40,7 +40,7 @@ def test_moments_take_the_bytes_that_are_planned_and_come_back_as_they_were(name
 
     whole = (params := large(), TrainingState(params, make_optimizer(params, name, **OPTIONS)))[1]
     step(whole)
-    torch.save(whole.shared_parts(is_kept=True)["optimizer.pt"], tmp_path / "optimizer.pt")
+    torch.save(whole.shared_parts()["optimizer.pt"], tmp_path / "optimizer.pt")
     again = (params := large(), TrainingState(params, make_optimizer(params, name, **OPTIONS)))[1]
     again.params[0].data.copy_(whole.params[0])
     again.optimizer.load_state_dict(read_part(tmp_path, "optimizer.pt"))

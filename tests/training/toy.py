@@ -158,10 +158,10 @@ def train_noisy(
             os.kill(os.getpid(), signal.SIGKILL)
         return loss_fn(batch)
 
-    def sealed(path: Path) -> None:
+    def sealed(path: Path, *others: Any) -> None:
         if path.name.startswith(kill_in_checkpoint or "never"):
             os.kill(os.getpid(), signal.SIGKILL)
-        seal(path)
+        seal(path, *others)
 
     seal = checkpoint._seal
     with patch.object(checkpoint, "_seal", sealed):
