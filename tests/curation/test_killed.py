@@ -15,9 +15,10 @@ import pytest
 from rpo.curation.curate import curate
 from rpo.curation.engines import local
 from rpo.curation.export import export
-from rpo.curation.records import Unavailable
+from rpo.curation.records import Unavailable, histories
 from rpo.curation.store.address import Store
 from rpo.curation.store.mark import STAGES
+from rpo.curation.store.run import CurationRun
 from rpo.data.readers import read_pairs
 from tests.curation.fakes import (
     FakeCritic,
@@ -281,6 +282,24 @@ def test_two_that_do_the_same_shards_do_no_harm(undisturbed, source, tmp_path):
     assert in_child(*runs) == [0, 0]
     assert lines_of(tmp_path / "run") == lines_of(undisturbed)
     require_same_shards(tmp_path / "run", undisturbed)
+
+
+def test_who_reads_a_run_at_work_reads_what_was_sealed_last(undisturbed, source, tmp_path):
+    config = config_of(tmp_path / "run", source)
+    curate(replace(config, stop_after="instructions"), components=fakes())
+    run = CurationRun(config.output)
+    records = histories(run)
+    first = next(records).source
+    data = run.image_bytes(first.image, first.order, first.id)
+    curate(config, resume=True, components=fakes())  # each shard is sealed anew, and its old file is gone
+    rest = list(records)
+    assert lines_of(tmp_path / "run") == lines_of(undisturbed)
+    ends = list(histories(CurationRun(undisturbed)))[1:]
+    assert rest == [
+        replace(one, edit=None, scores=None, outcomes=None) for one in ends
+    ]  # what was begun when it looked
+    last = rest[-1].source
+    assert data != run.image_bytes(last.image, last.order, last.id)
 
 
 @pytest.mark.parametrize("stage", STAGES)

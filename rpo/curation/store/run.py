@@ -20,13 +20,16 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NamedTuple, final
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, final
 
 from rpo.curation.store.address import Store
-from rpo.curation.store.mark import STAGES, Identity, ShardMark, StageName, Tally, read_marks
+from rpo.curation.store.mark import STAGES, Identity, ShardMark, StageName, Tally, mark_name, mark_of, read_marks
 from rpo.curation.store.shard import ROWS_AT_ONCE, Shard, opened, read, read_images
 from rpo.errors import InputError
 from rpo.from_environment import as_written
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 MANIFEST, SETTINGS = "manifest.json", "run.yaml"
 
@@ -170,6 +173,9 @@ def _shown(identity: Identity, key: str) -> str:
     return repr(identity[key]) if key in identity else "not set"
 
 
+M = TypeVar("M", ShardMark, "_Place")
+
+
 @final
 class CurationRun:
     """A run to read from, finished or at work; of each shard it sees what was sealed last.
@@ -202,10 +208,12 @@ class CurationRun:
 
     def shards(self) -> Iterator[Shard]:
         """What each sealed shard says, without images."""
-        for mark, num_stages in self.marks():
-            shard = read(self._opened(mark.file), mark)
-            shard.forget(num_stages)
-            yield shard
+        for old, _ in self.marks():
+            file, mark = self._sealed_last(old)
+            if num_stages := mark.num_stages(self.manifest.made_by):
+                shard = read(file, mark)
+                shard.forget(num_stages)
+                yield shard
 
     def tally(self) -> Tally:
         """What the run has come to, of the marks alone."""
@@ -228,23 +236,34 @@ class CurationRun:
         found = self._images(mark, (order - mark.start) // ROWS_AT_ONCE)
         data = found.get(digest)
         if data is None or hashlib.sha256(data).hexdigest() != digest:
+            told = self.store.place(mark_name(mark.number))
             raise InputError(
                 f"{record}: the image {digest} is not in {self.store.place(mark.file)}; expected every image that a "
-                f"record names; restore it, or delete {self.store.place(mark.name)} and run again with --resume"
+                f"record names; restore it, or delete {told} and run again with --resume"
             )
         return data
 
     @cached_property
     def _index(self) -> list["_Place"]:
-        return [_Place(mark.start, mark.file, mark.name) for mark, _ in self.marks()]
+        return [_Place(mark.start, mark.number, mark.file) for mark, _ in self.marks()]
 
     def _read_images(self, mark: "_Place", group: int) -> dict[str, bytes]:
-        return read_images(self._opened(mark.file), group)
+        return read_images(self._sealed_last(mark)[0], group)
+
+    def _sealed_last(self, mark: M) -> tuple["pq.ParquetFile", M | ShardMark]:
+        """The file of a shard, or that of what was sealed of it since its mark was read; with its mark."""
+        try:
+            return self._opened(mark.file), mark
+        except InputError:
+            now = mark_of(self.store, mark.number)
+            if now is None or now.file == mark.file:
+                raise
+            return self._sealed_last(now)
 
 
 class _Place(NamedTuple):
     """Where the records from a place of the plan on are kept."""
 
     start: int
+    number: int
     file: str
-    name: str
