@@ -295,9 +295,7 @@ def test_who_reads_a_run_at_work_reads_what_was_sealed_last(undisturbed, source,
     rest = list(records)
     assert lines_of(tmp_path / "run") == lines_of(undisturbed)
     ends = list(histories(CurationRun(undisturbed)))[1:]
-    assert rest == [
-        replace(one, edit=None, scores=None, outcomes=None) for one in ends
-    ]  # what was begun when it looked
+    assert rest == [replace(one, edit=None, scores=None, outcomes=None) for one in ends]  # begun by then
     last = rest[-1].source
     assert data != run.image_bytes(last.image, last.order, last.id)
 
