@@ -11,17 +11,27 @@ from typing import Any
 from rpo.errors import InputError
 
 
-def nearest(name: str, names: Collection[str]) -> str:
-    """The one of several names that is written most like `name`."""
-    return difflib.get_close_matches(name, names, n=1, cutoff=0)[0]
+def nearest(name: str, names: Collection[str]) -> str | None:
+    """The one of several names that is written most like `name`; None if none is much like it.
+
+    Example:
+        >>> nearest("mapp", ["dpo", "mapo"]), nearest("pixels", ["dpo", "mapo"])
+        ('mapo', None)
+    """
+    return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.5)), None)
+
+
+def in_words(near: str | None) -> str:
+    """The end of a message that has named what there is."""
+    return f"; the nearest is {near!r}" if near else ""
 
 
 def place_of(name: str, known: Mapping[str, str], what: str) -> str:
     """Where a thing is, as "package.module:attribute"; a name is one of `known`, or such a place itself."""
     if name not in known and ":" not in name:
         raise InputError(
-            f"there is no {what} {name!r}; expected one of {', '.join(known)}, or package.module:attribute; the "
-            f"nearest is {nearest(name, known)!r}"
+            f"there is no {what} {name!r}; expected one of {', '.join(known)}, or package.module:attribute"
+            f"{in_words(nearest(name, known))}"
         )
     return known.get(name, name)
 
@@ -45,6 +55,6 @@ def load_plugin(name: str, known: Mapping[str, str], what: str) -> Any:
         return getattr(module, attribute)
     except AttributeError as error:
         raise InputError(
-            f"{what} {name!r}: module {module_name!r} has no {attribute!r}; expected the name of something in it; the "
-            f"nearest is {nearest(attribute, vars(module))!r}"
+            f"{what} {name!r}: module {module_name!r} has no {attribute!r}; expected the name of something in it"
+            f"{in_words(nearest(attribute, vars(module)))}"
         ) from error

@@ -127,7 +127,7 @@ def test_unknown_override_is_named_with_the_nearest(override: str, key: str, nea
         ("beta=", "'beta' to null, but a number is needed; the default is 80.0"),
         ("loop.updates=1.5", "'loop.updates' to 1.5, but a whole number is needed; the default is 10"),
         ("is_cached=1", "'is_cached' to 1, but true or false is needed; the default is true"),
-        ("link=hinge", "'link' to 'hinge', but one of sigmoid, ipo is needed; the nearest is 'sigmoid'"),
+        ("link=hinge", "'link' to 'hinge', but one of sigmoid, ipo is needed; give one of these"),
         ("warmup=off", "'warmup' to False, but a whole number or one of auto is needed; the default is auto"),
         ("name=5", "'name' to 5, but text is needed; put it in quotes"),
         ("levels=3", "'levels' to 3, but a list (each a whole number) is needed; the default is [1, 2]"),

@@ -310,8 +310,10 @@ def _unknown(cls: Any, short_key: str, kind: Any, source: Source) -> str:
             f"{of}.kind={others[0].kind}"
         )
     namesakes = [one for one in _described(cls) if one.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = nearest(key, namesakes or _described(cls))
-    return f"{who} sets '{key}', but {cls.__name__} has no such key; the nearest is '{near}'"
+    near = namesakes[0] if len(namesakes) == 1 else nearest(key, namesakes or _described(cls))
+    there = dict.fromkeys(one.partition(".")[0] for one in _described(cls))
+    told = f"; the nearest is '{near}'" if near else f", and none like it; expected one of {', '.join(there)}"
+    return f"{who} sets '{key}', but {cls.__name__} has no such key{told}"
 
 
 def _mismatch(cls: Any, key: str, value: Any, kind: Any, source: Source) -> str:
@@ -330,7 +332,8 @@ def _mismatch(cls: Any, key: str, value: Any, kind: Any, source: Source) -> str:
     if expected.startswith("text") and isinstance(value, bool | int | float):
         advice = "put it in quotes"
     elif info and info.choices and isinstance(value, str):
-        advice = f"the nearest is {nearest(value, info.choices)!r}"
+        near = nearest(value, info.choices)
+        advice = f"the nearest is {near!r}" if near else "give one of these"
     return f"{who} sets '{key}' to {'null' if value is None else repr(value)}, but {expected} is needed; {advice}"
 
 

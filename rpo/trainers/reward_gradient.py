@@ -62,6 +62,7 @@ class RewardGradient(OnlineAlgorithm):
     ):
         """Keep what to learn from; see `OnlineAlgorithm`. Rewards must be torch functions of the images."""
         super().__init__(rewards, prompts, (config or RewardGradientConfig()).with_steps(), on_images=on_images)
+        require_differentiable(self.rewards)
 
     @property
     def title(self) -> str:
@@ -84,10 +85,9 @@ class RewardGradient(OnlineAlgorithm):
         return not self.replays or (self.is_matched and super().skips_clean_end)
 
     def start(self, run: Run) -> None:
-        """Take the model, and refuse rewards without a gradient."""
+        """Take the model, of latents alone."""
         require_gaussian(run.model, "a reward's gradient")
         super().start(run)
-        require_differentiable(self.collector.rollouts.rewards)
         self.slopes, self.noised = RewardSlopes(self.collector), NoisedImages(self.collector, Times())
         # A step's cost: its KL, or for those that need none of its noise that of the same change of score at eta 1.
         self.cost_kernel = self.collector.kernel if self.is_matched else Ddim(0.0)

@@ -18,7 +18,7 @@ from rpo.files.local_paths import without_paths
 from rpo.files.text import read_text
 from rpo.files.whole import parse_line, write_whole
 from rpo.from_environment import as_written
-from rpo.plugins import nearest
+from rpo.plugins import in_words, nearest
 
 METRICS: dict[str, str] = {
     "loop/loss": "the scalar that the update descends, mean over its micro-batches and processes",
@@ -109,8 +109,8 @@ def check_metric_names(names: Iterable[str]) -> None:
     for name in names:
         if name not in METRICS and not name.startswith((REWARD_PARTS, HELD_OUT, REWARD_INFO)):
             raise InputError(
-                f"metric {name!r} is not defined; expected a name of METRICS in rpo/training/log.py, the nearest is "
-                f"{nearest(name, METRICS)!r}: use that, or add a line saying what {name!r} means"
+                f"metric {name!r} is not defined; expected a name of METRICS in rpo/training/log.py"
+                f"{in_words(nearest(name, METRICS))}; use one, or add a line saying what {name!r} means"
             )
 
 

@@ -63,7 +63,7 @@ def test_a_sound_run_of_the_embedded_checkpoint_passes_all(inputs, tmp_path, cap
     [
         ("grpo", "rewards={jpeg-compressibility: 0}", ("settings", "other than 0")),
         ("grpo", "held_out={prompts: PROMPTS, reward: jpeg-compressibility}", ("held-out prompts", "are trained on")),
-        ("grpo", "rewards={no-such: 1}", ("trainer", "there is no reward")),
+        ("grpo", "rewards={no-such: 1}", ("data", "there is no reward")),
         ("dpo", "data.source=/nowhere", ("data", "/nowhere")),
         ("dpo", "objective.margin_from=rewards", ("trainer", "has no chosen_score")),
         ("dpo", "model.source=/nowhere", ("checkpoint", "neither a folder")),

@@ -167,7 +167,16 @@ MISTAKES = {
         (["rollout.eta=0"], ["rollout.solver is ddim with eta 0", "score-as-action with estimator: pathwise"]),
         (["prompts=/nowhere.txt"], ["nowhere.txt", "name such a file"]),
         (["prompts=shapes:test"], ["the splits of shapes are train, in_domain, out_of_domain"]),
-        (["rewards={jpeg-compresibility: 1.0}"], ["there is no reward 'jpeg-compresibility'"]),
+        # Before a weight is read, let alone looked for.
+        (
+            ["rewards={jpeg-compresibility: 1.0}", "model.source=/nowhere"],
+            ["there is no reward 'jpeg-compresibility'", "the nearest is 'jpeg-compressibility'"],
+        ),
+        (["monitor.held_out=[ocs]", "model.source=/nowhere"], ["there is no reward 'ocs'"]),
+        (
+            ["monitor.held_out=[jpeg-compressibility]", "model.source=/nowhere"],
+            ["monitor.held_out names jpeg-compressibility, which is trained on"],
+        ),
         (["rewards={jpeg-compressibility: .nan}"], ["rewards", "nan"]),
     ],
 }

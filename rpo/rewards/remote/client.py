@@ -23,7 +23,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from rpo.data.pixels import to_pixels
 from rpo.data.preference import encode_png
 from rpo.errors import InputError
-from rpo.plugins import nearest
+from rpo.plugins import in_words, nearest
 from rpo.rewards.answers import FAILURE, RewardError
 from rpo.rewards.remote import form, unirl
 from rpo.rewards.remote.exchange import OK, Bounds, HttpAnswer, Place, asked
@@ -101,8 +101,8 @@ def _options(given: Sequence[tuple[str, str]], text: str) -> Options:
     for name, value in given:
         if name not in known:
             raise InputError(
-                f"reward {text!r} has {name!r} behind its '?'; expected {', '.join(known)}; the nearest is "
-                f"{nearest(name, known)!r}"
+                f"reward {text!r} has {name!r} behind its '?'; expected {', '.join(known)}"
+                f"{in_words(nearest(name, known))}"
             )
         try:
             found[name] = known[name](value)

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Sequence
 
 from rpo.errors import InputError
 from rpo.models.checkpoint import refuse_editor
-from rpo.rewards import RewardLike
+from rpo.rewards import RewardLike, load_rewards
 from rpo.trainers.checks.preflight import Check
 from rpo.trainers.preview import PreviewOf
 from rpo.trainers.rollouts.collector import Collector
 from rpo.trainers.rollouts.draw import OnImages
+from rpo.trainers.rollouts.monitor import held_out_rewards
 from rpo.trainers.rollouts.prompts import DrawnPrompts, PromptSource
 from rpo.trainers.rollouts.settings import OnlineConfig
 from rpo.trainers.rollouts.steps import Steps
@@ -21,6 +22,7 @@ class OnlineAlgorithm(Algorithm[Steps]):
     """Learns from a reward; a subclass says what the steps of a rollout are worth (`collect`) and its `loss`.
 
     Attributes:
+        rewards: What images are worth.
         collector: Draws the rollouts, from `start` on.
     """
 
@@ -41,7 +43,7 @@ class OnlineAlgorithm(Algorithm[Steps]):
     def __init__(
         self, rewards: RewardLike, prompts: PromptSource, config: OnlineConfig, *, on_images: OnImages | None = None
     ):
-        """Keep what to learn from.
+        """Load the rewards, before any weight of the model, and keep what to learn from.
 
         Args:
             rewards: What images are worth: a name, a callable (images, prompts) or (images, prompts, metadata) →
@@ -53,12 +55,14 @@ class OnlineAlgorithm(Algorithm[Steps]):
                 prompts, metadata and rewards, of this process.
         """
         super().__init__(config)
-        self._given, self._on_images = (rewards, prompts), on_images
+        self.rewards = load_rewards(rewards)
+        self._prompts, self._on_images = prompts, on_images
+        self._held_out = held_out_rewards(self.rewards, config.monitor)
 
     @property
     def prompts(self) -> PromptSource:
         """What images are drawn of, as it was given."""
-        return self._given[1]
+        return self._prompts
 
     @property
     def said(self) -> frozenset[str]:
@@ -82,8 +86,10 @@ class OnlineAlgorithm(Algorithm[Steps]):
             )
         self.collector = Collector(
             run,
-            *self._given,
+            self.rewards,
+            self._prompts,
             self.config,
+            held_out=self._held_out,
             skips_clean_end=self.skips_clean_end,
             replays=self.replays,
             shares_steps=self.shares_steps,

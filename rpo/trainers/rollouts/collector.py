@@ -1,7 +1,7 @@
 """Draws rollouts for an algorithm, chooses the steps that are learnt from, and cuts them into micro-batches."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import final
@@ -15,7 +15,7 @@ from rpo.process.continuous import grid_at, uniform_times
 from rpo.process.diffusion import diffusion_of
 from rpo.process.transition import Kernel
 from rpo.randomness import keyed_generator
-from rpo.rewards import RewardLike, load_rewards
+from rpo.rewards.base import Reward, WeightedRewards
 from rpo.sampling.sample import Keep
 from rpo.trainers.checks.online import Subject, online_checks
 from rpo.trainers.checks.preflight import Check
@@ -48,7 +48,7 @@ class Collector:
     def __init__(
         self,
         run: Run,
-        rewards: RewardLike,
+        rewards: WeightedRewards,
         prompts: PromptSource,
         config: OnlineConfig,
         *,
@@ -56,6 +56,7 @@ class Collector:
         replays: bool,
         shares_steps: bool = False,
         skips_last: bool = False,
+        held_out: Mapping[str, Reward],
         on_images: OnImages | None = None,
     ):
         """Check everything that can be checked before the first rollout.
@@ -65,6 +66,7 @@ class Collector:
             replays: Whether the rollouts' own steps are what is learnt from.
             shares_steps: Whether all images of a prompt are learnt at the same steps.
             skips_last: Whether the last step of a rollout is never learnt, wherever it leads.
+            held_out: Rewards that the run looks at and does not learn from, by name.
         """
         self.run, self.config = run, config
         self._skips_clean_end = skips_clean_end and diffusion_of(run.model.prediction_type).is_gaussian
@@ -73,7 +75,7 @@ class Collector:
         self.rollouts = Rollouts(
             run.model,
             prompts,
-            load_rewards(rewards),
+            rewards,
             config.rollout,
             seed=config.seed,
             share=(run.processes.index, run.processes.count),
@@ -83,7 +85,7 @@ class Collector:
             gates=config.gates,
             as_reference=run.policy.reference,
         )
-        self.monitor = Monitor(run, self.rollouts, config)
+        self.monitor = Monitor(run, self.rollouts, config, held_out)
         self._info_names: tuple[str, ...] | None = None
         self.rollout: Rollout | None = None
         self.chosen: Int[Tensor, "trained images"] = torch.zeros(0, 0, dtype=torch.long)

@@ -11,6 +11,7 @@ better model look different, too.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -26,10 +27,10 @@ from rpo.evaluation.watch import alarming, in_words, looks_of, sure_falls
 from rpo.files.whole import write_whole
 from rpo.randomness import keyed_generator
 from rpo.rewards import load_rewards
-from rpo.rewards.base import WeightedRewards
+from rpo.rewards.base import Reward, WeightedRewards
 from rpo.sampling.sample import Keep
 from rpo.trainers.rollouts.draw import Rollouts
-from rpo.trainers.rollouts.settings import LOOK, OnlineConfig
+from rpo.trainers.rollouts.settings import LOOK, MonitorConfig, OnlineConfig
 from rpo.trainers.trainer import Run
 from rpo.training.log import ALARMS, HELD_OUT
 from rpo.training.randomness import undisturbed_randomness
@@ -58,6 +59,17 @@ class Alarm:
         return f"rollout {self.rollout}: {self.words} while the reward rose: it may be gamed; look at the images"
 
 
+def held_out_rewards(trained: WeightedRewards, config: MonitorConfig) -> Mapping[str, Reward]:
+    """Load the rewards that a run looks at and does not learn from."""
+    found = load_rewards(dict.fromkeys(config.held_out, 1.0)).each if config.held_out else {}
+    if both := [name for name in found if name in trained.each]:
+        raise InputError(
+            f"monitor.held_out names {both[0]}, which is trained on; expected a reward that is not; name another one, "
+            "or leave it out"
+        )
+    return found
+
+
 @final
 class Monitor:
     """Looks at what the policy draws, and tells a fall from noise.
@@ -66,23 +78,19 @@ class Monitor:
         alarms: Those so far; something that has recovered may raise another one.
     """
 
-    def __init__(self, run: Run, own: Rollouts, config: OnlineConfig):
-        """Load the held-out rewards.
+    def __init__(self, run: Run, own: Rollouts, config: OnlineConfig, held_out: Mapping[str, Reward]):
+        """Watch by the rewards of the run and by those that are held out.
 
         Args:
-            own: The rollouts of the run: none of their rewards may be held out, and their first prompts are watched.
+            own: The rollouts of the run: their first prompts are watched.
         """
-        trained, held_out = own.rewards, config.monitor.held_out
-        others = load_rewards(dict.fromkeys(held_out, 1.0)).each if held_out else {}
-        if both := [name for name in others if name in trained.each]:
-            raise InputError(
-                f"monitor.held_out names {both[0]}, which is trained on; expected a reward that is not; name another "
-                "one, or leave it out"
-            )
+        trained = own.rewards
         self._run, self._config, self._own = run, config, own
-        self._held_out = tuple(others)
-        every = {name: (reward, trained.weights.get(name, 1.0)) for name, reward in {**trained.each, **others}.items()}
-        self._rewards, self._eyes = WeightedRewards(every), embedder(*others.values(), *trained.each.values())
+        self._held_out = tuple(held_out)
+        every = {
+            name: (reward, trained.weights.get(name, 1.0)) for name, reward in {**trained.each, **held_out}.items()
+        }
+        self._rewards, self._eyes = WeightedRewards(every), embedder(*held_out.values(), *trained.each.values())
         self._rollouts: Rollouts | None = None
         self._watched: list[str] = []
         self._first: dict[str, Tensor] = {}
