@@ -85,7 +85,7 @@ def _storage() -> tuple[Any, Any]:
         from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
     except ImportError:
         raise InputError(
-            f"a checkpoint of weights that are divided needs torch 2.9 or newer, but this is {torch.__version__}; "
-            "update torch, or give learning.sharding: none"
+            "a checkpoint of weights that are divided is written by torch.distributed.checkpoint as safetensors, which "
+            f"torch {torch.__version__} does not; update it (2.13 is tested), or give learning.sharding: none"
         ) from None
     return HuggingFaceStorageWriter, HuggingFaceStorageReader
