@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
+from transformers.initialization import no_init_weights
 
 from rpo.errors import InputError
 from rpo.models import latents as autoencoder
@@ -140,7 +141,7 @@ def _stated(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _fresh(network: Any) -> nn.Module:
     config = network.config
-    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False), no_init_weights():
         fresh = type(network).from_config(_stated(config)) if isinstance(config, Mapping) else type(network)(config)
     divided_like(network, fresh)
     shared = tuple(f"{name}." for name in quantized_like(network, fresh))
