@@ -67,6 +67,7 @@ def test_it_leaves_pairs_numbers_a_lora_and_a_report(finished):
     assert "rpo.shapes.path()" in card
 
 
+@pytest.mark.slow
 def test_stock_diffusers_loads_the_lora_and_draws_the_images_of_the_report(finished, tmp_path):
     held_out = HeldOut(preset(*SMALL).held_out)
     assert held_out.prompts == held_out_prompts_as_text(8)
@@ -98,16 +99,22 @@ def held_out_prompts_as_text(count):
     return {domain: [getattr(prompt, "text", prompt) for prompt in prompts] for domain, prompts in found.items()}
 
 
-def test_a_second_run_gives_the_same_numbers_and_a_finished_one_costs_nothing(finished, tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_a_second_run_gives_the_same_numbers(finished, tmp_path):
     assert quickstart(tmp_path / "again") == 0
     first, second = (result_of(folder) for folder in (finished, tmp_path / "again"))
     assert {"lora/pytorch_lora_weights.safetensors", "rounds.jsonl", "round-1/pairs/metadata.jsonl"} <= first.keys()
     assert [name for name in first | second if first.get(name) != second.get(name)] == []
+
+
+def test_a_finished_run_costs_nothing(finished, monkeypatch, capsys):
+    before, judged = result_of(finished), (finished / "judged-0.npz").read_bytes()
     monkeypatch.setattr(HeldOut, "judge", lambda *_, **__: pytest.fail("a model was drawn with again"))
-    assert quickstart(tmp_path / "again", "--resume") == 0
-    assert result_of(tmp_path / "again") == second
-    (tmp_path / "again/judged-0.npz").write_bytes(b"half")
-    assert quickstart(tmp_path / "again", "--resume") == 2
+    assert quickstart(finished, "--resume") == 0
+    assert result_of(finished) == before
+    (finished / "judged-0.npz").write_bytes(b"half")
+    assert quickstart(finished, "--resume") == 2
+    (finished / "judged-0.npz").write_bytes(judged)
     assert "judged-0.npz is damaged" in capsys.readouterr().err
 
 

@@ -87,6 +87,7 @@ def test_its_autoencoder_keeps_scenes(pipe: StableDiffusionPipeline) -> None:
     assert quality["verified_after_round_trip"] >= 0.98
 
 
+@pytest.mark.slow
 def test_it_follows_prompts_and_leaves_room(pipe: StableDiffusionPipeline) -> None:
     prompts = {"in_domain": sample_prompts("in_domain", 96, seed=1)}
     accuracy = accuracies(evaluate(Checkpoint(pipe), prompts, usual_sampling(seed=1)))["in_domain"][0].share.value
