@@ -30,6 +30,7 @@ def test_train_dpo_without_a_configuration_trains_on_demonstration_pairs(tmp_pat
     assert (tmp_path / "runs/example/dpo/lora/pytorch_lora_weights.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_train_score_as_action_without_a_configuration_trains_on_a_reward_of_its_own(tmp_path, script):
     said = script("examples/train_score_as_action.py", "--updates", "2")
     assert "2 updates; blueness of the same noise" in said

@@ -90,6 +90,7 @@ def test_its_grid_lies_on_the_checkpoint_s_schedule_and_ends_at_clean_data():
     assert (grid.alpha[-1], grid.sigma[-1]) == (1, 0)
 
 
+@pytest.mark.slow
 def test_second_order_needs_fewer_steps_than_ddim_on_a_trained_checkpoint():
     model = Checkpoint(StableDiffusionPipeline.from_pretrained(rpo.shapes.path()))
     truth = BlackBoxSolver(model, 100)

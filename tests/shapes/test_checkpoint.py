@@ -80,6 +80,7 @@ def test_it_paints_64_pixels_in_half_precision_too() -> None:
     assert images.isfinite().all()
 
 
+@pytest.mark.slow
 def test_its_autoencoder_keeps_scenes(pipe: StableDiffusionPipeline) -> None:
     images, captions = training_scenes(987_654_321, 256)
     quality = vae_quality(pipe.vae.requires_grad_(False), channels_first(images), captions)

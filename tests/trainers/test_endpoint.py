@@ -182,7 +182,7 @@ def test_an_image_alone_is_compared_with_a_value_or_refused(tmp_path):
     "rollout",
     [
         ROLLOUT,
-        replace(ROLLOUT, solver="euler_maruyama", eta=1.0),
+        pytest.param(replace(ROLLOUT, solver="euler_maruyama", eta=1.0), marks=pytest.mark.slow),
         replace(ROLLOUT, solver="ddim", eta=0.0),
         replace(ROLLOUT, solver="ddim", eta=1.0, spacing="uniform"),
     ],

@@ -50,6 +50,7 @@ def test_the_second_starts_where_the_first_ended_and_holds_to_it(alpha, tmp_path
     assert_is_one_lora_of_the_base(saved, trained, start)
 
 
+@pytest.mark.slow
 def test_a_third_holds_to_both(tmp_path):
     pipe = tiny_sd()
     for number in range(2):
