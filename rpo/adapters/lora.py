@@ -40,7 +40,7 @@ from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
 from rpo.models.distilled import ASSISTANT
 from rpo.models.frozen import device_of
-from rpo.models.plain import fresh_pipeline, probe_denoiser
+from rpo.models.plain import fresh_pipeline, probe
 from rpo.randomness import plain_defaults
 from rpo.types import Latents
 
@@ -310,7 +310,7 @@ def verify_lora(model: Checkpoint, folder: str | PathLike[str]) -> None:
     """
 
     def denoised(pipe: Any) -> Latents:
-        return probe_denoiser(pipe, model.family, model.compute_dtype)
+        return probe(pipe, model.family, model.compute_dtype, whole=False)[model.family.denoiser]
 
     fresh = fresh_pipeline(model.pipe, model.family, without_adapters=True)
     base_pred = denoised(fresh)

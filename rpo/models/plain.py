@@ -5,8 +5,7 @@ have none. What diffusers can switch is named with the call that undoes it; all 
 pipeline of the same parts against the live one, on one small latent.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sized
 from functools import partial
 from typing import Any
 
@@ -21,7 +20,6 @@ from rpo.models.base import ORIGINAL, Family
 from rpo.models.execution import call, embedded
 from rpo.models.frozen import device_of, is_offloaded, offload, quantized_like
 from rpo.models.sharding import divided_like
-from rpo.types import Embedding
 
 PROBE_SIDE, IMAGE_LATENT_SIDE = 16, 4
 """Sides of the latents that the UNet and the VAE are probed with: small, but they pass every level."""
@@ -99,19 +97,25 @@ def probe_side(pipe: Any, family: Family) -> int:
 
 
 @torch.no_grad()
-def probe_denoiser(pipe: Any, family: Family, compute_dtype: torch.dtype) -> Tensor:
-    """What the denoiser puts out for one fixed small input."""
-    with _probing(pipe, family):
-        return _denoised(pipe, family, compute_dtype)[2]
-
-
-@torch.no_grad()
-def probe(pipe: Any, family: Family, compute_dtype: torch.dtype) -> Mapping[str, Tensor]:
-    """What each part puts out for one fixed small input, float32."""
-    with _probing(pipe, family):
-        x_t, embedding, noise_pred = _denoised(pipe, family, compute_dtype)
+def probe(pipe: Any, family: Family, compute_dtype: torch.dtype, *, whole: bool = True) -> Mapping[str, Tensor]:
+    """What each part puts out for one fixed small input, float32; if not `whole`, the denoiser alone."""
+    vae = pipe.components[family.autoencoder]
+    side, channels = probe_side(pipe, family), family.latent_channels(pipe)
+    generator = torch.Generator("cpu").manual_seed(0)
+    x_t = torch.randn(1, channels, side, side, generator=generator, dtype=torch.float32, device="cpu")
+    # A compiled network would be compiled for a size that nobody asks for again.
+    with torch.compiler.set_stance("force_eager"), autoencoder.widened(vae, is_on=family.widens_autoencoder):
+        pixels = side * family.cell(pipe)
+        grey = torch.full((1, 3, pixels, pixels), 0.5, device=vae.device) if family.edits == "always" else None
+        embedding = embedded(family, pipe, [PROBE_PROMPT], vae.device, grey)
+        timestep = torch.full((1,), family.schedule(pipe).num_train_timesteps // 2)
+        noise_pred = call(
+            family, pipe, pipe.components[family.denoiser], x_t, timestep, embedding, compute_dtype=compute_dtype
+        )
+        if not whole:
+            return {family.denoiser: noise_pred}
         latents = x_t[:, :, :IMAGE_LATENT_SIDE, :IMAGE_LATENT_SIDE]
-        image = family.decode(pipe, latents.to(pipe.components[family.autoencoder].device))
+        image = family.decode(pipe, latents.to(vae.device))
         encoded, _ = family.encode(pipe, image.clamp(0, 1))
     texts = torch.cat([one.flatten() for name, one in embedding.items() if name != ORIGINAL])
     return {
@@ -119,28 +123,6 @@ def probe(pipe: Any, family: Family, compute_dtype: torch.dtype) -> Mapping[str,
         family.denoiser: noise_pred,
         family.autoencoder: torch.cat([image.flatten(), encoded.flatten()]).float(),
     }
-
-
-@contextmanager
-def _probing(pipe: Any, family: Family) -> Iterator[None]:
-    """A compiled network would be compiled for a size that nobody asks for again."""
-    vae = pipe.components[family.autoencoder]
-    with torch.compiler.set_stance("force_eager"), autoencoder.widened(vae, is_on=family.widens_autoencoder):
-        yield
-
-
-def _denoised(pipe: Any, family: Family, compute_dtype: torch.dtype) -> tuple[Tensor, Embedding, Tensor]:
-    """The latent that is probed with, what is told beside it, and what comes of it."""
-    device = pipe.components[family.autoencoder].device
-    side, channels = probe_side(pipe, family), family.latent_channels(pipe)
-    generator = torch.Generator("cpu").manual_seed(0)
-    x_t = torch.randn(1, channels, side, side, generator=generator, dtype=torch.float32, device="cpu")
-    pixels = side * family.cell(pipe)
-    grey = torch.full((1, 3, pixels, pixels), 0.5, device=device) if family.edits == "always" else None
-    embedding = embedded(family, pipe, [PROBE_PROMPT], device, grey)
-    timestep = torch.full((1,), family.schedule(pipe).num_train_timesteps // 2)
-    network = pipe.components[family.denoiser]
-    return x_t, embedding, call(family, pipe, network, x_t, timestep, embedding, compute_dtype=compute_dtype)
 
 
 def _outcome(make: Callable[[], Any], family: Family, compute_dtype: torch.dtype) -> Mapping[str, Tensor]:

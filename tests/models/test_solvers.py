@@ -41,7 +41,9 @@ def pipeline_end(pipe, name, num_steps, guidance_scale=3.0, **changes):
 
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize(("num_steps", "guidance_scale"), [(1, 1.0), (5, 3.0), (17, 3.0)])
+@pytest.mark.parametrize(
+    ("num_steps", "guidance_scale"), [(1, 1.0), (5, 3.0), pytest.param(17, 3.0, marks=pytest.mark.slow)]
+)
 def test_sampling_ends_where_the_pipeline_ends(name, prediction_type, num_steps, guidance_scale):
     pipe = tiny_sd(prediction_type)
     model = Checkpoint(pipe)

@@ -22,6 +22,7 @@ from rpo.runs.train_config import DPORunConfig, EndpointRunConfig, GRPORunConfig
 from rpo.trainers.checks.footprint import PeakBytes
 from rpo.types import Canvas, Conditioning
 from tests.contracts.families import FAMILIES
+from tests.marks import slow_but
 from tests.tiny_amused import tiny_amused
 
 pytestmark = pytest.mark.filterwarnings("ignore:the network denoises no better")
@@ -34,7 +35,7 @@ plan, to_fit = partial(planning.plan, known=KNOWN), partial(planning.to_fit, kno
 """Networks are counted once for all tests of a checkpoint."""
 
 
-@pytest.fixture(scope="module", params=OLD)
+@pytest.fixture(scope="module", params=slow_but([name for name in OLD if name != "sdxl"], OLD))
 def checkpoint(request, tmp_path_factory):
     """A folder of a family, and what is loaded from it; the folder has lost its weights since."""
     folder = tmp_path_factory.mktemp("checkpoint")
