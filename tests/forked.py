@@ -33,6 +33,20 @@ def by_torchrun(*words: str, limit: int, options: tuple[str, ...] = ()) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
+def killed_in(do: Callable[..., Any], *given: Any) -> None:
+    """`do(*given)` in a child of this process, which has to kill itself."""
+    child = os.fork()
+    if child == 0:
+        try:
+            do(*given)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"{given} ended with {status}"
+
+
 def together(count: int, folder: Path, do: Callable[..., Any], *given: Any, machines: int = 1, limit: int = 120) -> Any:
     """What `do(*given)` returns on each of `count` processes; raises what the first of them that fails raised."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_every_step_is_measured(folder):
     growth.make_pairs(folder, 60)
     read, identify, *_ = growth.steps_of().values()
@@ -66,6 +67,7 @@ def test_a_store_that_loses_a_shard_is_found_out(folder):
     assert curation_scale.looked_for(store, COUNT // 100, COUNT) == (100, 0)
 
 
+@pytest.mark.slow
 def test_an_audit_holds_few_bytes_of_a_record(folder):
     curation_scale.make_run(folder / "run", COUNT)
     run = CurationRun(folder / "run")

@@ -79,6 +79,7 @@ def test_evaluations_are_latents_forward_and_backward_and_images_are_those_a_rew
     assert (counter.evaluations, counter.images) == (9, 5)
 
 
+@pytest.mark.slow
 def test_an_update_costs_what_its_parts_cost(tmp_path, monkeypatch):
     words = (*SMALL, "rollout.num_steps=5", "objective.kind=nft", "objective.reference_weight=0.1")
     words += ("rollout.guidance_scale=2",)
@@ -175,6 +176,7 @@ def test_finished_runs_of_the_same_settings_are_not_repeated():
     assert job.folder(Path()) != longer.folder(Path())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_run_continues_and_ends_in_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(objectives, "STOPS", (0.5, 1.0))

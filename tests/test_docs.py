@@ -31,8 +31,8 @@ from rpo.shapes.world import draw_scene, render, sample_prompts
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = {page.name: page.read_text() for page in (ROOT / "README.md", ROOT / "rpo" / "SKILL.md", *DOCS)}
-RUN = ("README.md", "data.md", "sample.md", "select.md", "from_trl.md", "from_ddpo_pytorch.md", "from_diffusers_dpo.md")
-RUN_SLOWLY = ("in_your_code.md",)
+RUN = ("README.md", "data.md", "sample.md", "select.md", "from_trl.md")
+RUN_SLOWLY = ("in_your_code.md", "from_ddpo_pytorch.md", "from_diffusers_dpo.md")
 GUIDES = [name for name in PAGES if name.startswith("add_")]
 HOMES = ("", "rpo", "rpo/trainers")
 """What paths on a page are relative to."""
@@ -229,6 +229,7 @@ def test_links_of_the_readme_lead_somewhere():
     assert not [link for link in links if "://" not in link and not (ROOT / link).exists()]
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning():
     for module in ("zensical", "mkdocstrings", "latex2mathml"):
         pytest.importorskip(module, reason="the extra docs is not installed")

@@ -124,7 +124,7 @@ def grpo(home, train):
     return grpo_trainer(home / f"grpo-{train}", pipe=from_base(home), learning=learning(1), adapter=adapter)
 
 
-@pytest.mark.parametrize("train", ["lora", "full"])
+@pytest.mark.parametrize("train", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("make", [dpo, grpo])
 def test_nothing_of_a_run_that_is_published_says_where_it_was_made(home, make, train):
     trainer = make(home, train)

@@ -188,6 +188,7 @@ assert main(["train", "dpo", str(config), *words]) == 0
 """
 
 
+@pytest.mark.slow
 def test_a_run_from_end_to_end_never_asks_for_the_machines_encoding(tmp_path):
     home = tmp_path / "Käse"
     home.mkdir()

@@ -310,7 +310,7 @@ def verify_lora(model: Checkpoint, folder: str | PathLike[str]) -> None:
     """
 
     def denoised(pipe: Any) -> Latents:
-        return probe(pipe, model.family, model.compute_dtype)[model.family.denoiser]
+        return probe(pipe, model.family, model.compute_dtype, whole=False)[model.family.denoiser]
 
     fresh = fresh_pipeline(model.pipe, model.family, without_adapters=True)
     base_pred = denoised(fresh)

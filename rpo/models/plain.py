@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
+from transformers.initialization import no_init_weights
 
 from rpo.errors import InputError
 from rpo.models import latents as autoencoder
@@ -96,8 +97,8 @@ def probe_side(pipe: Any, family: Family) -> int:
 
 
 @torch.no_grad()
-def probe(pipe: Any, family: Family, compute_dtype: torch.dtype) -> Mapping[str, Tensor]:
-    """What each part puts out for one fixed small input, float32."""
+def probe(pipe: Any, family: Family, compute_dtype: torch.dtype, *, whole: bool = True) -> Mapping[str, Tensor]:
+    """What each part puts out for one fixed small input, float32; if not `whole`, the denoiser alone."""
     vae = pipe.components[family.autoencoder]
     side, channels = probe_side(pipe, family), family.latent_channels(pipe)
     generator = torch.Generator("cpu").manual_seed(0)
@@ -111,6 +112,8 @@ def probe(pipe: Any, family: Family, compute_dtype: torch.dtype) -> Mapping[str,
         noise_pred = call(
             family, pipe, pipe.components[family.denoiser], x_t, timestep, embedding, compute_dtype=compute_dtype
         )
+        if not whole:
+            return {family.denoiser: noise_pred}
         latents = x_t[:, :, :IMAGE_LATENT_SIDE, :IMAGE_LATENT_SIDE]
         image = family.decode(pipe, latents.to(vae.device))
         encoded, _ = family.encode(pipe, image.clamp(0, 1))
@@ -140,7 +143,7 @@ def _stated(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _fresh(network: Any) -> nn.Module:
     config = network.config
-    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False), no_init_weights():
         fresh = type(network).from_config(_stated(config)) if isinstance(config, Mapping) else type(network)(config)
     divided_like(network, fresh)
     shared = tuple(f"{name}." for name in quantized_like(network, fresh))

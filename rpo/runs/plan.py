@@ -147,11 +147,31 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan(config: Config, *, processes: int = 1) -> Plan:
-    """Count what a run needs, each of `processes` if they share a denoiser; takes up to a minute, and a gigabyte."""
-    model, adapter, dtype = config.model, config.adapter, getattr(torch, config.model.dtype)
+@dataclass(frozen=True)
+class Counted:
+    """What was counted on the networks of a run, however many latents it takes at once and wherever weights lie."""
+
+    trained: int
+    canvas: Canvas
+    forward: Footprint
+    update: Footprint
+    encode: Footprint
+    decode: Footprint
+    slope: Footprint | None
+
+
+Known = dict[tuple[Any, ...], Counted]
+"""What was counted, by all that it depends on."""
+
+
+def plan(config: Config, *, processes: int = 1, known: Known | None = None) -> Plan:
+    """Count what a run needs, each of `processes` if they share a denoiser; takes up to a minute, and a gigabyte.
+
+    What is `known` is not counted again, and what is counted is added: for plans of one checkpoint.
+    """
+    model, known = config.model, {} if known is None else known
     _refuse(config, processes)
-    pipe, family = unloaded_pipeline(model.source, dtype=dtype, revision=model.revision)
+    pipe, family = unloaded_pipeline(model.source, dtype=getattr(torch, model.dtype), revision=model.revision)
     networks: dict[str, Any] = dict(parts_of(pipe, family))
     small = dict(quantized_parts(family, pipe.config)) if model.frozen_base in LIBRARY else {}
     parts = {
@@ -161,22 +181,46 @@ def plan(config: Config, *, processes: int = 1) -> Plan:
         )
         for name, one in networks.items()
     }
-    denoiser = networks[family.denoiser]
-    fetched = _fetched(config, denoiser, processes)
+    fetched = _fetched(config, networks[family.denoiser], processes)
+    depends_on = (
+        *(model.source, model.revision, model.dtype, config.learning.mixed_precision),
+        *(repr(config.adapter), repr(_size(config)), isinstance(config, RewardGradientRunConfig)),
+    )
+    if depends_on not in known:
+        known[depends_on] = _counted(pipe, family, config)
+    found = known[depends_on]
+    is_alone = isinstance(config, DPORunConfig) and config.encode_ahead
+    is_guided = family.guidance == "cfg"
+    return Plan(
+        parts,
+        fetched,
+        1 if config.learning.sharding == "none" else processes,
+        tuple(name for name in parts if name != family.denoiser) if is_alone else (),
+        MOMENTS[config.learning.optimizer],
+        *(found.trained, found.canvas, found.forward, found.update, found.encode, found.decode, found.slope),
+        *counts(config, found.canvas, found.update.flops / found.forward.flops, guided=is_guided),
+        config.learning.updates,
+        is_guided,
+    )
+
+
+def _counted(pipe: Any, family: Any, config: Config) -> Counted:
+    """Of networks on the meta device, which come out trained and fake."""
+    model, adapter, denoiser = config.model, config.adapter, pipe.components[family.denoiser]
     if adapter.train == "lora":
         family.enable_lora(pipe)
         add_lora(denoiser, rank=adapter.rank, target_modules=adapter.target_modules or family.lora_targets)
     else:
         denoiser.requires_grad_(True)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    for network in networks.values():
+    for network in parts_of(pipe, family).values():
         pretend(network, mode)
     canvas = _canvas(pipe, family, config)
     shape = family.latent_channels(pipe), *(side // family.cell(pipe) for side in canvas)
     compute_dtype = getattr(torch, HALF_TYPES.get(config.learning.mixed_precision) or model.dtype)
     with mode:
         latent, time, image = torch.randn(1, *shape), torch.full((1,), 500), torch.rand(1, 3, *canvas)
-    embedding = _embedding(pipe, family, mode, dtype)
+    embedding = _embedding(pipe, family, mode, getattr(torch, model.dtype))
     if family.edits == "always":
         embedding = {**embedding, ORIGINAL: latent}
 
@@ -193,20 +237,8 @@ def plan(config: Config, *, processes: int = 1) -> Plan:
         denoiser.enable_gradient_checkpointing()
         denoiser.train()
     updating = footprint(lambda: forward().square().mean().backward())
-    is_alone = isinstance(config, DPORunConfig) and config.encode_ahead
-    return Plan(
-        parts,
-        fetched,
-        1 if config.learning.sharding == "none" else processes,
-        tuple(name for name in parts if name != family.denoiser) if is_alone else (),
-        MOMENTS[config.learning.optimizer],
-        sum(one.numel() for one in denoiser.parameters() if one.requires_grad),
-        canvas,
-        *(drawing, updating, encoding, decoding, slope),
-        *counts(config, canvas, updating.flops / drawing.flops, guided=family.guidance == "cfg"),
-        config.learning.updates,
-        family.guidance == "cfg",
-    )
+    trained = sum(one.numel() for one in denoiser.parameters() if one.requires_grad)
+    return Counted(trained, canvas, drawing, updating, encoding, decoding, slope)
 
 
 def _fetched(config: Config, denoiser: Any, processes: int) -> int | None:
@@ -247,18 +279,24 @@ def _embedding(pipe: Any, family: Any, mode: FakeTensorMode, dtype: torch.dtype)
     return found
 
 
-def to_fit(config: Config, memory: float, *, processes: int = 1) -> tuple[list[str], Plan]:
+def to_fit(config: Config, memory: float, *, processes: int = 1, known: Known | None = None) -> tuple[list[str], Plan]:
     """The usual changes, in their order, with which a run needs no more than so many bytes; and its plan.
+
+    Networks are counted anew only where a change makes them compute otherwise; see `plan` for what is `known`.
 
     Raises `InputError` if all of them are not enough.
     """
     changes: dict[str, Any] = {}
-    found = plan(config, processes=processes)
+    known = {} if known is None else known
+    found = plan(config, processes=processes, known=known)
     for key, value in CHANGES:
         if found.peak <= memory:
             break
         changed = config if key in _not_for(config, processes) else _with(config, key, value)
-        if changed != config and (smaller := plan(changed, processes=processes)).peak < WORTHWHILE * found.peak:
+        if (
+            changed != config
+            and (smaller := plan(changed, processes=processes, known=known)).peak < WORTHWHILE * found.peak
+        ):
             config, found = changed, smaller
             changes[key] = value
     if found.peak > memory:
@@ -314,8 +352,12 @@ WORTHWHILE = 0.98
 """A change that leaves more of the peak than this is not made."""
 
 
+def _size(config: Config) -> Any:
+    return config.resolution if isinstance(config, DPORunConfig) else config.rollout.resolution
+
+
 def _canvas(pipe: Any, family: Any, config: Any) -> Canvas:
-    size = config.resolution if isinstance(config, DPORunConfig) else config.rollout.resolution
+    size = _size(config)
     if size is None:
         height, width = family.native(pipe)
         return Canvas(height * family.cell(pipe), width * family.cell(pipe))

@@ -99,6 +99,7 @@ def test_what_is_no_working_lora_is_refused(tmp_path, tensors, message):
         inspect_lora(write(tmp_path, tensors))
 
 
+@pytest.mark.slow
 def test_the_same_adapter_is_the_same_file_in_every_process(saved, tmp_path):
     folder, model = saved
     first = save_lora(model, tmp_path / "again").read_bytes()

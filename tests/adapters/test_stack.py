@@ -38,7 +38,7 @@ def prediction(*loras):
     return model.predict(x_t, torch.tensor([500, 20]), model.encode_prompts(["a cat", "a dog"]))
 
 
-@pytest.mark.parametrize("alphas", [(None, None), (8.0, 2.0)])
+@pytest.mark.parametrize("alphas", [pytest.param((None, None), marks=pytest.mark.slow), (8.0, 2.0)])
 def test_a_stack_does_what_its_parts_do_together(tmp_path, alphas):
     parts = [
         trained(tmp_path / "a", rank=4, alpha=alphas[0], seed=1),

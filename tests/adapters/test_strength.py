@@ -36,7 +36,7 @@ def loaded(*files, dtype=torch.float32):
     return model
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_the_ends_are_the_base_and_the_adapter_bit_for_bit(dtype, files):
     base, whole, model = loaded(dtype=dtype), loaded(files / "first", dtype=dtype), loaded(files / "first", dtype=dtype)
     with at_strength(model, {"lora-0": 0.0}):

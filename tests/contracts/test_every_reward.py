@@ -16,7 +16,6 @@ from rpo.rewards.detector import OpenVocabularyDetector
 from rpo.rewards.differentiable import is_differentiable
 from rpo.rewards.hps import V2_1_FILE, V2_FILE
 from rpo.training.log import read_metrics
-from tests.contracts.families import mostly_pairs
 from tests.curation.vlm.fake_server import Response, fake_server
 from tests.curation.vlm.tiny_vlm import save_tiny_vlm
 from tests.rewards.clip_models import DIM, save_clip
@@ -68,8 +67,25 @@ def tiny(name, folders, grades):
     return f"{name}:{folders[kinds.get(name, 'clip')]}" if name in OF_CHECKPOINT else name
 
 
+def pairs():
+    """All; by default one reward of each kind with one trainer each."""
+    kinds = [
+        "shapes",
+        "jpeg-compressibility",
+        "ocr",
+        "clip-score",
+        "vqa-score",
+        "graded-judge",
+        "composition",
+        "aesthetic",
+    ]
+    shown = set(zip(kinds, itertools.cycle(TRAINERS), strict=False))
+    for name, trainer in itertools.product(REWARDS, TRAINERS):
+        yield pytest.param(name, trainer, marks=() if (name, trainer) in shown else pytest.mark.slow)
+
+
 @pytest.mark.contracts
-@pytest.mark.parametrize(("trainer", "name"), mostly_pairs(TRAINERS, REWARDS, always=list(TRAINERS)))
+@pytest.mark.parametrize(("name", "trainer"), pairs())
 def test_three_updates(name, trainer, folders, grades, tmp_path):
     reward = load_reward(tiny(name, folders, grades))
     rollout = replace(ROLLOUT, resolution=(16, 48)) if name == "words-judge" else ROLLOUT

@@ -14,7 +14,7 @@ from rpo.process.transition import Ddim
 from rpo.sampling.sample import image_generator, sample
 from rpo.types import Canvas
 from tests.contracts.algorithms import ALGORITHMS
-from tests.contracts.families import FAMILIES, VARIANTS, drawn_by, encoded_by, mostly, mostly_pairs
+from tests.contracts.families import ALWAYS, FAMILIES, VARIANTS, drawn_by, encoded_by, mostly, mostly_pairs
 from tests.trainers.online_runs import small_value  # noqa: F401
 
 pytestmark = [
@@ -55,7 +55,9 @@ def drawn_by_the_pipeline(pipe, *, canvas, guidance, num_steps=4, **options):
 @pytest.mark.parametrize(
     ("variant", "canvas", "guidance"),
     [
-        pytest.param(variant, canvas, guidance, marks=() if is_shown else pytest.mark.slow)
+        pytest.param(
+            variant, canvas, guidance, marks=() if is_shown and variant.startswith(ALWAYS) else pytest.mark.slow
+        )
         for number, variant in enumerate(VARIANTS)
         for canvas, guidance, is_shown in [
             (NATIVE, 1.0, number % 4 == 2),

@@ -215,7 +215,7 @@ TRAINERS = {
 }
 
 
-DEFAULT = ("dpo", "grpo", "nft")
+DEFAULT = ("dpo", "grpo")
 """What stands for all of them in the default tests."""
 
 

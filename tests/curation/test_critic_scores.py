@@ -213,6 +213,7 @@ def test_a_run_orders_the_images_of_a_prompt_alone_and_in_two_processes(tmp_path
     assert lines_of(tmp_path / "two") == lines_of(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_more_prompts_may_be_asked_for_later(tmp_path):
     curate(by_prompt(tmp_path / "run", prompts=2), components=fakes(critic=Grader()))
     curate(by_prompt(tmp_path / "run", prompts=4), resume=True, components=fakes(critic=Grader()))

@@ -14,6 +14,7 @@ from rpo.data.preference import PreferencePair
 from rpo.data.transform import PairTransform, TransformDraw
 from rpo.types import Canvas
 from tests.data.samples import pair, png, write_file
+from tests.marks import slow_but
 
 TRANSFORM = PairTransform(Canvas(16, 16), flip=True)
 PLAIN, MIRRORED = TransformDraw(), TransformDraw(flip=True)
@@ -252,7 +253,7 @@ print(resident() - before)
 """
 
 
-@pytest.mark.parametrize("numbers", [16, 512, 32_768])
+@pytest.mark.parametrize("numbers", slow_but((512,), (16, 512, 32_768)))
 def test_a_memory_takes_what_it_says_however_often_it_is_filled(numbers):
     said = subprocess.run([sys.executable, "-c", FILL, str(numbers)], capture_output=True, text=True, check=True)
     assert 20 < float(said.stdout) < 36

@@ -41,7 +41,9 @@ def pipeline_end(pipe, name, num_steps, guidance_scale=3.0, **changes):
 
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize(("num_steps", "guidance_scale"), [(1, 1.0), (5, 3.0), (17, 3.0)])
+@pytest.mark.parametrize(
+    ("num_steps", "guidance_scale"), [(1, 1.0), (5, 3.0), pytest.param(17, 3.0, marks=pytest.mark.slow)]
+)
 def test_sampling_ends_where_the_pipeline_ends(name, prediction_type, num_steps, guidance_scale):
     pipe = tiny_sd(prediction_type)
     model = Checkpoint(pipe)
@@ -90,6 +92,7 @@ def test_its_grid_lies_on_the_checkpoint_s_schedule_and_ends_at_clean_data():
     assert (grid.alpha[-1], grid.sigma[-1]) == (1, 0)
 
 
+@pytest.mark.slow
 def test_second_order_needs_fewer_steps_than_ddim_on_a_trained_checkpoint():
     model = Checkpoint(StableDiffusionPipeline.from_pretrained(rpo.shapes.path()))
     truth = BlackBoxSolver(model, 100)

@@ -107,7 +107,7 @@ def test_grids_that_leave_the_process_or_turn_are_refused(times, message):
         grid_at(PROCESSES["stable diffusion"], double(*times))
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", pytest.param("v_prediction", marks=pytest.mark.slow)])
 def test_a_real_network_is_sampled_on_any_grid_of_its_process(prediction_type):
     """Between training timesteps too; the ODE's end converges to one point however the grid is cut."""
     model = Checkpoint(tiny_sd(prediction_type))

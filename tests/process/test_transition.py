@@ -137,7 +137,7 @@ def end_moments(kernel, grid):
     return mean, variance
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("eta", [0.0, pytest.param(0.5, marks=pytest.mark.slow), 1.0])
 @pytest.mark.parametrize("rule", [Ddim, EulerMaruyama])
 def test_marginals_are_kept_in_the_limit_of_small_steps(rule, eta):
     grid = uniform_grid(4000)

@@ -13,6 +13,7 @@ from rpo.models.checkpoint import Checkpoint
 from rpo.runs.plan import plan
 from rpo.runs.room import available_bytes, cache_bytes, memory_check
 from rpo.runs.train_config import DPORunConfig
+from tests.marks import slow_but
 from tests.runs.test_train import ALGORITHMS, inputs, words  # noqa: F401
 from tests.tiny import tiny_sd
 from tests.tiny_editors import tiny_pix2pix
@@ -37,10 +38,7 @@ def failed(told):
     return {name for name, line in told.items() if line.startswith("  FAIL")}
 
 
-@pytest.mark.parametrize(
-    "algorithm",
-    [one if one in ("dpo", "grpo") else pytest.param(one, marks=pytest.mark.slow) for one in ALGORITHMS],
-)
+@pytest.mark.parametrize("algorithm", slow_but(("dpo",), ALGORITHMS))
 def test_it_goes_through_everything_and_leaves_nothing_behind(algorithm, inputs, tmp_path, capfd):  # noqa: F811
     before = sorted(path for path in inputs.rglob("*"))
     code, told, lines = examined(capfd, algorithm, inputs, tmp_path)
@@ -62,10 +60,17 @@ def test_a_sound_run_of_the_embedded_checkpoint_passes_all(inputs, tmp_path, cap
     ("algorithm", "word", "expected"),
     [
         ("grpo", "rewards={jpeg-compressibility: 0}", ("settings", "other than 0")),
-        ("grpo", "held_out={prompts: PROMPTS, reward: jpeg-compressibility}", ("held-out prompts", "are trained on")),
+        pytest.param(
+            "grpo",
+            "held_out={prompts: PROMPTS, reward: jpeg-compressibility}",
+            ("held-out prompts", "are trained on"),
+            marks=pytest.mark.slow,
+        ),
         ("grpo", "rewards={no-such: 1}", ("data", "there is no reward")),
         ("dpo", "data.source=/nowhere", ("data", "/nowhere")),
-        ("dpo", "objective.margin_from=rewards", ("trainer", "has no chosen_score")),
+        pytest.param(
+            "dpo", "objective.margin_from=rewards", ("trainer", "has no chosen_score"), marks=pytest.mark.slow
+        ),
         ("dpo", "model.source=/nowhere", ("checkpoint", "neither a folder")),
     ],
 )

@@ -1,5 +1,7 @@
 """What a run will need, told before any weight is read, against what it does need."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -13,12 +15,14 @@ from rpo.models.checkpoint import Checkpoint
 from rpo.models.frozen import stored_bytes
 from rpo.models.plain import parts_of
 from rpo.models.sharding import blocks_of
-from rpo.runs.plan import bytes_of, plan, to_fit
+from rpo.runs import plan as planning
+from rpo.runs.plan import bytes_of
 from rpo.runs.price import price
 from rpo.runs.train_config import DPORunConfig, EndpointRunConfig, GRPORunConfig, RewardGradientRunConfig
 from rpo.trainers.checks.footprint import PeakBytes
 from rpo.types import Canvas, Conditioning
 from tests.contracts.families import FAMILIES
+from tests.marks import slow_but
 from tests.tiny_amused import tiny_amused
 
 pytestmark = pytest.mark.filterwarnings("ignore:the network denoises no better")
@@ -26,8 +30,12 @@ OLD = [name for name in ("stable_diffusion", "sdxl", "sd3") if name in FAMILIES]
 
 UNWATCHED = "monitor.every=null"
 
+KNOWN: planning.Known = {}
+plan, to_fit = partial(planning.plan, known=KNOWN), partial(planning.to_fit, known=KNOWN)
+"""Networks are counted once for all tests of a checkpoint."""
 
-@pytest.fixture(scope="module", params=OLD)
+
+@pytest.fixture(scope="module", params=slow_but([name for name in OLD if name != "sdxl"], OLD))
 def checkpoint(request, tmp_path_factory):
     """A folder of a family, and what is loaded from it; the folder has lost its weights since."""
     folder = tmp_path_factory.mktemp("checkpoint")
@@ -183,6 +191,15 @@ def test_a_graph_that_is_kept_is_that_of_all_trained_steps(checkpoint):
     kept = plan(settings(checkpoint[0], *words, "steps.keep_graph=true", cls=GRPORunConfig))
     assert kept.rows == 6 * 5
     assert kept.peaks["an update, 30 latents at once"] > 30 * kept.update.peak
+
+
+def test_networks_are_counted_once_for_what_changes_nothing_in_them(tmp_path, monkeypatch):
+    FAMILIES["sd3"]().save_pretrained(tmp_path)
+    counted, count = [], planning._counted
+    monkeypatch.setattr(planning, "_counted", lambda *given: counted.append(1) or count(*given))
+    with pytest.raises(InputError, match="with all of"):
+        planning.to_fit(settings(tmp_path), 1)
+    assert len(counted) == 3  # as given, in half precision, and with what is computed again
 
 
 def test_full_fine_tuning_in_half_precision_is_refused_before_anything_is_counted(checkpoint):

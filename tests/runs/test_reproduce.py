@@ -57,7 +57,8 @@ def test_rounds_are_repeated_to_the_bit(tmp_path, capsys):
 
 def test_a_changed_data_set_is_named_before_the_run_starts(inputs, tmp_path, capsys):  # noqa: F811
     shutil.copytree(inputs, tmp_path / "in")
-    assert main(words("dpo", tmp_path / "in", "epsilon", tmp_path / "run")) == 0
+    few = ["learning.updates=1", "preview_every=0", "report=false", "preflight=false"]
+    assert main([*words("dpo", tmp_path / "in", "epsilon", tmp_path / "run"), *few]) == 0
     shutil.rmtree(tmp_path / "in" / "pairs")
     write_pairs(tmp_path / "in" / "pairs", list(reversed(toy_pairs())))
     assert set(compare(tmp_path / "run")) == {"prompts of the pairs", "chosen images", "rejected images"}

@@ -62,7 +62,10 @@ def drawn(inputs, prompt, seed, lora=None):
 LIGHT, ON_THE_WAY = (f"{lightness.__module__}:{one.__name__}" for one in (lightness, OnTheWay))
 
 
-@pytest.mark.parametrize("words", [(), ("--draft-steps", "2")], ids=["whole images", "drafts"])
+@pytest.mark.parametrize(
+    "words",
+    [pytest.param((), marks=pytest.mark.slow, id="whole images"), pytest.param(("--draft-steps", "2"), id="drafts")],
+)
 def test_the_best_of_some_seeds_is_shown(inputs, tmp_path, words):
     assert sampled(inputs, tmp_path / "out", "--best-of", "3", "--images", "2", "--reward", LIGHT, *words) == 0
     found = told(tmp_path / "out")

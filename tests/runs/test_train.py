@@ -20,6 +20,7 @@ from rpo.runs.train_config import DataConfig, DPORunConfig, GRPORunConfig
 from rpo.trainers.dpo import DPO
 from rpo.trainers.trainer import Trainer
 from rpo.training.log import read_metrics
+from tests.marks import slow_but
 from tests.tiny import save_tiny_sd
 from tests.trainers.online_runs import settings
 from tests.trainers.pair_runs import config, toy_pairs
@@ -68,7 +69,7 @@ def equal(ours, theirs):
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", pytest.param("v_prediction", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", slow_but(("dpo", "score-as-action"), ALGORITHMS))
 def test_the_command_trains_resumes_and_reports(algorithm, prediction_type, inputs, tmp_path, capfd):
     given = words(algorithm, inputs, prediction_type, tmp_path / "out")
     assert main([*given, "learning.updates=2"]) == 0
@@ -126,7 +127,7 @@ def test_the_settings_beside_a_run_are_those_of_the_same_run(inputs, tmp_path):
 SMALL_HELD_OUT = "held_out={prompts: shapes, count: 4, num_steps: 3, guidance_scale: 2.0}"
 
 
-@pytest.mark.parametrize("algorithm", ["dpo", "grpo"])
+@pytest.mark.parametrize("algorithm", slow_but(("grpo",), ("dpo", "grpo")))
 def test_base_and_aligned_model_are_judged_on_held_out_prompts(algorithm, inputs, tmp_path, capfd):
     given = words(algorithm, inputs, "epsilon", tmp_path / "out")
     shapes = ["model.source=shapes", "learning.updates=1", "preflight=false", "preview_every=0", SMALL_HELD_OUT]

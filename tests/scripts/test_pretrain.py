@@ -105,6 +105,7 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path, ema_decay):
     assert torch.equal(undisturbed, undisturbed.half().float()) and not undisturbed.requires_grad
 
 
+@pytest.mark.slow
 def test_the_script_makes_a_checkpoint_goes_on_and_refuses_other_data(tmp_path, monkeypatch):
     for name, size in {"vae.BATCH": 4, "pretrain.BATCH": 4, "evaluate.HELD_OUT_SCENES": 16}.items():
         monkeypatch.setattr(f"scripts.shapes.{name}", size)

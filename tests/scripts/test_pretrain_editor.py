@@ -115,6 +115,7 @@ def test_the_loss_is_weighted_by_the_limited_ratio(networks, instructed):
         torch.testing.assert_close(denoising_loss(networks, batch), error.mean())
 
 
+@pytest.mark.slow
 def test_the_script_makes_a_stock_pipeline_and_goes_on(tmp_path):
     words = ["device=cpu", "triples=8", f"output={tmp_path}", "loop.warmup_updates=0", "loop.progress=false"]
     pretrain_editor(load_config(PretrainEditorConfig, None, [*words, "loop.updates=1", "evaluate=0"]))

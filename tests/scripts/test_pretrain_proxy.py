@@ -180,6 +180,7 @@ def test_the_embedded_proxy_is_small_and_says_how_good_it_is():
         assert 0.5 < numbers["base_images"][split]["auc_within"] < 1  # helpful, and not the truth
 
 
+@pytest.mark.slow
 def test_the_script_makes_an_ordinary_clip_checkpoint_and_stops_where_it_should(tmp_path):
     words = ["device=cpu", "families=6", "loop.warmup_updates=0", "loop.progress=false", f"output={tmp_path}"]
     pretrain_proxy(load_config(PretrainProxyConfig, None, [*words, "loop.updates=4", "stop=2", "evaluate=4"]))

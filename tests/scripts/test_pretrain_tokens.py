@@ -132,6 +132,7 @@ def test_the_transformer_is_told_what_the_pipeline_tells_it(tmp_path):
     assert heard["micro_conds"].tolist() == [list(MICRO_CONDITIONS)] * 4
 
 
+@pytest.mark.slow
 def test_the_script_makes_a_checkpoint_goes_on_and_refuses_other_data(tmp_path, monkeypatch):
     sizes = {"pretrain_tokens.BATCH": 4, "evaluate.HELD_OUT_SCENES": 16, "vq.KMEANS_ROUNDS": 1}
     for name, size in sizes.items():

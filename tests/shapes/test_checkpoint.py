@@ -80,6 +80,7 @@ def test_it_paints_64_pixels_in_half_precision_too() -> None:
     assert images.isfinite().all()
 
 
+@pytest.mark.slow
 def test_its_autoencoder_keeps_scenes(pipe: StableDiffusionPipeline) -> None:
     images, captions = training_scenes(987_654_321, 256)
     quality = vae_quality(pipe.vae.requires_grad_(False), channels_first(images), captions)
@@ -87,6 +88,7 @@ def test_its_autoencoder_keeps_scenes(pipe: StableDiffusionPipeline) -> None:
     assert quality["verified_after_round_trip"] >= 0.98
 
 
+@pytest.mark.slow
 def test_it_follows_prompts_and_leaves_room(pipe: StableDiffusionPipeline) -> None:
     prompts = {"in_domain": sample_prompts("in_domain", 96, seed=1)}
     accuracy = accuracies(evaluate(Checkpoint(pipe), prompts, usual_sampling(seed=1)))["in_domain"][0].share.value

@@ -76,6 +76,7 @@ def test_it_reads_prompts_as_the_checkpoint_does(pipe: AmusedPipeline) -> None:
     assert all(torch.equal(own[name], shared[name]) for name in own)
 
 
+@pytest.mark.slow
 def test_its_vq_model_keeps_scenes(pipe: AmusedPipeline) -> None:
     images, captions = training_scenes(987_654_321, 256)
     scenes = channels_first(images)

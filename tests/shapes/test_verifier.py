@@ -50,8 +50,12 @@ def _other(names, own, rng):
 
 @pytest.mark.parametrize(
     ("count", "spoil", "required"),
-    [(2000, lambda image, rng: image, 0.995), (600, degrade, 0.99)],
-    ids=["clean", "after a lossy round trip"],
+    [
+        (600, lambda image, rng: image, 0.995),
+        pytest.param(2000, lambda image, rng: image, 0.995, marks=pytest.mark.slow),
+        (600, degrade, 0.99),
+    ],
+    ids=["clean", "many clean", "after a lossy round trip"],
 )
 def test_accuracy_on_fresh_scenes(count, spoil, required):
     rng = np.random.default_rng(11)

@@ -1,12 +1,10 @@
-"""kill -9 while caching, training and saving: what is resumed ends as undisturbed. As a module: the runs that die."""
+"""kill -9 while caching, training and saving: what is resumed ends as undisturbed."""
 
 import io
 import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -21,9 +19,9 @@ from rpo.adapters.lora_file import WEIGHT_FILE
 from rpo.data.readers import read_pairs
 from rpo.data.writers import write_pairs
 from rpo.training.log import TIMINGS, read_metrics
+from tests.forked import killed_in
 from tests.trainers.pair_runs import toy_pairs, trainer_of
 
-ROOT = Path(__file__).parents[2]
 PAIRS = 11
 LEARNING = {
     "updates": 6,
@@ -130,26 +128,10 @@ STAGES = {
 
 
 def run_to_death(folder, place_trap):
-    """Train in a child of this process, which dies. Forked, so that nothing is imported a second time."""
-    child = os.fork()
-    if child == 0:
-        trainer = trainer_in(folder)
-        place_trap(trainer)
-        trainer.train(resume=True)
-        trainer.save()
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"{folder.name} ended with {status}"
-
-
-def main(root):
-    torch.set_num_threads(1)
-    before = None
-    for stage, place_trap in STAGES.items():
-        if before is not None:
-            shutil.copytree(root / before, root / stage)
-        run_to_death(root / stage, place_trap)
-        before = stage
+    trainer = trainer_in(folder)
+    place_trap(trainer)
+    trainer.train(resume=True)
+    trainer.save()
 
 
 # What is expected of the rest.
@@ -159,16 +141,12 @@ def main(root):
 def killed(tmp_path_factory):
     root = tmp_path_factory.mktemp("killed")
     write_pairs(root / "pairs", toy_pairs(PAIRS))
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.trainers.test_dpo_kill", str(root)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
-    assert ended.returncode == 0, ended.stderr
+    before = None
+    for stage, place_trap in STAGES.items():
+        if before is not None:
+            shutil.copytree(root / before, root / stage)
+        killed_in(run_to_death, root / stage, place_trap)
+        before = stage
     return root
 
 
@@ -257,7 +235,3 @@ def test_what_was_killed_ends_as_if_undisturbed(killed, undisturbed, stage):
         assert end[part] == expected, part
     assert kept + encoded["images"] == whole_encoded["images"]
     assert encoded["prompts"] == (4 if stage == "caching" else 0)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

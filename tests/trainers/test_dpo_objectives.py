@@ -14,6 +14,7 @@ from rpo.objectives.preference.mapo import Mapo
 from rpo.objectives.preference.region import RegionConfig
 from rpo.trainers.dpo_config import DPOConfig
 from rpo.training.log import TIMINGS, read_metrics
+from tests.marks import slow_but
 from tests.trainers import pair_runs
 from tests.trainers.pair_runs import SCORED, counting, edits, steady, toy_pairs, weights
 
@@ -51,7 +52,10 @@ BY_NAME = {
 }
 
 
-@pytest.mark.parametrize("words", BY_NAME)
+QUICK = ("link=ipo", "normalization=time", "margin_from=rewards", "context=scores", "kind=kto", "kind=mapo")
+
+
+@pytest.mark.parametrize("words", slow_but(QUICK, BY_NAME))
 def test_each_component_trains_from_the_command_line(tmp_path, words):
     objective = load_config(DPOConfig, None, [f"objective.{word}" for word in words.split()]).objective
     trained(tmp_path, objective=objective, updates=2)
@@ -76,11 +80,11 @@ def test_a_sum_over_dimensions_with_beta_per_dimension_is_the_mean(tmp_path):
     ("objective", "forwards"),
     [
         (Dpo(), 2),
-        (Dpo(reference_weight=0.0, margin=0.5), 1),
+        pytest.param(Dpo(reference_weight=0.0, margin=0.5), 1, marks=pytest.mark.slow),
         (Dpo(reference_weight=0.0, normalization="time"), 1),
         (Mapo(), 1),
         (Kto(), 2),
-        (Dpo(winner_preserving=0.9, margin_from="time"), 2),
+        pytest.param(Dpo(winner_preserving=0.9, margin_from="time"), 2, marks=pytest.mark.slow),
     ],
 )
 def test_the_reference_is_asked_only_where_it_counts(tmp_path, objective, forwards):
@@ -116,7 +120,7 @@ def test_the_context_is_the_error_of_the_reference_at_mid_time(tmp_path):
     "objective",
     [
         Dpo(normalization="time"),
-        Dpo(margin_from="time", reference_weight=0.0),
+        pytest.param(Dpo(margin_from="time", reference_weight=0.0), marks=pytest.mark.slow),
         Kto(),
     ],
 )

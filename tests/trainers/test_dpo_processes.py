@@ -14,7 +14,7 @@ from rpo.data.readers import read_pairs
 from rpo.data.writers import write_pairs
 from rpo.training.log import TIMINGS, read_metrics
 from rpo.training.processes import Processes
-from tests.forked import by_torchrun
+from tests.forked import by_torchrun, together
 from tests.trainers.pair_runs import steady, toy_pairs, trainer_of, weights
 
 PAIRS = 3
@@ -61,11 +61,14 @@ def in_each_process(root):
     (root / f"seen-{here.index}.json").write_text(json.dumps({**seen, "threads": threads}))
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
+@pytest.fixture(scope="module", params=["forked", pytest.param("torchrun", marks=pytest.mark.slow)])
+def two(request, tmp_path_factory):
     root = tmp_path_factory.mktemp("two")
     write_pairs(root / "pairs", toy_pairs(PAIRS))
-    by_torchrun("-c", SCRIPT, str(root), limit=200)
+    if request.param == "torchrun":
+        by_torchrun("-c", SCRIPT, str(root), limit=200)
+    else:
+        together(2, root / "processes", in_each_process, root)
     return root, [json.loads((root / f"seen-{index}.json").read_text()) for index in range(2)]
 
 

@@ -132,6 +132,7 @@ def test_a_single_file_is_its_folder(sources, name):
         torch.testing.assert_close(our_pred, their_pred, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_single_file_trains_and_saves_as_its_folder(sources, tmp_path):
     trainers = {}
     for name in ("folder", "file.safetensors"):

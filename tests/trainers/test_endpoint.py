@@ -182,13 +182,13 @@ def test_an_image_alone_is_compared_with_a_value_or_refused(tmp_path):
     "rollout",
     [
         ROLLOUT,
-        replace(ROLLOUT, solver="euler_maruyama", eta=1.0),
+        pytest.param(replace(ROLLOUT, solver="euler_maruyama", eta=1.0), marks=pytest.mark.slow),
         replace(ROLLOUT, solver="ddim", eta=0.0),
         replace(ROLLOUT, solver="ddim", eta=1.0, spacing="uniform"),
     ],
     ids=lambda rollout: f"{rollout.solver} {rollout.eta:g}",
 )
-@pytest.mark.parametrize("window", [None, pytest.param((0.0, 1.0), marks=pytest.mark.slow), (0.0, 0.5)])
+@pytest.mark.parametrize("window", [None, *(pytest.param((0.0, end), marks=pytest.mark.slow) for end in (1.0, 0.5))])
 def test_a_schedule_that_ends_at_clean_data_trains_with_every_solver(tmp_path, rollout, window):
     pipe = tiny_sd()
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, set_alpha_to_one=True)

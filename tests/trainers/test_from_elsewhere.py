@@ -23,6 +23,7 @@ from rpo.trainers.score_as_action_config import ScoreAsActionConfig
 from rpo.trainers.trainer import Trainer
 from rpo.trainers.value.settings import ValueConfig
 from rpo.training.log import TIMINGS, read_metrics
+from tests.marks import slow_but
 from tests.tiny import tiny_sd
 from tests.trainers.online_runs import UNWATCHED, VALUE, digest, learning, settings, small_value  # noqa: F401
 from tests.trainers.pair_runs import trainer_of
@@ -70,7 +71,7 @@ ALGORITHMS = {
 }
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", slow_but(("grpo", "pathwise"), ALGORITHMS))
 def test_metadata_reach_the_reward_of_every_algorithm_and_the_hook(name, tmp_path):
     algorithm, config, changes = ALGORITHMS[name]
     seen = []
@@ -104,14 +105,14 @@ def test_the_same_is_drawn_whatever_the_global_generators_are_at(tmp_path):
 SOURCES = {"function": lambda: prompt_function, "generator": counting}
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", slow_but(("function",), SOURCES))
 def test_a_run_on_a_source_resumes_in_the_same_bits(name, tmp_path):
     """At update 3 its second rollout is in use, and the preflight has drawn more than the run has seen."""
     make = SOURCES[name]
-    whole = trainer_from(tmp_path / "whole", make(), updates=6)
+    whole = trainer_from(tmp_path / "whole", make(), updates=4)
     whole.train()
     trainer_from(tmp_path / "cut", make(), updates=3).train()
-    resumed = trainer_from(tmp_path / "cut", make(), updates=6)
+    resumed = trainer_from(tmp_path / "cut", make(), updates=4)
     resumed.train(resume=True)
     assert digest(resumed) == digest(whole)
     assert lines(resumed.folder) == lines(whole.folder)

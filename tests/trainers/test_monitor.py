@@ -66,18 +66,18 @@ def test_it_changes_nothing_that_is_learnt(name, tmp_path):
 
 
 def test_a_held_out_reward_that_falls_while_the_trained_one_rises_is_an_alarm(tmp_path, capsys):
-    trainer = watched(tmp_path, "FALLING")
+    trainer = watched(tmp_path, "FALLING", updates=3)
     assert trainer.train().stopped_because is None
     (alarm,) = trainer.algorithm.collector.monitor.alarms
     assert alarm.rollout == 1 and alarm.metric == f"held_out/{__name__}:FALLING"
     assert str(alarm) in capsys.readouterr().out
     assert json.loads((tmp_path / "alarms.json").read_text()) == [vars(alarm)]
-    assert [entry["watched/fall"] > 0 for entry in read_metrics(tmp_path)] == [False, True, True, True]
+    assert [entry["watched/fall"] > 0 for entry in read_metrics(tmp_path)] == [False, True, True]
 
 
 def test_no_alarm_without_a_fall_or_without_a_rise(tmp_path):
     for place, (held_out, reward) in enumerate((("STEADY", RISING), ("FALLING", FALLING.__class__(-1.0)))):
-        trainer = watched(tmp_path / str(place), held_out, reward=reward)
+        trainer = watched(tmp_path / str(place), held_out, reward=reward, updates=2)
         trainer.train()
         assert trainer.algorithm.collector.monitor.alarms == []
 
@@ -95,7 +95,7 @@ def test_what_is_trained_on_cannot_be_held_out(tmp_path):
 def test_a_resumed_run_sees_the_same(tmp_path):
     monitor = MonitorConfig(held_out=("jpeg-incompressibility",), prompts=12, every=2)
     runs = {}
-    for name, stops in (("whole", (5,)), ("resumed", (3, 5))):
+    for name, stops in (("whole", (4,)), ("resumed", (3, 4))):
         for number, updates in enumerate(stops):
             trainer = grpo(
                 tmp_path / name, prompts=PROMPTS, rollout=TWELVE, learning=learning(updates), monitor=monitor
@@ -103,7 +103,7 @@ def test_a_resumed_run_sees_the_same(tmp_path):
             trainer.train(resume=number > 0)
         runs[name] = lines(tmp_path / name)
     assert runs["whole"] == runs["resumed"]
-    assert [entry["watched/reward"] is None for entry in runs["whole"]] == [False, True, False, True, False]
+    assert [entry["watched/reward"] is None for entry in runs["whole"]] == [False, True, False, True]
 
 
 def test_it_may_be_changed_in_a_resumed_run(tmp_path):

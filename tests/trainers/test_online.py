@@ -1,6 +1,7 @@
 """The online trainers as plug-ins: they learn on epsilon and v-prediction, and failing rewards end as they should."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from rpo.trainers.checks.preflight import PreflightError
 from rpo.trainers.grpo import GRPO
 from rpo.trainers.score_as_action import ScoreAsAction
 from rpo.training.log import read_metrics
+from tests.marks import slow_but
 from tests.tiny import save_tiny_sd, tiny_sd
 from tests.trainers.online_runs import PROMPTS, ROLLOUT, TRAINERS, digest, learning, small_value  # noqa: F401
 
@@ -33,15 +35,15 @@ class Judge:
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", pytest.param("v_prediction", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("make", TRAINERS.values(), ids=TRAINERS)
-def test_two_updates_on_the_callers_own_pipeline(make, prediction_type, tmp_path):
+@pytest.mark.parametrize("name", slow_but(("score_as_action", "reward_gradient"), TRAINERS))
+def test_two_updates_on_the_callers_own_pipeline(name, prediction_type, tmp_path):
     pipe = StableDiffusionPipeline.from_pretrained(
         save_tiny_sd(tmp_path / "model", prediction_type), safety_checker=None
     )
     pipe.set_progress_bar_config(disable=True)
     draw = {"num_inference_steps": 2, "output_type": "pt"}
     before = pipe("two dogs", generator=torch.Generator().manual_seed(0), **draw).images
-    trainer = make(tmp_path / "run", pipe=pipe, reward=lambda images, prompts: images.mean(dim=(1, 2, 3)))
+    trainer = TRAINERS[name](tmp_path / "run", pipe=pipe, reward=lambda images, prompts: images.mean(dim=(1, 2, 3)))
     result = trainer.train()
     assert result.updates == 2
     lines = read_metrics(tmp_path / "run")
@@ -62,7 +64,7 @@ def test_two_updates_on_the_callers_own_pipeline(make, prediction_type, tmp_path
 
 
 @pytest.mark.parametrize("failure", ["nan", pytest.param("raises", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("name", slow_but(("grpo", "reward_gradient"), TRAINERS))
 def test_a_failing_reward_stops_with_evidence_and_what_was_learnt_is_kept(name, failure, tmp_path):
     make, three = TRAINERS[name], learning(3)
     trainer = make(tmp_path / "run", reward=Judge(failure, tmp_path / "run", after=2), learning=three)
@@ -90,9 +92,13 @@ def test_a_failing_reward_stops_with_evidence_and_what_was_learnt_is_kept(name, 
     assert digest(resumed) == digest(whole)
 
 
-@pytest.mark.parametrize("make", TRAINERS.values(), ids=TRAINERS)
-def test_a_constant_reward_is_told_before_the_first_update(make, tmp_path):
-    trainer = make(tmp_path, reward=lambda images, prompts: 0.5 + 0 * images.mean(dim=(1, 2, 3)))
+@pytest.mark.parametrize("name", slow_but(("grpo", "endpoint"), TRAINERS))
+def test_a_constant_reward_is_told_before_the_first_update(name, tmp_path):
+    trainer = TRAINERS[name](
+        tmp_path,
+        reward=lambda images, prompts: 0.5 + 0 * images.mean(dim=(1, 2, 3)),
+        rollout=replace(ROLLOUT, num_steps=2),
+    )
     before = digest(trainer)
     with pytest.raises(PreflightError) as caught:
         trainer.train()

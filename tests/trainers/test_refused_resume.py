@@ -40,15 +40,21 @@ def changed(index, **changes):
 def bases():
     """Pipelines that differ in one thing, and what is said of it."""
     return {
-        "unet": (scaled("unet"), r"base\.unet from \w{16} to \w{16}\)"),
-        "text encoder": (scaled("text_encoder"), r"base\.text_encoder from"),
-        "vae": (scaled("vae"), r"base\.vae from"),
-        "vae scale": (other_vae_scale(), r"vae\.scaling_factor from 0\.18215 to 0\.5"),
-        "prediction": (tiny_sd("v_prediction"), "prediction_type from epsilon to v_prediction"),
-        "betas": (tiny_sd(beta_end=0.02), r"scheduler\.beta_end from 0\.012 to 0\.02\)"),
-        "beta schedule": (tiny_sd(beta_schedule="linear"), r"scheduler\.beta_schedule from scaled_linear to linear"),
-        "zero snr": (tiny_sd(rescale_betas_zero_snr=True), r"scheduler\.rescale_betas_zero_snr from False to True"),
-        "dtype": (tiny_sd(dtype=torch.bfloat16), r"dtype from torch\.float32, .* to torch\.bfloat16"),
+        "unet": (lambda: scaled("unet"), r"base\.unet from \w{16} to \w{16}\)"),
+        "text encoder": (lambda: scaled("text_encoder"), r"base\.text_encoder from"),
+        "vae": (lambda: scaled("vae"), r"base\.vae from"),
+        "vae scale": (other_vae_scale, r"vae\.scaling_factor from 0\.18215 to 0\.5"),
+        "prediction": (lambda: tiny_sd("v_prediction"), "prediction_type from epsilon to v_prediction"),
+        "betas": (lambda: tiny_sd(beta_end=0.02), r"scheduler\.beta_end from 0\.012 to 0\.02\)"),
+        "beta schedule": (
+            lambda: tiny_sd(beta_schedule="linear"),
+            r"scheduler\.beta_schedule from scaled_linear to linear",
+        ),
+        "zero snr": (
+            lambda: tiny_sd(rescale_betas_zero_snr=True),
+            r"scheduler\.rescale_betas_zero_snr from False to True",
+        ),
+        "dtype": (lambda: tiny_sd(dtype=torch.bfloat16), r"dtype from torch\.float32, .* to torch\.bfloat16"),
     }
 
 
@@ -61,18 +67,26 @@ def begun(tmp_path_factory):
 
 @pytest.mark.parametrize("what", slow_but(("prediction", "betas", "dtype"), list(bases())))
 def test_dpo_on_another_base(begun, what):
-    pipe, message = bases()[what]
-    assert_refused(begun, message, lambda: trained(begun, updates=2, resume=True, pipe=pipe))
+    make, message = bases()[what]
+    assert_refused(begun, message, lambda: trained(begun, updates=2, resume=True, pipe=make()))
 
 
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
         (changed(3, prompt="another"), r"\(prompts of the pairs from \w+ to \w+\)"),
-        (changed(3, rejected=toy_pairs()[4].rejected), r"\(rejected images from \w+ to \w+\)"),
+        pytest.param(
+            changed(3, rejected=toy_pairs()[4].rejected),
+            r"\(rejected images from \w+ to \w+\)",
+            marks=pytest.mark.slow,
+        ),
         (changed(3, chosen=encode_png(torch.zeros(64, 64, 3, dtype=torch.uint8).numpy())), r"\(chosen images from"),
         (changed(3, chosen_score=2.0, rejected_score=1.0), r"\(scores of the pairs from"),
-        (pair_set(reversed(list(toy_pairs()))), "chosen images from .* prompts of the pairs from"),
+        pytest.param(
+            pair_set(reversed(list(toy_pairs()))),
+            "chosen images from .* prompts of the pairs from",
+            marks=pytest.mark.slow,
+        ),
         (
             pair_set(PreferencePair(pair.prompt, pair.rejected, pair.chosen) for pair in toy_pairs()),
             r"\(chosen images from (\w+) to (\w+); rejected images from \2 to \1\)",
@@ -119,9 +133,9 @@ def test_online_runs_with_something_else(tmp_path, monkeypatch, name):
         TRAINERS[name](tmp_path, preflight=False, **{"learning": learning(2)} | changes).train(resume=resume)
 
     attempt(resume=False, learning=learning(1))
-    for what in ("unet", "text encoder", "vae scale", "betas"):
-        pipe, message = bases()[what]
-        assert_refused(tmp_path, message.rstrip(")\\"), lambda pipe=pipe: attempt(pipe=pipe))
+    for what in ("unet", "betas"):
+        make, message = bases()[what]
+        assert_refused(tmp_path, message.rstrip(")\\"), lambda make=make: attempt(pipe=make()))
     other = "clip-score" if name == "reward_gradient" else "jpeg-incompressibility"
     assert_refused(tmp_path, f"rewards from .* to {other}", lambda: attempt(reward=other))
     assert_refused(tmp_path, r"seed from 0 to 1", lambda: attempt(seed=1))

@@ -7,6 +7,7 @@ from rpo.adapters.lora import EARLIER
 from rpo.adapters.lora_file import inspect_lora
 from rpo.errors import InputError
 from rpo.models.checkpoint import Checkpoint
+from tests.marks import slow_but
 from tests.tiny import tiny_sd
 from tests.trainers.online_runs import grpo, learning, lightness
 from tests.trainers.pair_runs import trainer_of
@@ -29,7 +30,7 @@ def assert_is_one_lora_of_the_base(saved, trained, start):
     assert (prediction(Checkpoint(stock)) - trained).abs().max() < 1e-4 * (trained - start).abs().max()
 
 
-@pytest.mark.parametrize("alpha", [None, 5.0])
+@pytest.mark.parametrize("alpha", slow_but((5.0,), (None, 5.0)))
 def test_the_second_starts_where_the_first_ended_and_holds_to_it(alpha, tmp_path):
     pipe = tiny_sd()
     first = dpo(tmp_path / "first", pipe, rank=2, alpha=alpha)
@@ -49,6 +50,7 @@ def test_the_second_starts_where_the_first_ended_and_holds_to_it(alpha, tmp_path
     assert_is_one_lora_of_the_base(saved, trained, start)
 
 
+@pytest.mark.slow
 def test_a_third_holds_to_both(tmp_path):
     pipe = tiny_sd()
     for number in range(2):
@@ -114,6 +116,6 @@ def test_a_second_run_resumes_after_the_first_was_repeated(tmp_path):
         second.train(resume=resume)
         return prediction(second.run.model)
 
-    whole = both(tmp_path / "whole", 3, resume=False)
+    whole = both(tmp_path / "whole", 2, resume=False)
     both(tmp_path / "cut", 1, resume=False)
-    assert torch.equal(both(tmp_path / "cut", 3, resume=True), whole)
+    assert torch.equal(both(tmp_path / "cut", 2, resume=True), whole)

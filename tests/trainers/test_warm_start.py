@@ -40,7 +40,7 @@ def run(folder, pipe, **adapter):
     return trainer_of(folder, pipe=pipe, updates=3, learning={"learning_rate": 1e-2}, adapter={"rank": 3, **adapter})
 
 
-@pytest.mark.parametrize("strength", [1.0, 0.5])
+@pytest.mark.parametrize("strength", [pytest.param(1.0, marks=pytest.mark.slow), 0.5])
 def test_the_start_is_the_reference_and_what_is_saved_is_one_lora_of_the_base(first, strength, tmp_path):
     start, base = prediction(Checkpoint(warm(first, strength))), prediction(Checkpoint(tiny_sd()))
     trainer = run(tmp_path, warm(first, strength))

@@ -1,10 +1,6 @@
 """10 updates = 5 + kill -9 + 5, to the bit: parameters, average, generators, the caller's state, and the log."""
 
 import dataclasses
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +15,7 @@ from tests.training.toy import (
     CONFIG,
     LOOP,
     RunningMean,
+    killed_runs,
     names,
     noisy_loss,
     run,
@@ -26,8 +23,6 @@ from tests.training.toy import (
     toy_model,
     train_noisy,
 )
-
-ROOT = Path(__file__).parents[2]
 
 
 def everything(folder, trained):
@@ -58,10 +53,7 @@ def test_two_runs_are_equal(tmp_path, undisturbed):
 def killed(tmp_path_factory):
     """Runs that were killed with SIGKILL, by what they were doing."""
     folder = tmp_path_factory.mktemp("killed")
-    arguments = [sys.executable, "-m", "tests.training.toy", str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
+    killed_runs(folder)
     return folder
 
 

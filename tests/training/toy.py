@@ -1,4 +1,4 @@
-"""A tiny regression with everything that makes resuming hard; run as a module, trainings that get killed.
+"""A tiny regression with everything that makes resuming hard, and trainings of it that get killed.
 
 Its loss uses all three global random generators (dropout, numpy, python) and a running mean of its own.
 """
@@ -7,9 +7,9 @@ import os
 import random
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from rpo.training import checkpoint
 from rpo.training.loop import LoopConfig, TrainResult, fit
 from rpo.types import StepOutput
+from tests.forked import killed_in
 
 
 @dataclass(frozen=True)
@@ -179,19 +180,12 @@ def train_noisy(
     return model, mean, result
 
 
-def train_to_death(folder: Path, **kill: Any) -> None:
-    """Train in a child of this process until it kills itself. Forked, so that nothing is imported a second time."""
-    child = os.fork()
-    if child == 0:
-        train_noisy(folder, resume=True, **kill)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"ended with {status}"
+def killed_runs(here: Path) -> None:
+    """Runs that die, each in a folder named by what it was doing."""
 
+    def train_to_death(folder: Path, **kill: Any) -> None:
+        killed_in(partial(train_noisy, resume=True, **kill), folder)
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    here = Path(sys.argv[1])
     train_to_death(here / "update", kill_in_call=12)  # the second micro-batch of update 6
     shutil.copytree(here / "update", here / "saving")
     train_to_death(here / "saving", kill_in_checkpoint="checkpoint-000008")

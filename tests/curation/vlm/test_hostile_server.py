@@ -18,6 +18,7 @@ from rpo.curation.vlm.bounded_http import BODY_LIMIT, KEY_SHOWN, secret_pattern
 from rpo.files.whole import append_line
 from tests.curation.vlm.fake_server import SMALL_QUESTION, Response, completion, fake_server, kept_in, saying, text_of
 from tests.curation.vlm.raw_server import HEAD, raw_server
+from tests.marks import slow_but
 
 IMAGE = Image.new("RGB", (8, 8))
 GOOD = '{"problems": [], "keep": [], "overall": 6}'
@@ -103,7 +104,7 @@ ENDLESS = [
 ]
 
 
-@pytest.mark.parametrize("pieces", ENDLESS)
+@pytest.mark.parametrize("pieces", slow_but((drips_headers, sends_chunks, says_nothing), ENDLESS))
 def test_a_server_without_an_end_is_given_up(pieces):
     began = time.perf_counter()
     with raw_server(pieces) as server, pytest.raises(Unavailable, match="timed out"):

@@ -25,6 +25,7 @@ from rpo.types import Canvas
 from tests.contracts.families import FAMILIES
 from tests.contracts.test_editors import EDITORS
 from tests.contracts.test_editors import edits as edited_pairs
+from tests.marks import slow_but
 from tests.tiny import tiny_sd, tiny_sd3
 from tests.trainers.online_runs import TRAINERS, digest, grpo, learning, score_as_action, small_value  # noqa: F401
 from tests.trainers.pair_runs import SCORED, edits, toy_pairs, trainer_of
@@ -64,7 +65,7 @@ def test_a_sound_run_on_pairs_passes_all(tmp_path):
     assert {"loss at the start", "chosen is favoured", "share of objective.sft_weight"} < {one.name for one in found}
 
 
-@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("name", slow_but(("endpoint", "reward_gradient"), TRAINERS))
 def test_a_sound_run_on_a_reward_passes_all(name, tmp_path):
     trainer = TRAINERS[name](tmp_path, learning=learning(learning_rate=1e-3))
     before = digest(trainer)
@@ -104,14 +105,16 @@ WORDLESS = pair_set((dataclasses.replace(one, prompt="") for one in toy_pairs())
 @pytest.mark.parametrize(
     ("changes", "alter", "expected"),
     [
-        ({"pairs": SCORED}, None, set()),
+        pytest.param({"pairs": SCORED}, None, set(), marks=pytest.mark.slow),
         ({}, freeze, {"adapter receives a gradient", "KL has its gradient", "a step lowers the loss"}),
         ({}, begin_elsewhere, {"reference equals start", "loss at the start", "KL has its gradient"}),
         ({}, exchange_the_scheduler, {"noise levels of the steps", "adapter file draws the same"}),
         ({"pairs": SWAPPED}, None, {"labels"}),
         ({"pairs": WORDLESS}, None, {"captions"}),
-        ({"pairs": toy_pairs(side=32)}, None, {"sizes"}),
-        ({"learning": {"learning_rate": 1.0}}, None, {"a step moves the policy a little"}),
+        pytest.param({"pairs": toy_pairs(side=32)}, None, {"sizes"}, marks=pytest.mark.slow),
+        pytest.param(
+            {"learning": {"learning_rate": 1.0}}, None, {"a step moves the policy a little"}, marks=pytest.mark.slow
+        ),
     ],
     ids=["sound", "frozen", "not the reference", "scheduler", "swapped", "empty", "small", "too fast"],
 )
@@ -122,7 +125,7 @@ def test_a_fault_of_a_run_on_pairs_is_named(changes, alter, expected, tmp_path):
     assert failed(trainer) - UNTRAINED == expected
 
 
-@pytest.mark.parametrize("reference", ["start", "base"])
+@pytest.mark.parametrize("reference", slow_but(("base",), ("start", "base")))
 def test_going_on_from_a_lora_is_no_fault(reference, tmp_path):
     first = dpo(tmp_path / "first")
     begin_elsewhere(first, 0.01)
@@ -139,7 +142,9 @@ def test_going_on_from_a_lora_is_no_fault(reference, tmp_path):
     [
         {"adapter": {"train": "full"}, "learning": {"learning_rate": 1e-5}},
         pytest.param({"learning": {"learning_rate": 1e-3, "mixed_precision": "bf16"}}, marks=pytest.mark.slow),
-        {"objective": Dpo(reference_weight=0, sft_weight=0.2, winner_preserving=0.9)},
+        pytest.param(
+            {"objective": Dpo(reference_weight=0, sft_weight=0.2, winner_preserving=0.9)}, marks=pytest.mark.slow
+        ),
         {"objective": Dpo(sft_weight=0.5, context="reference"), "draws_per_pair": 4},
         pytest.param({"objective": Kto()}, marks=pytest.mark.slow),
         pytest.param({"objective": Mapo()}, marks=pytest.mark.slow),
@@ -163,7 +168,7 @@ def test_a_loss_against_its_labels_is_named(tmp_path, monkeypatch):
     assert failed(dpo(tmp_path)) - UNTRAINED == {"chosen is favoured"}
 
 
-@pytest.mark.parametrize("alpha", [4.0, 8.0])
+@pytest.mark.parametrize("alpha", slow_but((8.0,), (4.0, 8.0)))
 def test_a_file_that_lost_alpha_is_named_and_harmless_where_it_is_the_rank(alpha, tmp_path, monkeypatch):
     read = lora.layers_of
     monkeypatch.setattr(
@@ -206,7 +211,10 @@ def lose_the_scale(pipe):
 
 @pytest.mark.parametrize(
     ("alter", "expected"),
-    [(halve_the_range, {"VAE round trip"}), (lose_the_scale, {"VAE round trip", "denoiser denoises"})],
+    [
+        pytest.param(halve_the_range, {"VAE round trip"}, marks=pytest.mark.slow),
+        (lose_the_scale, {"VAE round trip", "denoiser denoises"}),
+    ],
 )
 def test_an_autoencoder_of_another_range_or_scale_is_named(alter, expected, tmp_path):
     pipe = shapes()
@@ -273,7 +281,7 @@ def of_size(width, height, count):
     return [PreferencePair(f"{width} {row}", *map(encode_png, both)) for row, both in enumerate(noise.numpy())]
 
 
-@pytest.mark.parametrize("name", ["instruct_pix2pix", "flux1_kontext"])
+@pytest.mark.parametrize("name", slow_but(("instruct_pix2pix",), ("instruct_pix2pix", "flux1_kontext")))
 def test_a_sound_run_of_an_editor_passes_all(name, tmp_path):
     make, _ = EDITORS[name]
     trainer = dpo(tmp_path, pipe=make(), pairs=edited_pairs(), resolution=64)

@@ -1,6 +1,7 @@
 """The preflight: passes a sound run and leaves it untouched, and fails on each thing that it looks for."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ from rpo.trainers.rollouts.settings import StepsConfig
 from rpo.types import Conditioning, StepOutput
 from tests.marks import slow_but
 from tests.trainers.online_runs import ROLLOUT, TRAINERS, UNWATCHED, digest, grpo, learning, small_value  # noqa: F401
+
+SHORT = replace(ROLLOUT, num_steps=1)
+"""Of what is judged and never replayed."""
 
 
 def checked(trainer, **say):
@@ -96,7 +100,7 @@ def test_a_constant_reward_is_given_several_chances(tmp_path):
         drawn.append(len(images))
         return torch.ones(len(images))
 
-    line, message = failure_of(grpo(tmp_path, reward=constant, monitor=UNWATCHED))
+    line, message = failure_of(grpo(tmp_path, reward=constant, rollout=SHORT, monitor=UNWATCHED))
     assert drawn == [4] * DRAWS
     assert "rewards vary within prompts: 1 for every image of a prompt, 32 images seen" in line
     assert "take a graded reward" in message and "(constant)" in message
@@ -105,13 +109,13 @@ def test_a_constant_reward_is_given_several_chances(tmp_path):
         drawn.append(len(images))
         return (torch.arange(len(images)) == 1).float() * (len(drawn) > DRAWS + 2)
 
-    assert all(check.passed for check in checked(grpo(tmp_path, reward=rarely, monitor=UNWATCHED)))
+    assert all(check.passed for check in checked(grpo(tmp_path, reward=rarely, rollout=SHORT, monitor=UNWATCHED)))
     assert len(drawn) == DRAWS + 3
 
 
 def test_a_reward_that_differs_between_prompts_only_is_constant(tmp_path):
     reward = lambda images, prompts: torch.tensor([float(len(prompt)) for prompt in prompts])  # noqa: E731
-    line, _ = failure_of(grpo(tmp_path, reward=reward))
+    line, _ = failure_of(grpo(tmp_path, reward=reward, rollout=SHORT))
     assert "rewards vary within prompts" in line
 
 
@@ -119,7 +123,7 @@ def test_rounding_is_no_variation(tmp_path):
     def noisy(images, prompts):
         return 100 + 1e-5 * torch.arange(len(images))
 
-    assert "rewards vary within prompts" in failure_of(grpo(tmp_path, reward=noisy))[0]
+    assert "rewards vary within prompts" in failure_of(grpo(tmp_path, reward=noisy, rollout=SHORT))[0]
 
 
 def test_a_network_that_does_not_repeat_itself_fails_on_replay(tmp_path):

@@ -122,7 +122,9 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("asked", "computed"), [("no", torch.float32), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("asked", "computed"), [pytest.param("no", torch.float32, marks=pytest.mark.slow), ("bf16", torch.bfloat16)]
+)
 @pytest.mark.parametrize("make", [dpo, grpo])
 def test_all_products_of_a_training_run_are_of_the_type_that_is_asked_for(tmp_path, make, asked, computed):
     trainer = make(tmp_path, learning={"mixed_precision": asked, "updates": 1, "progress": False})

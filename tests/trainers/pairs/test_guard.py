@@ -66,6 +66,7 @@ def spiky_run(margin_cap, guard=None):
     return chosen.item(), rejected.item()
 
 
+@pytest.mark.slow
 def test_a_run_that_wrecks_both_sides_is_held_by_a_cap_on_its_margin_and_ended_by_the_guard():
     chosen, rejected = spiky_run(None)
     assert chosen > 1.5

@@ -61,7 +61,11 @@ def test_another_model_is_asked_anew(tmp_path):
 
 @pytest.mark.parametrize(
     "schedule",
-    [{"beta_end": 0.02}, {"beta_schedule": "linear"}, {"trained_betas": [0.001 + 1e-5 * n for n in range(1000)]}],
+    [
+        {"beta_end": 0.02},
+        pytest.param({"beta_schedule": "linear"}, marks=pytest.mark.slow),
+        pytest.param({"trained_betas": [0.001 + 1e-5 * n for n in range(1000)]}, marks=pytest.mark.slow),
+    ],
 )
 def test_under_another_noise_schedule_all_are_asked_anew(tmp_path, schedule):
     def trainer(name, **changes):

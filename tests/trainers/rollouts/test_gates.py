@@ -12,6 +12,7 @@ from rpo.objectives.endpoint.nft import Nft
 from rpo.rewards import load_rewards
 from rpo.trainers.rollouts.gates import Gate, counted, read_gates
 from rpo.training.log import read_metrics
+from tests.marks import slow_but
 from tests.trainers.online_runs import ROLLOUT, UNWATCHED, endpoint, grpo, learning, reward_gradient, score_as_action
 
 CORNER, CONTRAST = f"{__name__}:corner", f"{__name__}:contrast"
@@ -108,7 +109,9 @@ def test_where_raw_scores_are_summed_there_is_no_gate(make, tmp_path):
         make(tmp_path, reward=BOTH, gates={CONTRAST: f"{CORNER} > 0"}).algorithm.plan()
 
 
-@pytest.mark.parametrize("make", [grpo, score_as_action, endpoint, reward_gradient, "nft"])
+@pytest.mark.parametrize(
+    "make", slow_but((score_as_action, reward_gradient), (grpo, score_as_action, endpoint, reward_gradient, "nft"))
+)
 def test_shares_are_logged_and_sum_to_one(make, tmp_path):
     changes = {"objective": Nft(), "gates": {CONTRAST: f"{CORNER} > 0"}} if make == "nft" else {}
     trainer = (endpoint if make == "nft" else make)(tmp_path, reward=BOTH, learning=learning(1), **changes)

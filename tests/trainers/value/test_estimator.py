@@ -141,6 +141,7 @@ def uniform(count, seed):
     return torch.rand(count, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.slow
 def test_learns_a_known_linear_value():
     train, unseen = (points_at(uniform(count, count), shape=(1, 1, 1), seed=count) for count in (8_000, 500))
     value = ValueEstimator(ValueNetwork((1, 1, 1), DIM, channels=32), learning_rate=3e-3)

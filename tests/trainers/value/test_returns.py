@@ -17,6 +17,7 @@ from rpo.trainers.value.inputs import ValuePoints
 from rpo.trainers.value.returns import advantages, path_returns, scaled
 from rpo.trainers.value.settings import ValueConfig
 from rpo.training.processes import Processes
+from tests.marks import slow_but
 from tests.tiny import tiny_sd
 from tests.trainers.online_runs import VALUE, close, lightness, moved, score_as_action, small_value  # noqa: F401
 
@@ -110,7 +111,7 @@ def test_every_step_has_the_advantage_and_the_reference_of_its_own(tmp_path):
     assert close(steps["reference"], trainer.algorithm.collector.reference(steps))
 
 
-@pytest.mark.parametrize("normalize", ["none", "batch", "per_step"])
+@pytest.mark.parametrize("normalize", slow_but(("per_step",), ("none", "batch", "per_step")))
 def test_what_scales_an_advantage_scales_its_cost(tmp_path, normalize):
     plain, steps = (made(tmp_path, normalize=how).algorithm.collect(0) for how in ("none", normalize))
     worth = plain["advantage"].view(NUM_STEPS, 4)
