@@ -229,7 +229,6 @@ def test_links_of_the_readme_lead_somewhere():
     assert not [link for link in links if "://" not in link and not (ROOT / link).exists()]
 
 
-@pytest.mark.slow
 def test_the_site_builds_without_a_warning():
     for module in ("zensical", "mkdocstrings", "latex2mathml"):
         pytest.importorskip(module, reason="the extra docs is not installed")
