@@ -3,6 +3,7 @@
 Nobody ever holds a whole one. The files are safetensors, written by torch.distributed.checkpoint.
 """
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,10 @@ def read_parts(folder: Path, into: Mapping[str, Tensor]) -> None:
     """Read what this process has of every tensor into it, however it is divided now, or all of it."""
     if into:
         _, reader = _storage()
-        load(dict(into), storage_reader=reader(str(folder)), no_dist=not torch.distributed.is_initialized())
+        is_alone = not torch.distributed.is_initialized()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # as it should be, alone
+            load(dict(into), storage_reader=reader(str(folder)), no_dist=is_alone)
 
 
 def _key(container: Any, step: str) -> Any:
