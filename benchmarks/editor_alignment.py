@@ -46,7 +46,10 @@ from scripts.shapes.edit_check import carries_out
 CONFIGS = Path(__file__).parent.parent / "configs"
 EDITS_PER_IMAGE = 6
 LEAST_MARGIN = 1.0
-"""Of the proxy between the better and the worse edit: below, both are mostly right or both wrong."""
+"""Of the critic's score between the better and the worse edit: one thing more is right."""
+
+RIGHT = 10.0
+"""The critic's score of an image that is what its caption says; the better edit is."""
 
 HELD_OUT_NOISE = 7_000
 """Added to the seed for what is drawn and edited to be judged."""
@@ -101,7 +104,9 @@ def edited_pairs(folder: Path, seed: int, images_per_prompt: int) -> Path:
         f"source.seed={2_000 + seed}",
         f"editor.edits_per_image={EDITS_PER_IMAGE}",
         f"editor.seed={seed}",
-        f"decide.rewards.shapes-clip={LEAST_MARGIN}",
+        f"decide.rewards={{critic: {LEAST_MARGIN}, shapes-clip: 0.0}}",
+        f"decide.min_chosen={{critic: {RIGHT}}}",
+        "evaluation=''",
         "decide.min_distance=0",
         "decide.max_distance=1",
     ]
