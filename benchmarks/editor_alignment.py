@@ -4,7 +4,8 @@
     python -m benchmarks.editor_alignment --seeds 0  # one of them
 
 For every seed, images of training prompts are drawn and criticised, and the shipped editor carries out each instruction
-several times. The proxy reward `shapes-clip`, which knows the caption alone, orders these edits; they are exported as
+several times. The critic of the embedded world orders these edits by what is still wrong with them, where the proxy
+reward `shapes-clip` does not disagree: the better one is what the caption says. They are exported as
 `rpo curate export --form edits` does, and the editor learns by `rpo train dpo configs/dpo_shapes_editor.yaml`.
 Both editors then edit images of held-out prompts, drawn by the base, from the same noise; `scripts.shapes.edit_check`,
 which had no say in the pairs, tells whether an instruction was carried out and all else left as it was.
