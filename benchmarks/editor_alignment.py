@@ -4,7 +4,8 @@
     python -m benchmarks.editor_alignment --seeds 0  # one of them
 
 For every seed, images of training prompts are drawn and criticised, and the shipped editor carries out each instruction
-several times. The proxy reward `shapes-clip`, which knows the caption alone, orders these edits; they are exported as
+several times. The critic of the embedded world orders these edits by what is still wrong with them, where the proxy
+reward `shapes-clip` does not disagree: the better one is what the caption says. They are exported as
 `rpo curate export --form edits` does, and the editor learns by `rpo train dpo configs/dpo_shapes_editor.yaml`.
 Both editors then edit images of held-out prompts, drawn by the base, from the same noise; `scripts.shapes.edit_check`,
 which had no say in the pairs, tells whether an instruction was carried out and all else left as it was.
@@ -46,7 +47,10 @@ from scripts.shapes.edit_check import carries_out
 CONFIGS = Path(__file__).parent.parent / "configs"
 EDITS_PER_IMAGE = 6
 LEAST_MARGIN = 1.0
-"""Of the proxy between the better and the worse edit: below, both are mostly right or both wrong."""
+"""Of the critic's score between the better and the worse edit: one thing more is right."""
+
+RIGHT = 10.0
+"""The critic's score of an image that is what its caption says; the better edit is."""
 
 HELD_OUT_NOISE = 7_000
 """Added to the seed for what is drawn and edited to be judged."""
@@ -101,7 +105,9 @@ def edited_pairs(folder: Path, seed: int, images_per_prompt: int) -> Path:
         f"source.seed={2_000 + seed}",
         f"editor.edits_per_image={EDITS_PER_IMAGE}",
         f"editor.seed={seed}",
-        f"decide.rewards.shapes-clip={LEAST_MARGIN}",
+        f"decide.rewards={{critic: {LEAST_MARGIN}, shapes-clip: 0.0}}",
+        f"decide.min_chosen={{critic: {RIGHT}}}",
+        "evaluation=''",
         "decide.min_distance=0",
         "decide.max_distance=1",
     ]
