@@ -182,7 +182,7 @@ def test_the_house_is_small() -> None:
     # Aim: 20,500. Of it 2,000 are for reward models, a file each, 1,100 to serve them, 1,700 to evaluate, 1,500 to
     # watch and to select, 450 for words, 1,600 for the study, 500 for tokens, 1,500 for engines and mixes of
     # curation, 700 to divide a denoiser and its checkpoints and to go on with other processes.
-    assert lines_of(set(SOURCES) - families) <= 45_490
+    assert lines_of(set(SOURCES) - families) <= 45_520
 
 
 def test_class_names_are_unique() -> None:
